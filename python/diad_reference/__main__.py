@@ -1,0 +1,37 @@
+"""Command line of the reference: python -m diad_reference generate | train | evaluate | export | score."""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "generate": ("generate.cli", "write a generated inspection data set"),
+    "train": ("training.cli", "train one stage of a model"),
+    "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
+    "export": ("export.cli", "write a bundle"),
+    "score": ("score_cli", "score picture files"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="diad_reference", description="Reference implementation of DiAD")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    argv = sys.argv[1:] if argv is None else argv
+    for name, (module, text) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text)
+        if name not in argv[:1]:  # each command's own dependencies are imported for that command only
+            continue
+        command = importlib.import_module(f"{__package__}.{module}")
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError) as error:
+        print(f"diad_reference {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

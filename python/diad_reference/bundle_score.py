@@ -1,0 +1,94 @@
+"""Scoring picture files from Python, with a checkpoint or with an exported bundle's modules."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .config import AutoencoderConfig, DiadConfig, MapConfig, ScheduleConfig
+from .pipeline import DiadPipeline
+from .schedule import Schedule
+
+
+class BundleModel(torch.nn.Module):
+    """The modules of a bundle behind the interface that `DiadPipeline` calls."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        folder = Path(folder)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.config = manifest_config(manifest)
+        self.schedule = Schedule(self.config.schedule)
+        self._index = {step.timestep: i for i, step in enumerate(self.schedule.steps)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            modules = {
+                name: torch.jit.load(str(folder / f"{name}.pt")).float().eval() for name in ("encoder", "denoiser", "decoder", "extractor")
+            }
+        self.denoiser = modules["denoiser"]
+        self.first_stage_model = _BundleAutoencoder(modules["encoder"], modules["decoder"])
+        self.pretrained_model = modules["extractor"]
+        self.control_model = _BundleGuide(modules["denoiser"])
+
+    def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise predicted in x [N, 4, s, s]; timesteps [1] must be one of the schedule's."""
+        return self.denoiser(x, hint, self._index[int(timesteps[0])])
+
+
+class _BundleAutoencoder(torch.nn.Module):
+    def __init__(self, encoder: torch.jit.ScriptModule, decoder: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.encode = encoder
+        self.decode = decoder
+
+
+class _BundleGuide(torch.nn.Module):
+    def __init__(self, denoiser: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self._denoiser = denoiser
+
+    def guide(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] -> [N, C, s, s]."""
+        return self._denoiser.guide(x)
+
+
+def manifest_config(manifest: dict) -> DiadConfig:
+    """What the pipeline needs of a manifest; network sizes stay at their defaults, since the modules bring their own."""
+    image, latent, schedule = manifest["image"], manifest["latent"], manifest["schedule"]
+    return DiadConfig(
+        name=manifest["name"],
+        image_size=image["size"],
+        scale_factor=latent["scale"],
+        mean=tuple(image["mean"]),
+        std=tuple(image["std"]),
+        autoencoder=AutoencoderConfig(
+            embed_dim=latent["channels"], ch_mult=(1,) * (1 + (image["size"] // latent["size"]).bit_length() - 1)
+        ),
+        schedule=ScheduleConfig(
+            timesteps=schedule["trainTimesteps"],
+            linear_start=schedule["linearStart"],
+            linear_end=schedule["linearEnd"],
+            ddim_steps=len(schedule["steps"]),
+            noise_timestep=schedule["noise"]["timestep"],
+        ),
+        map=MapConfig(
+            sigma=manifest["map"]["sigma"],
+            truncate=manifest["map"]["truncate"],
+            pool_size=manifest["score"]["poolSize"],
+            pool_count=manifest["score"]["poolCount"],
+        ),
+    )
+
+
+def dump_stages(stages: dict[str, np.ndarray], folder: str | Path, number: int) -> None:
+    """Writes every stage as NNN.<stage>.npy, NNN the picture's place in the list."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, values in stages.items():
+        np.save(Path(folder) / f"{number:03d}.{name}.npy", values)
+
+
+def pipeline_of_bundle(folder: str | Path, device: str = "cpu") -> DiadPipeline:
+    """A reference pipeline over a bundle's own modules, in float32."""
+    return DiadPipeline(BundleModel(folder), device=device)

@@ -1,0 +1,182 @@
+"""`evaluate`: image and pixel AUROC and AP per class, of a model and of its baselines, on a data set in MVTec-AD layout."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from .checkpoint import load_checkpoint
+from .frame import read_rgb
+from .pipeline import DiadPipeline, blurred
+
+BLUR_SIGMA = 2.0  # pixels of the model's picture, the blurred-input baseline
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
+
+
+@dataclass(frozen=True)
+class TestPicture:
+    """One test picture; the label comes from the folder, never from the mask."""
+
+    file: Path
+    class_name: str
+    defect: str  # "good" for normal ones
+    mask: Path | None
+
+
+def test_pictures(root: Path) -> list[TestPicture]:
+    """Every picture below class/test of an MVTec-AD layout.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = []
+    for class_folder in sorted(p for p in root.iterdir() if (p / "test").is_dir()):
+        for defect_folder in sorted((class_folder / "test").iterdir()):
+            for file in sorted(defect_folder.iterdir()):
+                defect = defect_folder.name
+                mask = None if defect == "good" else class_folder / "ground_truth" / defect / f"{file.stem}_mask.png"
+                found.append(TestPicture(file, class_folder.name, defect, mask))
+    if not found:
+        raise ValueError(f"Expected class/test folders in {root} but found none")
+    return found
+
+
+def read_mask(picture: TestPicture, size: int) -> np.ndarray:
+    """Defect pixels at the map's size, bool [size, size] (bilinear at 8 bits, at least half covered)."""
+    if picture.mask is None:
+        return np.zeros((size, size), dtype=bool)
+    with Image.open(picture.mask) as mask:
+        return np.asarray(mask.convert("L").resize((size, size), Image.Resampling.BILINEAR)) >= 128
+
+
+def class_metrics(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:
+    """Metrics of one class; AUROC and AP by scikit-learn, pixels pooled over the class's pictures.
+
+    Args:
+        labels: bool [N].
+        scores: float [N].
+        masks: bool [N, S, S].
+        maps: float [N, S, S].
+    """
+    truth, values = masks.ravel(), maps.ravel()
+    return {
+        "image_auroc": float(roc_auc_score(labels, scores)),
+        "image_ap": float(average_precision_score(labels, scores)),
+        "pixel_auroc": float(roc_auc_score(truth, values)),
+        "pixel_ap": float(average_precision_score(truth, values)),
+    }
+
+
+# Takes normalised pictures [N, 3, S, S] and their frames; returns maps [N, S, S] and scores [N].
+Method = Callable[[torch.Tensor, list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
+
+
+def methods(pipeline: DiadPipeline, seed: int) -> dict[str, Method]:
+    """DiAD and the baselines that share its extractor, map and score."""
+    model = pipeline.model
+
+    def diad(x: torch.Tensor, frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        results = pipeline.run(frames, [seed] * len(frames))
+        return np.stack([r.map for r in results]), np.array([r.score for r in results])
+
+    def compared(rebuild: Callable[[torch.Tensor], torch.Tensor]) -> Method:
+        def method(x: torch.Tensor, frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            _, _, maps, scores = pipeline.compare(x, rebuild(x))
+            return maps.astype(np.float32), scores
+
+        return method
+
+    @torch.inference_mode()
+    def autoencoder(x: torch.Tensor) -> torch.Tensor:
+        mean, logvar = model.first_stage_model.encode(x).chunk(2, dim=1)
+        noise = pipeline.draw_noise(seed)[0].to(x.device)
+        return model.first_stage_model.decode(mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
+
+    return {"diad": diad, "autoencoder": compared(autoencoder), "blurred input": compared(lambda x: blurred(x, BLUR_SIGMA))}
+
+
+def _batches(pictures: list[TestPicture], size: int) -> Iterator[list[TestPicture]]:
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
+
+
+def evaluate(pipeline: DiadPipeline, root: Path, seed: int = 0, batch: int = 16, only: list[str] | None = None) -> dict:
+    """Metrics per method and class.
+
+    Args:
+        pipeline: of the model.
+        root: data set.
+        seed: of the noise, the same for every picture.
+        batch: pictures at a time.
+        only: methods; default all.
+
+    Returns:
+        {"pictures": n, "methods": {name: {"classes": {class: metrics}, "mean": metrics, "seconds_per_picture": s}}}.
+    """
+    size = pipeline.config.image_size
+    pictures = test_pictures(root)
+    masks = np.stack([read_mask(p, size) for p in pictures])
+    labels = np.array([p.defect != "good" for p in pictures])
+    names = np.array([p.class_name for p in pictures])
+    report: dict = {"pictures": len(pictures), "methods": {}}
+    for name, method in methods(pipeline, seed).items():
+        if only and name not in only:
+            continue
+        maps, scores, started = [], [], time.time()
+        for group in _batches(pictures, batch):
+            frames = [read_rgb(p.file) for p in group]
+            m, s = method(pipeline.frames(frames).to(pipeline.device), frames)
+            maps.append(m)
+            scores.append(s)
+        seconds = (time.time() - started) / len(pictures)
+        all_maps, all_scores = np.concatenate(maps), np.concatenate(scores)
+        classes = {}
+        for c in sorted(set(names)):
+            chosen = names == c
+            classes[str(c)] = class_metrics(labels[chosen], all_scores[chosen], masks[chosen], all_maps[chosen])
+        mean = {key: float(np.mean([m[key] for m in classes.values()])) for key in METRICS}
+        report["methods"][name] = {"classes": classes, "mean": mean, "seconds_per_picture": seconds}
+    return report
+
+
+def markdown(report: dict) -> str:
+    """Tables: the mean of every method, then every class of every method (image AUROC / AP, pixel AUROC / AP)."""
+    lines = ["| method | image AUROC | image AP | pixel AUROC | pixel AP |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | " + " | ".join(f"{m['mean'][k]:.3f}" for k in METRICS) + " |" for name, m in report["methods"].items()]
+    found = list(report["methods"])
+    lines += ["", "| class | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    for c in next(iter(report["methods"].values()))["classes"]:
+        cells = [" / ".join(f"{report['methods'][name]['classes'][c][k]:.3f}" for k in METRICS) for name in found]
+        lines.append(f"| {c} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="data set in MVTec-AD layout")
+    parser.add_argument("--out", type=Path, help="file for the report as JSON")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--start-step", type=int, default=0, help="experimental: first DDIM step that is run (default: %(default)s, as published)"
+    )
+    parser.add_argument("--methods", help="comma-separated; default all")
+    parser.add_argument("--device", default="cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the tables."""
+    pipeline = DiadPipeline(load_checkpoint(args.checkpoint), args.device, start_step=args.start_step)
+    report = evaluate(pipeline, args.data, args.seed, only=args.methods.split(",") if args.methods else None)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(markdown(report))
+    return 0

@@ -1,0 +1,5 @@
+"""Export of a model as a bundle of TorchScript modules."""
+
+from .bundle import write_bundle
+
+__all__ = ["write_bundle"]

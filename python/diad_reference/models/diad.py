@@ -1,0 +1,86 @@
+"""The whole model under the published checkpoint's key names."""
+
+import torch
+from torch import nn
+
+from ..config import DiadConfig
+from ..schedule import Schedule
+from .autoencoder import AutoencoderKL
+from .extractor import ResNetFeatures
+from .sg_network import SemanticGuidedNetwork
+from .unet import ControlledUNet
+
+
+class _DiffusionWrapper(nn.Module):
+    """Holds the UNet under the published prefix `model.diffusion_model`."""
+
+    def __init__(self, unet: ControlledUNet) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+
+
+class DiadModel(nn.Module):
+    """Autoencoder, UNet, SG network, extractor and the constant text context.
+
+    State-dict keys: `control_model.*`, `model.diffusion_model.*`, `first_stage_model.*` as published, `pretrained_model.*` (the
+    extractor) and `context` [1, M, D]. The schedule buffers of a published file are recomputed, not stored.
+    """
+
+    def __init__(self, config: DiadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = Schedule(config.schedule)
+        self.control_model = SemanticGuidedNetwork(config.unet)
+        self.model = _DiffusionWrapper(ControlledUNet(config.unet))
+        self.first_stage_model = AutoencoderKL(config.autoencoder)
+        self.pretrained_model = ResNetFeatures(config.extractor)
+        self.register_buffer("context", torch.zeros(1, config.unet.context_length, config.unet.context_dim))
+
+    @property
+    def unet(self) -> ControlledUNet:
+        """The denoiser without its wrapper."""
+        return self.model.diffusion_model
+
+    def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise predicted in x.
+
+        Args:
+            x: noisy latent [N, 4, s, s].
+            hint: hint features [N, C, s, s] from `control_model.guide`.
+            timesteps: [N] or [1], 0..999.
+
+        Returns:
+            [N, 4, s, s].
+        """
+        context = self.context.expand(x.shape[0], -1, -1)
+        control = self.control_model(x, hint, self.control_model.embed(timesteps), context)
+        return self.unet(x, self.unet.embed(timesteps), context, control, self.config.only_mid_control)
+
+
+def fill_zero_layers(model: nn.Module, generator: torch.Generator, scale: float = 0.05) -> None:
+    """Gives every all-zero weight a random value, since a zero-initialised control leaves half the arithmetic untested."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight") and not parameter.detach().any():
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def random_model(config: DiadConfig, seed: int) -> DiadModel:
+    """A model with seeded random weights in every layer, normalisation statistics included; for tests and benchmarks.
+
+    Args:
+        config: sizes.
+        seed: of the weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DiadModel(config)
+    fill_zero_layers(model, generator)
+    with torch.no_grad():
+        model.context.copy_(torch.randn(model.context.shape, generator=generator))
+        for module in model.pretrained_model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    return model.eval()

@@ -1,0 +1,161 @@
+"""The reference pipeline: pictures to reconstruction, anomaly map and score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .anomaly_map import distance_maps, image_scores, smooth
+from .config import DiadConfig
+from .frame import denormalise, normalise, resize_rgb
+from .models.diad import DiadModel
+from .schedule import ddim_update
+
+GUIDANCE = 9.0
+
+
+@dataclass(frozen=True)
+class DiadResult:
+    """What one picture gives."""
+
+    score: float
+    map: np.ndarray  # float32 [S, S]
+    reconstruction: np.ndarray  # uint8 [S, S, 3]
+    seed: int
+    stages: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class DiadPipeline:
+    """Scores pictures with a model.
+
+    Args:
+        model: weights and configuration.
+        device: where it runs.
+        as_published: follow the published sampler operation by operation: guidance 9 with two identical conditions in a doubled
+            batch, the hint stack in every step, control of every block computed, the extractor run twice. The result is the same; it is the
+            yardstick for accuracy and speed. Batch 1, as in the published test program.
+        start_step: first DDIM step that is run, and put the noise on there; 0, the published value, starts from T = 999. Experimental.
+    """
+
+    def __init__(self, model: DiadModel, device: str | torch.device = "cpu", as_published: bool = False, start_step: int = 0) -> None:
+        self.model = model.eval().to(device)
+        self.config: DiadConfig = model.config
+        self.device = torch.device(device)
+        self.as_published = as_published
+        self.start_step = start_step
+
+    def frames(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """uint8 [H, W, 3] pictures of any size -> normalised float32 [N, 3, S, S]."""
+        resized = np.stack([resize_rgb(p, self.config.image_size) for p in pictures])
+        return normalise(resized, self.config.mean, self.config.std)
+
+    def draw_noise(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The posterior's noise, then the forward process's, [1, 4, s, s] each, from one CPU generator with the picture's seed."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, self.config.autoencoder.embed_dim, self.config.latent_size, self.config.latent_size)
+        return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+    @torch.inference_mode()
+    def run(self, pictures: Sequence[np.ndarray], seeds: Sequence[int] | None = None, stages: bool = False) -> list[DiadResult]:
+        """Scores a batch.
+
+        Args:
+            pictures: uint8 [H, W, 3] RGB, any size.
+            seeds: one per picture, 0..2^64-1; default 0 for each.
+            stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md).
+
+        Returns:
+            A result per picture, in order.
+        """
+        seeds = [0] * len(pictures) if seeds is None else seeds
+        if self.as_published and len(pictures) != 1:
+            raise ValueError(f"Expected one picture for the published path but received {len(pictures)}")
+        kept: dict[str, torch.Tensor] = {}
+        x = self.frames(pictures).to(self.device)
+        noises = [self.draw_noise(seed) for seed in seeds]
+        posterior_noise, forward_noise = (torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True))
+
+        moments = self.model.first_stage_model.encode(x)
+        mean, logvar = moments.chunk(2, dim=1)
+        z = self.config.scale_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * posterior_noise)
+        x_start = self._noised(z, forward_noise)
+        latents = self._sample(x_start, x)
+        reconstruction = self.model.first_stage_model.decode(latents[-1] / self.config.scale_factor)
+        distances, total, maps, scores = self.compare(x, reconstruction)
+        if stages:
+            kept = {
+                "x": x,
+                "moments": moments,
+                "z": z,
+                "x_T": x_start,
+                "step_x": torch.stack(latents, dim=1),
+                "reconstruction": reconstruction,
+            }
+            kept |= {f"distance_layer{i + 1}": d for i, d in enumerate(distances)}
+            kept |= {"map_raw": total, "map": torch.from_numpy(maps), "score": torch.from_numpy(scores)}
+        rebuilt = denormalise(reconstruction, self.config.mean, self.config.std)
+        return [
+            DiadResult(
+                float(scores[i]),
+                maps[i].astype(np.float32),
+                rebuilt[i],
+                int(seeds[i]),
+                {k: v[i].float().cpu().numpy() for k, v in kept.items()},
+            )
+            for i in range(len(pictures))
+        ]
+
+    @torch.inference_mode()
+    def compare(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
+        """Differences of two batches of normalised pictures [N, 3, S, S].
+
+        Returns:
+            Distance maps per scale (float32 [N, S, S] each), their sum (float64), the blurred map (float64), the scores (float64 [N]).
+        """
+        distances = distance_maps(*self._features(x, reconstruction), self.config.image_size)
+        total = torch.stack([d.double() for d in distances]).sum(0)
+        maps = smooth(total, self.config.map)
+        return distances, total, maps, image_scores(maps, self.config.map)
+
+    def _noised(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        if self.start_step == 0:
+            return self.model.schedule.add_noise(z, noise)
+        a = self.model.schedule.steps[self.start_step].alpha_bar
+        return a**0.5 * z + (1 - a) ** 0.5 * noise
+
+    def _sample(self, x: torch.Tensor, picture: torch.Tensor) -> list[torch.Tensor]:
+        """The latent after each DDIM step, [N, 4, s, s] each."""
+        hint = None if self.as_published else self.model.control_model.guide(picture)
+        latents = []
+        for step in self.model.schedule.steps[self.start_step :]:
+            timestep = torch.tensor([step.timestep], device=self.device)
+            eps = self._guided_eps(x, picture, timestep) if hint is None else self.model.eps(x, hint, timestep)
+            x = ddim_update(x, eps, step)
+            latents.append(x)
+        return latents
+
+    def _guided_eps(self, x: torch.Tensor, picture: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance with two identical conditions, as the published sampler evaluates it."""
+        hint = self.model.control_model.guide(torch.cat([picture, picture]))
+        conditional, unconditional = self.model.eps(torch.cat([x, x]), hint, timestep.expand(2 * x.shape[0])).chunk(2)
+        return unconditional + GUIDANCE * (conditional - unconditional)
+
+    def _features(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        extractor = self.model.pretrained_model
+        if self.as_published:
+            return list(extractor(x)), list(extractor(reconstruction))
+        both = [f.chunk(2) for f in extractor(torch.cat([x, reconstruction]))]
+        return [f[0] for f in both], [f[1] for f in both]
+
+
+def blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of pictures [N, 3, S, S], sigma in pixels: the baseline 'reconstruction' that knows nothing of the class."""
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(x, (radius, radius, radius, radius), mode="reflect")
+    rows = F.conv2d(padded, kernel[:, :, None, :], groups=3)
+    return F.conv2d(rows, kernel[:, :, :, None], groups=3)

@@ -1,0 +1,57 @@
+"""Noise schedule and DDIM coefficients, in the published code's order of rounding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class DdimStep:
+    """One DDIM step: the timestep the model is told, and alpha_bar before and after it (float32 values)."""
+
+    timestep: int
+    alpha_bar: float
+    alpha_bar_prev: float
+
+
+class Schedule:
+    """betas = linspace(sqrt(start), sqrt(end), T)^2 in float64; alpha_bar their running product of 1 - beta."""
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.config = config
+        betas = np.linspace(config.linear_start**0.5, config.linear_end**0.5, config.timesteps, dtype=np.float64) ** 2
+        self.alpha_bar64 = np.cumprod(1.0 - betas)
+        self.alpha_bar = self.alpha_bar64.astype(np.float32)
+
+    @property
+    def steps(self) -> list[DdimStep]:
+        """Steps in the order of evaluation: 901, 801, .., 1; the last one goes to alpha_bar[0], not to 1."""
+        stride = self.config.timesteps // self.config.ddim_steps
+        timesteps = [i * stride + 1 for i in range(self.config.ddim_steps)]
+        previous = [0, *timesteps[:-1]]
+        pairs = reversed(list(zip(timesteps, previous, strict=True)))
+        return [DdimStep(t, float(self.alpha_bar[t]), float(self.alpha_bar[p])) for t, p in pairs]
+
+    @property
+    def noise_factors(self) -> tuple[float, float]:
+        """(sqrt(alpha_bar), sqrt(1 - alpha_bar)) at the timestep of x_T: float64 roots rounded to float32."""
+        value = self.alpha_bar64[self.config.noise_timestep]
+        return float(np.float32(np.sqrt(value))), float(np.float32(np.sqrt(1.0 - value)))
+
+    def add_noise(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x_T of a latent: sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise, all [N, 4, s, s]."""
+        signal, spread = self.noise_factors
+        return signal * z + spread * noise
+
+
+def ddim_update(x: torch.Tensor, eps: torch.Tensor, step: DdimStep) -> torch.Tensor:
+    """One DDIM step with eta 0 (Song et al. 2021, eq. 12): x [N, 4, s, s], eps [N, 4, s, s] -> the next x.
+
+    The scalars are float32 roots of float32 values.
+    """
+    a, a_prev, one = np.float32(step.alpha_bar), np.float32(step.alpha_bar_prev), np.float32(1)
+    predicted = (x - float(np.sqrt(one - a)) * eps) / float(np.sqrt(a))
+    return float(np.sqrt(a_prev)) * predicted + float(np.sqrt(one - a_prev)) * eps

@@ -1,0 +1,114 @@
+"""What each stage minimises."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..anomaly_map import distance_maps
+from ..models.autoencoder import AutoencoderKL
+from ..models.diad import DiadModel
+from ..models.extractor import ResNetFeatures
+
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+class AutoencoderObjective(nn.Module):
+    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 1e-4 KL, in the normalised space."""
+
+    kl_weight = 1e-4
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x: torch.Tensor) -> Losses:
+        """x [N, 3, S, S]."""
+        mean, logvar = self.autoencoder.encode(x).chunk(2, dim=1)
+        logvar = logvar.clamp(-30.0, 20.0)
+        rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))
+        l1, mse = F.l1_loss(rebuilt, x), F.mse_loss(rebuilt, x)
+        edges = sum(F.l1_loss(a, b) for a, b in zip(_gradients(rebuilt), _gradients(x), strict=True))
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return l1 + 0.3 * mse + 0.5 * edges + self.kl_weight * kl, {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}
+
+
+class DenoiserObjective(nn.Module):
+    """Noise prediction at the sampling timesteps, weighted by the clamped inverse signal-to-noise ratio.
+
+    The highest timestep sees the noise of the schedule's noise timestep (999), as at sampling.
+    """
+
+    weight_range = (0.2, 30.0)
+
+    def __init__(self, model: DiadModel) -> None:
+        super().__init__()
+        self.control_model = model.control_model
+        self.diffusion_model = model.unet
+        self.only_mid_control = model.config.only_mid_control
+        if self.only_mid_control:  # outputs nobody reads get no gradient
+            read = 2 * (model.config.unet.num_res_blocks + 1)
+            self.control_model.zero_convs[: len(self.control_model.zero_convs) - read].requires_grad_(False)
+        self.register_buffer("context", model.context.clone())
+        steps = model.schedule.steps
+        signal, spread = model.schedule.noise_factors
+        alpha_bar = torch.tensor([s.alpha_bar for s in steps])
+        self.register_buffer("timesteps", torch.tensor([s.timestep for s in steps]))
+        self.register_buffer("signal", torch.cat([torch.tensor([signal]), alpha_bar[1:].sqrt()]))
+        self.register_buffer("spread", torch.cat([torch.tensor([spread]), (1 - alpha_bar[1:]).sqrt()]))
+        self.register_buffer("alpha_bar", alpha_bar)
+
+    def forward(self, z: torch.Tensor, picture: torch.Tensor, step: torch.Tensor) -> Losses:
+        """z: clean scaled latents [N, 4, s, s]; picture: hint [N, 3, S, S]; step: [N] index into the sampling timesteps."""
+        shape = (-1, 1, 1, 1)
+        noise = torch.randn_like(z)
+        x = self.signal[step].view(shape) * z + self.spread[step].view(shape) * noise
+        timesteps = self.timesteps[step]
+        context = self.context.expand(len(z), -1, -1)
+        control = self.control_model(x, self.control_model.guide(picture), self.control_model.embed(timesteps), context)
+        eps = self.diffusion_model(x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control)
+        # Inverting DDIM's own formula, error of x_0: the sampler divides by the told timestep's alpha_bar.
+        inverse_snr = (1 - self.alpha_bar[step]) / self.alpha_bar[step]
+        target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(shape)
+        error = ((eps - target) ** 2).mean(dim=(1, 2, 3))
+        clean_error = (error * inverse_snr).detach()
+        high = step < len(self.timesteps) // 2
+        loss = (error * inverse_snr.clamp(*self.weight_range)).mean()
+        return loss, {"x0_high": clean_error[high].mean(), "x0_low": clean_error[~high].mean()}
+
+
+class ExtractorObjective(nn.Module):
+    """Features that differ where a picture was changed and agree where it was only rebuilt.
+
+    Input and counterpart go through the extractor together; the per-scale cosine distances and their sum, each through a learnt
+    scale and offset common to all classes, are classified pixel by pixel against the mask of the change.
+    """
+
+    def __init__(self, extractor: ResNetFeatures, size: int) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.size = size
+        self.slope = nn.Parameter(torch.full((4,), 8.0))
+        self.offset = nn.Parameter(torch.tensor([0.3, 0.3, 0.3, 0.9]))
+
+    def forward(self, picture: torch.Tensor, counterpart: torch.Tensor, mask: torch.Tensor) -> Losses:
+        """picture, counterpart [N, 3, S, S]; mask [N, S, S], 1 where the difference matters."""
+        features = [f.chunk(2) for f in self.extractor(torch.cat([picture, counterpart]))]
+        distances = distance_maps([f[0] for f in features], [f[1] for f in features], self.size)
+        total = torch.stack(distances).sum(0)
+        losses = []
+        for i, d in enumerate([*distances, total]):
+            logit = self.slope[i] * (d - self.offset[i])
+            per_pixel = F.binary_cross_entropy_with_logits(logit, mask, reduction="none")
+            focal = per_pixel * (1 - torch.exp(-per_pixel.detach())).clamp_min(0.05)
+            inside = (focal * mask).sum() / mask.sum().clamp_min(1)
+            outside = (focal * (1 - mask)).sum() / (1 - mask).sum()
+            # The score is a maximum: the worst normal positions of each picture count besides the average.
+            worst = F.avg_pool2d((focal * (1 - mask))[:, None], 8, 4).flatten(1).topk(8, dim=1).values.mean()
+            losses.append(inside + outside + 0.5 * worst)
+        with torch.no_grad():
+            contrast = (total * mask).sum() / mask.sum().clamp_min(1) - (total * (1 - mask)).sum() / (1 - mask).sum()
+        return (losses[0] + losses[1] + losses[2]) / 3 + 2 * losses[3], {"total": losses[3].detach(), "contrast": contrast}

@@ -1,0 +1,26 @@
+"""Shared fixtures: a tiny model with random weights in every layer, and pictures made on the spot."""
+
+import numpy as np
+import pytest
+import torch
+
+from diad_reference.config import preset
+from diad_reference.models.diad import DiadModel, random_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> DiadModel:
+    """Tiny sizes, seeded weights, zero-initialised layers filled."""
+    return random_model(preset("tiny"), seed=3)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[np.ndarray]:
+    """Three pictures of different sizes: smaller and larger than the model's, none square."""
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 90), (70, 64), (131, 200))]
