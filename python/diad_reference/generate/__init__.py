@@ -1,0 +1,5 @@
+"""Seeded generator of inspection pictures: ten classes, defects with exact masks, MVTec-AD layout."""
+
+from .dataset import CLASSES, DEFECTS, render_defective, render_good, write_dataset
+
+__all__ = ["CLASSES", "DEFECTS", "render_defective", "render_good", "write_dataset"]
