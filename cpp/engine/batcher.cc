@@ -1,0 +1,226 @@
+#include "batcher.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "error.h"
+
+namespace diad {
+
+namespace {
+
+constexpr size_t kRemembered = 1024;  // pictures in the distributions
+
+void remember(std::deque<double>& values, double value) {
+  values.push_back(value);
+  if (values.size() > kRemembered) values.pop_front();
+}
+
+Distribution distribution(const std::deque<double>& values) {
+  if (values.empty()) return {};
+  std::vector<double> sorted(values.begin(), values.end());
+  std::sort(sorted.begin(), sorted.end());
+  const auto at = [&](double share) { return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))]; };
+  return {at(0.5), at(0.99), std::accumulate(sorted.begin(), sorted.end(), 0.0) / static_cast<double>(sorted.size())};
+}
+
+const Failure kClosedFailure{code::kClosed, "The model was closed before this picture was done"};
+
+}  // namespace
+
+struct Batcher::Item {
+  enum class State { kQueued, kRunning, kDone };
+
+  uint64_t id = 0;
+  Submission submission;
+  Clock::time_point submitted, deadline = Clock::time_point::max();
+  State state = State::kQueued;          // guarded by Batcher::mutex_
+  std::recursive_mutex callbacks;        // on_step and done never overlap; a callback may cancel its own picture
+  bool silent = false;                   // guarded by callbacks: done was called
+};
+
+Batcher::Batcher(BatcherOptions options, BatchRunner runner, std::function<void()> prepare_thread)
+    : options_(options), runner_(std::move(runner)) {
+  worker_ = std::thread([this, prepare = std::move(prepare_thread)] {
+    if (prepare) prepare();
+    work();
+  });
+}
+
+Batcher::~Batcher() { close(); }
+
+uint64_t Batcher::submit(Submission submission) {
+  auto item = std::make_shared<Item>();
+  item->submission = std::move(submission);
+  item->submitted = Clock::now();
+  const bool timed = item->submission.timeout.count() > 0;
+  if (timed) item->deadline = item->submitted + item->submission.timeout;
+  const std::lock_guard lock(mutex_);
+  if (closing_) throw EngineError(code::kClosed, "The model is closed");
+  if (waiting_ >= static_cast<uint64_t>(options_.queue_limit)) {
+    throw EngineError(code::kQueueFull, "The queue already holds " + std::to_string(waiting_) +
+                                            " pictures, its limit; submit more slowly or raise queueLimit");
+  }
+  item->id = next_id_++;
+  if (timed && !watcher_.joinable()) watcher_ = std::thread([this] { watch_deadlines(); });
+  queue_.push_back(item);
+  pending_.emplace(item->id, item);
+  ++waiting_;
+  queue_changed_.notify_one();
+  if (timed) deadlines_changed_.notify_one();
+  return item->id;
+}
+
+bool Batcher::cancel(uint64_t id) {
+  ItemPtr item;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = pending_.find(id);
+    if (found == pending_.end()) return false;
+    item = found->second;
+  }
+  finish(item, Failure{code::kCancelled, "The request was cancelled"});
+  return true;
+}
+
+void Batcher::close_session(uint64_t session) {
+  finish_all([session](const Item& item) { return item.submission.session == session; }, kClosedFailure);
+}
+
+void Batcher::finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure) {
+  std::vector<ItemPtr> items;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, item] : pending_) {
+      if (chosen(*item)) items.push_back(item);
+    }
+  }
+  std::sort(items.begin(), items.end(), [](const ItemPtr& a, const ItemPtr& b) { return a->id < b->id; });
+  for (const ItemPtr& item : items) finish(item, failure);
+}
+
+void Batcher::finish(const ItemPtr& item, Outcome outcome) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (item->state == Item::State::kDone) return;
+    --(item->state == Item::State::kQueued ? waiting_ : running_);
+    item->state = Item::State::kDone;
+    pending_.erase(item->id);
+    if (const auto* failure = std::get_if<Failure>(&outcome)) {
+      const bool by_caller = std::string_view(failure->code) == code::kCancelled || std::string_view(failure->code) == code::kClosed;
+      ++(by_caller ? cancelled_ : failed_);
+    } else {
+      ++completed_;
+      const Timings& timings = std::get<PictureResult>(outcome).timings;
+      remember(queue_ms_, timings.queue);
+      remember(compute_ms_, timings.compute);
+    }
+  }
+  const std::lock_guard lock(item->callbacks);
+  item->silent = true;
+  item->submission.done(std::move(outcome));
+}
+
+std::vector<Batcher::ItemPtr> Batcher::next_batch() {
+  std::unique_lock lock(mutex_);
+  const auto full = [this] { return closing_ || waiting_ >= static_cast<uint64_t>(options_.max_batch); };
+  std::vector<ItemPtr> batch;
+  while (batch.empty()) {
+    queue_changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
+    if (closing_) return {};
+    if (options_.max_delay.count() > 0) queue_changed_.wait_until(lock, queue_.front()->submitted + options_.max_delay, full);
+    while (!queue_.empty() && batch.size() < static_cast<size_t>(options_.max_batch)) {
+      ItemPtr item = std::move(queue_.front());
+      queue_.pop_front();
+      if (item->state != Item::State::kQueued) continue;  // cancelled while it waited
+      item->state = Item::State::kRunning;
+      --waiting_;
+      ++running_;
+      batch.push_back(std::move(item));
+    }
+  }
+  ++batches_;
+  batched_ += batch.size();
+  return batch;
+}
+
+void Batcher::work() {
+  for (;;) {
+    const std::vector<ItemPtr> batch = next_batch();
+    if (batch.empty()) return;
+    run(batch);
+  }
+}
+
+void Batcher::run(std::span<const ItemPtr> batch) {
+  const auto started = Clock::now();
+  std::vector<PictureRequest> requests;
+  for (const ItemPtr& item : batch) requests.push_back({&item->submission.frame, item->submission.seed, item->submission.wanted});
+  const auto on_step = [&](int64_t done, int64_t total) {
+    bool wanted = false;
+    for (const ItemPtr& item : batch) {
+      const std::lock_guard lock(item->callbacks);
+      if (item->silent) continue;
+      wanted = true;
+      if (item->submission.on_step) item->submission.on_step(done, total);
+    }
+    return wanted;
+  };
+  try {
+    std::vector<PictureResult> results = runner_(requests, on_step);
+    for (size_t i = 0; i < results.size(); ++i) {
+      results[i].timings.queue = std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
+      finish(batch[i], std::move(results[i]));
+    }
+  } catch (...) {
+    const Failure failure = describe_current_failure();
+    if (std::string_view(failure.code) == code::kOutOfMemory && batch.size() > 1) {
+      run(batch.first(batch.size() / 2));  // half as many at a time may fit
+      run(batch.subspan(batch.size() / 2));
+      return;
+    }
+    for (const ItemPtr& item : batch) finish(item, failure);
+  }
+}
+
+void Batcher::watch_deadlines() {
+  std::unique_lock lock(mutex_);
+  while (!closing_) {
+    auto earliest = Clock::time_point::max();
+    for (const auto& [id, item] : pending_) earliest = std::min(earliest, item->deadline);
+    if (earliest == Clock::time_point::max()) {
+      deadlines_changed_.wait(lock);
+      continue;
+    }
+    if (Clock::now() < earliest) {
+      deadlines_changed_.wait_until(lock, earliest);
+      continue;
+    }
+    lock.unlock();
+    const auto now = Clock::now();
+    finish_all([now](const Item& item) { return item.deadline <= now; }, Failure{code::kTimeout, "The request's timeout passed"});
+    lock.lock();
+  }
+}
+
+BatcherStats Batcher::stats() const {
+  const std::lock_guard lock(mutex_);
+  BatcherStats stats{waiting_, running_, completed_, failed_, cancelled_, batches_, 0, distribution(queue_ms_), distribution(compute_ms_)};
+  if (batches_ > 0) stats.mean_batch = static_cast<double>(batched_) / static_cast<double>(batches_);
+  return stats;
+}
+
+void Batcher::close() {
+  const std::lock_guard once(close_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    queue_changed_.notify_all();
+    deadlines_changed_.notify_all();
+  }
+  finish_all([](const Item&) { return true; }, kClosedFailure);
+  if (worker_.joinable()) worker_.join();
+  if (watcher_.joinable()) watcher_.join();
+}
+
+}  // namespace diad

@@ -1,0 +1,101 @@
+// The queue in front of the inference thread: bounded first in, first out, batching, cancellation, deadlines, shutdown.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "failure.h"
+#include "pipeline.h"
+
+namespace diad {
+
+struct BatcherOptions {
+  int64_t max_batch = 1;                     // pictures, >= 1
+  std::chrono::milliseconds max_delay{0};    // how long a batch that is not full waits for more
+  int64_t queue_limit = 1024;                // waiting pictures, >= 1
+};
+
+using Outcome = std::variant<PictureResult, Failure>;
+
+struct Submission {
+  Frame frame;
+  uint64_t seed = 0;
+  Wanted wanted;
+  std::chrono::milliseconds timeout{0};                  // from submit; 0: none
+  uint64_t session = 0;                                  // whose request this is, for close_session
+  std::function<void(Outcome)> done;                     // called exactly once, from any thread, without locks of the queue held
+  std::function<void(int64_t, int64_t)> on_step;         // may be empty; called from the inference thread, never after done
+};
+
+// Percentiles and mean over the last pictures, milliseconds.
+struct Distribution {
+  double p50 = 0, p99 = 0, mean = 0;
+};
+
+struct BatcherStats {
+  uint64_t queued = 0, running = 0, completed = 0, failed = 0, cancelled = 0, batches = 0;
+  double mean_batch = 0;
+  Distribution queue_ms, compute_ms;
+};
+
+using BatchRunner = std::function<std::vector<PictureResult>(std::span<const PictureRequest>, const StepCallback&)>;
+
+class Batcher {
+ public:
+  // `prepare_thread` runs first on the inference thread (thread counts, device).
+  Batcher(BatcherOptions options, BatchRunner runner, std::function<void()> prepare_thread = {});
+  Batcher(const Batcher&) = delete;
+  Batcher& operator=(const Batcher&) = delete;
+  ~Batcher();
+
+  // Queues a picture and returns its id. Throws EngineError ERR_DIAD_QUEUE_FULL or ERR_DIAD_CLOSED.
+  uint64_t submit(Submission submission);
+
+  // Completes a pending picture with ERR_DIAD_CANCELLED, at once; false if it was done already.
+  bool cancel(uint64_t id);
+
+  // Completes a session's pending pictures with ERR_DIAD_CLOSED.
+  void close_session(uint64_t session);
+
+  [[nodiscard]] BatcherStats stats() const;
+
+  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops at the next step. Idempotent.
+  void close();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Item;
+  using ItemPtr = std::shared_ptr<Item>;
+
+  void work();
+  void watch_deadlines();
+  std::vector<ItemPtr> next_batch();
+  void run(std::span<const ItemPtr> batch);
+  void finish(const ItemPtr& item, Outcome outcome);
+  void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
+
+  const BatcherOptions options_;
+  const BatchRunner runner_;
+  mutable std::mutex mutex_;
+  std::condition_variable queue_changed_, deadlines_changed_;
+  std::deque<ItemPtr> queue_;
+  std::unordered_map<uint64_t, ItemPtr> pending_;  // queued or running
+  uint64_t waiting_ = 0, running_ = 0, next_id_ = 1;
+  uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
+  std::deque<double> queue_ms_, compute_ms_;
+  bool closing_ = false;
+  std::mutex close_mutex_;  // one closer at a time
+  std::thread worker_, watcher_;
+};
+
+}  // namespace diad

@@ -1,0 +1,152 @@
+// The C interface over Model: plain structs in and out, no exception leaves.
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <span>
+
+#include "diad_engine.h"
+#include "error.h"
+#include "failure.h"
+#include "model.h"
+
+struct diad_engine {
+  std::shared_ptr<diad::Model> model;
+  uint64_t session;
+};
+
+namespace {
+
+using diad::EngineError;
+using diad::Failure;
+using diad::Outcome;
+using diad::PictureResult;
+namespace code = diad::code;
+
+// The last failure of each thread. Never destroyed before the thread's last call: trivially small, owned by the thread.
+thread_local Failure last_failure{nullptr, {}};
+
+// Runs `body`; a failure is remembered for diad_engine_last_error.
+template <typename Body>
+int32_t guarded(Body&& body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (...) {
+    last_failure = diad::describe_current_failure();
+    return 1;
+  }
+}
+
+// A diad_result with everything it points to.
+struct OwnedResult : diad_result {
+  explicit OwnedResult(Outcome outcome) : diad_result{} {
+    if (auto* why = std::get_if<Failure>(&outcome)) {
+      failure = std::move(*why);
+      error = {failure.code, failure.message.c_str()};
+      return;
+    }
+    picture = std::move(std::get<PictureResult>(outcome));
+    score = picture.score;
+    size = static_cast<int32_t>(picture.size);
+    diad_result::map = picture.map.empty() ? nullptr : picture.map.data();
+    diad_result::reconstruction = picture.reconstruction.empty() ? nullptr : picture.reconstruction.data();
+    for (const diad::Stage& stage : picture.stages) {
+      stage_views.push_back({stage.name.c_str(), stage.shape.data(), static_cast<int32_t>(stage.shape.size()), stage.values.data()});
+    }
+    diad_result::stages = stage_views.data();
+    stage_count = static_cast<int32_t>(stage_views.size());
+    batch_size = static_cast<int32_t>(picture.batch_size);
+    const diad::Timings& t = picture.timings;
+    timings = {t.queue, t.compute, t.resize, t.encode, t.denoise, t.decode, t.extract, t.map};
+  }
+
+  Failure failure{nullptr, {}};
+  PictureResult picture;
+  std::vector<diad_stage> stage_views;
+};
+
+constexpr uint32_t kLargestSide = 1 << 20;  // pixels
+
+diad::Frame copy_frame(const diad_request& request) {
+  const bool channels_fit = request.channels == 1 || request.channels == 3 || request.channels == 4;
+  if (request.width == 0 || request.height == 0 || request.width > kLargestSide || request.height > kLargestSide || !channels_fit) {
+    throw EngineError(code::kInvalidArgument, "Expected a frame of at least 1 x 1 with 1, 3 or 4 channels but received " +
+                                                  std::to_string(request.width) + " x " + std::to_string(request.height) + " with " +
+                                                  std::to_string(request.channels));
+  }
+  const size_t bytes = static_cast<size_t>(request.width) * request.height * request.channels;
+  return {{request.pixels, request.pixels + bytes}, request.width, request.height, request.channels};
+}
+
+int require_at_least(const char* name, int32_t value, int32_t low) {
+  if (value < low) {
+    throw EngineError(code::kInvalidArgument,
+                      "Expected at least " + std::to_string(low) + " for " + name + " but received " + std::to_string(value));
+  }
+  return value;
+}
+
+}  // namespace
+
+int32_t diad_engine_abi(void) { return DIAD_ENGINE_ABI; }
+
+const char* diad_engine_version(void) {
+  static auto* version = new std::string;  // never destroyed
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (version->empty() && guarded([] { *version = diad::engine_version(); }) != 0) return nullptr;
+  return version->c_str();
+}
+
+int32_t diad_engine_load(const char* bundle, const diad_load_options* options, diad_engine** engine) {
+  static std::atomic<uint64_t> sessions{0};
+  return guarded([&] {
+    diad::LoadOptions load;
+    load.device = options->device;
+    load.precision = options->precision;
+    load.threads = require_at_least("threads", options->threads, 0);
+    load.queue.max_batch = require_at_least("maxBatch", options->max_batch, 1);
+    load.queue.max_delay = std::chrono::milliseconds(require_at_least("maxDelayMs", options->max_delay_ms, 0));
+    load.queue.queue_limit = require_at_least("queueLimit", options->queue_limit, 1);
+    load.verify = options->verify != 0;
+    load.warmup = options->warmup != 0;
+    *engine = new diad_engine{diad::open_model(bundle, load), ++sessions};
+  });
+}
+
+const char* diad_engine_info(diad_engine* engine) { return engine->model->info().c_str(); }
+
+int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uint64_t* id) {
+  return guarded([&] {
+    diad::Submission submission;
+    submission.frame = copy_frame(*request);
+    submission.seed = request->seed;
+    submission.wanted = {request->want_map != 0, request->want_reconstruction != 0, request->want_stages != 0};
+    submission.timeout = std::chrono::milliseconds(request->timeout_ms);
+    submission.session = engine->session;
+    submission.done = [done = request->done, user = request->user](Outcome outcome) { done(user, new OwnedResult(std::move(outcome))); };
+    if (request->on_step != nullptr) {
+      submission.on_step = [on_step = request->on_step, user = request->user](int64_t step, int64_t total) {
+        on_step(user, static_cast<int32_t>(step), static_cast<int32_t>(total));
+      };
+    }
+    *id = engine->model->queue().submit(std::move(submission));
+  });
+}
+
+int32_t diad_engine_cancel(diad_engine* engine, uint64_t id) { return engine->model->queue().cancel(id) ? 1 : 0; }
+
+void diad_engine_stats(diad_engine* engine, diad_stats* stats) {
+  const diad::BatcherStats s = engine->model->queue().stats();
+  *stats = {s.queued,       s.running,      s.completed,     s.failed,         s.cancelled,      s.batches,        s.mean_batch,
+            s.queue_ms.p50, s.queue_ms.p99, s.queue_ms.mean, s.compute_ms.p50, s.compute_ms.p99, s.compute_ms.mean};
+}
+
+void diad_engine_close(diad_engine* engine) {
+  engine->model->queue().close_session(engine->session);
+  delete engine;
+}
+
+void diad_engine_result_free(diad_result* result) { delete static_cast<OwnedResult*>(result); }
+
+diad_error diad_engine_last_error(void) { return {last_failure.code, last_failure.message.c_str()}; }

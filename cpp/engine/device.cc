@@ -1,0 +1,53 @@
+#include "device.h"
+
+#include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+
+#include <charconv>
+
+#include "error.h"
+
+namespace diad {
+
+namespace {
+
+int cuda_count() { return at::hasCUDA() ? static_cast<int>(at::detail::getCUDAHooks().deviceCount()) : 0; }
+
+}  // namespace
+
+c10::Device parse_device(const std::string& name) {
+  const int count = cuda_count();
+  if (name == "cpu" || (name == "auto" && count == 0)) return c10::Device(c10::kCPU);
+  if (name == "auto") return {c10::kCUDA, 0};
+  int index = 0;
+  if (name != "cuda") {
+    const bool prefixed = name.starts_with("cuda:");
+    const char* first = name.data() + (prefixed ? 5 : 0);
+    const char* last = name.data() + name.size();
+    const auto [end, error] = std::from_chars(first, last, index);
+    if (!prefixed || error != std::errc() || end != last || index < 0) {
+      throw EngineError(code::kInvalidArgument, "Expected auto, cpu, cuda or cuda:N for device but received " + name);
+    }
+  }
+  if (index >= count) {
+    const std::string available = count == 0 ? "this LibTorch sees no CUDA device; use cpu or auto"
+                                             : "there are " + std::to_string(count) + " CUDA devices, numbered from 0";
+    throw EngineError(code::kDeviceUnavailable, "The device " + name + " is not available: " + available);
+  }
+  return {c10::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
+
+c10::ScalarType parse_precision(const std::string& name) {
+  if (name == "float32") return c10::kFloat;
+  if (name == "bfloat16") return c10::kBFloat16;
+  if (name == "float16") return c10::kHalf;
+  throw EngineError(code::kInvalidArgument, "Expected float32, bfloat16 or float16 for precision but received " + name);
+}
+
+std::vector<std::string> cuda_devices() {
+  std::vector<std::string> names;
+  for (int i = 0; i < cuda_count(); ++i) names.push_back("cuda:" + std::to_string(i));
+  return names;
+}
+
+}  // namespace diad

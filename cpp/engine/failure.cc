@@ -1,0 +1,52 @@
+#include "failure.h"
+
+#include <c10/util/Exception.h>
+
+#include <new>
+#include <string_view>
+
+#include "error.h"
+
+namespace diad {
+
+namespace {
+
+bool is_allocation_failure(std::string_view message) {
+  return message.find("not enough memory") != std::string_view::npos || message.find("can't allocate memory") != std::string_view::npos ||
+         message.find("out of memory") != std::string_view::npos;
+}
+
+// TorchScript wraps an operator's error in a listing of the graph; its last line says what happened.
+std::string last_sentence(const std::string& message) {
+  const size_t end = message.find_last_not_of(" \n\t");
+  if (end == std::string::npos) return "no message";
+  const std::string trimmed = message.substr(0, end + 1);
+  if (trimmed.find("Traceback of TorchScript") == std::string::npos) return trimmed.substr(0, trimmed.find('\n'));
+  const size_t begin = trimmed.rfind("RuntimeError: ");
+  return begin == std::string::npos ? trimmed.substr(trimmed.rfind('\n') + 1) : trimmed.substr(begin + 14);
+}
+
+}  // namespace
+
+Failure describe_failure(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const EngineError*>(&error)) return {own->code(), own->what()};
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  const std::string message = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr || dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+      is_allocation_failure(message)) {
+    return {code::kOutOfMemory, "Not enough memory for this batch; use a smaller maxBatch or a smaller model (" + last_sentence(message) + ")"};
+  }
+  return {code::kInternal, last_sentence(message)};
+}
+
+Failure describe_current_failure() {
+  try {
+    throw;
+  } catch (const std::exception& error) {
+    return describe_failure(error);
+  } catch (...) {
+    return {code::kInternal, "An unknown exception left LibTorch"};
+  }
+}
+
+}  // namespace diad

@@ -1,0 +1,137 @@
+#include "frame.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace diad {
+
+namespace {
+
+constexpr int kPrecisionBits = 32 - 8 - 2;
+constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
+
+// One output sample: the input samples it is made of and their fixed-point weights.
+struct Taps {
+  uint32_t first = 0;
+  std::vector<int32_t> weights;
+};
+
+std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
+  const double scale = static_cast<double>(from) / to;
+  const double stretch = std::max(scale, 1.0);
+  std::vector<Taps> taps(to);
+  std::vector<double> weights;
+  for (uint32_t i = 0; i < to; ++i) {
+    const double centre = (i + 0.5) * scale;
+    const int low = std::max(0, static_cast<int>(centre - stretch + 0.5));
+    const int high = std::min(static_cast<int>(from), static_cast<int>(centre + stretch + 0.5));
+    weights.clear();
+    double total = 0;
+    for (int j = low; j < high; ++j) {
+      const double distance = std::abs((j - centre + 0.5) * (1.0 / stretch));
+      weights.push_back(distance < 1.0 ? 1.0 - distance : 0.0);
+      total += weights.back();
+    }
+    taps[i].first = static_cast<uint32_t>(low);
+    for (const double weight : weights) {
+      const double share = total == 0 ? weight : weight / total;
+      taps[i].weights.push_back(static_cast<int32_t>(share * (1 << kPrecisionBits) + 0.5));  // no weight is negative
+    }
+  }
+  return taps;
+}
+
+uint8_t clip8(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kPrecisionBits, 0, 255)); }
+
+// [height, width, 3] -> [height, to, 3].
+std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
+  const std::vector<Taps> taps = bilinear_taps(width, to);
+  std::vector<uint8_t> result(static_cast<size_t>(height) * to * 3);
+  for (uint32_t y = 0; y < height; ++y) {
+    const uint8_t* row = rgb.data() + static_cast<size_t>(y) * width * 3;
+    uint8_t* out = result.data() + static_cast<size_t>(y) * to * 3;
+    for (const Taps& tap : taps) {
+      int32_t r = kHalf, g = kHalf, b = kHalf;
+      const uint8_t* in = row + static_cast<size_t>(tap.first) * 3;
+      for (const int32_t weight : tap.weights) {
+        r += in[0] * weight;
+        g += in[1] * weight;
+        b += in[2] * weight;
+        in += 3;
+      }
+      *out++ = clip8(r);
+      *out++ = clip8(g);
+      *out++ = clip8(b);
+    }
+  }
+  return result;
+}
+
+// [height, width, 3] -> [to, width, 3].
+std::vector<uint8_t> vertical_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
+  const size_t stride = static_cast<size_t>(width) * 3;
+  std::vector<uint8_t> result(to * stride);
+  std::vector<int32_t> sums(stride);
+  const std::vector<Taps> taps = bilinear_taps(height, to);
+  for (uint32_t y = 0; y < to; ++y) {
+    std::fill(sums.begin(), sums.end(), kHalf);
+    const uint8_t* row = rgb.data() + taps[y].first * stride;
+    for (const int32_t weight : taps[y].weights) {
+      for (size_t i = 0; i < stride; ++i) sums[i] += row[i] * weight;
+      row += stride;
+    }
+    std::transform(sums.begin(), sums.end(), result.begin() + static_cast<std::ptrdiff_t>(y * stride), clip8);
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<uint8_t> to_rgb(const Frame& frame) {
+  if (frame.channels == 3) return frame.pixels;
+  const size_t count = static_cast<size_t>(frame.width) * frame.height;
+  std::vector<uint8_t> rgb(count * 3);
+  for (size_t i = 0; i < count; ++i) {
+    const uint8_t* pixel = frame.pixels.data() + i * frame.channels;
+    for (size_t c = 0; c < 3; ++c) rgb[3 * i + c] = pixel[frame.channels == 1 ? 0 : c];
+  }
+  return rgb;
+}
+
+std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t size) {
+  std::vector<uint8_t> resized(rgb.begin(), rgb.end());
+  if (width != size) resized = horizontal_pass(resized, width, height, size);
+  if (height != size) resized = vertical_pass(resized, size, height, size);
+  return resized;
+}
+
+at::Tensor normalised(std::span<const uint8_t> rgb, const Manifest& manifest) {
+  const int64_t size = manifest.image_size;
+  at::Tensor picture = at::empty({1, 3, size, size}, at::kFloat);
+  auto* out = picture.mutable_data_ptr<float>();
+  const auto plane = static_cast<size_t>(size * size);
+  for (size_t c = 0; c < 3; ++c) {
+    for (size_t i = 0; i < plane; ++i) {
+      out[c * plane + i] = (static_cast<float>(rgb[3 * i + c]) / 255.0F - manifest.mean[c]) / manifest.std[c];
+    }
+  }
+  return picture;
+}
+
+std::vector<uint8_t> denormalised(const at::Tensor& picture, const Manifest& manifest) {
+  const at::Tensor dense = picture.contiguous();
+  const auto* values = dense.const_data_ptr<float>();
+  const auto plane = static_cast<size_t>(manifest.image_size * manifest.image_size);
+  std::vector<uint8_t> rgb(plane * 3);
+  for (size_t c = 0; c < 3; ++c) {
+    for (size_t i = 0; i < plane; ++i) {
+      const float level = values[c * plane + i] * manifest.std[c] + manifest.mean[c];
+      rgb[3 * i + c] = static_cast<uint8_t>(std::nearbyint(std::clamp(level, 0.0F, 1.0F) * 255.0F));
+    }
+  }
+  return rgb;
+}
+
+}  // namespace diad

@@ -1,0 +1,116 @@
+/* C interface of the diad engine: what the Node addon and the diad-engine executable use.
+ *
+ * No C++ type and no exception crosses it. Functions that can fail return 0 on success and another value on failure, after which
+ * diad_engine_last_error describes it on the same thread. Strings are UTF-8. */
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DIAD_ENGINE_ABI 1
+#define DIAD_EXPORT __attribute__((visibility("default")))
+
+typedef struct diad_engine diad_engine;
+
+typedef struct {
+  const char* code;    /* ERR_DIAD_..., see docs/architecture.md */
+  const char* message; /* what was wrong, with which value, and what to do */
+} diad_error;
+
+typedef struct {
+  const char* device;    /* "auto", "cpu", "cuda" or "cuda:N" */
+  const char* precision; /* "float32", "bfloat16" or "float16" */
+  int32_t threads;       /* intra-op threads; 0: LibTorch's default */
+  int32_t max_batch;     /* pictures in one batch, >= 1 */
+  int32_t max_delay_ms;  /* how long a batch that is not full may wait for more, >= 0 */
+  int32_t queue_limit;   /* waiting pictures before submit fails with ERR_DIAD_QUEUE_FULL, >= 1 */
+  int32_t verify;        /* 0: file hashes are not checked (sizes are) */
+  int32_t warmup;        /* 0: the first picture pays for lazy initialisation */
+} diad_load_options;
+
+/* One intermediate result, row-major float32. */
+typedef struct {
+  const char* name;
+  const int64_t* shape;
+  int32_t dimensions;
+  const float* values;
+} diad_stage;
+
+/* Milliseconds. queue: from submit to the start of the batch; compute: of the batch; the others split it. */
+typedef struct {
+  double queue, compute, resize, encode, denoise, decode, extract, map;
+} diad_timings;
+
+/* What one picture gave; freed with diad_engine_result_free. On failure error.code is set and nothing else. */
+typedef struct {
+  diad_error error; /* code NULL: success */
+  double score;
+  int32_t size;                  /* S: side of map and reconstruction */
+  const float* map;              /* [S, S], or NULL when not asked for */
+  const uint8_t* reconstruction; /* RGB8 [S, S, 3], or NULL when not asked for */
+  const diad_stage* stages;
+  int32_t stage_count;
+  int32_t batch_size; /* pictures that were computed together */
+  diad_timings timings;
+} diad_result;
+
+typedef void (*diad_done)(void* user, diad_result* result);
+typedef void (*diad_step)(void* user, int32_t step, int32_t total);
+
+typedef struct {
+  const uint8_t* pixels; /* RGB, RGBA or grey, 8 bits, rows without gaps; copied by submit */
+  uint32_t width;        /* pixels */
+  uint32_t height;       /* pixels */
+  uint32_t channels;     /* 1 (repeated), 3, or 4 (alpha dropped) */
+  uint64_t seed;         /* of the noise */
+  int64_t timeout_ms;    /* from submit; 0: none */
+  int32_t want_map;
+  int32_t want_reconstruction;
+  int32_t want_stages;
+  void* user;
+  diad_done done;    /* called exactly once for a request that submit accepted, from any thread */
+  diad_step on_step; /* NULL, or called after each DDIM step from the inference thread, never after done */
+} diad_request;
+
+typedef struct {
+  uint64_t queued, running, completed, failed, cancelled, batches;
+  double mean_batch;
+  double queue_ms_p50, queue_ms_p99, queue_ms_mean; /* over the last 1,024 pictures */
+  double compute_ms_p50, compute_ms_p99, compute_ms_mean;
+} diad_stats;
+
+/* The interface's version: refuse a library whose number differs from DIAD_ENGINE_ABI. */
+DIAD_EXPORT int32_t diad_engine_abi(void);
+
+/* JSON with engine, abi, libtorchBuilt, libtorchRunning, cudaDevices, cpuCapability, threads; NULL on failure. */
+DIAD_EXPORT const char* diad_engine_version(void);
+
+/* Loads a bundle; blocks. Loads of one bundle with the same options share weights, thread and queue. */
+DIAD_EXPORT int32_t diad_engine_load(const char* bundle, const diad_load_options* options, diad_engine** engine);
+
+/* JSON about a loaded bundle; lives as long as the engine. */
+DIAD_EXPORT const char* diad_engine_info(diad_engine* engine);
+
+/* Queues a picture; does not block. */
+DIAD_EXPORT int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uint64_t* id);
+
+/* Completes a pending request with ERR_DIAD_CANCELLED at once; returns 1 if there was one, 0 if it was done already. */
+DIAD_EXPORT int32_t diad_engine_cancel(diad_engine* engine, uint64_t id);
+
+DIAD_EXPORT void diad_engine_stats(diad_engine* engine, diad_stats* stats);
+
+/* Completes what is pending with ERR_DIAD_CLOSED, releases the weights if nobody else uses them, frees the engine; blocks until the
+ * inference thread has come to the end of a step. */
+DIAD_EXPORT void diad_engine_close(diad_engine* engine);
+
+DIAD_EXPORT void diad_engine_result_free(diad_result* result);
+
+/* The last failure on this thread; valid until the next call on it. */
+DIAD_EXPORT diad_error diad_engine_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif

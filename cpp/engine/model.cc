@@ -1,0 +1,100 @@
+#include "model.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
+
+#include <future>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "device.h"
+#include "diad_engine.h"
+#include "error.h"
+
+namespace diad {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// One picture through everything, so that the first real one finds code and memory ready.
+void warm_up(Batcher& queue, int64_t size) {
+  std::promise<void> finished;
+  Submission submission;
+  submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size), static_cast<uint32_t>(size), 3};
+  submission.done = [&finished](const Outcome& outcome) {
+    if (const auto* failure = std::get_if<Failure>(&outcome)) {
+      finished.set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
+    } else {
+      finished.set_value();
+    }
+  };
+  queue.submit(std::move(submission));
+  finished.get_future().get();
+}
+
+}  // namespace
+
+Model::Model(const Bundle& bundle, const LoadOptions& options) {
+  const auto started = Clock::now();
+  const c10::Device device = parse_device(options.device);
+  const c10::ScalarType precision = parse_precision(options.precision);
+  if (device.is_cuda()) {  // float32 means float32
+    at::globalContext().setAllowTF32CuBLAS(false);
+    at::globalContext().setAllowTF32CuDNN(false);
+  }
+  pipeline_ = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
+  const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
+  queue_ = std::make_unique<Batcher>(
+      options.queue, [pipeline = pipeline_](std::span<const PictureRequest> batch, const StepCallback& on_step) { return pipeline->run(batch, on_step); },
+      [threads] { at::set_num_threads(threads); });
+  if (options.warmup) warm_up(*queue_, bundle.manifest.image_size);
+  const double load_ms = std::chrono::duration<double, std::milli>(Clock::now() - started).count();
+  info_ = nlohmann::json{{"manifest", nlohmann::json::parse(bundle.manifest_json)},
+                         {"manifestSha256", bundle.manifest_sha256},
+                         {"device", device.str()},
+                         {"precision", options.precision},
+                         {"threads", threads},
+                         {"libtorch", TORCH_VERSION},
+                         {"loadMs", load_ms},
+                         {"sizeBytes", bundle.size_bytes}}
+              .dump();
+}
+
+std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options) {
+  struct Registry {
+    std::mutex mutex;
+    std::map<std::string, std::weak_ptr<Model>> models;
+  };
+  static auto* registry = new Registry;  // never destroyed: threads may outlive static destructors
+  const Bundle bundle = open_bundle(folder, options.verify);
+  const std::string key = nlohmann::json{bundle.manifest_sha256,
+                                         std::filesystem::canonical(folder).string(),
+                                         parse_device(options.device).str(),
+                                         options.precision,
+                                         options.threads,
+                                         options.queue.max_batch,
+                                         options.queue.max_delay.count(),
+                                         options.queue.queue_limit}
+                              .dump();
+  const std::lock_guard lock(registry->mutex);
+  std::weak_ptr<Model>& known = registry->models[key];
+  if (std::shared_ptr<Model> model = known.lock()) return model;
+  auto model = std::make_shared<Model>(bundle, options);
+  known = model;
+  return model;
+}
+
+std::string engine_version() {
+  return nlohmann::json{{"engine", DIAD_VERSION},
+                        {"abi", DIAD_ENGINE_ABI},
+                        {"libtorchBuilt", TORCH_VERSION},
+                        {"cudaDevices", cuda_devices()},
+                        {"cpuCapability", at::get_cpu_capability()},
+                        {"threads", at::get_num_threads()}}
+      .dump();
+}
+
+}  // namespace diad

@@ -1,0 +1,43 @@
+// A loaded bundle with its thread and queue, shared by everybody who loads it with the same options.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "batcher.h"
+#include "bundle.h"
+
+namespace diad {
+
+struct LoadOptions {
+  std::string device = "auto";
+  std::string precision = "float32";
+  int threads = 0;  // intra-op; 0: LibTorch's default
+  BatcherOptions queue;
+  bool verify = true;
+  bool warmup = true;
+};
+
+class Model {
+ public:
+  // Loads the networks and starts the inference thread. Throws EngineError.
+  Model(const Bundle& bundle, const LoadOptions& options);
+
+  [[nodiscard]] Batcher& queue() { return *queue_; }
+  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes.
+  [[nodiscard]] const std::string& info() const { return info_; }
+
+ private:
+  std::shared_ptr<Pipeline> pipeline_;
+  std::string info_;
+  std::unique_ptr<Batcher> queue_;  // last: its thread stops before the rest goes
+};
+
+// The model of a bundle; one that is loaded already with these options is shared. Throws EngineError.
+[[nodiscard]] std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options);
+
+// JSON about the engine and the LibTorch it runs in.
+[[nodiscard]] std::string engine_version();
+
+}  // namespace diad

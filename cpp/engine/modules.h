@@ -1,0 +1,39 @@
+// The networks of a bundle behind an interface, so that another module format can stand beside TorchScript.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <memory>
+
+#include "anomaly_map.h"
+#include "bundle.h"
+
+namespace diad {
+
+// All tensors are on the modules' device, in the modules' precision. Calls may come from one thread at a time.
+class Modules {
+ public:
+  Modules() = default;
+  Modules(const Modules&) = delete;
+  Modules& operator=(const Modules&) = delete;
+  virtual ~Modules() = default;
+
+  // x [N, 3, S, S] -> moments [N, 2C, s, s]: mean, then log variance.
+  virtual at::Tensor encode(const at::Tensor& x) = 0;
+  // x [N, 3, S, S] -> hint features [N, K, s, s].
+  virtual at::Tensor guide(const at::Tensor& x) = 0;
+  // z [N, C, s, s], hint, step: index into the manifest's steps -> eps [N, C, s, s].
+  virtual at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) = 0;
+  // z [N, C, s, s], divided by the latent scale -> reconstruction [N, 3, S, S].
+  virtual at::Tensor decode(const at::Tensor& z) = 0;
+  // x [N, 3, S, S] -> three feature maps.
+  virtual Features extract(const at::Tensor& x) = 0;
+};
+
+// Loads a bundle's TorchScript files, casts them to `precision`, freezes them.
+// Throws EngineError: ERR_DIAD_BUNDLE_CORRUPT (not loadable), ERR_DIAD_BUNDLE_INVALID (a method is missing), ERR_DIAD_OUT_OF_MEMORY.
+[[nodiscard]] std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, c10::ScalarType precision);
+
+}  // namespace diad

@@ -1,0 +1,27 @@
+// Seeded noise: the same numbers as torch.Generator().manual_seed(seed) gives in Python, whatever the batch.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "bundle.h"
+
+namespace diad {
+
+struct Noise {
+  at::Tensor posterior;  // [1, C, s, s] float32, CPU: drawn first
+  at::Tensor forward;    // [1, C, s, s] float32, CPU: drawn second
+};
+
+// Draws both from one CPU generator seeded with the picture's own seed.
+[[nodiscard]] Noise draw_noise(uint64_t seed, const Manifest& manifest);
+
+// The posterior's sample, scaled: scale * (mean + exp(0.5 * clamp(logvar)) * noise).
+// moments [N, 2C, s, s] float32, noise [N, C, s, s] -> z [N, C, s, s].
+[[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise, const Manifest& manifest);
+
+// x_T = sqrt(alpha_bar_T) z + sqrt(1 - alpha_bar_T) noise (DDPM eq. 4), T the schedule's noise timestep.
+[[nodiscard]] at::Tensor add_noise(const at::Tensor& z, const at::Tensor& noise, const Manifest& manifest);
+
+}  // namespace diad

@@ -1,0 +1,139 @@
+#include "pipeline.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <c10/core/InferenceMode.h>
+
+#include <chrono>
+
+#include "anomaly_map.h"
+#include "ddim.h"
+#include "noise.h"
+
+namespace diad {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Milliseconds since the last call.
+class Lap {
+ public:
+  double operator()() {
+    const auto now = Clock::now();
+    const double passed = std::chrono::duration<double, std::milli>(now - last_).count();
+    last_ = now;
+    return passed;
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
+Stage make_stage(const char* name, const at::Tensor& value) {
+  const at::Tensor dense = value.to(at::kCPU, at::kFloat).contiguous();
+  const auto* first = dense.const_data_ptr<float>();
+  return {name, dense.sizes().vec(), std::vector<float>(first, first + dense.numel())};
+}
+
+// Everything between input and score, for the pictures that asked for it.
+struct Intermediates {
+  at::Tensor x, moments, z, x_start, reconstruction;
+  std::vector<at::Tensor> step_x;
+
+  [[nodiscard]] std::vector<Stage> stages(int64_t i, const AnomalyMaps& maps) const {
+    std::vector<at::Tensor> latents;
+    for (const at::Tensor& latent : step_x) latents.push_back(latent[i]);
+    std::vector<Stage> result{make_stage("x", x[i]),
+                              make_stage("moments", moments[i]),
+                              make_stage("z", z[i]),
+                              make_stage("x_T", x_start[i]),
+                              make_stage("step_x", at::stack(latents)),
+                              make_stage("reconstruction", reconstruction[i]),
+                              make_stage("distance_layer1", maps.distances[0][i]),
+                              make_stage("distance_layer2", maps.distances[1][i]),
+                              make_stage("distance_layer3", maps.distances[2][i]),
+                              make_stage("map_raw", maps.raw[i]),
+                              make_stage("map", maps.smooth[i])};
+    result.push_back({"score", {}, {static_cast<float>(maps.scores[static_cast<size_t>(i)])}});
+    return result;
+  }
+};
+
+Features half_of(const Features& features, int64_t first, int64_t count) {
+  return {features[0].narrow(0, first, count), features[1].narrow(0, first, count), features[2].narrow(0, first, count)};
+}
+
+}  // namespace
+
+Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision)
+    : manifest_(std::move(manifest)), modules_(std::move(modules)), device_(device), precision_(precision) {}
+
+at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
+  std::vector<at::Tensor> pictures;
+  for (const PictureRequest& request : batch) {
+    const Frame& frame = *request.frame;
+    const auto size = static_cast<uint32_t>(manifest_.image_size);
+    pictures.push_back(normalised(resize_rgb(to_rgb(frame), frame.width, frame.height, size), manifest_));
+  }
+  return at::cat(pictures).to(device_);
+}
+
+std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, const StepCallback& on_step) {
+  const c10::InferenceMode guard;
+  const auto count = static_cast<int64_t>(batch.size());
+  Lap lap, whole;
+  Timings timings;
+  Intermediates kept;
+
+  kept.x = load_frames(batch);
+  const at::Tensor x = kept.x.to(precision_);
+  std::vector<at::Tensor> posterior, forward;
+  for (const PictureRequest& request : batch) {
+    Noise noise = draw_noise(request.seed, manifest_);
+    posterior.push_back(std::move(noise.posterior));
+    forward.push_back(std::move(noise.forward));
+  }
+  timings.resize = lap();
+
+  kept.moments = modules_->encode(x).to(at::kFloat);
+  kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
+  kept.x_start = add_noise(kept.z, at::cat(forward).to(device_), manifest_);
+  timings.encode = lap();
+
+  const at::Tensor hint = modules_->guide(x);
+  at::Tensor latent = kept.x_start;
+  const auto total = static_cast<int64_t>(manifest_.steps.size());
+  for (int64_t k = 0; k < total; ++k) {
+    const at::Tensor eps = modules_->denoise(latent.to(precision_), hint, k).to(at::kFloat);
+    latent = ddim_update(latent, eps, manifest_.steps[static_cast<size_t>(k)]);
+    kept.step_x.push_back(latent);
+    if (!on_step(k + 1, total)) return {};
+  }
+  timings.denoise = lap();
+
+  const at::Tensor decoded = modules_->decode((latent / manifest_.latent_scale).to(precision_));
+  kept.reconstruction = decoded.to(at::kFloat);
+  timings.decode = lap();
+  const Features features = modules_->extract(at::cat({x, decoded}));
+  timings.extract = lap();
+  const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
+  timings.map = lap();
+  timings.compute = whole();
+
+  std::vector<PictureResult> results(batch.size());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    PictureResult& result = results[i];
+    const auto index = static_cast<int64_t>(i);
+    result.score = maps.scores[i];
+    result.size = manifest_.image_size;
+    if (batch[i].wanted.map) result.map = make_stage("map", maps.smooth[index]).values;
+    if (batch[i].wanted.reconstruction) result.reconstruction = denormalised(kept.reconstruction[index].cpu(), manifest_);
+    if (batch[i].wanted.stages) result.stages = kept.stages(index, maps);
+    result.timings = timings;
+    result.batch_size = count;
+  }
+  return results;
+}
+
+}  // namespace diad

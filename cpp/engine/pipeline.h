@@ -1,0 +1,74 @@
+// One batch from frames to results.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "frame.h"
+#include "modules.h"
+
+namespace diad {
+
+// What a picture is asked for.
+struct Wanted {
+  bool map = true;
+  bool reconstruction = false;
+  bool stages = false;
+};
+
+struct PictureRequest {
+  const Frame* frame = nullptr;
+  uint64_t seed = 0;
+  Wanted wanted;
+};
+
+struct Stage {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
+// Milliseconds.
+struct Timings {
+  double queue = 0, compute = 0, resize = 0, encode = 0, denoise = 0, decode = 0, extract = 0, map = 0;
+};
+
+struct PictureResult {
+  double score = 0;
+  int64_t size = 0;                     // S
+  std::vector<float> map;               // [S, S]
+  std::vector<uint8_t> reconstruction;  // RGB8 [S, S, 3]
+  std::vector<Stage> stages;
+  Timings timings;
+  int64_t batch_size = 0;
+};
+
+// Called after each DDIM step with (steps done, steps in all); false stops the batch.
+using StepCallback = std::function<bool(int64_t done, int64_t total)>;
+
+class Pipeline {
+ public:
+  Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision);
+
+  // Computes a batch; a picture's result does not depend on its company beyond float32 rounding. Returns an empty vector when the
+  // callback stopped it.
+  [[nodiscard]] std::vector<PictureResult> run(std::span<const PictureRequest> batch, const StepCallback& on_step);
+
+  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
+
+ private:
+  at::Tensor load_frames(std::span<const PictureRequest> batch) const;
+
+  Manifest manifest_;
+  std::unique_ptr<Modules> modules_;
+  c10::Device device_;
+  c10::ScalarType precision_;
+};
+
+}  // namespace diad

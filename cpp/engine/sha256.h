@@ -1,0 +1,29 @@
+// SHA-256 (FIPS 180-4) of bytes and files, for the bundle's integrity check.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace diad {
+
+class Sha256 {
+ public:
+  void update(std::span<const uint8_t> bytes);
+  // Finishes and returns 64 lower-case hex digits; the object must not be used afterwards.
+  [[nodiscard]] std::string hex();
+
+ private:
+  void compress(const uint8_t* block);
+
+  std::array<uint32_t, 8> state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  std::array<uint8_t, 64> block_{};
+  uint64_t length_ = 0;
+};
+
+// Digest of a file's content. Throws EngineError (ERR_DIAD_BUNDLE_CORRUPT) when it cannot be read.
+[[nodiscard]] std::string sha256_of_file(const std::filesystem::path& file);
+
+}  // namespace diad
