@@ -1,0 +1,121 @@
+// The addon's entry: open LibTorch and the engine, load bundles. Links neither, so that it always loads itself.
+#include <napi.h>
+
+#include <memory>
+#include <string>
+
+#include "native_engine.h"
+#include "promise.h"
+
+namespace diad_addon {
+
+namespace {
+
+struct LoadRequest {
+  std::string bundle, device, precision;
+  diad_load_options options{};
+};
+
+LoadRequest read_load_request(const Napi::CallbackInfo& info) {
+  LoadRequest request;
+  const Napi::Object options = info[1].As<Napi::Object>();
+  const auto integer = [&options](const char* name) { return options.Get(name).ToNumber().Int32Value(); };
+  request.bundle = info[0].ToString();
+  request.device = options.Get("device").ToString();
+  request.precision = options.Get("precision").ToString();
+  request.options.threads = integer("threads");
+  request.options.max_batch = integer("maxBatch");
+  request.options.max_delay_ms = integer("maxDelayMs");
+  request.options.queue_limit = integer("queueLimit");
+  request.options.verify = options.Get("verify").ToBoolean() ? 1 : 0;
+  request.options.warmup = options.Get("warmup").ToBoolean() ? 1 : 0;
+  return request;
+}
+
+}  // namespace
+
+class DiadAddon : public Napi::Addon<DiadAddon> {
+ public:
+  DiadAddon(Napi::Env env, Napi::Object exports) : environment_(Environment::create(env)) {
+    engine_class_ = Napi::Persistent(NativeEngine::define(env));
+    DefineAddon(exports, {InstanceMethod("open", &DiadAddon::open), InstanceMethod("load", &DiadAddon::load),
+                          InstanceMethod("shutdown", &DiadAddon::shutdown)});
+  }
+
+ private:
+  // open(libtorchFolder, enginePath): Promise<EngineVersion>.
+  Napi::Value open(const Napi::CallbackInfo& info) {
+    auto operation = std::make_shared<Operation>(info.Env(), environment_);
+    const Napi::Promise promise = operation->promise();
+    if (environment_->closed()) {
+      operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad was shut down in this environment");
+      return promise;
+    }
+    // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
+    environment_->run_in_background([environment = environment_, operation = std::move(operation), libtorch = info[0].ToString().Utf8Value(),
+                 engine = info[1].ToString().Utf8Value()]() mutable {
+      CodedError error = open_engine_library(libtorch, engine);
+      const char* version = error.code.empty() ? engine_api()->version() : nullptr;
+      if (error.code.empty() && version == nullptr) error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
+      environment->post([operation = std::move(operation), error, text = std::string(version == nullptr ? "" : version)](Napi::Env env) {
+        if (error.code.empty()) {
+          const Napi::Object json = env.Global().Get("JSON").As<Napi::Object>();
+          operation->resolve(env, json.Get("parse").As<Napi::Function>().Call(json, {Napi::String::New(env, text)}));
+        } else {
+          operation->reject(env, error.code, error.message);
+        }
+      });
+    });
+    return promise;
+  }
+
+  // load(bundle, options): Promise<NativeEngine>.
+  Napi::Value load(const Napi::CallbackInfo& info) {
+    auto operation = std::make_shared<Operation>(info.Env(), environment_);
+    const Napi::Promise promise = operation->promise();
+    const EngineApi* api = engine_api();
+    if (environment_->closed() || api == nullptr) {
+      operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad is not open in this environment");
+      return promise;
+    }
+    environment_->run_in_background([this, api, environment = environment_, operation = std::move(operation), request = read_load_request(info)]() mutable {
+      request.options.device = request.device.c_str();
+      request.options.precision = request.precision.c_str();
+      diad_engine* engine = nullptr;
+      if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {
+        const diad_error error = api->last_error();
+        environment->post([operation = std::move(operation), code = std::string(error.code), message = std::string(error.message)](Napi::Env env) {
+          operation->reject(env, code, message);
+        });
+        return;
+      }
+      auto handle = std::make_shared<EngineHandle>(*api, engine);
+      environment->add(handle);
+      if (environment->closed()) {  // torn down while loading: nobody will come for it
+        environment->remove(handle);
+        return;
+      }
+      // `this` lives as long as the environment, and the task runs on its thread only.
+      environment->post([this, operation = std::move(operation), handle](Napi::Env env) {
+        const Napi::Object object = engine_class_.New({});
+        NativeEngine::Unwrap(object)->attach(environment_, handle);
+        operation->resolve(env, object);
+      });
+    });
+    return promise;
+  }
+
+  // shutdown(): void; stops and joins every native thread of this environment.
+  Napi::Value shutdown(const Napi::CallbackInfo& info) {
+    environment_->shutdown();
+    return info.Env().Undefined();
+  }
+
+  std::shared_ptr<Environment> environment_;
+  Napi::FunctionReference engine_class_;
+};
+
+}  // namespace diad_addon
+
+using diad_addon::DiadAddon;
+NODE_API_ADDON(DiadAddon)

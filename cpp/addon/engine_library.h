@@ -1,0 +1,36 @@
+// The engine library, opened at run time behind LibTorch: one per process.
+#pragma once
+
+#include <string>
+
+#include "diad_engine.h"
+
+namespace diad_addon {
+
+// The C interface's functions, resolved from the opened library.
+struct EngineApi {
+  decltype(&diad_engine_abi) abi = nullptr;
+  decltype(&diad_engine_version) version = nullptr;
+  decltype(&diad_engine_load) load = nullptr;
+  decltype(&diad_engine_info) info = nullptr;
+  decltype(&diad_engine_submit) submit = nullptr;
+  decltype(&diad_engine_cancel) cancel = nullptr;
+  decltype(&diad_engine_stats) stats = nullptr;
+  decltype(&diad_engine_close) close = nullptr;
+  decltype(&diad_engine_result_free) result_free = nullptr;
+  decltype(&diad_engine_last_error) last_error = nullptr;
+};
+
+struct CodedError {
+  std::string code;  // ERR_DIAD_...; empty: no error
+  std::string message;
+};
+
+// Opens <libtorch_folder>/libtorch.so, then the engine; once per process, later calls return the first outcome's library as long as they
+// name the same files. Blocks for about 0.3 s. Any thread.
+CodedError open_engine_library(const std::string& libtorch_folder, const std::string& engine_path);
+
+// The opened library, or nullptr before a successful open_engine_library.
+const EngineApi* engine_api();
+
+}  // namespace diad_addon

@@ -1,0 +1,34 @@
+// The JavaScript object of a loaded engine: argument conversion and promises, nothing else.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <string>
+
+#include "engine_handle.h"
+#include "environment.h"
+
+namespace diad_addon {
+
+class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit NativeEngine(const Napi::CallbackInfo& info);
+
+  // Gives a freshly constructed object its engine.
+  void attach(std::shared_ptr<Environment> environment, std::shared_ptr<EngineHandle> engine);
+
+ private:
+  Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value stats(const Napi::CallbackInfo& info);
+  Napi::Value submit(const Napi::CallbackInfo& info);
+  Napi::Value cancel(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<Environment> environment_;
+  std::shared_ptr<EngineHandle> engine_;
+  std::string info_;
+};
+
+}  // namespace diad_addon

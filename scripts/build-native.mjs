@@ -1,0 +1,72 @@
+// Builds the addon, the engine, its executable and the C++ tests with CMake, incrementally.
+//
+//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only]
+//
+// LibTorch: --libtorch, else DIAD_LIBTORCH, else the torch package of the project's .venv, else that of python3.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import os from 'node:os';
+import path from 'node:path';
+import process from 'node:process';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
+
+function fail(message) {
+  process.stderr.write(`build-native: ${message}\n`);
+  process.exit(1);
+}
+
+function isLibTorch(folder) {
+  return existsSync(path.join(folder, 'share', 'cmake', 'Torch', 'TorchConfig.cmake'));
+}
+
+function torchOfVenv() {
+  const lib = path.join(root, '.venv', 'lib');
+  if (!existsSync(lib)) return [];
+  return readdirSync(lib).map((python) => path.join(lib, python, 'site-packages', 'torch'));
+}
+
+function torchOfPython() {
+  const find = 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
+  const found = spawnSync('python3', ['-c', find], { encoding: 'utf8' });
+  return found.status === 0 && found.stdout.trim() ? [found.stdout.trim()] : [];
+}
+
+function findLibTorch(option) {
+  const named = option ?? process.env.DIAD_LIBTORCH;
+  if (named) return isLibTorch(named) ? named : fail(`${named} holds no share/cmake/Torch/TorchConfig.cmake`);
+  const found = [...torchOfVenv(), ...torchOfPython()].find(isLibTorch);
+  return found ?? fail('no LibTorch found: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`, which installs torch into .venv');
+}
+
+function findNodeHeaders(require) {
+  const candidates = [process.env.npm_config_nodedir, path.resolve(path.dirname(process.execPath), '..')].filter(Boolean);
+  const found = candidates
+    .map((folder) => path.join(folder, 'include', 'node'))
+    .find((folder) => existsSync(path.join(folder, 'node_api.h')));
+  // Otherwise the headers of Node-API alone, as a package: enough for an addon that uses nothing else.
+  return found ?? require('node-api-headers').include_dir;
+}
+
+const { values } = parseArgs({ options: { libtorch: { type: 'string' }, 'addon-only': { type: 'boolean', default: false } } });
+const require = createRequire(import.meta.url);
+const build = path.join(root, 'build');
+const ninja = spawnSync('ninja', ['--version']).status === 0;
+const configure = [
+  ...['-S', root, '-B', build, '-DCMAKE_BUILD_TYPE=Release'],
+  ...(ninja ? ['-G', 'Ninja'] : []),
+  `-DNODE_INCLUDE_DIR=${findNodeHeaders(require)}`,
+  `-DDIAD_NODE_ADDON_API=${path.dirname(require.resolve('node-addon-api/package.json'))}`,
+  '-DDIAD_BUILD_ADDON=ON',
+  `-DDIAD_BUILD_ENGINE=${values['addon-only'] ? 'OFF' : 'ON'}`,
+  ...(values['addon-only'] ? [] : [`-DDIAD_LIBTORCH=${path.resolve(findLibTorch(values.libtorch))}`]),
+];
+try {
+  execFileSync('cmake', configure, { stdio: ['ignore', 'ignore', 'inherit'] });
+  execFileSync('cmake', ['--build', build, '--parallel', String(os.availableParallelism())], { stdio: 'inherit' });
+} catch (error) {
+  fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed, see above');
+}
