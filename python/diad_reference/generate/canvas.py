@@ -22,6 +22,23 @@ class Pose:
         u, v = self.u - du, self.v - dv
         return Pose(u * np.cos(a) + v * np.sin(a), -u * np.sin(a) + v * np.cos(a), self.pixel)
 
+    def around(self, u: float, v: float, radius: float) -> tuple[slice, slice]:
+        """Rows and columns that hold every pixel within `radius` of (u, v): a small shape is drawn there alone, at a fraction of the cost.
+
+        For frames without bends: pixel coordinates follow from the frame's corner and its two unit steps.
+        """
+        step = np.array(
+            [[self.u[0, 1] - self.u[0, 0], self.u[1, 0] - self.u[0, 0]], [self.v[0, 1] - self.v[0, 0], self.v[1, 0] - self.v[0, 0]]]
+        )
+        x, y = np.linalg.solve(step.astype(np.float64), [u - self.u[0, 0], v - self.v[0, 0]])
+        reach = radius / self.pixel + 3  # antialiased edges, and the float32 steps' rounding
+        low, high = (np.clip([y + s * reach, x + s * reach], 0, SIZE).astype(int) for s in (-1, 1))
+        return slice(low[0], high[0] + 1), slice(low[1], high[1] + 1)
+
+    def cut(self, window: tuple[slice, slice]) -> "Pose":
+        """The frame of a window's pixels."""
+        return Pose(self.u[window], self.v[window], self.pixel)
+
     def cover(self, distance: Array) -> Array:
         """Coverage 0..1 of a shape given by its signed distance (negative inside)."""
         return np.clip(0.5 - distance / self.pixel, 0, 1).astype(np.float32)

@@ -120,18 +120,19 @@ def render_defective(class_name: str, defect: str, rng: np.random.Generator, spl
         strength = min(1.0, strength + 0.1)
 
 
-def _generator(seed: int, *what: str | int) -> np.random.Generator:
+def picture_rng(seed: int, *what: str | int) -> np.random.Generator:
+    """The generator of one picture, from the data set's seed and what it shows: class, split, "good" or the defect, index."""
     return np.random.default_rng([seed, *(zlib.crc32(str(w).encode()) for w in what)])
 
 
 def _write_good(out: Path, seed: int, class_name: str, split: Split, index: int) -> None:
     folder = out / class_name / ("train" if split == "train" else "test") / "good"
-    rng = _generator(seed, class_name, split, "good", index)
+    rng = picture_rng(seed, class_name, split, "good", index)
     Image.fromarray(render_good(class_name, rng, split)).save(folder / f"{index:03d}.png", compress_level=1)
 
 
 def _write_defective(out: Path, seed: int, class_name: str, split: Split, defect: str, index: int) -> None:
-    rng = _generator(seed, class_name, split, defect, index)
+    rng = picture_rng(seed, class_name, split, defect, index)
     picture, mask = render_defective(class_name, defect, rng, split)
     Image.fromarray(picture).save(out / class_name / "test" / defect / f"{index:03d}.png", compress_level=1)
     Image.fromarray(mask).save(out / class_name / "ground_truth" / defect / f"{index:03d}_mask.png")

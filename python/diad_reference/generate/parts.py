@@ -155,15 +155,17 @@ def cable(rng: np.random.Generator, change: str | None, choice: np.random.Genera
         jitter = rng.normal(0, 0.004, (19, 2))
         if k == missing:
             continue
+        window = pose.around(*spot, 0.3)
+        core, near = core.cut(window), scene.cut(window)
         ring = circle(core, 0.265)
-        scene.paint(pose.cover(ring), np.array(colour) * dull * (1 + 0.02 * noise(np.random.default_rng(k), 50))[..., None], gloss=0.25)
-        scene.height += pose.relief(ring, 0.05, 4)
-        scene.paint(pose.cover(circle(core, 0.185)), (0.2, 0.13, 0.09), gloss=0.0)
+        mottle = 1 + 0.02 * noise(np.random.default_rng(k), 50)[window]
+        near.paint(pose.cover(ring), np.array(colour) * dull * mottle[..., None], gloss=0.25)
+        near.height += pose.relief(ring, 0.05, 4)
+        near.paint(pose.cover(circle(core, 0.185)), (0.2, 0.13, 0.09), gloss=0.0)
         for (du, dv), (ju, jv) in zip(_STRANDS, jitter, strict=True):
             strand = circle(core.moved(du + ju, dv + jv), 0.036)
-            near = pose.cover(strand)
-            scene.paint(near, (0.78, 0.47, 0.3), gloss=0.6)
-            scene.height += pose.relief(strand, 0.03, 5)
+            near.paint(pose.cover(strand), (0.78, 0.47, 0.3), gloss=0.6)
+            near.height += pose.relief(strand, 0.03, 5)
     scene.part = cover
     return scene
 

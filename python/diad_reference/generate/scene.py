@@ -19,6 +19,10 @@ class Scene:
     gloss: Array  # 0..1, strength of the highlight
     part: Array  # 0..1, coverage by the inspected part; 1 everywhere for textures
 
+    def cut(self, window: tuple[slice, slice]) -> "Scene":
+        """A window of the scene; painting it in place paints the scene."""
+        return Scene(self.albedo[window], self.height[window], self.gloss[window], self.part[window])
+
     def paint(self, mask: Array, colour: Array | tuple[float, float, float], gloss: float | None = None) -> None:
         """Covers the masked pixels (0..1) with a colour."""
         self.albedo += mask[..., None] * (np.asarray(colour, dtype=np.float32) - self.albedo)

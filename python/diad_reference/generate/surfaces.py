@@ -22,8 +22,9 @@ def _sheet(colour: np.ndarray, gloss: float) -> Scene:
 # Layouts: kind, u, v, turned by 90 degrees; the traces run between the listed points.
 _LAYOUTS = (
     (
-        (("chip", -0.3, -0.28, 0), ("chip", 0.38, 0.3, 1), ("resistor", 0.35, -0.5, 0), ("resistor", 0.35, -0.33, 0), ("resistor", 0.35, -0.16, 0),
-         ("can", -0.52, 0.42, 0), ("can", -0.2, 0.48, 0), ("resistor", 0.72, -0.3, 1), ("led", 0.74, 0.62, 0)),
+        (("chip", -0.3, -0.28, 0), ("chip", 0.38, 0.3, 1), ("resistor", 0.35, -0.5, 0), ("resistor", 0.35, -0.33, 0),
+         ("resistor", 0.35, -0.16, 0), ("can", -0.52, 0.42, 0), ("can", -0.2, 0.48, 0), ("resistor", 0.72, -0.3, 1),
+         ("led", 0.74, 0.62, 0)),
         ((-0.8, -0.6, -0.3, -0.6), (-0.8, -0.6, -0.8, 0.3), (0.0, -0.3, 0.35, -0.33), (0.72, -0.1, 0.72, 0.5), (-0.52, 0.1, -0.52, 0.3),
          (-0.1, 0.1, 0.2, 0.1), (0.2, 0.1, 0.2, 0.3), (-0.3, 0.05, -0.3, 0.3), (0.0, 0.7, 0.6, 0.7)),
     ),
@@ -43,28 +44,31 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
     mask_colour = np.array((0.1, 0.33, 0.2)) * (1 + rng.normal(0, 0.03))
     scene = _sheet(mask_colour * (1 + 0.05 * noise(rng, 70))[..., None], 0.15)
     for u0, v0, u1, v1 in traces:
-        lines = segment(pose, (u0, v0), (u1, v1), 0.014)
+        window = pose.around((u0 + u1) / 2, (v0 + v1) / 2, float(np.hypot(u1 - u0, v1 - v0)) / 2 + 0.12)
+        frame, near = pose.cut(window), scene.cut(window)
+        lines = segment(frame, (u0, v0), (u1, v1), 0.014)
         for offset in (0.05, -0.05):
-            lines = np.minimum(lines, segment(pose, (u0 + offset, v0 + offset), (u1 + offset, v1 + offset), 0.01))
-        scene.paint(pose.cover(lines), mask_colour * 1.55)
-        scene.height += pose.relief(lines, 0.012, 0.8)
+            lines = np.minimum(lines, segment(frame, (u0 + offset, v0 + offset), (u1 + offset, v1 + offset), 0.01))
+        near.paint(pose.cover(lines), mask_colour * 1.55)
+        near.height += pose.relief(lines, 0.012, 0.8)
         for u, v in ((u0, v0), (u1, v1)):
-            via = circle(pose.moved(u, v), 0.028)
-            scene.paint(pose.cover(via), (0.72, 0.68, 0.52), gloss=0.5)
-            scene.paint(pose.cover(via + 0.016), (0.08, 0.09, 0.08))
+            via = circle(frame.moved(u, v), 0.028)
+            near.paint(pose.cover(via), (0.72, 0.68, 0.52), gloss=0.5)
+            near.paint(pose.cover(via + 0.016), (0.08, 0.09, 0.08))
     changed = int(choice.integers(len(layout)))
     for k, (kind, u, v, turn) in enumerate(layout):
         settle = rng.normal(0, 0.004, 2)
         tilt = float(rng.normal(0, 1.0)) + 90 * turn
-        pads = pose.moved(u, v, 90 * turn)
-        _solder(scene, pads, kind)
+        window = pose.around(u, v, 0.46 if kind == "chip" else 0.28)  # body and pads, in place or misplaced
+        frame, near = pose.cut(window), scene.cut(window)
+        _solder(near, frame.moved(u, v, 90 * turn), kind)
         if change == "missing_part" and k == changed:
             continue
         if change == "misplaced_part" and k == changed:
             a = choice.uniform(0, 2 * np.pi)
             d = choice.uniform(0.05, 0.11)
             u, v, tilt = u + d * np.cos(a), v + d * np.sin(a), tilt + choice.choice([-1, 1]) * choice.uniform(6, 35)
-        _component(scene, pose.moved(u + settle[0], v + settle[1], tilt), kind)
+        _component(near, frame.moved(u + settle[0], v + settle[1], tilt), kind)
     return scene
 
 
@@ -90,7 +94,7 @@ def _component(scene: Scene, pose: Pose, kind: str) -> None:
         body = box(pose, 0.24, 0.155, 0.015)
         cover = pose.cover(body)
         scene.paint(cover, (0.09, 0.09, 0.1), gloss=0.12)
-        scene.height = scene.height * (1 - cover) + cover * (4 + pose.relief(body, 0.03, 4))
+        scene.height[:] = scene.height * (1 - cover) + cover * (4 + pose.relief(body, 0.03, 4))
         scene.paint(pose.cover(circle(pose.moved(-0.18, 0.09), 0.018)), (0.3, 0.3, 0.31))
         for row, width in ((-0.05, 0.13), (0.0, 0.09), (0.05, 0.11)):
             scene.paint(0.55 * pose.cover(box(pose.moved(0.02, row), width, 0.009)), (0.72, 0.72, 0.7))
