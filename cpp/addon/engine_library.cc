@@ -29,11 +29,9 @@ bool exists(const std::string& file) {
   return stat(file.c_str(), &status) == 0;
 }
 
-// OpenMP's threads spin for milliseconds at each barrier by default: on a machine that has other work, inference becomes ten times
-// slower. A short spin keeps most of the gain on an idle machine. libgomp reads this once, when LibTorch brings it in; what the user set stays.
-void limit_spinning() {
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) setenv("GOMP_SPINCOUNT", "10000", /*overwrite=*/0);
-}
+// OpenMP's threads spin at each barrier by default: on a machine that has other work, inference becomes ten times slower. libgomp
+// reads this once, when LibTorch brings it in; what the user has set stays.
+void avoid_spinning() { setenv("OMP_WAIT_POLICY", "PASSIVE", /*overwrite=*/0); }
 
 std::string last_dl_error() {
   const char* text = dlerror();
@@ -67,7 +65,7 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   const std::string libtorch = libtorch_folder + "/libtorch.so";
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
   if (!exists(engine_path)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
-  limit_spinning();
+  avoid_spinning();
   // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
   if (dlopen(libtorch.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "LibTorch cannot be opened: " + last_dl_error()};
