@@ -1,0 +1,144 @@
+// The anomaly map of a picture, and pictures of it.
+import { decodeImage, type RawFrame, type TakenImage } from './image.js';
+import { number, optionsObject } from './validate.js';
+
+/** Options of {@link AnomalyMap.toHeatmap}. */
+export interface HeatmapOptions {
+  /** Value drawn as nothing. Default 0. */
+  readonly min?: number;
+  /**
+   * Value drawn in the strongest colour. Default: twice the threshold of a calibrated bundle, else 1. Colours are never scaled to a picture's
+   * own extremes, so that two heat maps can be compared.
+   */
+  readonly max?: number;
+  /** Opacity of the strongest colour over the picture, 0 to 1. Default 0.75. */
+  readonly opacity?: number;
+}
+
+/** Colour stops of the heat map from weak to strong: position, red, green, blue. */
+const STOPS = [
+  [0, 255, 230, 80],
+  [0.35, 255, 170, 20],
+  [0.7, 235, 40, 20],
+  [1, 200, 0, 90],
+] as const;
+
+/** Colour of a strength 0..1 as [red, green, blue], 0..255. */
+export function heatColour(strength: number): readonly [number, number, number] {
+  const t = Math.min(1, Math.max(0, strength));
+  const above = STOPS.findIndex(([position]) => position >= t);
+  const [p1, r1, g1, b1] = STOPS[Math.max(above, 0)] ?? STOPS[0];
+  const [p0, r0, g0, b0] = STOPS[Math.max(above - 1, 0)] ?? STOPS[0];
+  const share = p1 === p0 ? 0 : (t - p0) / (p1 - p0);
+  return [r0 + share * (r1 - r0), g0 + share * (g1 - g0), b0 + share * (b1 - b0)];
+}
+
+/**
+ * Bilinear resize of a map, pixel centres aligned, edges repeated.
+ *
+ * @param data - row-major [height, width]
+ * @returns row-major [toHeight, toWidth]
+ */
+export function resizeMap(data: Float32Array, width: number, height: number, toWidth: number, toHeight: number): Float32Array {
+  if (width === toWidth && height === toHeight) return data.slice();
+  const result = new Float32Array(toWidth * toHeight);
+  const columns = taps(width, toWidth);
+  const rows = taps(height, toHeight);
+  for (let y = 0; y < toHeight; y++) {
+    const [upper, lower, down] = [rows.low[y]! * width, rows.high[y]! * width, rows.share[y]!];
+    for (let x = 0; x < toWidth; x++) {
+      const [left, right, across] = [columns.low[x]!, columns.high[x]!, columns.share[x]!];
+      const above = data[upper + left]! * (1 - across) + data[upper + right]! * across;
+      const below = data[lower + left]! * (1 - across) + data[lower + right]! * across;
+      result[y * toWidth + x] = above * (1 - down) + below * down;
+    }
+  }
+  return result;
+}
+
+function taps(from: number, to: number): { low: Int32Array; high: Int32Array; share: Float64Array } {
+  const [low, high, share] = [new Int32Array(to), new Int32Array(to), new Float64Array(to)];
+  for (let i = 0; i < to; i++) {
+    const position = Math.min(from - 1, Math.max(0, ((i + 0.5) * from) / to - 0.5));
+    low[i] = Math.floor(position);
+    high[i] = Math.min(from - 1, low[i]! + 1);
+    share[i] = position - low[i]!;
+  }
+  return { low, high, share };
+}
+
+/** How anomalous each pixel is: summed feature distances, blurred; 0 is "as reconstructed", at most 6. */
+export class AnomalyMap {
+  /** Pixels. */
+  readonly width: number;
+  /** Pixels. */
+  readonly height: number;
+  /** Row-major, width x height. */
+  readonly data: Float32Array;
+  readonly #picture: TakenImage;
+  readonly #threshold: number | undefined;
+
+  /** @internal */
+  constructor(width: number, height: number, data: Float32Array, picture: TakenImage, threshold: number | undefined) {
+    this.width = width;
+    this.height = height;
+    this.data = data;
+    this.#picture = picture;
+    this.#threshold = threshold;
+  }
+
+  /**
+   * The picture with the map over it, at the picture's own size.
+   *
+   * @returns PNG bytes
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
+   */
+  async toHeatmap(options?: HeatmapOptions): Promise<Buffer> {
+    const given = optionsObject(options, 'heat map options', ['min', 'max', 'opacity']);
+    const min = number(given.min, 'min', -1e6, 1e6, 0);
+    const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
+    const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
+    const opacity = number(given.opacity, 'opacity', 0, 1, 0.75);
+    const frame = await decodeImage(this.#picture, Number.MAX_SAFE_INTEGER);
+    const values = resizeMap(this.data, this.width, this.height, frame.width, frame.height);
+    return encodePng(blend(frame, values, min, max, opacity));
+  }
+
+  /**
+   * The map alone as a grey picture, black at `min` (default 0) and white at `max` (default as for the heat map).
+   *
+   * @returns PNG bytes
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
+   */
+  async toGrey(options?: Omit<HeatmapOptions, 'opacity'>): Promise<Buffer> {
+    const given = optionsObject(options, 'grey map options', ['min', 'max']);
+    const min = number(given.min, 'min', -1e6, 1e6, 0);
+    const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
+    const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
+    const data = Uint8Array.from(this.data, (value) => Math.round(255 * Math.min(1, Math.max(0, (value - min) / (max - min)))));
+    return encodePng({ data, width: this.width, height: this.height, channels: 1 });
+  }
+}
+
+function blend(frame: RawFrame, values: Float32Array, min: number, max: number, opacity: number): RawFrame {
+  const { width, height, channels } = frame;
+  const data = new Uint8Array(width * height * 3);
+  for (let i = 0; i < values.length; i++) {
+    const strength = Math.min(1, Math.max(0, (values[i]! - min) / (max - min)));
+    const colour = heatColour(strength);
+    // Weak values stay see-through, so that the picture is recognised where nothing was found.
+    const alpha = opacity * Math.min(1, strength * 1.6) ** 1.5;
+    for (let c = 0; c < 3; c++) {
+      const under = frame.data[i * channels + (channels === 1 ? 0 : c)]!;
+      data[3 * i + c] = Math.round(under * (1 - alpha) + colour[c]! * alpha);
+    }
+  }
+  return { data, width, height, channels: 3 };
+}
+
+/** PNG bytes of a frame. */
+export async function encodePng(frame: RawFrame): Promise<Buffer> {
+  const { default: sharp } = await import('sharp');
+  const { data, width, height, channels } = frame;
+  return sharp(data, { raw: { width, height, channels } }).png().toBuffer();
+}

@@ -1,0 +1,108 @@
+// From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, colour) gives it.
+import type { SharpOptions } from 'sharp';
+import { DiadError } from './errors.js';
+import { invalid } from './validate.js';
+
+/** An 8-bit picture, rows without gaps: grey (1), RGB (3) or RGBA (4, alpha is dropped). */
+export interface RawFrame {
+  readonly data: Uint8Array | Uint8ClampedArray;
+  /** Pixels. */
+  readonly width: number;
+  /** Pixels. */
+  readonly height: number;
+  readonly channels: 1 | 3 | 4;
+}
+
+/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF or GIF (first frame), or a raw frame. */
+export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
+
+/** A private copy of what the caller passed: later changes of the caller's memory do not matter. */
+export type TakenImage = { readonly kind: 'encoded'; readonly bytes: Uint8Array } | { readonly kind: 'frame'; readonly frame: RawFrame };
+
+const LARGEST_SIDE = 2 ** 20;
+
+/**
+ * Validates and copies an image argument, synchronously.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for anything that is neither bytes nor a raw frame
+ */
+export function takeImage(image: ImageInput): TakenImage {
+  if (image instanceof Uint8Array) return { kind: 'encoded', bytes: Uint8Array.from(image) };
+  if (image instanceof ArrayBuffer || image instanceof SharedArrayBuffer) return { kind: 'encoded', bytes: new Uint8Array(image.slice(0)) };
+  if (typeof image === 'string') {
+    throw invalid('encoded bytes or a raw frame (read the file first: await readFile(path))', 'image', image);
+  }
+  if (typeof image !== 'object' || image === null || !('data' in image)) throw invalid('encoded bytes or a raw frame', 'image', image);
+  return { kind: 'frame', frame: takeFrame(image) };
+}
+
+function takeFrame(frame: RawFrame): RawFrame {
+  const { data, width, height, channels } = frame;
+  if (!(data instanceof Uint8Array || data instanceof Uint8ClampedArray)) throw invalid('a Uint8Array', 'image.data', data);
+  for (const [name, side] of [['image.width', width] as const, ['image.height', height] as const]) {
+    if (!Number.isInteger(side) || side < 1 || side > LARGEST_SIDE) throw invalid(`an integer from 1 to ${LARGEST_SIDE}`, name, side);
+  }
+  if (![1, 3, 4].includes(channels)) throw invalid('1, 3 or 4', 'image.channels', channels);
+  const expected = width * height * channels;
+  if (data.length !== expected) throw invalid(`${expected} bytes (${width} x ${height} x ${channels})`, 'image.data', data.length);
+  return { data: Uint8Array.from(data), width, height, channels };
+}
+
+const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
+
+/**
+ * The format of encoded bytes by their first bytes; undefined for anything not accepted (SVG, PDF, HEIF with HEVC and the rest).
+ */
+export function sniffFormat(bytes: Uint8Array): 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | undefined {
+  if (ascii(bytes, 0, 8) === '\x89PNG\r\n\x1a\n') return 'png';
+  if (bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff) return 'jpeg';
+  if (ascii(bytes, 0, 4) === 'RIFF' && ascii(bytes, 8, 12) === 'WEBP') return 'webp';
+  if (['II*\0', 'MM\0*', 'II+\0', 'MM\0+'].includes(ascii(bytes, 0, 4))) return 'tiff';
+  if (['GIF87a', 'GIF89a'].includes(ascii(bytes, 0, 6))) return 'gif';
+  if (ascii(bytes, 4, 8) === 'ftyp' && ['avif', 'avis'].includes(ascii(bytes, 8, 12))) return 'avif';
+  return undefined;
+}
+
+const tooLarge = (width: number, height: number, maxPixels: number): DiadError =>
+  new DiadError(
+    'ERR_DIAD_IMAGE_TOO_LARGE',
+    `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels if it is meant to be read`,
+  );
+
+/**
+ * Decodes a taken image.
+ *
+ * EXIF orientation applied, alpha dropped, 16 bits cut to the high byte, embedded colour profiles ignored, palettes expanded, CMYK
+ * converted, the first frame or page of several.
+ *
+ * @param image - from {@link takeImage}
+ * @param maxPixels - limit on width x height, checked on the header before any pixel is decoded
+ * @returns a frame of 1 or 3 channels (4 for raw RGBA frames)
+ * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
+ */
+export async function decodeImage(image: TakenImage, maxPixels: number): Promise<RawFrame> {
+  if (image.kind === 'frame') {
+    const { width, height } = image.frame;
+    if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
+    return image.frame;
+  }
+  const { bytes } = image;
+  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
+  if (sniffFormat(bytes) === undefined) {
+    const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF or GIF but the bytes begin with ${first}`);
+  }
+  const { default: sharp } = await import('sharp');
+  const options: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
+  try {
+    const header = await sharp(bytes, options).metadata();
+    const [width, height] = [header.width, header.pageHeight ?? header.height];
+    if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
+    const { data, info } = await sharp(bytes, options).autoOrient().removeAlpha().toColourspace('srgb').raw().toBuffer({ resolveWithObject: true });
+    return { data, width: info.width, height: info.height, channels: info.channels === 1 ? 1 : 3 };
+  } catch (error) {
+    if (error instanceof DiadError) throw error;
+    const reason = error instanceof Error ? error.message.split('\n')[0] : String(error);
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause: error });
+  }
+}
