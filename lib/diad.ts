@@ -1,0 +1,286 @@
+// Diad: a loaded bundle that scores pictures.
+import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
+import { readCalibration, type Calibration } from './calibration.js';
+import { codeOf, DiadError, fromNative } from './errors.js';
+import { decodeImage, takeImage, type ImageInput, type RawFrame, type TakenImage } from './image.js';
+import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats, type Timings } from './native.js';
+import {
+  validateCallOptions,
+  validateLoadOptions,
+  validateManyOptions,
+  type CallOptions,
+  type LoadOptions,
+  type ScoreManyOptions,
+  type ScoreOptions,
+  type ValidatedCall,
+} from './options.js';
+import { describeBundle, type DiadInfo } from './info.js';
+
+/** What one picture scored. */
+export interface ScoreResult {
+  /** How anomalous the picture is: the pooled maximum of its map, 0 (as reconstructed) and up. */
+  readonly score: number;
+  /** Scores above it are anomalous; only of a calibrated bundle. */
+  readonly threshold?: number;
+  /** score > threshold; only of a calibrated bundle. */
+  readonly anomalous?: boolean;
+  readonly map: AnomalyMap;
+  /** Of the noise. */
+  readonly seed: bigint;
+  readonly timings: Timings & { readonly decodeImageMs: number };
+  /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
+  readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
+}
+
+/** A picture as the model thinks it would look if it were normal. */
+export interface ReconstructResult {
+  /** PNG bytes, at the model's size. */
+  readonly image: Buffer;
+  /** Pixels. */
+  readonly width: number;
+  /** Pixels. */
+  readonly height: number;
+  /** RGB, 8 bits, row-major. */
+  readonly data: Uint8Array;
+  readonly score: number;
+  readonly seed: bigint;
+  readonly timings: Timings & { readonly decodeImageMs: number };
+}
+
+/** One item of {@link Diad.scoreMany} with `onError: 'yield'`. */
+export type SettledScore =
+  | { readonly status: 'fulfilled'; readonly index: number; readonly value: ScoreResult }
+  | { readonly status: 'rejected'; readonly index: number; readonly reason: unknown };
+
+interface Computed {
+  readonly result: NativeResult;
+  readonly frame: RawFrame;
+  readonly taken: TakenImage;
+  readonly call: ValidatedCall;
+  readonly decodeImageMs: number;
+}
+
+// An instance that is dropped without close() gives its engine back when it is collected.
+const forgotten = new FinalizationRegistry<NativeEngine>((engine) => {
+  engine.close().catch(() => undefined); // nobody is left to be told
+});
+
+/** A loaded bundle. Create one with {@link Diad.load}; give it back with {@link Diad.close}. */
+export class Diad {
+  /** The bundle, the device and LibTorch. */
+  readonly info: DiadInfo;
+  readonly #engine: NativeEngine;
+  readonly #maxPixels: number;
+  readonly #queueLimit: number;
+  readonly #maxBatch: number;
+  readonly #calibration: Calibration | undefined;
+  #inFlight = 0;
+  #closing: Promise<void> | undefined;
+
+  private constructor(engine: NativeEngine, info: DiadInfo, options: ReturnType<typeof validateLoadOptions>, calibration?: Calibration) {
+    this.#engine = engine;
+    this.info = info;
+    this.#maxPixels = options.maxPixels;
+    this.#queueLimit = options.native.queueLimit;
+    this.#maxBatch = options.native.maxBatch;
+    this.#calibration = calibration;
+    forgotten.register(this, engine, this);
+  }
+
+  /**
+   * Loads a bundle.
+   *
+   * @param bundle - its folder; default: the demo model that ships with diad
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_BUNDLE_NOT_FOUND, ERR_DIAD_BUNDLE_INVALID, ERR_DIAD_BUNDLE_CORRUPT,
+   *   ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH, ERR_DIAD_DEVICE_UNAVAILABLE, ERR_DIAD_OUT_OF_MEMORY
+   */
+  static async load(bundle?: string, options?: LoadOptions): Promise<Diad> {
+    const validated = validateLoadOptions(bundle, options);
+    const folder = validated.bundle ?? demoBundle;
+    const native = await openNative(validated.libtorch);
+    try {
+      const calibration = await readCalibration(folder);
+      const engine = await native.addon.load(folder, validated.native);
+      return new Diad(engine, describeBundle(folder, engine.info(), native, calibration), validated, calibration);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /**
+   * Scores a picture.
+   *
+   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF's first frame) or a raw frame; copied before this returns
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE, ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT,
+   *   ERR_DIAD_CLOSED, ERR_DIAD_OUT_OF_MEMORY; the signal's reason when it aborts
+   */
+  async score(image: ImageInput, options?: ScoreOptions): Promise<ScoreResult> {
+    const call = validateCallOptions(options, true);
+    const computed = await this.#compute(takeImage(image), call, { map: true, reconstruction: false });
+    return this.#scoreResult(computed);
+  }
+
+  /**
+   * Rebuilds a picture as if it were normal.
+   *
+   * @param image - as for {@link Diad.score}
+   * @throws as {@link Diad.score}
+   */
+  async reconstruct(image: ImageInput, options?: CallOptions): Promise<ReconstructResult> {
+    const call = validateCallOptions(options, false);
+    const { result, decodeImageMs } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
+    const { size, score, reconstruction: data = new Uint8Array() } = result;
+    const encoded = await encodePng({ data, width: size, height: size, channels: 3 });
+    return { image: encoded, width: size, height: size, data, score, seed: call.seed, timings: { ...result.timings, decodeImageMs } };
+  }
+
+  scoreMany(
+    images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: ScoreManyOptions & { readonly onError: 'yield' },
+  ): AsyncGenerator<SettledScore, void, undefined>;
+  scoreMany(
+    images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options?: ScoreManyOptions & { readonly onError?: 'throw' },
+  ): AsyncGenerator<ScoreResult, void, undefined>;
+  /**
+   * Scores pictures as they are taken: results in the order of the pictures, at most `concurrency` pictures in flight, the source read no
+   * faster than results are taken. Leaving the loop early cancels what is in flight.
+   *
+   * @param images - a source of images; may be endless
+   * @param options - `onError: 'throw'` (default) ends at the first failure, `'yield'` hands failures out in their place
+   * @throws as {@link Diad.score}
+   */
+  async *scoreMany(
+    images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options?: ScoreManyOptions,
+  ): AsyncGenerator<ScoreResult | SettledScore, void, undefined> {
+    const { call, concurrency, onError } = validateManyOptions(images, options, Math.min(2 * this.#maxBatch, this.#queueLimit));
+    const abandoned = new AbortController();
+    const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
+    const inFlight: Promise<SettledScore>[] = [];
+    let taken = 0;
+    const hand = (settled: SettledScore): ScoreResult | SettledScore => {
+      if (onError === 'yield') return settled;
+      if (settled.status === 'rejected') throw settled.reason;
+      return settled.value;
+    };
+    try {
+      for await (const image of images) {
+        inFlight.push(this.#settle(image, { ...call, signal }, taken++));
+        if (inFlight.length >= concurrency) yield hand(await inFlight.shift()!);
+      }
+      while (inFlight.length > 0) yield hand(await inFlight.shift()!);
+    } finally {
+      abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
+      await Promise.all(inFlight);
+    }
+  }
+
+  /**
+   * The queue in front of the engine. It is shared by all loads of the same bundle with the same options in this process.
+   *
+   * @throws DiadError ERR_DIAD_CLOSED
+   */
+  stats(): QueueStats {
+    try {
+      return this.#engine.stats();
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /** Gives the engine back. Pending calls reject with ERR_DIAD_CLOSED; may be called again. */
+  close(): Promise<void> {
+    forgotten.unregister(this);
+    this.#closing ??= this.#engine.close();
+    return this.#closing;
+  }
+
+  /** `await using diad = await Diad.load()`: the same as {@link Diad.close}. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #settle(image: ImageInput, call: ValidatedCall, index: number): Promise<SettledScore> {
+    try {
+      const computed = await this.#compute(takeImage(image), call, { map: true, reconstruction: false });
+      return { status: 'fulfilled', index, value: this.#scoreResult(computed) };
+    } catch (reason) {
+      return { status: 'rejected', index, reason };
+    }
+  }
+
+  #scoreResult({ result, frame, taken, call, decodeImageMs }: Computed): ScoreResult {
+    const { size, score, map: values = new Float32Array(), stages } = result;
+    const threshold = this.#calibration?.threshold;
+    const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [size, size];
+    const data = call.mapSize === 'image' ? resizeMap(values, size, size, width, height) : values;
+    return {
+      score,
+      ...(threshold === undefined ? {} : { threshold, anomalous: score > threshold }),
+      map: new AnomalyMap(width, height, data, taken, threshold),
+      seed: call.seed,
+      timings: { ...result.timings, decodeImageMs },
+      ...(stages === undefined ? {} : { stages }),
+    };
+  }
+
+  /** Decodes, submits and waits; the caller's abort, timeout and step callback act on the way. */
+  async #compute(taken: TakenImage, call: ValidatedCall, want: { map: boolean; reconstruction: boolean }): Promise<Computed> {
+    this.#admit(call.signal);
+    this.#inFlight++;
+    try {
+      const started = performance.now();
+      const frame = await decodeImage(taken, this.#maxPixels);
+      const decodeImageMs = performance.now() - started;
+      call.signal?.throwIfAborted();
+      const timeoutMs = remaining(call.timeoutMs, decodeImageMs);
+      const result = await this.#submit(frame, call, { ...want, seed: call.seed, timeoutMs, stages: call.stages });
+      return { result, frame, taken, call, decodeImageMs };
+    } finally {
+      this.#inFlight--;
+    }
+  }
+
+  #admit(signal: AbortSignal | undefined): void {
+    signal?.throwIfAborted();
+    if (this.#closing !== undefined) throw new DiadError('ERR_DIAD_CLOSED', 'This Diad is closed; load it again');
+    if (this.#inFlight >= this.#queueLimit) {
+      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} pictures are in flight, the limit; submit more slowly or raise queueLimit`);
+    }
+  }
+
+  async #submit(frame: RawFrame, call: ValidatedCall, options: Parameters<NativeEngine['submit']>[1]): Promise<NativeResult> {
+    const { signal, onStep } = call;
+    let thrown: { readonly error: unknown } | undefined;
+    const step = (done: number, total: number): void => {
+      try {
+        if (thrown === undefined) onStep?.(done, total);
+      } catch (error) {
+        thrown = { error };
+        this.#engine.cancel(submitted.id);
+      }
+    };
+    const submitted = this.#engine.submit(frame, options, onStep === undefined ? null : step);
+    const abort = (): void => void this.#engine.cancel(submitted.id);
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      return await submitted.result;
+    } catch (error) {
+      if (codeOf(error) === 'ERR_DIAD_CANCELLED') {
+        if (thrown !== undefined) throw thrown.error;
+        signal?.throwIfAborted();
+      }
+      throw fromNative(error);
+    } finally {
+      signal?.removeEventListener('abort', abort);
+    }
+  }
+}
+
+/** What is left of a call's timeout after decoding; 0: none was set. */
+function remaining(timeoutMs: number, spentMs: number): number {
+  if (timeoutMs === 0) return 0;
+  if (spentMs >= timeoutMs) throw new DiadError('ERR_DIAD_TIMEOUT', `The request's timeout of ${timeoutMs} ms passed while decoding`);
+  return Math.max(1, Math.round(timeoutMs - spentMs));
+}

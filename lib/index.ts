@@ -1,0 +1,8 @@
+// The public API.
+export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
+export { Diad, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
+export { DiadError, type DiadErrorCode } from './errors.js';
+export type { ImageInput, RawFrame } from './image.js';
+export type { DiadInfo } from './info.js';
+export type { Distribution, QueueStats, Timings } from './native.js';
+export type { CallOptions, LoadOptions, ScoreManyOptions, ScoreOptions } from './options.js';

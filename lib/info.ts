@@ -1,0 +1,72 @@
+// What a loaded Diad says about itself.
+import type { Calibration } from './calibration.js';
+import type { Native } from './native.js';
+
+/** The bundle, the device and LibTorch behind a Diad. */
+export interface DiadInfo {
+  readonly bundle: {
+    readonly path: string;
+    readonly name: string;
+    readonly description: string;
+    /** What it was trained on. */
+    readonly classes: readonly string[];
+    /** Identifies the model: sha256 of its manifest. */
+    readonly digest: string;
+    /** Bytes of all files. */
+    readonly sizeBytes: number;
+    /** Side of the model's picture and map, pixels. */
+    readonly imageSize: number;
+    /** Denoising steps. */
+    readonly steps: number;
+    /** Of the calibration, when there is one. */
+    readonly threshold?: number;
+  };
+  readonly device: string;
+  readonly precision: string;
+  readonly threads: number;
+  readonly libtorch: { readonly version: string; readonly path: string; readonly source: string };
+  /** Version of the engine library. */
+  readonly engine: string;
+  /** Milliseconds that loading took, warm-up included. */
+  readonly loadMs: number;
+}
+
+interface EngineInfo {
+  readonly manifest: {
+    readonly name: string;
+    readonly description?: string;
+    readonly classes?: readonly string[];
+    readonly image: { readonly size: number };
+    readonly schedule: { readonly steps: readonly unknown[] };
+  };
+  readonly manifestSha256: string;
+  readonly device: string;
+  readonly precision: string;
+  readonly threads: number;
+  readonly loadMs: number;
+  readonly sizeBytes: number;
+}
+
+/** Puts the engine's own description (JSON) and the surroundings together. */
+export function describeBundle(path: string, engineInfo: string, native: Native, calibration: Calibration | undefined): DiadInfo {
+  const { manifest, manifestSha256, device, precision, threads, loadMs, sizeBytes } = JSON.parse(engineInfo) as EngineInfo;
+  return {
+    bundle: {
+      path,
+      name: manifest.name,
+      description: manifest.description ?? '',
+      classes: manifest.classes ?? [],
+      digest: manifestSha256,
+      sizeBytes,
+      imageSize: manifest.image.size,
+      steps: manifest.schedule.steps.length,
+      ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
+    },
+    device,
+    precision,
+    threads,
+    libtorch: { version: native.libtorch.version, path: native.libtorch.libFolder, source: native.libtorch.source },
+    engine: native.version.engine,
+    loadMs,
+  };
+}

@@ -1,0 +1,187 @@
+// The addon: the only file that knows its shape. Finds it, opens LibTorch and the engine behind it, loads bundles.
+import { readdirSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import process from 'node:process';
+import { fileURLToPath } from 'node:url';
+import { DiadError, fromNative } from './errors.js';
+import type { RawFrame } from './image.js';
+import { findLibTorch, minorOf, type LibTorch, type Miss } from './libtorch.js';
+
+/** What the engine says about itself. */
+export interface EngineVersion {
+  readonly engine: string;
+  readonly abi: number;
+  /** LibTorch version the engine was built for. */
+  readonly libtorchBuilt: string;
+  readonly cudaDevices: readonly string[];
+  /** Instruction set LibTorch uses, for example "AVX512". */
+  readonly cpuCapability: string;
+  /** Default number of intra-op threads. */
+  readonly threads: number;
+}
+
+/** Milliseconds. `queueMs` from submission to the start of the batch, `computeMs` the batch; the others split it. */
+export interface Timings {
+  readonly queueMs: number;
+  readonly computeMs: number;
+  readonly resizeMs: number;
+  readonly encodeMs: number;
+  readonly denoiseMs: number;
+  readonly decodeMs: number;
+  readonly extractMs: number;
+  readonly mapMs: number;
+}
+
+/** Percentiles and mean, milliseconds. */
+export interface Distribution {
+  readonly p50: number;
+  readonly p99: number;
+  readonly mean: number;
+}
+
+/** Counters of the queue in front of the engine; distributions are over the last 1,024 pictures. */
+export interface QueueStats {
+  readonly queued: number;
+  readonly running: number;
+  readonly completed: number;
+  readonly failed: number;
+  readonly cancelled: number;
+  readonly batches: number;
+  readonly meanBatch: number;
+  readonly queueMs: Distribution;
+  readonly computeMs: Distribution;
+}
+
+export interface NativeLoadOptions {
+  readonly device: string;
+  readonly precision: string;
+  readonly threads: number;
+  readonly maxBatch: number;
+  readonly maxDelayMs: number;
+  readonly queueLimit: number;
+  readonly verify: boolean;
+  readonly warmup: boolean;
+}
+
+export interface NativeSubmitOptions {
+  readonly seed: bigint;
+  readonly timeoutMs: number;
+  readonly map: boolean;
+  readonly reconstruction: boolean;
+  readonly stages: boolean;
+}
+
+export interface NativeResult {
+  readonly score: number;
+  readonly size: number;
+  readonly map?: Float32Array;
+  readonly reconstruction?: Uint8Array;
+  readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
+  readonly timings: Timings;
+  readonly batchSize: number;
+}
+
+export interface NativeEngine {
+  info(): string;
+  stats(): QueueStats;
+  submit(
+    frame: RawFrame,
+    options: NativeSubmitOptions,
+    onStep: ((step: number, total: number) => void) | null,
+  ): { readonly id: number; readonly result: Promise<NativeResult> };
+  cancel(id: number): boolean;
+  close(): Promise<void>;
+}
+
+interface NativeAddon {
+  open(libtorchFolder: string, enginePath: string): Promise<EngineVersion>;
+  load(bundle: string, options: NativeLoadOptions): Promise<NativeEngine>;
+  shutdown(): void;
+}
+
+/** The opened native side of this thread. */
+export interface Native {
+  readonly addon: NativeAddon;
+  readonly version: EngineVersion;
+  readonly libtorch: LibTorch;
+  readonly addonPath: string;
+}
+
+/** diad's own folder: the one with package.json. */
+export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
+
+/** The bundle that ships with diad. */
+export const demoBundle = path.join(packageRoot, 'models', 'demo');
+
+const ENGINE_NAME = /^libdiad_engine-torch(\d+\.\d+)\.so$/;
+const require = createRequire(import.meta.url);
+
+let addonLoaded: { addon: NativeAddon; addonPath: string } | undefined;
+let opened: { option: string | undefined; native: Promise<Native> } | undefined;
+
+/** Path of the addon's file: build/Release or prebuilds. */
+export function addonPath(): string {
+  try {
+    return (require('node-gyp-build') as { path(root: string): string }).path(packageRoot);
+  } catch (error) {
+    throw new DiadError(
+      'ERR_DIAD_INTERNAL',
+      `diad has no addon for ${process.platform}-${process.arch}, Node ${process.versions.node}: build it with \`npm run build\``,
+      { cause: error },
+    );
+  }
+}
+
+/** LibTorch minors there is an engine for, with its file. */
+export function engines(folder: string): ReadonlyMap<string, string> {
+  const found = readdirSync(folder).flatMap((name) => {
+    const minor = ENGINE_NAME.exec(name)?.[1];
+    return minor === undefined ? [] : [[minor, path.join(folder, name)] as const];
+  });
+  return new Map(found);
+}
+
+function loadAddon(): { addon: NativeAddon; addonPath: string } {
+  if (addonLoaded === undefined) {
+    const file = addonPath();
+    const addon = require(file) as NativeAddon;
+    // Environment hooks do not run on process.exit() or an uncaught throw; this event does.
+    process.once('exit', () => {
+      addon.shutdown();
+    });
+    addonLoaded = { addon, addonPath: file };
+  }
+  return addonLoaded;
+}
+
+async function open(option: string | undefined, misses: Miss[]): Promise<Native> {
+  const loaded = loadAddon();
+  const available = engines(path.dirname(loaded.addonPath));
+  const libtorch = await findLibTorch(option, packageRoot, [...available.keys()].sort(), misses);
+  const engine = available.get(minorOf(libtorch.version));
+  if (engine === undefined) throw new DiadError('ERR_DIAD_INTERNAL', `No engine for LibTorch ${libtorch.version}`);
+  try {
+    return { ...loaded, libtorch, version: await loaded.addon.open(libtorch.libFolder, engine) };
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/**
+ * Opens LibTorch and the engine, once per thread; a failure may be tried again.
+ *
+ * @param option - the load option `libtorch`
+ * @param misses - receives every place where LibTorch was not found
+ * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH
+ */
+export async function openNative(option?: string, misses: Miss[] = []): Promise<Native> {
+  if (opened === undefined || opened.option !== option) opened = { option, native: open(option, misses) };
+  const { native } = opened;
+  try {
+    return await native;
+  } catch (error) {
+    opened = undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,138 @@
+// Options of loading and of calls, with their defaults and bounds.
+import type { ImageInput } from './image.js';
+import type { NativeLoadOptions } from './native.js';
+import { abortSignal, boolean, callback, integer, invalid, oneOf, optionsObject, seed, text } from './validate.js';
+
+/** Options of `Diad.load`. */
+export interface LoadOptions {
+  /** 'auto' (CUDA when there is one, else CPU), 'cpu', 'cuda' or 'cuda:N'. Default 'auto'. */
+  readonly device?: string;
+  /** What the networks compute in. Default 'float32'. */
+  readonly precision?: 'float32' | 'bfloat16' | 'float16';
+  /** Threads of one operation on the CPU, 1 to 1024. Default: LibTorch's, usually one per core. */
+  readonly threads?: number;
+  /** Pictures computed together at most, 1 to 256. Default 8. */
+  readonly maxBatch?: number;
+  /** How long a batch that is not full waits for more, milliseconds, 0 to 60,000. Default 0: it takes what is there. */
+  readonly maxDelayMs?: number;
+  /** Pictures in flight at most; more reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
+  readonly queueLimit?: number;
+  /** Largest picture, width x height. Default 100,000,000. */
+  readonly maxPixels?: number;
+  /** Check the hash of every file of the bundle. Default true. */
+  readonly verify?: boolean;
+  /** Compute one picture while loading, so that the first call is as fast as later ones. Default true. */
+  readonly warmup?: boolean;
+  /** Folder of LibTorch or of a torch package. Default: looked for, see `diad doctor`. */
+  readonly libtorch?: string;
+}
+
+/** Options of every call. */
+export interface CallOptions {
+  /** Of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
+  readonly seed?: number | bigint;
+  /** Cancels the call, which rejects with the signal's reason. */
+  readonly signal?: AbortSignal;
+  /** From the call, milliseconds; then it rejects with ERR_DIAD_TIMEOUT. Default 0: none. */
+  readonly timeoutMs?: number;
+  /** Called after each denoising step. What it throws rejects the call. */
+  readonly onStep?: (step: number, total: number) => void;
+}
+
+/** Options of `score`. */
+export interface ScoreOptions extends CallOptions {
+  /** Size of the map: the model's (default) or the picture's own. */
+  readonly mapSize?: 'model' | 'image';
+  /** Hand out every intermediate result. Default false. */
+  readonly stages?: boolean;
+}
+
+/** Options of `scoreMany`. */
+export interface ScoreManyOptions extends Omit<ScoreOptions, 'onStep'> {
+  /** Pictures in flight at most, 1 to 1,000,000. Default: twice maxBatch. */
+  readonly concurrency?: number;
+  /** A picture that fails ends the iteration ('throw', default) or is handed out in its place ('yield'). */
+  readonly onError?: 'throw' | 'yield';
+}
+
+/** Call options after validation. */
+export interface ValidatedCall {
+  readonly seed: bigint;
+  readonly signal: AbortSignal | undefined;
+  readonly timeoutMs: number;
+  readonly onStep: ((step: number, total: number) => void) | undefined;
+  readonly mapSize: 'model' | 'image';
+  readonly stages: boolean;
+}
+
+const LOAD_KEYS = [
+  'device',
+  'precision',
+  'threads',
+  'maxBatch',
+  'maxDelayMs',
+  'queueLimit',
+  'maxPixels',
+  'verify',
+  'warmup',
+  'libtorch',
+] as const;
+const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'onStep'] as const;
+const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages'] as const;
+const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'mapSize', 'stages', 'concurrency', 'onError'] as const;
+
+const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
+
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
+export function validateLoadOptions(
+  bundle: string | undefined,
+  options: LoadOptions | undefined,
+): { bundle: string | undefined; libtorch: string | undefined; maxPixels: number; native: NativeLoadOptions } {
+  const given = optionsObject(options, 'load options', LOAD_KEYS);
+  const device = text(given.device, 'device') ?? 'auto';
+  if (!DEVICE.test(device)) throw invalid('auto, cpu, cuda or cuda:N', 'device', device);
+  return {
+    bundle: text(bundle, 'bundle'),
+    libtorch: text(given.libtorch, 'libtorch'),
+    maxPixels: integer(given.maxPixels, 'maxPixels', 1, Number.MAX_SAFE_INTEGER, 100_000_000),
+    native: {
+      device,
+      precision: oneOf(given.precision, 'precision', ['float32', 'bfloat16', 'float16'], 'float32'),
+      threads: given.threads === undefined ? 0 : integer(given.threads, 'threads', 1, 1024, 1),
+      maxBatch: integer(given.maxBatch, 'maxBatch', 1, 256, 8),
+      maxDelayMs: integer(given.maxDelayMs, 'maxDelayMs', 0, 60_000, 0),
+      queueLimit: integer(given.queueLimit, 'queueLimit', 1, 1_000_000, 1024),
+      verify: boolean(given.verify, 'verify', true),
+      warmup: boolean(given.warmup, 'warmup', true),
+    },
+  };
+}
+
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
+export function validateCallOptions(options: ScoreOptions | undefined, scoring: boolean): ValidatedCall {
+  const given: Partial<ScoreOptions> = optionsObject(options, 'call options', scoring ? SCORE_KEYS : CALL_KEYS);
+  return {
+    seed: seed(given.seed),
+    signal: abortSignal(given.signal),
+    timeoutMs: integer(given.timeoutMs, 'timeoutMs', 0, 2 ** 31 - 1, 0),
+    onStep: callback(given.onStep, 'onStep'),
+    mapSize: oneOf(given.mapSize, 'mapSize', ['model', 'image'], 'model'),
+    stages: boolean(given.stages, 'stages', false),
+  };
+}
+
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
+export function validateManyOptions(
+  images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+  options: ScoreManyOptions | undefined,
+  defaultConcurrency: number,
+): { call: ValidatedCall; concurrency: number; onError: 'throw' | 'yield' } {
+  const iterable = typeof images === 'object' && images !== null && (Symbol.iterator in images || Symbol.asyncIterator in images);
+  if (!iterable || images instanceof Uint8Array) throw invalid('an iterable of images', 'images', images);
+  const { concurrency, onError, ...call } = optionsObject(options, 'scoreMany options', MANY_KEYS);
+  return {
+    call: validateCallOptions(call, true),
+    concurrency: integer(concurrency, 'concurrency', 1, 1_000_000, defaultConcurrency),
+    onError: oneOf(onError, 'onError', ['throw', 'yield'], 'throw'),
+  };
+}
