@@ -246,7 +246,10 @@ export class Diad {
     signal?.throwIfAborted();
     if (this.#closing !== undefined) throw new DiadError('ERR_DIAD_CLOSED', 'This Diad is closed; load it again');
     if (this.#inFlight >= this.#queueLimit) {
-      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} pictures are in flight, the limit; submit more slowly or raise queueLimit`);
+      throw new DiadError(
+        'ERR_DIAD_QUEUE_FULL',
+        `${this.#inFlight} pictures are in flight, the limit; submit more slowly or raise queueLimit`,
+      );
     }
   }
 

@@ -98,7 +98,12 @@ export async function decodeImage(image: TakenImage, maxPixels: number): Promise
     const header = await sharp(bytes, options).metadata();
     const [width, height] = [header.width, header.pageHeight ?? header.height];
     if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
-    const { data, info } = await sharp(bytes, options).autoOrient().removeAlpha().toColourspace('srgb').raw().toBuffer({ resolveWithObject: true });
+    const { data, info } = await sharp(bytes, options)
+      .autoOrient()
+      .removeAlpha()
+      .toColourspace('srgb')
+      .raw()
+      .toBuffer({ resolveWithObject: true });
     return { data, width: info.width, height: info.height, channels: info.channels === 1 ? 1 : 3 };
   } catch (error) {
     if (error instanceof DiadError) throw error;

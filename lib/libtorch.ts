@@ -88,7 +88,12 @@ function places(option: string | undefined, packageRoot: string): readonly Place
   const packaged = `@diad/libtorch-${process.platform}-${process.arch}`;
   const cached = async (): Promise<readonly string[] | string> => {
     const versions = await readdir(cacheFolder()).catch(() => []);
-    return versions.length > 0 ? versions.sort().reverse().map((version) => path.join(cacheFolder(), version)) : `${cacheFolder()} is empty`;
+    return versions.length > 0
+      ? versions
+          .sort()
+          .reverse()
+          .map((version) => path.join(cacheFolder(), version))
+      : `${cacheFolder()} is empty`;
   };
   const named = async (value: string | undefined, what: string): Promise<readonly string[] | string> =>
     Promise.resolve(value === undefined ? `${what} is not set` : [value]);

@@ -1,0 +1,27 @@
+// diad info
+import process from 'node:process';
+import { loadModel, type ModelOptions } from './inputs.js';
+
+/** Prints what is known of a bundle. */
+export async function info(options: ModelOptions & { readonly json?: boolean }): Promise<void> {
+  const diad = await loadModel(options);
+  const { bundle, device, precision, threads, libtorch, engine, loadMs } = diad.info;
+  await diad.close();
+  if (options.json === true) {
+    process.stdout.write(`${JSON.stringify(diad.info, null, 2)}\n`);
+    return;
+  }
+  const lines: [string, string][] = [
+    ['bundle', `${bundle.name} (${bundle.path})`],
+    ['', bundle.description],
+    ['classes', bundle.classes.join(', ') || 'not said'],
+    ['picture', `${bundle.imageSize} x ${bundle.imageSize}, ${bundle.steps} steps`],
+    ['size', `${(bundle.sizeBytes / 2 ** 20).toFixed(1)} MiB`],
+    ['threshold', bundle.threshold === undefined ? 'not calibrated' : String(bundle.threshold)],
+    ['digest', bundle.digest],
+    ['device', `${device}, ${precision}, ${threads} threads`],
+    ['LibTorch', `${libtorch.version}, ${libtorch.source} (${libtorch.path})`],
+    ['engine', `${engine}, loaded in ${loadMs.toFixed(0)} ms`],
+  ];
+  process.stdout.write(`${lines.map(([name, value]) => `${name.padEnd(10)} ${value}`).join('\n')}\n`);
+}

@@ -1,0 +1,57 @@
+#!/usr/bin/env node
+// npx diad: the command line.
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import process from 'node:process';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { packageRoot } from '../native.js';
+import { doctor } from './doctor.js';
+import { info } from './info.js';
+import { reconstruct } from './reconstruct.js';
+import { score } from './score.js';
+
+const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+
+function wholeNumber(value: string): number {
+  const parsed = Number(value);
+  if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
+  return parsed;
+}
+
+function withModelOptions(command: Command): Command {
+  return command
+    .option('--model <dir>', 'bundle folder (default: the demo model)')
+    .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
+    .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber);
+}
+
+const program = new Command('diad').description('Visual anomaly detection with DiAD').version(version).showHelpAfterError();
+
+withModelOptions(program.command('score'))
+  .description('score pictures')
+  .argument('<inputs...>', 'files, folders or globs')
+  .option('--out <dir>', 'write a heat map per picture there')
+  .option('--json', 'one JSON object per picture on standard output')
+  .option('--csv <file>', 'write a table')
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
+  .action(score);
+
+withModelOptions(program.command('reconstruct'))
+  .description('rebuild pictures as if they were normal')
+  .argument('<inputs...>', 'files, folders or globs')
+  .requiredOption('--out <dir>', 'where the PNG files go')
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .action(reconstruct);
+
+withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
+
+program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  const code = error instanceof Error && 'code' in error ? `${String(error.code)}: ` : '';
+  process.stderr.write(`diad: ${code}${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+}

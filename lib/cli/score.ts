@@ -1,0 +1,73 @@
+// diad score
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import process from 'node:process';
+import type { ScoreResult } from '../diad.js';
+import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
+import { writeNpy } from './npy.js';
+
+interface Options extends ModelOptions {
+  readonly out?: string;
+  readonly json?: boolean;
+  readonly csv?: string;
+  readonly seed: number;
+  readonly dump?: string;
+}
+
+interface Row {
+  readonly file: string;
+  readonly score: number;
+  readonly seed: number;
+  readonly threshold?: number;
+  readonly anomalous?: boolean;
+  readonly map?: string;
+}
+
+const CSV_COLUMNS = ['file', 'score', 'seed', 'threshold', 'anomalous', 'map'] as const;
+
+function csvCell(value: string | number | boolean | undefined): string {
+  const text = value === undefined ? '' : String(value);
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+async function dumpStages(result: ScoreResult, folder: string, index: number): Promise<void> {
+  const number = String(index).padStart(3, '0');
+  for (const [name, { shape, data }] of Object.entries(result.stages ?? {})) {
+    await writeNpy(path.join(folder, `${number}.${name}.npy`), shape, data);
+  }
+}
+
+/** Scores files and prints a line for each. */
+export async function score(inputs: string[], options: Options): Promise<void> {
+  const files = await expandInputs(inputs);
+  for (const folder of [options.out, options.dump]) if (folder !== undefined) await mkdir(folder, { recursive: true });
+  const diad = await loadModel(options);
+  const rows: Row[] = [];
+  const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {
+    const result = await diad.score(await readFile(file), { seed: options.seed, signal, stages: options.dump !== undefined });
+    if (options.dump !== undefined) await dumpStages(result, options.dump, index);
+    const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, '.heatmap.png'));
+    if (map !== undefined) await writeFile(map, await result.map.toHeatmap());
+    return {
+      file,
+      score: result.score,
+      seed: options.seed,
+      ...(result.threshold === undefined ? {} : { threshold: result.threshold, anomalous: result.anomalous ?? false }),
+      ...(map === undefined ? {} : { map }),
+    };
+  };
+  const report = (row: Row): void => {
+    rows.push(row);
+    const verdict = row.anomalous === undefined ? '' : row.anomalous ? '  anomalous' : '  normal';
+    process.stdout.write(options.json === true ? `${JSON.stringify(row)}\n` : `${row.score.toFixed(4)}${verdict}  ${row.file}\n`);
+  };
+  try {
+    await workThrough(files, 8, work, report);
+  } finally {
+    if (options.csv !== undefined) {
+      const lines = [CSV_COLUMNS.join(','), ...rows.map((row) => CSV_COLUMNS.map((column) => csvCell(row[column])).join(','))];
+      await writeFile(options.csv, `${lines.join('\n')}\n`);
+    }
+    await diad.close();
+  }
+}
