@@ -77,7 +77,7 @@ const tooLarge = (width: number, height: number, maxPixels: number): DiadError =
  *
  * @param image - from {@link takeImage}
  * @param maxPixels - limit on width x height, checked on the header before any pixel is decoded
- * @returns a frame of 1 or 3 channels (4 for raw RGBA frames)
+ * @returns a frame of 3 channels (those of raw frames as they came)
  * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
  */
 export async function decodeImage(image: TakenImage, maxPixels: number): Promise<RawFrame> {

@@ -1,0 +1,153 @@
+// Pictures as cv2.imread (colour) would read them.
+import assert from 'node:assert/strict';
+import sharp from 'sharp';
+import { decodeImage, sniffFormat, takeImage } from '../lib/image.js';
+import { rejects } from './support.js';
+
+const LIMIT = 1_000_000;
+const decode = (bytes: Uint8Array, limit = LIMIT) => decodeImage(takeImage(bytes), limit);
+const raw = (values: number[], width: number, height: number, channels: 1 | 2 | 3 | 4) =>
+  sharp(Uint8Array.from(values), { raw: { width, height, channels } });
+
+/** Two pixels, red and blue-ish. */
+const PAIR = [200, 10, 20, 30, 40, 250];
+
+describe('decoding', () => {
+  it('PNG: exact values', async () => {
+    const { data, width, height, channels } = await decode(await raw(PAIR, 2, 1, 3).png().toBuffer());
+    assert.deepEqual([[...data], width, height, channels], [PAIR, 2, 1, 3]);
+  });
+
+  for (const format of ['jpeg', 'webp', 'tiff', 'avif', 'gif'] as const) {
+    it(`${format}: a flat colour within 3 levels`, async () => {
+      const flat = Array.from({ length: 16 * 16 }, () => [180, 90, 30]).flat();
+      const { data, width, channels } = await decode(await raw(flat, 16, 16, 3).toFormat(format, { quality: 95 }).toBuffer());
+      assert.equal(width, 16);
+      assert.equal(channels, 3);
+      for (const [c, level] of [180, 90, 30].entries())
+        assert.ok(Math.abs(data[3 * 100 + c]! - level) <= 3, `channel ${c}: ${data[3 * 100 + c]}`);
+    });
+  }
+
+  it('alpha is dropped, not blended', async () => {
+    const { data, channels } = await decode(await raw([200, 10, 20, 0, 30, 40, 250, 128], 2, 1, 4).png().toBuffer());
+    assert.equal(channels, 3);
+    assert.deepEqual([...data], PAIR);
+  });
+
+  it('grey is repeated, with or without alpha', async () => {
+    const grey = await decode(await raw([7, 200], 2, 1, 1).toColourspace('b-w').png().toBuffer());
+    assert.deepEqual([[...grey.data], grey.channels], [[7, 7, 7, 200, 200, 200], 3]);
+    const withAlpha = await decode(await raw([7, 0, 200, 9], 2, 1, 2).toColourspace('b-w').png().toBuffer());
+    assert.deepEqual([[...withAlpha.data], withAlpha.channels], [[7, 7, 7, 200, 200, 200], 3]);
+  });
+
+  it('16 bits are cut to the high byte', async () => {
+    const values = Uint16Array.of(0x1234, 0xffee, 0x00ff, 0x80ff, 0x7fff, 0xfeff);
+    const colour = await sharp(values, { raw: { width: 2, height: 1, channels: 3 } })
+      .toColourspace('rgb16')
+      .png()
+      .toBuffer();
+    assert.deepEqual([...(await decode(colour)).data], [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe]);
+    const grey = await sharp(values, { raw: { width: 6, height: 1, channels: 1 } })
+      .toColourspace('grey16')
+      .png()
+      .toBuffer();
+    assert.deepEqual(
+      [...(await decode(grey)).data],
+      [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe].flatMap((level) => [level, level, level]),
+    );
+  });
+
+  it('EXIF orientation is applied', async () => {
+    const left = Array.from({ length: 8 * 16 }, (_, i) => (i % 16 < 8 ? [250, 250, 250] : [5, 5, 5])).flat();
+    const turned = await raw(left, 16, 8, 3).withMetadata({ orientation: 6 }).jpeg({ quality: 100 }).toBuffer();
+    const { data, width, height } = await decode(turned);
+    assert.deepEqual([width, height], [8, 16]);
+    assert.ok(data[0]! > 240 && data[3 * (8 * 15)]! < 15, 'what was left is on top');
+  });
+
+  it('embedded colour profiles are ignored', async () => {
+    const wide = await raw(PAIR, 2, 1, 3).withIccProfile('p3').png().toBuffer();
+    const { icc } = await sharp(wide).metadata();
+    assert.ok(icc !== undefined);
+    const stored = await sharp(wide, { ignoreIcc: true }).raw().toBuffer();
+    assert.deepEqual([...(await decode(wide)).data], [...stored]);
+    const converted = await sharp(wide).raw().toBuffer();
+    assert.notDeepEqual([...stored], [...converted]); // the profile does change something when it is not ignored
+  });
+
+  it('palettes are expanded', async () => {
+    const { data } = await decode(await raw(PAIR, 2, 1, 3).png({ palette: true, colours: 4 }).toBuffer());
+    assert.deepEqual([...data], PAIR);
+  });
+
+  it('CMYK is converted to RGB', async () => {
+    const flat = Array.from({ length: 16 * 16 }, () => [250, 250, 250]).flat();
+    const cmyk = await raw(flat, 16, 16, 3).toColourspace('cmyk').jpeg({ quality: 95 }).toBuffer();
+    assert.equal((await sharp(cmyk).metadata()).space, 'cmyk');
+    const { data, channels } = await decode(cmyk);
+    assert.equal(channels, 3);
+    assert.ok(data[0]! > 200 && data[1]! > 200 && data[2]! > 200, [...data.subarray(0, 3)].join());
+  });
+
+  it('of an animation the first frame', async () => {
+    const frames = Array.from({ length: 2 * 4 * 4 }, (_, i) => (i < 16 ? [255, 255, 255] : [0, 0, 0])).flat();
+    const animated = await sharp(Uint8Array.from(frames), { raw: { width: 4, height: 8, channels: 3, pageHeight: 4 } })
+      .gif()
+      .toBuffer();
+    assert.equal((await sharp(animated).metadata()).pages, 2);
+    const { data, height } = await decode(animated);
+    assert.equal(height, 4);
+    assert.equal(data[0], 255);
+  });
+
+  it('a single pixel', async () => {
+    assert.deepEqual([...(await decode(await raw([1, 2, 3], 1, 1, 3).png().toBuffer())).data], [1, 2, 3]);
+  });
+
+  it('the pixel limit is checked on the header', async () => {
+    const picture = await raw(Array<number>(30 * 20 * 3).fill(0), 30, 20, 3)
+      .png()
+      .toBuffer();
+    assert.equal((await decode(picture, 600)).width, 30);
+    await rejects(decode(picture, 599), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 599 pixels but the picture has 30 x 20/);
+    const bomb = Buffer.from(await raw([0, 0, 0], 1, 1, 3).png().toBuffer());
+    bomb.writeUInt32BE(30_000, 16); // IHDR width and height; the pixels are not there
+    bomb.writeUInt32BE(30_000, 20);
+    bomb.writeUInt32BE(crc32(bomb.subarray(12, 29)), 29);
+    await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /30000 x 30000/);
+    const frame = { data: new Uint8Array(12), width: 2, height: 2, channels: 3 as const };
+    await rejects(decodeImage(takeImage(frame), 3), 'ERR_DIAD_IMAGE_TOO_LARGE');
+  });
+
+  it('truncated, empty and foreign bytes', async () => {
+    const noise = Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
+    for (const format of ['png', 'jpeg', 'webp', 'tiff'] as const) {
+      const whole = await raw(noise, 64, 64, 3).toFormat(format).toBuffer();
+      await rejects(decode(whole.subarray(0, whole.length >> 1)), 'ERR_DIAD_IMAGE_DECODE', /cannot be decoded/);
+    }
+    await rejects(decode(new Uint8Array()), 'ERR_DIAD_IMAGE_DECODE', /0 bytes/);
+    await rejects(decode(Buffer.from('%PDF-1.7 and so on')), 'ERR_DIAD_IMAGE_DECODE', /begin with 255044462d/);
+    await rejects(decode(Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')), 'ERR_DIAD_IMAGE_DECODE');
+    await rejects(decode(Buffer.from('\0\0\0\x18ftypheic\0\0\0\0heicmif1', 'latin1')), 'ERR_DIAD_IMAGE_DECODE');
+  });
+
+  it('formats are told by their first bytes', () => {
+    assert.equal(sniffFormat(Buffer.from('RIFF\x10\0\0\0WEBPVP8 ', 'latin1')), 'webp');
+    assert.equal(sniffFormat(Buffer.from('RIFF\x10\0\0\0WAVEfmt ', 'latin1')), undefined);
+    assert.equal(sniffFormat(Buffer.from('MM\0*\0\0\0\x08', 'latin1')), 'tiff');
+    assert.equal(sniffFormat(Buffer.from('\0\0\0\x20ftypavif', 'latin1')), 'avif');
+    assert.equal(sniffFormat(Buffer.alloc(0)), undefined);
+  });
+});
+
+/** CRC-32 of PNG chunks. */
+function crc32(bytes: Uint8Array): number {
+  let crc = ~0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let k = 0; k < 8; k++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc >>> 0;
+}

@@ -1,0 +1,70 @@
+// Maps: resizing, colours, heat maps.
+import assert from 'node:assert/strict';
+import sharp from 'sharp';
+import { AnomalyMap, heatColour, resizeMap } from '../lib/anomaly-map.js';
+import { encodeNpy } from '../lib/cli/npy.js';
+import { takeImage } from '../lib/image.js';
+import { rejects } from './support.js';
+
+const picture = takeImage({ data: new Uint8Array(4 * 2 * 3).fill(100), width: 4, height: 2, channels: 3 });
+const pixels = async (png: Buffer) => {
+  const { data, info } = await sharp(png).raw().toBuffer({ resolveWithObject: true });
+  return { data, ...info };
+};
+
+describe('anomaly map', () => {
+  it('resizing by two interpolates between pixel centres and repeats edges', () => {
+    assert.deepEqual([...resizeMap(Float32Array.of(0, 4), 2, 1, 4, 1)], [0, 1, 3, 4]);
+    assert.deepEqual([...resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, 1, 1)], [6]);
+    assert.deepEqual([...resizeMap(Float32Array.of(1, 2, 3, 4), 2, 2, 2, 2)], [1, 2, 3, 4]);
+  });
+
+  it('colours run from yellow to magenta and are clamped', () => {
+    assert.deepEqual(heatColour(0), [255, 230, 80]);
+    assert.deepEqual(heatColour(-5), heatColour(0));
+    assert.deepEqual(heatColour(1), [200, 0, 90]);
+    assert.deepEqual(heatColour(9), heatColour(1));
+    assert.deepEqual(heatColour(0.175), [255, 200, 50]);
+  });
+
+  it('a heat map has the size of the picture; where nothing was found the picture shows', async () => {
+    const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), picture, undefined);
+    const { data, width, height, channels } = await pixels(await map.toHeatmap());
+    assert.deepEqual([width, height, channels], [4, 2, 3]);
+    assert.deepEqual([...data.subarray(0, 3)], [100, 100, 100]);
+    assert.deepEqual([...data.subarray(9, 12)], [175, 25, 93]); // 0.25 * 100 + 0.75 * (200, 0, 90)
+  });
+
+  it('the scale is fixed: by option, by threshold, never by the picture', async () => {
+    const values = Float32Array.from({ length: 8 }, () => 0.5);
+    const plain = new AnomalyMap(4, 2, values, picture, undefined);
+    const halved = await pixels(await plain.toHeatmap());
+    const full = await pixels(await plain.toHeatmap({ max: 0.5 }));
+    assert.notDeepEqual(halved.data, full.data);
+    const calibrated = await pixels(await new AnomalyMap(4, 2, values, picture, 0.25).toHeatmap());
+    assert.deepEqual(calibrated.data, full.data);
+    assert.deepEqual([...(await pixels(await plain.toHeatmap({ opacity: 0 }))).data.subarray(0, 3)], [100, 100, 100]);
+  });
+
+  it('grey maps', async () => {
+    const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), picture, undefined);
+    const { data } = await pixels(await map.toGrey());
+    assert.deepEqual([data[0], data.at(-1)], [64, 255]);
+  });
+
+  it('options are checked', async () => {
+    const map = new AnomalyMap(1, 1, Float32Array.of(0), picture, undefined);
+    await rejects(map.toHeatmap({ opacity: 2 }), 'ERR_DIAD_INVALID_ARGUMENT', /opacity/);
+    await rejects(map.toHeatmap({ min: 1, max: 1 }), 'ERR_DIAD_INVALID_ARGUMENT', /max/);
+    await rejects(map.toHeatmap({ colour: 'red' } as never), 'ERR_DIAD_INVALID_ARGUMENT', /unknown key colour/);
+  });
+
+  it('.npy files are laid out as NumPy wants them', () => {
+    const bytes = encodeNpy([2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
+    const headerLength = bytes.readUInt16LE(8);
+    assert.equal((10 + headerLength) % 64, 0);
+    assert.match(bytes.toString('latin1', 10, 10 + headerLength), /^\{'descr': '<f4', 'fortran_order': False, 'shape': \(2,3,\), \} *\n$/);
+    assert.equal(bytes.readFloatLE(10 + headerLength + 20), 6);
+    assert.equal(bytes.length, 10 + headerLength + 24);
+  });
+});

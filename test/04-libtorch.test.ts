@@ -1,0 +1,93 @@
+// Where LibTorch is looked for, and what is said when it is not there.
+import assert from 'node:assert/strict';
+import { mkdir, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { findLibTorch, minorOf, type Miss } from '../lib/libtorch.js';
+import { openNative } from '../lib/native.js';
+import { inFolder, rejects, root, runModule, runProgram } from './support.js';
+
+async function fakeTorch(folder: string, version: string): Promise<string> {
+  await mkdir(path.join(folder, 'lib'), { recursive: true });
+  await writeFile(path.join(folder, 'lib', 'libtorch.so'), '');
+  await writeFile(path.join(folder, 'version.py'), `from typing import Optional\n__version__ = '${version}'\n`);
+  return folder;
+}
+
+describe('LibTorch', () => {
+  it('the option comes first and may name the package or its lib folder', () =>
+    inFolder(async (folder) => {
+      const torch = await fakeTorch(folder, '2.13.1+cpu');
+      const found = await findLibTorch(torch, root, ['2.11', '2.13']);
+      assert.deepEqual([found.version, path.basename(found.libFolder), found.source], ['2.13.1+cpu', 'lib', 'the load option libtorch']);
+      assert.equal((await findLibTorch(path.join(torch, 'lib'), root, ['2.13'])).libFolder, found.libFolder);
+    }));
+
+  it('a named LibTorch of another minor is a mismatch that names both', () =>
+    inFolder(async (folder) => {
+      const torch = await fakeTorch(folder, '2.9.0');
+      await rejects(
+        findLibTorch(torch, root, ['2.13']),
+        'ERR_DIAD_LIBTORCH_MISMATCH',
+        /LibTorch 2\.9\.0 in .* does not fit: .* LibTorch 2\.13/,
+      );
+    }));
+
+  it('a folder without libtorch.so, or without a version, is named with the reason', () =>
+    inFolder(async (folder) => {
+      await rejects(
+        findLibTorch(folder, root, ['2.13']),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /the load option libtorch: there is no .*libtorch\.so/,
+      );
+      await mkdir(path.join(folder, 'lib'));
+      await writeFile(path.join(folder, 'lib', 'libtorch.so'), '');
+      await rejects(findLibTorch(folder, root, ['2.13']), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /does not say its version/);
+      await writeFile(path.join(folder, 'build-version'), '2.13.0+cu130\n');
+      assert.equal((await findLibTorch(folder, root, ['2.13'])).version, '2.13.0+cu130');
+    }));
+
+  it('this checkout finds the PyTorch of its .venv and records what was passed over', async () => {
+    const misses: Miss[] = [];
+    const found = await findLibTorch(undefined, root, ['2.13'], misses);
+    assert.equal(minorOf(found.version), '2.13');
+    assert.ok(misses.length >= 1);
+    for (const { source, reason } of misses) assert.ok(source !== '' && reason !== '');
+  });
+
+  it('the engine opens and says what it was built for', async () => {
+    const { version, libtorch } = await openNative();
+    assert.equal(minorOf(version.libtorchBuilt), minorOf(libtorch.version));
+    assert.equal(version.abi, 1);
+    assert.ok(version.threads >= 1);
+  });
+
+  it('a file that is no library is an error, not a crash', () =>
+    inFolder(async (folder) => {
+      const torch = await fakeTorch(folder, '2.13.0');
+      const source = `await Diad.load(undefined, { libtorch: ${JSON.stringify(torch)} }).catch((e) => console.log(e.name, e.code, e.message));`;
+      const { stdout, code } = await runModule(source);
+      assert.equal(code, 0);
+      assert.match(stdout, /^DiadError ERR_DIAD_LIBTORCH_NOT_FOUND LibTorch cannot be opened: .*file too short/);
+    }));
+
+  it('nothing found: every place and the ways out', () =>
+    inFolder(async (folder) => {
+      const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch.js'))};
+        await findLibTorch(undefined, ${JSON.stringify(folder)}, ['2.13']).catch((e) => console.log(e.code, e.message));`;
+      const env = { PATH: folder, DIAD_LIBTORCH: undefined, DIAD_PYTHON: undefined, XDG_CACHE_HOME: folder };
+      const { stdout } = await runProgram(process.execPath, ['--input-type=module', '-e', script], env, folder);
+      assert.match(stdout, /^ERR_DIAD_LIBTORCH_NOT_FOUND No LibTorch was found/);
+      for (const place of [
+        /load option libtorch/,
+        /DIAD_LIBTORCH/,
+        /@diad\/libtorch-/,
+        /the cache: .* is empty/,
+        /DIAD_PYTHON/,
+        /\.venv/,
+        /python3/,
+      ]) {
+        assert.match(stdout, place);
+      }
+      assert.match(stdout, /Ways out: pip install "torch==2\.13\.\*"/);
+    }));
+});

@@ -1,0 +1,114 @@
+// Closing, exits and worker threads.
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { Diad } from '../lib/index.js';
+import { example, rejects, root, runModule } from './support.js';
+
+const PICTURE = path.join(root, 'examples', 'gear-good.png');
+const LIBRARY = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
+const PRELUDE = `import { readFileSync } from 'node:fs'; const image = readFileSync(${JSON.stringify(PICTURE)}); const diad = await Diad.load();\n`;
+
+describe('lifecycle', () => {
+  it('close() during work rejects what is pending; calls afterwards reject; closing again is fine', async () => {
+    const diad = await Diad.load(undefined, { maxBatch: 3 });
+    const gear = await example('gear-good.png');
+    const pending = Array.from({ length: 7 }, (_, seed) => diad.score(gear, { seed }));
+    const outcomes = Promise.allSettled(pending);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    await Promise.all([diad.close(), diad.close()]);
+    const codes = (await outcomes).map((outcome) => (outcome.status === 'fulfilled' ? 'done' : (outcome.reason as { code: string }).code));
+    assert.ok(codes.includes('ERR_DIAD_CLOSED'), codes.join());
+    assert.deepEqual(
+      [...new Set(codes)].filter((code) => code !== 'done'),
+      ['ERR_DIAD_CLOSED'],
+    );
+    await rejects(diad.score(gear), 'ERR_DIAD_CLOSED', /load it again/);
+    await rejects(diad.reconstruct(gear), 'ERR_DIAD_CLOSED');
+    assert.throws(() => diad.stats(), { name: 'DiadError', code: 'ERR_DIAD_CLOSED' });
+    await diad.close();
+  });
+
+  it('await using closes', async () => {
+    const outcome = await runModule(
+      `${PRELUDE} await diad[Symbol.asyncDispose](); await diad.score(image).catch((e) => console.log(e.code));`,
+    );
+    assert.equal(outcome.stdout.trim(), 'ERR_DIAD_CLOSED');
+    assert.equal(outcome.code, 0);
+  });
+
+  it('an idle process ends by itself without close()', async () => {
+    const { code, signal, stdout } = await runModule(`${PRELUDE} console.log((await diad.score(image)).score > 0);`);
+    assert.deepEqual([code, signal, stdout.trim()], [0, null, 'true']);
+  });
+
+  it('a pending score keeps the process alive', async () => {
+    const { code, stdout } = await runModule(`${PRELUDE} diad.score(image).then(({ score }) => console.log(score > 0));`);
+    assert.deepEqual([code, stdout.trim()], [0, 'true']);
+  });
+
+  for (const [what, source, code, signal] of [
+    ['process.exit()', 'setTimeout(() => process.exit(7), 40);', 7, null],
+    ['an uncaught throw', "setTimeout(() => { throw new Error('unlucky'); }, 40);", 1, null],
+    ['SIGTERM', "setTimeout(() => process.kill(process.pid, 'SIGTERM'), 40);", null, 'SIGTERM'],
+    ['SIGINT', "setTimeout(() => process.kill(process.pid, 'SIGINT'), 40);", null, 'SIGINT'],
+    ['an unhandled rejection', "diad.score('x');", 1, null],
+  ] as const) {
+    it(`${what} during work ends the process as Node would`, async () => {
+      const busy = `for (let seed = 0; seed < 20; seed++) diad.score(image, { seed }).catch(() => {});\n`;
+      const outcome = await runModule(PRELUDE + busy + source);
+      assert.deepEqual([outcome.code, outcome.signal], [code, signal], outcome.stderr);
+      assert.doesNotMatch(outcome.stderr, /terminate called|Segmentation|core dumped/);
+    });
+  }
+
+  it('a score in a worker thread equals the main thread’s; terminated workers do no harm', async () => {
+    const source = `
+      import { parentPort, workerData } from 'node:worker_threads';
+      import { Diad } from ${JSON.stringify(LIBRARY)};
+      const diad = await Diad.load();
+      do parentPort.postMessage((await diad.score(workerData.image, { onStep: () => {} })).score); while (workerData.forever);
+      await diad.close();`;
+    const start = (forever: boolean): Worker =>
+      new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), { workerData: { image: readFileSync(PICTURE), forever } });
+    const firstMessage = (worker: Worker): Promise<number> =>
+      new Promise((resolve, reject) => {
+        worker.once('message', resolve).once('error', reject);
+      });
+    const diad = await Diad.load();
+    const expected = (await diad.score(readFileSync(PICTURE))).score;
+    const once = start(false);
+    assert.equal(await firstMessage(once), expected);
+    await new Promise((resolve) => once.once('exit', resolve));
+    for (const delay of [0, 30, 90, 150]) {
+      const workers = [start(true), start(true)];
+      await Promise.all(workers.map(firstMessage));
+      await new Promise((resolve) => setTimeout(resolve, delay));
+      await Promise.all(workers.map((worker) => worker.terminate()));
+    }
+    assert.equal((await diad.score(readFileSync(PICTURE))).score, expected);
+    await diad.close();
+  }).timeout(120_000);
+
+  it('an addon used only in a worker leaves the process well', async () => {
+    const inner = `import { Diad } from ${JSON.stringify(LIBRARY)}; const diad = await Diad.load(); await diad.close();`;
+    const source = `import { Worker } from 'node:worker_threads';
+      const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(inner)})));
+      worker.on('exit', (code) => console.log('worker', code));`;
+    const { code, stdout } = await runModule(source);
+    assert.deepEqual([code, stdout.trim()], [0, 'worker 0']);
+  });
+
+  it('the event loop goes on while pictures are scored', async () => {
+    const diad = await Diad.load();
+    const gear = await example('gear-good.png');
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 5);
+    await Promise.all(Array.from({ length: 8 }, (_, seed) => diad.score(gear, { seed })));
+    clearInterval(timer);
+    assert.ok(ticks >= 10, `${ticks} ticks`);
+    await diad.close();
+  });
+});

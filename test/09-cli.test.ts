@@ -1,0 +1,117 @@
+// npx diad.
+import assert from 'node:assert/strict';
+import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { inFolder, root, runProgram } from './support.js';
+
+const diad = (args: readonly string[], env: NodeJS.ProcessEnv = {}) =>
+  runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], env);
+
+async function withPictures<T>(use: (folder: string) => Promise<T>): Promise<T> {
+  return inFolder(async (folder) => {
+    await mkdir(path.join(folder, 'sub'));
+    await cp(path.join(root, 'examples', 'gear-good.png'), path.join(folder, 'b.png'));
+    await cp(path.join(root, 'examples', 'capsule-crack.jpg'), path.join(folder, 'sub', 'A.JPG'));
+    await writeFile(path.join(folder, 'notes.txt'), 'not a picture');
+    return use(folder);
+  });
+}
+
+describe('command line', () => {
+  it('score --json: an object per picture of a folder; --csv and --out beside it', () =>
+    withPictures(async (folder) => {
+      const [csv, out] = [path.join(folder, 'out', 'scores.csv'), path.join(folder, 'out')];
+      const { code, stdout, stderr } = await diad(['score', folder, '--json', '--csv', csv, '--out', out, '--seed', '4']);
+      assert.equal(code, 0, stderr);
+      const rows = stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as { file: string; score: number; seed: number; map: string });
+      assert.deepEqual(
+        rows.map(({ file }) => path.relative(folder, file)),
+        ['b.png', path.join('sub', 'A.JPG')],
+      );
+      for (const { score, seed, map } of rows) {
+        assert.ok(score > 0);
+        assert.equal(seed, 4);
+        assert.equal((await readFile(map)).subarray(1, 4).toString(), 'PNG');
+      }
+      const lines = (await readFile(csv, 'utf8')).trim().split('\n');
+      assert.equal(lines[0], 'file,score,seed,threshold,anomalous,map');
+      assert.equal(lines.length, 3);
+      assert.equal(Number(lines[1]!.split(',')[1]), rows[0]!.score);
+    }));
+
+  it('a bad file is reported, the rest go on, exit code 1', () =>
+    withPictures(async (folder) => {
+      const { code, stdout, stderr } = await diad([
+        'score',
+        path.join(folder, 'notes.txt'),
+        path.join(folder, 'gone.png'),
+        path.join(folder, 'b.png'),
+        '--json',
+      ]);
+      assert.equal(code, 1);
+      assert.equal(stdout.trim().split('\n').length, 1);
+      assert.match(stderr, /notes\.txt: Expected PNG, JPEG/);
+      assert.match(stderr, /gone\.png: .*ENOENT/);
+    }));
+
+  it('globs; text output; stage dumps', () =>
+    withPictures(async (folder) => {
+      const dump = path.join(folder, 'dump');
+      const { code, stdout } = await diad(['score', `${folder}/*.png`, '--dump', dump]);
+      assert.equal(code, 0);
+      assert.match(stdout, /^\d+\.\d{4}.*b\.png\n$/);
+      const names = await readdir(dump);
+      for (const stage of ['x', 'moments', 'z', 'x_T', 'step_x', 'reconstruction', 'distance_layer1', 'map_raw', 'map', 'score']) {
+        assert.ok(names.includes(`000.${stage}.npy`), stage);
+      }
+    }));
+
+  it('reconstruct writes PNG files', () =>
+    withPictures(async (folder) => {
+      const out = path.join(folder, 'rebuilt');
+      const { code, stdout } = await diad(['reconstruct', path.join(folder, 'b.png'), '--out', out]);
+      assert.equal(code, 0);
+      assert.equal(stdout.trim(), path.join(out, '000-b.png'));
+      assert.equal((await readFile(stdout.trim())).subarray(1, 4).toString(), 'PNG');
+    }));
+
+  it('info', async () => {
+    const { code, stdout } = await diad(['info', '--json']);
+    assert.equal(code, 0);
+    const info = JSON.parse(stdout) as { bundle: { name: string; steps: number }; libtorch: { version: string } };
+    assert.deepEqual([info.bundle.name, info.bundle.steps], ['demo', 10]);
+    assert.match((await diad(['info'])).stdout, /^bundle +demo/);
+  });
+
+  it('doctor says what it found, and what is wrong when something is', async () => {
+    const { code, stdout } = await diad(['doctor', '--json']);
+    assert.equal(code, 0);
+    const report = JSON.parse(stdout) as { node: string; libc: string; devices: string[]; libtorch: { source: string }; tried: unknown[] };
+    assert.equal(report.node, process.versions.node);
+    assert.match(report.libc, /glibc \d/);
+    assert.equal(report.devices[0], 'cpu');
+    assert.ok(report.tried.length > 0);
+    const broken = await diad(['doctor'], { DIAD_LIBTORCH: '/nowhere' });
+    assert.equal(broken.code, 1);
+    assert.match(broken.stdout, /problem +ERR_DIAD_LIBTORCH_NOT_FOUND: .*\/nowhere\/lib\/libtorch\.so/s);
+  });
+
+  it('wrong use is told with exit code 1', async () => {
+    for (const [args, message] of [
+      [['score'], /missing required argument 'inputs'/],
+      [['score', 'x.png', '--seed', 'one'], /Expected a whole number from 0/],
+      [['score', 'x.png', '--colour'], /unknown option '--colour'/],
+      [['score', `${root}/none-*.png`], /Expected pictures for .*none-\*\.png but found none/],
+      [['score', 'x.png', '--device', 'tpu'], /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/],
+      [['info', '--model', '/nowhere'], /ERR_DIAD_BUNDLE_NOT_FOUND/],
+      [['fly'], /unknown command 'fly'/],
+    ] as const) {
+      const { code, stderr } = await diad(args);
+      assert.equal(code, 1, args.join(' '));
+      assert.match(stderr, message);
+    }
+  });
+});

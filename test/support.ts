@@ -1,0 +1,71 @@
+// What several test files need.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import process from 'node:process';
+import { DiadError, type DiadErrorCode } from '../lib/index.js';
+
+export const root = path.resolve(import.meta.dirname, '..');
+export const demoBundle = path.join(root, 'models', 'demo');
+export const python = path.join(root, '.venv', 'bin', 'python');
+
+/** Bytes of a picture in examples/. */
+export const example = (name: string): Promise<Buffer> => readFile(path.join(root, 'examples', name));
+
+/** Asserts that a promise rejects with a DiadError of that code whose message matches. */
+export async function rejects(promise: Promise<unknown>, code: DiadErrorCode, message = /./): Promise<void> {
+  await assert.rejects(promise, (error: unknown) => {
+    assert.ok(error instanceof DiadError, `not a DiadError: ${String(error)}`);
+    assert.equal(error.code, code, error.message);
+    assert.match(error.message, message);
+    return true;
+  });
+}
+
+/** Runs `use` with a temporary folder that goes afterwards. */
+export async function inFolder<T>(use: (folder: string) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-'));
+  try {
+    return await use(folder);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** Runs `use` with a private copy of the demo bundle. */
+export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<T> {
+  return inFolder(async (folder) => {
+    const copy = path.join(folder, 'bundle');
+    await cp(demoBundle, copy, { recursive: true });
+    return use(copy);
+  });
+}
+
+export interface Finished {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs a program to its end, killed after a minute. */
+export function runProgram(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}, cwd = root): Promise<Finished> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { cwd, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 });
+    let [stdout, stderr] = ['', ''];
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => (stdout += chunk));
+    child.stderr.setEncoding('utf8').on('data', (chunk: string) => (stderr += chunk));
+    child.once('error', reject);
+    child.once('close', (code, signal) => {
+      resolve({ code, signal, stdout, stderr });
+    });
+  });
+}
+
+/** Runs an ES module given as text in a fresh Node process; `diad` resolves to the built package. */
+export function runModule(source: string, args: readonly string[] = []): Promise<Finished> {
+  const imports = `import { Diad, DiadError } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))};\n`;
+  return runProgram(process.execPath, ['--input-type=module', '-e', imports + source, ...args]);
+}
