@@ -52,8 +52,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       return promise;
     }
     // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
-    environment_->run_in_background([environment = environment_, operation = std::move(operation), libtorch = info[0].ToString().Utf8Value(),
-                 engine = info[1].ToString().Utf8Value()]() mutable {
+    environment_->run_in_background([environment = environment_, operation = std::move(operation),
+                                     libtorch = info[0].ToString().Utf8Value(), engine = info[1].ToString().Utf8Value()]() mutable {
       CodedError error = open_engine_library(libtorch, engine);
       const char* version = error.code.empty() ? engine_api()->version() : nullptr;
       if (error.code.empty() && version == nullptr) error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
@@ -78,30 +78,30 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad is not open in this environment");
       return promise;
     }
-    environment_->run_in_background([this, api, environment = environment_, operation = std::move(operation), request = read_load_request(info)]() mutable {
-      request.options.device = request.device.c_str();
-      request.options.precision = request.precision.c_str();
-      diad_engine* engine = nullptr;
-      if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {
-        const diad_error error = api->last_error();
-        environment->post([operation = std::move(operation), code = std::string(error.code), message = std::string(error.message)](Napi::Env env) {
-          operation->reject(env, code, message);
+    environment_->run_in_background(
+        [this, api, environment = environment_, operation = std::move(operation), request = read_load_request(info)]() mutable {
+          request.options.device = request.device.c_str();
+          request.options.precision = request.precision.c_str();
+          diad_engine* engine = nullptr;
+          if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {
+            const diad_error error = api->last_error();
+            environment->post([operation = std::move(operation), code = std::string(error.code),
+                               message = std::string(error.message)](Napi::Env env) { operation->reject(env, code, message); });
+            return;
+          }
+          auto handle = std::make_shared<EngineHandle>(*api, engine);
+          environment->add(handle);
+          if (environment->closed()) {  // torn down while loading: nobody will come for it
+            environment->remove(handle);
+            return;
+          }
+          // `this` lives as long as the environment, and the task runs on its thread only.
+          environment->post([this, operation = std::move(operation), handle](Napi::Env env) {
+            const Napi::Object object = engine_class_.New({});
+            NativeEngine::Unwrap(object)->attach(environment_, handle);
+            operation->resolve(env, object);
+          });
         });
-        return;
-      }
-      auto handle = std::make_shared<EngineHandle>(*api, engine);
-      environment->add(handle);
-      if (environment->closed()) {  // torn down while loading: nobody will come for it
-        environment->remove(handle);
-        return;
-      }
-      // `this` lives as long as the environment, and the task runs on its thread only.
-      environment->post([this, operation = std::move(operation), handle](Napi::Env env) {
-        const Napi::Object object = engine_class_.New({});
-        NativeEngine::Unwrap(object)->attach(environment_, handle);
-        operation->resolve(env, object);
-      });
-    });
     return promise;
   }
 

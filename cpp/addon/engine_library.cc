@@ -25,7 +25,7 @@ Library& library() {
 }
 
 bool exists(const std::string& file) {
-  struct stat status {};
+  struct stat status{};
   return stat(file.c_str(), &status) == 0;
 }
 
@@ -59,12 +59,13 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   const std::lock_guard lock(shared.mutex);
   if (shared.opened) {
     if (shared.libtorch_folder == libtorch_folder && shared.engine_path == engine_path) return {};
-    return {"ERR_DIAD_LIBTORCH_MISMATCH", "This process already runs LibTorch from " + shared.libtorch_folder + " and cannot open another from " +
-                                              libtorch_folder + "; start a new process"};
+    return {"ERR_DIAD_LIBTORCH_MISMATCH", "This process already runs LibTorch from " + shared.libtorch_folder +
+                                              " and cannot open another from " + libtorch_folder + "; start a new process"};
   }
   const std::string libtorch = libtorch_folder + "/libtorch.so";
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
-  if (!exists(engine_path)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
+  if (!exists(engine_path))
+    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
   avoid_spinning();
   // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
   if (dlopen(libtorch.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {

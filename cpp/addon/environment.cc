@@ -18,7 +18,8 @@ std::shared_ptr<Environment> Environment::create(Napi::Env env) {
   // The context keeps the environment alive until the function's finalizer.
   auto* context = new std::shared_ptr<Environment>(created);
   const auto finalize = [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Environment>*>(data); };
-  const napi_status made = napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, context, finalize, context, &call_js, &created->function_);
+  const napi_status made =
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, context, finalize, context, &call_js, &created->function_);
   if (made != napi_ok) {
     delete context;
     throw Napi::Error::New(env, "The addon cannot reach this environment's event loop");

@@ -57,10 +57,10 @@ class Environment : public std::enable_shared_from_this<Environment> {
   const std::thread::id thread_ = std::this_thread::get_id();
   std::mutex mutex_;
   std::condition_variable background_ended_;
-  int background_ = 0;  // guarded by mutex_
-  napi_threadsafe_function function_ = nullptr;  // guarded by mutex_; nullptr after teardown
-  bool closed_ = false;                          // guarded by mutex_
-  int operations_ = 0;                           // JavaScript thread only
+  int background_ = 0;                               // guarded by mutex_
+  napi_threadsafe_function function_ = nullptr;      // guarded by mutex_; nullptr after teardown
+  bool closed_ = false;                              // guarded by mutex_
+  int operations_ = 0;                               // JavaScript thread only
   std::set<std::shared_ptr<EngineHandle>> engines_;  // guarded by mutex_
 };
 

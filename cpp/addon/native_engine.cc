@@ -15,8 +15,9 @@ using ResultPtr = std::shared_ptr<diad_result>;
 
 Napi::Object convert_timings(Napi::Env env, const diad_timings& t) {
   Napi::Object timings = Napi::Object::New(env);
-  const std::pair<const char*, double> entries[] = {{"queueMs", t.queue},   {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
-                                                    {"denoiseMs", t.denoise}, {"decodeMs", t.decode},   {"extractMs", t.extract}, {"mapMs", t.map}};
+  const std::pair<const char*, double> entries[] = {{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},
+                                                    {"encodeMs", t.encode},   {"denoiseMs", t.denoise}, {"decodeMs", t.decode},
+                                                    {"extractMs", t.extract}, {"mapMs", t.map}};
   for (const auto& [name, milliseconds] : entries) timings.Set(name, milliseconds);
   return timings;
 }
@@ -71,13 +72,14 @@ struct Pending {
 void picture_done(void* user, diad_result* raw) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(user));
   ResultPtr result(raw, pending->api->result_free);
-  pending->environment->post([operation = std::move(pending->operation), on_step = std::move(pending->on_step), result = std::move(result)](Napi::Env env) {
-    if (result->error.code != nullptr) {
-      operation->reject(env, result->error.code, result->error.message);
-    } else {
-      operation->resolve(env, convert_result(env, *result));
-    }
-  });
+  pending->environment->post(
+      [operation = std::move(pending->operation), on_step = std::move(pending->on_step), result = std::move(result)](Napi::Env env) {
+        if (result->error.code != nullptr) {
+          operation->reject(env, result->error.code, result->error.message);
+        } else {
+          operation->resolve(env, convert_result(env, *result));
+        }
+      });
 }
 
 void picture_step(void* user, int32_t step, int32_t total) {
@@ -141,8 +143,8 @@ Napi::Value NativeEngine::stats(const Napi::CallbackInfo& info) {
     return object;
   };
   Napi::Object stats = Napi::Object::New(env);
-  const std::pair<const char*, uint64_t> counters[] = {{"queued", s.queued},       {"running", s.running},     {"completed", s.completed},
-                                                       {"failed", s.failed},       {"cancelled", s.cancelled}, {"batches", s.batches}};
+  const std::pair<const char*, uint64_t> counters[] = {{"queued", s.queued}, {"running", s.running},     {"completed", s.completed},
+                                                       {"failed", s.failed}, {"cancelled", s.cancelled}, {"batches", s.batches}};
   for (const auto& [name, value] : counters) stats.Set(name, static_cast<double>(value));
   stats.Set("meanBatch", s.mean_batch);
   stats.Set("queueMs", distribution(s.queue_ms_p50, s.queue_ms_p99, s.queue_ms_mean));
@@ -154,7 +156,8 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   diad_request request{};
   if (!read_frame(info[0].As<Napi::Object>(), request)) {
-    throw Napi::Error(env, make_error(env, "ERR_DIAD_INVALID_ARGUMENT", "Expected a Uint8Array of width x height x channels bytes for data"));
+    throw Napi::Error(env,
+                      make_error(env, "ERR_DIAD_INVALID_ARGUMENT", "Expected a Uint8Array of width x height x channels bytes for data"));
   }
   const Napi::Object options = info[1].As<Napi::Object>();
   bool lossless = false;

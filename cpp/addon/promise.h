@@ -21,7 +21,8 @@ inline Napi::Value make_error(Napi::Env env, const std::string& code, const std:
 // A deferred promise and the reference that keeps the process alive until it is settled.
 class Operation {
  public:
-  Operation(Napi::Env env, std::shared_ptr<Environment> environment) : deferred_(Napi::Promise::Deferred::New(env)), environment_(std::move(environment)) {
+  Operation(Napi::Env env, std::shared_ptr<Environment> environment)
+      : deferred_(Napi::Promise::Deferred::New(env)), environment_(std::move(environment)) {
     environment_->begin_operation(env);
   }
 

@@ -13,9 +13,9 @@ namespace diad {
 using Features = std::array<at::Tensor, 3>;  // [N, C_i, H_i, W_i], strides 4, 8, 16 of the picture
 
 struct AnomalyMaps {
-  Features distances;        // [N, S, S] float32 each, 1 - cosine, upsampled
-  at::Tensor raw;            // [N, S, S] float64, their sum
-  at::Tensor smooth;         // [N, S, S] float64, blurred
+  Features distances;          // [N, S, S] float32 each, 1 - cosine, upsampled
+  at::Tensor raw;              // [N, S, S] float64, their sum
+  at::Tensor smooth;           // [N, S, S] float64, blurred
   std::vector<double> scores;  // [N]
 };
 

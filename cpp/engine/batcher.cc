@@ -34,9 +34,9 @@ struct Batcher::Item {
   uint64_t id = 0;
   Submission submission;
   Clock::time_point submitted, deadline = Clock::time_point::max();
-  State state = State::kQueued;          // guarded by Batcher::mutex_
-  std::recursive_mutex callbacks;        // on_step and done never overlap; a callback may cancel its own picture
-  bool silent = false;                   // guarded by callbacks: done was called
+  State state = State::kQueued;    // guarded by Batcher::mutex_
+  std::recursive_mutex callbacks;  // on_step and done never overlap; a callback may cancel its own picture
+  bool silent = false;             // guarded by callbacks: done was called
 };
 
 Batcher::Batcher(BatcherOptions options, BatchRunner runner, std::function<void()> prepare_thread)

@@ -20,9 +20,9 @@
 namespace diad {
 
 struct BatcherOptions {
-  int64_t max_batch = 1;                     // pictures, >= 1
-  std::chrono::milliseconds max_delay{0};    // how long a batch that is not full waits for more
-  int64_t queue_limit = 1024;                // waiting pictures, >= 1
+  int64_t max_batch = 1;                   // pictures, >= 1
+  std::chrono::milliseconds max_delay{0};  // how long a batch that is not full waits for more
+  int64_t queue_limit = 1024;              // waiting pictures, >= 1
 };
 
 using Outcome = std::variant<PictureResult, Failure>;
@@ -31,10 +31,10 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
-  std::chrono::milliseconds timeout{0};                  // from submit; 0: none
-  uint64_t session = 0;                                  // whose request this is, for close_session
-  std::function<void(Outcome)> done;                     // called exactly once, from any thread, without locks of the queue held
-  std::function<void(int64_t, int64_t)> on_step;         // may be empty; called from the inference thread, never after done
+  std::chrono::milliseconds timeout{0};           // from submit; 0: none
+  uint64_t session = 0;                           // whose request this is, for close_session
+  std::function<void(Outcome)> done;              // called exactly once, from any thread, without locks of the queue held
+  std::function<void(int64_t, int64_t)> on_step;  // may be empty; called from the inference thread, never after done
 };
 
 // Percentiles and mean over the last pictures, milliseconds.

@@ -115,8 +115,8 @@ void check_file(const fs::path& folder, const std::string& name, const json& ent
   const fs::path file = inside(folder, name);
   const uintmax_t size = fs::file_size(file);
   if (size != expected) {
-    throw EngineError(code::kBundleCorrupt, name + " has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(expected) +
-                                                "; copy the bundle again");
+    throw EngineError(code::kBundleCorrupt, name + " has " + std::to_string(size) + " bytes, the manifest says " +
+                                                std::to_string(expected) + "; copy the bundle again");
   }
   if (verify && sha256_of_file(file) != digest) {
     throw EngineError(code::kBundleCorrupt, name + " does not have the sha256 of the manifest; copy the bundle again");
@@ -179,7 +179,8 @@ Bundle open_bundle(const fs::path& folder, bool verify) {
   }
   const fs::path file = folder / "manifest.json";
   if (!fs::is_regular_file(file, error)) {
-    throw EngineError(code::kBundleNotFound, folder.string() + " holds no manifest.json; a bundle is written by `python -m diad_reference export`");
+    throw EngineError(code::kBundleNotFound,
+                      folder.string() + " holds no manifest.json; a bundle is written by `python -m diad_reference export`");
   }
   if (fs::file_size(file) > kLargestManifest) invalid("Expected at most 4 MiB but the file is larger");
   Bundle bundle;
@@ -188,7 +189,8 @@ Bundle open_bundle(const fs::path& folder, bool verify) {
   bundle.manifest_sha256 = sha256_of_file(file);
   if (verify) {
     const fs::path seal = folder / "manifest.sha256";
-    if (!fs::is_regular_file(seal, error)) throw EngineError(code::kBundleCorrupt, "manifest.sha256 is missing from the bundle " + folder.string());
+    if (!fs::is_regular_file(seal, error))
+      throw EngineError(code::kBundleCorrupt, "manifest.sha256 is missing from the bundle " + folder.string());
     if (read_text(seal) != bundle.manifest_sha256 + "\n") {
       throw EngineError(code::kBundleCorrupt, "manifest.json does not have the sha256 of manifest.sha256; copy the bundle again");
     }

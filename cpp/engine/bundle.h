@@ -10,38 +10,38 @@
 namespace diad {
 
 struct DdimStep {
-  int64_t timestep;       // what the model was told, 0..trainTimesteps-1
-  float alpha_bar;        // before the step, (0, 1]
-  float alpha_bar_prev;   // after it, (0, 1]
+  int64_t timestep;      // what the model was told, 0..trainTimesteps-1
+  float alpha_bar;       // before the step, (0, 1]
+  float alpha_bar_prev;  // after it, (0, 1]
 };
 
 // What manifest.json says, checked against the schema.
 struct Manifest {
   std::string name;
-  std::string storage;           // dtype of the stored weights
-  int64_t image_size = 0;        // S, pixels
-  std::array<float, 3> mean{};   // of the normalisation, on 0..1
+  std::string storage;          // dtype of the stored weights
+  int64_t image_size = 0;       // S, pixels
+  std::array<float, 3> mean{};  // of the normalisation, on 0..1
   std::array<float, 3> std{};
   int64_t latent_channels = 0;
-  int64_t latent_size = 0;       // s
+  int64_t latent_size = 0;  // s
   double latent_scale = 0;
   double logvar_min = 0;
   double logvar_max = 0;
   float sqrt_alpha_bar_noise = 0;
   float sqrt_one_minus_alpha_bar_noise = 0;
-  std::vector<DdimStep> steps;   // in the order of evaluation
-  double map_sigma = 0;          // pixels
-  double map_truncate = 0;       // standard deviations
-  int64_t pool_size = 0;         // pixels
+  std::vector<DdimStep> steps;  // in the order of evaluation
+  double map_sigma = 0;         // pixels
+  double map_truncate = 0;      // standard deviations
+  int64_t pool_size = 0;        // pixels
   int64_t pool_count = 0;
 };
 
 struct Bundle {
   std::filesystem::path folder;
   Manifest manifest;
-  std::string manifest_json;     // the file's text
-  std::string manifest_sha256;   // identifies the model
-  uint64_t size_bytes = 0;       // of all listed files
+  std::string manifest_json;    // the file's text
+  std::string manifest_sha256;  // identifies the model
+  uint64_t size_bytes = 0;      // of all listed files
 };
 
 inline constexpr std::array<const char*, 4> kModuleFiles{"encoder.pt", "denoiser.pt", "decoder.pt", "extractor.pt"};

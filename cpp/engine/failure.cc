@@ -34,7 +34,8 @@ Failure describe_failure(const std::exception& error) {
   const std::string message = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr || dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
       is_allocation_failure(message)) {
-    return {code::kOutOfMemory, "Not enough memory for this batch; use a smaller maxBatch or a smaller model (" + last_sentence(message) + ")"};
+    return {code::kOutOfMemory,
+            "Not enough memory for this batch; use a smaller maxBatch or a smaller model (" + last_sentence(message) + ")"};
   }
   return {code::kInternal, last_sentence(message)};
 }

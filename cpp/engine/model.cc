@@ -23,7 +23,8 @@ using Clock = std::chrono::steady_clock;
 void warm_up(Batcher& queue, int64_t size) {
   std::promise<void> finished;
   Submission submission;
-  submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size), static_cast<uint32_t>(size), 3};
+  submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size),
+                      static_cast<uint32_t>(size), 3};
   submission.done = [&finished](const Outcome& outcome) {
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
       finished.set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
@@ -48,7 +49,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) {
   pipeline_ = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
   const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
   queue_ = std::make_unique<Batcher>(
-      options.queue, [pipeline = pipeline_](std::span<const PictureRequest> batch, const StepCallback& on_step) { return pipeline->run(batch, on_step); },
+      options.queue,
+      [pipeline = pipeline_](std::span<const PictureRequest> batch, const StepCallback& on_step) { return pipeline->run(batch, on_step); },
       [threads] { at::set_num_threads(threads); });
   if (options.warmup) warm_up(*queue_, bundle.manifest.image_size);
   const double load_ms = std::chrono::duration<double, std::milli>(Clock::now() - started).count();

@@ -121,9 +121,10 @@ int score_files(const Arguments& arguments) {
       for (int k = 0; k < arguments.repeat; ++k) {
         diad_result* result = score(engine, picture, arguments);
         const diad_timings& t = result->timings;
-        const json timings{{"queueMs", t.queue},   {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
+        const json timings{{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
                            {"denoiseMs", t.denoise}, {"decodeMs", t.decode},   {"extractMs", t.extract}, {"mapMs", t.map}};
-        std::cout << json{{"file", arguments.files[i]}, {"score", result->score}, {"seed", arguments.seed}, {"timings", timings}}.dump() << std::endl;
+        std::cout << json{{"file", arguments.files[i]}, {"score", result->score}, {"seed", arguments.seed}, {"timings", timings}}.dump()
+                  << std::endl;
         if (!arguments.dump.empty() && k == 0) dump(*result, arguments.dump, i);
         diad_engine_result_free(result);
       }

@@ -40,7 +40,8 @@ inline NetpbmPicture read_netpbm(const std::string& file) {
   unsigned long sides[3] = {};
   for (unsigned long& side : sides) {
     const std::string word = token();
-    if (word.empty() || word.size() > 6 || word.find_first_not_of("0123456789") != std::string::npos) return fail("Expected a number in the header");
+    if (word.empty() || word.size() > 6 || word.find_first_not_of("0123456789") != std::string::npos)
+      return fail("Expected a number in the header");
     side = std::stoul(word);
   }
   if (sides[0] == 0 || sides[1] == 0 || sides[2] != 255) return fail("Expected a picture of at least 1 x 1 with 255 levels");

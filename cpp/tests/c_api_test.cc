@@ -1,0 +1,36 @@
+// The C interface: errors by code, never an exception.
+#include <nlohmann/json.hpp>
+
+#include "diad_engine.h"
+#include "support.h"
+
+namespace {
+
+std::string load_error(const char* bundle, diad_load_options options) {
+  diad_engine* engine = nullptr;
+  REQUIRE(diad_engine_load(bundle, &options, &engine) != 0);
+  CHECK(engine == nullptr);
+  const diad_error error = diad_engine_last_error();
+  return std::string(error.code) + ": " + error.message;
+}
+
+}  // namespace
+
+TEST_CASE("C interface: version") {
+  CHECK(diad_engine_abi() == DIAD_ENGINE_ABI);
+  const nlohmann::json version = nlohmann::json::parse(diad_engine_version());
+  CHECK(version["abi"] == DIAD_ENGINE_ABI);
+  CHECK(version["libtorchBuilt"].is_string());
+  CHECK(version["cudaDevices"].is_array());
+}
+
+TEST_CASE("C interface: what cannot be loaded says why") {
+  const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0};
+  CHECK(contains(load_error("/nowhere", good), "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
+  diad_load_options options = good;
+  options.max_batch = 0;
+  CHECK(contains(load_error("/nowhere", options), "ERR_DIAD_INVALID_ARGUMENT: Expected at least 1 for maxBatch but received 0"));
+  options = good;
+  options.queue_limit = -4;
+  CHECK(contains(load_error("/nowhere", options), "queueLimit but received -4"));
+}

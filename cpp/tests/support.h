@@ -1,0 +1,34 @@
+// What several test files need.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "error.h"
+
+// Reads a fixture of plain little-endian numbers.
+template <typename T>
+std::vector<T> read_numbers(const std::string& name) {
+  std::ifstream stream(std::string(DIAD_FIXTURES) + "/" + name, std::ios::binary | std::ios::ate);
+  REQUIRE(stream.good());
+  std::vector<T> values(static_cast<size_t>(stream.tellg()) / sizeof(T));
+  stream.seekg(0);
+  stream.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(T)));
+  return values;
+}
+
+// The EngineError an action throws, as "CODE: message".
+template <typename Action>
+std::string error_of(Action&& action) {
+  try {
+    action();
+  } catch (const diad::EngineError& error) {
+    return std::string(error.code()) + ": " + error.what();
+  }
+  return "no error";
+}
+
+inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
