@@ -1,4 +1,5 @@
 // Diad: a loaded bundle that scores pictures.
+import { setMaxListeners } from 'node:events';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
 import { readCalibration, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
@@ -157,6 +158,7 @@ export class Diad {
     const { call, concurrency, onError } = validateManyOptions(images, options, Math.min(2 * this.#maxBatch, this.#queueLimit));
     const abandoned = new AbortController();
     const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
+    setMaxListeners(0, signal); // one per picture in flight
     const inFlight: Promise<SettledScore>[] = [];
     let taken = 0;
     const hand = (settled: SettledScore): ScoreResult | SettledScore => {
