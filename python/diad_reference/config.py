@@ -134,9 +134,9 @@ def _demo() -> DiadConfig:
             attention_resolutions=(2,),
             context_dim=32,
             context_length=4,
-            norm_groups=16,
+            norm_groups=8,
         ),
-        autoencoder=AutoencoderConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8),
+        autoencoder=AutoencoderConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=2),
         extractor=ExtractorConfig(stem_width=24),
     )
 
