@@ -60,7 +60,9 @@ async function main() {
   const out = path.join(root, 'out', 'demo');
   mkdirSync(out, { recursive: true });
   writeFileSync(path.join(out, 'index.html'), page(rows, diad, seconds));
-  console.log(`\n${path.relative(process.cwd(), path.join(out, 'index.html'))} shows input, reconstruction, heat map and score side by side.`);
+  console.log(
+    `\n${path.relative(process.cwd(), path.join(out, 'index.html'))} shows input, reconstruction, heat map and score side by side.`,
+  );
   await diad.close();
 }
 

@@ -77,7 +77,10 @@ try {
   check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
   check('ruff check', venv('ruff'), ['check', 'python']);
   check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
-  check('clang-format', 'sh', ['-c', `find cpp/engine cpp/addon cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`]);
+  check('clang-format', 'sh', [
+    '-c',
+    `find cpp/engine cpp/addon cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
+  ]);
   cppSuite();
   mochaSuite();
   pythonSuite();
