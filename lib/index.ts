@@ -6,3 +6,4 @@ export type { ImageInput, RawFrame } from './image.js';
 export type { DiadInfo } from './info.js';
 export type { Distribution, QueueStats, Timings } from './native.js';
 export type { CallOptions, LoadOptions, ScoreManyOptions, ScoreOptions } from './options.js';
+export { verifyBundle, type StageComparison, type VerifyReport } from './verify.js';

@@ -94,15 +94,22 @@ std::string read_text(const fs::path& file) {
   return content.str();
 }
 
-// A file that really lies in the bundle: no separators in its name, no link that leads out.
+bool is_plain(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find_first_of("/\\\0", 0, 3) == std::string::npos;
+}
+
+// A file that really lies in the bundle: a plain name, or one in a folder of the bundle's (golden/000.png), no link that leads out.
 fs::path inside(const fs::path& folder, const std::string& name) {
-  if (name.empty() || name == "." || name == ".." || name.find_first_of("/\\\0", 0, 3) != std::string::npos) {
-    invalid("Expected plain file names in files but received \"" + name + "\"");
-  }
+  const size_t slash = name.find('/');
+  const bool fits = slash == std::string::npos ? is_plain(name) : is_plain(name.substr(0, slash)) && is_plain(name.substr(slash + 1));
+  if (!fits) invalid("Expected plain file names in files but received " + shown(name));
   const fs::path file = folder / name;
   std::error_code error;
-  if (!fs::exists(file, error)) throw EngineError(code::kBundleCorrupt, name + " is missing from the bundle " + folder.string());
-  if (fs::is_symlink(file, error) && fs::canonical(file, error).parent_path() != fs::canonical(folder)) {
+  if (!fs::is_regular_file(file, error)) {
+    throw EngineError(code::kBundleCorrupt, name + " is missing from the bundle " + folder.string());
+  }
+  // A link may point at a neighbour in the same folder and nowhere else.
+  if (fs::canonical(file).parent_path() != (fs::canonical(folder) / name).parent_path()) {
     throw EngineError(code::kBundleCorrupt, name + " is a link that leads out of the bundle " + folder.string());
   }
   return file;

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 OUT = Path(__file__).parent / "fixtures"
-# width, height of the source, side of the result: shrinking, growing, both, one pixel, unchanged axis
-RESIZES = ((50, 37, 16), (9, 5, 24), (100, 7, 32), (1, 1, 8), (16, 40, 16), (33, 16, 16))
+# width, height of the source, side of the result: shrinking, growing, both ways of doing both, one pixel, unchanged axis
+RESIZES = ((50, 37, 16), (9, 5, 24), (100, 7, 32), (1, 1, 8), (16, 40, 16), (33, 16, 16), (14, 60, 16))
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     for width, height, side in RESIZES:
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         picture.save(OUT / f"resize-{width}x{height}.ppm")
-        picture.resize((side, side), Image.Resampling.BILINEAR).save(OUT / f"resize-{width}x{height}-to-{side}.ppm")
+        # One axis at a time, horizontal first: Pillow 13 would choose the order by the shape.
+        rows = picture.resize((side, height), Image.Resampling.BILINEAR)
+        rows.resize((side, side), Image.Resampling.BILINEAR).save(OUT / f"resize-{width}x{height}-to-{side}.ppm")
     for seed in (0, 7, 2**63 + 5):
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2)]

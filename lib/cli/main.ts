@@ -8,7 +8,9 @@ import { packageRoot } from '../native.js';
 import { doctor } from './doctor.js';
 import { info } from './info.js';
 import { reconstruct } from './reconstruct.js';
+import { runReference } from './reference.js';
 import { score } from './score.js';
+import { verify } from './verify.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
 
@@ -47,6 +49,26 @@ withModelOptions(program.command('reconstruct'))
 withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
 
 program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);
+
+program
+  .command('verify')
+  .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
+  .option('--bundle <dir>', 'bundle folder (default: the demo model)')
+  .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
+  .addOption(
+    new Option('--precision <precision>', 'what the networks compute in').choices(['float32', 'bfloat16', 'float16']).default('float32'),
+  )
+  .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
+  .option('--json', 'as JSON')
+  .action(verify);
+
+program
+  .command('convert')
+  .description('make a bundle from a published-format checkpoint (needs Python with PyTorch; `diad convert --help` lists its options)')
+  .argument('[options...]')
+  .allowUnknownOption()
+  .helpOption(false)
+  .action((args: string[]) => runReference('convert', args));
 
 try {
   await program.parseAsync();

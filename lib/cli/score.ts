@@ -4,7 +4,7 @@ import path from 'node:path';
 import process from 'node:process';
 import type { ScoreResult } from '../diad.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
-import { writeNpy } from './npy.js';
+import { writeNpy } from '../npy.js';
 
 interface Options extends ModelOptions {
   readonly out?: string;

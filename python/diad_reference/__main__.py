@@ -1,4 +1,4 @@
-"""Command line of the reference: python -m diad_reference generate | train | evaluate | export | score."""
+"""Command line of the reference: python -m diad_reference generate | train | evaluate | export | convert | score."""
 
 import argparse
 import importlib
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("training.cli", "train one stage of a model"),
     "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
     "export": ("export.cli", "write a bundle"),
+    "convert": ("convert.cli", "write a bundle from a published-format checkpoint"),
     "score": ("score_cli", "score picture files"),
 }
 

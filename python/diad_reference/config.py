@@ -41,6 +41,8 @@ class AutoencoderConfig:
     in_channels: int = 3
     out_ch: int = 3
     norm_groups: int = 32
+    attn_resolutions: tuple[int, ...] = ()  # sides at which every block is followed by attention, counted from `resolution`
+    resolution: int = 256  # only a reference for attn_resolutions: the network takes any size
 
 
 @dataclass(frozen=True)

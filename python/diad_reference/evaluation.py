@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from .checkpoint import load_checkpoint
-from .frame import read_rgb
+from .frame import read_rgb, resize_rgb
 from .pipeline import DiadPipeline, blurred
 
 BLUR_SIGMA = 2.0  # pixels of the model's picture, the blurred-input baseline
@@ -53,7 +53,7 @@ def read_mask(picture: TestPicture, size: int) -> np.ndarray:
     if picture.mask is None:
         return np.zeros((size, size), dtype=bool)
     with Image.open(picture.mask) as mask:
-        return np.asarray(mask.convert("L").resize((size, size), Image.Resampling.BILINEAR)) >= 128
+        return resize_rgb(np.asarray(mask.convert("L")), size) >= 128
 
 
 def class_metrics(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:

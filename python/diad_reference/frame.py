@@ -30,8 +30,14 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 
 def resize_rgb(rgb: np.ndarray, size: int) -> np.ndarray:
-    """Pillow's antialiased bilinear resize on uint8, aspect ignored: [H, W, 3] -> [size, size, 3]."""
-    return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
+    """Pillow's antialiased bilinear resize on uint8, aspect ignored: [H, W, 3] or [H, W] -> [size, size, ...].
+
+    The horizontal pass comes first, as in the Pillow of the published system. Pillow 13 turns the order round for pictures that shrink in
+    height more than in width, which moves up to a third of their values by one level; one axis at a time, every Pillow gives the same.
+    """
+    picture = Image.fromarray(rgb)
+    rows = picture.resize((size, picture.height), Image.Resampling.BILINEAR)
+    return np.asarray(rows.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def normalise(frames: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

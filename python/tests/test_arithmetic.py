@@ -69,6 +69,32 @@ def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
     assert read_rgb(tmp_path / "grey.png")[0, 0].tolist() == [77, 77, 77]
 
 
+def _fixed_point_taps(length: int, side: int) -> np.ndarray:
+    """Triangle filter widened by the scale when shrinking, 22-bit coefficients: [side, length]."""
+    scale = length / side
+    stretch = max(scale, 1.0)
+    taps = np.zeros((side, length), dtype=np.int64)
+    for i in range(side):
+        centre = (i + 0.5) * scale
+        low, high = max(0, int(centre - stretch + 0.5)), min(length, int(centre + stretch + 0.5))
+        weights = [max(0.0, 1 - abs((j - centre + 0.5) / stretch)) for j in range(low, high)]
+        taps[i, low:high] = [int(w / sum(weights) * 2**22 + 0.5) for w in weights]
+    return taps
+
+
+def _pass(taps: np.ndarray, picture: np.ndarray, axis: int) -> np.ndarray:
+    summed = np.moveaxis(np.tensordot(taps, picture.astype(np.int64), (1, axis)), 0, axis)
+    return np.clip((summed + 2**21) >> 22, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(72, 56), (56, 72), (40, 90), (300, 40), (64, 100), (30, 20)])
+def test_resize_goes_horizontally_first_in_fixed_point(height: int, width: int) -> None:
+    picture = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rows = _pass(_fixed_point_taps(width, 64), picture, 1)
+    expected = _pass(_fixed_point_taps(height, 64), rows, 0)
+    assert np.array_equal(resize_rgb(picture, 64), expected)
+
+
 def test_resize_is_antialiased_and_ignores_aspect() -> None:
     stripes = np.zeros((4, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255

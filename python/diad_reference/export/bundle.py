@@ -1,7 +1,9 @@
 """Writing a bundle: TorchScript modules, manifest with hashes, model card (docs/architecture.md, "The bundle")."""
 
+import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config import DiadConfig
 from ..models.diad import DiadModel
 from ..schedule import Schedule
-from .modules import scripted_modules
+from .golden import GOLDEN, write_golden
+from .modules import CONSTANTS, scripted_modules
 
 FORMAT_VERSION = 1
+ARCHIVE_OVERHEAD = 8 << 20  # bytes of code and directory in a module's file, generously
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -58,14 +63,33 @@ def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[s
     }
 
 
-def write_bundle(model: DiadModel, out: str | Path, storage: str = "float32", card: str | None = None) -> Path:
+def round_weights(model: nn.Module, storage: torch.dtype) -> None:
+    """Rounds every weight to what the bundle will hold, in place, so that what is derived from the weights fits them."""
+    if storage == torch.float32:
+        return
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(storage).float()
+
+
+def _stored_as(module: torch.jit.ScriptModule, storage: torch.dtype) -> torch.jit.ScriptModule:
+    """The module with its weights in the stored type; derived constants stay float32."""
+    kept = {tensor.data_ptr() for name, tensor in module.named_buffers() if name.rpartition(".")[2] in CONSTANTS}
+    return module._apply(lambda t: t.to(storage) if t.is_floating_point() and t.data_ptr() not in kept else t)
+
+
+def write_bundle(
+    model: DiadModel, out: str | Path, storage: str = "float32", card: str | None = None, name: str | None = None, golden: bool = True
+) -> Path:
     """Writes a bundle; the folder appears whole or not at all.
 
     Args:
-        model: weights and configuration.
+        model: weights and configuration; its weights are rounded to `storage`.
         out: folder of the bundle; an existing one is replaced.
         storage: dtype of the stored weights: float32, float16 or bfloat16.
         card: text of MODEL_CARD.md; default, a line with the model's name.
+        name: model name in the manifest; default, the configuration's.
+        golden: write golden/, the reference's own results for two pictures, which `diad verify` compares with.
 
     Returns:
         The bundle's folder.
@@ -77,22 +101,51 @@ def write_bundle(model: DiadModel, out: str | Path, storage: str = "float32", ca
     if storage not in STORAGE:
         raise ValueError(f"Expected one of {', '.join(STORAGE)} for storage but received {storage!r}")
     out = Path(out)
+    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
+    config = dataclasses.replace(model.config, name=name or model.config.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for name, module in scripted_modules(model).items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                module.to(STORAGE[storage]).save(str(staging / name))
-        (staging / "MODEL_CARD.md").write_text(card or f"# {model.config.name}\n\n{model.config.description}\n", encoding="utf-8")
-        seal(staging, build_manifest(model.config, storage, staging, sorted(p.name for p in staging.iterdir())))
+        round_weights(model, STORAGE[storage])
+        if golden:
+            write_golden(model, staging / GOLDEN)
+        modules = scripted_modules(model)
+        for file in list(modules):
+            _save(_stored_as(modules.pop(file), STORAGE[storage]), staging / file)
+        (staging / "MODEL_CARD.md").write_text(card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8")
+        files = sorted(str(p.relative_to(staging)) for p in staging.rglob("*") if p.is_file())
+        seal(staging, build_manifest(config, storage, staging, files))
         staging.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
+        _put_in_place(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
+
+
+def _save(module: torch.jit.ScriptModule, path: Path) -> None:
+    # torch's writer ends the whole process when the disk is full: whether the file will fit is found out before it starts.
+    size = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size + ARCHIVE_OVERHEAD)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module.save(str(path))
+    except RuntimeError as error:  # how torch reports a full disk
+        reason = str(error).split("\n")[0]
+        raise OSError(f"{path.name} of the bundle cannot be written: {reason}") from error
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    """Renames the finished folder; an older bundle goes only when the new one stands."""
+    if not out.exists():
+        staging.rename(out)
+        return
+    old = staging.with_name(staging.name + ".old")
+    out.rename(old)
+    staging.rename(out)
+    shutil.rmtree(old)
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ does not depend on the timestep), keys and values of the constant context, time 
 
 import copy
 import warnings
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from ..models.diad import DiadModel
 from ..models.layers import ResBlock
 from ..models.sg_network import SemanticGuidedNetwork
 from ..models.unet import ControlledUNet
+
+Network = TypeVar("Network", bound=nn.Module)
+CONSTANTS = ("rows", "projected")  # buffers that are computed from the weights; stored in float32 whatever the weights are stored in
 
 
 class StepTable(nn.Module):
@@ -44,6 +48,12 @@ class ConstantProjection(nn.Module):
         return self.projected.expand(batch.shape[0], -1, -1)
 
 
+def _with_shared_weights(network: Network) -> Network:
+    """A copy of a network's modules around the same tensors: at full size the weights fit in memory once only."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
 @torch.no_grad()
 def _fold_constants(network: ControlledUNet | SemanticGuidedNetwork, timesteps: torch.Tensor, context: torch.Tensor) -> None:
     """Replaces what depends only on the step or on the context by tables, in place."""
@@ -64,8 +74,8 @@ class DenoiserCore(nn.Module):
         super().__init__()
         self.only_mid_control = model.config.only_mid_control
         timesteps = torch.tensor([step.timestep for step in model.schedule.steps])
-        self.unet = copy.deepcopy(model.unet)
-        self.control_model = copy.deepcopy(model.control_model)
+        self.unet = _with_shared_weights(model.unet)
+        self.control_model = _with_shared_weights(model.control_model)
         for network in (self.unet, self.control_model):
             _fold_constants(network, timesteps, model.context)
         self.control_model.input_hint_block = nn.Identity()
@@ -86,7 +96,7 @@ class Guide(nn.Module):
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__()
-        self.input_hint_block = copy.deepcopy(model.control_model.input_hint_block)
+        self.input_hint_block = model.control_model.input_hint_block
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] -> [N, C, s, s]."""

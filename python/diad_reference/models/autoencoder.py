@@ -76,9 +76,10 @@ class _Resample(nn.Module):
 class _Level(nn.Module):
     """The blocks of one resolution and, but for the last, the step to the next."""
 
-    def __init__(self, widths: list[tuple[int, int]], resample: str | None, norm_groups: int) -> None:
+    def __init__(self, widths: list[tuple[int, int]], resample: str | None, norm_groups: int, attention: bool) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in widths)
+        self.attn = nn.ModuleList(AttnBlock(b, norm_groups) if attention else nn.Identity() for _, b in widths)
         if resample == "down":
             self.downsample = _Resample(widths[-1][1], down=True)
         elif resample == "up":
@@ -86,8 +87,8 @@ class _Level(nn.Module):
         self.resample = resample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.block:
-            x = block(x)
+        for block, attention in zip(self.block, self.attn, strict=True):
+            x = attention(block(x))
         if self.resample == "down":
             return self.downsample(x)
         return self.upsample(x) if self.resample == "up" else x
@@ -104,7 +105,8 @@ class Encoder(nn.Module):
         channels = config.ch
         for level, mult in enumerate(config.ch_mult):
             widths = [(channels if i == 0 else config.ch * mult, config.ch * mult) for i in range(config.num_res_blocks)]
-            self.down.append(_Level(widths, "down" if level != last else None, groups))
+            attention = config.resolution >> level in config.attn_resolutions
+            self.down.append(_Level(widths, "down" if level != last else None, groups, attention))
             channels = config.ch * mult
         self.mid = _Middle(channels, groups)
         self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)
@@ -129,7 +131,8 @@ class Decoder(nn.Module):
         levels: list[nn.Module] = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
             widths = [(channels if i == 0 else config.ch * mult, config.ch * mult) for i in range(config.num_res_blocks + 1)]
-            levels.insert(0, _Level(widths, "up" if level else None, groups))  # up.0 is the highest resolution
+            attention = config.resolution >> level in config.attn_resolutions
+            levels.insert(0, _Level(widths, "up" if level else None, groups, attention))  # up.0 is the highest resolution
             channels = config.ch * mult
         self.up = nn.ModuleList(levels)
         self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)

@@ -1,0 +1,36 @@
+// Commands that the Python reference carries out: its output is the command's own.
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { once } from 'node:events';
+import path from 'node:path';
+import process from 'node:process';
+import { packageRoot } from '../native.js';
+
+/** The Python that has the reference's dependencies: DIAD_PYTHON, the project's .venv, python3. */
+function findPython(): string {
+  const ofProject = path.join(packageRoot, '.venv', 'bin', 'python');
+  return process.env['DIAD_PYTHON'] ?? (existsSync(ofProject) ? ofProject : 'python3');
+}
+
+const NEEDED = 'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and python/ of this package installed; name it with DIAD_PYTHON';
+
+/** Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. */
+export async function runReference(command: string, args: readonly string[]): Promise<void> {
+  const python = findPython();
+  const source = path.join(packageRoot, 'python');
+  const paths = [...(existsSync(source) ? [source] : []), ...(process.env['PYTHONPATH'] ?? '').split(path.delimiter).filter(Boolean)];
+  const child = spawn(python, ['-m', 'diad_reference', command, ...args], {
+    stdio: 'inherit',
+    env: { ...process.env, PYTHONPATH: paths.join(path.delimiter) },
+  });
+  const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
+  process.on('SIGINT', forward).on('SIGTERM', forward);
+  try {
+    const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+    if (code !== 0) process.exitCode = code ?? (signal === 'SIGINT' ? 130 : 1);
+  } catch (error) {
+    throw new Error(`diad ${command} cannot start ${python}: ${NEEDED}`, { cause: error });
+  } finally {
+    process.off('SIGINT', forward).off('SIGTERM', forward);
+  }
+}
