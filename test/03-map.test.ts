@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { AnomalyMap, heatColour, resizeMap } from '../lib/anomaly-map.js';
-import { encodeNpy } from '../lib/cli/npy.js';
+import { encodeNpy } from '../lib/npy.js';
 import { takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 

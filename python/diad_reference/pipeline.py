@@ -1,6 +1,6 @@
 """The reference pipeline: pictures to reconstruction, anomaly map and score."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,9 @@ from .models.diad import DiadModel
 from .schedule import ddim_update
 
 GUIDANCE = 9.0
+# guidance: 9.0 with two identical conditions in a doubled batch; hint every step: the hint stack is run again although it does not depend
+# on the timestep; extractor twice: input and reconstruction go through it one after the other.
+PUBLISHED_OPERATIONS = ("guidance", "hint every step", "extractor twice")
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,21 @@ class DiadPipeline:
     Args:
         model: weights and configuration.
         device: where it runs.
-        as_published: follow the published sampler operation by operation: guidance 9 with two identical conditions in a doubled
-            batch, the hint stack in every step, control of every block computed, the extractor run twice. The result is the same; it is the
-            yardstick for accuracy and speed. Batch 1, as in the published test program.
+        as_published: follow the published sampler operation by operation (PUBLISHED_OPERATIONS), or the named ones of them only. The result
+            is the same; it is the yardstick for accuracy and speed. Batch 1, as in the published test program.
         start_step: first DDIM step that is run, and put the noise on there; 0, the published value, starts from T = 999. Experimental.
     """
 
-    def __init__(self, model: DiadModel, device: str | torch.device = "cpu", as_published: bool = False, start_step: int = 0) -> None:
+    def __init__(
+        self, model: DiadModel, device: str | torch.device = "cpu", as_published: bool | Collection[str] = False, start_step: int = 0
+    ) -> None:
         self.model = model.eval().to(device)
         self.config: DiadConfig = model.config
         self.device = torch.device(device)
-        self.as_published = as_published
+        chosen = (PUBLISHED_OPERATIONS if as_published else ()) if isinstance(as_published, bool) else as_published
+        if unknown := set(chosen) - set(PUBLISHED_OPERATIONS):
+            raise ValueError(f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} but received {', '.join(sorted(unknown))}")
+        self.published = frozenset(chosen)
         self.start_step = start_step
 
     def frames(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -70,7 +77,7 @@ class DiadPipeline:
             A result per picture, in order.
         """
         seeds = [0] * len(pictures) if seeds is None else seeds
-        if self.as_published and len(pictures) != 1:
+        if self.published and len(pictures) != 1:
             raise ValueError(f"Expected one picture for the published path but received {len(pictures)}")
         kept: dict[str, torch.Tensor] = {}
         x = self.frames(pictures).to(self.device)
@@ -127,24 +134,27 @@ class DiadPipeline:
 
     def _sample(self, x: torch.Tensor, picture: torch.Tensor) -> list[torch.Tensor]:
         """The latent after each DDIM step, [N, 4, s, s] each."""
-        hint = None if self.as_published else self.model.control_model.guide(picture)
+        guided = "guidance" in self.published
+        shown = torch.cat([picture, picture]) if guided else picture
+        hint = self.model.control_model.guide(shown)
         latents = []
         for step in self.model.schedule.steps[self.start_step :]:
             timestep = torch.tensor([step.timestep], device=self.device)
-            eps = self._guided_eps(x, picture, timestep) if hint is None else self.model.eps(x, hint, timestep)
+            if "hint every step" in self.published:
+                hint = self.model.control_model.guide(shown)
+            eps = self._guided_eps(x, hint, timestep) if guided else self.model.eps(x, hint, timestep)
             x = ddim_update(x, eps, step)
             latents.append(x)
         return latents
 
-    def _guided_eps(self, x: torch.Tensor, picture: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance with two identical conditions, as the published sampler evaluates it."""
-        hint = self.model.control_model.guide(torch.cat([picture, picture]))
-        conditional, unconditional = self.model.eps(torch.cat([x, x]), hint, timestep.expand(2 * x.shape[0])).chunk(2)
+    def _guided_eps(self, x: torch.Tensor, hints: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance with two identical conditions, as the published sampler evaluates it; hints [2 N, C, s, s]."""
+        conditional, unconditional = self.model.eps(torch.cat([x, x]), hints, timestep.expand(2 * x.shape[0])).chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
     def _features(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         extractor = self.model.pretrained_model
-        if self.as_published:
+        if "extractor twice" in self.published:
             return list(extractor(x)), list(extractor(reconstruction))
         both = [f.chunk(2) for f in extractor(torch.cat([x, reconstruction]))]
         return [f[0] for f in both], [f[1] for f in both]

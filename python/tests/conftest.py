@@ -1,5 +1,7 @@
 """Shared fixtures: a tiny model with random weights in every layer, and pictures made on the spot."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from diad_reference.models.diad import DiadModel, random_model
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 
 @pytest.fixture(scope="session")

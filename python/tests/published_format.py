@@ -1,13 +1,17 @@
-"""A checkpoint in the published format, made from seeded random weights, with everything around it that such files carry."""
+"""A checkpoint in the published format, made from seeded random weights, with everything around it that such files carry.
+
+    python python/tests/published_format.py DIR small|medium      # writes DIR/model.ckpt and DIR/diad.yaml
+"""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from diad_reference.config import AutoencoderConfig, DiadConfig, ExtractorConfig, UNetConfig
+from diad_reference.config import AutoencoderConfig, DiadConfig, ExtractorConfig, UNetConfig, preset
 from diad_reference.convert.published_checkpoint import schedule_buffers
 from diad_reference.models.diad import DiadModel, random_model
 
@@ -125,3 +129,7 @@ def write_published(folder: Path, config: DiadConfig = SMALL, seed: int = 5, onl
     torch.save(lightning_file(published_state(model) | tower), folder / "model.ckpt")
     (folder / "diad.yaml").write_text(yaml.safe_dump(published_yaml(config)), encoding="utf-8")
     return model
+
+
+if __name__ == "__main__":
+    write_published(Path(sys.argv[1]), {"small": SMALL, "medium": preset("medium")}[sys.argv[2]])

@@ -259,7 +259,10 @@ def _set(part: str, key: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_set("unet_config.params", "model_channels", "wide"), r"integer .* for diad\.yaml\.model\.params\.unet_config\.params\.model_channels .* 'wide'"),
+        (
+            _set("unet_config.params", "model_channels", "wide"),
+            r"integer .* for diad\.yaml\.model\.params\.unet_config\.params\.model_channels .* 'wide'",
+        ),
         (_set("unet_config.params", "context_dim", None), r"context_dim but received 'nothing'"),
         (_set("unet_config.params", "num_res_blocks", 1), r"control_stage_config and unet_config .* differ in num_res_blocks"),
         (_set("unet_config.params", "use_spatial_transformer", False), r"use_spatial_transformer"),

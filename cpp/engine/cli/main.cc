@@ -41,6 +41,16 @@ int whole_number(const std::string& option, const std::string& word, int low) {
   throw std::runtime_error("Expected a whole number of at least " + std::to_string(low) + " for " + option + " but received " + word);
 }
 
+uint64_t seed_of(const std::string& word) {
+  try {
+    size_t used = 0;
+    const unsigned long long value = std::stoull(word, &used);
+    if (used == word.size() && word.front() != '-') return value;
+  } catch (const std::logic_error&) {  // not a number, or beyond 64 bits: reported below
+  }
+  throw std::runtime_error("Expected a whole number from 0 to 2^64 - 1 for --seed but received " + word);
+}
+
 Arguments parse(const std::vector<std::string>& words) {
   Arguments arguments;
   if (words.empty()) throw std::runtime_error(kUsage);
@@ -57,7 +67,7 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (word == "--device") arguments.device = value;
     else if (word == "--precision") arguments.precision = value;
     else if (word == "--dump") arguments.dump = value;
-    else if (word == "--seed") arguments.seed = static_cast<uint64_t>(whole_number(word, value, 0));
+    else if (word == "--seed") arguments.seed = seed_of(value);
     else if (word == "--threads") arguments.threads = whole_number(word, value, 0);
     else if (word == "--repeat") arguments.repeat = whole_number(word, value, 1);
     else throw std::runtime_error("Unknown option " + word + "\n\n" + kUsage);

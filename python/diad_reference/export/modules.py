@@ -48,23 +48,36 @@ class ConstantProjection(nn.Module):
         return self.projected.expand(batch.shape[0], -1, -1)
 
 
-def _with_shared_weights(network: Network) -> Network:
+def with_shared_weights(network: Network) -> Network:
     """A copy of a network's modules around the same tensors: at full size the weights fit in memory once only."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 @torch.no_grad()
-def _fold_constants(network: ControlledUNet | SemanticGuidedNetwork, timesteps: torch.Tensor, context: torch.Tensor) -> None:
-    """Replaces what depends only on the step or on the context by tables, in place."""
+def fold_steps(network: ControlledUNet | SemanticGuidedNetwork, timesteps: torch.Tensor) -> None:
+    """Replaces time embedding and projections by tables over the steps, in place; `emb` is then the step's index [1] int64."""
     emb = network.embed(timesteps)  # [K, E]
     for module in network.modules():
         if isinstance(module, ResBlock):
             module.emb_layers = StepTable(module.emb_layers(emb))
-        elif isinstance(module, BasicTransformerBlock):
+    network.time_embed = nn.Identity()
+
+
+@torch.no_grad()
+def fold_context(network: ControlledUNet | SemanticGuidedNetwork, context: torch.Tensor) -> None:
+    """Replaces keys and values of the context by constants, in place; of `context` only the batch size is then read."""
+    for module in network.modules():
+        if isinstance(module, BasicTransformerBlock):
             module.attn2.to_k = ConstantProjection(module.attn2.to_k(context))
             module.attn2.to_v = ConstantProjection(module.attn2.to_v(context))
-    network.time_embed = nn.Identity()
+
+
+def drop_unused_zero_convs(network: SemanticGuidedNetwork) -> None:
+    """Leaves out the zero convolutions whose output only-mid control never reads, in place."""
+    unused = len(network.zero_convs) - 2 * (network.config.num_res_blocks + 1)
+    for i in range(unused):
+        network.zero_convs[i] = nn.Identity()
 
 
 class DenoiserCore(nn.Module):
@@ -74,15 +87,14 @@ class DenoiserCore(nn.Module):
         super().__init__()
         self.only_mid_control = model.config.only_mid_control
         timesteps = torch.tensor([step.timestep for step in model.schedule.steps])
-        self.unet = _with_shared_weights(model.unet)
-        self.control_model = _with_shared_weights(model.control_model)
+        self.unet = with_shared_weights(model.unet)
+        self.control_model = with_shared_weights(model.control_model)
         for network in (self.unet, self.control_model):
-            _fold_constants(network, timesteps, model.context)
+            fold_steps(network, timesteps)
+            fold_context(network, model.context)
         self.control_model.input_hint_block = nn.Identity()
         if self.only_mid_control:
-            unused = len(self.control_model.zero_convs) - 2 * (model.config.unet.num_res_blocks + 1)
-            for i in range(unused):
-                self.control_model.zero_convs[i] = nn.Identity()
+            drop_unused_zero_convs(self.control_model)
 
     def forward(self, z: torch.Tensor, hint: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """z [N, 4, s, s], hint [N, C, s, s], step [1] int64 -> eps [N, 4, s, s]."""

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..config import DiadConfig
 from ..schedule import Schedule
+from .attention import FeedForward
 from .autoencoder import AutoencoderKL
 from .extractor import ResNetFeatures
 from .sg_network import SemanticGuidedNetwork
@@ -79,6 +80,11 @@ def random_model(config: DiadConfig, seed: int) -> DiadModel:
     fill_zero_layers(model, generator)
     with torch.no_grad():
         model.context.copy_(torch.randn(model.context.shape, generator=generator))
+        # Gates of trained transformers reach where the exact GELU and its approximations part; freshly drawn ones do not.
+        for module in model.modules():
+            if isinstance(module, FeedForward):
+                module.net[0].proj.weight.mul_(4)
+                module.net[2].weight.mul_(2)
         for module in model.pretrained_model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)

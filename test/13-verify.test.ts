@@ -1,0 +1,101 @@
+// diad verify.
+import assert from 'node:assert/strict';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import path from 'node:path';
+import process from 'node:process';
+import { verifyBundle } from '../lib/index.js';
+import { readNpy, writeNpy } from '../lib/npy.js';
+import { largestDifference, tolerancesFor } from '../lib/verify.js';
+import { inFolder, python, rejects, root, runProgram, withBundleCopy } from './support.js';
+
+const cli = (...args: string[]) => runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'verify', ...args]);
+
+/** Changes a file of a bundle and its manifest, as somebody would who exports other results. */
+async function replaceFile(bundle: string, name: string, change: (file: string) => Promise<void>): Promise<void> {
+  const file = path.join(bundle, name);
+  await change(file);
+  const manifestFile = path.join(bundle, 'manifest.json');
+  const manifest = JSON.parse(await readFile(manifestFile, 'utf8')) as { files: Record<string, { sha256: string; size: number }> };
+  const bytes = await readFile(file);
+  manifest.files[name] = { sha256: createHash('sha256').update(bytes).digest('hex'), size: bytes.length };
+  const text = JSON.stringify(manifest);
+  await writeFile(manifestFile, text);
+  await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
+}
+
+describe('verify', () => {
+  it('the demo bundle passes: table, JSON, exit code 0', async () => {
+    const { code, stdout, stderr } = await cli();
+    assert.equal(code, 0, stdout + stderr);
+    assert.match(stdout, /^map +\d\.\d\de-\d+ +\d\.\d\de-\d+ +0\.00002 +pass$/m);
+    assert.match(stdout, /2 golden pictures: pass/);
+    const report = JSON.parse((await cli('--json')).stdout) as { passed: boolean; stages: { stage: string; maxAbsolute: number }[] };
+    assert.equal(report.passed, true);
+    assert.equal(report.stages.length, 12);
+    assert.equal(report.stages.find(({ stage }) => stage === 'x')?.maxAbsolute, 0);
+  });
+
+  it('half precisions have their own tolerance', async () => {
+    const report = await verifyBundle(undefined, { device: 'cpu', precision: 'bfloat16' });
+    assert.equal(report.precision, 'bfloat16');
+    const stage = (name: string) => report.stages.find((found) => found.stage === name)!;
+    assert.ok(stage('map').maxAbsolute > 2e-5, 'bfloat16 cannot be as exact as float32');
+    assert.equal(stage('map').tolerance, 3e-2);
+    assert.equal(stage('step_x').tolerance, undefined);
+    assert.deepEqual(Object.keys(tolerancesFor('cuda:1', 'float32')), ['x', 'map', 'score']);
+  });
+
+  it('a golden result that is off by a little fails its stage, exit code 1', () =>
+    withBundleCopy(async (bundle) => {
+      await replaceFile(bundle, 'golden/001.map.npy', async (file) => {
+        const { shape, data } = await readNpy(file);
+        data[77]! += 5e-5;
+        await writeNpy(file, shape, data);
+      });
+      const { code, stdout } = await cli('--bundle', bundle);
+      assert.equal(code, 1);
+      assert.match(stdout, /^map +5\.0\de-5 .*FAIL$/m);
+      assert.match(stdout, /^map_raw .*pass$/m);
+    }));
+
+  it('one flipped bit in golden/ is found before anything is computed', () =>
+    withBundleCopy(async (bundle) => {
+      const file = path.join(bundle, 'golden', '000.z.npy');
+      const bytes = await readFile(file);
+      bytes[bytes.length - 1]! ^= 1;
+      await writeFile(file, bytes);
+      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /golden\/000\.z\.npy does not have the sha256/);
+    }));
+
+  it('golden.json that says nothing', () =>
+    withBundleCopy(async (bundle) => {
+      await replaceFile(bundle, 'golden/golden.json', (file) => writeFile(file, '{"cases": []}'));
+      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /golden\.json cannot be understood/);
+    }));
+
+  it('a bundle without golden results says how to get them', () =>
+    withBundleCopy(async (bundle) => {
+      await rm(path.join(bundle, 'golden'), { recursive: true });
+      const manifestFile = path.join(bundle, 'manifest.json');
+      const manifest = JSON.parse(await readFile(manifestFile, 'utf8')) as { files: Record<string, unknown> };
+      manifest.files = Object.fromEntries(Object.entries(manifest.files).filter(([name]) => !name.startsWith('golden/')));
+      const text = JSON.stringify(manifest);
+      await writeFile(manifestFile, text);
+      await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
+      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /holds no golden\/ .* export or convert it again/);
+    }));
+
+  it('the tolerances are those of the Python tests', () =>
+    inFolder(async (folder) => {
+      const source = 'import json, stage_tolerances; print(json.dumps(stage_tolerances.TOLERANCES))';
+      const { stdout } = await runProgram(python, ['-c', source], { PYTHONPATH: path.join(root, 'python', 'tests') }, folder);
+      assert.deepEqual(JSON.parse(stdout), tolerancesFor('cpu', 'float32'));
+    }));
+
+  it('differences: NaN and other lengths are infinite', () => {
+    assert.equal(largestDifference(Float32Array.of(1, 2), Float32Array.of(1, 2.5)), 0.5);
+    assert.equal(largestDifference(Float32Array.of(1, NaN), Float32Array.of(1, 2)), Infinity);
+    assert.equal(largestDifference(Float32Array.of(1), Float32Array.of(1, 2)), Infinity);
+  });
+});
