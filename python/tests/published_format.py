@@ -1,6 +1,6 @@
 """A checkpoint in the published format, made from seeded random weights, with everything around it that such files carry.
 
-    python python/tests/published_format.py DIR small|medium      # writes DIR/model.ckpt and DIR/diad.yaml
+python python/tests/published_format.py DIR small|medium      # writes DIR/model.ckpt and DIR/diad.yaml
 """
 
 import dataclasses

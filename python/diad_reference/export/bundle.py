@@ -84,7 +84,7 @@ def write_bundle(
     """Writes a bundle; the folder appears whole or not at all.
 
     Args:
-        model: weights and configuration; its weights are rounded to `storage`.
+        model: weights and configuration; its weights are rounded to `storage`, since a copy would double the memory.
         out: folder of the bundle; an existing one is replaced.
         storage: dtype of the stored weights: float32, float16 or bfloat16.
         card: text of MODEL_CARD.md; default, a line with the model's name.
@@ -119,6 +119,7 @@ def write_bundle(
         staging.chmod(0o755)
         _put_in_place(staging, out)
     finally:
+        model.float()  # the exported modules share its tensors
         shutil.rmtree(staging, ignore_errors=True)
     return out
 

@@ -13,7 +13,7 @@ from .pictures import load_good_pictures
 from .stages import MODEL_FILE, STAGES, StageSettings, start_model
 
 # Steps, batch, learning rate: what the demo model was trained with.
-DEFAULTS = {"autoencoder": (2200, 8, 2e-3), "denoiser": (4500, 24, 1e-3), "extractor": (900, 24, 1.5e-3)}
+DEFAULTS = {"autoencoder": (2400, 8, 2e-3), "denoiser": (3000, 24, 1e-3), "extractor": (1000, 24, 1.5e-3)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--perturbed-share", type=float, default=0.5, help="share of perturbed pictures in a batch, 0..1 (default: %(default)s)"
     )
+    parser.add_argument("--per-class", type=int, default=0, help="use the first so many pictures of each class (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process a GPU")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         save_every=args.save_every,
     )
-    model = STAGES[args.stage](model, StageSettings(args.run_folder, args.data, loop, args.perturbed_share))
+    model = STAGES[args.stage](model, StageSettings(args.run_folder, args.data, loop, args.perturbed_share, args.per_class))
     if int(os.environ.get("RANK", "0")) == 0:
         save_checkpoint(model.cpu(), args.run_folder / MODEL_FILE)
         print(args.run_folder / MODEL_FILE)

@@ -20,12 +20,13 @@ class GoodPictures:
     labels: np.ndarray  # int64 [N], index into classes
 
 
-def load_good_pictures(root: str | Path, size: int) -> GoodPictures:
+def load_good_pictures(root: str | Path, size: int, per_class: int = 0) -> GoodPictures:
     """Reads class/train/good of every class.
 
     Args:
         root: data set folder.
         size: S, pixels.
+        per_class: the first so many of each class; 0: all.
 
     Raises:
         ValueError: no class folder with train/good pictures.
@@ -33,7 +34,8 @@ def load_good_pictures(root: str | Path, size: int) -> GoodPictures:
     files: list[tuple[Path, int]] = []
     folders = sorted(p for p in Path(root).iterdir() if (p / "train" / "good").is_dir())
     for label, folder in enumerate(folders):
-        files += [(p, label) for p in sorted((folder / "train" / "good").iterdir()) if p.suffix.lower() in SUFFIXES]
+        found = [(p, label) for p in sorted((folder / "train" / "good").iterdir()) if p.suffix.lower() in SUFFIXES]
+        files += found[: per_class or None]
     if not files:
         raise ValueError(f"Expected class folders with train/good pictures in {root} but found none")
     with ThreadPoolExecutor(2) as pool:

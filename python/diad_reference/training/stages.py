@@ -28,6 +28,7 @@ class StageSettings:
     data: Path  # data set in MVTec-AD layout
     loop: LoopSettings
     perturbed_share: float = 0.5  # of the batch, where the stage uses perturbed pictures; 0: the published recipe
+    per_class: int = 0  # pictures of each class that are used; 0: all
 
 
 def start_model(config: DiadConfig, run: Path, classes: tuple[str, ...], seed: int) -> DiadModel:
@@ -85,7 +86,7 @@ def _encode_all(model: DiadModel, source: PictureSource, batch: int = 32) -> tup
 
 def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
     """Trains the autoencoder, then sets the latent scale to one over the latents' standard deviation."""
-    pictures = load_good_pictures(settings.data, model.config.image_size)
+    pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
     source = PictureSource(model.config, pictures, copies=2, seed=settings.loop.seed)
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
@@ -101,7 +102,7 @@ def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
     """Trains SG network and UNet together on the latents of good pictures; the hint may be a perturbed version."""
-    pictures = load_good_pictures(settings.data, model.config.image_size)
+    pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
     source = PictureSource(model.config, pictures, copies=3, seed=settings.loop.seed)
     mean, std = _encode_all(model, source)
     steps = len(model.schedule.steps)
@@ -132,7 +133,7 @@ def rebuild_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 
 
 def train_extractor(model: DiadModel, settings: StageSettings) -> DiadModel:
     """Trains the extractor on pairs: a picture, perturbed or not, against what the trained model (or a blur) makes of it."""
-    pictures = load_good_pictures(settings.data, model.config.image_size)
+    pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
     source = PictureSource(model.config, pictures, copies=1, seed=settings.loop.seed + 1)
     cache = settings.run / "reconstructions.npz"
     if not cache.exists():
