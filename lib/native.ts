@@ -1,12 +1,14 @@
 // The addon: the only file that knows its shape. Finds it, opens LibTorch and the engine behind it, loads bundles.
-import { readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { DiadError, fromNative } from './errors.js';
 import type { RawFrame } from './image.js';
-import { findLibTorch, minorOf, type LibTorch, type Miss } from './libtorch.js';
+import { libraryNames } from './libtorch/platform.js';
+import { findLibTorch, type LibTorch, type Miss } from './libtorch/search.js';
+import { minorOf } from './libtorch/version.js';
 
 /** What the engine says about itself. */
 export interface EngineVersion {
@@ -114,7 +116,6 @@ export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.u
 /** The bundle that ships with diad. */
 export const demoBundle = path.join(packageRoot, 'models', 'demo');
 
-const ENGINE_NAME = /^libdiad_engine-torch(\d+\.\d+)\.so$/;
 const require = createRequire(import.meta.url);
 
 let addonLoaded: { addon: NativeAddon; addonPath: string } | undefined;
@@ -133,13 +134,21 @@ export function addonPath(): string {
   }
 }
 
-/** LibTorch minors there is an engine for, with its file. */
-export function engines(folder: string): ReadonlyMap<string, string> {
-  const found = readdirSync(folder).flatMap((name) => {
-    const minor = ENGINE_NAME.exec(name)?.[1];
-    return minor === undefined ? [] : [[minor, path.join(folder, name)] as const];
+/**
+ * LibTorch minors there is an engine for, with its file: those beside the addon, and those built from source where the addon was not, so that
+ * an engine for another minor can be added to an installed diad.
+ */
+export function engines(addon: string): ReadonlyMap<string, string> {
+  const pattern = libraryNames().engine;
+  const folders = [path.join(packageRoot, 'build', 'Release'), path.dirname(addon)];
+  const found = folders.flatMap((folder) => {
+    const names = existsSync(folder) ? readdirSync(folder) : [];
+    return names.flatMap((name) => {
+      const minor = pattern.exec(name)?.[1];
+      return minor === undefined ? [] : [[minor, path.join(folder, name)] as const];
+    });
   });
-  return new Map(found);
+  return new Map(found); // of two for one minor the one beside the addon
 }
 
 function loadAddon(): { addon: NativeAddon; addonPath: string } {
@@ -157,7 +166,7 @@ function loadAddon(): { addon: NativeAddon; addonPath: string } {
 
 async function open(option: string | undefined, misses: Miss[]): Promise<Native> {
   const loaded = loadAddon();
-  const available = engines(path.dirname(loaded.addonPath));
+  const available = engines(loaded.addonPath);
   const libtorch = await findLibTorch(option, packageRoot, [...available.keys()].sort(), misses);
   const engine = available.get(minorOf(libtorch.version));
   if (engine === undefined) throw new DiadError('ERR_DIAD_INTERNAL', `No engine for LibTorch ${libtorch.version}`);

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { findLibTorch, minorOf, type Miss } from '../lib/libtorch.js';
+import { findLibTorch, type Miss } from '../lib/libtorch/search.js';
+import { minorOf } from '../lib/libtorch/version.js';
 import { openNative } from '../lib/native.js';
 import { inFolder, rejects, root, runModule, runProgram } from './support.js';
 
@@ -72,7 +73,7 @@ describe('LibTorch', () => {
 
   it('nothing found: every place and the ways out', () =>
     inFolder(async (folder) => {
-      const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch.js'))};
+      const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch', 'search.js'))};
         await findLibTorch(undefined, ${JSON.stringify(folder)}, ['2.13']).catch((e) => console.log(e.code, e.message));`;
       const env = { PATH: folder, DIAD_LIBTORCH: undefined, DIAD_PYTHON: undefined, XDG_CACHE_HOME: folder };
       const { stdout } = await runProgram(process.execPath, ['--input-type=module', '-e', script], env, folder);
@@ -88,6 +89,6 @@ describe('LibTorch', () => {
       ]) {
         assert.match(stdout, place);
       }
-      assert.match(stdout, /Ways out: pip install "torch==2\.13\.\*"/);
+      assert.match(stdout, /Ways out: npx diad libtorch install; .*pip install "torch==2\.13\.\*"/);
     }));
 });

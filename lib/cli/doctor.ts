@@ -1,9 +1,8 @@
 // diad doctor: what is there, what is missing, what to do.
 import os from 'node:os';
-import path from 'node:path';
 import process from 'node:process';
 import { codeOf } from '../errors.js';
-import type { Miss } from '../libtorch.js';
+import type { Miss } from '../libtorch/search.js';
 import { addonPath, engines, openNative } from '../native.js';
 
 interface Report {
@@ -39,7 +38,7 @@ async function examine(): Promise<Report> {
   let found: Partial<Report> = {};
   try {
     const addon = addonPath();
-    found = { addon, engines: [...engines(path.dirname(addon)).keys()] };
+    found = { addon, engines: [...engines(addon).keys()] };
     const { libtorch, version } = await openNative(undefined, tried);
     return {
       ...machine,

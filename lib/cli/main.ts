@@ -7,6 +7,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { packageRoot } from '../native.js';
 import { doctor } from './doctor.js';
 import { info } from './info.js';
+import { libtorchCommand } from './libtorch.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
 import { score } from './score.js';
@@ -49,6 +50,7 @@ withModelOptions(program.command('reconstruct'))
 withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
 
 program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);
+program.addCommand(libtorchCommand());
 
 program
   .command('verify')

@@ -1,16 +1,18 @@
 // Where LibTorch is: the places it is looked for, in order, each miss with its reason.
 import { execFile } from 'node:child_process';
-import { access, readdir, readFile, realpath } from 'node:fs/promises';
+import { access, readdir, realpath } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 import { promisify } from 'node:util';
-import { DiadError } from './errors.js';
+import { DiadError } from '../errors.js';
+import { listInstalled } from './cache.js';
+import { libraryNames, libtorchCache, libtorchPackage } from './platform.js';
+import { compareVersions, minorOf, readVersion } from './version.js';
 
 /** A LibTorch that was found. */
 export interface LibTorch {
-  /** Folder that holds libtorch.so. */
+  /** Folder that holds libtorch.so (libtorch.dylib, torch.dll). */
   readonly libFolder: string;
   /** Its version, for example "2.13.0+cpu". */
   readonly version: string;
@@ -36,29 +38,12 @@ const exists = (file: string): Promise<boolean> =>
     () => false,
   );
 
-/** Minor of a version: "2.13" of "2.13.0+cpu". */
-export function minorOf(version: string): string {
-  return version.split('.').slice(0, 2).join('.');
-}
-
-async function readVersion(folder: string): Promise<string | undefined> {
-  const sources = [
-    [path.join(folder, 'version.py'), /__version__ = '([^']+)'/],
-    [path.join(folder, 'build-version'), /^(\S+)/],
-  ] as const;
-  for (const [file, pattern] of sources) {
-    const content = await readFile(file, 'utf8').catch(() => '');
-    const version = pattern.exec(content)?.[1];
-    if (version !== undefined) return version;
-  }
-  return undefined;
-}
-
 async function torchInVenv(project: string): Promise<readonly string[] | string> {
-  const lib = path.join(project, '.venv', 'lib');
-  const pythons = await readdir(lib).catch(() => []);
-  const folders = pythons.map((python) => path.join(lib, python, 'site-packages', 'torch'));
-  return folders.length > 0 ? folders : `there is no ${path.join(project, '.venv')}`;
+  const venv = path.join(project, '.venv');
+  if (process.platform === 'win32') return [path.join(venv, 'Lib', 'site-packages', 'torch')];
+  const pythons = await readdir(path.join(venv, 'lib')).catch(() => []);
+  const folders = pythons.map((python) => path.join(venv, 'lib', python, 'site-packages', 'torch'));
+  return folders.length > 0 ? folders : `there is no ${venv}`;
 }
 
 async function torchOfPython(python: string): Promise<readonly string[] | string> {
@@ -71,44 +56,43 @@ async function torchOfPython(python: string): Promise<readonly string[] | string
   }
 }
 
-function torchOfPackage(name: string): readonly string[] | string {
-  try {
-    return [path.dirname(createRequire(path.join(process.cwd(), 'package.json')).resolve(`${name}/package.json`))];
-  } catch {
-    return `the package ${name} is not installed`;
+/** The package is looked for from the program that runs, from the current folder, and from diad itself. */
+function torchOfPackage(name: string, packageRoot: string): readonly string[] | string {
+  const from = [process.argv[1], path.join(process.cwd(), 'package.json'), path.join(packageRoot, 'package.json')];
+  for (const file of from) {
+    if (file === undefined || !path.isAbsolute(file)) continue;
+    try {
+      return [path.dirname(createRequire(file).resolve(`${name}/package.json`))];
+    } catch {
+      continue; // not visible from there
+    }
   }
+  return `the package ${name} is not installed`;
 }
 
-function cacheFolder(): string {
-  return path.join(process.env['XDG_CACHE_HOME'] ?? path.join(os.homedir(), '.cache'), 'diad', 'libtorch');
+async function torchInCache(): Promise<readonly string[] | string> {
+  const installed = await listInstalled();
+  return installed.length > 0 ? installed.map(({ folder }) => path.join(folder, 'torch')) : `${libtorchCache()} is empty`;
 }
 
 function places(option: string | undefined, packageRoot: string): readonly Place[] {
-  const { DIAD_LIBTORCH: variable, DIAD_PYTHON: python } = process.env;
-  const packaged = `@diad/libtorch-${process.platform}-${process.arch}`;
-  const cached = async (): Promise<readonly string[] | string> => {
-    const versions = await readdir(cacheFolder()).catch(() => []);
-    return versions.length > 0
-      ? versions
-          .sort()
-          .reverse()
-          .map((version) => path.join(cacheFolder(), version))
-      : `${cacheFolder()} is empty`;
-  };
+  // Set to nothing is not set.
+  const [variable, python] = [process.env['DIAD_LIBTORCH'] || undefined, process.env['DIAD_PYTHON'] || undefined];
+  const packaged = libtorchPackage();
   const named = async (value: string | undefined, what: string): Promise<readonly string[] | string> =>
     Promise.resolve(value === undefined ? `${what} is not set` : [value]);
   return [
     { source: 'the load option libtorch', find: () => named(option, 'the option') },
     { source: 'the variable DIAD_LIBTORCH', find: () => named(variable, 'the variable') },
-    { source: `the package ${packaged}`, find: () => Promise.resolve(torchOfPackage(packaged)) },
-    { source: 'the cache', find: cached },
+    { source: `the package ${packaged}`, find: () => Promise.resolve(torchOfPackage(packaged, packageRoot)) },
+    { source: 'the cache', find: torchInCache },
     {
       source: 'the PyTorch of DIAD_PYTHON',
       find: () => (python === undefined ? Promise.resolve('the variable is not set') : torchOfPython(python)),
     },
     { source: "the PyTorch of this folder's .venv", find: () => torchInVenv(process.cwd()) },
     { source: "the PyTorch of diad's own .venv", find: () => torchInVenv(packageRoot) },
-    { source: 'the PyTorch of python3', find: () => torchOfPython('python3') },
+    { source: 'the PyTorch of python3', find: () => torchOfPython(process.platform === 'win32' ? 'python' : 'python3') },
   ];
 }
 
@@ -139,8 +123,8 @@ export async function findLibTorch(
       const root = path.basename(folder) === 'lib' ? path.dirname(folder) : folder;
       const libFolder = path.join(root, 'lib');
       const version = await readVersion(root);
-      if (!(await exists(path.join(libFolder, 'libtorch.so')))) {
-        misses.push({ source: place.source, reason: `there is no ${path.join(libFolder, 'libtorch.so')}` });
+      if (!(await exists(path.join(libFolder, libraryNames().libtorch)))) {
+        misses.push({ source: place.source, reason: `there is no ${path.join(libFolder, libraryNames().libtorch)}` });
       } else if (version === undefined) {
         misses.push({ source: place.source, reason: `${root} does not say its version (version.py or build-version)` });
       } else if (!minors.includes(minorOf(version))) {
@@ -158,9 +142,10 @@ export async function findLibTorch(
 
 function notFound(mismatches: readonly string[], minors: readonly string[], misses: readonly Miss[]): DiadError {
   const tried = misses.map(({ source, reason }) => `  - ${source}: ${reason}`).join('\n');
+  const newest = [...minors].sort(compareVersions).at(-1) ?? '2.13';
   const ways =
-    `Ways out: pip install "torch==${minors.at(-1) ?? '2.13'}.*" into ./.venv; set DIAD_LIBTORCH to a folder that holds lib/libtorch.so; ` +
-    'or pass the load option libtorch.';
+    `Ways out: npx diad libtorch install; npm install ${libtorchPackage()}; pip install "torch==${newest}.*" into ./.venv; ` +
+    `or set DIAD_LIBTORCH to a folder that holds lib/${libraryNames().libtorch}. npx diad doctor says more.`;
   if (mismatches.length > 0) {
     const text = `${mismatches.join(' and ')} does not fit: this diad has engines for LibTorch ${minors.join(', ') || '(none, run npm run build)'}.`;
     return new DiadError('ERR_DIAD_LIBTORCH_MISMATCH', `${text} Tried:\n${tried}\n${ways}`);
