@@ -1,7 +1,8 @@
 // Builds the addon, the engine, its executable and the C++ tests with CMake, incrementally.
 //
-//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only]
+//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only]
 //
+// The CMake tree is build/cmake, the results are in build/Release.
 // LibTorch: --libtorch, else DIAD_LIBTORCH, else the torch package of the project's .venv, else that of python3.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -24,6 +25,7 @@ function isLibTorch(folder) {
 }
 
 function torchOfVenv() {
+  if (process.platform === 'win32') return [path.join(root, '.venv', 'Lib', 'site-packages', 'torch')];
   const lib = path.join(root, '.venv', 'lib');
   if (!existsSync(lib)) return [];
   return readdirSync(lib).map((python) => path.join(lib, python, 'site-packages', 'torch'));
@@ -31,7 +33,7 @@ function torchOfVenv() {
 
 function torchOfPython() {
   const find = 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
-  const found = spawnSync('python3', ['-c', find], { encoding: 'utf8' });
+  const found = spawnSync(process.platform === 'win32' ? 'python' : 'python3', ['-c', find], { encoding: 'utf8' });
   return found.status === 0 && found.stdout.trim() ? [found.stdout.trim()] : [];
 }
 
@@ -50,25 +52,44 @@ function findNodeHeaders(require) {
     .map((folder) => path.join(folder, 'include', 'node'))
     .find((folder) => existsSync(path.join(folder, 'node_api.h')));
   // Otherwise the headers of Node-API alone, as a package: enough for an addon that uses nothing else.
-  return found ?? require('node-api-headers').include_dir;
+  return found ?? path.join(folderOf(require, 'node-api-headers'), 'include');
 }
 
-const { values } = parseArgs({ options: { libtorch: { type: 'string' }, 'addon-only': { type: 'boolean', default: false } } });
+/** A package that only building needs; diad's own repository has it, an installed diad does not. */
+function folderOf(require, name) {
+  try {
+    return path.dirname(require.resolve(`${name}/package.json`));
+  } catch {
+    return fail(`the package ${name} is missing: npm install --no-save node-addon-api node-api-headers`);
+  }
+}
+
+const { values } = parseArgs({
+  options: {
+    libtorch: { type: 'string' },
+    'addon-only': { type: 'boolean', default: false },
+    'libraries-only': { type: 'boolean', default: false },
+  },
+});
 const require = createRequire(import.meta.url);
-const build = path.join(root, 'build');
+const tree = path.join(root, 'build', 'cmake');
 const ninja = spawnSync('ninja', ['--version']).status === 0;
 const configure = [
-  ...['-S', root, '-B', build, '-DCMAKE_BUILD_TYPE=Release'],
+  ...['-S', root, '-B', tree, '-DCMAKE_BUILD_TYPE=Release', `-DDIAD_OUTPUT=${path.join(root, 'build', 'Release')}`],
   ...(ninja ? ['-G', 'Ninja'] : []),
   `-DNODE_INCLUDE_DIR=${findNodeHeaders(require)}`,
-  `-DDIAD_NODE_ADDON_API=${path.dirname(require.resolve('node-addon-api/package.json'))}`,
+  `-DDIAD_NODE_ADDON_API=${folderOf(require, 'node-addon-api')}`,
+  ...(process.platform === 'win32'
+    ? [`-DDIAD_NODE_API_DEF=${path.join(folderOf(require, 'node-api-headers'), 'def', 'node_api.def')}`]
+    : []),
   '-DDIAD_BUILD_ADDON=ON',
+  `-DDIAD_BUILD_TOOLS=${values['libraries-only'] || !existsSync(path.join(root, 'cpp', 'tests')) ? 'OFF' : 'ON'}`,
   `-DDIAD_BUILD_ENGINE=${values['addon-only'] ? 'OFF' : 'ON'}`,
   ...(values['addon-only'] ? [] : [`-DDIAD_LIBTORCH=${path.resolve(findLibTorch(values.libtorch))}`]),
 ];
 try {
   execFileSync('cmake', configure, { stdio: ['ignore', 'ignore', 'inherit'] });
-  execFileSync('cmake', ['--build', build, '--parallel', String(os.availableParallelism())], { stdio: 'inherit' });
+  execFileSync('cmake', ['--build', tree, '--config', 'Release', '--parallel', String(os.availableParallelism())], { stdio: 'inherit' });
 } catch (error) {
   fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed, see above');
 }

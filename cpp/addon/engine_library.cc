@@ -1,11 +1,10 @@
 #include "engine_library.h"
 
-#include <dlfcn.h>
-#include <sys/stat.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
+
+#include "dynamic_library.h"
 
 namespace diad_addon {
 
@@ -24,23 +23,32 @@ Library& library() {
   return *instance;
 }
 
+#if defined(_WIN32)
+constexpr const char* kLibTorch = "torch.dll";
+#elif defined(__APPLE__)
+constexpr const char* kLibTorch = "libtorch.dylib";
+#else
+constexpr const char* kLibTorch = "libtorch.so";
+#endif
+
 bool exists(const std::string& file) {
-  struct stat status{};
-  return stat(file.c_str(), &status) == 0;
+  std::error_code ignored;
+  return std::filesystem::exists(utf8_path(file), ignored);
 }
 
 // OpenMP's threads spin at each barrier by default: on a machine that has other work, inference becomes ten times slower. libgomp
 // reads this once, when LibTorch brings it in; what the user has set stays.
-void avoid_spinning() { setenv("OMP_WAIT_POLICY", "PASSIVE", /*overwrite=*/0); }
-
-std::string last_dl_error() {
-  const char* text = dlerror();
-  return text == nullptr ? "unknown reason" : text;
+void avoid_spinning() {
+#if defined(_WIN32)
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr) _putenv_s("OMP_WAIT_POLICY", "PASSIVE");
+#else
+  setenv("OMP_WAIT_POLICY", "PASSIVE", /*overwrite=*/0);
+#endif
 }
 
 template <typename Function>
 bool resolve(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, name));
+  function = reinterpret_cast<Function>(find_symbol(handle, name));
   return function != nullptr;
 }
 
@@ -62,18 +70,19 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
     return {"ERR_DIAD_LIBTORCH_MISMATCH", "This process already runs LibTorch from " + shared.libtorch_folder +
                                               " and cannot open another from " + libtorch_folder + "; start a new process"};
   }
-  const std::string libtorch = libtorch_folder + "/libtorch.so";
+  const std::string libtorch = libtorch_folder + "/" + kLibTorch;
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
   if (!exists(engine_path))
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
   avoid_spinning();
   // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
-  if (dlopen(libtorch.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "LibTorch cannot be opened: " + last_dl_error()};
+  std::string reason;
+  if (open_library(libtorch, Visibility::kGlobal, reason) == nullptr) {
+    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "LibTorch cannot be opened: " + reason};
   }
-  void* engine = dlopen(engine_path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+  void* engine = open_library(engine_path, Visibility::kLocal, reason);
   if (engine == nullptr) {
-    return {"ERR_DIAD_LIBTORCH_MISMATCH", "The engine does not fit the LibTorch in " + libtorch_folder + ": " + last_dl_error()};
+    return {"ERR_DIAD_LIBTORCH_MISMATCH", "The engine does not fit the LibTorch in " + libtorch_folder + ": " + reason};
   }
   EngineApi api;
   if (!resolve_all(engine, api) || api.abi() != DIAD_ENGINE_ABI) {

@@ -26,8 +26,8 @@ struct CodedError {
   std::string message;
 };
 
-// Opens <libtorch_folder>/libtorch.so, then the engine; once per process, later calls return the first outcome's library as long as they
-// name the same files. Blocks for about 0.3 s. Any thread.
+// Opens <libtorch_folder>/libtorch.so (libtorch.dylib, torch.dll), then the engine; once per process, later calls return the first
+// outcome's library as long as they name the same files. Blocks for about 0.3 s. Any thread.
 CodedError open_engine_library(const std::string& libtorch_folder, const std::string& engine_path);
 
 // The opened library, or nullptr before a successful open_engine_library.

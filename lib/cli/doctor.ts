@@ -1,84 +1,54 @@
 // diad doctor: what is there, what is missing, what to do.
-import os from 'node:os';
 import process from 'node:process';
-import { codeOf } from '../errors.js';
-import type { Miss } from '../libtorch/search.js';
-import { addonPath, engines, openNative } from '../native.js';
+import { examine, type Report } from '../doctor/report.js';
 
-interface Report {
-  readonly node: string;
-  readonly platform: string;
-  readonly libc: string;
-  readonly cores: number;
-  readonly memoryGiB: number;
-  readonly addon?: string;
-  readonly engines?: readonly string[];
-  readonly libtorch?: { readonly version: string; readonly path: string; readonly source: string };
-  readonly tried: readonly Miss[];
-  readonly cpuCapability?: string;
-  readonly threads?: number;
-  readonly devices?: readonly string[];
-  readonly problem?: { readonly code: string; readonly message: string };
-}
-
-function libc(): string {
-  const { header } = process.report.getReport() as unknown as { header: { glibcVersionRuntime?: string } };
-  return header.glibcVersionRuntime === undefined ? 'not glibc' : `glibc ${header.glibcVersionRuntime}`;
-}
-
-async function examine(): Promise<Report> {
-  const machine = {
-    node: process.versions.node,
-    platform: `${process.platform}-${process.arch}`,
-    libc: libc(),
-    cores: os.availableParallelism(),
-    memoryGiB: Math.round((os.totalmem() / 2 ** 30) * 10) / 10,
-  };
-  const tried: Miss[] = [];
-  let found: Partial<Report> = {};
-  try {
-    const addon = addonPath();
-    found = { addon, engines: [...engines(addon).keys()] };
-    const { libtorch, version } = await openNative(undefined, tried);
-    return {
-      ...machine,
-      ...found,
-      libtorch: { version: libtorch.version, path: libtorch.libFolder, source: libtorch.source },
-      tried,
-      cpuCapability: version.cpuCapability,
-      threads: version.threads,
-      devices: ['cpu', ...version.cudaDevices],
-    };
-  } catch (error) {
-    const problem = { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) };
-    return { ...machine, ...found, tried, problem };
-  }
+interface DoctorOptions {
+  readonly model?: string;
+  readonly device: string;
+  readonly json?: boolean;
+  /** Seconds. */
+  readonly timeout: number;
 }
 
 function asText(report: Report): string {
   const lines: [string, string][] = [
-    ['Node', `${report.node} on ${report.platform}, ${report.libc}`],
-    ['machine', `${report.cores} cores, ${report.memoryGiB} GiB`],
-    ['addon', report.addon ?? 'not found'],
-    ['engines', report.engines === undefined ? 'none' : report.engines.map((minor) => `LibTorch ${minor}`).join(', ') || 'none'],
+    ['diad', `${report.diad} on Node ${report.node}, ${report.platform}, ${report.libc}`],
+    ['machine', `${report.cpu}, ${report.cores} cores, ${report.memoryGiB} GiB`],
   ];
-  if (report.libtorch !== undefined) {
-    lines.push(['LibTorch', `${report.libtorch.version} (${report.libtorch.path})`], ['found as', report.libtorch.source]);
-  }
+  if (report.memoryLimitGiB !== undefined) lines.push(['limit', `${report.memoryLimitGiB} GiB for this container`]);
+  lines.push(['CPU has', report.cpuFeatures.join(' ') || 'not known'], ['driver', report.nvidiaDriver ?? 'no NVIDIA driver']);
+  for (const [name, value] of Object.entries(report.environment)) lines.push(['set', `${name}=${value}`]);
+  lines.push(['addon', report.addon ?? 'not found']);
+  lines.push(['engines', report.engines?.map((minor) => `LibTorch ${minor}`).join(', ') ?? 'none']);
   for (const { source, reason } of report.tried) lines.push(['tried', `${source}: ${reason}`]);
-  if (report.devices !== undefined) {
-    lines.push(
-      ['devices', report.devices.join(', ')],
-      ['CPU', `${report.cpuCapability ?? '?'}, ${report.threads ?? '?'} threads by default`],
-    );
+  if (report.libtorch !== undefined) {
+    const { version, variant, path, source } = report.libtorch;
+    lines.push(['LibTorch', `${version} (variant ${variant}), ${path}`], ['found as', source]);
   }
-  if (report.problem !== undefined) lines.push(['problem', `${report.problem.code}: ${report.problem.message}`]);
+  if (report.devices !== undefined) {
+    lines.push(['devices', report.devices.join(', ')]);
+    lines.push(['computes', `${report.cpuCapability ?? '?'}, ${report.threads ?? '?'} threads`]);
+  }
+  if (report.bundle !== undefined) {
+    const { name, path, digest, imageSize, steps } = report.bundle;
+    lines.push(['bundle', `${name}, ${imageSize} x ${imageSize}, ${steps} steps, intact (${path})`], ['digest', digest]);
+  }
+  if (report.golden !== undefined) {
+    const { devices, score, relativeDifference, tolerance, milliseconds } = report.golden;
+    const differ = `differ by ${relativeDifference.toExponential(1)} (at most ${tolerance})`;
+    lines.push(['golden', `${score.toFixed(6)} in ${milliseconds.toFixed(0)} ms; two processes (${devices.join(', ')}) ${differ}`]);
+  }
+  if (report.problem === undefined) lines.push(['verdict', 'pictures can be scored']);
+  else {
+    lines.push(['problem', `${report.problem.code}: ${report.problem.message}`], ['cause', report.problem.cause]);
+    for (const step of report.problem.help) lines.push(['try', step]);
+  }
   return lines.map(([name, value]) => `${name.padEnd(9)} ${value}`).join('\n');
 }
 
 /** Prints the report; exit code 1 when pictures cannot be scored. */
-export async function doctor(options: { readonly json?: boolean }): Promise<void> {
-  const report = await examine();
-  process.stdout.write(`${options.json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);
-  if (report.problem !== undefined) process.exitCode = 1;
+export async function doctor({ model, device, json, timeout }: DoctorOptions): Promise<void> {
+  const report = await examine({ bundle: model, device, timeoutMs: timeout * 1000 });
+  process.stdout.write(`${json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);
+  if (!report.ok) process.exitCode = 1;
 }

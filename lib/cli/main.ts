@@ -49,7 +49,14 @@ withModelOptions(program.command('reconstruct'))
 
 withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
 
-program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);
+program
+  .command('doctor')
+  .description('say what diad finds on this machine, and whether it can score')
+  .option('--model <dir>', 'bundle folder (default: the demo model)')
+  .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
+  .option('--timeout <seconds>', 'of one probe', wholeNumber, 180)
+  .option('--json', 'as JSON')
+  .action(doctor);
 program.addCommand(libtorchCommand());
 
 program

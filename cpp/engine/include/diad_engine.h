@@ -11,7 +11,13 @@ extern "C" {
 #endif
 
 #define DIAD_ENGINE_ABI 1
+#if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
+#define DIAD_EXPORT __declspec(dllexport)
+#elif defined(_WIN32)
+#define DIAD_EXPORT /* resolved by name at run time */
+#else
 #define DIAD_EXPORT __attribute__((visibility("default")))
+#endif
 
 typedef struct diad_engine diad_engine;
 

@@ -1,0 +1,77 @@
+// The process that dies in the caller's place: opens LibTorch and the engine, loads the bundle, scores two pictures, and says how far it got.
+import process from 'node:process';
+import { Diad } from '../diad.js';
+import { codeOf } from '../errors.js';
+import { encodePng } from '../anomaly-map.js';
+import type { RawFrame } from '../image.js';
+import { openNative, type EngineVersion } from '../native.js';
+import type { DiadInfo } from '../info.js';
+
+/** What the child is to do. */
+export interface ProbeRequest {
+  readonly bundle: string | undefined;
+  readonly device: string;
+}
+
+/** The places a child comes by, in order. */
+export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'picture';
+
+/** What the child sends. */
+export type ProbeMessage =
+  | { readonly kind: 'entering'; readonly stage: ProbeStage }
+  | { readonly kind: 'opened'; readonly version: EngineVersion }
+  | { readonly kind: 'loaded'; readonly info: DiadInfo }
+  | { readonly kind: 'scored'; readonly score: number; readonly milliseconds: number }
+  | { readonly kind: 'failed'; readonly code: string; readonly message: string };
+
+/** A built-in picture, the same in every process: a disc with a scratch before a gradient, RGB, 96 x 96. */
+function builtInPicture(): RawFrame {
+  const side = 96;
+  const data = new Uint8Array(side * side * 3);
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++) {
+      const inDisc = (x - 48) ** 2 + (y - 48) ** 2 < 30 ** 2;
+      const inScratch = inDisc && Math.abs(x - y - 6) < 2;
+      const grey = inScratch ? 30 : inDisc ? 170 : 60 + x;
+      data.set([grey, Math.min(255, grey + (y >> 2)), Math.max(0, grey - (y >> 3))], 3 * (y * side + x));
+    }
+  }
+  return { data, width: side, height: side, channels: 3 };
+}
+
+async function probe({ bundle, device }: ProbeRequest, say: (message: ProbeMessage) => void): Promise<void> {
+  const enter = (stage: ProbeStage): void => {
+    say({ kind: 'entering', stage });
+  };
+  enter('libtorch');
+  const { version } = await openNative();
+  say({ kind: 'opened', version });
+  enter('bundle');
+  const diad = await Diad.load(bundle, { device });
+  say({ kind: 'loaded', info: diad.info });
+  enter('score');
+  const frame = builtInPicture();
+  const started = performance.now();
+  const { score } = await diad.score(frame);
+  say({ kind: 'scored', score, milliseconds: performance.now() - started });
+  enter('picture');
+  await diad.score(await encodePng(frame));
+  await diad.close();
+}
+
+process.once('message', (request) => {
+  const say = (message: ProbeMessage): void => {
+    process.send?.(message);
+  };
+  probe(request as ProbeRequest, say)
+    .catch((error: unknown) => {
+      say({
+        kind: 'failed',
+        code: codeOf(error) ?? 'ERR_DIAD_INTERNAL',
+        message: error instanceof Error ? error.message : String(error),
+      });
+    })
+    .finally(() => {
+      process.disconnect();
+    });
+});

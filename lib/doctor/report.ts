@@ -1,0 +1,160 @@
+// The doctor's report: the machine, the addon, LibTorch, the bundle, and a score that two processes must agree on.
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { codeOf } from '../errors.js';
+import { findLibTorch, type LibTorch, type Miss } from '../libtorch/search.js';
+import { variantOf } from '../libtorch/version.js';
+import { addonPath, engines, packageRoot } from '../native.js';
+import { diagnose, type Cause, type Problem } from './diagnosis.js';
+import { describeMachine, type Machine } from './machine.js';
+import { probe, relevantVariables, type ProbeOutcome } from './probe.js';
+
+/** What to examine. */
+export interface Examination {
+  /** Default: the demo bundle. */
+  readonly bundle?: string | undefined;
+  readonly device: string;
+  /** Of one probe, milliseconds. */
+  readonly timeoutMs: number;
+}
+
+/** A score computed twice, each time in a process of its own. */
+export interface Golden {
+  /** What was compared: the device asked for with the CPU, or the CPU with itself. */
+  readonly devices: readonly [string, string];
+  readonly score: number;
+  readonly reference: number;
+  /** |score - reference| / |reference| */
+  readonly relativeDifference: number;
+  /** Largest relative difference that is accepted. */
+  readonly tolerance: number;
+  /** Of the first score, milliseconds. */
+  readonly milliseconds: number;
+}
+
+/** What `diad doctor --json` prints. */
+export interface Report extends Machine {
+  /** Pictures can be scored. */
+  readonly ok: boolean;
+  readonly diad: string;
+  /** Variables that change how LibTorch runs. */
+  readonly environment: Readonly<Record<string, string>>;
+  readonly addon?: string;
+  /** LibTorch minors there is an engine for. */
+  readonly engines?: readonly string[];
+  readonly libtorch?: { readonly version: string; readonly variant: string; readonly path: string; readonly source: string };
+  /** Every place where LibTorch was looked for in vain before it was found. */
+  readonly tried: readonly Miss[];
+  readonly cpuCapability?: string;
+  readonly threads?: number;
+  readonly devices?: readonly string[];
+  readonly bundle?: {
+    readonly path: string;
+    readonly name: string;
+    readonly digest: string;
+    readonly imageSize: number;
+    readonly steps: number;
+  };
+  readonly golden?: Golden;
+  readonly problem?: Problem;
+}
+
+/** Same device: the same arithmetic in the same order, but threads may split sums differently. */
+const SAME_DEVICE = 1e-5;
+/** Another device sums in another order; float32 throughout. */
+const OTHER_DEVICE = 1e-2;
+const NODE_API = 9;
+
+function problem(cause: Cause, error: unknown, help: readonly string[]): Problem {
+  return { cause, code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error), help };
+}
+
+function examineAddon(machine: Machine): { readonly addon: string; readonly engines: readonly string[] } | Problem {
+  const rebuild =
+    'build it: npm run build in a clone of the repository, or npm run build:native in the package folder (needs CMake, a C++20 compiler, LibTorch)';
+  if (machine.nodeApi < NODE_API) {
+    const message = `Node ${machine.node} has Node-API ${machine.nodeApi}, the addon needs ${NODE_API}`;
+    return { cause: 'node-too-old', code: 'ERR_DIAD_INTERNAL', message, help: ['use Node 20.19 or newer'] };
+  }
+  let addon: string;
+  try {
+    addon = addonPath();
+  } catch (error) {
+    const musl = machine.platform.startsWith('linux') && machine.libc === 'not glibc';
+    const why = musl ? 'this Linux has no glibc (Alpine?), for which neither diad nor PyTorch has binaries: use a glibc image' : rebuild;
+    return problem('addon-missing', error, [why]);
+  }
+  const minors = [...engines(addon).keys()].sort();
+  if (minors.length > 0) return { addon, engines: minors };
+  return { ...problem('engine-missing', new Error(`There is no engine library beside ${addon}`), ['install diad again', rebuild]) };
+}
+
+/** Scores in a second process, on the CPU, and compares. */
+async function compare(first: ProbeOutcome, examination: Examination): Promise<Golden | Problem> {
+  const { score = Number.NaN, milliseconds = 0, info } = first;
+  const second = await probe({ bundle: examination.bundle, device: 'cpu' }, examination.timeoutMs);
+  const device = info?.device ?? 'cpu';
+  const reference = second.score;
+  if (reference === undefined) {
+    const surroundings = { libc: '', nvidiaDriver: null, libtorchPath: undefined, device: 'cpu' };
+    return diagnose(second, surroundings) ?? problem('unknown', new Error('The second probe said nothing'), ['run it again']);
+  }
+  const tolerance = device === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
+  const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
+  if (relativeDifference <= tolerance) return { devices: [device, 'cpu'], score, reference, relativeDifference, tolerance, milliseconds };
+  const message = `The same picture scored ${score} on ${device} and ${reference} on the CPU of another process`;
+  const help = [
+    'results on this machine cannot be trusted: is its memory sound, is it overclocked?',
+    'try another LibTorch: npx diad libtorch install',
+  ];
+  return { cause: 'golden-differs', code: 'ERR_DIAD_INTERNAL', message, help };
+}
+
+/** Examines what is there. Native code runs in child processes only: whatever it does, this process goes on. */
+export async function examine(examination: Examination): Promise<Report> {
+  const machine = describeMachine();
+  const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+  const tried: Miss[] = [];
+  let report: Omit<Report, 'ok' | 'tried'> = { ...machine, diad: version, environment: relevantVariables() };
+  const finish = (found: Problem | undefined): Report => ({
+    ...report,
+    tried,
+    ok: found === undefined,
+    ...(found === undefined ? {} : { problem: found }),
+  });
+
+  const addon = examineAddon(machine);
+  if ('cause' in addon) return finish(addon);
+  report = { ...report, ...addon };
+  let libtorch: LibTorch;
+  try {
+    libtorch = await findLibTorch(undefined, packageRoot, addon.engines, tried);
+  } catch (error) {
+    const failure = { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) };
+    const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: undefined, device: examination.device };
+    return finish(diagnose({ stage: 'libtorch', failure, timedOut: false, exitCode: 0, stderr: '' }, surroundings));
+  }
+  const { libFolder, source } = libtorch;
+  report = {
+    ...report,
+    libtorch: { version: libtorch.version, variant: variantOf(libtorch.version) ?? 'not said', path: libFolder, source },
+  };
+
+  const outcome = await probe({ bundle: examination.bundle, device: examination.device }, examination.timeoutMs);
+  const { version: opened, info } = outcome;
+  if (opened !== undefined) {
+    const { cpuCapability, threads, cudaDevices } = opened;
+    report = { ...report, cpuCapability, threads, devices: ['cpu', ...cudaDevices] };
+  }
+  if (info !== undefined) {
+    const { path: folder, name, digest, imageSize, steps } = info.bundle;
+    report = { ...report, threads: info.threads, bundle: { path: folder, name, digest, imageSize, steps } };
+  }
+  const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: libFolder, device: examination.device };
+  const found = diagnose(outcome, surroundings);
+  if (found !== undefined) return finish(found);
+  const golden = await compare(outcome, examination);
+  if ('cause' in golden) return finish(golden);
+  report = { ...report, golden };
+  return finish(undefined);
+}
