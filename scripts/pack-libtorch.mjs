@@ -1,0 +1,114 @@
+// Packs @diad/libtorch-<platform>-<arch>: LibTorch's CPU libraries as an npm package, as small as they get.
+//
+//   node scripts/pack-libtorch.mjs [--from FOLDER] [--out out/libtorch] [--no-tarball]
+//
+// --from: a LibTorch as `diad libtorch install` leaves it (torch/lib, torch/version.py, licenses); default: one is installed into out/ first.
+// Taken is what libtorch.so needs, directly or not, and lies beside it; symbol tables go (linking against the libraries still works). Linux only.
+import { execFileSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import process from 'node:process';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
+const platform = `${process.platform}-${process.arch}`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+
+async function fetchLibTorch() {
+  const { installLibTorch } = await import('../dist/libtorch/install.js');
+  const { diad } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
+  const version = diad.libtorch.at(-1);
+  const onMessage = (text) => process.stderr.write(text);
+  const { installed } = await installLibTorch({ version, variant: 'cpu', cache: path.join(root, 'out', 'libtorch-cache'), onMessage });
+  return installed.folder;
+}
+
+/** Libraries that `first` needs and that lie in `folder`, itself included. */
+function closure(folder, first) {
+  const found = new Set([first]);
+  for (const name of found) {
+    const dynamic = execFileSync('readelf', ['--dynamic', '-W', path.join(folder, name)], { encoding: 'utf8' });
+    for (const [, needed] of dynamic.matchAll(/\(NEEDED\).*\[(.+)\]/g)) if (existsSync(path.join(folder, needed))) found.add(needed);
+  }
+  return [...found];
+}
+
+/** Every library must find all it needs where the package will be. */
+function checkResolved(folder, names) {
+  for (const name of names) {
+    const missing = execFileSync('ldd', [path.join(folder, name)], { encoding: 'utf8' }).match(/^.*not found.*$/gm);
+    if (missing !== null) throw new Error(`${name}: ${missing.map((line) => line.trim()).join('; ')}`);
+  }
+}
+
+function describe(version, names) {
+  const [number] = version.split('+');
+  return {
+    name: `@diad/libtorch-${platform}`,
+    version: number,
+    description: `The CPU libraries of LibTorch ${version} for diad`,
+    license: 'SEE LICENSE IN licenses/torch/LICENSE',
+    os: [process.platform],
+    cpu: [process.arch],
+    libc: ['glibc'],
+    preferUnplugged: true,
+    files: ['lib', 'licenses', 'build-version'],
+    exports: { './package.json': './package.json' },
+    diad: { libraries: names },
+  };
+}
+
+const README = (version) => `# LibTorch ${version} for diad
+
+The CPU libraries of the PyTorch ${version} wheel, stripped of symbol tables and of what only Python needs. Install it beside \`diad\`, which finds it by
+itself. The licences of PyTorch and of what it contains are in \`licenses/\`.
+`;
+
+async function main() {
+  const { values } = parseArgs({
+    options: {
+      from: { type: 'string' },
+      out: { type: 'string', default: path.join(root, 'out', 'libtorch') },
+      'no-tarball': { type: 'boolean' },
+    },
+  });
+  if (process.platform !== 'linux') throw new Error('this runs on Linux');
+  const from = path.resolve(values.from ?? (await fetchLibTorch()));
+  const version = /__version__ = '([^']+)'/.exec(readFileSync(path.join(from, 'torch', 'version.py'), 'utf8'))?.[1];
+  if (version === undefined || existsSync(path.join(from, 'torch', 'lib', 'libtorch_cuda.so')))
+    throw new Error(`${from} is no CPU LibTorch`);
+  const folder = path.join(path.resolve(values.out), 'package');
+  rmSync(folder, { recursive: true, force: true });
+  const lib = path.join(folder, 'lib');
+  mkdirSync(lib, { recursive: true });
+  const names = closure(path.join(from, 'torch', 'lib'), 'libtorch.so');
+  for (const name of names) {
+    const to = path.join(lib, name);
+    cpSync(path.join(from, 'torch', 'lib', name), to);
+    const before = statSync(to).size;
+    execFileSync('strip', ['--strip-unneeded', to]);
+    console.log(`${name.padEnd(20)} ${megabytes(before).padStart(9)} -> ${megabytes(statSync(to).size)}`);
+  }
+  checkResolved(lib, names);
+  cpSync(path.join(from, 'licenses'), path.join(folder, 'licenses'), { recursive: true });
+  writeFileSync(path.join(folder, 'build-version'), `${version}\n`);
+  writeFileSync(path.join(folder, 'README.md'), README(version));
+  writeFileSync(path.join(folder, 'package.json'), `${JSON.stringify(describe(version, names), null, 2)}\n`);
+  const unpacked = names.reduce((sum, name) => sum + statSync(path.join(lib, name)).size, 0);
+  if (values['no-tarball']) {
+    console.log(`${folder}: ${megabytes(unpacked)} of libraries`);
+    return;
+  }
+  const out = path.resolve(values.out);
+  const [{ filename }] = JSON.parse(execFileSync('npm', ['pack', '--json', '--pack-destination', out], { cwd: folder, encoding: 'utf8' }));
+  const tarball = path.join(out, path.basename(filename));
+  console.log(`${tarball}: ${megabytes(statSync(tarball).size)}, ${megabytes(unpacked)} of libraries unpacked`);
+}
+
+try {
+  await main();
+} catch (error) {
+  process.stderr.write(`pack-libtorch: ${error.message}\n`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,85 @@
+// npm run test:install: the installation matrix from scratch. Tarballs are packed, then installed in clean directories and used there.
+//
+//   node scripts/test-install.mjs [--short] [--only NAME,...]
+//
+// --short is what `npm test` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
+// needs the package registry (Node binaries, package managers). Each case prints a line; the last line is "N passed, N failed".
+import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:fs';
+import path from 'node:path';
+import process from 'node:process';
+import { parseArgs } from 'node:util';
+import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artefacts.mjs';
+import * as cases from './install/cases.mjs';
+import { cleanEnvironment, root, work } from './install/consumer.mjs';
+
+const NODES = ['20', '22', '24', 'latest'];
+const SHIPPED = /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|third_party\/nlohmann)\/|scripts\/build-native\.mjs$|[^/]+$)/;
+
+const { values } = parseArgs({ options: { short: { type: 'boolean', default: false }, only: { type: 'string' } } });
+const only = values.only?.split(',');
+let [passed, failed] = [0, 0];
+
+/** Runs a case; a failure is printed and the rest go on. */
+function run(name, work) {
+  if (only !== undefined && !only.includes(name)) return undefined;
+  const started = performance.now();
+  try {
+    const result = work();
+    passed++;
+    console.log(`ok      ${name} (${((performance.now() - started) / 1000).toFixed(1)} s)`);
+    return result;
+  } catch (error) {
+    failed++;
+    console.log(`FAILED  ${name}\n${error.message.replace(/^/gm, '        ')}`);
+    return undefined;
+  }
+}
+
+function checkContents({ files, size, unpackedSize }) {
+  const stray = files.filter((file) => !SHIPPED.test(file) || /\.map$|test/i.test(path.basename(file)));
+  if (stray.length > 0) throw new Error(`these do not belong into the package: ${stray.join(', ')}`);
+  for (const needed of ['README.md', 'LICENSE', 'CHANGELOG.md', 'dist/index.js', 'dist/index.d.ts', 'models/demo/manifest.json']) {
+    if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
+  }
+  console.log(`        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`);
+}
+
+function torchFolder() {
+  const lib = path.join(root, '.venv', 'lib');
+  const found = readdirSync(lib).map((name) => path.join(lib, name, 'site-packages', 'torch'));
+  return realpathSync(found.find(existsSync));
+}
+
+function main() {
+  if (only === undefined) rmSync(path.join(work, 'projects'), { recursive: true, force: true });
+  mkdirSync(work, { recursive: true });
+  const diad = packDiad({ reuseBuild: values.short });
+  run('contents of the package', () => checkContents(diad));
+  const context = { env: cleanEnvironment(), diad, libtorch: packLibTorch(), golden: goldenScore(), libtorchFolder: torchFolder() };
+  console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);
+  cases.prime(context);
+  const folder = run('npm, offline, two tarballs', () => cases.npmOffline(context)) ?? path.join(work, 'projects', 'npm');
+  run('no LibTorch: what is said', () => cases.withoutLibTorch(context));
+  if (values.short) {
+    run('import, require, workers', () => cases.everyWayIn(process.execPath, folder, context));
+    return;
+  }
+  const binaries = nodes(NODES);
+  for (const [version, node] of binaries) run(`Node ${version}`, () => cases.everyWayIn(node, folder, context));
+  run('types', () => cases.types({ ...context, folder }));
+  run('bundled by esbuild', () => cases.bundled({ ...context, folder }));
+  cases.fetchTools(context);
+  run('pnpm', () => cases.pnpm(context));
+  run('yarn 1', () => cases.yarnClassic(context));
+  run('yarn 4, PnP', () => cases.yarnPnp(context));
+  run('built from the sources in the package', () => cases.sourceBuild(context));
+}
+
+try {
+  main();
+} catch (error) {
+  failed++;
+  console.log(`FAILED  ${error.message}`);
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed > 0 || passed === 0 ? 1 : 0;
