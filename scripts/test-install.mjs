@@ -41,6 +41,10 @@ function checkContents({ files, size, unpackedSize }) {
   for (const needed of ['README.md', 'LICENSE', 'CHANGELOG.md', 'dist/index.js', 'dist/index.d.ts', 'models/demo/manifest.json']) {
     if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
   }
+  const orphans = files.filter(
+    (file) => /^dist\/.*\.js$/.test(file) && !existsSync(path.join(root, file.replace(/^dist\/(.*)\.js$/, 'lib/$1.ts'))),
+  );
+  if (orphans.length > 0) throw new Error(`dist/ holds what lib/ no longer has: ${orphans.join(', ')}; remove dist/ and build again`);
   console.log(`        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`);
 }
 

@@ -33,10 +33,13 @@ function asText(report: Report): string {
     const { name, path, digest, imageSize, steps } = report.bundle;
     lines.push(['bundle', `${name}, ${imageSize} x ${imageSize}, ${steps} steps, intact (${path})`], ['digest', digest]);
   }
+  if (report.score !== undefined) {
+    lines.push(['score', `${report.score.value.toFixed(6)} of the built-in picture, in ${report.score.milliseconds.toFixed(0)} ms`]);
+  }
   if (report.golden !== undefined) {
-    const { devices, score, relativeDifference, tolerance, milliseconds } = report.golden;
-    const differ = `differ by ${relativeDifference.toExponential(1)} (at most ${tolerance})`;
-    lines.push(['golden', `${score.toFixed(6)} in ${milliseconds.toFixed(0)} ms; two processes (${devices.join(', ')}) ${differ}`]);
+    const { against, relativeDifference, tolerance } = report.golden;
+    const other = against === 'bundle' ? "the reference's golden results in the bundle" : 'another process on the CPU';
+    lines.push(['golden', `${relativeDifference.toExponential(1)} from ${other} (at most ${tolerance})`]);
   }
   if (report.problem === undefined) lines.push(['verdict', 'pictures can be scored']);
   else {

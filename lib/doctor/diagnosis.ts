@@ -42,7 +42,6 @@ export interface Surroundings {
   readonly libc: string;
   readonly nvidiaDriver: string | null;
   readonly libtorchPath: string | undefined;
-  readonly device: string;
 }
 
 const GET_LIBTORCH = [
@@ -153,9 +152,14 @@ const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (su
 function crashed(outcome: ProbeOutcome, message: string): Problem {
   const { signal = 'SIGKILL', stage } = outcome;
   const code = 'ERR_DIAD_INTERNAL';
-  const where = { addon: 'starting', libtorch: 'opening LibTorch', bundle: 'loading the bundle', score: 'scoring', picture: 'decoding' }[
-    stage
-  ];
+  const where = {
+    addon: 'starting',
+    libtorch: 'opening LibTorch',
+    bundle: 'loading the bundle',
+    score: 'scoring',
+    picture: 'decoding',
+    golden: 'verifying',
+  }[stage];
   const said = `${message} while ${where}`;
   if (signal === 'SIGILL') {
     return {

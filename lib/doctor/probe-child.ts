@@ -1,4 +1,7 @@
-// The process that dies in the caller's place: opens LibTorch and the engine, loads the bundle, scores two pictures, and says how far it got.
+// The process that dies in the caller's place: opens LibTorch and the engine, loads the bundle, scores, verifies, and says how
+// far it got.
+import { existsSync } from 'node:fs';
+import path from 'node:path';
 import process from 'node:process';
 import { Diad } from '../diad.js';
 import { codeOf } from '../errors.js';
@@ -6,6 +9,7 @@ import { encodePng } from '../anomaly-map.js';
 import type { RawFrame } from '../image.js';
 import { openNative, type EngineVersion } from '../native.js';
 import type { DiadInfo } from '../info.js';
+import { verifyBundle, type VerifyReport } from '../verify.js';
 
 /** What the child is to do. */
 export interface ProbeRequest {
@@ -14,7 +18,7 @@ export interface ProbeRequest {
 }
 
 /** The places a child comes by, in order. */
-export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'picture';
+export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'picture' | 'golden';
 
 /** What the child sends. */
 export type ProbeMessage =
@@ -22,6 +26,7 @@ export type ProbeMessage =
   | { readonly kind: 'opened'; readonly version: EngineVersion }
   | { readonly kind: 'loaded'; readonly info: DiadInfo }
   | { readonly kind: 'scored'; readonly score: number; readonly milliseconds: number }
+  | { readonly kind: 'verified'; readonly report: VerifyReport }
   | { readonly kind: 'failed'; readonly code: string; readonly message: string };
 
 /** A built-in picture, the same in every process: a disc with a scratch before a gradient, RGB, 96 x 96. */
@@ -56,7 +61,11 @@ async function probe({ bundle, device }: ProbeRequest, say: (message: ProbeMessa
   say({ kind: 'scored', score, milliseconds: performance.now() - started });
   enter('picture');
   await diad.score(await encodePng(frame));
+  const folder = diad.info.bundle.path;
   await diad.close();
+  if (!existsSync(path.join(folder, 'golden'))) return;
+  enter('golden');
+  say({ kind: 'verified', report: await verifyBundle(folder, { device }) });
 }
 
 process.once('message', (request) => {

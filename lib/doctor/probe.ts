@@ -4,6 +4,7 @@ import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import type { DiadInfo } from '../info.js';
 import type { EngineVersion } from '../native.js';
+import type { VerifyReport } from '../verify.js';
 import type { ProbeMessage, ProbeRequest, ProbeStage } from './probe-child.js';
 
 /** How a child ended, and what it had said by then. */
@@ -15,6 +16,8 @@ export interface ProbeOutcome {
   readonly score?: number;
   /** Of the score, milliseconds. */
   readonly milliseconds?: number;
+  /** Of the bundle's golden results, when it has some. */
+  readonly verified?: VerifyReport;
   /** An error that the child reported itself. */
   readonly failure?: { readonly code: string; readonly message: string };
   /** The signal that ended it. */
@@ -60,6 +63,9 @@ export function probe(request: ProbeRequest, timeoutMs: number): Promise<ProbeOu
           break;
         case 'scored':
           outcome = { ...outcome, score: message.score, milliseconds: message.milliseconds };
+          break;
+        case 'verified':
+          outcome = { ...outcome, verified: message.report };
           break;
         case 'failed':
           outcome = { ...outcome, failure: { code: message.code, message: message.message } };

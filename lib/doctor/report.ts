@@ -1,4 +1,4 @@
-// The doctor's report: the machine, the addon, LibTorch, the bundle, and a score that two processes must agree on.
+// The doctor's report: the machine, the addon, LibTorch, the bundle, and a score that must come out right.
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { codeOf } from '../errors.js';
@@ -18,18 +18,13 @@ export interface Examination {
   readonly timeoutMs: number;
 }
 
-/** A score computed twice, each time in a process of its own. */
+/** A score compared with one that must equal it. */
 export interface Golden {
-  /** What was compared: the device asked for with the CPU, or the CPU with itself. */
-  readonly devices: readonly [string, string];
-  readonly score: number;
-  readonly reference: number;
-  /** |score - reference| / |reference| */
+  /** What it was compared with: the reference's result in the bundle, or, for a bundle without, another process on the CPU. */
+  readonly against: 'bundle' | 'process';
   readonly relativeDifference: number;
   /** Largest relative difference that is accepted. */
   readonly tolerance: number;
-  /** Of the first score, milliseconds. */
-  readonly milliseconds: number;
 }
 
 /** What `diad doctor --json` prints. */
@@ -55,6 +50,8 @@ export interface Report extends Machine {
     readonly imageSize: number;
     readonly steps: number;
   };
+  /** Of the built-in picture, which is scored first. */
+  readonly score?: { readonly value: number; readonly milliseconds: number };
   readonly golden?: Golden;
   readonly problem?: Problem;
 }
@@ -89,25 +86,34 @@ function examineAddon(machine: Machine): { readonly addon: string; readonly engi
   return { ...problem('engine-missing', new Error(`There is no engine library beside ${addon}`), ['install diad again', rebuild]) };
 }
 
-/** Scores in a second process, on the CPU, and compares. */
-async function compare(first: ProbeOutcome, examination: Examination): Promise<Golden | Problem> {
-  const { score = Number.NaN, milliseconds = 0, info } = first;
-  const second = await probe({ bundle: examination.bundle, device: 'cpu' }, examination.timeoutMs);
-  const device = info?.device ?? 'cpu';
-  const reference = second.score;
-  if (reference === undefined) {
-    const surroundings = { libc: '', nvidiaDriver: null, libtorchPath: undefined, device: 'cpu' };
-    return diagnose(second, surroundings) ?? problem('unknown', new Error('The second probe said nothing'), ['run it again']);
-  }
-  const tolerance = device === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
-  const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
-  if (relativeDifference <= tolerance) return { devices: [device, 'cpu'], score, reference, relativeDifference, tolerance, milliseconds };
-  const message = `The same picture scored ${score} on ${device} and ${reference} on the CPU of another process`;
+function differs(what: string): Problem {
   const help = [
     'results on this machine cannot be trusted: is its memory sound, is it overclocked?',
     'try another LibTorch: npx diad libtorch install',
   ];
-  return { cause: 'golden-differs', code: 'ERR_DIAD_INTERNAL', message, help };
+  return { cause: 'golden-differs', code: 'ERR_DIAD_INTERNAL', message: what, help };
+}
+
+/** Compares with the bundle's golden results, or with a second process on the CPU when it has none. */
+async function compare(first: ProbeOutcome, examination: Examination): Promise<Golden | Problem> {
+  const { score = Number.NaN, info, verified } = first;
+  if (verified !== undefined) {
+    const { maxRelative: relativeDifference = Number.NaN, tolerance = 0 } = verified.stages.find(({ stage }) => stage === 'score') ?? {};
+    const failed = verified.stages.filter(({ passed }) => !passed).map(({ stage }) => stage);
+    if (!verified.passed)
+      return differs(`These stages are too far from the reference's golden results: ${failed.join(', ')}; see diad verify`);
+    return { against: 'bundle', relativeDifference, tolerance };
+  }
+  const second = await probe({ bundle: examination.bundle, device: 'cpu' }, examination.timeoutMs);
+  const reference = second.score;
+  if (reference === undefined) {
+    const surroundings = { libc: '', nvidiaDriver: null, libtorchPath: undefined };
+    return diagnose(second, surroundings) ?? problem('unknown', new Error('The second probe said nothing'), ['run it again']);
+  }
+  const tolerance = (info?.device ?? 'cpu') === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
+  const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
+  if (relativeDifference <= tolerance) return { against: 'process', relativeDifference, tolerance };
+  return differs(`The same picture scored ${score} in one process and ${reference} on the CPU of another`);
 }
 
 /** Examines what is there. Native code runs in child processes only: whatever it does, this process goes on. */
@@ -131,7 +137,7 @@ export async function examine(examination: Examination): Promise<Report> {
     libtorch = await findLibTorch(undefined, packageRoot, addon.engines, tried);
   } catch (error) {
     const failure = { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) };
-    const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: undefined, device: examination.device };
+    const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: undefined };
     return finish(diagnose({ stage: 'libtorch', failure, timedOut: false, exitCode: 0, stderr: '' }, surroundings));
   }
   const { libFolder, source } = libtorch;
@@ -150,7 +156,8 @@ export async function examine(examination: Examination): Promise<Report> {
     const { path: folder, name, digest, imageSize, steps } = info.bundle;
     report = { ...report, threads: info.threads, bundle: { path: folder, name, digest, imageSize, steps } };
   }
-  const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: libFolder, device: examination.device };
+  if (outcome.score !== undefined) report = { ...report, score: { value: outcome.score, milliseconds: outcome.milliseconds ?? 0 } };
+  const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: libFolder };
   const found = diagnose(outcome, surroundings);
   if (found !== undefined) return finish(found);
   const golden = await compare(outcome, examination);

@@ -1,9 +1,9 @@
 // diad libtorch install: the libraries of a PyTorch wheel, fetched by the user's pip, into the cache.
-import { mkdir, rename, rm, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import type { Entry } from 'yauzl';
-import { codeOf, DiadError } from '../errors.js';
+import { DiadError } from '../errors.js';
 import { damagedFiles, listInstalled, MANIFEST, removeFolder, sha256OfFile, WORK, type InstalledFile } from './cache.js';
 import type { InstalledLibTorch, LibTorchManifest } from './cache.js';
 import { withLock } from './lock.js';
@@ -131,23 +131,22 @@ async function fetchWheels(options: InstallOptions, work: string, onMessage: (me
   return needed.length === 0 ? [wheel] : [wheel, ...(await download('cuda', needed, true))];
 }
 
-/** Downloads wheels; one that cannot be opened is fetched once more, since a file cut short is the usual reason. */
+/** Downloads wheels. A wheel that an earlier try left cut short is removed first: pip would refuse it. */
 async function fetchInto(pip: Pip, download: Parameters<typeof pipDownload>[1]): Promise<readonly Wheel[]> {
-  await mkdir(download.folder, { recursive: true });
-  for (const last of [false, true]) {
-    const opened: Wheel[] = [];
-    try {
-      for (const file of await pipDownload(pip, download)) opened.push(await openWheel(file));
-      return opened;
-    } catch (error) {
-      opened.forEach(closeWheel);
-      const unusable = codeOf(error) === 'ERR_DIAD_LIBTORCH_NOT_FOUND' && /cannot be used/.test((error as Error).message);
-      if (last || !unusable) throw error;
-      await rm(download.folder, { recursive: true, force: true });
-      await mkdir(download.folder, { recursive: true });
-    }
+  const { folder } = download;
+  await mkdir(folder, { recursive: true });
+  for (const name of await readdir(folder)) {
+    const left = path.join(folder, name);
+    await openWheel(left).then(closeWheel, () => rm(left, { recursive: true }));
   }
-  throw new DiadError('ERR_DIAD_INTERNAL', 'unreachable');
+  const opened: Wheel[] = [];
+  try {
+    for (const file of await pipDownload(pip, download)) opened.push(await openWheel(file));
+    return opened;
+  } catch (error) {
+    opened.forEach(closeWheel);
+    throw error;
+  }
 }
 
 interface Wanted {

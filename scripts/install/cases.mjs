@@ -53,12 +53,11 @@ export function withoutLibTorch({ env, diad }) {
   for (const expected of ['npx diad libtorch install', 'npm install @diad/libtorch-', 'DIAD_LIBTORCH']) {
     assert(stdout.includes(expected), `the message does not name ${expected}: ${stdout}`);
   }
-  const doctor = "process.argv = [process.argv[0], 'diad', 'doctor', '--json']; import('./node_modules/diad/dist/cli/main.js');";
   let report;
   try {
-    run(process.execPath, ['-e', doctor], { cwd: folder, env });
+    run(process.execPath, ['node_modules/diad/dist/cli/main.js', 'doctor', '--json'], { cwd: folder, env });
   } catch (error) {
-    report = String(error.message);
+    report = error.message;
   }
   assert(report?.includes('"cause": "libtorch-not-found"'), `doctor: ${report}`);
 }

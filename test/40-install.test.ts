@@ -1,0 +1,28 @@
+// The package as users get it: packed, installed from the tarballs in a clean directory without a network, used there.
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import path from 'node:path';
+import process from 'node:process';
+import { root } from './support.js';
+
+describe('installation', function () {
+  this.timeout(1_200_000); // packing and unpacking 345 MB of libraries, on a busy machine
+
+  let output = '';
+  before(() => {
+    const script = path.join(root, 'scripts', 'test-install.mjs');
+    const { stdout, stderr, error } = spawnSync(process.execPath, [script, '--short'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 });
+    if (error !== undefined) throw error;
+    output = `${stdout}${stderr}`;
+  });
+
+  for (const name of ['contents of the package', 'npm, offline, two tarballs', 'no LibTorch: what is said', 'import, require, workers']) {
+    it(name, () => {
+      assert.ok(output.includes(`ok      ${name}`), output);
+    });
+  }
+
+  it('nothing else failed', () => {
+    assert.match(output, /^4 passed, 0 failed$/m);
+  });
+});
