@@ -62,10 +62,10 @@ function main() {
   const context = { env: cleanEnvironment(), diad, libtorch: packLibTorch(), golden: goldenScore(), libtorchFolder: torchFolder() };
   console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);
   cases.prime(context);
-  const folder = run('npm, offline, two tarballs', () => cases.npmOffline(context)) ?? path.join(work, 'projects', 'npm');
-  run('no LibTorch: what is said', () => cases.withoutLibTorch(context));
+  const folder = run('npm offline from two tarballs', () => cases.npmOffline(context)) ?? path.join(work, 'projects', 'npm');
+  run('what is said without LibTorch', () => cases.withoutLibTorch(context));
   if (values.short) {
-    run('import, require, workers', () => cases.everyWayIn(process.execPath, folder, context));
+    run('import and require and workers', () => cases.everyWayIn(process.execPath, folder, context));
     return;
   }
   const binaries = nodes(NODES);
@@ -75,7 +75,7 @@ function main() {
   cases.fetchTools(context);
   run('pnpm', () => cases.pnpm(context));
   run('yarn 1', () => cases.yarnClassic(context));
-  run('yarn 4, PnP', () => cases.yarnPnp(context));
+  run('yarn 4 PnP', () => cases.yarnPnp(context));
   run('built from the sources in the package', () => cases.sourceBuild(context));
 }
 
