@@ -16,7 +16,12 @@ describe('installation', function () {
     output = `${stdout}${stderr}`;
   });
 
-  for (const name of ['contents of the package', 'npm offline from two tarballs', 'what is said without LibTorch', 'import and require and workers']) {
+  for (const name of [
+    'contents of the package',
+    'npm offline from two tarballs',
+    'what is said without LibTorch',
+    'import and require and workers',
+  ]) {
     it(name, () => {
       assert.ok(output.includes(`ok      ${name}`), output);
     });
