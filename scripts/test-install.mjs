@@ -1,9 +1,9 @@
 // npm run test:install: the installation matrix from scratch. Tarballs are packed, then installed in clean directories and used there.
 //
-//   node scripts/test-install.mjs [--short] [--only NAME,...]
+//   node scripts/test-install.mjs [--short] [--reuse-build] [--only NAME,...]
 //
 // --short is what `npm test` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
-// needs the package registry (Node binaries, package managers). Each case prints a line; the last line is "N passed, N failed".
+// needs the package registry (Node binaries, package managers); --reuse-build spares it prebuildify. Each case prints a line; the last line is "N passed, N failed".
 import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
@@ -15,7 +15,9 @@ import { cleanEnvironment, root, work } from './install/consumer.mjs';
 const NODES = ['20', '22', '24', 'latest'];
 const SHIPPED = /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|third_party\/nlohmann)\/|scripts\/build-native\.mjs$|[^/]+$)/;
 
-const { values } = parseArgs({ options: { short: { type: 'boolean', default: false }, only: { type: 'string' } } });
+const { values } = parseArgs({
+  options: { short: { type: 'boolean', default: false }, 'reuse-build': { type: 'boolean', default: false }, only: { type: 'string' } },
+});
 const only = values.only?.split(',');
 let [passed, failed] = [0, 0];
 
@@ -57,7 +59,7 @@ function torchFolder() {
 function main() {
   if (only === undefined) rmSync(path.join(work, 'projects'), { recursive: true, force: true });
   mkdirSync(work, { recursive: true });
-  const diad = packDiad({ reuseBuild: values.short });
+  const diad = packDiad({ reuseBuild: values.short || values['reuse-build'] });
   run('contents of the package', () => checkContents(diad));
   const context = { env: cleanEnvironment(), diad, libtorch: packLibTorch(), golden: goldenScore(), libtorchFolder: torchFolder() };
   console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);

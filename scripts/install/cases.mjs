@@ -100,7 +100,7 @@ export function fetchTools({ env }) {
   const folder = path.join(work, 'tools');
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-  npm(['install', ...cache, 'pnpm@10', 'yarn@1', '@yarnpkg/cli-dist@4'], { cwd: folder, env });
+  npm(['install', '--ignore-scripts', ...cache, 'pnpm@10', 'yarn@1', '@yarnpkg/cli-dist@4'], { cwd: folder, env });
 }
 
 const file = (tarball) => `file:${tarball}`;
