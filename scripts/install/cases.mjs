@@ -1,6 +1,5 @@
 // The cases of the installation matrix: each installs the tarballs in a clean directory and scores a picture there.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import path from 'node:path';
 import process from 'node:process';
 import { picture } from './artefacts.mjs';
@@ -90,7 +89,7 @@ export function bundled({ env, golden, folder }) {
 }
 
 const tool = (name) => {
-  const folder = path.dirname(createRequire(path.join(work, 'tools', 'package.json')).resolve(`${name}/package.json`));
+  const folder = path.join(work, 'tools', 'node_modules', name);
   const { bin } = JSON.parse(readFileSync(path.join(folder, 'package.json'), 'utf8'));
   return path.join(folder, typeof bin === 'string' ? bin : Object.values(bin)[0]);
 };
