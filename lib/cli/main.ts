@@ -4,9 +4,11 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { METRICS_MODES } from '../evaluation/metrics.js';
 import { packageRoot } from '../native.js';
 import { doctor } from './doctor.js';
 import { info } from './info.js';
+import { metrics } from './metrics.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
 import { score } from './score.js';
@@ -17,6 +19,12 @@ const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json
 function wholeNumber(value: string): number {
   const parsed = Number(value);
   if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
+  return parsed;
+}
+
+function rate(value: string): number {
+  const parsed = Number(value);
+  if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
   return parsed;
 }
 
@@ -47,6 +55,15 @@ withModelOptions(program.command('reconstruct'))
   .action(reconstruct);
 
 withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
+
+program
+  .command('metrics')
+  .description('metrics of anomaly maps that any tool has saved')
+  .argument('<file>', '.npz with preds and masks [N,H,W], clsname [N] and, if wanted, image_scores and image_labels [N]')
+  .addOption(new Option('--mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
+  .option('--fpr-limit <rate>', 'false positive rate up to which AU-PRO is integrated', rate, 0.3)
+  .option('--json', 'as JSON')
+  .action(metrics);
 
 program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);
 
