@@ -71,7 +71,7 @@ function pythonSuite() {
 }
 
 try {
-  setUp({ withPython: true });
+  setUp({ withPython: true, withBrowser: true });
   check('eslint', bin('eslint'), ['.']);
   check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);

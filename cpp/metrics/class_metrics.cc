@@ -284,10 +284,11 @@ ClassMetrics class_metrics(const ClassPictures<Score>& pictures, Mode mode, cons
   }
   ClassMetrics metrics;
   if (!pictures.maps.empty()) pixel_metrics(pictures, mode, limits, stop, metrics);
-  // The published evaluation and ADer know no labels but those of the resized masks.
-  const bool mask_labels = pictures.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
-  image_metrics(pictures.image_scores.empty() ? scores_of_maps(pictures, mode) : pictures.image_scores,
-                mask_labels && !pictures.masks.empty() ? labels_of_masks(pictures) : pictures.image_labels, mode, stop, metrics);
+  const std::vector<double> scores = pictures.image_scores.empty() ? scores_of_maps(pictures, mode) : pictures.image_scores;
+  // The published evaluation and ADer know no labels but those of the resized masks; which there must be for every picture.
+  const bool by_masks = pictures.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
+  const bool from_masks = by_masks && pictures.masks.size() == scores.size();
+  image_metrics(scores, from_masks ? labels_of_masks(pictures) : pictures.image_labels, mode, stop, metrics);
   return metrics;
 }
 
