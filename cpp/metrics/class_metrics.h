@@ -44,7 +44,7 @@ struct ClassMetrics {
   std::vector<CurvePoint> pixel_curve;  // at most a few hundred points, of pixels with defects and without
 };
 
-// Memory beside the pictures: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode kAnomalib 16 bytes for each
+// Memory beside the pictures: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode kAnomalib 32 bytes for each
 // distinct background score of the integrated range.
 //
 // stop: asked now and then; true throws Stopped. Throws std::invalid_argument for a score that is not finite or lengths that do not fit.

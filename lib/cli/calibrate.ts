@@ -14,6 +14,7 @@ interface Options extends ModelOptions {
   readonly perClass?: boolean;
   readonly validation?: string;
   readonly test?: string;
+  readonly tile?: number;
   readonly seed: number;
 }
 
@@ -37,6 +38,7 @@ export async function calibrateBundle(options: Options): Promise<void> {
       perClass: options.perClass ?? false,
       ...(validation === undefined ? {} : { validation }),
       ...(test === undefined ? {} : { test }),
+      ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
       seed: options.seed,
       signal: interrupted.signal,
       onProgress: (done) => {

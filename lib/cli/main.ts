@@ -48,6 +48,7 @@ withModelOptions(program.command('score'))
   .option('--csv <file>', 'write a table')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
+  .option('--tile <pixels>', 'cut pictures into tiles of this size, which overlap by a quarter', wholeNumber)
   .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
 
@@ -87,6 +88,7 @@ withModelOptions(program.command('calibrate'))
   .option('--validation <dir>', 'data set with defects: the image threshold is that of its largest F1')
   .option('--test <dir>', 'data set on which results will be reported: refused where it shares a picture with the others')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--tile <pixels>', 'cut pictures into tiles of this size, which overlap by a quarter', wholeNumber)
   .action(calibrateBundle);
 
 program.command('doctor').description('say what diad finds on this machine').option('--json', 'as JSON').action(doctor);

@@ -13,6 +13,7 @@ interface Options extends ModelOptions {
   readonly csv?: string;
   readonly seed: number;
   readonly class?: string;
+  readonly tile?: number;
   readonly dump?: string;
 }
 
@@ -58,6 +59,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       signal,
       stages: options.dump !== undefined,
       ...(className === undefined ? {} : { className }),
+      ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
     });
     if (options.dump !== undefined) await dumpStages(result, options.dump, index);
     const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, '.heatmap.png'));

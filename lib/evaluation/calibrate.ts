@@ -4,6 +4,7 @@ import { CALIBRATION_FILE, type Calibration, type Thresholds } from '../calibrat
 import type { Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
+import type { TileOptions } from '../tiles.js';
 import { number } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import { readPicture } from './pictures.js';
@@ -30,6 +31,8 @@ export interface CalibrateOptions {
   readonly test?: readonly string[];
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
+  /** For pictures that will be scored in tiles: these must be scored in the same way. */
+  readonly tile?: TileOptions;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, total: number) => void;
 }
@@ -104,8 +107,9 @@ async function scoreAll(diad: Diad, pictures: readonly CalibrationPicture[], opt
   async function* images() {
     for (const { file } of pictures) yield await readPicture(file);
   }
-  const { seed = 0, signal, onProgress } = options;
-  for await (const settled of diad.scoreMany(images(), { seed, onError: 'yield', ...(signal === undefined ? {} : { signal }) })) {
+  const { seed = 0, tile, signal, onProgress } = options;
+  const call = { seed, ...(tile === undefined ? {} : { tile }), ...(signal === undefined ? {} : { signal }) };
+  for await (const settled of diad.scoreMany(images(), { ...call, onError: 'yield' })) {
     const { className, defective = false, file } = pictures[settled.index]!;
     if (settled.status === 'rejected') {
       signal?.throwIfAborted();
