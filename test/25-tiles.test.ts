@@ -112,7 +112,7 @@ describe('tiles', () => {
         diad.score(frame, { tile: { size: 128 } }),
         diad.score(frame, { tile: { size: 128 }, mapSize: 'image' }),
       ]);
-      assert.equal(tiled.score, plain.score);
+      assert.ok(Math.abs(tiled.score - plain.score) < 1e-5, `${tiled.score}, not ${plain.score}`); // batches round differently
       assert.deepEqual([fine.map.width, fine.map.height], [100, 100]);
       assert.equal((await tiled.map.toHeatmap()).subarray(1, 4).toString(), 'PNG');
     });
