@@ -1,5 +1,8 @@
 // The anomaly map of a picture, and pictures of it.
+import type { Thresholds } from './calibration.js';
+import { DiadError } from './errors.js';
 import { decodeImage, type RawFrame, type TakenImage } from './image.js';
+import { findRegions, type Region, type RegionsOptions } from './regions.js';
 import { number, optionsObject } from './validate.js';
 
 /** Options of {@link AnomalyMap.toHeatmap}. */
@@ -76,15 +79,44 @@ export class AnomalyMap {
   /** Row-major, width x height. */
   readonly data: Float32Array;
   readonly #picture: TakenImage;
+  readonly #pictureSize: { readonly width: number; readonly height: number };
   readonly #threshold: number | undefined;
+  readonly #pixelThreshold: number | undefined;
 
   /** @internal */
-  constructor(width: number, height: number, data: Float32Array, picture: TakenImage, threshold: number | undefined) {
+  constructor(
+    width: number,
+    height: number,
+    data: Float32Array,
+    picture: TakenImage,
+    pictureSize: { readonly width: number; readonly height: number },
+    limits: Thresholds | undefined,
+  ) {
     this.width = width;
     this.height = height;
     this.data = data;
     this.#picture = picture;
-    this.#threshold = threshold;
+    this.#pictureSize = pictureSize;
+    this.#threshold = limits?.threshold;
+    this.#pixelThreshold = limits?.pixelThreshold;
+  }
+
+  /**
+   * Where the map lies above a threshold, as regions in the picture's own pixels, the largest first.
+   *
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, also when neither a threshold is given nor the bundle calibrated for pixels
+   */
+  regions(options?: RegionsOptions): readonly Region[] {
+    const given = optionsObject(options, 'region options', ['threshold', 'minArea']);
+    if (given.threshold === undefined && this.#pixelThreshold === undefined) {
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        'Expected a threshold for the regions, since the bundle has no pixel threshold: pass { threshold }, or run `diad calibrate`',
+      );
+    }
+    const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.#pixelThreshold ?? 0);
+    const minArea = number(given.minArea, 'minArea', 0, Number.MAX_SAFE_INTEGER, 0);
+    return findRegions(this, this.#pictureSize, threshold).filter(({ area }) => area >= minArea);
   }
 
   /**

@@ -1,12 +1,98 @@
-// calibration.json of a bundle: the threshold, and how it was found.
+// calibration.json of a bundle: thresholds, and how they were found.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, DiadError } from './errors.js';
 
-/** What calibration.json must hold; it may say more. */
-export interface Calibration {
+/** Thresholds of one kind of part, or of all. */
+export interface Thresholds {
   /** Scores above it are anomalous. */
   readonly threshold: number;
+  /** Map values above it belong to a defect; absent in calibrations that did not look at maps. */
+  readonly pixelThreshold?: number;
+  /** How far below the threshold normal pictures lie; decides the slope of the normalised score. */
+  readonly scale?: number;
+  /** Pictures they were found from. */
+  readonly images?: number;
+}
+
+/** Where thresholds come from. */
+export interface CalibrationOrigin {
+  /** 'quantile' of normal pictures, or 'f1max' on a validation set with defects. */
+  readonly method: 'quantile' | 'f1max';
+  /** Share of normal pictures that may be called anomalous. */
+  readonly targetFpr?: number;
+  /** ISO 8601. */
+  readonly createdAt: string;
+  /** Digest of the model that scored the pictures. */
+  readonly model: string;
+  /** sha256 of every picture used, so that nobody tests on them. */
+  readonly pictures: readonly string[];
+}
+
+/** What calibration.json must hold is `threshold` alone; `diad calibrate` writes the rest. */
+export interface Calibration extends Thresholds, Partial<CalibrationOrigin> {
+  /** Thresholds of single classes; others use the global ones. */
+  readonly classes?: Readonly<Record<string, Thresholds>>;
+}
+
+/** Name of the file within a bundle. */
+export const CALIBRATION_FILE = 'calibration.json';
+
+const broken = (problem: string, cause?: unknown): DiadError =>
+  new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json: ${problem}`, cause === undefined ? {} : { cause });
+
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+function finite(object: Readonly<Record<string, unknown>>, key: string, where: string): number | undefined {
+  const value = object[key];
+  if (value !== undefined && (typeof value !== 'number' || !Number.isFinite(value))) {
+    throw broken(`Expected a finite number "${key}"${where} but received ${JSON.stringify(value)}`);
+  }
+  return value;
+}
+
+function thresholds(value: unknown, where: string): Thresholds {
+  if (!isObject(value) || value['threshold'] === undefined) throw broken(`Expected an object with a finite number "threshold"${where}`);
+  const [threshold, pixelThreshold, scale, images] = ['threshold', 'pixelThreshold', 'scale', 'images'].map((key) =>
+    finite(value, key, where),
+  );
+  return {
+    threshold: threshold!,
+    ...(pixelThreshold === undefined ? {} : { pixelThreshold }),
+    ...(scale === undefined ? {} : { scale }),
+    ...(images === undefined ? {} : { images }),
+  };
+}
+
+/**
+ * Checks the content of a calibration.json.
+ *
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID that says what does not fit
+ */
+export function parseCalibration(source: string): Calibration {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(source);
+  } catch (error) {
+    throw broken('Expected an object with a finite number "threshold"', error);
+  }
+  const found = thresholds(parsed, '');
+  const { classes, method, targetFpr, createdAt, model, pictures } = parsed as Readonly<Record<string, unknown>>;
+  if (classes !== undefined && !isObject(classes)) throw broken('Expected an object "classes"');
+  if (pictures !== undefined && !(Array.isArray(pictures) && pictures.every((hash) => typeof hash === 'string'))) {
+    throw broken('Expected an array of strings "pictures"');
+  }
+  const byClass = Object.entries(classes ?? {}).map(([name, value]) => [name, thresholds(value, ` for class ${name}`)] as const);
+  return {
+    ...found,
+    ...(byClass.length === 0 ? {} : { classes: Object.fromEntries(byClass) }),
+    ...(method === 'quantile' || method === 'f1max' ? { method } : {}),
+    ...(typeof targetFpr === 'number' ? { targetFpr } : {}),
+    ...(typeof createdAt === 'string' ? { createdAt } : {}),
+    ...(typeof model === 'string' ? { model } : {}),
+    ...(pictures === undefined ? {} : { pictures: pictures }),
+  };
 }
 
 /**
@@ -18,21 +104,28 @@ export interface Calibration {
 export async function readCalibration(bundle: string): Promise<Calibration | undefined> {
   let source: string;
   try {
-    source = await readFile(path.join(bundle, 'calibration.json'), 'utf8');
+    source = await readFile(path.join(bundle, CALIBRATION_FILE), 'utf8');
   } catch (error) {
     if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return undefined;
     throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json of ${bundle} cannot be read`, { cause: error });
   }
-  const broken = (cause?: unknown): DiadError =>
-    new DiadError('ERR_DIAD_BUNDLE_INVALID', 'calibration.json: Expected an object with a finite number "threshold"', { cause });
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(source);
-  } catch (error) {
-    throw broken(error);
-  }
-  if (typeof parsed !== 'object' || parsed === null || !('threshold' in parsed)) throw broken();
-  const { threshold } = parsed;
-  if (typeof threshold !== 'number' || !Number.isFinite(threshold)) throw broken();
-  return { threshold };
+  return parseCalibration(source);
+}
+
+/** The thresholds that hold for a class: its own, else the global ones. */
+export function thresholdsFor(calibration: Calibration, className: string | undefined): Thresholds {
+  const own = className === undefined || calibration.classes === undefined ? undefined : Object.entries(calibration.classes);
+  return own?.find(([name]) => name === className)?.[1] ?? calibration;
+}
+
+/**
+ * The score on a scale of 0 to 1 with 0.5 at the threshold: a logistic curve whose slope puts the median normal picture at 0.05. Without a known
+ * scale, or with one of 0, score / (score + threshold).
+ *
+ * @param score - 0 and up
+ */
+export function normalisedScore(score: number, { threshold, scale }: Thresholds): number {
+  if (scale !== undefined && scale > 0) return 1 / (1 + Math.exp((threshold - score) / scale));
+  if (score === threshold) return 0.5;
+  return Math.min(1, Math.max(0, score / (score + threshold)));
 }

@@ -1,7 +1,7 @@
 // Diad: a loaded bundle that scores pictures.
 import { setMaxListeners } from 'node:events';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
-import { readCalibration, type Calibration } from './calibration.js';
+import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { decodeImage, takeImage, type ImageInput, type RawFrame, type TakenImage } from './image.js';
 import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats, type Timings } from './native.js';
@@ -15,6 +15,7 @@ import {
   type ScoreOptions,
   type ValidatedCall,
 } from './options.js';
+import { scoreTiles, type TiledResult } from './tiled-score.js';
 import { describeBundle, type DiadInfo } from './info.js';
 
 /** What one picture scored. */
@@ -25,7 +26,11 @@ export interface ScoreResult {
   readonly threshold?: number;
   /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;
+  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
+  readonly normalisedScore?: number;
   readonly map: AnomalyMap;
+  /** Of the picture, pixels. */
+  readonly pictureSize: { readonly width: number; readonly height: number };
   /** Of the noise. */
   readonly seed: bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
@@ -53,8 +58,7 @@ export type SettledScore =
   | { readonly status: 'fulfilled'; readonly index: number; readonly value: ScoreResult }
   | { readonly status: 'rejected'; readonly index: number; readonly reason: unknown };
 
-interface Computed {
-  readonly result: NativeResult;
+interface Computed extends TiledResult {
   readonly frame: RawFrame;
   readonly taken: TakenImage;
   readonly call: ValidatedCall;
@@ -129,8 +133,8 @@ export class Diad {
    */
   async reconstruct(image: ImageInput, options?: CallOptions): Promise<ReconstructResult> {
     const call = validateCallOptions(options, false);
-    const { result, decodeImageMs } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
-    const { size, score, reconstruction: data = new Uint8Array() } = result;
+    const { result, mapWidth: size, decodeImageMs } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
+    const { score, reconstruction: data = new Uint8Array() } = result;
     const encoded = await encodePng({ data, width: size, height: size, channels: 3 });
     return { image: encoded, width: size, height: size, data, score, seed: call.seed, timings: { ...result.timings, decodeImageMs } };
   }
@@ -212,15 +216,19 @@ export class Diad {
     }
   }
 
-  #scoreResult({ result, frame, taken, call, decodeImageMs }: Computed): ScoreResult {
-    const { size, score, map: values = new Float32Array(), stages } = result;
-    const threshold = this.#calibration?.threshold;
-    const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [size, size];
-    const data = call.mapSize === 'image' ? resizeMap(values, size, size, width, height) : values;
+  #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): ScoreResult {
+    const { score, map: values = new Float32Array(), stages } = result;
+    const limits = this.#calibration === undefined ? undefined : thresholdsFor(this.#calibration, call.className);
+    const pictureSize = { width: frame.width, height: frame.height };
+    const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
+    const data = call.mapSize === 'image' ? resizeMap(values, mapWidth, mapHeight, width, height) : values;
     return {
       score,
-      ...(threshold === undefined ? {} : { threshold, anomalous: score > threshold }),
-      map: new AnomalyMap(width, height, data, taken, threshold),
+      ...(limits === undefined
+        ? {}
+        : { threshold: limits.threshold, anomalous: score > limits.threshold, normalisedScore: normalisedScore(score, limits) }),
+      map: new AnomalyMap(width, height, data, taken, pictureSize, limits),
+      pictureSize,
       seed: call.seed,
       timings: { ...result.timings, decodeImageMs },
       ...(stages === undefined ? {} : { stages }),
@@ -236,9 +244,17 @@ export class Diad {
       const frame = await decodeImage(taken, this.#maxPixels);
       const decodeImageMs = performance.now() - started;
       call.signal?.throwIfAborted();
-      const timeoutMs = remaining(call.timeoutMs, decodeImageMs);
-      const result = await this.#submit(frame, call, { ...want, seed: call.seed, timeoutMs, stages: call.stages });
-      return { result, frame, taken, call, decodeImageMs };
+      const rest = { frame, taken, call, decodeImageMs };
+      const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
+        const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
+        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, stages: call.stages });
+      };
+      if (call.tile !== undefined) {
+        const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);
+        return { ...(await scoreTiles(frame, call, call.tile, concurrency, submit)), ...rest };
+      }
+      const result = await submit(frame, call);
+      return { result, mapWidth: result.size, mapHeight: result.size, ...rest };
     } finally {
       this.#inFlight--;
     }

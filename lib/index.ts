@@ -1,9 +1,12 @@
 // The public API.
 export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
+export type { Calibration, CalibrationOrigin, Thresholds } from './calibration.js';
 export { Diad, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
 export type { ImageInput, RawFrame } from './image.js';
 export type { DiadInfo } from './info.js';
 export type { Distribution, QueueStats, Timings } from './native.js';
+export type { Region, RegionsOptions } from './regions.js';
 export type { CallOptions, LoadOptions, ScoreManyOptions, ScoreOptions } from './options.js';
+export type { TileOptions } from './tiles.js';
 export { verifyBundle, type StageComparison, type VerifyReport } from './verify.js';

@@ -20,6 +20,8 @@ export interface DiadInfo {
     readonly steps: number;
     /** Of the calibration, when there is one. */
     readonly threshold?: number;
+    /** Classes with thresholds of their own. */
+    readonly calibratedClasses: readonly string[];
   };
   readonly device: string;
   readonly precision: string;
@@ -61,6 +63,7 @@ export function describeBundle(path: string, engineInfo: string, native: Native,
       imageSize: manifest.image.size,
       steps: manifest.schedule.steps.length,
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
+      calibratedClasses: Object.keys(calibration?.classes ?? {}),
     },
     device,
     precision,

@@ -96,8 +96,37 @@ export interface NativeEngine {
   close(): Promise<void>;
 }
 
+/** Pictures of one class and how to evaluate them; the arrays are read in place until the promise settles. */
+export interface NativeClassRequest {
+  readonly maps: Float32Array | Float64Array;
+  readonly masks: Uint8Array;
+  readonly height: number;
+  readonly width: number;
+  readonly indices: Uint32Array;
+  readonly imageScores: Float64Array;
+  readonly imageLabels: Uint8Array;
+  readonly mode: string;
+  readonly rateLimit: number;
+  readonly scratchBytes: number;
+}
+
+export interface NativeClassMetrics {
+  readonly imageAuroc: number | null;
+  readonly imageAp: number | null;
+  readonly imageF1max: number | null;
+  readonly imageF1maxScore: number | null;
+  readonly pixelAuroc: number | null;
+  readonly pixelAp: number | null;
+  readonly pixelF1max: number | null;
+  readonly pixelF1maxScore: number | null;
+  readonly auPro: number | null;
+  /** Rows of score, false positive rate, true positive rate, precision. */
+  readonly pixelCurve: Float64Array;
+}
+
 interface NativeAddon {
   open(libtorchFolder: string, enginePath: string): Promise<EngineVersion>;
+  classMetrics(request: NativeClassRequest): Promise<NativeClassMetrics>;
   load(bundle: string, options: NativeLoadOptions): Promise<NativeEngine>;
   shutdown(): void;
 }
@@ -162,6 +191,11 @@ function loadAddon(): { addon: NativeAddon; addonPath: string } {
     addonLoaded = { addon, addonPath: file };
   }
   return addonLoaded;
+}
+
+/** The addon itself, without LibTorch and engine. */
+export function addon(): NativeAddon {
+  return loadAddon().addon;
 }
 
 async function open(option: string | undefined, misses: Miss[]): Promise<Native> {

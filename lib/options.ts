@@ -1,6 +1,7 @@
 // Options of loading and of calls, with their defaults and bounds.
 import type { ImageInput } from './image.js';
 import type { NativeLoadOptions } from './native.js';
+import type { TileOptions } from './tiles.js';
 import { abortSignal, boolean, callback, integer, invalid, oneOf, optionsObject, seed, text } from './validate.js';
 
 /** Options of `Diad.load`. */
@@ -45,6 +46,13 @@ export interface ScoreOptions extends CallOptions {
   readonly mapSize?: 'model' | 'image';
   /** Hand out every intermediate result. Default false. */
   readonly stages?: boolean;
+  /** Kind of part: its own thresholds count when the calibration has some. */
+  readonly className?: string;
+  /**
+   * Cut the picture into tiles for defects that would vanish at the model's size. The score is the largest of the tiles', the map one of
+   * the whole picture, as fine as the tiles' maps. Not together with `stages`.
+   */
+  readonly tile?: TileOptions;
 }
 
 /** Options of `scoreMany`. */
@@ -63,6 +71,8 @@ export interface ValidatedCall {
   readonly onStep: ((step: number, total: number) => void) | undefined;
   readonly mapSize: 'model' | 'image';
   readonly stages: boolean;
+  readonly className: string | undefined;
+  readonly tile: Required<TileOptions> | undefined;
 }
 
 const LOAD_KEYS = [
@@ -78,8 +88,8 @@ const LOAD_KEYS = [
   'libtorch',
 ] as const;
 const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'onStep'] as const;
-const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages'] as const;
-const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'mapSize', 'stages', 'concurrency', 'onError'] as const;
+const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'className', 'tile'] as const;
+const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
 
 const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 
@@ -118,7 +128,18 @@ export function validateCallOptions(options: ScoreOptions | undefined, scoring: 
     onStep: callback(given.onStep, 'onStep'),
     mapSize: oneOf(given.mapSize, 'mapSize', ['model', 'image'], 'model'),
     stages: boolean(given.stages, 'stages', false),
+    className: text(given.className, 'className'),
+    tile: tileOptions(given.tile, given.stages === true),
   };
+}
+
+function tileOptions(tile: TileOptions | undefined, stages: boolean): Required<TileOptions> | undefined {
+  if (tile === undefined) return undefined;
+  const given: Partial<TileOptions> = optionsObject(tile, 'tile', ['size', 'overlap']);
+  if (stages) throw invalid('no tile together with stages', 'tile', tile);
+  if (given.size === undefined) throw invalid('an integer from 16 to 65536', 'tile.size', given.size);
+  const size = integer(given.size, 'tile.size', 16, 65_536, 16);
+  return { size, overlap: integer(given.overlap, 'tile.overlap', 0, size >> 1, size >> 2) };
 }
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */

@@ -71,7 +71,7 @@ function pythonSuite() {
 }
 
 try {
-  setUp({ withPython: true });
+  setUp({ withPython: true, withBrowser: true });
   check('eslint', bin('eslint'), ['.']);
   check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
@@ -79,7 +79,7 @@ try {
   check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
   check('clang-format', 'sh', [
     '-c',
-    `find cpp/engine cpp/addon cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
+    `find cpp/engine cpp/metrics cpp/addon cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
   ]);
   cppSuite();
   mochaSuite();

@@ -7,6 +7,7 @@ import { takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 
 const picture = takeImage({ data: new Uint8Array(4 * 2 * 3).fill(100), width: 4, height: 2, channels: 3 });
+const pictureSize = { width: 4, height: 2 };
 const pixels = async (png: Buffer) => {
   const { data, info } = await sharp(png).raw().toBuffer({ resolveWithObject: true });
   return { data, ...info };
@@ -28,7 +29,7 @@ describe('anomaly map', () => {
   });
 
   it('a heat map has the size of the picture; where nothing was found the picture shows', async () => {
-    const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), picture, undefined);
+    const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), picture, pictureSize, undefined);
     const { data, width, height, channels } = await pixels(await map.toHeatmap());
     assert.deepEqual([width, height, channels], [4, 2, 3]);
     assert.deepEqual([...data.subarray(0, 3)], [100, 100, 100]);
@@ -37,23 +38,23 @@ describe('anomaly map', () => {
 
   it('the scale is fixed: by option, by threshold, never by the picture', async () => {
     const values = Float32Array.from({ length: 8 }, () => 0.5);
-    const plain = new AnomalyMap(4, 2, values, picture, undefined);
+    const plain = new AnomalyMap(4, 2, values, picture, pictureSize, undefined);
     const halved = await pixels(await plain.toHeatmap());
     const full = await pixels(await plain.toHeatmap({ max: 0.5 }));
     assert.notDeepEqual(halved.data, full.data);
-    const calibrated = await pixels(await new AnomalyMap(4, 2, values, picture, 0.25).toHeatmap());
+    const calibrated = await pixels(await new AnomalyMap(4, 2, values, picture, pictureSize, { threshold: 0.25 }).toHeatmap());
     assert.deepEqual(calibrated.data, full.data);
     assert.deepEqual([...(await pixels(await plain.toHeatmap({ opacity: 0 }))).data.subarray(0, 3)], [100, 100, 100]);
   });
 
   it('grey maps', async () => {
-    const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), picture, undefined);
+    const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), picture, pictureSize, undefined);
     const { data } = await pixels(await map.toGrey());
     assert.deepEqual([data[0], data.at(-1)], [64, 255]);
   });
 
   it('options are checked', async () => {
-    const map = new AnomalyMap(1, 1, Float32Array.of(0), picture, undefined);
+    const map = new AnomalyMap(1, 1, Float32Array.of(0), picture, pictureSize, undefined);
     await rejects(map.toHeatmap({ opacity: 2 }), 'ERR_DIAD_INVALID_ARGUMENT', /opacity/);
     await rejects(map.toHeatmap({ min: 1, max: 1 }), 'ERR_DIAD_INVALID_ARGUMENT', /max/);
     await rejects(map.toHeatmap({ colour: 'red' } as never), 'ERR_DIAD_INVALID_ARGUMENT', /unknown key colour/);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "class_metrics_call.h"
 #include "native_engine.h"
 #include "promise.h"
 
@@ -39,7 +40,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
   DiadAddon(Napi::Env env, Napi::Object exports) : environment_(Environment::create(env)) {
     engine_class_ = Napi::Persistent(NativeEngine::define(env));
     DefineAddon(exports, {InstanceMethod("open", &DiadAddon::open), InstanceMethod("load", &DiadAddon::load),
-                          InstanceMethod("shutdown", &DiadAddon::shutdown)});
+                          InstanceMethod("classMetrics", &DiadAddon::class_metrics), InstanceMethod("shutdown", &DiadAddon::shutdown)});
   }
 
  private:
@@ -104,6 +105,9 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
         });
     return promise;
   }
+
+  // classMetrics(request): Promise<metrics>; needs neither LibTorch nor an engine.
+  Napi::Value class_metrics(const Napi::CallbackInfo& info) { return class_metrics_call(info, environment_); }
 
   // shutdown(): void; stops and joins every native thread of this environment.
   Napi::Value shutdown(const Napi::CallbackInfo& info) {

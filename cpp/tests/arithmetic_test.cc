@@ -40,9 +40,8 @@ double largest_difference(const at::Tensor& a, const at::Tensor& b) { return (a 
 }  // namespace
 
 TEST_CASE("resize equals Pillow's to the byte") {
-  const std::pair<const char*, uint32_t> cases[] = {{"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32},
-                                                    {"resize-1x1", 8},    {"resize-16x40", 16}, {"resize-33x16", 16},
-                                                    {"resize-14x60", 16}};
+  const std::pair<const char*, uint32_t> cases[] = {{"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32}, {"resize-1x1", 8},
+                                                    {"resize-16x40", 16}, {"resize-33x16", 16}, {"resize-14x60", 16}};
   for (const auto& [name, side] : cases) {
     CAPTURE(name);
     const diad::NetpbmPicture source = fixture(name);

@@ -4,10 +4,15 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { LAYOUT_NAMES } from '../evaluation/datasets/index.js';
+import { METRICS_MODES } from '../evaluation/metrics.js';
 import { packageRoot } from '../native.js';
+import { calibrateBundle } from './calibrate.js';
 import { doctor } from './doctor.js';
+import { evaluate } from './eval.js';
 import { info } from './info.js';
 import { libtorchCommand } from './libtorch.js';
+import { metrics } from './metrics.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
 import { score } from './score.js';
@@ -18,6 +23,12 @@ const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json
 function wholeNumber(value: string): number {
   const parsed = Number(value);
   if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
+  return parsed;
+}
+
+function rate(value: string): number {
+  const parsed = Number(value);
+  if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
   return parsed;
 }
 
@@ -37,6 +48,8 @@ withModelOptions(program.command('score'))
   .option('--json', 'one JSON object per picture on standard output')
   .option('--csv <file>', 'write a table')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
+  .option('--tile <pixels>', 'cut pictures into tiles of this size, which overlap by a quarter', wholeNumber)
   .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
 
@@ -58,6 +71,36 @@ program
   .option('--json', 'as JSON')
   .action(doctor);
 program.addCommand(libtorchCommand());
+
+program
+  .command('metrics')
+  .description('metrics of anomaly maps that any tool has saved')
+  .argument('<file>', '.npz with preds and masks [N,H,W], clsname [N] and, if wanted, image_scores and image_labels [N]')
+  .addOption(new Option('--mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
+  .option('--fpr-limit <rate>', 'false positive rate up to which AU-PRO is integrated', rate, 0.3)
+  .option('--json', 'as JSON')
+  .action(metrics);
+
+withModelOptions(program.command('eval'))
+  .description('score a data set; tables and a report')
+  .requiredOption('--data <dir>', 'data set, or one class of it')
+  .addOption(new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(LAYOUT_NAMES))
+  .option('--out <dir>', 'folder of scores, tables and report', 'diad-eval')
+  .option('--resume', 'go on with a run that was broken off')
+  .addOption(new Option('--metrics-mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .action(evaluate);
+
+withModelOptions(program.command('calibrate'))
+  .description('find thresholds from normal pictures and write them into the bundle')
+  .requiredOption('--good <dir>', 'normal pictures: a folder, folders by class, or a data set with CLASS/train/good')
+  .option('--target-fpr <rate>', 'share of normal pictures that may be called anomalous', rate, 0.01)
+  .option('--per-class', 'thresholds of each class beside the global ones')
+  .option('--validation <dir>', 'data set with defects: the image threshold is that of its largest F1')
+  .option('--test <dir>', 'data set on which results will be reported: refused where it shares a picture with the others')
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--tile <pixels>', 'cut pictures into tiles of this size, which overlap by a quarter', wholeNumber)
+  .action(calibrateBundle);
 
 program
   .command('verify')

@@ -2,6 +2,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
+import { csv } from '../csv.js';
 import type { ScoreResult } from '../diad.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 import { writeNpy } from '../npy.js';
@@ -11,6 +12,8 @@ interface Options extends ModelOptions {
   readonly json?: boolean;
   readonly csv?: string;
   readonly seed: number;
+  readonly class?: string;
+  readonly tile?: number;
   readonly dump?: string;
 }
 
@@ -20,21 +23,27 @@ interface Row {
   readonly seed: number;
   readonly threshold?: number;
   readonly anomalous?: boolean;
+  readonly normalisedScore?: number;
   readonly map?: string;
 }
 
 const CSV_COLUMNS = ['file', 'score', 'seed', 'threshold', 'anomalous', 'map'] as const;
-
-function csvCell(value: string | number | boolean | undefined): string {
-  const text = value === undefined ? '' : String(value);
-  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-}
 
 async function dumpStages(result: ScoreResult, folder: string, index: number): Promise<void> {
   const number = String(index).padStart(3, '0');
   for (const [name, { shape, data }] of Object.entries(result.stages ?? {})) {
     await writeNpy(path.join(folder, `${number}.${name}.npy`), shape, data);
   }
+}
+
+/** The folder nearest to a file that is a class with thresholds of its own. */
+function classOfPath(file: string, classes: readonly string[]): string | undefined {
+  return path
+    .resolve(file)
+    .split(path.sep)
+    .slice(0, -1)
+    .reverse()
+    .find((part) => classes.includes(part));
 }
 
 /** Scores files and prints a line for each. */
@@ -44,7 +53,14 @@ export async function score(inputs: string[], options: Options): Promise<void> {
   const diad = await loadModel(options);
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {
-    const result = await diad.score(await readFile(file), { seed: options.seed, signal, stages: options.dump !== undefined });
+    const className = options.class ?? classOfPath(file, diad.info.bundle.calibratedClasses);
+    const result = await diad.score(await readFile(file), {
+      seed: options.seed,
+      signal,
+      stages: options.dump !== undefined,
+      ...(className === undefined ? {} : { className }),
+      ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
+    });
     if (options.dump !== undefined) await dumpStages(result, options.dump, index);
     const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, '.heatmap.png'));
     if (map !== undefined) await writeFile(map, await result.map.toHeatmap());
@@ -52,7 +68,9 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       file,
       score: result.score,
       seed: options.seed,
-      ...(result.threshold === undefined ? {} : { threshold: result.threshold, anomalous: result.anomalous ?? false }),
+      ...(result.threshold === undefined
+        ? {}
+        : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalisedScore: result.normalisedScore ?? 0 }),
       ...(map === undefined ? {} : { map }),
     };
   };
@@ -65,8 +83,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
     await workThrough(files, 8, work, report);
   } finally {
     if (options.csv !== undefined) {
-      const lines = [CSV_COLUMNS.join(','), ...rows.map((row) => CSV_COLUMNS.map((column) => csvCell(row[column])).join(','))];
-      await writeFile(options.csv, `${lines.join('\n')}\n`);
+      await writeFile(options.csv, csv(CSV_COLUMNS, rows));
     }
     await diad.close();
   }

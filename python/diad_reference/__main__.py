@@ -1,4 +1,4 @@
-"""Command line of the reference: python -m diad_reference generate | train | evaluate | export | convert | score."""
+"""Command line of the reference: python -m diad_reference generate | train | evaluate | metrics | export | convert | score."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ COMMANDS = {
     "generate": ("generate.cli", "write a generated inspection data set"),
     "train": ("training.cli", "train one stage of a model"),
     "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
+    "metrics": ("metrics", "metrics of anomaly maps by scikit-learn and scikit-image"),
     "export": ("export.cli", "write a bundle"),
     "convert": ("convert.cli", "write a bundle from a published-format checkpoint"),
     "score": ("score_cli", "score picture files"),

@@ -1,0 +1,138 @@
+#include "class_metrics_call.h"
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "class_metrics.h"
+#include "promise.h"
+#include "stopped.h"
+
+namespace diad_addon {
+
+namespace {
+
+namespace metrics = diad::metrics;
+
+// Everything the computation needs, read on the JavaScript thread.
+struct Request {
+  bool single = true;  // float32 maps, else float64
+  std::vector<const void*> maps;
+  std::vector<const uint8_t*> masks;
+  size_t height = 0, width = 0;
+  std::vector<double> image_scores;
+  std::vector<uint8_t> image_labels;
+  metrics::Mode mode = metrics::Mode::kExact;
+  metrics::Limits limits;
+  std::shared_ptr<Napi::ObjectReference> arrays;  // keeps the request object, and with it its arrays, alive
+};
+
+Request read_request(const Napi::Object& object, const std::shared_ptr<Environment>& environment) {
+  Request request;
+  const auto mode = metrics::mode_of(object.Get("mode").ToString().Utf8Value());
+  if (!mode) throw std::invalid_argument("Expected one of exact, diad, ader, anomalib, mvtec for mode");
+  request.mode = *mode;
+  request.limits.rate = object.Get("rateLimit").ToNumber().DoubleValue();
+  request.limits.scratch_bytes = static_cast<size_t>(object.Get("scratchBytes").ToNumber().Int64Value());
+  request.height = object.Get("height").ToNumber().Uint32Value();
+  request.width = object.Get("width").ToNumber().Uint32Value();
+  const size_t pixels = request.height * request.width;
+
+  const auto scores = object.Get("imageScores").As<Napi::Float64Array>();
+  request.image_scores.assign(scores.Data(), scores.Data() + scores.ElementLength());
+  const auto labels = object.Get("imageLabels").As<Napi::Uint8Array>();
+  request.image_labels.assign(labels.Data(), labels.Data() + labels.ElementLength());
+
+  const auto maps = object.Get("maps").As<Napi::TypedArray>();
+  request.single = maps.TypedArrayType() == napi_float32_array;
+  const auto* const first_map = static_cast<const char*>(maps.ArrayBuffer().Data()) + maps.ByteOffset();
+  const auto masks = object.Get("masks").As<Napi::Uint8Array>();
+  const auto indices = object.Get("indices").As<Napi::Uint32Array>();
+  for (size_t i = 0; i < indices.ElementLength(); ++i) {
+    const size_t start = static_cast<size_t>(indices[i]) * pixels;
+    if (start + pixels > maps.ElementLength() || start + pixels > masks.ElementLength()) {
+      throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
+                                  " for every picture but they end before picture " + std::to_string(indices[i]));
+    }
+    request.maps.push_back(first_map + start * maps.ElementSize());
+    request.masks.push_back(masks.Data() + start);
+  }
+  // A reference may only be deleted on its own thread; one dropped elsewhere, after teardown, is left to the environment's end.
+  request.arrays = {new Napi::ObjectReference(Napi::Persistent(object)), [environment](Napi::ObjectReference* reference) {
+                      if (!environment->on_javascript_thread()) reference->SuppressDestruct();
+                      delete reference;
+                    }};
+  return request;
+}
+
+template <typename Score>
+metrics::ClassMetrics compute(const Request& request, const std::function<bool()>& stop) {
+  std::vector<const Score*> maps;
+  for (const void* map : request.maps) maps.push_back(static_cast<const Score*>(map));
+  const metrics::ClassPictures<Score> pictures{maps,          request.masks,        request.height,
+                                               request.width, request.image_scores, request.image_labels};
+  return metrics::class_metrics(pictures, request.mode, request.limits, stop);
+}
+
+Napi::Object convert(Napi::Env env, const metrics::ClassMetrics& found) {
+  Napi::Object object = Napi::Object::New(env);
+  const std::pair<const char*, std::optional<double>> values[] = {{"imageAuroc", found.image_auroc},
+                                                                  {"imageAp", found.image_ap},
+                                                                  {"imageF1max", found.image_f1max},
+                                                                  {"imageF1maxScore", found.image_f1max_score},
+                                                                  {"pixelAuroc", found.pixel_auroc},
+                                                                  {"pixelAp", found.pixel_ap},
+                                                                  {"pixelF1max", found.pixel_f1max},
+                                                                  {"pixelF1maxScore", found.pixel_f1max_score},
+                                                                  {"auPro", found.au_pro}};
+  for (const auto& [name, value] : values) object.Set(name, value ? Napi::Number::New(env, *value).As<Napi::Value>() : env.Null());
+  Napi::Float64Array curve = Napi::Float64Array::New(env, 4 * found.pixel_curve.size());
+  size_t place = 0;
+  for (const metrics::CurvePoint& point : found.pixel_curve) {
+    for (const double value : {point.score, point.false_positive_rate, point.true_positive_rate, point.precision}) curve[place++] = value;
+  }
+  object.Set("pixelCurve", curve);
+  return object;
+}
+
+}  // namespace
+
+Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared_ptr<Environment>& environment) {
+  const Napi::Env env = info.Env();
+  auto operation = std::make_shared<Operation>(env, environment);
+  const Napi::Promise promise = operation->promise();
+  if (environment->closed()) {
+    operation->reject(env, "ERR_DIAD_CLOSED", "diad was shut down in this environment");
+    return promise;
+  }
+  std::shared_ptr<Request> request;
+  try {
+    request = std::make_shared<Request>(read_request(info[0].As<Napi::Object>(), environment));
+  } catch (const std::invalid_argument& error) {
+    operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
+    return promise;
+  }
+  environment->run_in_background([environment, operation = std::move(operation), request = std::move(request)]() mutable {
+    // The request goes to the JavaScript thread with the result, since only there its reference may be deleted.
+    const auto reject = [&](const char* code, std::string message) {
+      environment->post(
+          [operation, request, code, message = std::move(message)](Napi::Env loop) { operation->reject(loop, code, message); });
+    };
+    try {
+      const std::function<bool()> stop = [&environment] { return environment->closed(); };
+      auto found = request->single ? compute<float>(*request, stop) : compute<double>(*request, stop);
+      environment->post([operation, request, found = std::move(found)](Napi::Env loop) { operation->resolve(loop, convert(loop, found)); });
+    } catch (const metrics::Stopped&) {
+      reject("ERR_DIAD_CLOSED", "diad was shut down in this environment");
+    } catch (const std::bad_alloc&) {
+      reject("ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer pictures");
+    } catch (const std::exception& error) {
+      reject("ERR_DIAD_INVALID_ARGUMENT", error.what());
+    }
+  });
+  return promise;
+}
+
+}  // namespace diad_addon

@@ -1,0 +1,45 @@
+// Pictures by their content, so that a set never tests what it was tuned on, whatever the files are called.
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { pipeline } from 'node:stream/promises';
+import { DiadError } from '../errors.js';
+
+/** sha256 of a file, hex. */
+export async function contentHash(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  try {
+    await pipeline(createReadStream(file), hash);
+  } catch (error) {
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `${file} cannot be read: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
+  }
+  return hash.digest('hex');
+}
+
+/** Hashes of files, in their order; a few files are read at a time. */
+export async function contentHashes(files: readonly string[]): Promise<string[]> {
+  const hashes: string[] = new Array<string>(files.length);
+  const waiting = files.entries();
+  const work = async (): Promise<void> => {
+    for (const [i, file] of waiting) hashes[i] = await contentHash(file);
+  };
+  await Promise.all(Array.from({ length: 8 }, work));
+  return hashes;
+}
+
+/**
+ * Refuses two sets of pictures that share some.
+ *
+ * @param names - what the sets are for, for the message
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the first shared files
+ */
+export function refuseOverlap(files: readonly string[], hashes: readonly string[], others: ReadonlySet<string>, names: string): void {
+  const shared = files.filter((_, i) => others.has(hashes[i]!));
+  if (shared.length === 0) return;
+  const shown = shared.slice(0, 3).join(', ');
+  throw new DiadError(
+    'ERR_DIAD_INVALID_ARGUMENT',
+    `${shared.length} of ${files.length} pictures are in both ${names} (same content): ${shown}${shared.length > 3 ? ', ...' : ''}; results on them would not count`,
+  );
+}

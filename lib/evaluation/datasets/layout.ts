@@ -1,0 +1,109 @@
+// What every data set layout yields, and the file listing that they share.
+import { readdir } from 'node:fs/promises';
+import path from 'node:path';
+import { codeOf, DiadError } from '../../errors.js';
+
+/** A test picture. Its label comes from the data set, never from a mask. */
+export interface TestPicture {
+  /** Path of the picture. */
+  readonly file: string;
+  readonly className: string;
+  /** "good", or what the data set calls the defect. */
+  readonly defect: string;
+  readonly defective: boolean;
+  /** Files whose union is the defect's mask; empty for good pictures and where there is none. */
+  readonly masks: readonly string[];
+}
+
+/** A data set as a whole. */
+export interface DataSet {
+  readonly layout: LayoutName;
+  /** Absolute path. */
+  readonly root: string;
+  /** Sorted by class, defect and file. */
+  readonly pictures: readonly TestPicture[];
+}
+
+/** Layouts by name, in the order in which they are tried. */
+export const LAYOUT_NAMES = [
+  'visa',
+  'real-iad',
+  'mvtec2',
+  'mvtec3d',
+  'loco',
+  'btad',
+  'visa-reorganised',
+  'mvtec',
+  'mpdd',
+  'folder',
+] as const;
+
+export type LayoutName = (typeof LAYOUT_NAMES)[number];
+
+/** One way of laying out a data set. */
+export interface Layout {
+  /** Whether a folder looks like it; `only`: judged by this class. */
+  detect(root: string, only?: string): Promise<boolean>;
+  /** Its test pictures, or those of one class, in any order; throws ERR_DIAD_INVALID_ARGUMENT that names the file which does not fit. */
+  read(root: string, only?: string): Promise<readonly TestPicture[]>;
+}
+
+const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif|bmp)$/i;
+const GOOD = new Set(['good', 'ok', 'normal']);
+
+/** Whether a folder of this name holds normal pictures. */
+export const isGoodName = (name: string): boolean => GOOD.has(name.toLowerCase());
+
+export const problem = (message: string, cause?: unknown): DiadError =>
+  new DiadError('ERR_DIAD_INVALID_ARGUMENT', message, cause === undefined ? {} : { cause });
+
+interface Listing {
+  readonly folders: readonly string[];
+  /** Pictures only. */
+  readonly pictures: readonly string[];
+}
+
+/** Names in a folder, sorted, hidden ones (also macOS's "._" companions) left out; empty for a folder that does not exist. */
+export async function list(folder: string): Promise<Listing> {
+  try {
+    const entries = (await readdir(folder, { withFileTypes: true })).filter(({ name }) => !name.startsWith('.'));
+    const names = (wanted: typeof entries): string[] => wanted.map(({ name }) => name).sort();
+    // Links count as what their name says: data sets are often linked together.
+    return {
+      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !PICTURE.test(entry.name)))),
+      pictures: names(entries.filter((entry) => !entry.isDirectory() && PICTURE.test(entry.name))),
+    };
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return { folders: [], pictures: [] };
+    throw problem(`${folder} cannot be listed`, error);
+  }
+}
+
+/** Subfolders of a root that hold all of the named folders. */
+export async function foldersWith(root: string, ...inside: readonly string[]): Promise<string[]> {
+  const { folders } = await list(root);
+  const found: string[] = [];
+  for (const folder of folders) {
+    const { folders: below } = await list(path.join(root, folder));
+    if (inside.every((name) => below.includes(name))) found.push(folder);
+  }
+  return found;
+}
+
+/** Name without its ending. */
+export const stem = (file: string): string => path.parse(file).name;
+
+/**
+ * Masks of a picture in a folder of masks: NAME_mask.* or NAME.* beside the others, or all pictures of a folder NAME.
+ *
+ * @param masks - listing of the folder, made once per folder
+ */
+export async function masksFor(picture: string, folder: string, masks: Listing): Promise<readonly string[]> {
+  const name = stem(picture);
+  if (masks.folders.includes(name)) {
+    const { pictures } = await list(path.join(folder, name));
+    return pictures.map((mask) => path.join(folder, name, mask));
+  }
+  const fits = masks.pictures.find((mask) => [`${name}_mask`, name].includes(stem(mask)));
+  return fits === undefined ? [] : [path.join(folder, fits)];
+}

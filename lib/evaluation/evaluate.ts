@@ -1,0 +1,308 @@
+// Evaluates a model on a data set: scores on disk, metrics, tables and a report.
+import { createHash } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
+import path from 'node:path';
+import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from '../calibration.js';
+import { csv } from '../csv.js';
+import type { Diad } from '../diad.js';
+import { writeAtomic } from '../durable.js';
+import { DiadError } from '../errors.js';
+import { contentHashes, refuseOverlap } from './content-hash.js';
+import type { DataSet, TestPicture } from './datasets/index.js';
+import {
+  evaluateClass,
+  meanMetrics,
+  METRIC_NAMES,
+  validateMetricsOptions,
+  type ClassMetrics,
+  type Metrics,
+  type MetricsMode,
+} from './metrics.js';
+import { maskOf, readPicture, type MaskRule } from './pictures.js';
+import { ScoredPictures, type RunIdentity, type ScoredPicture } from './scored-pictures.js';
+
+/** How far an evaluation is. */
+export interface EvaluationProgress {
+  readonly stage: 'scoring' | 'metrics';
+  readonly done: number;
+  readonly total: number;
+  /** Pictures of an earlier run among `done`. */
+  readonly resumed: number;
+}
+
+/** Options of {@link evaluateDataSet}. */
+export interface EvaluateOptions {
+  /** Folder for scores, tables and report. */
+  readonly out: string;
+  /** Go on with a run that was broken off. Default false. */
+  readonly resume?: boolean;
+  /** Default 'exact'. */
+  readonly mode?: MetricsMode;
+  /** Of the noise. Default 0. */
+  readonly seed?: number | bigint;
+  /** Stops between pictures; what was scored stays. */
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: EvaluationProgress) => void;
+}
+
+/** A picture that could not be scored. */
+export interface FailedPicture {
+  readonly file: string;
+  readonly message: string;
+}
+
+/** What is said of a class, or of all in results.json. */
+export interface ClassReport extends ClassMetrics {
+  readonly pictures: number;
+  readonly defective: number;
+  /** Defective pictures for which the data set has no mask: part of image metrics, not of pixel metrics. */
+  readonly withoutMask: number;
+  /** Of the calibration; null without one. */
+  readonly threshold: number | null;
+}
+
+/** A picture with its label, score and verdict. */
+export interface PictureReport extends ScoredPicture {
+  readonly className: string;
+  readonly defect: string;
+  readonly defective: boolean;
+  readonly threshold: number | null;
+  readonly normalisedScore: number | null;
+  readonly anomalous: boolean | null;
+}
+
+/** Result of an evaluation. */
+export interface Evaluation {
+  readonly out: string;
+  readonly mode: MetricsMode;
+  readonly data: DataSet;
+  readonly classes: Readonly<Record<string, ClassReport>>;
+  readonly mean: Metrics;
+  readonly pictures: readonly PictureReport[];
+  readonly failed: readonly FailedPicture[];
+  readonly scores: ScoredPictures;
+}
+
+const CONCURRENCY = 16;
+
+function identityOf(data: DataSet, diad: Diad, seed: bigint): RunIdentity {
+  const hash = createHash('sha256');
+  for (const { file, className, defective } of data.pictures)
+    hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
+  const { bundle, precision } = diad.info;
+  return {
+    version: 1,
+    data: data.root,
+    layout: data.layout,
+    pictures: data.pictures.length,
+    list: hash.digest('hex'),
+    model: bundle.digest,
+    precision,
+    seed: seed.toString(),
+    side: bundle.imageSize,
+  };
+}
+
+async function refuseCalibrationPictures(data: DataSet, calibration: Calibration | undefined): Promise<void> {
+  if (calibration?.pictures === undefined || calibration.pictures.length === 0) return;
+  const files = data.pictures.map(({ file }) => file);
+  refuseOverlap(files, await contentHashes(files), new Set(calibration.pictures), 'this test set and the set the thresholds were found on');
+}
+
+async function scoreOne(diad: Diad, data: DataSet, index: number, seed: bigint, signal: AbortSignal | undefined) {
+  const { file, className } = data.pictures[index]!;
+  const result = await diad.score(await readPicture(file), { seed, className, ...(signal === undefined ? {} : { signal }) });
+  const { width, height } = result.pictureSize;
+  const line: ScoredPicture = {
+    index,
+    file: path.relative(data.root, file),
+    score: result.score,
+    width,
+    height,
+    computeMs: Math.round(result.timings.computeMs),
+  };
+  return { line, map: result.map.data };
+}
+
+/** Scores what is not done yet, a few pictures at a time; each is kept as it comes. */
+async function scoreAll(
+  diad: Diad,
+  data: DataSet,
+  scores: ScoredPictures,
+  seed: bigint,
+  options: EvaluateOptions,
+): Promise<FailedPicture[]> {
+  const { signal, onProgress } = options;
+  const waiting = data.pictures.flatMap((_, index) => (scores.done.has(index) ? [] : [index]));
+  const [resumed, total] = [scores.done.size, data.pictures.length];
+  const failed: FailedPicture[] = [];
+  if (signal !== undefined) setMaxListeners(0, signal); // one per picture in flight
+  const progress = (): void => onProgress?.({ stage: 'scoring', done: scores.done.size + failed.length, total, resumed });
+  progress();
+  const inFlight: { index: number; settled: Promise<{ value: Awaited<ReturnType<typeof scoreOne>> } | { error: unknown }> }[] = [];
+  const finishOne = async (): Promise<void> => {
+    const { index, settled } = inFlight.shift()!;
+    const outcome = await settled;
+    if ('value' in outcome) {
+      await scores.add(outcome.value.line, outcome.value.map);
+    } else if (signal?.aborted !== true) {
+      const { error } = outcome;
+      // The engine gone or without memory: every further picture would fail alike.
+      if (error instanceof DiadError && ['ERR_DIAD_CLOSED', 'ERR_DIAD_OUT_OF_MEMORY', 'ERR_DIAD_INTERNAL'].includes(error.code))
+        throw error;
+      failed.push({ file: data.pictures[index]!.file, message: error instanceof Error ? error.message : String(error) });
+    }
+    progress();
+  };
+  for (const index of waiting) {
+    if (signal?.aborted === true) break;
+    const settled = scoreOne(diad, data, index, seed, signal).then(
+      (value) => ({ value }),
+      (error: unknown) => ({ error }),
+    );
+    inFlight.push({ index, settled });
+    if (inFlight.length >= CONCURRENCY) await finishOne();
+  }
+  while (inFlight.length > 0) await finishOne();
+  signal?.throwIfAborted();
+  if (scores.done.size === 0) {
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `None of the ${total} pictures could be scored; the first: ${failed[0]?.message ?? ''}`);
+  }
+  return failed;
+}
+
+/** Maps and masks of one class in memory: 5 bytes a pixel. */
+async function classReport(
+  data: DataSet,
+  scores: ScoredPictures,
+  className: string,
+  side: number,
+  mode: MetricsMode,
+  threshold: number | null,
+): Promise<ClassReport> {
+  const rule: MaskRule = mode === 'diad' ? 'any' : 'half';
+  const places = data.pictures.flatMap((picture, index) => (picture.className === className && scores.done.has(index) ? [index] : []));
+  const maps = new Float32Array(places.length * side ** 2);
+  const masks = new Uint8Array(maps.length);
+  let kept = 0;
+  for (const index of places) {
+    const mask = await maskOf(data.pictures[index]!, scores.done.get(index)!, side, rule);
+    if (mask === undefined) continue;
+    masks.set(mask, kept * side ** 2);
+    maps.set(await scores.map(index), kept * side ** 2);
+    kept += 1;
+  }
+  const found = await evaluateClass(
+    {
+      maps,
+      masks,
+      height: side,
+      width: side,
+      indices: Uint32Array.from({ length: kept }, (_, i) => i),
+      imageScores: Float64Array.from(places, (index) => scores.done.get(index)!.score),
+      imageLabels: Uint8Array.from(places, (index) => (data.pictures[index]!.defective ? 1 : 0)),
+    },
+    validateMetricsOptions({ mode }),
+  );
+  const defective = places.filter((index) => data.pictures[index]!.defective).length;
+  return { ...found, pictures: places.length, defective, withoutMask: places.length - kept, threshold };
+}
+
+function pictureReport(picture: TestPicture, scored: ScoredPicture, calibration: Calibration | undefined): PictureReport {
+  const { className, defect, defective } = picture;
+  const limits = calibration === undefined ? undefined : thresholdsFor(calibration, className);
+  return {
+    ...scored,
+    className,
+    defect,
+    defective,
+    threshold: limits?.threshold ?? null,
+    normalisedScore: limits === undefined ? null : normalisedScore(scored.score, limits),
+    anomalous: limits === undefined ? null : scored.score > limits.threshold,
+  };
+}
+
+const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normalised_score', 'threshold', 'anomalous', 'map'] as const;
+const CLASS_COLUMNS = ['class', 'pictures', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
+
+async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
+  const { out, mode, data, classes, mean, pictures, failed } = evaluation;
+  const { bundle, device, precision } = diad.info;
+  const results = {
+    created: new Date().toISOString(),
+    mode,
+    data: { root: data.root, layout: data.layout },
+    model: { name: bundle.name, digest: bundle.digest, device, precision },
+    pictures: pictures.length,
+    failed,
+    classes: Object.fromEntries(
+      Object.entries(classes).map(([name, { metrics, imageF1maxScore, pixelF1maxScore, ...counts }]) => {
+        const { pictures: total, defective, withoutMask, threshold } = counts;
+        return [name, { pictures: total, defective, withoutMask, threshold, imageF1maxScore, pixelF1maxScore, ...metrics }];
+      }),
+    ),
+    mean,
+  };
+  await writeAtomic(path.join(out, 'results.json'), `${JSON.stringify(results, null, 2)}\n`);
+  const classRows = Object.entries(classes).map(([name, { metrics, ...counts }]) => ({
+    class: name,
+    pictures: counts.pictures,
+    defective: counts.defective,
+    without_mask: counts.withoutMask,
+    threshold: counts.threshold,
+    ...metrics,
+  }));
+  await writeAtomic(path.join(out, 'per_class.csv'), csv(CLASS_COLUMNS, [...classRows, { class: 'mean', ...mean }]));
+  const imageRows = pictures.map((picture) => ({
+    file: picture.file,
+    class: picture.className,
+    defect: picture.defect,
+    defective: picture.defective,
+    score: picture.score,
+    normalised_score: picture.normalisedScore,
+    threshold: picture.threshold,
+    anomalous: picture.anomalous,
+    map: `maps/${String(picture.index).padStart(6, '0')}.f32`,
+  }));
+  await writeAtomic(path.join(out, 'per_image.csv'), csv(IMAGE_COLUMNS, imageRows));
+}
+
+/**
+ * Scores every test picture of a data set, computes the metrics class by class and writes results.json, per_class.csv and per_image.csv.
+ *
+ * Each picture is on disk before it counts: a run that was killed goes on where it was (`resume`) with nothing lost and nothing scored twice.
+ * A picture that cannot be scored is listed in `failed`, left out of the metrics and tried again by a resumed run. Memory: the maps and masks of
+ * one class, 5 bytes a pixel, and what {@link evaluateClass} needs.
+ *
+ * @returns the results; close `scores` when they are no longer needed
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares pictures with the calibration, or when a
+ *   mask does not fit; the signal's reason when it aborts
+ */
+export async function evaluateDataSet(diad: Diad, data: DataSet, options: EvaluateOptions): Promise<Evaluation> {
+  const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
+  const seed = BigInt(options.seed ?? 0);
+  const calibration = await readCalibration(diad.info.bundle.path);
+  await refuseCalibrationPictures(data, calibration);
+  const scores = await ScoredPictures.open(options.out, identityOf(data, diad, seed), options.resume ?? false);
+  try {
+    const failed = await scoreAll(diad, data, scores, seed, options);
+    const names = [...new Set(data.pictures.map(({ className }) => className))];
+    const classes: Record<string, ClassReport> = {};
+    for (const [i, name] of names.entries()) {
+      options.onProgress?.({ stage: 'metrics', done: i, total: names.length, resumed: 0 });
+      const threshold = calibration === undefined ? null : thresholdsFor(calibration, name).threshold;
+      classes[name] = await classReport(data, scores, name, diad.info.bundle.imageSize, mode, threshold);
+    }
+    const pictures = data.pictures.flatMap((picture, index) => {
+      const scored = scores.done.get(index);
+      return scored === undefined ? [] : [pictureReport(picture, scored, calibration)];
+    });
+    const mean = meanMetrics(Object.values(classes).map(({ metrics }) => metrics));
+    const evaluation: Evaluation = { out: options.out, mode, data, classes, mean, pictures, failed, scores };
+    await writeTables(evaluation, diad);
+    return evaluation;
+  } catch (error) {
+    await scores.close();
+    throw error;
+  }
+}

@@ -1,0 +1,27 @@
+// Evaluation: data sets, metrics, reports and thresholds. Imported as 'diad/evaluation'.
+export { calibrate, writeCalibration, type Calibrated, type CalibrateOptions, type CalibrationPicture } from './calibrate.js';
+export { readGoodPictures, type GoodPicture } from './datasets/good.js';
+export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestPicture } from './datasets/index.js';
+export {
+  evaluateDataSet,
+  type ClassReport,
+  type EvaluateOptions,
+  type Evaluation,
+  type EvaluationProgress,
+  type FailedPicture,
+  type PictureReport,
+} from './evaluate.js';
+export {
+  evaluateArrays,
+  METRIC_NAMES,
+  METRICS_MODES,
+  type ClassMetrics,
+  type CurvePoint,
+  type EvaluatedMetrics,
+  type EvaluationArrays,
+  type Metrics,
+  type MetricsMode,
+  type MetricsOptions,
+} from './metrics.js';
+export { readEvaluationNpz } from './npz.js';
+export { writeReport } from './report/index.js';

@@ -1,0 +1,199 @@
+// Metrics of anomaly maps: image and pixel AUROC, AP, F1max, and AU-PRO, per class and their mean.
+import { DiadError, fromNative } from '../errors.js';
+import { addon, type NativeClassMetrics } from '../native.js';
+import { integer, invalid, number, oneOf, optionsObject } from '../validate.js';
+
+/** Whose rules hold: ours, exact, or those of another tool with its approximations. See docs/evaluation.md. */
+export type MetricsMode = (typeof METRICS_MODES)[number];
+
+/** All modes, the default first. */
+export const METRICS_MODES = ['exact', 'diad', 'ader', 'anomalib', 'mvtec'] as const;
+
+/** The metrics in the order in which they are reported. */
+export const METRIC_NAMES = ['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'au_pro'] as const;
+
+/** The seven metrics, 0 to 1; null where one is undefined, for example an AUROC without defects. */
+export type Metrics = Readonly<Record<(typeof METRIC_NAMES)[number], number | null>>;
+
+/** A point of a curve: scores at or above `score` are called defective. */
+export interface CurvePoint {
+  readonly score: number;
+  readonly falsePositiveRate: number;
+  readonly truePositiveRate: number;
+  readonly precision: number;
+}
+
+/** What is known of one class. */
+export interface ClassMetrics {
+  readonly metrics: Metrics;
+  /** Scores at or above it give the largest image F1; null without defects. */
+  readonly imageF1maxScore: number | null;
+  /** Map values at or above it give the largest pixel F1; null without defects. */
+  readonly pixelF1maxScore: number | null;
+  /** The pixel ROC and precision-recall curves, a few hundred points. */
+  readonly pixelCurve: readonly CurvePoint[];
+}
+
+/** Maps, masks and names of the pictures of a data set, row-major. */
+export interface EvaluationArrays {
+  /** [N, height, width], finite. */
+  readonly maps: Float32Array | Float64Array;
+  /** [N, height, width], non-zero is defect. */
+  readonly masks: Uint8Array;
+  /** Pixels. */
+  readonly height: number;
+  /** Pixels. */
+  readonly width: number;
+  /** Class of each picture, [N]. */
+  readonly classNames: readonly string[];
+  /** [N]; default: from the maps, by the mode's rule. */
+  readonly imageScores?: ArrayLike<number>;
+  /** [N], true or non-zero is defective; default: from the masks. Modes `diad` and `ader` always take the masks'. */
+  readonly imageLabels?: ArrayLike<number | boolean>;
+}
+
+/** Options of {@link evaluateArrays}. */
+export interface MetricsOptions {
+  /** Default 'exact'. */
+  readonly mode?: MetricsMode;
+  /** False positive rate up to which AU-PRO is integrated, above 0 to 1. Default 0.3. */
+  readonly fprLimit?: number;
+  /** Memory for sorting, bytes. Default 256 MiB; less is slower, never different. */
+  readonly scratchBytes?: number;
+}
+
+/** Metrics of every class, and their mean over the classes in which they are defined. */
+export interface EvaluatedMetrics {
+  readonly classes: Readonly<Record<string, ClassMetrics>>;
+  readonly mean: Metrics;
+}
+
+const SCRATCH_BYTES = 256 * 2 ** 20;
+
+/** Checked options with their defaults. */
+export function validateMetricsOptions(options: MetricsOptions | undefined): Required<MetricsOptions> {
+  const given = optionsObject(options, 'metrics options', ['mode', 'fprLimit', 'scratchBytes']);
+  return {
+    mode: oneOf(given.mode, 'mode', METRICS_MODES, 'exact'),
+    fprLimit: number(given.fprLimit, 'fprLimit', 1e-9, 1, 0.3),
+    scratchBytes: integer(given.scratchBytes, 'scratchBytes', 1024, Number.MAX_SAFE_INTEGER, SCRATCH_BYTES),
+  };
+}
+
+const FROM_NATIVE = {
+  image_auroc: 'imageAuroc',
+  image_ap: 'imageAp',
+  image_f1max: 'imageF1max',
+  pixel_auroc: 'pixelAuroc',
+  pixel_ap: 'pixelAp',
+  pixel_f1max: 'pixelF1max',
+  au_pro: 'auPro',
+} as const satisfies Record<(typeof METRIC_NAMES)[number], keyof NativeClassMetrics>;
+
+function convert(native: NativeClassMetrics): ClassMetrics {
+  const pixelCurve: CurvePoint[] = [];
+  for (let i = 0; i < native.pixelCurve.length; i += 4) {
+    const [score, falsePositiveRate, truePositiveRate, precision] = native.pixelCurve.subarray(i, i + 4);
+    pixelCurve.push({ score: score!, falsePositiveRate: falsePositiveRate!, truePositiveRate: truePositiveRate!, precision: precision! });
+  }
+  return {
+    metrics: Object.fromEntries(METRIC_NAMES.map((name) => [name, native[FROM_NATIVE[name]]])) as Metrics,
+    imageF1maxScore: native.imageF1maxScore,
+    pixelF1maxScore: native.pixelF1maxScore,
+    pixelCurve,
+  };
+}
+
+/** Pictures of one class for {@link evaluateClass}. */
+export interface ClassArrays {
+  readonly maps: Float32Array | Float64Array;
+  readonly masks: Uint8Array;
+  readonly height: number;
+  readonly width: number;
+  /** Places of the class's pictures in `maps` and `masks`. */
+  readonly indices: Uint32Array;
+  /** Empty: from the maps. */
+  readonly imageScores: Float64Array;
+  /** Empty: from the masks. */
+  readonly imageLabels: Uint8Array;
+}
+
+/**
+ * Metrics of one class, on a native thread. The arrays are read in place: they must be neither changed nor transferred until the promise
+ * settles.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
+ */
+export async function evaluateClass(pictures: ClassArrays, options: Required<MetricsOptions>): Promise<ClassMetrics> {
+  const { mode, fprLimit: rateLimit, scratchBytes } = options;
+  try {
+    return convert(await addon().classMetrics({ ...pictures, mode, rateLimit, scratchBytes }));
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/** Mean of each metric over the classes in which it is defined; null where it is defined in none. */
+export function meanMetrics(classes: readonly Metrics[]): Metrics {
+  const mean = (name: keyof Metrics): number | null => {
+    const values = classes.map((metrics) => metrics[name]).filter((value) => value !== null);
+    return values.length === 0 ? null : values.reduce((sum, value) => sum + value, 0) / values.length;
+  };
+  return Object.fromEntries(METRIC_NAMES.map((name) => [name, mean(name)])) as Metrics;
+}
+
+function checkLengths(arrays: EvaluationArrays): void {
+  const { maps, masks, height, width, classNames, imageScores, imageLabels } = arrays;
+  if (!(maps instanceof Float32Array || maps instanceof Float64Array)) throw invalid('a Float32Array or Float64Array', 'maps', maps);
+  if (!(masks instanceof Uint8Array)) throw invalid('a Uint8Array', 'masks', masks);
+  for (const [name, side] of [['height', height] as const, ['width', width] as const]) integer(side, name, 1, 2 ** 20, 1);
+  if (!Array.isArray(classNames)) throw invalid('an array of names', 'classNames', classNames);
+  const count = classNames.length;
+  for (const [name, array, expected] of [
+    ['maps', maps, count * height * width],
+    ['masks', masks, count * height * width],
+    ['imageScores', imageScores, count],
+    ['imageLabels', imageLabels, count],
+  ] as const) {
+    if (array !== undefined && array.length !== expected) throw invalid(`${expected} elements`, name, array.length);
+  }
+  if (count === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected at least one picture but received none');
+}
+
+/**
+ * Metrics of a data set from arrays, class by class, at most two classes at a time, on native threads.
+ *
+ * Memory beside the arrays and for each of the two: 4 bytes a pixel of the class and `scratchBytes`. The arrays are read in place: they must be
+ * neither changed nor transferred until the promise settles.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
+ */
+export async function evaluateArrays(arrays: EvaluationArrays, options?: MetricsOptions): Promise<EvaluatedMetrics> {
+  const validated = validateMetricsOptions(options);
+  checkLengths(arrays);
+  const { classNames, imageScores, imageLabels, ...pixels } = arrays;
+  const places = new Map<string, number[]>();
+  for (const [place, name] of classNames.entries()) {
+    const found = places.get(name);
+    if (found === undefined) places.set(name, [place]);
+    else found.push(place);
+  }
+  const names = [...places.keys()].sort();
+  const results = new Map<string, ClassMetrics>();
+  const waiting = names.values();
+  const work = async (): Promise<void> => {
+    for (const name of waiting) {
+      const indices = Uint32Array.from(places.get(name)!);
+      const pictures = {
+        ...pixels,
+        indices,
+        imageScores: Float64Array.from(imageScores === undefined ? [] : indices, (place) => imageScores![place]!),
+        imageLabels: Uint8Array.from(imageLabels === undefined ? [] : indices, (place) => (imageLabels![place] ? 1 : 0)),
+      };
+      results.set(name, await evaluateClass(pictures, validated));
+    }
+  };
+  await Promise.all([work(), work()]);
+  const classes = Object.fromEntries(names.map((name) => [name, results.get(name)!]));
+  return { classes, mean: meanMetrics(names.map((name) => classes[name]!.metrics)) };
+}

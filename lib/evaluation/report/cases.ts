@@ -1,0 +1,124 @@
+// Worst misses and false alarms as pictures: input, reconstruction, map and mask contour, at the picture's aspect ratio.
+import { AnomalyMap } from '../../anomaly-map.js';
+import type { Diad } from '../../diad.js';
+import { decodeImage, takeImage, type RawFrame } from '../../image.js';
+import { findRegions } from '../../regions.js';
+import type { Evaluation, PictureReport } from '../evaluate.js';
+import { maskOf, readPicture } from '../pictures.js';
+import { escapeHtml } from './html.js';
+
+const LARGEST_SIDE = 360;
+const QUALITY = 82;
+
+/** A picture with what the report shows of it. */
+export interface Case {
+  readonly picture: PictureReport;
+  /** Data URIs of JPEG pictures. */
+  readonly input: string;
+  readonly reconstruction: string;
+  readonly heatmap: string;
+  /** SVG path data of the mask's outline in the picture's pixels; empty without one. */
+  readonly contour: string;
+}
+
+/** Where classes have thresholds of their own, scores compare by their normalised values. */
+const rank = ({ score, normalisedScore }: PictureReport): number => normalisedScore ?? score;
+
+/** Which pictures to show: the defective ones that scored lowest, and the good ones that scored highest. */
+export function chooseCases(
+  pictures: readonly PictureReport[],
+  count: number,
+): { readonly misses: readonly PictureReport[]; readonly alarms: readonly PictureReport[] } {
+  const byRank = [...pictures].sort((a, b) => rank(a) - rank(b));
+  const misses = byRank.filter(({ defective }) => defective).slice(0, count);
+  const alarms = byRank.filter(({ defective }) => !defective).reverse();
+  return { misses, alarms: alarms.slice(0, count) };
+}
+
+/** The value drawn in the strongest colour, one for the whole data set: that which the maps of 95 % of the pictures nowhere exceed. */
+export async function colourMaximum(evaluation: Evaluation): Promise<number> {
+  const maxima: number[] = [];
+  for (const { index } of evaluation.pictures) {
+    let largest = 0;
+    for (const value of await evaluation.scores.map(index)) if (value > largest) largest = value;
+    maxima.push(largest);
+  }
+  maxima.sort((a, b) => a - b);
+  return Math.max(1e-6, maxima[Math.ceil(0.95 * maxima.length) - 1] ?? 1);
+}
+
+interface Size {
+  readonly width: number;
+  readonly height: number;
+}
+
+async function jpeg(picture: Uint8Array | Uint8ClampedArray, size: Size, raw?: Omit<RawFrame, 'data'>): Promise<string> {
+  const { default: sharp } = await import('sharp');
+  const bytes = await sharp(picture, raw === undefined ? {} : { raw })
+    .removeAlpha()
+    .toColourspace('srgb')
+    .resize({ ...size, fit: 'fill' })
+    .jpeg({ quality: QUALITY })
+    .toBuffer();
+  return `data:image/jpeg;base64,${bytes.toString('base64')}`;
+}
+
+async function maskContour(evaluation: Evaluation, picture: PictureReport, side: number): Promise<string> {
+  const mask = await maskOf(evaluation.data.pictures[picture.index]!, picture, side, 'half');
+  if (mask === undefined || !picture.defective) return '';
+  const regions = findRegions({ width: side, height: side, data: Float32Array.from(mask) }, picture, 0.5);
+  const ring = (points: readonly (readonly [number, number])[]): string =>
+    `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join('L')}Z`;
+  return regions.flatMap(({ contour, holes }) => [contour, ...holes].map(ring)).join('');
+}
+
+/** Makes the pictures of one case; reconstructs it again, with the run's seed. */
+export async function renderCase(
+  evaluation: Evaluation,
+  diad: Diad,
+  picture: PictureReport,
+  seed: bigint,
+  colourMax: number,
+): Promise<Case> {
+  const { file } = evaluation.data.pictures[picture.index]!;
+  const frame = await decodeImage(takeImage(await readPicture(file)), Number.MAX_SAFE_INTEGER);
+  const { width, height, channels } = frame;
+  const scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
+  const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+  const { image: rebuilt } = await diad.reconstruct(frame, { seed });
+  const side = diad.info.bundle.imageSize;
+  const map = new AnomalyMap(
+    side,
+    side,
+    await evaluation.scores.map(picture.index),
+    { kind: 'frame', frame },
+    { width, height },
+    undefined,
+  );
+  return {
+    picture,
+    input: await jpeg(frame.data, size, { width, height, channels }),
+    reconstruction: await jpeg(rebuilt, size),
+    heatmap: await jpeg(await map.toHeatmap({ min: 0, max: colourMax }), size),
+    contour: await maskContour(evaluation, picture, side),
+  };
+}
+
+/** A case as HTML. */
+export function caseHtml({ picture, input, reconstruction, heatmap, contour }: Case): string {
+  const { width, height } = picture;
+  const figure = (name: string, source: string, outline: string): string =>
+    `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${name}"><image href="${source}" width="${width}" height="${height}"/>${outline}</svg><figcaption>${name}</figcaption></figure>`;
+  const outline = contour === '' ? '' : `<path class="contour" d="${contour}"/>`;
+  const facts: readonly (readonly [string, string])[] = [
+    ['file', picture.file],
+    ['class', picture.className],
+    ['label', picture.defect],
+    ['score', picture.score.toFixed(4)],
+    ...(picture.threshold === null ? [] : [['threshold', picture.threshold.toFixed(4)] as const]),
+    ['size', `${width} × ${height}`],
+  ];
+  const list = facts.map(([name, value]) => `<dt>${name}</dt><dd>${escapeHtml(value)}</dd>`).join('');
+  const figures = [figure('input', input, outline), figure('reconstruction', reconstruction, ''), figure('anomaly map', heatmap, outline)];
+  return `<div class="case"><div><dl>${list}</dl></div>${figures.join('')}</div>`;
+}

@@ -1,0 +1,83 @@
+// One score and map of a picture from its tiles, which go through the queue like pictures.
+import { setMaxListeners } from 'node:events';
+import type { RawFrame } from './image.js';
+import type { NativeResult, Timings } from './native.js';
+import type { ValidatedCall } from './options.js';
+import { coverWithTiles, cropFrame, TileCanvas, type TileOptions } from './tiles.js';
+
+/** What computes one tile. */
+export type SubmitTile = (frame: RawFrame, call: ValidatedCall) => Promise<NativeResult>;
+
+/** Result of a whole picture. */
+export interface TiledResult {
+  readonly result: Omit<NativeResult, 'size'>;
+  /** Pixels. */
+  readonly mapWidth: number;
+  /** Pixels. */
+  readonly mapHeight: number;
+}
+
+function sumOf(timings: readonly Timings[]): Timings {
+  const sums = timings.map((each) => Object.entries(each)).flat() as [keyof Timings, number][];
+  const total: Record<keyof Timings, number> = {
+    queueMs: 0,
+    computeMs: 0,
+    resizeMs: 0,
+    encodeMs: 0,
+    denoiseMs: 0,
+    decodeMs: 0,
+    extractMs: 0,
+    mapMs: 0,
+  };
+  for (const [name, value] of sums) total[name] += value;
+  return total;
+}
+
+/**
+ * Computes every tile, `concurrency` of them at a time; the first failure cancels the rest.
+ *
+ * @returns the largest score of the tiles, the map of the whole picture, the sums of the tiles' timings
+ */
+export async function scoreTiles(
+  frame: RawFrame,
+  call: ValidatedCall,
+  options: Required<TileOptions>,
+  concurrency: number,
+  submit: SubmitTile,
+): Promise<TiledResult> {
+  const tiles = coverWithTiles(frame.width, frame.height, options);
+  const failed = new AbortController();
+  const signal = call.signal === undefined ? failed.signal : AbortSignal.any([call.signal, failed.signal]);
+  setMaxListeners(0, signal); // one per tile in flight
+  let steps = 0;
+  const onStep =
+    call.onStep === undefined
+      ? undefined
+      : (_: number, total: number): void => {
+          steps += 1;
+          call.onStep?.(steps, total * tiles.length);
+        };
+  const results: Omit<NativeResult, 'map'>[] = [];
+  let canvas: TileCanvas | undefined;
+  const waiting = tiles.values();
+  const work = async (): Promise<void> => {
+    for (const tile of waiting) {
+      signal.throwIfAborted();
+      const { map, ...result } = await submit(cropFrame(frame, tile), { ...call, signal, onStep });
+      canvas ??= new TileCanvas(frame, options, result.size);
+      canvas.add(tile, map ?? new Float32Array(), result.size);
+      results.push(result);
+    }
+  };
+  const workers = Array.from({ length: Math.min(concurrency, tiles.length) }, work);
+  try {
+    await Promise.all(workers);
+  } catch (error) {
+    failed.abort(error);
+    await Promise.allSettled(workers);
+    throw error;
+  }
+  const score = results.reduce((largest, result) => Math.max(largest, result.score), -Infinity);
+  const result = { score, map: canvas!.finish(), timings: sumOf(results.map(({ timings }) => timings)), batchSize: tiles.length };
+  return { result, mapWidth: canvas!.width, mapHeight: canvas!.height };
+}

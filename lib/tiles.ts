@@ -1,0 +1,104 @@
+// Pictures larger than the model: tiles that cover a picture, and one map from the tiles' maps.
+import { resizeMap } from './anomaly-map.js';
+import type { RawFrame } from './image.js';
+
+/** How a picture is cut. */
+export interface TileOptions {
+  /** Side of a tile, pixels of the picture, 16 to 65,536. The model sees each tile at its own size. */
+  readonly size: number;
+  /** Pixels that neighbours share, 0 to size / 2. Default: a quarter of the size. */
+  readonly overlap?: number;
+}
+
+/** A tile's place in the picture, pixels. */
+export interface Tile {
+  readonly x: number;
+  readonly y: number;
+  readonly width: number;
+  readonly height: number;
+}
+
+/** Starts of tiles along one side: equal steps of at most size - overlap, the last tile ends at the edge. */
+function starts(side: number, size: number, overlap: number): number[] {
+  if (side <= size) return [0];
+  const count = Math.ceil((side - overlap) / (size - overlap));
+  return Array.from({ length: count }, (_, i) => Math.round((i * (side - size)) / (count - 1)));
+}
+
+/** Tiles that cover a picture, row by row; neighbours share at least `overlap` pixels. A picture smaller than a tile is one tile. */
+export function coverWithTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): Tile[] {
+  const columns = starts(width, size, overlap);
+  return starts(height, size, overlap).flatMap((y) =>
+    columns.map((x) => ({ x, y, width: Math.min(size, width), height: Math.min(size, height) })),
+  );
+}
+
+/** A tile's pixels. */
+export function cropFrame({ data, width, channels }: RawFrame, tile: Tile): RawFrame {
+  const row = tile.width * channels;
+  const cropped = new Uint8Array(row * tile.height);
+  for (let y = 0; y < tile.height; y++) {
+    const start = ((tile.y + y) * width + tile.x) * channels;
+    cropped.set(data.subarray(start, start + row), y * row);
+  }
+  return { data: cropped, width: tile.width, height: tile.height, channels };
+}
+
+/** Weights along one side of a tile: rising from its edge over the overlap, except at the edge of the picture. */
+function ramp(length: number, overlap: number, atStart: boolean, atEnd: boolean): Float32Array {
+  return Float32Array.from({ length }, (_, i) => {
+    const fromStart = atStart ? Infinity : i + 0.5;
+    const fromEnd = atEnd ? Infinity : length - i - 0.5;
+    return Math.min(1, Math.min(fromStart, fromEnd) / Math.max(overlap, 1));
+  });
+}
+
+/**
+ * One map from the maps of tiles: where tiles overlap, their weighted mean, with weights that fall to nothing towards a tile's edge, so that no
+ * seam shows. It is as fine as the tiles' maps, or as the picture where those are finer: memory grows with the picture, 8 bytes a map pixel.
+ */
+export class TileCanvas {
+  readonly width: number;
+  readonly height: number;
+  readonly #scale: number;
+  readonly #overlap: number;
+  readonly #picture: { readonly width: number; readonly height: number };
+  readonly #sums: Float32Array;
+  readonly #weights: Float32Array;
+
+  /** @param side - of a tile's map */
+  constructor(picture: { readonly width: number; readonly height: number }, { size, overlap }: Required<TileOptions>, side: number) {
+    this.#scale = Math.min(1, side / size);
+    this.#overlap = overlap * this.#scale;
+    this.#picture = picture;
+    this.width = Math.max(1, Math.round(picture.width * this.#scale));
+    this.height = Math.max(1, Math.round(picture.height * this.#scale));
+    this.#sums = new Float32Array(this.width * this.height);
+    this.#weights = new Float32Array(this.#sums.length);
+  }
+
+  /** Adds a tile's map, row-major [side, side]. */
+  add(tile: Tile, map: Float32Array, side: number): void {
+    const place = (at: number, limit: number): number => Math.min(limit, Math.round(at * this.#scale));
+    const [left, top] = [place(tile.x, this.width - 1), place(tile.y, this.height - 1)];
+    const right = Math.max(left + 1, place(tile.x + tile.width, this.width));
+    const bottom = Math.max(top + 1, place(tile.y + tile.height, this.height));
+    const [width, height] = [right - left, bottom - top];
+    const values = resizeMap(map, side, side, width, height);
+    const across = ramp(width, this.#overlap, tile.x === 0, tile.x + tile.width === this.#picture.width);
+    const down = ramp(height, this.#overlap, tile.y === 0, tile.y + tile.height === this.#picture.height);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const weight = across[x]! * down[y]!;
+        const at = (top + y) * this.width + left + x;
+        this.#sums[at] = this.#sums[at]! + weight * values[y * width + x]!;
+        this.#weights[at] = this.#weights[at]! + weight;
+      }
+    }
+  }
+
+  /** The map of the whole picture. */
+  finish(): Float32Array {
+    return this.#sums.map((sum, i) => (this.#weights[i]! > 0 ? sum / this.#weights[i]! : 0));
+  }
+}

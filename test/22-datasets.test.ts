@@ -1,0 +1,161 @@
+// Data set layouts: found out, read, and refused where a file does not fit.
+import assert from 'node:assert/strict';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import sharp from 'sharp';
+import { LAYOUT_NAMES, readDataSet, type LayoutName, type TestPicture } from '../lib/evaluation/datasets/index.js';
+import { maskOf, readPicture } from '../lib/evaluation/pictures.js';
+import { pillowResize } from '../lib/evaluation/pillow-resize.js';
+import { writeMask, writePicture, writeTree } from './dataset-trees.js';
+import { inFolder, python, rejects, runProgram } from './support.js';
+
+const size = { width: 16, height: 16 };
+
+/** Class, defect and number of masks of each picture. */
+const summary = (pictures: readonly TestPicture[]): string[] =>
+  pictures.map(({ className, defect, defective, masks }) => `${className} ${defect}${defective ? '!' : ''} ${masks.length}`);
+
+const EXPECTED: Readonly<Record<LayoutName, readonly string[]>> = {
+  mvtec: ['bolt good 0', 'bolt crack! 1', 'bolt crack! 0', 'nut good 0', 'nut crack! 1', 'nut crack! 0'],
+  mpdd: ['bolt good 0', 'bolt crack! 1', 'bolt crack! 0', 'nut good 0', 'nut crack! 1', 'nut crack! 0'],
+  loco: [
+    ...['bolt good 0', 'bolt logical_anomalies! 2', 'bolt structural_anomalies! 2'],
+    ...['nut good 0', 'nut logical_anomalies! 2', 'nut structural_anomalies! 2'],
+  ],
+  btad: ['01 good 0', '01 ko! 1', '02 good 0', '02 ko! 1'],
+  'visa-reorganised': ['bolt good 0', 'bolt bad! 1', 'nut good 0', 'nut bad! 1'],
+  visa: ['candle good 0', 'candle anomaly! 1', 'pcb1 good 0', 'pcb1 anomaly! 1'],
+  mvtec3d: ['bolt good 0', 'bolt hole! 1', 'nut good 0', 'nut hole! 1'],
+  mvtec2: ['bolt good 0', 'bolt bad! 1', 'nut good 0', 'nut bad! 1'],
+  'real-iad': ['toy good 0', 'toy HS! 1', 'usb good 0', 'usb HS! 1'],
+  folder: ['set good 0', 'set bad! 1', 'set bad! 0'],
+};
+
+const withTree = (layout: LayoutName, use: (root: string) => Promise<void>): Promise<void> =>
+  inFolder(async (folder) => {
+    const root = path.join(folder, 'set');
+    await writeTree(layout, root);
+    await use(root);
+  });
+
+describe('data sets', () => {
+  for (const layout of LAYOUT_NAMES) {
+    it(`${layout}: found out and by name, with pictures and masks that can be read`, () =>
+      withTree(layout, async (root) => {
+        const found = await readDataSet(root);
+        assert.equal(found.layout, layout === 'mpdd' ? 'mvtec' : layout);
+        assert.deepEqual(summary(found.pictures), EXPECTED[layout]);
+        const named = await readDataSet(root, layout);
+        assert.deepEqual(named.pictures, found.pictures);
+        for (const picture of found.pictures) {
+          await readPicture(picture.file);
+          const mask = await maskOf(picture, size, 8, 'half');
+          if (!picture.defective) assert.deepEqual(new Set(mask), new Set([0]));
+          else if (picture.masks.length > 0) {
+            // Half of the picture is masked; MVTec LOCO's two masks cover a quarter each.
+            assert.equal(
+              mask!.reduce((sum, value) => sum + value, 0),
+              32,
+              picture.file,
+            );
+          } else assert.equal(mask, undefined);
+        }
+      }));
+  }
+
+  it('one class of a data set is a data set, whatever stands beside it', () =>
+    withTree('mvtec', async (root) => {
+      await mkdir(path.join(root, 'broken', 'test', 'good'), { recursive: true });
+      const { layout, pictures } = await readDataSet(path.join(root, 'nut'));
+      assert.equal(layout, 'mvtec');
+      assert.deepEqual(summary(pictures), EXPECTED.mvtec.slice(3));
+      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /pictures below .*broken\/test but found none/);
+    }));
+
+  it('plain folders by class, masks by defect', () =>
+    inFolder(async (root) => {
+      await writePicture(path.join(root, 'bolt', 'OK', 'a.png'));
+      await writePicture(path.join(root, 'bolt', 'bent', 'a.png'));
+      await writeMask(path.join(root, 'bolt', 'masks', 'bent', 'a.png'));
+      const { layout, pictures } = await readDataSet(root);
+      assert.equal(layout, 'folder');
+      assert.deepEqual(summary(pictures), ['bolt good 0', 'bolt bent! 1']);
+    }));
+
+  it('what is no data set is refused with the reason', () =>
+    inFolder(async (root) => {
+      await rejects(readDataSet(path.join(root, 'gone')), 'ERR_DIAD_INVALID_ARGUMENT', /There is no folder .*gone/);
+      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /none of the layouts visa, real-iad/);
+      await rejects(readDataSet(root, 'mvtec'), 'ERR_DIAD_INVALID_ARGUMENT', /folders CLASS\/test in/);
+      await rejects(readDataSet(root, 'coco' as never), 'ERR_DIAD_INVALID_ARGUMENT', /one of visa/);
+      await writeFile(path.join(root, 'file'), '');
+      await rejects(readDataSet(path.join(root, 'file')), 'ERR_DIAD_INVALID_ARGUMENT', /is a file/);
+      await mkdir(path.join(root, 'split_csv'));
+      await writeFile(path.join(root, 'split_csv', '1cls.csv'), 'object,split,label\ncandle,test,normal\n');
+      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /1cls\.csv, row 2: Expected object/);
+      await rm(path.join(root, 'split_csv'), { recursive: true });
+      await mkdir(path.join(root, 'realiad_jsons'));
+      await writeFile(path.join(root, 'realiad_jsons', 'toy.json'), '{"test": [}');
+      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /toy\.json cannot be read/);
+    }));
+
+  it('masks: grey, RGBA, 16 bits, class numbers, another size; another shape is refused with the file', () =>
+    inFolder(async (root) => {
+      const picture = (mask: string): TestPicture => ({ file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] });
+      const left = Uint8Array.from({ length: 64 }, (_, i) => (i % 8 < 4 ? 1 : 0));
+      const file = (name: string): string => path.join(root, name);
+      await writeMask(file('grey.png'), 1);
+      await writeMask(file('large.png'), 255, [0, 0, 32, 64], 64, 64);
+      await sharp(file('large.png')).ensureAlpha().toColourspace('srgb').png().toFile(file('rgba.png'));
+      await sharp(file('large.png')).jpeg({ quality: 60 }).toFile(file('lossy.jpg'));
+      const deep = Uint16Array.from({ length: 256 }, (_, i) => (i % 16 < 8 ? 1 : 0));
+      await sharp(deep, { raw: { width: 16, height: 16, channels: 1 } })
+        .toColourspace('grey16')
+        .png()
+        .toFile(file('deep.png'));
+      for (const name of ['grey.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png']) {
+        assert.deepEqual(await maskOf(picture(file(name)), size, 8, 'half'), left, name);
+      }
+      await writeMask(file('wide.png'), 255, [0, 0, 1, 1], 32, 16);
+      await rejects(
+        maskOf(picture(file('wide.png')), size, 8, 'half'),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /wide\.png is 32 x 16 but its picture p\.png/,
+      );
+      await writeFile(file('bad.png'), 'no picture');
+      await rejects(maskOf(picture(file('bad.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /bad\.png cannot be read/);
+      await rejects(maskOf(picture(file('gone.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /gone\.png cannot be read/);
+      await rejects(readPicture(file('gone.bmp')), 'ERR_DIAD_IMAGE_DECODE', /gone\.bmp/);
+      const two = { ...picture(file('grey.png')), masks: [file('grey.png'), file('large.png')] };
+      await rejects(maskOf(two, size, 8, 'half'), 'ERR_DIAD_INVALID_ARGUMENT', /large\.png is 64 x 64 but .*grey\.png is 16 x 16/);
+    }));
+
+  it('the published rule: any grey left after the resize counts, and no mask means everywhere', () =>
+    inFolder(async (root) => {
+      const mask = path.join(root, 'm.png');
+      await writeMask(mask); // its left half; the triangle reaches into the next column with an eighth
+      const picture: TestPicture = { file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] };
+      const count = (found: Uint8Array | undefined): number => found!.reduce((sum, value) => sum + value, 0);
+      assert.equal(count(await maskOf(picture, size, 8, 'half')), 32);
+      assert.equal(count(await maskOf(picture, size, 8, 'any')), 40);
+      assert.equal(count(await maskOf({ ...picture, masks: [] }, size, 8, 'any')), 64);
+    }));
+
+  it('the resize is Pillow’s to the byte', async () => {
+    const script = `
+import sys, json, numpy as np
+from PIL import Image
+r = np.random.default_rng(5)
+out = []
+for w, h, tw, th in [(31, 17, 8, 8), (8, 8, 21, 13), (64, 5, 64, 3), (1, 1, 4, 4), (100, 70, 33, 70)]:
+    a = r.integers(0, 256, (h, w), dtype=np.uint8)
+    b = np.asarray(Image.fromarray(a).resize((tw, th), Image.Resampling.BILINEAR))
+    out.append([w, h, tw, th, a.ravel().tolist(), b.ravel().tolist()])
+json.dump(out, sys.stdout)`;
+    const { code, stdout, stderr } = await runProgram(python, ['-c', script]);
+    assert.equal(code, 0, stderr);
+    for (const [w, h, tw, th, from, to] of JSON.parse(stdout) as [number, number, number, number, number[], number[]][]) {
+      assert.deepEqual([...pillowResize(Uint8Array.from(from), w, h, tw, th)], to, `${w} x ${h} to ${tw} x ${th}`);
+    }
+  });
+});

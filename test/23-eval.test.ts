@@ -1,0 +1,235 @@
+// diad eval: killed and resumed, judged by the Python reference, its report opened in Chromium.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import sharp from 'sharp';
+import { JsonLines } from '../lib/durable.js';
+import { METRIC_NAMES, type Metrics } from '../lib/evaluation/metrics.js';
+import { ScoredPictures, type RunIdentity } from '../lib/evaluation/scored-pictures.js';
+import { withPage } from './browser.js';
+import { inFolder, python, rejects, root, runProgram } from './support.js';
+
+const cli = path.join(root, 'dist', 'cli', 'main.js');
+const LIMIT_MS = 240_000; // minutes on a machine with other work, seconds on a quiet one
+const diad = (args: readonly string[]) => runProgram(process.execPath, [cli, ...args], {}, root, LIMIT_MS);
+const reference = { PYTHONPATH: path.join(root, 'python') };
+
+const linesOf = async (file: string): Promise<string[]> => (await readFile(file, 'utf8').catch(() => '')).split('\n').slice(0, -1);
+
+/** Starts an evaluation, and kills it (-9) once some pictures are on disk. */
+async function killedRun(data: string, out: string, atLines: number): Promise<string[]> {
+  const file = path.join(out, 'pictures.jsonl');
+  const child = spawn(process.execPath, [cli, 'eval', '--data', data, '--out', out], { stdio: 'ignore' });
+  const ended = new Promise<NodeJS.Signals | null>((resolve) => {
+    child.once('exit', (_, signal) => {
+      resolve(signal);
+    });
+  });
+  for (let waited = 0; (await linesOf(file)).length < atLines && waited < LIMIT_MS; waited += 10) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  child.kill('SIGKILL');
+  assert.equal(await ended, 'SIGKILL');
+  return linesOf(file);
+}
+
+type Results = {
+  classes: Record<string, Metrics & { pictures: number; defective: number }>;
+  mean: Metrics;
+  pictures: number;
+  failed: unknown[];
+};
+
+describe('diad eval', function () {
+  this.timeout(2 * LIMIT_MS);
+  let scratch = '';
+  let data = '';
+  let out = '';
+
+  before(async () => {
+    scratch = await mkdtemp(path.join(os.tmpdir(), 'diad-eval-'));
+    data = path.join(scratch, 'parts');
+    out = path.join(scratch, 'run');
+    const options = [
+      '--out',
+      data,
+      '--seed',
+      '3',
+      '--train-per-class',
+      '1',
+      '--test-per-class',
+      '4',
+      '--classes',
+      'gear,tile',
+      '--jobs',
+      '1',
+    ];
+    const made = await runProgram(python, ['-m', 'diad_reference', 'generate', ...options], reference);
+    assert.equal(made.code, 0, made.stderr);
+    const wide = path.join(data, 'gear', 'test', 'good', '900.png');
+    await sharp(path.join(data, 'gear', 'test', 'good', '000.png'))
+      .resize(300, 150, { fit: 'fill' })
+      .toFile(wide);
+  });
+  after(() => rm(scratch, { recursive: true, force: true }));
+
+  it('killed with -9 and resumed: nothing lost, nothing scored twice', async () => {
+    const before = await killedRun(data, out, 2);
+    assert.ok(before.length >= 2 && before.length < 9, `${before.length} lines`);
+    const refused = await diad(['eval', '--data', data, '--out', out]);
+    assert.equal(refused.code, 1);
+    assert.match(refused.stderr, /already holds a run: resume it \(--resume\)/);
+    const { code, stdout, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume']);
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, new RegExp(`${before.length} of 9 pictures, ${before.length} of them from before`));
+    assert.match(stdout, /^class +image_auroc.*\ngear .*\ntile .*\nmean .*\n\n.*index\.html\n$/);
+    const lines = await linesOf(path.join(out, 'pictures.jsonl'));
+    assert.deepEqual(lines.slice(0, before.length), before);
+    const indices = lines.map((line) => (JSON.parse(line) as { index: number }).index);
+    assert.deepEqual(
+      [...indices].sort((a, b) => a - b),
+      Array.from({ length: 9 }, (_, i) => i),
+    );
+  });
+
+  it('gives the numbers of the Python reference with scikit-learn from the same maps to 1e-6', async () => {
+    const judged = await runProgram(python, [path.join(root, 'test', 'reference_report.py'), data, out], reference);
+    assert.equal(judged.code, 0, judged.stderr);
+    const expected = JSON.parse(judged.stdout) as Record<string, Metrics>;
+    const { classes } = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as Results;
+    assert.deepEqual(Object.keys(classes), Object.keys(expected));
+    for (const [name, metrics] of Object.entries(expected)) {
+      assert.deepEqual(Object.keys(metrics).sort(), ['au_pro', 'image_ap', 'image_auroc', 'pixel_ap', 'pixel_auroc']);
+      for (const [metric, value] of Object.entries(metrics)) {
+        const actual = classes[name]![metric as keyof Metrics]!;
+        assert.ok(Math.abs(actual - value!) < 1e-6, `${name} ${metric}: ${actual}, not ${value}`);
+      }
+    }
+  });
+
+  it('writes results and tables', async () => {
+    const results = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as Results;
+    assert.deepEqual([results.pictures, results.failed], [9, []]);
+    assert.deepEqual(
+      Object.entries(results.classes).map(([name, { pictures, defective }]) => [name, pictures, defective]),
+      [
+        ['gear', 5, 2],
+        ['tile', 4, 2],
+      ],
+    );
+    for (const name of METRIC_NAMES) {
+      const values = Object.values(results.classes).map((metrics) => metrics[name]!);
+      assert.ok(Math.abs(results.mean[name]! - (values[0]! + values[1]!) / 2) < 1e-12, name);
+    }
+    const classLines = await linesOf(path.join(out, 'per_class.csv'));
+    assert.equal(classLines[0], `class,pictures,defective,without_mask,threshold,${METRIC_NAMES.join(',')}`);
+    assert.deepEqual(
+      classLines.slice(1).map((line) => line.split(',')[0]),
+      ['gear', 'tile', 'mean'],
+    );
+    const imageLines = await linesOf(path.join(out, 'per_image.csv'));
+    assert.equal(imageLines.length, 10);
+    assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,\d\.\d+,,,,maps\/000000\.f32$/);
+  });
+
+  it('another mode comes from the same scores, another model or set is refused', async () => {
+    const { code, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume', '--metrics-mode', 'diad']);
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, /9 of 9 pictures, 9 of them from before/);
+    assert.equal((await linesOf(path.join(out, 'pictures.jsonl'))).length, 9);
+    const other = await diad(['eval', '--data', data, '--out', out, '--resume', '--seed', '5']);
+    assert.equal(other.code, 1);
+    assert.match(other.stderr, /holds a run with seed "0", not "5"/);
+  });
+
+  it('the report opens in Chromium without an error or a request, shows every class and keeps aspect ratios', () =>
+    withPage(path.join(out, 'index.html'), async (page) => {
+      assert.equal(await page.locator('h1').innerText(), 'parts');
+      assert.deepEqual(await page.locator('h3').allInnerTexts(), ['gear', 'tile']);
+      assert.equal(await page.locator('tbody tr').count(), 2);
+      assert.equal(await page.locator('svg.chart').count(), 6);
+      assert.equal(await page.locator('path.curve').count(), 8);
+      assert.equal(await page.locator('.case').count(), 9);
+      const broken = await page.evaluate<[number, number]>(`(async () => {
+        const sources = Array.from(document.querySelectorAll('image'), (image) => image.getAttribute('href'));
+        const widths = await Promise.all(sources.map(async (source) => {
+          const picture = new Image();
+          picture.src = source;
+          await picture.decode();
+          return picture.naturalWidth;
+        }));
+        return [widths.length, widths.filter((width) => width === 0).length];
+      })()`);
+      assert.deepEqual(broken, [27, 0]);
+      const wide = page.locator('.case', { hasText: '900.png' }).locator('figure svg').first();
+      const box = await wide.boundingBox();
+      assert.ok(Math.abs(box!.width / box!.height - 2) < 0.02, JSON.stringify(box));
+      assert.ok((await page.locator('.contour').count()) >= 4);
+      const overflow = await page.evaluate<boolean>('document.documentElement.scrollWidth > document.documentElement.clientWidth');
+      assert.equal(overflow, false);
+    }));
+
+  it('a picture that cannot be scored is told and left out, and tried again later', () =>
+    inFolder(async (folder) => {
+      const set = path.join(folder, 'set');
+      for (const [kind, name] of [
+        ['good', 'a.png'],
+        ['bad', 'b.png'],
+      ] as const) {
+        await cp(path.join(data, 'gear', 'test', 'good', '000.png'), path.join(set, kind, name));
+      }
+      const file = path.join(set, 'good', 'c.png');
+      await writeFile(file, 'no picture');
+      const first = await diad(['eval', '--data', set, '--out', path.join(folder, 'out')]);
+      assert.equal(first.code, 1, first.stderr);
+      assert.match(first.stderr, /c\.png: Expected PNG, JPEG/);
+      const results = JSON.parse(await readFile(path.join(folder, 'out', 'results.json'), 'utf8')) as Results;
+      assert.deepEqual([results.pictures, results.failed.length], [2, 1]);
+      assert.equal(results.mean.pixel_auroc, null); // the defective picture has no mask
+      assert.equal(results.mean.image_auroc, 0.5); // the same picture twice
+      await cp(path.join(set, 'good', 'a.png'), file);
+      const second = await diad(['eval', '--data', set, '--out', path.join(folder, 'out'), '--resume']);
+      assert.equal(second.code, 0, second.stderr);
+    }));
+});
+
+describe('what is on disk', () => {
+  it('a line that a crash cut off is taken away, the others count', () =>
+    inFolder(async (folder) => {
+      const file = path.join(folder, 'lines.jsonl');
+      await writeFile(file, '{"a":1}\n{"a":2}\n{"a":');
+      const { file: lines, lines: found } = await JsonLines.open<{ a: number }>(file);
+      assert.deepEqual(found, [{ a: 1 }, { a: 2 }]);
+      await lines.append({ a: 3 });
+      await lines.close();
+      assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":2}\n{"a":3}\n');
+    }));
+
+  it('a picture whose map is short counts as not done', () =>
+    inFolder(async (folder) => {
+      const identity: RunIdentity = {
+        version: 1,
+        data: '/d',
+        layout: 'mvtec',
+        pictures: 2,
+        list: '',
+        model: '',
+        precision: 'float32',
+        seed: '0',
+        side: 2,
+      };
+      const scored = (index: number) => ({ index, file: `${index}.png`, score: index, width: 2, height: 2, computeMs: 1 });
+      const run = await ScoredPictures.open(folder, identity, false);
+      await run.add(scored(0), Float32Array.of(1, 2, 3, 4));
+      await run.add(scored(1), Float32Array.of(5, 6, 7, 8));
+      await run.close();
+      await writeFile(path.join(folder, 'maps', '000001.f32'), 'short');
+      await rejects(ScoredPictures.open(folder, { ...identity, model: 'other' }, true), 'ERR_DIAD_INVALID_ARGUMENT', /run with model ""/);
+      const again = await ScoredPictures.open(folder, identity, true);
+      assert.deepEqual([...again.done.keys()], [0]);
+      assert.deepEqual([...(await again.map(0))], [1, 2, 3, 4]);
+      await again.close();
+    }));
+});

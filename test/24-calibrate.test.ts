@@ -1,0 +1,237 @@
+// Thresholds: quantiles with a bound, F1, regions, verdicts; diad calibrate.
+import assert from 'node:assert/strict';
+import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { AnomalyMap } from '../lib/anomaly-map.js';
+import { normalisedScore, parseCalibration, thresholdsFor, type Calibration } from '../lib/calibration.js';
+import { boundedQuantile, calibrate, f1maxThreshold, picturesNeeded, writeCalibration } from '../lib/evaluation/calibrate.js';
+import { readGoodPictures } from '../lib/evaluation/datasets/good.js';
+import { DiadError, Diad } from '../lib/index.js';
+import { writePicture } from './dataset-trees.js';
+import { inFolder, rejects, root, runProgram, withBundleCopy } from './support.js';
+
+const cli = path.join(root, 'dist', 'cli', 'main.js');
+const LIMIT_MS = 240_000;
+const run = (args: readonly string[]) => runProgram(process.execPath, [cli, ...args], {}, root, LIMIT_MS);
+
+describe('thresholds', () => {
+  it('the bounded quantile is the smallest order statistic that holds the target for a further picture', () => {
+    const values = Array.from({ length: 99 }, (_, i) => 99 - i);
+    assert.equal(boundedQuantile(values, 0.01), 99);
+    assert.equal(boundedQuantile(values.slice(1), 0.01), undefined); // 98 values: even the largest is exceeded with probability 1/99
+    assert.equal(boundedQuantile(values, 0.1), 90);
+    assert.equal(boundedQuantile([3, 1, 2], 0.25), 3);
+    assert.equal(boundedQuantile([], 0.5), undefined);
+    assert.deepEqual([0.01, 0.05, 0.25, 0.5, 0.3].map(picturesNeeded), [99, 19, 3, 1, 3]);
+  });
+
+  it('holds its promise: over many draws the false positive rate is the target', () => {
+    let state = 12345;
+    const random = (): number => (state = (state * 48271) % 2147483647) / 2147483647;
+    const [target, size, draws] = [0.1, 29, 4000];
+    let alarms = 0;
+    for (let i = 0; i < draws; i++) {
+      const threshold = boundedQuantile(
+        Array.from({ length: size }, () => random() ** 3),
+        target,
+      )!;
+      if (random() ** 3 > threshold) alarms += 1;
+    }
+    // Binomial with p = 0.1 at most: three standard deviations are 0.0142.
+    assert.ok(Math.abs(alarms / draws - target) < 0.0145, `${alarms / draws}`);
+  });
+
+  it('the threshold of the largest F1 lies between the scores it separates', () => {
+    const scored = (good: number[], bad: number[]) => [
+      ...good.map((score) => ({ score, defective: false })),
+      ...bad.map((score) => ({ score, defective: true })),
+    ];
+    assert.equal(f1maxThreshold(scored([1, 2], [4, 5])), 3);
+    assert.equal(f1maxThreshold(scored([1, 4.5], [4, 5, 6])), 2.5); // one false alarm costs less than one miss
+    assert.equal(f1maxThreshold(scored([1, 2], [])), undefined);
+    const all = f1maxThreshold(scored([1], [1, 2]))!;
+    assert.ok(all < 1 && all > 0.99);
+  });
+
+  it('the normalised score is 0.5 at the threshold, 0.05 at the median normal picture, and grows', () => {
+    const limits = { threshold: 2, scale: (2 - 1) / Math.log(0.95 / 0.05) };
+    assert.equal(normalisedScore(2, limits), 0.5);
+    assert.ok(Math.abs(normalisedScore(1, limits) - 0.05) < 1e-12);
+    assert.ok(normalisedScore(3, limits) > 0.94);
+    assert.deepEqual(
+      [0, 2, 6].map((score) => normalisedScore(score, { threshold: 2 })),
+      [0, 0.5, 0.75],
+    );
+    assert.equal(normalisedScore(0, { threshold: 0 }), 0.5);
+  });
+
+  it('a class has its own thresholds, others the global ones; a broken file is told', () => {
+    const calibration = parseCalibration('{"threshold":1,"classes":{"gear":{"threshold":2,"pixelThreshold":0.5}}}');
+    assert.equal(thresholdsFor(calibration, 'gear').threshold, 2);
+    assert.equal(thresholdsFor(calibration, 'toString').threshold, 1);
+    assert.equal(thresholdsFor(calibration, undefined).threshold, 1);
+    for (const source of ['{', '[]', '{"threshold":"1"}', '{"threshold":1,"classes":{"a":{}}}', '{"threshold":1,"pictures":"x"}']) {
+      assert.throws(
+        () => parseCalibration(source),
+        (error) => error instanceof DiadError && error.code === 'ERR_DIAD_BUNDLE_INVALID',
+        source,
+      );
+    }
+  });
+
+  it('normal pictures of a folder: as they lie, by class, or of a data set', () =>
+    inFolder(async (folder) => {
+      await rejects(readGoodPictures(folder), 'ERR_DIAD_INVALID_ARGUMENT', /but found none/);
+      for (const file of ['a.png', 'gear/b.PNG', 'screw/good/c.jpg', 'good/d.png', 'gear/.hidden.png']) {
+        await writePicture(path.join(folder, file));
+      }
+      const found = (await readGoodPictures(folder)).map(({ file, className }) => `${path.relative(folder, file)} ${className}`);
+      const own = path.basename(folder);
+      assert.deepEqual(found.sort(), [`a.png ${own}`, 'gear/b.PNG gear', `good/d.png ${own}`, 'screw/good/c.jpg screw']);
+      await writePicture(path.join(folder, 'gear', 'train', 'good', 'e.png'));
+      const trained = await readGoodPictures(folder);
+      assert.deepEqual(
+        trained.map(({ className }) => className),
+        ['gear'],
+      );
+    }));
+});
+
+describe('regions', () => {
+  const taken = { kind: 'encoded', bytes: new Uint8Array() } as const;
+  /** A map with two blocks of ones, one of them with a hole, for a picture ten times as wide and five times as high. */
+  const blocks = (limits?: { threshold: number; pixelThreshold: number }): AnomalyMap => {
+    const data = new Float32Array(16 * 8);
+    for (let y = 1; y < 6; y++) for (let x = 1; x < 6; x++) data[y * 16 + x] = x === 3 && y === 3 ? 0 : 1;
+    for (let y = 5; y < 7; y++) for (let x = 10; x < 13; x++) data[y * 16 + x] = y === 5 && x === 11 ? 3 : 2;
+    return new AnomalyMap(16, 8, data, taken, { width: 160, height: 40 }, limits);
+  };
+
+  it('have boxes, areas, peaks and outlines in the picture’s pixels, the largest first', () => {
+    const [ring, block, ...others] = blocks({ threshold: 1, pixelThreshold: 0.5 }).regions();
+    assert.equal(others.length, 0);
+    // At half of a step the outline runs along the pixels' edges, with its corners cut: 25 pixels less 4 corners of an eighth, and the hole.
+    assert.deepEqual(ring!.box, { x: 10, y: 5, width: 50, height: 25 });
+    assert.ok(Math.abs(ring!.area - (25 - 0.5 - 0.5) * 50) < 1e-6, String(ring!.area));
+    assert.equal(ring!.holes.length, 1);
+    assert.equal(ring!.peak, 1);
+    assert.equal(block!.peak, 3);
+    assert.ok(block!.box.x >= 97 && block!.box.x + block!.box.width <= 133);
+    for (const [x, y] of ring!.contour) assert.ok(x >= 10 && x <= 60 && y >= 5 && y <= 30);
+  });
+
+  it('take a threshold and a least area; without any threshold the way out is told', () => {
+    assert.equal(blocks().regions({ threshold: 1.5 }).length, 1);
+    assert.equal(blocks().regions({ threshold: 5 }).length, 0);
+    assert.equal(blocks().regions({ threshold: 0.5, minArea: 1000 }).length, 1);
+    assert.throws(() => blocks().regions(), /run `diad calibrate`/);
+    assert.throws(() => blocks().regions({ minimum: 1 } as never), /unknown key minimum/);
+  });
+});
+
+describe('diad calibrate', function () {
+  this.timeout(2 * LIMIT_MS);
+
+  /** Good pictures of two classes, by folder. */
+  async function goodFolder(folder: string): Promise<string> {
+    const good = path.join(folder, 'good-parts');
+    for (const name of ['brick', 'capsule', 'gear', 'screw']) {
+      const className = name < 'd' ? 'soft' : 'hard';
+      await mkdir(path.join(good, className), { recursive: true });
+      await cp(path.join(root, 'examples', `${name}-good.png`), path.join(good, className, `${name}.png`));
+    }
+    return good;
+  }
+
+  it('writes thresholds that every result then carries; the global ones, and a class’s where it is named or a folder gives it', () =>
+    withBundleCopy(async (bundle) =>
+      inFolder(async (folder) => {
+        const good = await goodFolder(folder);
+        const done = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--per-class']);
+        assert.equal(done.code, 0, done.stderr);
+        assert.match(done.stdout, /^all +image \d.*from 4 normal pictures\nhard .*from 2.*\nsoft .*from 2.*\n.*calibration\.json\n$/);
+        assert.deepEqual(
+          (await readdir(bundle)).filter((name) => name.startsWith('.')),
+          [],
+        );
+        const calibration = JSON.parse(await readFile(path.join(bundle, 'calibration.json'), 'utf8')) as Calibration;
+        assert.deepEqual([calibration.method, calibration.targetFpr, calibration.images], ['quantile', 0.4, 4]);
+        assert.equal(calibration.pictures?.length, 4);
+        assert.ok(Math.abs(Date.parse(calibration.createdAt!) - Date.now()) < LIMIT_MS);
+
+        const diad = await Diad.load(bundle);
+        assert.equal(calibration.model, diad.info.bundle.digest);
+        const picture = await readFile(path.join(good, 'hard', 'gear.png'));
+        const [plain, named] = await Promise.all([diad.score(picture), diad.score(picture, { className: 'hard' })]);
+        await diad.close();
+        assert.equal(plain.threshold, calibration.threshold);
+        assert.equal(named.threshold, calibration.classes!['hard']!.threshold);
+        assert.equal(plain.anomalous, plain.score > plain.threshold);
+        assert.equal(plain.normalisedScore! > 0.5, plain.anomalous);
+        assert.ok(Array.isArray(named.map.regions()));
+
+        const scored = await run(['score', path.join(good, 'hard', 'gear.png'), '--model', bundle, '--json']);
+        const row = JSON.parse(scored.stdout) as { threshold: number; normalisedScore: number };
+        assert.equal(row.threshold, calibration.classes!['hard']!.threshold);
+        assert.ok(Math.abs(row.normalisedScore - named.normalisedScore!) < 1e-3);
+
+        // Nobody tests on the pictures that the thresholds come from, whatever they are called.
+        const set = path.join(folder, 'set');
+        await mkdir(path.join(set, 'good'), { recursive: true });
+        await mkdir(path.join(set, 'bad'), { recursive: true });
+        await cp(path.join(root, 'examples', 'screw-good.png'), path.join(set, 'good', 'renamed.png'));
+        await cp(path.join(root, 'examples', 'gear-missing_part.png'), path.join(set, 'bad', '1.png'));
+        const tested = await run(['eval', '--data', set, '--model', bundle, '--out', path.join(folder, 'out')]);
+        assert.equal(tested.code, 1);
+        assert.match(tested.stderr, /1 of 2 pictures are in both this test set and the set the thresholds were found on .*renamed\.png/);
+        const again = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--test', set]);
+        assert.equal(again.code, 1);
+        assert.match(again.stderr, /1 of 4 pictures are in both the calibration and the test set .*screw\.png/);
+      }),
+    ));
+
+  it('F1 on a validation set; too few pictures and a set without defects are refused', () =>
+    inFolder(async (folder) => {
+      const good = await readGoodPictures(await goodFolder(folder));
+      const example = (name: string, defective: boolean) => ({ file: path.join(root, 'examples', name), className: 'hard', defective });
+      const validation = [example('tile-crack.png', true), example('circuit_board-good.png', false), example('grass-thread.png', true)];
+      const diad = await Diad.load();
+      try {
+        await rejects(
+          calibrate(diad, { good }),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /at least 99 normal pictures .* received 4: .*rate of at least 0\.200/,
+        );
+        await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
+        const harmless = validation.filter(({ defective }) => !defective);
+        await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective pictures/);
+        const shared = [...validation, { ...good[0]!, defective: false }];
+        await rejects(
+          calibrate(diad, { good, targetFpr: 0.4, validation: shared }),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /validation set and the normal/,
+        );
+        const bad = path.join(folder, 'bad.png');
+        await writeFile(bad, 'no picture');
+        const broken = [...good, { file: bad, className: 'hard' }];
+        await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
+
+        const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
+        assert.equal(calibration.method, 'f1max');
+        assert.deepEqual(tooFew, [
+          { className: 'hard', images: 2 },
+          { className: 'soft', images: 2 },
+        ]);
+        assert.equal(calibration.classes, undefined);
+        const scores = await Promise.all(
+          validation.map(async ({ file, defective }) => ({ score: (await diad.score(await readFile(file))).score, defective })),
+        );
+        assert.ok(Math.abs(calibration.threshold - f1maxThreshold(scores)!) < 1e-5);
+        await writeCalibration(path.join(folder, 'bundle'), calibration);
+        const written = parseCalibration(await readFile(path.join(folder, 'bundle', 'calibration.json'), 'utf8'));
+        assert.deepEqual(written, calibration);
+      } finally {
+        await diad.close();
+      }
+    }));
+});
