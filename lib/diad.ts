@@ -34,6 +34,8 @@ export interface ScoreResult {
   /** Of the noise. */
   readonly seed: bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
+  /** Pictures that were computed together with this one, itself included. */
+  readonly batchSize: number;
   /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
   readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
 }
@@ -51,6 +53,8 @@ export interface ReconstructResult {
   readonly score: number;
   readonly seed: bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
+  /** Pictures that were computed together with this one, itself included. */
+  readonly batchSize: number;
 }
 
 /** One item of {@link Diad.scoreMany} with `onError: 'yield'`. */
@@ -136,7 +140,8 @@ export class Diad {
     const { result, mapWidth: size, decodeImageMs } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
     const { score, reconstruction: data = new Uint8Array() } = result;
     const encoded = await encodePng({ data, width: size, height: size, channels: 3 });
-    return { image: encoded, width: size, height: size, data, score, seed: call.seed, timings: { ...result.timings, decodeImageMs } };
+    const timings = { ...result.timings, decodeImageMs };
+    return { image: encoded, width: size, height: size, data, score, seed: call.seed, timings, batchSize: result.batchSize };
   }
 
   scoreMany(
@@ -231,6 +236,7 @@ export class Diad {
       pictureSize,
       seed: call.seed,
       timings: { ...result.timings, decodeImageMs },
+      batchSize: result.batchSize,
       ...(stages === undefined ? {} : { stages }),
     };
   }

@@ -50,10 +50,13 @@ function takeFrame(frame: RawFrame): RawFrame {
 
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
 
+/** Formats that are read. */
+export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif';
+
 /**
  * The format of encoded bytes by their first bytes; undefined for anything not accepted (SVG, PDF, HEIF with HEVC and the rest).
  */
-export function sniffFormat(bytes: Uint8Array): 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | undefined {
+export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   if (ascii(bytes, 0, 8) === '\x89PNG\r\n\x1a\n') return 'png';
   if (bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff) return 'jpeg';
   if (ascii(bytes, 0, 4) === 'RIFF' && ascii(bytes, 8, 12) === 'WEBP') return 'webp';
@@ -68,6 +71,35 @@ const tooLarge = (width: number, height: number, maxPixels: number): DiadError =
     'ERR_DIAD_IMAGE_TOO_LARGE',
     `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels if it is meant to be read`,
   );
+
+const READING: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
+
+function undecodable(cause: unknown): DiadError {
+  const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
+  return new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause });
+}
+
+/**
+ * What an encoded picture's header says; no pixel is decoded, so that a caller can refuse by size at little cost.
+ *
+ * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
+ * @throws DiadError ERR_DIAD_IMAGE_DECODE
+ */
+export async function inspectImage(bytes: Uint8Array): Promise<{ format: ImageFormat; width: number; height: number }> {
+  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
+  const format = sniffFormat(bytes);
+  if (format === undefined) {
+    const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF or GIF but the bytes begin with ${first}`);
+  }
+  const { default: sharp } = await import('sharp');
+  try {
+    const header = await sharp(bytes, READING).metadata();
+    return { format, width: header.width, height: header.pageHeight ?? header.height };
+  } catch (error) {
+    throw undecodable(error);
+  }
+}
 
 /**
  * Decodes a taken image.
@@ -87,18 +119,11 @@ export async function decodeImage(image: TakenImage, maxPixels: number): Promise
     return image.frame;
   }
   const { bytes } = image;
-  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
-  if (sniffFormat(bytes) === undefined) {
-    const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF or GIF but the bytes begin with ${first}`);
-  }
+  const { width, height } = await inspectImage(bytes);
+  if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
   const { default: sharp } = await import('sharp');
-  const options: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
   try {
-    const header = await sharp(bytes, options).metadata();
-    const [width, height] = [header.width, header.pageHeight ?? header.height];
-    if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
-    const { data, info } = await sharp(bytes, options)
+    const { data, info } = await sharp(bytes, READING)
       .autoOrient()
       .removeAlpha()
       .toColourspace('srgb')
@@ -106,8 +131,6 @@ export async function decodeImage(image: TakenImage, maxPixels: number): Promise
       .toBuffer({ resolveWithObject: true });
     return { data, width: info.width, height: info.height, channels: info.channels === 1 ? 1 : 3 };
   } catch (error) {
-    if (error instanceof DiadError) throw error;
-    const reason = error instanceof Error ? error.message.split('\n')[0] : String(error);
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause: error });
+    throw undecodable(error);
   }
 }

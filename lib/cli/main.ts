@@ -17,6 +17,7 @@ import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
 import { score } from './score.js';
 import { verify } from './verify.js';
+import { serve } from './serve.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
 
@@ -121,6 +122,25 @@ program
   .allowUnknownOption()
   .helpOption(false)
   .action((args: string[]) => runReference('convert', args));
+
+withModelOptions(program.command('serve'))
+  .description('HTTP service with a page at /')
+  .option('--host <address>', 'address to listen on; any but a loopback one needs a token', '127.0.0.1')
+  .option('--port <n>', 'port to listen on, 0 for a free one', wholeNumber, 8080)
+  .option('--token-file <file>', 'bearer tokens that are accepted, one a line')
+  .option('--no-auth', 'ask for no token, whatever the address')
+  .option('--workers <n>', 'server processes, each with an engine of its own', wholeNumber, 1)
+  .option('--max-batch <n>', 'pictures computed together at most', wholeNumber)
+  .option('--max-pixels <n>', 'largest picture, width x height', wholeNumber)
+  .option('--queue-limit <n>', 'pictures in flight at most, per process', wholeNumber, 64)
+  .option('--body-limit <bytes>', 'largest request body', wholeNumber)
+  .option('--timeout <ms>', 'from the arrival of a picture to its score', wholeNumber)
+  .option('--rate-limit <n>', 'requests a minute and token', wholeNumber)
+  .option('--cors-origin <origin...>', 'origins whose pages may call the server')
+  .option('--tls-cert <file>', 'certificate chain, PEM')
+  .option('--tls-key <file>', 'private key, PEM')
+  .addOption(new Option('--log-level <level>').choices(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info'))
+  .action(serve);
 
 try {
   await program.parseAsync();

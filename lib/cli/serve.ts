@@ -1,0 +1,115 @@
+// diad serve
+import { readFile } from 'node:fs/promises';
+import os from 'node:os';
+import process from 'node:process';
+import type { ServerOptions } from '../server/index.js';
+import { Diad } from '../diad.js';
+import { DiadError } from '../errors.js';
+import type { ModelOptions } from './inputs.js';
+
+/** Options of `diad serve` as the command line gives them. */
+export interface ServeOptions extends ModelOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly tokenFile?: string;
+  readonly auth: boolean;
+  readonly workers: number;
+  readonly maxBatch?: number;
+  readonly maxPixels?: number;
+  readonly queueLimit: number;
+  readonly bodyLimit?: number;
+  readonly timeout?: number;
+  readonly rateLimit?: number;
+  readonly corsOrigin?: readonly string[];
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly logLevel: NonNullable<ServerOptions['logLevel']>;
+}
+
+async function readOption(file: string, option: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (error) {
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${option}: ${file} cannot be read`, { cause: error });
+  }
+}
+
+async function readTls({ tlsCert, tlsKey }: ServeOptions): Promise<Pick<ServerOptions, 'tls'>> {
+  if (tlsCert === undefined && tlsKey === undefined) return {};
+  if (tlsCert === undefined || tlsKey === undefined) {
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tls-cert and --tls-key together but received one of them');
+  }
+  return { tls: { cert: await readOption(tlsCert, '--tls-cert'), key: await readOption(tlsKey, '--tls-key') } };
+}
+
+/** Tokens of a file: one a line; empty lines and lines that begin with # are left out. */
+async function readTokens(file: string | undefined): Promise<readonly string[]> {
+  if (file === undefined) return [];
+  const lines = (await readOption(file, '--token-file')).split('\n').map((line) => line.trim());
+  const tokens = lines.filter((line) => line !== '' && !line.startsWith('#'));
+  if (tokens.length === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a token in ${file} but it holds none`);
+  return tokens;
+}
+
+/** Threads for one of several server processes: together they use the cores once. */
+function threadsOf({ threads, workers }: ServeOptions): number | undefined {
+  if (threads !== undefined && threads > 0) return threads;
+  return workers > 1 ? Math.max(1, Math.floor(os.availableParallelism() / workers)) : undefined;
+}
+
+async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
+  const threads = threadsOf(options);
+  const load = (): Promise<Diad> =>
+    Diad.load(options.model, {
+      device: options.device,
+      queueLimit: options.queueLimit,
+      ...(threads === undefined ? {} : { threads }),
+      ...(options.maxBatch === undefined ? {} : { maxBatch: options.maxBatch }),
+      ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+    });
+  return {
+    load,
+    host: options.host,
+    port: options.port,
+    auth: options.auth,
+    tokens: await readTokens(options.tokenFile),
+    logLevel: options.logLevel,
+    ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+    ...(options.bodyLimit === undefined ? {} : { bodyLimit: options.bodyLimit }),
+    ...(options.timeout === undefined ? {} : { scoreTimeoutMs: options.timeout }),
+    // Connections are spread over the processes, and each counts for itself.
+    ...(options.rateLimit === undefined ? {} : { rateLimit: Math.ceil(options.rateLimit / options.workers) }),
+    ...(options.corsOrigin === undefined ? {} : { corsOrigins: options.corsOrigin }),
+    ...(await readTls(options)),
+  };
+}
+
+/** Serves until SIGTERM or SIGINT; exit code 0 when everything that ran could end. */
+export async function serve(options: ServeOptions): Promise<void> {
+  const { createServer } = await import('../server/index.js');
+  const { isClusterWorker, runPrimary } = await import('../server/cluster.js');
+  const { validateServerOptions } = await import('../server/options.js');
+  const given = await serverOptions(options);
+  validateServerOptions(given);
+  if (options.workers > 1 && !isClusterWorker) {
+    process.exitCode = await runPrimary(options.workers);
+    return;
+  }
+  const server = await createServer(given);
+  const stop = async (): Promise<void> => {
+    const drained = await server.close();
+    if (!drained) process.stderr.write('diad: requests were still running and have been cut off\n');
+    process.exit(drained ? 0 : 1);
+  };
+  process.once('SIGTERM', () => void stop());
+  process.once('SIGINT', () => void stop());
+  process.stderr.write(`diad: listening on ${server.url}\n`);
+  try {
+    await server.ready;
+  } catch (error) {
+    await server.close();
+    throw error;
+  }
+  process.stderr.write('diad: ready\n');
+  if (isClusterWorker) process.once('disconnect', () => void stop()); // the primary is gone
+}

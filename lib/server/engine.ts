@@ -1,0 +1,150 @@
+// The bundle behind the server: loads after the server listens, is ready after a warm-up score, scores within the server's limits.
+import type { ReconstructResult, ScoreResult } from '../diad.js';
+import { DiadError } from '../errors.js';
+import { inspectImage, type ImageFormat } from '../image.js';
+import { Budget } from './budget.js';
+import type { Metrics } from './metrics.js';
+import type { Scorer, ValidatedServer } from './options.js';
+import { HttpFailure } from './problem.js';
+
+/** What a picture's own header says. */
+export interface Picture {
+  readonly bytes: Buffer;
+  readonly format: ImageFormat;
+  readonly width: number;
+  readonly height: number;
+}
+
+interface Call {
+  readonly seed?: number;
+  readonly signal: AbortSignal;
+}
+
+/** Loading, readiness, admission, and the calls themselves. */
+export class Engine {
+  readonly pixels: Budget;
+  readonly #options: ValidatedServer;
+  readonly #metrics: Metrics;
+  #scorer: Scorer | undefined;
+  #ready = false;
+  #draining = false;
+
+  constructor(options: ValidatedServer, metrics: Metrics) {
+    this.#options = options;
+    this.#metrics = metrics;
+    this.pixels = new Budget(options.pixelsInFlight, 'pixels');
+  }
+
+  /** Whether pictures are taken: loaded, warmed up, not shutting down. */
+  get ready(): boolean {
+    return this.#ready && !this.#draining;
+  }
+
+  /**
+   * The loaded bundle.
+   *
+   * @throws HttpFailure ERR_HTTP_UNAVAILABLE before the warm-up has ended and while shutting down
+   */
+  get scorer(): Scorer {
+    if (this.#scorer === undefined || !this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
+    if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
+    return this.#scorer;
+  }
+
+  /** Whether the server shuts down. */
+  get draining(): boolean {
+    return this.#draining;
+  }
+
+  /** The bundle's name and digest, from the moment it is loaded. */
+  get bundle(): Scorer['info']['bundle'] | undefined {
+    return this.#scorer?.info.bundle;
+  }
+
+  /** Loads the bundle and scores a grey picture, so that readiness means that scores come out. */
+  async start(): Promise<void> {
+    const scorer = await this.#options.load();
+    this.#scorer = scorer;
+    this.#metrics.watch(scorer, this.pixels);
+    const side = scorer.info.bundle.imageSize;
+    const { score } = await scorer.score({ data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 });
+    if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `The warm-up picture scored ${score}`);
+    this.#ready = true;
+  }
+
+  /** From now on not ready. */
+  drain(): void {
+    this.#draining = true;
+  }
+
+  async close(): Promise<void> {
+    this.#draining = true;
+    await this.#scorer?.close();
+  }
+
+  /** Seconds after which a refused client should come back: about what the queue needs to empty. */
+  retryAfterSeconds(): number {
+    if (this.#scorer === undefined || !this.#ready) return 5;
+    const { queued, running, meanBatch, computeMs } = this.#scorer.stats();
+    const batches = (queued + running) / Math.max(1, meanBatch);
+    return Math.min(60, Math.max(1, Math.ceil((batches * computeMs.mean) / 1000)));
+  }
+
+  /**
+   * Reads a picture's header; refuses by its magic bytes and its size before any pixel is decoded.
+   *
+   * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
+   */
+  async admit(bytes: unknown): Promise<Picture> {
+    void this.scorer; // refuses while loading and while shutting down
+    if (!Buffer.isBuffer(bytes) || bytes.length === 0) {
+      throw new HttpFailure(
+        'ERR_HTTP_BAD_REQUEST',
+        'Expected the bytes of a picture as the body, or as the file "image" of a multipart form',
+      );
+    }
+    try {
+      const { format, width, height } = await inspectImage(bytes);
+      if (width * height > this.#options.maxPixels) {
+        throw new DiadError(
+          'ERR_DIAD_IMAGE_TOO_LARGE',
+          `Expected at most ${this.#options.maxPixels} pixels but the picture has ${width} x ${height}`,
+        );
+      }
+      return { bytes, format, width, height };
+    } catch (error) {
+      this.#metrics.refusedPicture(error);
+      if (error instanceof DiadError && error.code === 'ERR_DIAD_IMAGE_DECODE' && error.cause === undefined) {
+        throw new HttpFailure('ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', error.message); // no format that is read, as opposed to damaged bytes
+      }
+      throw error;
+    }
+  }
+
+  score(picture: Picture, call: Call): Promise<ScoreResult> {
+    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, options));
+  }
+
+  reconstruct(picture: Picture, call: Call): Promise<ReconstructResult> {
+    return this.#run(picture, call, (scorer, options) => scorer.reconstruct(picture.bytes, options));
+  }
+
+  async #run<T extends ScoreResult | ReconstructResult>(
+    { width, height }: Picture,
+    { seed = 0, signal }: Call,
+    compute: (scorer: Scorer, options: { seed: number; signal: AbortSignal; timeoutMs: number }) => Promise<T>,
+  ): Promise<T> {
+    const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this picture
+    const release = this.pixels.take(width * height);
+    try {
+      const result = await compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs });
+      this.#metrics.computed(result);
+      return result;
+    } catch (error) {
+      this.#metrics.refusedPicture(error);
+      throw error;
+    } finally {
+      release();
+    }
+  }
+}

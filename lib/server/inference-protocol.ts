@@ -1,0 +1,203 @@
+// The Open Inference Protocol (version 2, REST) that KServe, Triton and other serving platforms route: /v2.
+import type { FastifyInstance } from 'fastify';
+import { Type, type Static } from 'typebox';
+import type { ScoreResult } from '../diad.js';
+import type { Engine } from './engine.js';
+import { clientSignal } from './pictures.js';
+import { HttpFailure } from './problem.js';
+import { COMMON_PROBLEMS, content, PICTURE_PROBLEMS, problems } from './schemas.js';
+
+const MOST_PICTURES = 32;
+
+const Live = Type.Object({ live: Type.Boolean() });
+const Ready = Type.Object({ ready: Type.Boolean() });
+const ServerMetadata = Type.Object({ name: Type.String(), version: Type.String(), extensions: Type.Array(Type.String()) });
+const TensorMetadata = Type.Object({ name: Type.String(), datatype: Type.String(), shape: Type.Array(Type.Integer()) });
+const ModelMetadata = Type.Object({
+  name: Type.String(),
+  versions: Type.Array(Type.String()),
+  platform: Type.String(),
+  inputs: Type.Array(TensorMetadata),
+  outputs: Type.Array(TensorMetadata),
+});
+const Parameters = Type.Object({ seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })) });
+const InferRequest = Type.Object({
+  id: Type.Optional(Type.String({ maxLength: 256 })),
+  parameters: Type.Optional(Parameters),
+  inputs: Type.Array(
+    Type.Object({
+      name: Type.Literal('image'),
+      shape: Type.Array(Type.Integer({ minimum: 1, maximum: MOST_PICTURES }), { minItems: 1, maxItems: 1 }),
+      datatype: Type.Literal('BYTES'),
+      parameters: Type.Optional(Type.Object({})),
+      data: Type.Array(Type.String({ minLength: 1, contentEncoding: 'base64', description: 'An encoded picture' }), {
+        minItems: 1,
+        maxItems: MOST_PICTURES,
+      }),
+    }),
+    { minItems: 1, maxItems: 1 },
+  ),
+  outputs: Type.Optional(
+    Type.Array(
+      Type.Object({
+        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('map')]),
+        parameters: Type.Optional(Type.Object({})),
+      }),
+    ),
+  ),
+});
+type InferRequest = Static<typeof InferRequest>;
+const InferAnswer = Type.Object({
+  id: Type.Optional(Type.String()),
+  model_name: Type.String(),
+  model_version: Type.String(),
+  outputs: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      shape: Type.Array(Type.Integer()),
+      datatype: Type.String(),
+      data: Type.Array(Type.Union([Type.Number(), Type.Boolean()])),
+    }),
+  ),
+});
+type InferAnswer = Static<typeof InferAnswer>;
+
+const ModelName = Type.Object({ name: Type.String({ description: "The bundle's name" }) });
+type ModelName = Static<typeof ModelName>;
+
+/** Decodes base64 strictly: Node alone would skip what it does not know. */
+function decodeBase64(text: string): Buffer {
+  if (!/^[A-Za-z0-9+/]+={0,2}$/.test(text) || text.length % 4 !== 0) {
+    throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected base64 in the data of the input "image"');
+  }
+  return Buffer.from(text, 'base64');
+}
+
+function outputsOf(results: readonly ScoreResult[], names: readonly string[]): InferAnswer['outputs'] {
+  const count = results.length;
+  const all: Record<string, () => InferAnswer['outputs'][number]> = {
+    score: () => ({ name: 'score', shape: [count], datatype: 'FP64', data: results.map(({ score }) => score) }),
+    anomalous: () => {
+      const data = results.map(({ anomalous }) => {
+        if (anomalous === undefined)
+          throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The model is not calibrated: there is no output "anomalous"');
+        return anomalous;
+      });
+      return { name: 'anomalous', shape: [count], datatype: 'BOOL', data };
+    },
+    map: () => {
+      const { width, height } = results[0]!.map;
+      return { name: 'map', shape: [count, height, width], datatype: 'FP32', data: results.flatMap(({ map }) => [...map.data]) };
+    },
+  };
+  return names.map((name) => all[name]!());
+}
+
+/** /v2/health, which needs no token: a platform's probes have none. */
+export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engine }): void {
+  scope.get('/v2/health/live', {
+    schema: {
+      operationId: 'live',
+      summary: 'The process answers',
+      security: [],
+      response: { 200: content('Alive', { 'application/json': Live }) },
+    },
+    handler: () => ({ live: true }),
+  });
+  const answers = { 200: content('Ready', { 'application/json': Ready }), 503: content('Not ready', { 'application/json': Ready }) };
+  scope.get('/v2/health/ready', {
+    schema: { operationId: 'ready', summary: 'Pictures are scored', security: [], response: answers },
+    handler: (_request, reply) => reply.status(engine.ready ? 200 : 503).send({ ready: engine.ready }),
+  });
+}
+
+/** The rest of /v2. */
+export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { engine: Engine; version: string }): void {
+  const named = (name: string): Required<Pick<ReturnType<typeof model>, 'name' | 'digest'>> & ReturnType<typeof model> => {
+    const found = model();
+    if (found.name !== name)
+      throw new HttpFailure('ERR_HTTP_NOT_FOUND', `There is no model "${name.slice(0, 100)}" here but "${found.name}"`);
+    return found;
+  };
+  const model = (): Engine['scorer']['info']['bundle'] => engine.scorer.info.bundle;
+  const notFound = { 404: 'No model of that name' };
+
+  scope.get('/v2', {
+    schema: {
+      operationId: 'serverMetadata',
+      summary: 'What this server is',
+      response: { 200: content('Metadata', { 'application/json': ServerMetadata }), ...problems(COMMON_PROBLEMS) },
+    },
+    handler: () => ({ name: 'diad', version, extensions: [] }),
+  });
+  scope.get<{ Params: ModelName }>('/v2/models/:name', {
+    schema: {
+      operationId: 'modelMetadata',
+      summary: 'Inputs and outputs of the model',
+      params: ModelName,
+      response: { 200: content('Metadata', { 'application/json': ModelMetadata }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
+    },
+    handler: ({ params }) => {
+      const { name, digest, imageSize, threshold } = named(params.name);
+      const outputs = [
+        { name: 'score', datatype: 'FP64', shape: [-1] },
+        ...(threshold === undefined ? [] : [{ name: 'anomalous', datatype: 'BOOL', shape: [-1] }]),
+        { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
+      ];
+      return {
+        name,
+        versions: [digest],
+        platform: 'diad_torchscript',
+        inputs: [{ name: 'image', datatype: 'BYTES', shape: [-1] }],
+        outputs,
+      };
+    },
+  });
+  scope.get<{ Params: ModelName }>('/v2/models/:name/ready', {
+    schema: {
+      operationId: 'modelReady',
+      summary: 'The model scores pictures',
+      params: ModelName,
+      response: { 200: content('Ready', { 'application/json': Ready }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
+    },
+    handler: ({ params }) => {
+      named(params.name);
+      return { ready: engine.ready };
+    },
+  });
+  scope.post<{ Params: ModelName; Body: InferRequest }>('/v2/models/:name/infer', {
+    schema: {
+      operationId: 'infer',
+      summary: 'Score pictures',
+      description: 'Outputs score (FP64), anomalous (BOOL, of a calibrated model) and map (FP32); without "outputs" all but the map.',
+      params: ModelName,
+      body: { content: { 'application/json': { schema: InferRequest } } },
+      response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...PICTURE_PROBLEMS, ...notFound }) },
+    },
+    handler: async ({ params, body }, reply) => {
+      const { name, digest, threshold } = named(params.name);
+      if (typeof body !== 'object' || body === null) throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected a JSON object as the body');
+      const [input] = body.inputs;
+      const { data, shape } = input!;
+      if (shape[0] !== data.length) {
+        throw new HttpFailure(
+          'ERR_HTTP_BAD_REQUEST',
+          `Expected ${shape[0]!} pictures by the shape of the input "image" but received ${data.length}`,
+        );
+      }
+      const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(threshold === undefined ? [] : ['anomalous'])];
+      const pictures = await Promise.all(data.map((text) => engine.admit(decodeBase64(text))));
+      const call = { seed: body.parameters?.seed ?? 0, signal: clientSignal(reply) };
+      const settled = await Promise.allSettled(pictures.map((picture) => engine.score(picture, call)));
+      const failed = settled.find((one) => one.status === 'rejected');
+      if (failed !== undefined) throw failed.reason;
+      const results = settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+      return {
+        ...(body.id === undefined ? {} : { id: body.id }),
+        model_name: name,
+        model_version: digest,
+        outputs: outputsOf(results, wanted),
+      };
+    },
+  });
+}

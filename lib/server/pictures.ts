@@ -1,0 +1,123 @@
+// POST /v1/score and /v1/reconstruct.
+import multipart from '@fastify/multipart';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { ReconstructResult, ScoreResult } from '../diad.js';
+import { ClientGone } from './metrics.js';
+import type { Engine, Picture } from './engine.js';
+import { HttpFailure } from './problem.js';
+import {
+  Binary,
+  content,
+  pictureBody,
+  PICTURE_PROBLEMS,
+  problems,
+  ReconstructAnswer,
+  ReconstructQuery,
+  ScoreAnswer,
+  ScoreQuery,
+} from './schemas.js';
+
+/** Aborts when the client closes the connection before it has its answer. */
+export function clientSignal(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  reply.raw.once('close', () => {
+    if (!reply.raw.writableFinished) gone.abort(new ClientGone('The client closed the connection'));
+  });
+  return gone.signal;
+}
+
+function sentPicture(request: FastifyRequest): unknown {
+  const { body } = request;
+  return request.isMultipart() ? (body as { image?: unknown } | undefined)?.image : body;
+}
+
+function wanted(request: FastifyRequest): 'json' | 'png' {
+  switch (request.accepts().type(['application/json', 'image/png'])) {
+    case 'application/json':
+      return 'json';
+    case 'image/png':
+      return 'png';
+    default:
+      throw new HttpFailure('ERR_HTTP_NOT_ACCEPTABLE', 'The answer is application/json or image/png; the header Accept allows neither');
+  }
+}
+
+function common(engine: Engine, result: ScoreResult | ReconstructResult, { format, width, height }: Picture): Omit<ScoreAnswer, 'map'> {
+  const { name, digest } = engine.bundle!; // there is a result: it is loaded
+  const { decodeImageMs, ...stages } = result.timings;
+  return {
+    score: result.score,
+    seed: Number(result.seed),
+    model: { name, digest },
+    picture: { format, width, height },
+    timings: { readMs: decodeImageMs, ...stages },
+  };
+}
+
+/** A map as base64 of little-endian floats. */
+export function encodeMap(map: ScoreResult['map']): { width: number; height: number; data: string } {
+  const { width, height, data } = map;
+  return { width, height, data: Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString('base64') };
+}
+
+/** Registers the two routes in a scope of their own, where any body is a picture. */
+export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit }: { engine: Engine; bodyLimit: number }): Promise<void> {
+  scope.removeAllContentTypeParsers();
+  await scope.register(multipart, {
+    attachFieldsToBody: 'keyValues',
+    limits: { files: 1, fields: 0, parts: 2, fileSize: bodyLimit, headerPairs: 20 },
+  });
+  scope.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => {
+    done(null, body);
+  });
+
+  scope.post<{ Querystring: ScoreQuery }>('/v1/score', {
+    schema: {
+      operationId: 'score',
+      summary: 'How anomalous a picture is, and where',
+      description: 'JSON, or by the header Accept the heat map over the picture as PNG.',
+      querystring: ScoreQuery,
+      body: pictureBody,
+      response: {
+        200: content('The score', { 'application/json': ScoreAnswer, 'image/png': Binary('image/png') }),
+        ...problems(PICTURE_PROBLEMS),
+      },
+    },
+    handler: async (request, reply) => {
+      const as = wanted(request);
+      const picture = await engine.admit(sentPicture(request));
+      const result = await engine.score(picture, { seed: request.query.seed ?? 0, signal: clientSignal(reply) });
+      if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
+      const { threshold, anomalous } = result;
+      const answer: ScoreAnswer = {
+        ...common(engine, result, picture),
+        ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
+        ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
+      };
+      return reply.type('application/json').send(answer);
+    },
+  });
+
+  scope.post<{ Querystring: ReconstructQuery }>('/v1/reconstruct', {
+    schema: {
+      operationId: 'reconstruct',
+      summary: 'A picture as it would look if it were normal',
+      description: 'JSON with the PNG in base64, or by the header Accept the PNG itself.',
+      querystring: ReconstructQuery,
+      body: pictureBody,
+      response: {
+        200: content('The reconstruction', { 'application/json': ReconstructAnswer, 'image/png': Binary('image/png') }),
+        ...problems(PICTURE_PROBLEMS),
+      },
+    },
+    handler: async (request, reply) => {
+      const as = wanted(request);
+      const picture = await engine.admit(sentPicture(request));
+      const result = await engine.reconstruct(picture, { seed: request.query.seed ?? 0, signal: clientSignal(reply) });
+      if (as === 'png') return reply.type('image/png').send(result.image);
+      const { width, height, image } = result;
+      const answer: ReconstructAnswer = { ...common(engine, result, picture), width, height, image: image.toString('base64') };
+      return reply.type('application/json').send(answer);
+    },
+  });
+}

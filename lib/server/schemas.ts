@@ -1,0 +1,118 @@
+// The schemas that validate requests, serialise answers and are published in /openapi.json.
+import { Type, type Static, type TSchema } from 'typebox';
+
+const Milliseconds = Type.Number({ minimum: 0, description: 'Milliseconds' });
+const closed = { additionalProperties: false } as const;
+
+export const ProblemSchema = Type.Object(
+  {
+    type: Type.String(),
+    title: Type.String(),
+    status: Type.Integer({ minimum: 400, maximum: 599 }),
+    code: Type.String({ description: 'ERR_DIAD_* or ERR_HTTP_*, stable over versions' }),
+    detail: Type.String(),
+    requestId: Type.Optional(Type.String({ description: "Finds the request in the server's log" })),
+    error: Type.Optional(Type.String({ description: 'The detail again, where the Open Inference Protocol asks for it' })),
+  },
+  { description: 'RFC 9457 problem details' },
+);
+
+/** Declares an answer's content types. */
+export const content = (description: string, types: Readonly<Record<string, TSchema>>): object => ({
+  description,
+  content: Object.fromEntries(Object.entries(types).map(([type, schema]) => [type, { schema }])),
+});
+
+/** Declares refusals. */
+export function problems(statuses: Readonly<Record<number, string>>): Record<string, object> {
+  const described = Object.entries(statuses).map(([status, description]) => [
+    status,
+    content(description, { 'application/problem+json': ProblemSchema }),
+  ]);
+  return Object.fromEntries(described) as Record<string, object>;
+}
+
+/** Refusals of every route that needs a token. */
+export const COMMON_PROBLEMS = {
+  400: 'Something about the request cannot be understood',
+  401: 'No token, or an unknown one',
+  403: 'From a page of another site, or to a foreign host name',
+  429: 'Too many requests',
+  503: 'Not ready, too busy or shutting down; Retry-After says when to come back',
+} as const;
+
+/** Refusals of routes that take pictures. */
+export const PICTURE_PROBLEMS = {
+  ...COMMON_PROBLEMS,
+  406: 'Neither JSON nor PNG is accepted',
+  408: 'The request was not sent in time',
+  413: 'Too many bytes or pixels',
+  415: 'By its first bytes no PNG, JPEG, WebP, TIFF, AVIF or GIF',
+  422: 'The picture is damaged',
+} as const;
+
+export const Binary = (type: string): TSchema => Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
+
+const PICTURE_TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/tiff', 'image/avif', 'image/gif', 'application/octet-stream'];
+
+/** A picture as body or as form. The declared type of a raw body is not looked at: its first bytes decide. */
+export const pictureBody = {
+  content: {
+    ...Object.fromEntries(PICTURE_TYPES.map((type) => [type, { schema: Binary(type) }])),
+    'multipart/form-data': {
+      schema: Type.Object({ image: Type.Unsafe({ contentMediaType: 'application/octet-stream', description: 'The picture as a file' }) }),
+    },
+  },
+};
+
+export const ScoreQuery = Type.Object(
+  {
+    seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' })),
+    map: Type.Optional(Type.Boolean({ default: false, description: 'Put the anomaly map into the JSON' })),
+  },
+  closed,
+);
+export type ScoreQuery = Static<typeof ScoreQuery>;
+
+export const ReconstructQuery = Type.Object({ seed: ScoreQuery.properties.seed }, closed);
+export type ReconstructQuery = Static<typeof ReconstructQuery>;
+
+const Common = {
+  score: Type.Number({ description: 'How anomalous the picture is, 0 (as reconstructed) and up' }),
+  seed: Type.Integer({ minimum: 0 }),
+  model: Type.Object({ name: Type.String(), digest: Type.String({ description: "SHA-256 of the bundle's manifest" }) }),
+  picture: Type.Object({ format: Type.String(), width: Type.Integer(), height: Type.Integer() }, { description: 'As stored' }),
+  timings: Type.Object({
+    readMs: Milliseconds,
+    queueMs: Milliseconds,
+    computeMs: Milliseconds,
+    resizeMs: Milliseconds,
+    encodeMs: Milliseconds,
+    denoiseMs: Milliseconds,
+    decodeMs: Milliseconds,
+    extractMs: Milliseconds,
+    mapMs: Milliseconds,
+  }),
+};
+
+export const ScoreAnswer = Type.Object({
+  ...Common,
+  threshold: Type.Optional(Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' })),
+  anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
+  map: Type.Optional(
+    Type.Object({
+      width: Type.Integer(),
+      height: Type.Integer(),
+      data: Type.String({ contentEncoding: 'base64', description: 'float32, little-endian, row-major' }),
+    }),
+  ),
+});
+export type ScoreAnswer = Static<typeof ScoreAnswer>;
+
+export const ReconstructAnswer = Type.Object({
+  ...Common,
+  width: Type.Integer(),
+  height: Type.Integer(),
+  image: Type.String({ contentEncoding: 'base64', contentMediaType: 'image/png' }),
+});
+export type ReconstructAnswer = Static<typeof ReconstructAnswer>;

@@ -1,0 +1,202 @@
+// The HTTP service: puts plug-ins, routes and limits together, listens, and shuts down in order.
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import process from 'node:process';
+import accepts from '@fastify/accepts';
+import cors from '@fastify/cors';
+import helmet from '@fastify/helmet';
+import rateLimit from '@fastify/rate-limit';
+import staticFiles from '@fastify/static';
+import swagger from '@fastify/swagger';
+import underPressure from '@fastify/under-pressure';
+import fastify, { type FastifyInstance } from 'fastify';
+import { packageRoot } from '../native.js';
+import { callerKey, protect } from './auth.js';
+import { Budget } from './budget.js';
+import { ClusterMetrics, isClusterWorker } from './cluster.js';
+import { Engine } from './engine.js';
+import { handleFailures, refuseConnection } from './failures.js';
+import { healthRoutes, inferenceRoutes } from './inference-protocol.js';
+import { Metrics } from './metrics.js';
+import { validateServerOptions, type ServerOptions, type ValidatedServer } from './options.js';
+import { pictureRoutes } from './pictures.js';
+import { HttpFailure } from './problem.js';
+
+/** A server that listens. */
+export interface DiadServer {
+  /** For example 'http://127.0.0.1:8080'. */
+  readonly url: string;
+  readonly port: number;
+  /** Fulfilled when pictures are taken; rejected when the bundle cannot be loaded. */
+  readonly ready: Promise<void>;
+  /** The metrics in Prometheus's text format. */
+  metrics(): Promise<string>;
+  /**
+   * Stops accepting, lets running requests end for `drainMs` at most, then gives the engine back.
+   *
+   * @returns whether all running requests ended by themselves
+   */
+  close(): Promise<boolean>;
+}
+
+const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+const pageFolder = path.join(packageRoot, 'dist', 'page');
+
+/** Own resources only, no inline code, no frames. */
+const CONTENT_SECURITY_POLICY = {
+  useDefaults: false,
+  directives: {
+    defaultSrc: ["'none'"],
+    scriptSrc: ["'self'"],
+    styleSrc: ["'self'"],
+    imgSrc: ["'self'", 'blob:'],
+    mediaSrc: ["'self'", 'blob:'],
+    connectSrc: ["'self'"],
+    baseUri: ["'none'"],
+    formAction: ["'none'"],
+    frameAncestors: ["'none'"],
+  },
+};
+
+function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
+  const shared = {
+    bodyLimit: options.bodyLimit,
+    requestTimeout: options.requestTimeoutMs,
+    connectionTimeout: options.requestTimeoutMs + options.scoreTimeoutMs, // a peer that neither sends nor reads
+    forceCloseConnections: 'idle' as const,
+    return503OnClosing: false, // connections that are kept alive are told by `Connection: close` instead
+    genReqId: () => crypto.randomUUID(),
+    logger: options.logLevel === 'silent' ? false : { level: options.logLevel, stream: process.stderr },
+    clientErrorHandler: (error: Error, socket: Parameters<typeof refuseConnection>[1]) => {
+      refuseConnection(error, socket, metrics);
+    },
+    routerOptions: { maxParamLength: 256 },
+    ajv: { customOptions: { removeAdditional: false, coerceTypes: 'array' as const } },
+  };
+  // How often Node looks for requests that were not sent in time.
+  const http = {
+    connectionsCheckingInterval: Math.min(1000, options.requestTimeoutMs),
+    headersTimeout: options.requestTimeoutMs,
+    maxHeaderSize: 16_384,
+  };
+  if (options.tls === undefined) return fastify({ ...shared, http });
+  return fastify({ ...shared, https: { ...http, ...options.tls } });
+}
+
+function limitBodies(scope: FastifyInstance, { bodyLimit, bytesInFlight }: ValidatedServer): void {
+  const bytes = new Budget(bytesInFlight, 'bytes of requests');
+  scope.addHook('onRequest', (request, reply, done) => {
+    const chunked = request.headers['transfer-encoding'] !== undefined;
+    const announced = chunked ? bodyLimit : Number(request.headers['content-length'] ?? 0);
+    if (announced > bodyLimit) {
+      done(new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${bodyLimit} bytes but the request has ${announced}`));
+      return;
+    }
+    const release = bytes.take(announced);
+    reply.raw.once('close', release);
+    done();
+  });
+}
+
+async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer, engine: Engine, metrics: Metrics): Promise<void> {
+  protect(scope, options);
+  await scope.register(rateLimit, {
+    max: options.rateLimit,
+    timeWindow: '1 minute',
+    keyGenerator: callerKey,
+    errorResponseBuilder: (_request, { after, max }) =>
+      new HttpFailure('ERR_HTTP_RATE_LIMITED', `Expected at most ${max} requests a minute; come back in ${after}`),
+  });
+  // The event loop does little here; when it lags by seconds, the machine is drowning.
+  await scope.register(underPressure, { maxEventLoopDelay: 5000, retryAfter: 5 });
+  limitBodies(scope, options);
+  await scope.register(pictureRoutes, { engine, bodyLimit: options.bodyLimit });
+  await scope.register(
+    (inner, given, done) => {
+      inferenceRoutes(inner, given);
+      done();
+    },
+    { engine, version },
+  );
+  const together = isClusterWorker ? new ClusterMetrics(metrics.registry) : undefined;
+  scope.get('/metrics', {
+    schema: { hide: true },
+    handler: async (_request, reply) =>
+      reply.type(metrics.registry.contentType).send(await (together === undefined ? metrics.registry.metrics() : together.read())),
+  });
+}
+
+async function assemble(options: ValidatedServer, engine: Engine, metrics: Metrics): Promise<FastifyInstance> {
+  const app = build(options, metrics);
+  handleFailures(app, engine, metrics);
+  app.addHook('onResponse', (request, reply, done) => {
+    metrics.answered(request.routeOptions.url ?? 'none', request.method, reply.statusCode, reply.elapsedTime / 1000);
+    done();
+  });
+  await app.register(helmet, {
+    contentSecurityPolicy: CONTENT_SECURITY_POLICY,
+    hsts: options.tls !== undefined,
+    referrerPolicy: { policy: 'no-referrer' },
+  });
+  app.addHook('onSend', (_request, reply, _payload, done) => {
+    if (engine.draining) void reply.header('connection', 'close'); // else a kept connection would hold the shutdown up
+    void reply.header('permissions-policy', 'camera=(self), microphone=(), geolocation=()');
+    done();
+  });
+  if (options.corsOrigins.length > 0) {
+    await app.register(cors, {
+      origin: [...options.corsOrigins],
+      methods: ['GET', 'POST'],
+      allowedHeaders: ['authorization', 'content-type'],
+    });
+  }
+  await app.register(accepts);
+  const bearer = options.tokenDigests.length > 0;
+  await app.register(swagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: { title: 'diad', version, description: 'Visual anomaly detection with DiAD' },
+      ...(bearer
+        ? { components: { securitySchemes: { token: { type: 'http' as const, scheme: 'bearer' } } }, security: [{ token: [] }] }
+        : {}),
+    },
+  });
+  await app.register((scope, _options, done) => {
+    healthRoutes(scope, { engine });
+    done();
+  });
+  app.get('/openapi.json', { schema: { hide: true }, handler: (_request, reply) => reply.send(app.swagger()) });
+  await app.register(staticFiles, { root: pageFolder, index: 'index.html', cacheControl: true, maxAge: 0, etag: true });
+  await app.register((scope) => protectedRoutes(scope, options, engine, metrics));
+  return app;
+}
+
+/**
+ * Starts the HTTP service. It listens at once (and is alive), and is ready when the bundle is loaded and a warm-up picture has been scored.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, or for an address that others can reach without a token; the system's error when
+ *   the address cannot be listened on
+ */
+export async function createServer(options: ServerOptions): Promise<DiadServer> {
+  const validated = validateServerOptions(options);
+  const metrics = new Metrics();
+  const engine = new Engine(validated, metrics);
+  const app = await assemble(validated, engine, metrics);
+  const url = await app.listen({ host: validated.host, port: validated.port });
+  const ready = engine.start();
+  ready.catch(() => undefined); // told to whoever waits for it
+  const close = async (): Promise<boolean> => {
+    engine.drain();
+    const closed = app.close().then(() => true);
+    const expired = new Promise<boolean>((resolve) => setTimeout(resolve, validated.drainMs, false).unref());
+    const drained = await Promise.race([closed, expired]);
+    if (!drained) app.server.closeAllConnections();
+    await ready.catch(() => undefined);
+    await engine.close();
+    await closed;
+    return drained;
+  };
+  let closing: Promise<boolean> | undefined;
+  const { port } = app.server.address() as { port: number };
+  return { url, port, ready, metrics: () => metrics.registry.metrics(), close: () => (closing ??= close()) };
+}

@@ -1,0 +1,187 @@
+// The Open Inference Protocol, the metrics, and the published description of the service.
+import assert from 'node:assert/strict';
+import { Diad } from '../lib/index.js';
+import { createServer, type DiadServer, type Scorer } from '../lib/server/index.js';
+import { closeTo, refused, sample, stubScorer, withServer } from './server-support.js';
+import { example } from './support.js';
+
+interface Tensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly datatype: string;
+  readonly data: readonly (number | boolean)[];
+}
+
+const infer = (server: DiadServer, body: unknown, model = 'demo'): Promise<Response> =>
+  fetch(`${server.url}/v2/models/${model}/infer`, {
+    method: 'POST',
+    body: typeof body === 'string' ? body : JSON.stringify(body),
+    headers: { 'content-type': 'application/json' },
+  });
+
+const input = (pictures: readonly Buffer[]): object => ({
+  name: 'image',
+  shape: [pictures.length],
+  datatype: 'BYTES',
+  data: pictures.map((picture) => picture.toString('base64')),
+});
+
+describe('Open Inference Protocol', () => {
+  let server: DiadServer;
+  let diad: Diad;
+  before(async () => {
+    diad = await Diad.load(undefined, { threads: 1 });
+    server = await createServer({ load: () => Diad.load(undefined, { threads: 1 }), port: 0, logLevel: 'silent' });
+    await server.ready;
+  });
+  after(async () => {
+    await server.close();
+    await diad.close();
+  });
+
+  it('describes the server and the model', async () => {
+    const read = async (route: string): Promise<unknown> => (await fetch(`${server.url}${route}`)).json();
+    assert.deepEqual(await read('/v2/health/live'), { live: true });
+    assert.deepEqual(await read('/v2/health/ready'), { ready: true });
+    assert.deepEqual(await read('/v2/models/demo/ready'), { ready: true });
+    assert.equal(((await read('/v2')) as { name: string }).name, 'diad');
+    const { name, digest, imageSize, threshold } = diad.info.bundle;
+    assert.deepEqual(await read('/v2/models/demo'), {
+      name,
+      versions: [digest],
+      platform: 'diad_torchscript',
+      inputs: [{ name: 'image', datatype: 'BYTES', shape: [-1] }],
+      outputs: [
+        { name: 'score', datatype: 'FP64', shape: [-1] },
+        ...(threshold === undefined ? [] : [{ name: 'anomalous', datatype: 'BOOL', shape: [-1] }]),
+        { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
+      ],
+    });
+  });
+
+  it('infers several pictures as diad.score does, with the outputs asked for', async () => {
+    const pictures = [await example('gear-good.png'), await example('capsule-crack.jpg')];
+    const answer = await infer(server, {
+      id: 'line-7',
+      parameters: { seed: 5 },
+      inputs: [input(pictures)],
+      outputs: [{ name: 'map' }, { name: 'score' }],
+    });
+    const text = await answer.text();
+    assert.equal(answer.status, 200, text);
+    const { id, model_name, model_version, outputs } = JSON.parse(text) as {
+      id: string;
+      model_name: string;
+      model_version: string;
+      outputs: Tensor[];
+    };
+    assert.deepEqual([id, model_name, model_version], ['line-7', 'demo', diad.info.bundle.digest]);
+    const expected = await Promise.all(pictures.map((picture) => diad.score(picture, { seed: 5 })));
+    const [map, score] = outputs;
+    const side = diad.info.bundle.imageSize;
+    assert.deepEqual([score?.name, score?.shape, score?.datatype], ['score', [2], 'FP64']);
+    for (const [i, value] of score!.data.entries()) closeTo(value as number, expected[i]!.score);
+    assert.deepEqual([map?.name, map?.shape, map?.datatype], ['map', [2, side, side], 'FP32']);
+    const second = map!.data.slice(side * side) as number[];
+    assert.equal(second.length, side * side);
+    for (const [i, value] of second.entries()) closeTo(value, expected[1]!.map.data[i] ?? NaN);
+  });
+
+  it('refuses what is not a request of the protocol, with its member "error"', async () => {
+    const good = input([await example('gear-good.png')]);
+    const cases: [unknown, number, string][] = [
+      ['{', 400, 'ERR_HTTP_BAD_REQUEST'],
+      ['', 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, datatype: 'FP32' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, name: 'picture' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, shape: [2] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, data: ['not base64!'] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [good], outputs: [{ name: 'depth' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [good], parameters: { seed: -1 } }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [input([Buffer.from('text and no picture')])] }, 415, 'ERR_HTTP_UNSUPPORTED_MEDIA_TYPE'],
+      [{ inputs: [input([(await example('gear-good.png')).subarray(0, 2000)])] }, 422, 'ERR_DIAD_IMAGE_DECODE'],
+    ];
+    for (const [body, status, code] of cases) {
+      const answer = await infer(server, body);
+      const { error, detail } = (await answer.clone().json()) as { error: string; detail: string };
+      assert.equal(error, detail);
+      await refused(answer, status, code);
+    }
+    await refused(await infer(server, { inputs: [good] }, 'other'), 404, 'ERR_HTTP_NOT_FOUND', /no model "other"/);
+    if (diad.info.bundle.threshold === undefined) {
+      await refused(
+        await infer(server, { inputs: [good], outputs: [{ name: 'anomalous' }] }),
+        400,
+        'ERR_HTTP_BAD_REQUEST',
+        /not calibrated/,
+      );
+    }
+  });
+
+  it('/metrics counts requests, times, batches, refusals', async () => {
+    const text = await (await fetch(`${server.url}/metrics`)).text();
+    assert.ok(sample(text, 'diad_http_requests_total{route="/v2/models/:name/infer",method="POST",code="200"}') >= 1);
+    assert.ok(sample(text, 'diad_rejected_total{code="ERR_HTTP_BAD_REQUEST"}') >= 9);
+    assert.equal(sample(text, 'diad_decode_failures_total'), 2);
+    const pictures = sample(text, 'diad_queue_seconds_count');
+    assert.ok(pictures >= 2);
+    for (const stage of ['all', 'read', 'resize', 'encode', 'denoise', 'decode', 'extract', 'map']) {
+      assert.equal(sample(text, `diad_compute_seconds_count{stage="${stage}"}`), pictures, stage);
+    }
+    assert.ok(sample(text, 'diad_batch_size_sum') >= pictures);
+    assert.match(text, /^diad_queue_depth 0$/m);
+    assert.match(text, /^process_resident_memory_bytes \d+/m);
+    assert.match(text, /^nodejs_eventloop_lag_p99_seconds /m);
+  });
+});
+
+describe('calibrated bundles', () => {
+  it('threshold and verdict appear in /v1/score and as the output anomalous', async () => {
+    const stub = stubScorer();
+    const load = (): Promise<Scorer> =>
+      Promise.resolve({
+        ...stub,
+        info: { bundle: { ...stub.info.bundle, threshold: 10 } } as Scorer['info'],
+        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true }),
+      });
+    await withServer({ load }, async (server) => {
+      const picture = await example('gear-good.png');
+      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: picture })).json()) as Record<string, unknown>;
+      assert.deepEqual([scored['threshold'], scored['anomalous']], [10, true]);
+      const { outputs } = (await (await infer(server, { inputs: [input([picture])] }, 'stub')).json()) as { outputs: Tensor[] };
+      assert.deepEqual(outputs, [
+        { name: 'score', shape: [1], datatype: 'FP64', data: [picture.length] },
+        { name: 'anomalous', shape: [1], datatype: 'BOOL', data: [true] },
+      ]);
+    });
+  });
+});
+
+describe('/openapi.json', () => {
+  it('is OpenAPI 3.1 and describes every route with the schemas that validate', () =>
+    withServer({ tokens: ['a-token-of-twenty-four-c'] }, async (server) => {
+      const document = (await (await fetch(`${server.url}/openapi.json`)).json()) as {
+        openapi: string;
+        paths: Record<string, Record<string, { responses: object; parameters?: { name: string; schema: object }[]; security?: unknown[] }>>;
+        components: { securitySchemes: object };
+      };
+      assert.match(document.openapi, /^3\.1\./);
+      assert.deepEqual(Object.keys(document.paths).sort(), [
+        '/v1/reconstruct',
+        '/v1/score',
+        '/v2',
+        '/v2/health/live',
+        '/v2/health/ready',
+        '/v2/models/{name}',
+        '/v2/models/{name}/infer',
+        '/v2/models/{name}/ready',
+      ]);
+      const score = document.paths['/v1/score']!['post']!;
+      assert.deepEqual(['200', '400', '401', '403', '406', '408', '413', '415', '422', '429', '503'], Object.keys(score.responses).sort());
+      const seed = score.parameters?.find(({ name }) => name === 'seed');
+      assert.deepEqual(seed?.schema, { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 });
+      assert.deepEqual(document.paths['/v2/health/live']!['get']!.security, []);
+      assert.deepEqual(document.components.securitySchemes, { token: { type: 'http', scheme: 'bearer' } });
+    }));
+});

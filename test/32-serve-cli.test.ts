@@ -1,0 +1,124 @@
+// diad serve as a process: its options, its signals, several processes, TLS.
+import assert from 'node:assert/strict';
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { readFile, writeFile } from 'node:fs/promises';
+import https from 'node:https';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { example, inFolder, root, runProgram } from './support.js';
+
+const main = path.join(root, 'dist', 'cli', 'main.js');
+const TOKEN = 'token-of-the-command-line';
+
+interface Serving {
+  readonly child: ChildProcess;
+  readonly url: string;
+  readonly exited: Promise<number | null>;
+  log(): string;
+}
+
+/** Starts `diad serve` on a free port, hands it over when it says that it is ready, and ends it afterwards. */
+async function serving(args: readonly string[], use: (serving: Serving) => Promise<void>): Promise<void> {
+  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', ...args], { cwd: root });
+  let log = '';
+  child.stderr.setEncoding('utf8').on('data', (chunk: string) => (log += chunk));
+  const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
+  try {
+    while (!log.includes('diad: ready\n')) {
+      assert.equal(child.exitCode, null, log);
+      await sleep(50);
+    }
+    const url = /diad: listening on (\S+)/.exec(log)![1]!;
+    await use({ child, url, exited, log: () => log });
+  } finally {
+    child.kill('SIGKILL');
+    await exited;
+  }
+}
+
+describe('diad serve', () => {
+  it('SIGTERM: a running request is answered, then exit code 0', () =>
+    serving([], async ({ child, url, exited }) => {
+      const running = fetch(`${url}/v1/score`, { method: 'POST', body: await example('gear-good.png') });
+      await sleep(150);
+      child.kill('SIGTERM');
+      const answer = await running;
+      assert.equal(answer.status, 200);
+      assert.equal(answer.headers.get('connection'), 'close');
+      assert.ok(((await answer.json()) as { score: number }).score > 0);
+      assert.equal(await exited, 0);
+    }));
+
+  it('a token file opens other addresses and is asked for; the log holds no token', () =>
+    inFolder(async (folder) => {
+      const file = path.join(folder, 'tokens');
+      await writeFile(file, `# of line 7\n${TOKEN}\n`);
+      await serving(['--host', '0.0.0.0', '--token-file', file, '--log-level', 'trace'], async ({ url, log }) => {
+        const local = url.replace('0.0.0.0', '127.0.0.1');
+        assert.equal((await fetch(`${local}/v2`)).status, 401);
+        assert.equal((await fetch(`${local}/v2`, { headers: { authorization: `Bearer ${TOKEN}` } })).status, 200);
+        assert.match(log(), /request refused/);
+        assert.doesNotMatch(log(), new RegExp(TOKEN));
+      });
+    }));
+
+  it('--workers: one port, one set of metrics, a process that dies is replaced, SIGTERM ends all with 0', () =>
+    serving(['--workers', '2'], async ({ child, url, exited, log }) => {
+      const bytes = await example('gear-good.png');
+      const alive = async (): Promise<boolean> => (await fetch(`${url}/v2/health/ready`).catch(() => ({ ok: false }))).ok;
+      while (log().split('diad: ready\n').length < 3) await sleep(50);
+      for (let i = 0; i < 4; i++) {
+        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body: bytes, headers: { connection: 'close' } });
+        assert.equal(answer.status, 200);
+      }
+      const metrics = await (await fetch(`${url}/metrics`)).text();
+      assert.match(metrics, /diad_http_requests_total\{[^}]*route="\/v1\/score"[^}]*code="200"[^}]*\} 4\n/);
+      const workers = execFileSync('ps', ['--ppid', String(child.pid), '-o', 'pid='], { encoding: 'utf8' })
+        .trim()
+        .split(/\s+/)
+        .map(Number);
+      assert.equal(workers.length, 2);
+      process.kill(workers[0]!, 'SIGKILL');
+      while (log().split('diad: ready\n').length < 4) await sleep(50);
+      assert.match(log(), /server process \d+ ended \(SIGKILL\); starting another/);
+      assert.ok(await alive());
+      child.kill('SIGTERM');
+      assert.equal(await exited, 0);
+    })).timeout(120_000);
+
+  it('--tls-cert and --tls-key', () =>
+    inFolder(async (folder) => {
+      const [key, cert] = [path.join(folder, 'key.pem'), path.join(folder, 'cert.pem')];
+      const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'];
+      execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', '-keyout', key, '-out', cert, ...subject], {
+        stdio: 'ignore',
+      });
+      await serving(['--tls-cert', cert, '--tls-key', key], async ({ url }) => {
+        const { port } = new URL(url);
+        const ca = await readFile(cert);
+        const status = await new Promise((resolve, reject) => {
+          https
+            .get({ host: 'localhost', port, path: '/v2/health/live', ca }, (answer) => {
+              resolve([answer.statusCode, 'strict-transport-security' in answer.headers]);
+            })
+            .once('error', reject);
+        });
+        assert.deepEqual(status, [200, true]);
+      });
+    }));
+
+  it('what cannot be served is told with exit code 1', async () => {
+    for (const [args, message] of [
+      [['--host', '0.0.0.0'], /Expected a loopback address, or tokens \(--token-file\), or auth: false \(--no-auth\), for host/],
+      [['--token-file', '/nowhere'], /--token-file: \/nowhere cannot be read/],
+      [['--tls-cert', 'x.pem'], /--tls-cert and --tls-key together/],
+      [['--port', '99999'], /Expected an integer from 0 to 65535 for port/],
+      [['--model', '/nowhere', '--port', '0'], /ERR_DIAD_BUNDLE_NOT_FOUND/],
+      [['--host', '203.0.113.7', '--no-auth', '--port', '0'], /EADDRNOTAVAIL/],
+    ] as const) {
+      const { code, stderr } = await runProgram(process.execPath, [main, 'serve', ...args]);
+      assert.equal(code, 1, args.join(' '));
+      assert.match(stderr, message);
+    }
+  });
+});
