@@ -6,6 +6,7 @@ export default tseslint.config(
   js.configs.recommended,
   {
     files: ['**/*.ts'],
+    ignores: ['lib/server/page/**'],
     extends: [...tseslint.configs.strictTypeChecked],
     languageOptions: { parserOptions: { project: './tsconfig.test.json', tsconfigRootDir: import.meta.dirname } },
     rules: {
@@ -13,6 +14,17 @@ export default tseslint.config(
       '@typescript-eslint/no-non-null-assertion': 'off', // indices that the loop bounds already prove
       '@typescript-eslint/no-unnecessary-condition': 'off', // callers in JavaScript are not held by the types
       '@typescript-eslint/unbound-method': 'off',
+    },
+  },
+  {
+    files: ['lib/server/page/**/*.{ts,tsx}'],
+    extends: [...tseslint.configs.strictTypeChecked],
+    languageOptions: { parserOptions: { project: './lib/server/page/tsconfig.json', tsconfigRootDir: import.meta.dirname } },
+    rules: {
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
+      '@typescript-eslint/no-non-null-assertion': 'off',
+      '@typescript-eslint/no-unnecessary-condition': 'off', // old browsers are not held by the types
+      '@typescript-eslint/no-confusing-void-expression': 'off', // event handlers
     },
   },
   {

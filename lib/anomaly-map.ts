@@ -1,9 +1,12 @@
 // The anomaly map of a picture, and pictures of it.
 import type { Thresholds } from './calibration.js';
 import { DiadError } from './errors.js';
+import { heatAlpha, heatColour } from './heat-colour.js';
 import { decodeImage, type RawFrame, type TakenImage } from './image.js';
 import { findRegions, type Region, type RegionsOptions } from './regions.js';
 import { number, optionsObject } from './validate.js';
+
+export { heatColour };
 
 /** Options of {@link AnomalyMap.toHeatmap}. */
 export interface HeatmapOptions {
@@ -16,24 +19,6 @@ export interface HeatmapOptions {
   readonly max?: number;
   /** Opacity of the strongest colour over the picture, 0 to 1. Default 0.75. */
   readonly opacity?: number;
-}
-
-/** Colour stops of the heat map from weak to strong: position, red, green, blue. */
-const STOPS = [
-  [0, 255, 230, 80],
-  [0.35, 255, 170, 20],
-  [0.7, 235, 40, 20],
-  [1, 200, 0, 90],
-] as const;
-
-/** Colour of a strength 0..1 as [red, green, blue], 0..255. */
-export function heatColour(strength: number): readonly [number, number, number] {
-  const t = Math.min(1, Math.max(0, strength));
-  const above = STOPS.findIndex(([position]) => position >= t);
-  const [p1, r1, g1, b1] = STOPS[Math.max(above, 0)] ?? STOPS[0];
-  const [p0, r0, g0, b0] = STOPS[Math.max(above - 1, 0)] ?? STOPS[0];
-  const share = p1 === p0 ? 0 : (t - p0) / (p1 - p0);
-  return [r0 + share * (r1 - r0), g0 + share * (g1 - g0), b0 + share * (b1 - b0)];
 }
 
 /**
@@ -158,8 +143,7 @@ function blend(frame: RawFrame, values: Float32Array, min: number, max: number, 
   for (let i = 0; i < values.length; i++) {
     const strength = Math.min(1, Math.max(0, (values[i]! - min) / (max - min)));
     const colour = heatColour(strength);
-    // Weak values stay see-through, so that the picture is recognised where nothing was found.
-    const alpha = opacity * Math.min(1, strength * 1.6) ** 1.5;
+    const alpha = opacity * heatAlpha(strength);
     for (let c = 0; c < 3; c++) {
       const under = frame.data[i * channels + (channels === 1 ? 0 : c)]!;
       data[3 * i + c] = Math.round(under * (1 - alpha) + colour[c]! * alpha);

@@ -76,6 +76,9 @@ export function setUp({ withPython = false, withBrowser = false } = {}) {
   step('TypeScript', ['lib', 'tsconfig.json', 'package-lock.json'], ['dist/index.js', 'dist/cli/main.js'], () =>
     run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),
   );
+  step('page', ['lib/server/page', 'lib/heat-colour.ts', 'scripts/build-page.mjs', 'package-lock.json'], ['dist/page/app.js'], () =>
+    run(process.execPath, ['scripts/build-page.mjs']),
+  );
   const native = ['cpp', 'CMakeLists.txt', 'scripts/build-native.mjs', 'package-lock.json'];
   step('native build', native, ['build/Release/diad.node', 'build/Release/diad_engine_tests'], () =>
     run(process.execPath, ['scripts/build-native.mjs']),

@@ -5,6 +5,7 @@ import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 import { python, root, setUp } from './setup.mjs';
+import { installSystemPackages } from './system-packages.mjs';
 
 const bin = (name) => path.join(root, 'node_modules', '.bin', name);
 const venv = (name) => path.join(root, '.venv', 'bin', name);
@@ -72,9 +73,11 @@ function pythonSuite() {
 
 try {
   setUp({ withPython: true, withBrowser: true });
+  installSystemPackages();
   check('eslint', bin('eslint'), ['.']);
   check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
+  check('types of the page', bin('tsc'), ['-p', 'lib/server/page']);
   check('ruff check', venv('ruff'), ['check', 'python']);
   check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
   check('clang-format', 'sh', [

@@ -147,7 +147,10 @@ describe('calibrated bundles', () => {
       });
     await withServer({ load }, async (server) => {
       const picture = await example('gear-good.png');
-      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: picture })).json()) as Record<string, unknown>;
+      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: Uint8Array.from(picture) })).json()) as Record<
+        string,
+        unknown
+      >;
       assert.deepEqual([scored['threshold'], scored['anomalous']], [10, true]);
       const { outputs } = (await (await infer(server, { inputs: [input([picture])] }, 'stub')).json()) as { outputs: Tensor[] };
       assert.deepEqual(outputs, [

@@ -39,7 +39,7 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
 describe('diad serve', () => {
   it('SIGTERM: a running request is answered, then exit code 0', () =>
     serving([], async ({ child, url, exited }) => {
-      const running = fetch(`${url}/v1/score`, { method: 'POST', body: await example('gear-good.png') });
+      const running = fetch(`${url}/v1/score`, { method: 'POST', body: Uint8Array.from(await example('gear-good.png')) });
       await sleep(150);
       child.kill('SIGTERM');
       const answer = await running;
@@ -68,7 +68,7 @@ describe('diad serve', () => {
       const alive = async (): Promise<boolean> => (await fetch(`${url}/v2/health/ready`).catch(() => ({ ok: false }))).ok;
       while (log().split('diad: ready\n').length < 3) await sleep(50);
       for (let i = 0; i < 4; i++) {
-        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body: bytes, headers: { connection: 'close' } });
+        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body: Uint8Array.from(bytes), headers: { connection: 'close' } });
         assert.equal(answer.status, 200);
       }
       const metrics = await (await fetch(`${url}/metrics`)).text();

@@ -85,14 +85,14 @@ export const post = (
 ): Promise<Response> =>
   fetch(`${server.url}${route}`, {
     method: 'POST',
-    body,
+    body: body instanceof Uint8Array ? Uint8Array.from(body) : body,
     headers: body instanceof FormData ? headers : { 'content-type': 'application/octet-stream', ...headers },
   });
 
 /** A form with the picture as file. */
 export function form(bytes: Uint8Array, field = 'image'): FormData {
   const sent = new FormData();
-  sent.append(field, new Blob([bytes]), 'part.png');
+  sent.append(field, new Blob([Uint8Array.from(bytes)]), 'part.png');
   return sent;
 }
 

@@ -46,9 +46,13 @@ export class Engine {
    * @throws HttpFailure ERR_HTTP_UNAVAILABLE before the warm-up has ended and while shutting down
    */
   get scorer(): Scorer {
-    if (this.#scorer === undefined || !this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
+    this.#refuseUnlessReady();
+    return this.#scorer!;
+  }
+
+  #refuseUnlessReady(): void {
+    if (!this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
-    return this.#scorer;
   }
 
   /** Whether the server shuts down. */
@@ -96,7 +100,7 @@ export class Engine {
    * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
    */
   async admit(bytes: unknown): Promise<Picture> {
-    void this.scorer; // refuses while loading and while shutting down
+    this.#refuseUnlessReady();
     if (!Buffer.isBuffer(bytes) || bytes.length === 0) {
       throw new HttpFailure(
         'ERR_HTTP_BAD_REQUEST',

@@ -1,0 +1,159 @@
+// The page at /: pictures come in by drop, paste, choice or camera, are scored two at a time and shown as a gallery.
+import { render } from 'preact';
+import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
+import { Camera } from './camera.js';
+import { PictureCard, type Entry } from './picture-card.js';
+import { reconstruct, Refusal, score } from './service.js';
+
+const AT_ONCE = 2;
+const TOKEN_KEY = 'diad-token'; // kept while the tab is open
+
+type Update = (id: number, change: Partial<Entry>) => void;
+
+/** Runs tasks, AT_ONCE at a time, in the order they came. */
+class Line {
+  readonly #waiting: (() => Promise<void>)[] = [];
+  #running = 0;
+
+  add(task: () => Promise<void>): void {
+    this.#waiting.push(task);
+    this.#next();
+  }
+
+  #next(): void {
+    const task = this.#running < AT_ONCE ? this.#waiting.shift() : undefined;
+    if (task === undefined) return;
+    this.#running++;
+    void task().finally(() => {
+      this.#running--;
+      this.#next();
+    });
+  }
+}
+
+async function work(entry: Entry, token: string, update: Update, needToken: () => void): Promise<void> {
+  try {
+    const [scored, rebuilt] = await Promise.all([score(entry.picture, token), reconstruct(entry.picture, token)]);
+    update(entry.id, { state: 'done', score: scored, rebuilt: URL.createObjectURL(rebuilt) });
+  } catch (error) {
+    if (error instanceof Refusal && error.status === 401) needToken();
+    update(entry.id, { state: 'failed', problem: error instanceof Error ? error.message : String(error) });
+  }
+}
+
+function TokenField({ token, change }: { readonly token: string; readonly change: (token: string) => void }) {
+  return (
+    <label class="token">
+      The service asks for a token
+      <input type="password" autocomplete="off" value={token} onInput={(event) => change(event.currentTarget.value.trim())} />
+    </label>
+  );
+}
+
+/** Sentence for the live region: what is done of what was given. */
+function progress(entries: readonly Entry[]): string {
+  if (entries.length === 0) return '';
+  const count = (state: Entry['state']): number => entries.filter((entry) => entry.state === state).length;
+  const [waiting, done, failed] = [count('waiting'), count('done'), count('failed')];
+  const anomalous = entries.filter((entry) => entry.score?.anomalous === true).length;
+  const parts = [
+    waiting === 0 ? `${done} scored` : `${done} of ${entries.length} scored`,
+    ...(anomalous === 0 ? [] : [`${anomalous} anomalous`]),
+    ...(failed === 0 ? [] : [`${failed} failed`]),
+  ];
+  return parts.join(', ');
+}
+
+function App() {
+  const [entries, setEntries] = useState<readonly Entry[]>([]);
+  const [camera, setCamera] = useState(false);
+  const [dragged, setDragged] = useState(false);
+  const [asksToken, setAsksToken] = useState(false);
+  const [token, setToken] = useState(sessionStorage.getItem(TOKEN_KEY) ?? '');
+  const current = useRef({ token, next: 0, line: new Line() });
+  current.current.token = token;
+
+  const update = useCallback<Update>((id, change) => {
+    setEntries((all) => all.map((entry) => (entry.id === id ? { ...entry, ...change } : entry)));
+  }, []);
+  const add = useCallback((files: Iterable<File | Blob>) => {
+    for (const picture of files) {
+      const id = current.current.next++;
+      const name = picture instanceof File && picture.name !== '' ? picture.name : `picture ${id + 1}`;
+      const entry: Entry = { id, name, picture, url: URL.createObjectURL(picture), state: 'waiting' };
+      setEntries((all) => [entry, ...all]);
+      current.current.line.add(() => work(entry, current.current.token, update, () => setAsksToken(true)));
+    }
+  }, []);
+  const remove = (entry: Entry): void => {
+    URL.revokeObjectURL(entry.url);
+    if (entry.rebuilt !== undefined) URL.revokeObjectURL(entry.rebuilt);
+    setEntries((all) => all.filter(({ id }) => id !== entry.id));
+  };
+
+  useEffect(() => {
+    const over = (event: DragEvent): void => {
+      event.preventDefault();
+      setDragged(true);
+    };
+    const leave = (event: DragEvent): void => {
+      if (event.relatedTarget === null) setDragged(false);
+    };
+    const drop = (event: DragEvent): void => {
+      event.preventDefault();
+      setDragged(false);
+      add(event.dataTransfer?.files ?? []);
+    };
+    const paste = (event: ClipboardEvent): void => add(event.clipboardData?.files ?? []);
+    document.addEventListener('dragover', over);
+    document.addEventListener('dragleave', leave);
+    document.addEventListener('drop', drop);
+    document.addEventListener('paste', paste);
+    return () => {
+      document.removeEventListener('dragover', over);
+      document.removeEventListener('dragleave', leave);
+      document.removeEventListener('drop', drop);
+      document.removeEventListener('paste', paste);
+    };
+  }, []);
+
+  const keepToken = (value: string): void => {
+    sessionStorage.setItem(TOKEN_KEY, value);
+    setToken(value);
+  };
+  return (
+    <main class={dragged ? 'dragged' : ''}>
+      <h1>diad</h1>
+      <p class="lead">Rebuilds a picture of a part as if the part were normal, and shows where the two differ.</p>
+      {asksToken && <TokenField token={token} change={keepToken} />}
+      <div class="inputs">
+        <label class="pick">
+          <span>Drop or paste pictures, or choose files</span>
+          <input
+            type="file"
+            multiple
+            accept="image/png,image/jpeg,image/webp,image/tiff,image/avif,image/gif"
+            onChange={(event) => {
+              add(event.currentTarget.files ?? []);
+              event.currentTarget.value = '';
+            }}
+          />
+        </label>
+        <button type="button" aria-expanded={camera} onClick={() => setCamera(!camera)}>
+          Use the camera
+        </button>
+      </div>
+      {camera && <Camera take={(picture) => add([picture])} close={() => setCamera(false)} />}
+      <p role="status" class="progress">
+        {progress(entries)}
+      </p>
+      <ul class="gallery">
+        {entries.map((entry) => (
+          <PictureCard key={entry.id} entry={entry} remove={() => remove(entry)} />
+        ))}
+      </ul>
+    </main>
+  );
+}
+
+render(<App />, document.getElementById('app')!);

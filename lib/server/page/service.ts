@@ -1,0 +1,47 @@
+// Calls of the service that the page came from.
+
+/** What /v1/score answers, as far as the page shows it. */
+export interface Score {
+  readonly score: number;
+  readonly threshold?: number;
+  readonly anomalous?: boolean;
+  readonly timings: Readonly<Record<string, number>>;
+  readonly picture: { readonly width: number; readonly height: number };
+  readonly map?: { readonly width: number; readonly height: number; readonly data: string };
+}
+
+/** A refusal of the service. */
+export class Refusal extends Error {
+  readonly status: number;
+
+  constructor(status: number, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const PATIENCE = 5;
+const sleep = (seconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+
+/** Posts a picture; waits and tries again a few times when the service is busy. */
+async function post(route: string, picture: Blob, accept: string, token: string): Promise<Response> {
+  const headers = { accept, 'content-type': 'application/octet-stream', ...(token === '' ? {} : { authorization: `Bearer ${token}` }) };
+  for (let attempt = 1; ; attempt++) {
+    const answer = await fetch(route, { method: 'POST', body: picture, headers });
+    if (answer.ok) return answer;
+    const problem = (await answer.json().catch(() => ({}))) as { detail?: string };
+    const busy = answer.status === 503 || answer.status === 429;
+    if (!busy || attempt === PATIENCE) throw new Refusal(answer.status, problem.detail ?? answer.statusText);
+    await sleep(Math.min(30, Number(answer.headers.get('retry-after') ?? 1)));
+  }
+}
+
+/** Score, verdict, map. */
+export async function score(picture: Blob, token: string): Promise<Score> {
+  return (await (await post('/v1/score?map=true', picture, 'application/json', token)).json()) as Score;
+}
+
+/** The reconstruction as PNG. */
+export async function reconstruct(picture: Blob, token: string): Promise<Blob> {
+  return (await post('/v1/reconstruct', picture, 'image/png', token)).blob();
+}
