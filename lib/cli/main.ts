@@ -13,6 +13,7 @@ import { evaluate } from './eval.js';
 import { info } from './info.js';
 import { libtorchCommand } from './libtorch.js';
 import { metrics } from './metrics.js';
+import { results, submit, worker } from './queue.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
 import { score } from './score.js';
@@ -141,6 +142,44 @@ withModelOptions(program.command('serve'))
   .option('--tls-key <file>', 'private key, PEM')
   .addOption(new Option('--log-level <level>').choices(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info'))
   .action(serve);
+
+const redisOption = (): Option => new Option('--redis <url>', 'the broker, redis:// or rediss://').makeOptionMandatory();
+
+withModelOptions(program.command('worker'))
+  .description('work off pictures that were handed in with submit')
+  .addOption(redisOption())
+  .requiredOption('--root <dir>', 'the only folder files are read from')
+  .option('--allow-host <name...>', 'hosts http(s) pictures may come from')
+  .option('--allow-private-host <name...>', 'the same for hosts with private addresses')
+  .option('--allow-bucket <name...>', 'buckets S3 objects may come from')
+  .option('--s3-endpoint <url>', 'of an S3-compatible store')
+  .option('--concurrency <n>', 'jobs at once, of which the engine forms batches', wholeNumber, 16)
+  .option('--rate <n>', 'jobs a second, over all workers', wholeNumber)
+  .option('--keep <seconds>', 'how long results are kept, 0 for ever', wholeNumber, 0)
+  .option('--max-stalls <n>', 'how often a job may stall before it is given up', wholeNumber, 1)
+  .option('--lock-ms <n>', 'without a sign of life for this long a job counts as stalled', wholeNumber, 30_000)
+  .option('--unsafe-broker', 'work although the broker may lose jobs')
+  .action(worker);
+
+program
+  .command('submit')
+  .description("hand pictures in for workers; prints the run's id")
+  .argument('<inputs...>', 'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key')
+  .addOption(redisOption())
+  .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
+  .option('--model <dir>', 'bundle folder (default: the demo model)')
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--priority <n>', '1 is the most urgent, 0 comes before all that have one', wholeNumber, 0)
+  .action(submit);
+
+program
+  .command('results')
+  .description('what became of a run')
+  .argument('<run>', 'what submit printed')
+  .addOption(redisOption())
+  .option('--wait', 'until every picture has a result')
+  .option('--json', 'one JSON object per picture')
+  .action(results);
 
 try {
   await program.parseAsync();

@@ -1,0 +1,135 @@
+// diad worker, diad submit, diad results.
+import { createReadStream } from 'node:fs';
+import { realpath } from 'node:fs/promises';
+import path from 'node:path';
+import process from 'node:process';
+import { createHash } from 'node:crypto';
+import { createInterface } from 'node:readline';
+import { pipeline } from 'node:stream/promises';
+import { DiadError } from '../errors.js';
+import { demoBundle } from '../native.js';
+import { expandInputs, loadModel, type ModelOptions } from './inputs.js';
+import type { Reference, Submission } from '../queue/index.js';
+
+interface WorkerCliOptions extends ModelOptions {
+  readonly redis: string;
+  readonly root: string;
+  readonly allowHost?: readonly string[];
+  readonly allowPrivateHost?: readonly string[];
+  readonly allowBucket?: readonly string[];
+  readonly s3Endpoint?: string;
+  readonly concurrency: number;
+  readonly rate?: number;
+  readonly keep: number;
+  readonly maxStalls: number;
+  readonly lockMs: number;
+  readonly unsafeBroker?: boolean;
+}
+
+/** Works jobs off until SIGTERM or SIGINT. */
+export async function worker(options: WorkerCliOptions): Promise<void> {
+  const { startWorker } = await import('../queue/index.js');
+  const diad = await loadModel(options);
+  const log = (line: string): void => {
+    process.stderr.write(`diad: ${line}\n`);
+  };
+  try {
+    const running = await startWorker({
+      redis: options.redis,
+      scorer: diad,
+      root: options.root,
+      hosts: [...(options.allowHost ?? []), ...(options.allowPrivateHost ?? [])],
+      privateHosts: options.allowPrivateHost ?? [],
+      buckets: options.allowBucket ?? [],
+      ...(options.s3Endpoint === undefined ? {} : { s3Endpoint: options.s3Endpoint }),
+      concurrency: options.concurrency,
+      ...(options.rate === undefined ? {} : { jobsPerSecond: options.rate }),
+      keepSeconds: options.keep,
+      maxStalls: options.maxStalls,
+      lockMs: options.lockMs,
+      allowUnsafeBroker: options.unsafeBroker === true,
+      log,
+    });
+    log(`working for the model ${diad.info.bundle.name}`);
+    await new Promise<void>((resolve) => {
+      process.once('SIGTERM', resolve);
+      process.once('SIGINT', resolve);
+    });
+    await running.close();
+  } finally {
+    await diad.close();
+  }
+}
+
+async function fileDigest(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  await pipeline(createReadStream(file), hash);
+  return hash.digest('hex');
+}
+
+function referenceOf(text: string): Reference {
+  if (/^https?:\/\//.test(text)) return { kind: 'url', url: text };
+  const object = /^s3:\/\/([^/]+)\/(.+)$/.exec(text);
+  if (object !== null) return { kind: 's3', bucket: object[1]!, key: object[2]! };
+  return { kind: 'file', path: text };
+}
+
+/** Lines as `sha256sum` writes them: the hash, two characters, then a path under the root, a URL or s3://bucket/key. */
+async function* manifestEntries(file: string): AsyncGenerator<Submission, void, undefined> {
+  for await (const line of createInterface({ input: createReadStream(file), crlfDelay: Infinity })) {
+    if (line.trim() === '') continue;
+    const [, sha256, text] = /^([0-9a-f]{64}) [ *](.+)$/.exec(line) ?? [];
+    if (sha256 === undefined || text === undefined) {
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        `${file}: Expected lines as sha256sum writes them but received "${line.slice(0, 80)}"`,
+      );
+    }
+    yield { file: text, sha256, reference: referenceOf(text) };
+  }
+}
+
+async function* fileEntries(files: readonly string[], root: string): AsyncGenerator<Submission, void, undefined> {
+  const base = await realpath(root);
+  for (const file of files) {
+    const inside = path.relative(base, await realpath(file));
+    if (inside.startsWith('..') || path.isAbsolute(inside)) {
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file} is outside of the root ${root}, where workers look for files`);
+    }
+    yield { file: inside, sha256: await fileDigest(file), reference: { kind: 'file', path: inside } };
+  }
+}
+
+interface SubmitCliOptions {
+  readonly redis: string;
+  readonly root: string;
+  readonly model?: string;
+  readonly seed: number;
+  readonly priority: number;
+}
+
+/** Hands pictures in and prints the run's id. */
+export async function submit(inputs: string[], options: SubmitCliOptions): Promise<void> {
+  const { bundleDigest, submitRun } = await import('../queue/index.js');
+  const manifests = inputs.filter((input) => input.endsWith('.sha256'));
+  const files = await expandInputs(inputs.filter((input) => !input.endsWith('.sha256')));
+  const all = async function* (): AsyncGenerator<Submission, void, undefined> {
+    yield* fileEntries(files, options.root);
+    for (const manifest of manifests) yield* manifestEntries(manifest);
+  };
+  const model = await bundleDigest(options.model ?? demoBundle);
+  const { redis, seed, priority } = options;
+  process.stdout.write(`${await submitRun(all(), { redis, model, seed, priority })}\n`);
+}
+
+/** Prints a line for each picture of a run; exit code 1 when some failed, 2 when some are still waiting. */
+export async function results(run: string, options: { redis: string; wait?: boolean; json?: boolean }): Promise<void> {
+  const { runResults } = await import('../queue/index.js');
+  const seen = new Set<string>();
+  for await (const result of runResults(run, { redis: options.redis, wait: options.wait === true })) {
+    seen.add(result.status);
+    const text = result.status === 'done' ? result.score.toFixed(4) : result.status === 'failed' ? `failed: ${result.error}` : 'waiting';
+    process.stdout.write(options.json === true ? `${JSON.stringify(result)}\n` : `${text}  ${result.file}\n`);
+  }
+  process.exitCode = seen.has('failed') ? 1 : seen.has('waiting') ? 2 : 0;
+}

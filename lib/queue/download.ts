@@ -1,0 +1,89 @@
+// Pictures over http(s): named hosts alone, public addresses alone, redirects checked like first requests.
+import { lookup as systemLookup, type LookupAddress } from 'node:dns';
+import http from 'node:http';
+import https from 'node:https';
+import type { LookupFunction } from 'node:net';
+import ipaddr from 'ipaddr.js';
+import { Unreadable, type ReadPolicy } from './reference.js';
+
+const MOST_REDIRECTS = 3;
+const TIMEOUT_MS = 30_000;
+
+function isPublic(address: string): boolean {
+  return ipaddr.process(address).range() === 'unicast'; // process(): an IPv4 address inside an IPv6 one counts as what it is
+}
+
+/** A name look-up that fails for private addresses: the connection goes to the address that was checked. */
+const publicLookup: LookupFunction = (hostname, options, callback) => {
+  systemLookup(hostname, { ...options, all: true }, (error, addresses: LookupAddress[]) => {
+    const bad = error === null ? addresses.find(({ address }) => !isPublic(address)) : undefined;
+    const failure = error ?? (bad === undefined ? null : new Unreadable(`${hostname} is at the private address ${bad.address}`));
+    const [first] = addresses ?? [];
+    if (options.all === true) callback(failure, failure === null ? addresses : []);
+    else callback(failure, first?.address ?? '', first?.family);
+  });
+};
+
+function check(url: string, { hosts = [], privateHosts = [] }: ReadPolicy): { target: URL; lookup: LookupFunction | undefined } {
+  if (!URL.canParse(url)) throw new Unreadable(`${url} is no URL`);
+  const target = new URL(url);
+  if (target.protocol !== 'https:' && target.protocol !== 'http:')
+    throw new Unreadable(`${target.protocol} is not read, http: and https: are`);
+  const name = target.hostname.replace(/^\[|\]$/g, '');
+  if (!hosts.includes(name)) throw new Unreadable(`The host ${name} is not among those allowed (${hosts.join(', ') || 'none'})`);
+  if (privateHosts.includes(name)) return { target, lookup: undefined };
+  // An address in the URL itself is never looked up.
+  if (ipaddr.isValid(name) && !isPublic(name)) throw new Unreadable(`${name} is a private address`);
+  return { target, lookup: publicLookup };
+}
+
+function get(target: URL, lookup: LookupFunction | undefined, maxBytes: number): Promise<{ redirect: string } | { bytes: Buffer }> {
+  return new Promise((resolve, reject) => {
+    const client = target.protocol === 'https:' ? https : http;
+    const signal = AbortSignal.timeout(TIMEOUT_MS);
+    const request = client.get(target, { signal, ...(lookup === undefined ? {} : { lookup }) }, (answer) => {
+      const { statusCode = 0, headers } = answer;
+      const fail = (error: Error): void => {
+        answer.destroy();
+        reject(error);
+      };
+      if ([301, 302, 303, 307, 308].includes(statusCode) && headers.location !== undefined) {
+        answer.destroy();
+        resolve({ redirect: headers.location });
+        return;
+      }
+      // Of the client errors only "too many" and "took too long" may pass.
+      const lasting = statusCode >= 400 && statusCode < 500 && statusCode !== 408 && statusCode !== 429;
+      if (lasting) fail(new Unreadable(`${target.href} answers ${statusCode}`));
+      else if (statusCode !== 200) fail(new Error(`${target.href} answers ${statusCode}`));
+      const parts: Buffer[] = [];
+      let size = 0;
+      answer.on('data', (part: Buffer) => {
+        size += part.length;
+        if (size > maxBytes) fail(new Unreadable(`${target.href} has more than ${maxBytes} bytes`));
+        else parts.push(part);
+      });
+      answer.once('end', () => {
+        resolve({ bytes: Buffer.concat(parts) });
+      });
+      answer.once('error', reject);
+    });
+    request.once('error', reject);
+  });
+}
+
+/**
+ * Downloads a picture.
+ *
+ * @throws Unreadable for a host that is not allowed, a private address, also behind a redirect, a lasting client error, too many bytes
+ */
+export async function download(url: string, policy: ReadPolicy, maxBytes: number): Promise<Buffer> {
+  let next = url;
+  for (let hops = 0; hops <= MOST_REDIRECTS; hops++) {
+    const { target, lookup } = check(next, policy);
+    const got = await get(target, lookup, maxBytes);
+    if ('bytes' in got) return got.bytes;
+    next = new URL(got.redirect, target).href;
+  }
+  throw new Unreadable(`${url} is redirected more than ${MOST_REDIRECTS} times`);
+}

@@ -1,0 +1,14 @@
+// diad/queue: runs of pictures over many machines, on BullMQ and Redis.
+export { deadLetterName, queueName, resultKey, type ScoreSettings } from './broker.js';
+export { INLINE_LIMIT, type ReadPolicy, type Reference } from './reference.js';
+export {
+  bundleDigest,
+  runProgress,
+  runResults,
+  submitRun,
+  type RunResult,
+  type StoredScore,
+  type Submission,
+  type SubmitOptions,
+} from './run.js';
+export { startWorker, type QueueWorker, type WorkerOptions, type WorkerScorer } from './worker.js';

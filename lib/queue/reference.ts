@@ -1,0 +1,120 @@
+// Where a picture is: a job carries a reference and the picture's SHA-256, hardly ever the picture itself.
+import { createHash } from 'node:crypto';
+import { open, realpath } from 'node:fs/promises';
+import path from 'node:path';
+import { codeOf, DiadError } from '../errors.js';
+import { download } from './download.js';
+
+/** Pictures up to this size may travel in the job, bytes. */
+export const INLINE_LIMIT = 64 * 1024;
+
+/** A picture by reference. `file` is relative to the worker's root. */
+export type Reference =
+  | { readonly kind: 'file'; readonly path: string }
+  | { readonly kind: 'url'; readonly url: string }
+  | { readonly kind: 's3'; readonly bucket: string; readonly key: string }
+  | { readonly kind: 'inline'; readonly base64: string };
+
+/** What a worker may read. */
+export interface ReadPolicy {
+  /** Files must lie in this folder, links followed. Without it no files are read. */
+  readonly root?: string;
+  /** Host names http(s) pictures may come from, redirects included. Default none. */
+  readonly hosts?: readonly string[];
+  /** Of the hosts above, those that may resolve to private or loopback addresses. Default none. */
+  readonly privateHosts?: readonly string[];
+  /** Buckets S3 objects may come from. Default none. */
+  readonly buckets?: readonly string[];
+  /** Endpoint of an S3-compatible store. Default: the client's own configuration. */
+  readonly s3Endpoint?: string;
+  /** Largest picture, bytes. Default 32 MiB. */
+  readonly maxBytes?: number;
+}
+
+/** A reference that will never be readable: trying again would not help. */
+export class Unreadable extends DiadError {
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_DIAD_INVALID_ARGUMENT', message, options);
+  }
+}
+
+/** SHA-256 in hex. */
+export const sha256 = (bytes: Uint8Array | string): string => createHash('sha256').update(bytes).digest('hex');
+
+/**
+ * Resolves a path below a root; neither `..` nor links lead out.
+ *
+ * @throws Unreadable when it lies outside or does not exist
+ */
+export async function insideRoot(root: string, file: string): Promise<string> {
+  const base = await realpath(root);
+  let full: string;
+  try {
+    full = await realpath(path.resolve(base, file));
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR')
+      throw new Unreadable(`There is no file ${file} under ${root}`, { cause: error });
+    throw error;
+  }
+  if (full !== base && !full.startsWith(`${base}${path.sep}`)) throw new Unreadable(`${file} is outside of the allowed root ${root}`);
+  return full;
+}
+
+async function readInside(root: string | undefined, file: string, maxBytes: number): Promise<Buffer> {
+  if (root === undefined) throw new Unreadable(`${file} is a file, and this worker has no root folder`);
+  const handle = await open(await insideRoot(root, file), 'r');
+  try {
+    const status = await handle.stat();
+    if (!status.isFile()) throw new Unreadable(`${file} is no file`);
+    if (status.size > maxBytes) throw new Unreadable(`${file} has ${status.size} bytes, more than ${maxBytes}`);
+    return await handle.readFile();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function readObject(bucket: string, key: string, { buckets = [], s3Endpoint }: ReadPolicy, maxBytes: number): Promise<Buffer> {
+  if (!buckets.includes(bucket)) throw new Unreadable(`The bucket ${bucket} is not among those allowed (${buckets.join(', ') || 'none'})`);
+  const { S3Client, GetObjectCommand } = await import('@aws-sdk/client-s3').catch((error: unknown) => {
+    throw new Unreadable('S3 objects need the package @aws-sdk/client-s3: npm install @aws-sdk/client-s3', { cause: error });
+  });
+  const client = new S3Client(s3Endpoint === undefined ? {} : { endpoint: s3Endpoint, forcePathStyle: true });
+  try {
+    const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key }));
+    if (ContentLength > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
+    return Buffer.from((await Body?.transformToByteArray()) ?? new Uint8Array());
+  } catch (error) {
+    if (error instanceof Error && ['NoSuchKey', 'NoSuchBucket', 'AccessDenied'].includes(error.name)) {
+      throw new Unreadable(`s3://${bucket}/${key}: ${error.name}`, { cause: error });
+    }
+    throw error;
+  } finally {
+    client.destroy();
+  }
+}
+
+/**
+ * Reads a picture and checks that it is the one that was submitted.
+ *
+ * @param expected - SHA-256 in hex
+ * @throws Unreadable when the policy forbids it, it is not there, or its hash is another; other errors may pass
+ */
+export async function readReference(reference: Reference, expected: string, policy: ReadPolicy): Promise<Buffer> {
+  const maxBytes = policy.maxBytes ?? 32 * 2 ** 20;
+  const read = (): Promise<Buffer> => {
+    switch (reference.kind) {
+      case 'file':
+        return readInside(policy.root, reference.path, maxBytes);
+      case 'url':
+        return download(reference.url, policy, maxBytes);
+      case 's3':
+        return readObject(reference.bucket, reference.key, policy, maxBytes);
+      case 'inline':
+        return Promise.resolve(Buffer.from(reference.base64, 'base64'));
+    }
+  };
+  const bytes = await read();
+  const found = sha256(bytes);
+  if (found !== expected) throw new Unreadable(`The picture is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
+  return bytes;
+}

@@ -1,0 +1,170 @@
+// A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
+import { Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
+import type { Diad } from '../diad.js';
+import { codeOf, DiadError } from '../errors.js';
+import { brokerProblems, connect, deadLetterName, queueName, resultKey } from './broker.js';
+import { readReference, Unreadable, type ReadPolicy } from './reference.js';
+import type { JobBody, StoredScore } from './run.js';
+
+/** What a worker needs of a loaded bundle. */
+export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
+
+/** Options of {@link startWorker}. */
+export interface WorkerOptions extends ReadPolicy {
+  readonly redis: string;
+  readonly scorer: WorkerScorer;
+  /** Jobs at once. Default 16. */
+  readonly concurrency?: number;
+  /** Jobs a second over all workers of the queue. Default: no limit. */
+  readonly jobsPerSecond?: number;
+  /** How long results are kept, seconds. Default 0: for ever. */
+  readonly keepSeconds?: number;
+  /** How long a job may go without a sign of life before it counts as stalled, milliseconds. Default 30,000. */
+  readonly lockMs?: number;
+  /** How often a job may stall before it goes to the dead letters. Default 1: the second stall is the last. */
+  readonly maxStalls?: number;
+  /** After how long without activity, with jobs waiting, the worker is replaced, milliseconds. Default 15,000. */
+  readonly silentMs?: number;
+  /** Work although the broker may lose jobs. Default false. */
+  readonly allowUnsafeBroker?: boolean;
+  /** Receives what an operator should know. */
+  readonly log?: (line: string) => void;
+}
+
+/** A running worker. */
+export interface QueueWorker {
+  /** Jobs that this worker ended well. */
+  readonly completed: number;
+  /** How often the watchdog had to replace the consumer. */
+  readonly restarts: number;
+  /** Takes no more jobs, ends those that run, disconnects. */
+  close(): Promise<void>;
+}
+
+const LASTING: ReadonlySet<string | undefined> = new Set([
+  'ERR_DIAD_IMAGE_DECODE',
+  'ERR_DIAD_IMAGE_TOO_LARGE',
+  'ERR_DIAD_INVALID_ARGUMENT',
+]);
+
+/** Whether a failed job will not be tried again. */
+function isFinal(job: Job<JobBody>, error: Error): boolean {
+  const stalled = error.message.includes('stalled more than');
+  return error instanceof UnrecoverableError || stalled || job.attemptsMade >= (job.opts.attempts ?? 1);
+}
+
+/**
+ * Starts a worker.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`
+ */
+export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
+  const { scorer, concurrency = 16, jobsPerSecond, keepSeconds = 0, lockMs = 30_000, maxStalls = 1, silentMs = 15_000 } = options;
+  const log = options.log ?? (() => undefined);
+  const { digest } = scorer.info.bundle;
+  const connection = connect(options.redis);
+  const problems = await brokerProblems(connection);
+  if (problems.length > 0 && options.allowUnsafeBroker !== true) {
+    connection.disconnect();
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker may lose jobs: ${problems.join('; ')}`);
+  }
+  for (const problem of problems) log(`the broker may lose jobs: ${problem}`);
+
+  let [completed, restarts, running] = [0, 0, 0];
+  let lastSign = Date.now();
+
+  const compute = async ({ sha256, reference, model, settings }: JobBody): Promise<void> => {
+    if (model !== digest) throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
+    const key = resultKey(model, sha256, settings);
+    if ((await connection.exists(key)) === 1) return; // a duplicate, or a retry after the result was written
+    const bytes = await readReference(reference, sha256, options);
+    const { score, threshold, anomalous } = await scorer.score(bytes, { seed: settings.seed });
+    const stored: StoredScore = {
+      score,
+      ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
+      seed: settings.seed,
+      model,
+    };
+    // NX: of two workers that computed the same the first one's result stands.
+    if (keepSeconds > 0) await connection.set(key, JSON.stringify(stored), 'EX', keepSeconds, 'NX');
+    else await connection.set(key, JSON.stringify(stored), 'NX');
+  };
+  const processor = async (job: Job<JobBody>): Promise<void> => {
+    running++;
+    lastSign = Date.now();
+    try {
+      await compute(job.data);
+    } catch (error) {
+      // What the same picture would meet again is not tried again.
+      if (error instanceof DiadError && LASTING.has(codeOf(error))) throw new UnrecoverableError(`${error.code}: ${error.message}`);
+      throw error;
+    } finally {
+      running--;
+      lastSign = Date.now();
+    }
+  };
+
+  const deadLetters = new Queue<JobBody & { reason: string }>(deadLetterName(digest), { connection });
+  const quiet = (): void => undefined; // the consumer and the watchdog tell of a lost broker
+  deadLetters.on('error', quiet);
+  const consume = (): Worker<JobBody> => {
+    const worker = new Worker<JobBody>(queueName(digest), processor, {
+      connection,
+      concurrency,
+      lockDuration: lockMs,
+      stalledInterval: Math.max(500, Math.floor(lockMs / 2)),
+      maxStalledCount: maxStalls,
+      ...(jobsPerSecond === undefined ? {} : { limiter: { max: jobsPerSecond, duration: 1000 } }),
+    });
+    worker.on('completed', () => completed++);
+    worker.on('failed', (job, error) => {
+      if (job === undefined || !isFinal(job, error)) return;
+      log(`${job.data.file}: ${error.message}`);
+      const letter = { ...job.data, reason: error.message };
+      deadLetters.add('dead', letter, { jobId: `${job.id ?? ''}-dead` }).catch((failed: unknown) => {
+        log(`${job.data.file}: not in the dead letters: ${String(failed)}`);
+      });
+    });
+    worker.on('error', (error) => {
+      log(`broker: ${error.message}`);
+    });
+    return worker;
+  };
+  let worker = consume();
+  const queue = new Queue<JobBody>(queueName(digest), { connection });
+  queue.on('error', quiet);
+
+  // A consumer can be left waiting for a wake-up that the broker forgot when it was restarted.
+  const watchdog = setInterval(() => {
+    const look = async (): Promise<void> => {
+      const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
+      if (waiting + prioritized === 0 || running > 0 || Date.now() - lastSign < silentMs) return;
+      log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
+      restarts++;
+      lastSign = Date.now();
+      const silent = worker;
+      worker = consume();
+      await silent.close(true);
+    };
+    look().catch((error: unknown) => {
+      log(`watchdog: ${String(error)}`);
+    });
+  }, silentMs / 3);
+
+  await worker.waitUntilReady();
+  return {
+    get completed() {
+      return completed;
+    },
+    get restarts() {
+      return restarts;
+    },
+    close: async () => {
+      clearInterval(watchdog);
+      await worker.close();
+      await deadLetters.close();
+      await queue.close();
+      connection.disconnect();
+    },
+  };
+}

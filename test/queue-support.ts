@@ -1,0 +1,101 @@
+// A real Redis, and a worker whose engine is a stub, for the tests of lib/queue.
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { writeFile } from 'node:fs/promises';
+import net from 'node:net';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis } from 'ioredis';
+import sharp from 'sharp';
+import type { WorkerScorer } from '../lib/queue/index.js';
+import { sha256 } from '../lib/queue/reference.js';
+
+export const STUB_MODEL = 'ab'.repeat(32);
+
+/** A port nobody listens on. */
+export async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as net.AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** A redis-server of its own, with an append-only file in `folder`. */
+export class Broker {
+  readonly url: string;
+  readonly #args: readonly string[];
+  #child: ChildProcess | undefined;
+
+  constructor(port: number, folder: string, settings: Readonly<Record<string, string>> = {}) {
+    this.url = `redis://127.0.0.1:${port}`;
+    const all = {
+      port: String(port),
+      bind: '127.0.0.1',
+      dir: folder,
+      save: '',
+      appendonly: 'yes',
+      'maxmemory-policy': 'noeviction',
+      ...settings,
+    };
+    this.#args = Object.entries(all).flatMap(([name, value]) => [`--${name}`, value]);
+  }
+
+  async start(): Promise<void> {
+    this.#child = spawn('redis-server', this.#args, { stdio: 'ignore' });
+    const redis = new Redis(this.url, { maxRetriesPerRequest: null, retryStrategy: () => 50 });
+    redis.on('error', () => undefined);
+    assert.equal(await redis.ping(), 'PONG');
+    redis.disconnect();
+  }
+
+  async kill(): Promise<void> {
+    if (this.#child === undefined || this.#child.exitCode !== null) return;
+    const ended = once(this.#child, 'exit');
+    this.#child.kill('SIGKILL');
+    await ended;
+    this.#child = undefined;
+  }
+}
+
+/** A scorer without an engine: the score is a number made of the picture's hash. */
+export function stubScorer(delayMs: number, onScore: () => void = () => undefined): WorkerScorer {
+  const score = async (image: unknown): Promise<unknown> => {
+    onScore();
+    await sleep(delayMs);
+    return { score: stubScore(image as Uint8Array) };
+  };
+  return { info: { bundle: { name: 'stub', digest: STUB_MODEL } }, score } as unknown as WorkerScorer;
+}
+
+export const stubScore = (bytes: Uint8Array): number => parseInt(sha256(bytes).slice(0, 8), 16) / 2 ** 32;
+
+/** Starts test/queue-worker.ts as a process and waits until it works. */
+export async function startWorkerProcess(
+  redis: string,
+  root: string,
+  options: { delayMs: number; lockMs: number; maxStalls: number },
+): Promise<ChildProcess> {
+  const script = path.join(import.meta.dirname, 'queue-worker.ts');
+  const child = spawn(process.execPath, ['--import', 'tsx', script, redis, root, JSON.stringify(options)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await once(child.stdout, 'data');
+  return child;
+}
+
+/** Different small PNG files in a folder; their names, hashes and bytes. */
+export async function writePictures(folder: string, count: number): Promise<{ file: string; sha256: string; bytes: Buffer }[]> {
+  const made = Array.from({ length: count }, async (_, i) => {
+    const background = { r: i % 256, g: i >> 8, b: 7 };
+    const bytes = await sharp({ create: { width: 4, height: 4, channels: 3, background } })
+      .png()
+      .toBuffer();
+    const file = `${String(i).padStart(4, '0')}.png`;
+    await writeFile(path.join(folder, file), bytes);
+    return { file, sha256: sha256(bytes), bytes };
+  });
+  return Promise.all(made);
+}
