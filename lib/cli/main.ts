@@ -19,6 +19,7 @@ import { runReference } from './reference.js';
 import { score } from './score.js';
 import { verify } from './verify.js';
 import { serve } from './serve.js';
+import { watch } from './watch.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
 
@@ -180,6 +181,20 @@ program
   .option('--wait', 'until every picture has a result')
   .option('--json', 'one JSON object per picture')
   .action(results);
+
+withModelOptions(program.command('watch'))
+  .description('score pictures as they appear in a folder')
+  .argument('<folder>', 'watched with its subfolders')
+  .option('--done <dir>', 'move scored pictures there')
+  .option('--journal <file>', 'what has been scored and delivered (default: .diad-watch.jsonl in the folder)')
+  .option('--jsonl <file>', 'append results there')
+  .option('--webhook <url>', 'POST each result there, again until it is received')
+  .option('--webhook-secret-file <file>', 'sign webhooks with HMAC-SHA256')
+  .option('--mqtt <url>', 'publish each result with QoS 1')
+  .option('--topic <topic>', 'of MQTT', 'diad/results')
+  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--settle <ms>', 'a file counts as written when its size has not changed for this long', wholeNumber, 500)
+  .action(watch);
 
 try {
   await program.parseAsync();

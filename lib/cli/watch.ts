@@ -1,0 +1,61 @@
+// diad watch
+import { readFile } from 'node:fs/promises';
+import process from 'node:process';
+import { DiadError } from '../errors.js';
+import type { Sink } from '../watch/index.js';
+import { loadModel, type ModelOptions } from './inputs.js';
+
+interface WatchCliOptions extends ModelOptions {
+  readonly done?: string;
+  readonly journal?: string;
+  readonly webhook?: string;
+  readonly webhookSecretFile?: string;
+  readonly mqtt?: string;
+  readonly topic: string;
+  readonly jsonl?: string;
+  readonly seed: number;
+  readonly settle: number;
+}
+
+async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
+  const { jsonlSink, mqttSink, stdoutSink, webhookSink } = await import('../watch/index.js');
+  const sinks: Sink[] = [];
+  if (options.jsonl !== undefined) sinks.push(await jsonlSink(options.jsonl));
+  if (options.webhook !== undefined) {
+    if (!URL.canParse(options.webhook))
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a URL for --webhook but received ${options.webhook}`);
+    const secret = options.webhookSecretFile === undefined ? undefined : (await readFile(options.webhookSecretFile, 'utf8')).trim();
+    sinks.push(webhookSink(options.webhook, secret));
+  }
+  if (options.mqtt !== undefined) sinks.push(await mqttSink(options.mqtt, options.topic));
+  return sinks.length > 0 ? sinks : [stdoutSink()];
+}
+
+/** Watches until SIGTERM or SIGINT. */
+export async function watch(folder: string, options: WatchCliOptions): Promise<void> {
+  const { watch: start } = await import('../watch/index.js');
+  const diad = await loadModel(options);
+  const log = (line: string): void => {
+    process.stderr.write(`diad: ${line}\n`);
+  };
+  try {
+    const watching = await start({
+      folder,
+      scorer: diad,
+      sinks: await sinksOf(options),
+      seed: options.seed,
+      settleMs: options.settle,
+      log,
+      ...(options.done === undefined ? {} : { done: options.done }),
+      ...(options.journal === undefined ? {} : { journal: options.journal }),
+    });
+    log(`watching ${folder}`);
+    await new Promise<void>((resolve) => {
+      process.once('SIGTERM', resolve);
+      process.once('SIGINT', resolve);
+    });
+    await watching.close();
+  } finally {
+    await diad.close();
+  }
+}

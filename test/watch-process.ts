@@ -1,0 +1,8 @@
+// A watch with a stub for an engine: node --import tsx test/watch-process.ts FOLDER JSONL; until it is killed.
+import process from 'node:process';
+import { jsonlSink, watch } from '../lib/watch/index.js';
+import { stubScorer } from './queue-support.js';
+
+const [folder = '', jsonl = ''] = process.argv.slice(2);
+await watch({ folder, scorer: stubScorer(10), sinks: [await jsonlSink(jsonl)], settleMs: 200 });
+process.stdout.write('watching\n');
