@@ -140,6 +140,7 @@ def _demo() -> DiadConfig:
         ),
         autoencoder=AutoencoderConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=2),
         extractor=ExtractorConfig(stem_width=24),
+        map=MapConfig(sigma=2.5, pool_size=4),  # half the published sizes for half the side
     )
 
 
