@@ -13,7 +13,8 @@ import * as cases from './install/cases.mjs';
 import { cleanEnvironment, root, work } from './install/consumer.mjs';
 
 const NODES = ['20', '22', '24', 'latest'];
-const SHIPPED = /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|third_party\/nlohmann)\/|scripts\/build-native\.mjs$|[^/]+$)/;
+const SHIPPED =
+  /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|scripts\/build-native\.mjs$|[^/]+$)/;
 
 const { values } = parseArgs({
   options: { short: { type: 'boolean', default: false }, 'reuse-build': { type: 'boolean', default: false }, only: { type: 'string' } },
@@ -44,7 +45,7 @@ function checkContents({ files, size, unpackedSize }) {
     if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
   }
   const orphans = files.filter(
-    (file) => /^dist\/.*\.js$/.test(file) && !existsSync(path.join(root, file.replace(/^dist\/(.*)\.js$/, 'lib/$1.ts'))),
+    (file) => /^dist\/(?!page\/).*\.js$/.test(file) && !existsSync(path.join(root, file.replace(/^dist\/(.*)\.js$/, 'lib/$1.ts'))),
   );
   if (orphans.length > 0) throw new Error(`dist/ holds what lib/ no longer has: ${orphans.join(', ')}; remove dist/ and build again`);
   console.log(`        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`);

@@ -1,7 +1,7 @@
 // diad eval: killed and resumed, judged by the Python reference, its report opened in Chromium.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import sharp from 'sharp';
@@ -42,6 +42,10 @@ type Results = {
   failed: unknown[];
 };
 
+const PER_CLASS = 10; // more than two batches in all, so that a run can be killed between them
+const SHOWN = 6; // worst misses, and false alarms, at most
+const PICTURES = 2 * PER_CLASS + 1;
+
 describe('diad eval', function () {
   this.timeout(2 * LIMIT_MS);
   let scratch = '';
@@ -60,7 +64,7 @@ describe('diad eval', function () {
       '--train-per-class',
       '1',
       '--test-per-class',
-      '4',
+      String(PER_CLASS),
       '--classes',
       'gear,tile',
       '--jobs',
@@ -68,29 +72,32 @@ describe('diad eval', function () {
     ];
     const made = await runProgram(python, ['-m', 'diad_reference', 'generate', ...options], reference);
     assert.equal(made.code, 0, made.stderr);
-    const wide = path.join(data, 'gear', 'test', 'good', '900.png');
-    await sharp(path.join(data, 'gear', 'test', 'good', '000.png'))
-      .resize(300, 150, { fit: 'fill' })
-      .toFile(wide);
+    // Every good gear twice as wide as high: the report shows at least one of them, whatever the scores.
+    const good = path.join(data, 'gear', 'test', 'good');
+    await cp(path.join(good, '000.png'), path.join(good, '900.png'));
+    for (const name of await readdir(good)) {
+      const stretched = await sharp(path.join(good, name)).resize(300, 150, { fit: 'fill' }).png().toBuffer();
+      await writeFile(path.join(good, name), stretched);
+    }
   });
   after(() => rm(scratch, { recursive: true, force: true }));
 
   it('killed with -9 and resumed: nothing lost, nothing scored twice', async () => {
     const before = await killedRun(data, out, 2);
-    assert.ok(before.length >= 2 && before.length < 9, `${before.length} lines`);
+    assert.ok(before.length >= 2 && before.length < PICTURES, `${before.length} lines`);
     const refused = await diad(['eval', '--data', data, '--out', out]);
     assert.equal(refused.code, 1);
     assert.match(refused.stderr, /already holds a run: resume it \(--resume\)/);
     const { code, stdout, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume']);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, new RegExp(`${before.length} of 9 pictures, ${before.length} of them from before`));
+    assert.match(stderr, new RegExp(`${before.length} of ${PICTURES} pictures, ${before.length} of them from before`));
     assert.match(stdout, /^class +image_auroc.*\ngear .*\ntile .*\nmean .*\n\n.*index\.html\n$/);
     const lines = await linesOf(path.join(out, 'pictures.jsonl'));
     assert.deepEqual(lines.slice(0, before.length), before);
     const indices = lines.map((line) => (JSON.parse(line) as { index: number }).index);
     assert.deepEqual(
       [...indices].sort((a, b) => a - b),
-      Array.from({ length: 9 }, (_, i) => i),
+      Array.from({ length: PICTURES }, (_, i) => i),
     );
   });
 
@@ -111,12 +118,12 @@ describe('diad eval', function () {
 
   it('writes results and tables', async () => {
     const results = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as Results;
-    assert.deepEqual([results.pictures, results.failed], [9, []]);
+    assert.deepEqual([results.pictures, results.failed], [PICTURES, []]);
     assert.deepEqual(
       Object.entries(results.classes).map(([name, { pictures, defective }]) => [name, pictures, defective]),
       [
-        ['gear', 5, 2],
-        ['tile', 4, 2],
+        ['gear', PER_CLASS + 1, PER_CLASS / 2],
+        ['tile', PER_CLASS, PER_CLASS / 2],
       ],
     );
     for (const name of METRIC_NAMES) {
@@ -130,15 +137,15 @@ describe('diad eval', function () {
       ['gear', 'tile', 'mean'],
     );
     const imageLines = await linesOf(path.join(out, 'per_image.csv'));
-    assert.equal(imageLines.length, 10);
+    assert.equal(imageLines.length, PICTURES + 1);
     assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,\d\.\d+,,,,maps\/000000\.f32$/);
   });
 
   it('another mode comes from the same scores, another model or set is refused', async () => {
     const { code, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume', '--metrics-mode', 'diad']);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, /9 of 9 pictures, 9 of them from before/);
-    assert.equal((await linesOf(path.join(out, 'pictures.jsonl'))).length, 9);
+    assert.match(stderr, new RegExp(`${PICTURES} of ${PICTURES} pictures, ${PICTURES} of them from before`));
+    assert.equal((await linesOf(path.join(out, 'pictures.jsonl'))).length, PICTURES);
     const other = await diad(['eval', '--data', data, '--out', out, '--resume', '--seed', '5']);
     assert.equal(other.code, 1);
     assert.match(other.stderr, /holds a run with seed "0", not "5"/);
@@ -151,7 +158,7 @@ describe('diad eval', function () {
       assert.equal(await page.locator('tbody tr').count(), 2);
       assert.equal(await page.locator('svg.chart').count(), 6);
       assert.equal(await page.locator('path.curve').count(), 8);
-      assert.equal(await page.locator('.case').count(), 9);
+      assert.equal(await page.locator('.case').count(), 2 * SHOWN);
       const broken = await page.evaluate<[number, number]>(`(async () => {
         const sources = Array.from(document.querySelectorAll('image'), (image) => image.getAttribute('href'));
         const widths = await Promise.all(sources.map(async (source) => {
@@ -162,8 +169,8 @@ describe('diad eval', function () {
         }));
         return [widths.length, widths.filter((width) => width === 0).length];
       })()`);
-      assert.deepEqual(broken, [27, 0]);
-      const wide = page.locator('.case', { hasText: '900.png' }).locator('figure svg').first();
+      assert.deepEqual(broken, [3 * 2 * SHOWN, 0]);
+      const wide = page.locator('.case', { hasText: 'gear/test/good' }).locator('figure svg').first();
       const box = await wide.boundingBox();
       assert.ok(Math.abs(box!.width / box!.height - 2) < 0.02, JSON.stringify(box));
       assert.ok((await page.locator('.contour').count()) >= 4);

@@ -12,7 +12,8 @@ function findPython(): string {
   return process.env['DIAD_PYTHON'] ?? (existsSync(ofProject) ? ofProject : 'python3');
 }
 
-const NEEDED = 'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and python/ of this package installed; name it with DIAD_PYTHON';
+const NEEDED =
+  'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference (python/ of the repository); name it with DIAD_PYTHON';
 
 /** Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. */
 export async function runReference(command: string, args: readonly string[]): Promise<void> {
