@@ -81,14 +81,7 @@ class DiadPipeline:
             raise ValueError(f"Expected one picture for the published path but received {len(pictures)}")
         kept: dict[str, torch.Tensor] = {}
         x = self.frames(pictures).to(self.device)
-        noises = [self.draw_noise(seed) for seed in seeds]
-        posterior_noise, forward_noise = (torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True))
-
-        moments = self.model.first_stage_model.encode(x)
-        mean, logvar = moments.chunk(2, dim=1)
-        z = self.config.scale_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * posterior_noise)
-        x_start = self._noised(z, forward_noise)
-        latents = self._sample(x_start, x)
+        moments, z, x_start, latents = self._latents(x, seeds)
         reconstruction = self.model.first_stage_model.decode(latents[-1] / self.config.scale_factor)
         distances, total, maps, scores = self.compare(x, reconstruction)
         if stages:
@@ -113,6 +106,21 @@ class DiadPipeline:
             )
             for i in range(len(pictures))
         ]
+
+    @torch.inference_mode()
+    def denoised(self, pictures: Sequence[np.ndarray], seeds: Sequence[int]) -> torch.Tensor:
+        """The latents z_0 that sampling ends with, scaled, [N, 4, s, s]; pictures and seeds as for `run`."""
+        return self._latents(self.frames(pictures).to(self.device), seeds)[3][-1]
+
+    def _latents(self, x: torch.Tensor, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Moments, z, x_T and the latent after each step for normalised pictures x [N, 3, S, S]."""
+        noises = [self.draw_noise(seed) for seed in seeds]
+        posterior_noise, forward_noise = (torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True))
+        moments = self.model.first_stage_model.encode(x)
+        mean, logvar = moments.chunk(2, dim=1)
+        z = self.config.scale_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * posterior_noise)
+        x_start = self._noised(z, forward_noise)
+        return moments, z, x_start, self._sample(x_start, x)
 
     @torch.inference_mode()
     def compare(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:

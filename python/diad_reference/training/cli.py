@@ -1,4 +1,4 @@
-"""`train`: one stage of a model; run the stages in the order autoencoder, denoiser, extractor."""
+"""`train`: one stage of a model; run the stages in the order autoencoder, denoiser, decoder (optional), extractor."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from .pictures import load_good_pictures
 from .stages import MODEL_FILE, STAGES, StageSettings, start_model
 
 # Steps, batch, learning rate: what the demo model was trained with.
-DEFAULTS = {"autoencoder": (2400, 8, 2e-3), "denoiser": (3000, 24, 1e-3), "extractor": (1000, 24, 1.5e-3)}
+DEFAULTS = {"autoencoder": (2400, 8, 2e-3), "denoiser": (3000, 24, 1e-3), "decoder": (1200, 16, 1.5e-3), "extractor": (1000, 24, 1.5e-3)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,17 @@ def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
+def picture_loss(rebuilt: torch.Tensor, x: torch.Tensor) -> Losses:
+    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 at an eighth of the size (colours), in the normalised space [N, 3, S, S]."""
+    l1, mse = F.l1_loss(rebuilt, x), F.mse_loss(rebuilt, x)
+    edges = sum(F.l1_loss(a, b) for a, b in zip(_gradients(rebuilt), _gradients(x), strict=True))
+    colours = F.l1_loss(F.avg_pool2d(rebuilt, 8), F.avg_pool2d(x, 8))
+    metrics = {"l1": l1.detach(), "mse": mse.detach(), "colours": colours.detach()}
+    return l1 + 0.3 * mse + 0.5 * edges + 0.5 * colours, metrics
+
+
 class AutoencoderObjective(nn.Module):
-    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 at an eighth of the size (colours) + 1e-4 KL, in the normalised space."""
+    """The picture's loss + 1e-4 KL."""
 
     kl_weight = 1e-4
 
@@ -30,12 +39,23 @@ class AutoencoderObjective(nn.Module):
         mean, logvar = self.autoencoder.encode(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
         rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))
-        l1, mse = F.l1_loss(rebuilt, x), F.mse_loss(rebuilt, x)
-        edges = sum(F.l1_loss(a, b) for a, b in zip(_gradients(rebuilt), _gradients(x), strict=True))
-        colours = F.l1_loss(F.avg_pool2d(rebuilt, 8), F.avg_pool2d(x, 8))
+        loss, metrics = picture_loss(rebuilt, x)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        metrics = {"l1": l1.detach(), "mse": mse.detach(), "colours": colours.detach(), "kl": kl.detach()}
-        return l1 + 0.3 * mse + 0.5 * edges + 0.5 * colours + self.kl_weight * kl, metrics
+        return loss + self.kl_weight * kl, metrics | {"kl": kl.detach()}
+
+
+class DecoderObjective(nn.Module):
+    """The picture's loss for given latents: the encoder is not trained, so that the denoiser's latents keep their meaning."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        for part in (autoencoder.encoder, autoencoder.quant_conv):
+            part.requires_grad_(False)
+
+    def forward(self, z: torch.Tensor, x: torch.Tensor) -> Losses:
+        """z: latents, not scaled, [N, 4, s, s]; x: what they should become [N, 3, S, S]."""
+        return picture_loss(self.autoencoder.decode(z), x)
 
 
 class DenoiserObjective(nn.Module):

@@ -1,4 +1,4 @@
-"""The stages: autoencoder, denoiser (with the SG network), extractor. Each reads and updates <run>/model.pt."""
+"""The stages: autoencoder, denoiser (with the SG network), decoder (optional), extractor. Each reads and updates <run>/model.pt."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..frame import normalise
 from ..models.diad import DiadModel
 from ..pipeline import DiadPipeline, blurred
 from .loop import LoopSettings, fit
-from .objectives import AutoencoderObjective, DenoiserObjective, ExtractorObjective
+from .objectives import AutoencoderObjective, DecoderObjective, DenoiserObjective, ExtractorObjective
 from .perturb import perturb_all
 from .pictures import GoodPictures, load_good_pictures
 
@@ -59,27 +59,29 @@ class PictureSource:
         """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
         return normalise(frames, self.config.mean, self.config.std)
 
-    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Random pictures.
 
         Returns:
-            Indices of the good pictures [N], the frames to show (perturbed or not) uint8 [N, S, S, 3], and the masks float32 [N, S, S].
+            Indices of the good pictures [N], indices of the pictures to show into the good ones followed by the changed ones [N], these
+            frames uint8 [N, S, S, 3], and their masks float32 [N, S, S].
         """
         index = rng.integers(0, len(self.good), count)
         changed = rng.random(count) < perturbed_share
         version = rng.integers(0, self.copies, count) * len(self.good) + index
         frames = np.where(changed[:, None, None, None], self.changed[version], self.good[index])
         masks = np.where(changed[:, None, None], self.masks[version], False).astype(np.float32)
-        return index, frames, masks
+        return index, np.where(changed, len(self.good) + version, index), frames, masks
 
 
 @torch.inference_mode()
-def _encode_all(model: DiadModel, source: PictureSource, batch: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean and standard deviation of every good picture, unscaled, [N, 4, s, s] each."""
+def _encode_all(model: DiadModel, frames: np.ndarray, batch: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and standard deviation of pictures uint8 [N, S, S, 3], unscaled, [N, 4, s, s] each."""
     parts = []
     device = next(model.parameters()).device
-    for start in range(0, len(source.good), batch):
-        parts.append(model.first_stage_model.encode(source.normalised(source.good[start : start + batch]).to(device)).cpu())
+    for start in range(0, len(frames), batch):
+        x = normalise(frames[start : start + batch], model.config.mean, model.config.std)
+        parts.append(model.first_stage_model.encode(x.to(device)).cpu())
     mean, logvar = torch.cat(parts).chunk(2, dim=1)
     return mean, torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
 
@@ -90,12 +92,12 @@ def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
     source = PictureSource(model.config, pictures, copies=2, seed=settings.loop.seed)
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        _, frames, _ = source.pick(rng, count, settings.perturbed_share)
+        _, _, frames, _ = source.pick(rng, count, settings.perturbed_share)
         return (source.normalised(frames),)
 
     state = settings.run / "autoencoder.train.pt"
     fit(AutoencoderObjective(model.first_stage_model), batch, settings.loop, state, "autoencoder")
-    mean, std = _encode_all(model, source)
+    mean, std = _encode_all(model, source.good)
     scale = float(1 / (mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))).std())
     return _with_config(model, scale_factor=scale)
 
@@ -104,18 +106,56 @@ def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
     """Trains SG network and UNet together on the latents of good pictures; the hint may be a perturbed version."""
     pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
     source = PictureSource(model.config, pictures, copies=3, seed=settings.loop.seed)
-    mean, std = _encode_all(model, source)
+    mean, std = _encode_all(model, source.good)
     steps = len(model.schedule.steps)
     odds = np.linspace(2.0, 1.0, steps)
     odds /= odds.sum()
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        index, frames, _ = source.pick(rng, count, settings.perturbed_share)
+        index, _, frames, _ = source.pick(rng, count, settings.perturbed_share)
         noise = torch.from_numpy(rng.standard_normal((count, *mean.shape[1:]), dtype=np.float32))
         z = model.config.scale_factor * (mean[index] + std[index] * noise)
         return z, source.normalised(frames), torch.from_numpy(rng.choice(steps, count, p=odds))
 
     fit(DenoiserObjective(model), batch, settings.loop, settings.run / "denoiser.train.pt", "denoiser")
+    return model
+
+
+@torch.inference_mode()
+def _denoised_latents(model: DiadModel, frames: np.ndarray, device: str, batch: int = 32) -> torch.Tensor:
+    """What the sampler makes of pictures, divided by the latent scale, [N, 4, s, s]; the picture's index is its noise seed."""
+    pipeline = DiadPipeline(model, device)
+    parts = []
+    for start in range(0, len(frames), batch):
+        stop = min(start + batch, len(frames))
+        parts.append(pipeline.denoised(list(frames[start:stop]), list(range(start, stop))).cpu() / model.config.scale_factor)
+        print(f"sampling {stop}/{len(frames)}", flush=True)
+    return torch.cat(parts)
+
+
+def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
+    """Trains the decoder further on encoded and on sampled latents, half of each, against the good picture.
+
+    The encoder stays as it is. Latents of perturbed pictures are decoded to the perturbed picture, sampled ones to the good one.
+    """
+    pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
+    source = PictureSource(model.config, pictures, copies=1, seed=settings.loop.seed + 2)
+    sampled_file = settings.run / "sampled.pt"
+    if not sampled_file.exists():
+        torch.save(_denoised_latents(model, source.good, settings.loop.device), sampled_file)
+    sampled = torch.load(sampled_file, weights_only=True)
+    frames = np.concatenate([source.good, source.changed])
+    mean, std = _encode_all(model, frames)
+
+    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
+        encoded = count // 2
+        good = rng.integers(0, len(source.good), count)
+        index = np.where(rng.random(count) < settings.perturbed_share, good + len(source.good), good)[:encoded]
+        noise = torch.from_numpy(rng.standard_normal((encoded, *mean.shape[1:]), dtype=np.float32))
+        z = torch.cat([mean[index] + std[index] * noise, sampled[good[encoded:]]])
+        return z, source.normalised(np.concatenate([frames[index], source.good[good[encoded:]]]))
+
+    fit(DecoderObjective(model.first_stage_model), batch, settings.loop, settings.run / "decoder.train.pt", "decoder")
     return model
 
 
@@ -134,18 +174,15 @@ def rebuild_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 
 def train_extractor(model: DiadModel, settings: StageSettings) -> DiadModel:
     """Trains the extractor on pairs: a picture, perturbed or not, against what the trained model (or a blur) makes of it."""
     pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class)
-    source = PictureSource(model.config, pictures, copies=1, seed=settings.loop.seed + 1)
-    cache = settings.run / "reconstructions.npz"
+    source = PictureSource(model.config, pictures, copies=2, seed=settings.loop.seed + 1)
+    cache = settings.run / "reconstructions.npy"
     if not cache.exists():
-        good = rebuild_all(model, source.good, settings.loop.device)
-        np.savez(cache, good=good, changed=rebuild_all(model, source.changed, settings.loop.device))
-    with np.load(cache) as stored:
-        rebuilt_good, rebuilt_changed = stored["good"], stored["changed"]
+        np.save(cache, rebuild_all(model, np.concatenate([source.good, source.changed]), settings.loop.device))
+    rebuilt = np.load(cache)  # of the good pictures, then of the changed ones
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        index, frames, masks = source.pick(rng, count, settings.perturbed_share)
-        is_changed = masks.any(axis=(1, 2))[:, None, None, None]
-        counterpart = source.normalised(np.where(is_changed, rebuilt_changed[index], rebuilt_good[index]))
+        index, shown, frames, masks = source.pick(rng, count, settings.perturbed_share)
+        counterpart = source.normalised(rebuilt[shown])
         # Some counterparts are the untouched picture, softened, so that the features do not depend on one model's artefacts.
         softened = blurred(source.normalised(source.good[index]), float(rng.uniform(0.3, 1.2)))
         use_softened = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
@@ -173,7 +210,7 @@ def _refresh_batch_norm(extractor: nn.Module, source: PictureSource) -> None:
     rng = np.random.default_rng(0)
     device = next(extractor.parameters()).device
     for _ in range(20):
-        extractor(source.normalised(source.pick(rng, 48, 0.3)[1]).to(device))
+        extractor(source.normalised(source.pick(rng, 48, 0.3)[2]).to(device))
     extractor.eval()
 
 
@@ -183,4 +220,4 @@ def _with_config(model: DiadModel, **changes: object) -> DiadModel:
     return updated
 
 
-STAGES = {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "extractor": train_extractor}
+STAGES = {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "decoder": train_decoder, "extractor": train_extractor}
