@@ -5,6 +5,7 @@ export { Diad, type ReconstructResult, type ScoreResult, type SettledScore } fro
 export { DiadError, type DiadErrorCode } from './errors.js';
 export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image.js';
 export type { DiadInfo } from './info.js';
+export { tuneAllocator } from './native.js';
 export type { Distribution, QueueStats, Timings } from './native.js';
 export type { Region, RegionsOptions } from './regions.js';
 export type { CallOptions, LoadOptions, ScoreManyOptions, ScoreOptions } from './options.js';

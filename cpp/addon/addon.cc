@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "allocator.h"
 #include "class_metrics_call.h"
 #include "native_engine.h"
 #include "promise.h"
@@ -40,7 +41,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
   DiadAddon(Napi::Env env, Napi::Object exports) : environment_(Environment::create(env)) {
     engine_class_ = Napi::Persistent(NativeEngine::define(env));
     DefineAddon(exports, {InstanceMethod("open", &DiadAddon::open), InstanceMethod("load", &DiadAddon::load),
-                          InstanceMethod("classMetrics", &DiadAddon::class_metrics), InstanceMethod("shutdown", &DiadAddon::shutdown)});
+                          InstanceMethod("classMetrics", &DiadAddon::class_metrics), InstanceMethod("tuneAllocator", &DiadAddon::tune),
+                          InstanceMethod("shutdown", &DiadAddon::shutdown)});
   }
 
  private:
@@ -108,6 +110,9 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
 
   // classMetrics(request): Promise<metrics>; needs neither LibTorch nor an engine.
   Napi::Value class_metrics(const Napi::CallbackInfo& info) { return class_metrics_call(info, environment_); }
+
+  // tuneAllocator(): boolean; for the whole process.
+  Napi::Value tune(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), tune_allocator()); }
 
   // shutdown(): void; stops and joins every native thread of this environment.
   Napi::Value shutdown(const Napi::CallbackInfo& info) {

@@ -7,6 +7,7 @@
 
 #include <mutex>
 
+#include "cpu_passes.h"
 #include "error.h"
 #include "failure.h"
 #include "modules.h"
@@ -83,7 +84,11 @@ class TorchScriptModules final : public Modules {
       require_method(module, file, "guide", 1);
       kept = std::vector<std::string>{"guide"};
     }
-    return torch::jit::freeze(module, kept);
+    Module frozen = torch::jit::freeze(module, kept);
+    if (device.is_cpu() && precision == c10::kFloat) {
+      for (const auto& method : frozen.get_methods()) optimise_for_cpu(method.graph());
+    }
+    return frozen;
   }
 
   Module encoder_, denoiser_, decoder_, extractor_;

@@ -6,6 +6,7 @@ import { SingleBar } from 'cli-progress';
 import { glob } from 'tinyglobby';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
+import { tuneAllocator } from '../native.js';
 
 /** Options shared by commands that load a model. */
 export interface ModelOptions {
@@ -43,8 +44,9 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
 }
 
 /** Loads the model the options name. */
-export function loadModel(options: ModelOptions): Promise<Diad> {
+export async function loadModel(options: ModelOptions): Promise<Diad> {
   const { model, device, threads } = options;
+  tuneAllocator();
   return Diad.load(model, { device, ...(threads === undefined || threads === 0 ? {} : { threads }) });
 }
 

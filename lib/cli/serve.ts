@@ -5,6 +5,7 @@ import process from 'node:process';
 import type { ServerOptions } from '../server/index.js';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
+import { tuneAllocator } from '../native.js';
 import type { ModelOptions } from './inputs.js';
 
 /** Options of `diad serve` as the command line gives them. */
@@ -59,6 +60,7 @@ function threadsOf({ threads, workers }: ServeOptions): number | undefined {
 
 async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
   const threads = threadsOf(options);
+  tuneAllocator();
   const load = (): Promise<Diad> =>
     Diad.load(options.model, {
       device: options.device,

@@ -1,0 +1,116 @@
+#include "cpu_layers.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string_view>
+
+namespace diad {
+
+namespace {
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using OptionalTensor = std::optional<at::Tensor>;
+using OptionalText = std::optional<std::string_view>;
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> operator_of(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
+}
+
+at::Tensor reordered(const at::Tensor& weight, const ConvLayer::Shape& shape) {
+  static const auto reorder = operator_of<at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, int64_t,
+                                                     c10::OptionalArrayRef<int64_t>)>("mkldnn::_reorder_convolution_weight");
+  return reorder.call(weight.contiguous(), shape.padding, shape.stride, shape.dilation, 1, std::nullopt);
+}
+
+at::Tensor reordered_transposed(const at::Tensor& weight) {
+  static const auto reorder =
+      operator_of<at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, int64_t,
+                             c10::OptionalArrayRef<int64_t>)>("mkldnn::_reorder_convolution_transpose_weight");
+  return reorder.call(weight.contiguous(), {1, 1}, {0, 0}, {2, 2}, {1, 1}, 1, std::nullopt);
+}
+
+at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const ConvLayer::Shape& shape, bool relu) {
+  static const auto convolution =
+      operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef, c10::IntArrayRef,
+                             c10::IntArrayRef, int64_t, std::string_view, Scalars, OptionalText)>("mkldnn::_convolution_pointwise");
+  return convolution.call(x, weight, bias, shape.padding, shape.stride, shape.dilation, 1, relu ? "relu" : "none", Scalars(), std::nullopt);
+}
+
+at::Tensor convolve_and_add(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, const OptionalTensor& bias,
+                            const ConvLayer::Shape& shape) {
+  static const auto convolution =
+      operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef,
+                             c10::IntArrayRef, c10::IntArrayRef, int64_t, std::string_view, std::optional<at::Scalar>, OptionalText,
+                             Scalars, OptionalText)>("mkldnn::_convolution_pointwise", "binary");
+  return convolution.call(x, residual, weight, bias, shape.padding, shape.stride, shape.dilation, 1, "add", std::nullopt,
+                          shape.relu ? OptionalText("relu") : std::nullopt, Scalars(), std::nullopt);
+}
+
+at::Tensor convolve_upsampled(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  static const auto convolution =
+      operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef, c10::IntArrayRef,
+                             c10::IntArrayRef, c10::IntArrayRef, int64_t, std::string_view, Scalars, OptionalText)>(
+          "mkldnn::_convolution_transpose_pointwise");
+  const int64_t padding[] = {1, 1}, output_padding[] = {0, 0}, stride[] = {2, 2}, dilation[] = {1, 1};
+  return convolution.call(x, weight, bias, padding, output_padding, stride, dilation, 1, "none", Scalars(), std::nullopt);
+}
+
+}  // namespace
+
+at::Tensor folded_upsampling(const at::Tensor& weight) {
+  const at::Tensor w = weight.to(at::kDouble).transpose(0, 1);  // [C, K, 3, 3]
+  const auto fold = [](const at::Tensor& taps, int64_t axis) {
+    const auto tap = [&](int64_t i) { return taps.select(axis, i); };
+    return at::stack({tap(2), tap(1) + tap(2), tap(0) + tap(1), tap(0)}, axis);
+  };
+  return fold(fold(w, 2), 3).to(weight.scalar_type()).contiguous();
+}
+
+ConvLayer::ConvLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, Shape shape)
+    : bias_(std::move(bias)), shape_(std::move(shape)), channels_(weight.size(0)), kernel_{weight.size(2), weight.size(3)} {
+  weight_ = shape_.upsampled ? reordered_transposed(folded_upsampling(weight)) : reordered(weight, shape_);
+}
+
+std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x) const {
+  std::array<int64_t, 4> size{x.size(0), channels_, 0, 0};
+  for (size_t i = 0; i < 2; ++i) {
+    const int64_t side = x.size(static_cast<int64_t>(i) + 2) * (shape_.upsampled ? 2 : 1);
+    size[i + 2] = (side + 2 * shape_.padding[i] - shape_.dilation[i] * (kernel_[i] - 1) - 1) / shape_.stride[i] + 1;
+  }
+  return size;
+}
+
+at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+  if (shape_.upsampled) {
+    at::Tensor y = convolve_upsampled(x, weight_, bias_);
+    if (residual) y.add_(*residual);
+    return shape_.relu ? y.relu_() : y;
+  }
+  if (!residual) return convolve(x, weight_, bias_, shape_, shape_.relu);
+  if (residual->sizes() != c10::IntArrayRef(output_size(x))) {  // broadcast
+    const at::Tensor y = convolve(x, weight_, bias_, shape_, false) + *residual;
+    return shape_.relu ? y.relu() : y;
+  }
+  return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight_, bias_, shape_);
+}
+
+LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias) : bias_(std::move(bias)) {
+  static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
+  weight_ = reorder.call(weight.contiguous(), std::nullopt);
+}
+
+at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+  static const auto linear =
+      operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view, Scalars, OptionalText)>(
+          "mkldnn::_linear_pointwise");
+  static const auto linear_and_add =
+      operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view)>(
+          "mkldnn::_linear_pointwise", "binary");
+  if (residual) return linear_and_add.call(x.contiguous(), residual->contiguous(), weight_, bias_, "add");
+  return linear.call(x.contiguous(), weight_, bias_, "none", Scalars(), std::nullopt);
+}
+
+}  // namespace diad

@@ -1,0 +1,57 @@
+// Convolutions and linear layers whose weights are laid out for the CPU once, at load, and what surrounds them fused in.
+//
+// oneDNN computes in a blocked layout and would re-lay a plain weight on every call; small inputs would not reach oneDNN at all. The layers
+// are TorchScript custom classes, so that a frozen graph can hold them as constants; optimise_for_cpu (cpu_passes.h) puts them there.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/custom_class.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+namespace diad {
+
+// A 2-d convolution, optionally after nearest 2x upsampling; float32, groups 1.
+class ConvLayer final : public torch::CustomClassHolder {
+ public:
+  struct Shape {
+    std::vector<int64_t> padding, stride, dilation;
+    bool upsampled = false;  // the input is first enlarged 2x by repetition; needs a 3 x 3 kernel, stride 1, padding 1
+    bool relu = false;       // ends with max(0, .)
+  };
+
+  ConvLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, Shape shape);
+
+  // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual` [N, K, H', W'] is added before the relu.
+  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+
+ private:
+  [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x) const;
+
+  at::Tensor weight_;  // in oneDNN's layout
+  std::optional<at::Tensor> bias_;
+  Shape shape_;
+  int64_t channels_;
+  std::array<int64_t, 2> kernel_;
+};
+
+// y = x W^T + b, float32.
+class LinearLayer final : public torch::CustomClassHolder {
+ public:
+  LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias);
+
+  // x [..., I] -> [..., O]; `residual` [..., O] is added.
+  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+
+ private:
+  at::Tensor weight_;
+  std::optional<at::Tensor> bias_;
+};
+
+// The weights of a 4 x 4 transposed convolution, stride 2, padding 1, that equals nearest 2x upsampling followed by a 3 x 3 convolution
+// with padding 1: along each axis taps (w0, w1, w2) become (w2, w1 + w2, w0 + w1, w0). weight [K, C, 3, 3] -> [C, K, 4, 4].
+[[nodiscard]] at::Tensor folded_upsampling(const at::Tensor& weight);
+
+}  // namespace diad

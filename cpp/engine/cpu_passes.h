@@ -1,0 +1,20 @@
+// Rewrites a frozen TorchScript graph for the CPU: prepacked layers (cpu_layers.h) and fused norms (group_norm.h) in place of single
+// operators.
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <memory>
+
+namespace diad {
+
+// What a rewriting found; for tests and the profile.
+struct CpuRewrites {
+  int convolutions = 0, upsampled_convolutions = 0, linears = 0, norms = 0;
+};
+
+// In place. The graph's weights must be constants (a frozen module) in float32; what is not recognised stays as it is. The result computes
+// the same sums in another order: differences are float32's own.
+CpuRewrites optimise_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph);
+
+}  // namespace diad

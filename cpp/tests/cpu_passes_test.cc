@@ -1,0 +1,194 @@
+// Each rewriting for the CPU against the plain operators, in double where that says which is right.
+#include "cpu_passes.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/ir/irparser.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+
+#include "cpu_layers.h"
+#include "group_norm.h"
+#include "support.h"
+
+namespace {
+
+using namespace diad;
+
+at::Tensor random_tensor(std::vector<int64_t> shape, uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  return at::randn(shape, generator, at::kFloat);
+}
+
+double difference(const at::Tensor& a, const at::Tensor& b) {
+  REQUIRE(a.sizes() == b.sizes());
+  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
+
+at::Tensor plain_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight, const at::Tensor& bias,
+                      const GroupNormShape& shape) {
+  const at::Tensor shifted = shift ? x.to(at::kDouble) + shift->to(at::kDouble) : x.to(at::kDouble);
+  const at::Tensor y = at::group_norm(shifted, shape.groups, weight.to(at::kDouble), bias.to(at::kDouble), shape.eps);
+  return shape.silu ? at::silu(y) : y;
+}
+
+struct Program {
+  std::shared_ptr<torch::jit::Graph> graph = std::make_shared<torch::jit::Graph>();
+
+  explicit Program(const std::string& text, const std::vector<std::pair<std::string, at::Tensor>>& constants = {}) {
+    std::unordered_map<std::string, torch::jit::Value*> values;
+    torch::jit::parseIR(text, graph.get(), values);
+    for (const auto& [name, tensor] : constants) {
+      const torch::jit::WithInsertPoint at(*graph->nodes().begin());
+      values.at(name)->replaceAllUsesWith(graph->insertConstant(tensor));
+    }
+    for (size_t i = graph->inputs().size(); i-- > 0;) {
+      if (graph->inputs()[i]->uses().empty()) graph->eraseInput(i);
+    }
+  }
+
+  at::Tensor run(const std::vector<at::Tensor>& inputs) const {
+    torch::jit::Stack stack(inputs.begin(), inputs.end());
+    torch::jit::GraphExecutor(graph->copy(), "test").run(stack);
+    return stack.at(0).toTensor();
+  }
+
+  [[nodiscard]] size_t count(const char* kind) const {
+    size_t found = 0;
+    for (const auto* node : graph->nodes()) found += node->kind() == c10::Symbol::fromQualString(kind);
+    return found;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("GroupNorm with shift and SiLU equals the operators one by one") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({48}, 1), bias = random_tensor({48}, 2);
+  for (const auto& [pictures, side] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 16}, {3, 13}}) {
+    // A large mean beside a small spread is where one-pass variances fail.
+    const at::Tensor x = random_tensor({pictures, 48, side, side}, 3) + 100 * random_tensor({1, 48, 1, 1}, 4);
+    for (const bool silu : {false, true}) {
+      for (const int64_t groups : {1, 8, 48}) {
+        if (side == 1 && groups == 48) continue;  // one value a group has no variance
+        const GroupNormShape shape{groups, 1e-5, silu};
+        for (const std::optional<at::Tensor>& shift : {std::optional<at::Tensor>(), std::optional(random_tensor({1, 48, 1, 1}, 5)),
+                                                       std::optional(random_tensor({pictures, 48, 1, 1}, 6))}) {
+          const at::Tensor y = group_norm(x, shift, weight, bias, shape);
+          CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
+          CHECK(difference(y, plain_norm(x, shift, weight, bias, shape)) < 1e-3);
+          const at::Tensor centred = random_tensor({pictures, 48, side, side}, 7);
+          CHECK(difference(group_norm(centred, shift, weight, bias, shape), plain_norm(centred, shift, weight, bias, shape)) < 5e-6);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("SiLU holds where exp overflows and underflows") {
+  const c10::InferenceMode guard;
+  const at::Tensor ends = at::tensor({-1e4F, -200.0F, -88.5F, -20.0F, -1e-3F, 0.0F, 1e-3F, 20.0F, 88.5F, 200.0F, 1e4F}).view({1, 1, 1, 11});
+  // One group whose normalisation is undone by weight and bias leaves the values themselves.
+  const at::Tensor deviation = ends.std(std::nullopt, c10::optional<at::Scalar>(0)), mean = ends.mean();
+  const at::Tensor y = group_norm(ends, std::nullopt, deviation.view({1}), mean.view({1}), {1, 0.0, true});
+  const at::Tensor expected = plain_norm(ends, std::nullopt, deviation.view({1}), mean.view({1}), {1, 0.0, true});
+  CHECK(at::isfinite(y).all().item<bool>());
+  CHECK(difference(y, expected) < 2e-3);  // of 1e4
+}
+
+TEST_CASE("nearest upsampling before a convolution folds into one transposed convolution") {
+  const c10::InferenceMode guard;
+  const at::Tensor x = random_tensor({2, 5, 6, 7}, 1), weight = random_tensor({9, 5, 3, 3}, 2), bias = random_tensor({9}, 3);
+  const at::Tensor enlarged = at::upsample_nearest2d(x.to(at::kDouble), {12, 14});
+  const at::Tensor expected = at::conv2d(enlarged, weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
+  const at::Tensor folded = at::conv_transpose2d(x.to(at::kDouble), folded_upsampling(weight.to(at::kDouble)), bias.to(at::kDouble), 2, 1);
+  CHECK(difference(folded, expected) < 1e-12);
+  const ConvLayer layer(weight, bias, {{1, 1}, {1, 1}, {1, 1}, true, false});
+  CHECK(difference(layer.run(x, std::nullopt), expected) < 2e-5);
+}
+
+TEST_CASE("prepacked layers equal the plain ones, with residual and ReLU, for shapes that oneDNN would not take") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({24, 16, 3, 3}, 1), bias = random_tensor({24}, 2);
+  for (const int64_t side : {1, 2, 4, 17}) {
+    for (const int64_t stride : {1, 2}) {
+      const at::Tensor x = random_tensor({1, 16, side, side}, 3);
+      const at::Tensor plain = at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), stride, 1);
+      const at::Tensor residual = random_tensor(plain.sizes().vec(), 4), each = random_tensor({1, 24, 1, 1}, 5);
+      const ConvLayer layer(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, false});
+      const ConvLayer rectified(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, true});
+      CHECK(difference(layer.run(x, std::nullopt), plain) < 5e-5);
+      CHECK(difference(layer.run(x, residual), plain + residual) < 5e-5);
+      CHECK(difference(layer.run(x, each), plain + each) < 5e-5);
+      CHECK(difference(rectified.run(x, std::nullopt), plain.relu()) < 5e-5);
+      CHECK(difference(rectified.run(x, residual), (plain + residual).relu()) < 5e-5);
+    }
+  }
+  const at::Tensor matrix = random_tensor({20, 12}, 6), offset = random_tensor({20}, 7), tokens = random_tensor({2, 5, 12}, 8);
+  const at::Tensor expected = at::linear(tokens.to(at::kDouble), matrix.to(at::kDouble), offset.to(at::kDouble));
+  const at::Tensor residual = random_tensor({2, 5, 20}, 9);
+  CHECK(difference(LinearLayer(matrix, offset).run(tokens, std::nullopt), expected) < 2e-5);
+  CHECK(difference(LinearLayer(matrix, std::nullopt).run(tokens, residual), expected - offset + residual) < 2e-5);
+}
+
+TEST_CASE("a residual block's graph becomes norms and layers, and computes the same") {
+  const c10::InferenceMode guard;
+  const std::string text = R"IR(
+graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : Tensor, %m : Tensor):
+  %none : NoneType = prim::Constant()
+  %zero : int = prim::Constant[value=0]()
+  %one : int = prim::Constant[value=1]()
+  %two : int = prim::Constant[value=2]()
+  %three : int = prim::Constant[value=3]()
+  %eight : int = prim::Constant[value=4]()
+  %no : bool = prim::Constant[value=0]()
+  %eps : float = prim::Constant[value=0.0001]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %twice : float[] = prim::Constant[value=[2., 2.]]()
+  %e1 : Tensor = aten::unsqueeze(%emb, %two)
+  %e2 : Tensor = aten::unsqueeze(%e1, %three)
+  %h0 : Tensor = aten::conv2d(%x, %w1, %b1, %ones, %ones, %ones, %one)
+  %h1 : Tensor = aten::add(%h0, %e2, %one)
+  %h2 : Tensor = aten::group_norm(%h1, %eight, %g, %o, %eps, %no)
+  %h3 : Tensor = aten::silu(%h2)
+  %h4 : Tensor = aten::conv2d(%h3, %w1, %b1, %ones, %ones, %ones, %one)
+  %h5 : Tensor = aten::add(%x, %h4, %one)
+  %up : Tensor = aten::upsample_nearest2d(%h5, %none, %twice)
+  %h6 : Tensor = aten::conv2d(%up, %w1, %b1, %ones, %ones, %ones, %one)
+  %h7 : Tensor = aten::relu(%h6)
+  %y : Tensor = aten::linear(%h7, %m, %none)
+  return (%y))IR";
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
+                   emb = random_tensor({1, 16}, 7);
+  Program program(text, {{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}});
+  const at::Tensor expected = program.run({x, emb});
+  const CpuRewrites done = optimise_for_cpu(program.graph);
+  CHECK(done.convolutions == 3);
+  CHECK(done.upsampled_convolutions == 1);
+  CHECK(done.norms == 1);
+  CHECK(done.linears == 1);
+  for (const char* kind :
+       {"aten::conv2d", "aten::group_norm", "aten::silu", "aten::upsample_nearest2d", "aten::relu", "aten::linear", "aten::add"}) {
+    CAPTURE(kind);
+    CHECK(program.count(kind) == 0);
+  }
+  CHECK(difference(program.run({x, emb}), expected) < 2e-5);
+}
+
+TEST_CASE("what is not known to be equal is left alone") {
+  const std::string text = R"IR(
+graph(%x : Tensor, %v : Tensor, %w : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %two : int = prim::Constant[value=2]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %a : Tensor = aten::conv2d(%x, %v, %none, %ones, %ones, %ones, %one)
+  %b : Tensor = aten::conv2d(%a, %w, %none, %ones, %ones, %ones, %two)
+  %c : Tensor = aten::conv2d(%a, %w, %none, %ones, %ones, %ones, %one)
+  return (%b))IR";
+  Program program(text, {{"w", random_tensor({4, 2, 3, 3}, 1).to(at::kHalf)}});
+  const CpuRewrites done = optimise_for_cpu(program.graph);
+  CHECK(done.convolutions == 0);  // a weight that is an input, groups of 2, half precision
+  CHECK(program.count("aten::conv2d") == 2);
+}
