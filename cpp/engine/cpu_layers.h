@@ -8,12 +8,15 @@
 #include <torch/custom_class.h>
 
 #include <array>
+#include <map>
 #include <optional>
 #include <vector>
 
 namespace diad {
 
-// A 2-d convolution, optionally after nearest 2x upsampling; float32, groups 1.
+// A 2-d convolution, optionally after nearest 2x upsampling; float32, groups 1. The layout oneDNN wants depends on the input's size, so a
+// weight is laid out when a size is first seen and kept for the next time; the plain weight is then let go. Not for several threads at a
+// time.
 class ConvLayer final : public torch::CustomClassHolder {
  public:
   struct Shape {
@@ -22,19 +25,27 @@ class ConvLayer final : public torch::CustomClassHolder {
     bool relu = false;       // ends with max(0, .)
   };
 
-  ConvLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, Shape shape);
+  ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
 
   // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual` [N, K, H', W'] is added before the relu.
-  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
  private:
+  struct Packed {
+    at::Tensor weight, layout;  // in oneDNN's layout, and that layout's description
+  };
+
+  at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual);
+  const at::Tensor& packed_for(const at::Tensor& x);
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x) const;
 
-  at::Tensor weight_;  // in oneDNN's layout
+  at::Tensor plain_;   // undefined once packed
+  at::Tensor folded_;  // the transposed convolution's, packed, once needed
+  std::vector<Packed> packed_;
+  std::map<std::vector<int64_t>, size_t> by_size_;  // of the input, into packed_
   std::optional<at::Tensor> bias_;
   Shape shape_;
-  int64_t channels_;
-  std::array<int64_t, 2> kernel_;
+  std::array<int64_t, 4> size_;  // of the weight
 };
 
 // y = x W^T + b, float32.

@@ -103,8 +103,30 @@ TEST_CASE("nearest upsampling before a convolution folds into one transposed con
   const at::Tensor expected = at::conv2d(enlarged, weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
   const at::Tensor folded = at::conv_transpose2d(x.to(at::kDouble), folded_upsampling(weight.to(at::kDouble)), bias.to(at::kDouble), 2, 1);
   CHECK(difference(folded, expected) < 1e-12);
-  const ConvLayer layer(weight, bias, {{1, 1}, {1, 1}, {1, 1}, true, false});
+  ConvLayer layer(weight, bias, {{1, 1}, {1, 1}, {1, 1}, true, false});
   CHECK(difference(layer.run(x, std::nullopt), expected) < 2e-5);
+  CHECK(difference(layer.run(x, std::nullopt), expected) < 2e-5);
+  // Where channels outnumber pixels the picture is enlarged; each after the other, from one weight.
+  const at::Tensor small = x.slice(2, 0, 1).slice(3, 0, 3);
+  const at::Tensor enlarged_small = at::upsample_nearest2d(small.to(at::kDouble), {2, 6});
+  const at::Tensor expected_small = at::conv2d(enlarged_small, weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
+  ConvLayer other(weight, bias, {{1, 1}, {1, 1}, {1, 1}, true, false});
+  CHECK(difference(other.run(small, std::nullopt), expected_small) < 2e-5);
+  CHECK(difference(other.run(x, std::nullopt), expected) < 2e-5);
+  CHECK(difference(other.run(small, std::nullopt), expected_small) < 2e-5);
+  CHECK(difference(layer.run(small, std::nullopt), expected_small) < 2e-5);
+}
+
+TEST_CASE("a packed layer serves every input size, in any order") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({192, 64, 3, 3}, 1) * 0.1;
+  ConvLayer layer(weight, std::nullopt, {{1, 1}, {1, 1}, {1, 1}, false, false});
+  for (int round = 0; round < 2; ++round) {
+    for (const auto& [pictures, side] : std::vector<std::pair<int64_t, int64_t>>{{1, 32}, {1, 4}, {8, 16}, {1, 1}, {3, 9}}) {
+      const at::Tensor x = random_tensor({pictures, 64, side, side}, 2);
+      CHECK(difference(layer.run(x, std::nullopt), at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), {}, 1, 1)) < 5e-5);
+    }
+  }
 }
 
 TEST_CASE("prepacked layers equal the plain ones, with residual and ReLU, for shapes that oneDNN would not take") {
@@ -115,8 +137,8 @@ TEST_CASE("prepacked layers equal the plain ones, with residual and ReLU, for sh
       const at::Tensor x = random_tensor({1, 16, side, side}, 3);
       const at::Tensor plain = at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), stride, 1);
       const at::Tensor residual = random_tensor(plain.sizes().vec(), 4), each = random_tensor({1, 24, 1, 1}, 5);
-      const ConvLayer layer(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, false});
-      const ConvLayer rectified(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, true});
+      ConvLayer layer(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, false});
+      ConvLayer rectified(weight, bias, {{1, 1}, {stride, stride}, {1, 1}, false, true});
       CHECK(difference(layer.run(x, std::nullopt), plain) < 5e-5);
       CHECK(difference(layer.run(x, residual), plain + residual) < 5e-5);
       CHECK(difference(layer.run(x, each), plain + each) < 5e-5);
