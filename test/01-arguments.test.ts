@@ -114,6 +114,12 @@ describe('arguments', () => {
     assert.deepEqual(raw.kind === 'frame' && [...raw.frame.data], [7, 8, 9]);
   });
 
+  it('a buffer that was transferred away before the call', () => {
+    const buffer = new ArrayBuffer(8);
+    structuredClone(buffer, { transfer: [buffer] });
+    refuses(() => takeImage(buffer), /Expected bytes that are still there \(the buffer was transferred or detached\) for image/);
+  });
+
   it('a view is taken with its own offset and length', () => {
     const taken = takeImage(Uint8Array.of(0, 1, 2, 3, 0).subarray(1, 4));
     assert.deepEqual(taken.kind === 'encoded' && [...taken.bytes], [1, 2, 3]);
