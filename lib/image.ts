@@ -27,13 +27,28 @@ const LARGEST_SIDE = 2 ** 20;
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for anything that is neither bytes nor a raw frame
  */
 export function takeImage(image: ImageInput): TakenImage {
-  if (image instanceof Uint8Array) return { kind: 'encoded', bytes: Uint8Array.from(image) };
-  if (image instanceof ArrayBuffer || image instanceof SharedArrayBuffer) return { kind: 'encoded', bytes: new Uint8Array(image.slice(0)) };
+  if (image instanceof Uint8Array) return { kind: 'encoded', bytes: copyBytes(image) };
+  if (image instanceof ArrayBuffer || image instanceof SharedArrayBuffer) return { kind: 'encoded', bytes: copyBuffer(image) };
   if (typeof image === 'string') {
     throw invalid('encoded bytes or a raw frame (read the file first: await readFile(path))', 'image', image);
   }
   if (typeof image !== 'object' || image === null || !('data' in image)) throw invalid('encoded bytes or a raw frame', 'image', image);
   return { kind: 'frame', frame: takeFrame(image) };
+}
+
+/** Not Uint8Array.from: that fails on a view whose buffer was transferred away. Such a view has 0 bytes. */
+const copyBytes = (view: Uint8Array): Uint8Array => {
+  const bytes = new Uint8Array(view.length);
+  if (view.length > 0) bytes.set(view);
+  return bytes;
+};
+
+function copyBuffer(buffer: ArrayBuffer | SharedArrayBuffer): Uint8Array {
+  try {
+    return new Uint8Array(buffer.slice(0));
+  } catch {
+    throw invalid('bytes that are still there (the buffer was transferred or detached)', 'image', buffer);
+  }
 }
 
 function takeFrame(frame: RawFrame): RawFrame {

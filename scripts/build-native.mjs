@@ -1,8 +1,8 @@
 // Builds the addon, the engine, its executable and the C++ tests with CMake, incrementally.
 //
-//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only]
+//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only] [--sanitize address|undefined|thread]
 //
-// The CMake tree is build/cmake, the results are in build/Release.
+// The CMake tree is build/cmake, the results are in build/Release; with --sanitize both are in build/sanitize-NAME.
 // LibTorch: --libtorch, else DIAD_LIBTORCH, else the torch package of the project's .venv, else that of python3.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -69,13 +69,16 @@ const { values } = parseArgs({
     libtorch: { type: 'string' },
     'addon-only': { type: 'boolean', default: false },
     'libraries-only': { type: 'boolean', default: false },
+    sanitize: { type: 'string' },
   },
 });
 const require = createRequire(import.meta.url);
-const tree = path.join(root, 'build', 'cmake');
+const home = path.join(root, 'build', ...(values.sanitize === undefined ? [] : [`sanitize-${values.sanitize}`]));
+const tree = path.join(home, 'cmake');
 const ninja = spawnSync('ninja', ['--version']).status === 0;
 const configure = [
-  ...['-S', root, '-B', tree, '-DCMAKE_BUILD_TYPE=Release', `-DDIAD_OUTPUT=${path.join(root, 'build', 'Release')}`],
+  ...['-S', root, '-B', tree, '-DCMAKE_BUILD_TYPE=Release', `-DDIAD_OUTPUT=${path.join(home, 'Release')}`],
+  `-DDIAD_SANITIZE=${values.sanitize ?? ''}`,
   ...(ninja ? ['-G', 'Ninja'] : []),
   `-DNODE_INCLUDE_DIR=${findNodeHeaders(require)}`,
   `-DDIAD_NODE_ADDON_API=${folderOf(require, 'node-addon-api')}`,

@@ -114,6 +114,15 @@ describe('arguments', () => {
     assert.deepEqual(raw.kind === 'frame' && [...raw.frame.data], [7, 8, 9]);
   });
 
+  it('a buffer that was transferred away before the call', () => {
+    const buffer = new ArrayBuffer(8);
+    const view = new Uint8Array(buffer);
+    structuredClone(buffer, { transfer: [buffer] });
+    refuses(() => takeImage(buffer), /Expected bytes that are still there \(the buffer was transferred or detached\) for image/);
+    const taken = takeImage(view);
+    assert.equal(taken.kind === 'encoded' && taken.bytes.length, 0); // what scoring refuses as "0 bytes"
+  });
+
   it('a view is taken with its own offset and length', () => {
     const taken = takeImage(Uint8Array.of(0, 1, 2, 3, 0).subarray(1, 4));
     assert.deepEqual(taken.kind === 'encoded' && [...taken.bytes], [1, 2, 3]);

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <new>
 #include <string_view>
 
@@ -11,9 +12,13 @@ namespace diad {
 
 namespace {
 
+// LibTorch's allocators say it in words, and so does oneDNN, whose error carries no type that survives TorchScript: creating a primitive or
+// a memory object fails where it cannot map memory for code or scratch.
+constexpr std::string_view kAllocationFailures[] = {"not enough memory", "can't allocate memory",        "out of memory",
+                                                    "bad_alloc",         "could not create a primitive", "could not create a memory"};
+
 bool is_allocation_failure(std::string_view message) {
-  return message.find("not enough memory") != std::string_view::npos || message.find("can't allocate memory") != std::string_view::npos ||
-         message.find("out of memory") != std::string_view::npos;
+  return std::ranges::any_of(kAllocationFailures, [&](std::string_view words) { return message.find(words) != std::string_view::npos; });
 }
 
 // TorchScript wraps an operator's error in a listing of the graph; its last line says what happened.

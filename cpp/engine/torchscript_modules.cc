@@ -3,7 +3,6 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/tensorexpr_fuser.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
-#include <torch/csrc/jit/serialization/import.h>
 
 #include <mutex>
 
@@ -11,6 +10,7 @@
 #include "error.h"
 #include "failure.h"
 #include "modules.h"
+#include "torchscript_archive.h"
 
 namespace diad {
 
@@ -39,10 +39,12 @@ void require_method(const Module& module, const char* file, const char* method, 
 
 Module load_module(const Bundle& bundle, const char* file, c10::Device device, c10::ScalarType precision) {
   try {
-    Module module = torch::jit::load((bundle.folder / file).string(), c10::Device(c10::kCPU));
+    Module module = read_torchscript(bundle.folder / file, file);
     module.eval();
     module.to(device, precision);
     return module;
+  } catch (const EngineError&) {
+    throw;
   } catch (const std::exception& error) {
     const Failure failure = describe_failure(error);
     if (std::string_view(failure.code) == code::kOutOfMemory) throw EngineError(failure.code, failure.message);

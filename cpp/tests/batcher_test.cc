@@ -224,3 +224,16 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
   CHECK(stats.queued + stats.running == 0);
   CHECK(stats.completed + stats.failed + stats.cancelled == 3000);
 }
+
+TEST_CASE("failures: the words of LibTorch's and oneDNN's allocators mean out of memory, other words do not") {
+  const auto code_of = [](const char* words) { return std::string(diad::describe_failure(std::runtime_error(words)).code); };
+  for (const char* words :
+       {"[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", "could not create a primitive",
+        "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\n"
+        "RuntimeError: std::bad_alloc"}) {
+    CAPTURE(words);
+    CHECK(code_of(words) == "ERR_DIAD_OUT_OF_MEMORY");
+  }
+  CHECK(std::string(diad::describe_failure(std::bad_alloc()).code) == "ERR_DIAD_OUT_OF_MEMORY");
+  CHECK(code_of("The size of tensor a (3) must match the size of tensor b (4)") == "ERR_DIAD_INTERNAL");
+}

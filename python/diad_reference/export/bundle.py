@@ -1,5 +1,6 @@
 """Writing a bundle: TorchScript modules, manifest with hashes, model card (docs/architecture.md, "The bundle")."""
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ from .modules import CONSTANTS, scripted_modules
 
 FORMAT_VERSION = 1
 ARCHIVE_OVERHEAD = 8 << 20  # bytes of code and directory in a module's file, generously
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -143,10 +145,22 @@ def _put_in_place(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
+    if _exchange(staging, out):
+        shutil.rmtree(staging)
+        return
     old = staging.with_name(staging.name + ".old")
     out.rename(old)
     staging.rename(out)
     shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Lets two names change places in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:

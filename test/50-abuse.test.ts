@@ -1,0 +1,39 @@
+// The short forms of `npm run abuse`: each group in a process of its own.
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import process from 'node:process';
+import { root, runProgram } from './support.js';
+
+const GROUPS = [
+  'exits',
+  'workers',
+  'closing',
+  'storms',
+  'cycles',
+  'soak',
+  'pictures',
+  'bombs',
+  'bundles',
+  'torchscript',
+  'disk',
+  'buffers',
+  'options',
+];
+
+describe('abuse', () => {
+  for (const group of GROUPS) {
+    it(`${group} holds`, async () => {
+      const args = [path.join(root, 'bench', 'abuse', 'main.mjs'), '--dry', '--only', group];
+      const { code, stdout, stderr } = await runProgram(process.execPath, args, {}, root, 600_000);
+      assert.equal(code, 0, stdout + stderr);
+      assert.match(stdout, new RegExp(`^held {2}${group}: `, 'm'));
+    }).timeout(600_000);
+  }
+
+  it('an unknown group is refused', async () => {
+    const args = [path.join(root, 'bench', 'abuse', 'main.mjs'), '--dry', '--only', 'nothing-of-that-name'];
+    const { code, stderr } = await runProgram(process.execPath, args);
+    assert.notEqual(code, 0);
+    assert.match(stderr, /Expected names among exits, workers/);
+  });
+});
