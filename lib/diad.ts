@@ -4,7 +4,7 @@ import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
 import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { decodeImage, takeImage, type ImageInput, type RawFrame, type TakenImage } from './image.js';
-import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats, type Timings } from './native.js';
+import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
 import {
   validateCallOptions,
   validateLoadOptions,
@@ -15,52 +15,9 @@ import {
   type ScoreOptions,
   type ValidatedCall,
 } from './options.js';
+import type { ReconstructResult, ScoreResult, SettledScore } from './results.js';
 import { scoreTiles, type TiledResult } from './tiled-score.js';
 import { describeBundle, type DiadInfo } from './info.js';
-
-/** What one picture scored. */
-export interface ScoreResult {
-  /** How anomalous the picture is: the pooled maximum of its map, 0 (as reconstructed) and up. */
-  readonly score: number;
-  /** Scores above it are anomalous; only of a calibrated bundle. */
-  readonly threshold?: number;
-  /** score > threshold; only of a calibrated bundle. */
-  readonly anomalous?: boolean;
-  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
-  readonly normalisedScore?: number;
-  readonly map: AnomalyMap;
-  /** Of the picture, pixels. */
-  readonly pictureSize: { readonly width: number; readonly height: number };
-  /** Of the noise. */
-  readonly seed: bigint;
-  readonly timings: Timings & { readonly decodeImageMs: number };
-  /** Pictures that were computed together with this one, itself included. */
-  readonly batchSize: number;
-  /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
-  readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
-}
-
-/** A picture as the model thinks it would look if it were normal. */
-export interface ReconstructResult {
-  /** PNG bytes, at the model's size. */
-  readonly image: Buffer;
-  /** Pixels. */
-  readonly width: number;
-  /** Pixels. */
-  readonly height: number;
-  /** RGB, 8 bits, row-major. */
-  readonly data: Uint8Array;
-  readonly score: number;
-  readonly seed: bigint;
-  readonly timings: Timings & { readonly decodeImageMs: number };
-  /** Pictures that were computed together with this one, itself included. */
-  readonly batchSize: number;
-}
-
-/** One item of {@link Diad.scoreMany} with `onError: 'yield'`. */
-export type SettledScore =
-  | { readonly status: 'fulfilled'; readonly index: number; readonly value: ScoreResult }
-  | { readonly status: 'rejected'; readonly index: number; readonly reason: unknown };
 
 interface Computed extends TiledResult {
   readonly frame: RawFrame;
@@ -73,6 +30,8 @@ interface Computed extends TiledResult {
 const forgotten = new FinalizationRegistry<NativeEngine>((engine) => {
   engine.close().catch(() => undefined); // nobody is left to be told
 });
+
+export type { ReconstructResult, ScoreResult, SettledScore };
 
 /** A loaded bundle. Create one with {@link Diad.load}; give it back with {@link Diad.close}. */
 export class Diad {

@@ -7,7 +7,6 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
-import { ensureChromium } from './chromium.mjs';
 
 export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 export const python = path.join(root, '.venv', 'bin', 'python');
@@ -59,7 +58,7 @@ function systemPython() {
 }
 
 /** Runs every step that has not been done. */
-export function setUp({ withPython = false, withBrowser = false } = {}) {
+export function setUp({ withPython = false } = {}) {
   step('node packages', ['package.json', 'package-lock.json'], ['node_modules/sharp/package.json'], () =>
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel', 'error']),
   );
@@ -72,7 +71,6 @@ export function setUp({ withPython = false, withBrowser = false } = {}) {
       run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--editable', './python[test]', TORCH]),
     );
   }
-  if (withBrowser) ensureChromium();
   step('TypeScript', ['lib', 'tsconfig.json', 'package-lock.json'], ['dist/index.js', 'dist/cli/main.js'], () =>
     run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),
   );

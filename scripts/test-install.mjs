@@ -1,6 +1,7 @@
 // npm run test:install: the installation matrix from scratch. Tarballs are packed, then installed in clean directories and used there.
 //
 //   node scripts/test-install.mjs [--short] [--reuse-build] [--only NAME,...]
+//   node scripts/test-install.mjs --reuse-build --only 'built from the sources in the package'
 //
 // --short is what `npm test` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
 // needs the package registry (Node binaries, package managers); --reuse-build spares it prebuildify. Each case prints a line; the last line is "N passed, N failed".
@@ -22,9 +23,11 @@ const { values } = parseArgs({
 const only = values.only?.split(',');
 let [passed, failed] = [0, 0];
 
+const wanted = (name) => only === undefined || only.includes(name);
+
 /** Runs a case; a failure is printed and the rest go on. */
 function run(name, work) {
-  if (only !== undefined && !only.includes(name)) return undefined;
+  if (!wanted(name)) return undefined;
   const started = performance.now();
   try {
     const result = work();
@@ -62,7 +65,17 @@ function main() {
   mkdirSync(work, { recursive: true });
   const diad = packDiad({ reuseBuild: values.short || values['reuse-build'] });
   run('contents of the package', () => checkContents(diad));
-  const context = { env: cleanEnvironment(), diad, libtorch: packLibTorch(), golden: goldenScore(), libtorchFolder: torchFolder() };
+  let libtorch;
+  const context = {
+    env: cleanEnvironment(),
+    diad,
+    golden: goldenScore(),
+    libtorchFolder: torchFolder(),
+    // Packed for the first case that installs it: that takes minutes.
+    get libtorch() {
+      return (libtorch ??= packLibTorch());
+    },
+  };
   console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);
   cases.prime(context);
   const folder = run('npm offline from two tarballs', () => cases.npmOffline(context)) ?? path.join(work, 'projects', 'npm');
@@ -71,11 +84,11 @@ function main() {
     run('import and require and workers', () => cases.everyWayIn(process.execPath, folder, context));
     return;
   }
-  const binaries = nodes(NODES);
+  const binaries = nodes(NODES.filter((version) => wanted(`Node ${version}`)));
   for (const [version, node] of binaries) run(`Node ${version}`, () => cases.everyWayIn(node, folder, context));
-  run('types', () => cases.types({ ...context, folder }));
-  run('bundled by esbuild', () => cases.bundled({ ...context, folder }));
-  cases.fetchTools(context);
+  run('types', () => cases.types(context, folder));
+  run('bundled by esbuild', () => cases.bundled(context, folder));
+  if (['pnpm', 'yarn 1', 'yarn 4 PnP'].some(wanted)) cases.fetchTools(context);
   run('pnpm', () => cases.pnpm(context));
   run('yarn 1', () => cases.yarnClassic(context));
   run('yarn 4 PnP', () => cases.yarnPnp(context));

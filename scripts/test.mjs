@@ -72,8 +72,8 @@ function pythonSuite() {
 }
 
 try {
-  setUp({ withPython: true, withBrowser: true });
   installSystemPackages();
+  setUp({ withPython: true });
   check('eslint', bin('eslint'), ['.']);
   check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);

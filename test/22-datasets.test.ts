@@ -82,6 +82,23 @@ describe('data sets', () => {
       assert.deepEqual(summary(pictures), ['bolt good 0', 'bolt bent! 1']);
     }));
 
+  it('lists: another name for normal, the larger of two sets of pictures, a byte order mark', () =>
+    inFolder(async (root) => {
+      const [iad, visa] = [path.join(root, 'iad'), path.join(root, 'visa')];
+      await mkdir(path.join(iad, 'realiad_jsons'), { recursive: true });
+      for (const size of ['realiad_1024', 'realiad_256']) await mkdir(path.join(iad, size, 'toy'), { recursive: true });
+      const entry = (kind: string) => ({ category: 'toy', anomaly_class: kind, image_path: `${kind}.png` });
+      const list = { meta: { prefix: 'toy', normal_class: 'FINE' }, test: [entry('FINE'), entry('OK')] };
+      await writeFile(path.join(iad, 'realiad_jsons', 'toy.json'), JSON.stringify(list));
+      const { pictures } = await readDataSet(iad, 'real-iad');
+      assert.deepEqual(summary(pictures), ['toy good 0', 'toy OK! 0']);
+      assert.equal(pictures[0]!.file, path.join(iad, 'realiad_1024', 'toy', 'FINE.png'));
+
+      await mkdir(path.join(visa, 'split_csv'), { recursive: true });
+      await writeFile(path.join(visa, 'split_csv', '1cls.csv'), '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n');
+      assert.deepEqual(summary((await readDataSet(visa)).pictures), ['candle good 0']);
+    }));
+
   it('what is no data set is refused with the reason', () =>
     inFolder(async (root) => {
       await rejects(readDataSet(path.join(root, 'gone')), 'ERR_DIAD_INVALID_ARGUMENT', /There is no folder .*gone/);

@@ -53,6 +53,13 @@ describe('thresholds', () => {
     assert.ok(all < 1 && all > 0.99);
   });
 
+  it('of equal F1 the highest threshold; pictures of one score are called together', () => {
+    const of = (...entries: [number, boolean][]) => entries.map(([score, defective]) => ({ score, defective }));
+    // 2/3 with the first alone and with all four.
+    assert.equal(f1maxThreshold(of([2, true], [5, true], [3, false], [4, false])), 4.5);
+    assert.equal(f1maxThreshold(of([5, true], [5, false], [1, false])), 3);
+  });
+
   it('the normalised score is 0.5 at the threshold, 0.05 at the median normal picture, and grows', () => {
     const limits = { threshold: 2, scale: (2 - 1) / Math.log(0.95 / 0.05) };
     assert.equal(normalisedScore(2, limits), 0.5);
@@ -215,6 +222,11 @@ describe('diad calibrate', function () {
         await writeFile(bad, 'no picture');
         const broken = [...good, { file: bad, className: 'hard' }];
         await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
+
+        const quantile = (await calibrate(diad, { good, targetFpr: 0.4 })).calibration;
+        const ofGood = await Promise.all(good.map(async ({ file }) => (await diad.score(await readFile(file))).score));
+        const [, low, high] = ofGood.sort((a, b) => a - b) as [number, number, number, number];
+        assert.ok(Math.abs(normalisedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal picture');
 
         const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
         assert.equal(calibration.method, 'f1max');

@@ -19,6 +19,7 @@ import { runReference } from './reference.js';
 import { score } from './score.js';
 import { verify } from './verify.js';
 import { serve } from './serve.js';
+import { train } from './train.js';
 import { watch } from './watch.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
@@ -124,6 +125,14 @@ program
   .allowUnknownOption()
   .helpOption(false)
   .action((args: string[]) => runReference('convert', args));
+
+program
+  .command('train')
+  .description('train a model of your own (needs Python with PyTorch; `diad train --help` lists its options)')
+  .argument('[options...]')
+  .allowUnknownOption()
+  .helpOption(false)
+  .action(train);
 
 withModelOptions(program.command('serve'))
   .description('HTTP service with a page at /')

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { once } from 'node:events';
 import path from 'node:path';
 import process from 'node:process';
+import type { Readable } from 'node:stream';
 import { packageRoot } from '../native.js';
 
 /** The Python that has the reference's dependencies: DIAD_PYTHON, the project's .venv, python3. */
@@ -15,19 +16,26 @@ function findPython(): string {
 const NEEDED =
   'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference (python/ of the repository); name it with DIAD_PYTHON';
 
-/** Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. */
-export async function runReference(command: string, args: readonly string[]): Promise<void> {
+/**
+ * Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. SIGINT and SIGTERM go on to it.
+ *
+ * @param show - reads what it writes to standard output; by default that is this process's
+ */
+export async function runReference(command: string, args: readonly string[], show?: (output: Readable) => Promise<void>): Promise<void> {
   const python = findPython();
   const source = path.join(packageRoot, 'python');
   const paths = [...(existsSync(source) ? [source] : []), ...(process.env['PYTHONPATH'] ?? '').split(path.delimiter).filter(Boolean)];
   const child = spawn(python, ['-m', 'diad_reference', command, ...args], {
-    stdio: 'inherit',
+    stdio: ['inherit', show === undefined ? 'inherit' : 'pipe', 'inherit'],
     env: { ...process.env, PYTHONPATH: paths.join(path.delimiter) },
   });
   const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
   process.on('SIGINT', forward).on('SIGTERM', forward);
   try {
-    const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+    const [[code, signal]] = (await Promise.all([once(child, 'close'), child.stdout === null ? undefined : show?.(child.stdout)])) as [
+      [number | null, NodeJS.Signals | null],
+      undefined,
+    ];
     if (code !== 0) process.exitCode = code ?? (signal === 'SIGINT' ? 130 : 1);
   } catch (error) {
     throw new Error(`diad ${command} cannot start ${python}: ${NEEDED}`, { cause: error });

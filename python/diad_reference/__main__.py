@@ -1,4 +1,4 @@
-"""Command line of the reference: python -m diad_reference generate | train | evaluate | metrics | export | convert | score."""
+"""Command line of the reference: python -m diad_reference generate | train | memory | evaluate | metrics | export | convert | score."""
 
 import argparse
 import importlib
@@ -6,7 +6,8 @@ import sys
 
 COMMANDS = {
     "generate": ("generate.cli", "write a generated inspection data set"),
-    "train": ("training.cli", "train one stage of a model"),
+    "train": ("training.cli", "train one stage of a model, or all and write the bundle"),
+    "memory": ("training.memory", "bytes that training a model takes, counted"),
     "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
     "metrics": ("metrics", "metrics of anomaly maps by scikit-learn and scikit-image"),
     "export": ("export.cli", "write a bundle"),
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
+    except KeyboardInterrupt as stopped:
+        print(f"diad_reference {args.command}: {stopped or 'interrupted'}", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"diad_reference {args.command}: {error}", file=sys.stderr)
         return 1

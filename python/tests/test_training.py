@@ -133,7 +133,7 @@ def test_denoiser_objective_is_zero_for_a_perfect_denoiser() -> None:
 
     step = torch.tensor([0, 3, 6, 9])
     objective.diffusion_model.forward = perfect
-    loss, _ = objective(z, torch.randn(4, 3, 64, 64), step)
+    loss, _ = objective(z, torch.randn(4, 3, 64, 64), step, torch.randn_like(z))
     assert len(seen) == 1
     assert loss.item() < 1e-8
 

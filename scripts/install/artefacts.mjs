@@ -54,6 +54,7 @@ export function goldenScore() {
 
 /** Node binaries by major version, from the registry's node packages. */
 export function nodes(versions) {
+  if (versions.length === 0) return new Map();
   const folder = path.join(work, 'nodes');
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');

@@ -62,7 +62,7 @@ export function withoutLibTorch({ env, diad }) {
 }
 
 /** Types under node16 and bundler, checked as they are shipped. */
-export function types({ diad, folder }) {
+export function types({ diad }, folder) {
   const compile = (...options) =>
     run(localBin('tsc'), ['--noEmit', '--strict', '--target', 'es2022', '--types', 'node', ...options, 'types.ts'], {
       cwd: folder,
@@ -82,7 +82,7 @@ export function types({ diad, folder }) {
 }
 
 /** Bundled with diad external: the bundle runs beside node_modules. */
-export function bundled({ env, golden, folder }) {
+export function bundled({ env, golden }, folder) {
   const options = ['--bundle', '--platform=node', '--format=esm', '--external:diad', '--outfile=bundled.mjs'];
   run(localBin('esbuild'), ['score.mjs', ...options], { cwd: folder, env: process.env });
   expectScore(scoreWith(process.execPath, 'bundled.mjs', { cwd: folder, env, picture }), golden);

@@ -1,5 +1,7 @@
 """The whole model under the published checkpoint's key names."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -41,6 +43,11 @@ class DiadModel(nn.Module):
     def unet(self) -> ControlledUNet:
         """The denoiser without its wrapper."""
         return self.model.diffusion_model
+
+    def with_classes(self, classes: tuple[str, ...]) -> "DiadModel":
+        """This model, told which kinds of parts it is for."""
+        self.config = replace(self.config, classes=classes)
+        return self
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise predicted in x.

@@ -16,6 +16,21 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+class _TrainableInstanceNorm(nn.InstanceNorm2d):
+    """InstanceNorm whose gradient is right for a single picture, too.
+
+    PyTorch 2.13's own is not on the CPU when the gradient that arrives is channels-last and N is 1; while training the norm is therefore
+    spelt out, and autograd derives it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> the same shape."""
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + self.eps)
+
+
 class SpatialFusion(nn.Sequential):
     """One arrow of the SFF block: stride-2 convolution without bias, InstanceNorm, SiLU.
 
@@ -25,7 +40,7 @@ class SpatialFusion(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
-            nn.InstanceNorm2d(out_channels, affine=False, track_running_stats=False),
+            _TrainableInstanceNorm(out_channels, affine=False, track_running_stats=False),
             nn.SiLU(),
         )
 

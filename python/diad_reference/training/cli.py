@@ -1,4 +1,4 @@
-"""`train`: one stage of a model; run the stages in the order autoencoder, denoiser, decoder (optional), extractor."""
+"""`train`: one stage of a model, or all of them and the export; the same command goes on where it was interrupted."""
 
 import argparse
 import os
@@ -6,58 +6,204 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import save_checkpoint
-from ..config import PRESETS, preset
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..config import PRESETS, DiadConfig, preset
+from ..export.bundle import STORAGE, write_bundle
+from ..models.diad import DiadModel
 from .loop import LoopSettings
-from .pictures import load_good_pictures
-from .stages import MODEL_FILE, STAGES, StageSettings, start_model
+from .optimizers import OPTIMIZERS
+from .pictures import Split, class_folders
+from .progress import Progress
+from .run_record import MODEL_FILE, NEW_RUN_SHARE, RECIPES, RunRecord, agreed, read_record, write_record
+from .stable_diffusion import copy_encoder_to_control, model_from_stable_diffusion
+from .stages import STAGES, StageSettings, forget_caches, later_stages
 
-# Steps, batch, learning rate: what the demo model was trained with.
-DEFAULTS = {"autoencoder": (2400, 8, 2e-3), "denoiser": (3000, 24, 1e-3), "decoder": (1200, 16, 1.5e-3), "extractor": (1000, 24, 1.5e-3)}
+ALL = "all"
+# Steps, batch, learning rate. Weighted: what the demo model was trained with. Published: the published batches (accumulated ones
+# included) and the autoencoder's rate; the denoiser's is for Adafactor, see optimizers.py. How many steps are enough, validation tells.
+DEFAULTS = {
+    "weighted": {
+        "autoencoder": (2400, 8, 2e-3),
+        "denoiser": (3000, 24, 1e-3),
+        "decoder": (1200, 16, 1.5e-3),
+        "extractor": (1000, 24, 1.5e-3),
+    },
+    "published": {
+        "autoencoder": (3000, 32, 1.8e-4),
+        "denoiser": (20000, 48, 5e-4),
+        "decoder": (1000, 32, 1.8e-4),
+        "extractor": (1000, 24, 1.5e-3),
+    },
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("stage", choices=list(STAGES))
-    parser.add_argument("--data", type=Path, required=True, help="data set in MVTec-AD layout; only train/good is read")
-    parser.add_argument("--run", type=Path, dest="run_folder", required=True, help="folder of the run: model.pt, checkpoints, logs")
-    parser.add_argument("--config", choices=sorted(PRESETS), default="demo", help="sizes, for a new run (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="default: what the demo model took")
-    parser.add_argument("--batch", type=int, help="pictures a step over all processes")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument(
-        "--perturbed-share", type=float, default=0.5, help="share of perturbed pictures in a batch, 0..1 (default: %(default)s)"
+    add = parser.add_argument
+    add("stage", choices=[*STAGES, ALL], help="all: every stage but the decoder's, then the bundle")
+    add("--data", type=Path, required=True, help="data set in MVTec-AD layout; only CLASS/train/good is read, no masks")
+    add("--run", type=Path, dest="run_folder", required=True, help="folder of the run: model.pt, checkpoints, logs")
+    add("--out", type=Path, help="with all: folder of the bundle")
+    add("--storage", choices=sorted(STORAGE), default="float16", help="dtype of the bundle's weights (default: %(default)s)")
+    add("--with-decoder", action="store_true", help="with all: train the decoder on sampled latents, too")
+
+    new = parser.add_argument_group("a new run (the choices stay with it)")
+    new.add_argument("--config", choices=sorted(PRESETS), help="sizes (default: demo; published with --stable-diffusion)")
+    new.add_argument("--stable-diffusion", type=Path, metavar="FILE", help="start from a Stable Diffusion 1.x checkpoint, LDM's names")
+    new.add_argument("--extractor", type=Path, metavar="FILE", help="with --stable-diffusion: ResNet weights, which then are not trained")
+    new.add_argument("--recipe", choices=RECIPES, help="of the denoiser (default: weighted; published with --stable-diffusion)")
+    new.add_argument(
+        "--validation-share", type=float, help=f"of each class, held out of training for the validation loss (default: {NEW_RUN_SHARE})"
     )
-    parser.add_argument("--per-class", type=int, default=0, help="use the first so many pictures of each class (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process a GPU")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
+    new.add_argument("--split-seed", type=int, help="of the choice of held-out pictures (default: 0)")
+
+    add("--steps", type=int, help="of each stage (default: see docs/training.md)")
+    add("--batch", type=int, help="pictures a step over all processes")
+    add("--learning-rate", type=float, help="of one stage")
+    add("--perturbed-share", type=float, help="share of perturbed pictures in a batch, 0..1 (default: 0.5; published recipe: 0)")
+    add("--per-class", type=int, default=0, help="train on the first so many pictures of each class (default: all)")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
+    add("--log-every", type=int, default=20, help="steps between lines of progress (default: %(default)s)")
+    add("--validate-every", type=int, default=200, help="steps between validation losses (default: %(default)s)")
+
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process a GPU")
+    machine.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    machine.add_argument("--micro-batch", type=int, default=0, help="pictures in memory at once; gradients add up (default: the batch)")
+    machine.add_argument("--recompute", action="store_true", help="gradient checkpointing: less memory, a third more time")
+    machine.add_argument("--optimizer", choices=OPTIMIZERS, help="default: adamw; adafactor for the published recipe's denoiser")
+    machine.add_argument("--ema-decay", type=float, help="of the averaged weights, 0: none (default: 0.998; published recipe: 0)")
+    machine.add_argument("--threads", type=int, default=0, help="0: torch's default")
+    add("--json", action="store_true", help="progress as one JSON object a line")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains the stage, or goes on where it stopped, and writes model.pt."""
+    """Trains, or goes on where it stopped."""
+    _check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if not 0 <= args.perturbed_share <= 1:
-        raise ValueError(f"Expected 0..1 for --perturbed-share but received {args.perturbed_share}")
+    first = int(os.environ.get("RANK", "0")) == 0
+    progress = Progress(as_json=args.json, quiet=not first)
     args.run_folder.mkdir(parents=True, exist_ok=True)
-    config = preset(args.config)
-    classes = load_good_pictures(args.data, config.image_size).classes
-    model = start_model(config, args.run_folder, classes, args.seed)
-    steps, batch, rate = DEFAULTS[args.stage]
+    model, record = _open_run(args)
+    stages = [args.stage] if args.stage != ALL else _planned(args, record)
+    for stage in stages:
+        settings = _settings(args, record, stage, progress)
+        steps = settings.loop.steps
+        if record.done.get(stage) == steps:
+            progress.say("stage", f"{stage}: done, {steps} steps", stage=stage, state="skipped", steps=steps)
+            continue
+        progress.say("stage", f"{stage}: {steps} steps", stage=stage, state="started", steps=steps)
+        if first:
+            forget_caches(args.run_folder, stage)
+        model = STAGES[stage](model, settings).cpu()
+        record = record.with_done(stage, steps, later_stages(stage))
+        if first:
+            save_checkpoint(model, args.run_folder / MODEL_FILE)
+            write_record(args.run_folder, record)
+            progress.say("stage", str(args.run_folder / MODEL_FILE), stage=stage, state="finished", steps=steps)
+    if args.stage == ALL and first:
+        path = write_bundle(load_checkpoint(args.run_folder / MODEL_FILE), args.out, args.storage, None)
+        progress.say("written", str(path), path=str(path))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option, value, low, high in (
+        ("perturbed-share", args.perturbed_share, 0, 1),
+        ("validation-share", args.validation_share, 0, 0.5),
+        ("ema-decay", args.ema_decay, 0, 0.99999),
+    ):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"Expected {low}..{high} for --{option} but received {value}")
+    for option, value, low in (
+        ("steps", args.steps, 1),
+        ("batch", args.batch, 1),
+        ("micro-batch", args.micro_batch, 0),
+        ("save-every", args.save_every, 1),
+        ("log-every", args.log_every, 1),
+        ("validate-every", args.validate_every, 1),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"Expected at least {low} for --{option} but received {value}")
+    if args.stage == ALL and args.out is None:
+        raise ValueError("Expected --out, the folder of the bundle, with all")
+    if args.stage == ALL and args.learning_rate is not None:
+        raise ValueError("--learning-rate is that of one stage; the stages' own differ tenfold. Train them one by one to change it")
+    if args.extractor is not None and args.stable_diffusion is None:
+        raise ValueError("--extractor belongs to a run with --stable-diffusion; other runs train their extractor")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this PyTorch sees no CUDA device")
+
+
+def _open_run(args: argparse.Namespace) -> tuple[DiadModel, RunRecord]:
+    """The run's model and record, made when the run is new."""
+    name = args.stable_diffusion.name if args.stable_diffusion else None
+    asked = {
+        "validation_share": args.validation_share,
+        "split_seed": args.split_seed,
+        "recipe": args.recipe,
+        "stable_diffusion": name,
+        "extractor": args.extractor.name if args.extractor else None,
+    }
+    classes = tuple(folder.name for folder in class_folders(args.data))
+    record = read_record(args.run_folder)
+    path = args.run_folder / MODEL_FILE
+    if record is not None and path.exists():
+        agreed(record, asked)
+        model = load_checkpoint(path)
+        if args.config is not None and preset(args.config).unet != model.config.unet and args.stable_diffusion is None:
+            raise ValueError(f"{path} has other sizes than --config {args.config}; take another --run")
+        return model, record
+    given = {key: value for key, value in asked.items() if value is not None}
+    recipe = "published" if args.stable_diffusion else "weighted"
+    record = RunRecord(**{"validation_share": NEW_RUN_SHARE, "recipe": recipe} | given)
+    if args.stable_diffusion:
+        config = preset(args.config or "published")
+        model = model_from_stable_diffusion(args.stable_diffusion, config, args.extractor, args.seed)
+        model = model.with_classes(classes)
+    else:
+        model = _random_start(preset(args.config or "demo"), classes, args.seed)
+    if int(os.environ.get("RANK", "0")) == 0:
+        save_checkpoint(model, path)
+        write_record(args.run_folder, record)
+    return model, record
+
+
+def _random_start(config: DiadConfig, classes: tuple[str, ...], seed: int) -> DiadModel:
+    torch.manual_seed(seed)
+    model = DiadModel(config).with_classes(classes)
+    model.context.copy_(torch.randn(model.context.shape, generator=torch.Generator().manual_seed(seed)))
+    copy_encoder_to_control(model)
+    return model
+
+
+def _planned(args: argparse.Namespace, record: RunRecord) -> list[str]:
+    left_out = set() if args.with_decoder else {"decoder"}
+    if record.extractor is not None:
+        left_out.add("extractor")
+    return [stage for stage in STAGES if stage not in left_out]
+
+
+def _settings(args: argparse.Namespace, record: RunRecord, stage: str, progress: Progress) -> StageSettings:
+    published = record.recipe == "published"
+    steps, batch, rate = DEFAULTS[record.recipe][stage]
     loop = LoopSettings(
         steps=args.steps or steps,
         batch=args.batch or batch,
         learning_rate=args.learning_rate or rate,
         seed=args.seed,
+        ema_decay=args.ema_decay if args.ema_decay is not None else (0.0 if published and stage == "denoiser" else 0.998),
+        save_every=args.save_every,
+        log_every=args.log_every,
         device=args.device,
         precision=args.precision,
-        save_every=args.save_every,
+        optimizer=args.optimizer if args.optimizer else ("adafactor" if published and stage == "denoiser" else "adamw"),
+        micro_batch=args.micro_batch,
+        recompute=args.recompute,
+        validate_every=args.validate_every,
     )
-    model = STAGES[args.stage](model, StageSettings(args.run_folder, args.data, loop, args.perturbed_share, args.per_class))
-    if int(os.environ.get("RANK", "0")) == 0:
-        save_checkpoint(model.cpu(), args.run_folder / MODEL_FILE)
-        print(args.run_folder / MODEL_FILE)
-    return 0
+    share = args.perturbed_share if args.perturbed_share is not None else (0.0 if published and stage != "extractor" else 0.5)
+    split = Split(record.validation_share, record.split_seed)
+    return StageSettings(args.run_folder, args.data, loop, share, args.per_class, record.recipe, split, progress)

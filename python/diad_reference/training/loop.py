@@ -1,17 +1,24 @@
-"""The training loop every stage shares: seeded batches, cosine rate, EMA, checkpoints, resume, several GPUs with torchrun."""
+"""The training loop every stage shares: seeded batches, micro-batches, cosine rate, EMA, validation, checkpoints, resume, several GPUs."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from .optimizers import build_optimizer, recompute_activations
+from .progress import Progress
+from .stopping import Interrupted, StopRequest
+
+VALIDATION_SEED = 1 << 30  # beyond every step's number, so that validation draws what no step has drawn
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,28 @@ class LoopSettings:
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    ema_decay: float = 0.998
+    ema_decay: float = 0.998  # 0: no averages, and no memory for them
     save_every: int = 200
     log_every: int = 20
     device: str = "cpu"
     precision: str = "float32"  # autocast: float32 or bfloat16
+    optimizer: str = "adamw"  # or adafactor
+    micro_batch: int = 0  # pictures in memory at once per process; gradients add up to the batch's. 0: all
+    recompute: bool = False  # gradient checkpointing
+    validate_every: int = 200
+    validation_batches: int = 4
 
 
 # Called with (rng, batch size of this process, step): the tensors of one batch, handed to the objective's forward.
 BatchSource = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is told beside its settings."""
+
+    validation: BatchSource | None = None  # batches of held-out pictures
+    progress: Progress = field(default_factory=Progress)
 
 
 def learning_rate_at(step: int, settings: LoopSettings) -> float:
@@ -45,111 +65,218 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 
 
 class Ema:
-    """Exponential moving average of the trainable parameters; early on it follows more closely."""
+    """Exponential moving average of the trainable parameters; early on it follows more closely. Empty with decay 0."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad} if decay else {}
+
+    def _pairs(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in module.named_parameters() if name in self.values)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the parameters after step `step`."""
+        if not self.values:
+            return
         decay = min(self.decay, (1 + step) / (10 + step))
-        names = [name for name, p in module.named_parameters() if p.requires_grad]
-        averages = [self.values[name] for name in names]
-        current = [p.detach() for _, p in module.named_parameters() if p.requires_grad]
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        pairs = list(self._pairs(module))
+        torch._foreach_lerp_([self.values[name] for name, _ in pairs], [p.detach() for _, p in pairs], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Writes the averages into the module."""
-        for name, p in module.named_parameters():
-            if name in self.values:
-                p.copy_(self.values[name])
+        for name, p in self._pairs(module):
+            p.copy_(self.values[name])
+
+    @contextmanager
+    def in_place(self, module: nn.Module) -> Iterator[None]:
+        """The module has the averages for a while; storages change places, nothing is copied."""
+        self._exchange(module)
+        try:
+            yield
+        finally:
+            self._exchange(module)
+
+    def _exchange(self, module: nn.Module) -> None:
+        for name, p in self._pairs(module):
+            p.data, self.values[name] = self.values[name], p.data
 
 
-def fit(objective: nn.Module, source: BatchSource, settings: LoopSettings, state_path: Path, label: str) -> nn.Module:
+class TrainingRun:
+    """One run of `fit`: the objective on its device with everything that changes from step to step."""
+
+    def __init__(self, objective: nn.Module, settings: LoopSettings, state_path: Path, label: str) -> None:
+        self.settings, self.state_path, self.label = settings, state_path, label
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        local = os.environ.get("LOCAL_RANK", "0")
+        self.device = torch.device(f"cuda:{local}" if settings.device == "cuda" else settings.device)
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
+        if settings.recompute:
+            recompute_activations(self.objective)
+        self.trainable = [p for p in objective.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(settings.optimizer, self.trainable, settings.learning_rate, settings.weight_decay)
+        self.ema = Ema(objective, settings.ema_decay)
+        self.first = self._resume()
+        self.wrapped = nn.parallel.DistributedDataParallel(objective) if self.world > 1 else objective
+
+    def step(self, batch: tuple[torch.Tensor, ...], step: int) -> dict[str, float]:
+        """Takes one step; micro-batches weigh as much as they have pictures."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, self.settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(batch[0])
+        size = self.settings.micro_batch or count
+        seen: list[tuple[float, dict[str, float]]] = []
+        for start in range(0, count, size):
+            part = tuple(t[start : start + size].to(self.device, non_blocking=True) for t in batch)
+            share = len(part[0]) / count
+            together = self.world == 1 or start + size >= count  # gradients go over to the other processes once a step
+            with nullcontext() if together else self.wrapped.no_sync():
+                loss, metrics = self._forward(self.wrapped, part)
+                if not torch.isfinite(loss):
+                    raise ValueError(f"{self.label}: the loss is {loss.item()} at step {step}; lower the learning rate")
+                (loss * share).backward()
+            seen.append((share, {"loss": float(loss.detach()), **{k: float(v) for k, v in metrics.items()}}))
+        nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
+        self.optimizer.step()
+        self.ema.update(self.objective, step)
+        return _weighted_means(seen)
+
+    def _forward(self, module: nn.Module, part: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            return module(*part)
+
+    @torch.no_grad()
+    def validate(self, source: BatchSource) -> float:
+        """Mean loss of the averaged weights on held-out pictures: the same pictures, changes and noise every time."""
+        losses = []
+        with self.ema.in_place(self.objective):
+            self.objective.eval()
+            for i in range(self.settings.validation_batches):
+                rng = np.random.default_rng((self.settings.seed, VALIDATION_SEED, i))
+                part = source(rng, self.settings.micro_batch or self.settings.batch, i)
+                losses.append(float(self._forward(self.objective, tuple(t.to(self.device) for t in part))[0]))
+            self.objective.train()
+        return float(np.mean(losses))
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        state = {
+            "step": step,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.values,
+            "settings": asdict(self.settings),
+        }
+        staging = self.state_path.with_suffix(".part")
+        torch.save(state, staging)
+        staging.replace(self.state_path)
+
+    def _resume(self) -> int:
+        if not self.state_path.exists():
+            return 0
+        # Mapped from the file: on a GPU that is nearly full there is no room for a second copy.
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True, mmap=True)
+        before = state["settings"].get("optimizer", "adamw")
+        if before != self.settings.optimizer:
+            raise ValueError(
+                f"Expected --optimizer {before}, which {self.state_path} was begun with, but received {self.settings.optimizer}"
+            )
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in self.ema.values.items():
+            value.copy_(state["ema"].get(name, value))
+        return int(state["step"])
+
+
+def _weighted_means(seen: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Means over micro-batches; a metric that a micro-batch has no sample of is NaN there and left out."""
+    means = {}
+    for key in seen[0][1]:
+        known = [(share, values[key]) for share, values in seen if not math.isnan(values[key])]
+        total = sum(share for share, _ in known)
+        means[key] = sum(share * value for share, value in known) / total if known else math.nan
+    return means
+
+
+def fit(
+    objective: nn.Module,
+    source: BatchSource,
+    settings: LoopSettings,
+    state_path: Path,
+    label: str,
+    surroundings: Surroundings | None = None,
+) -> nn.Module:
     """Trains and leaves the averaged weights in the objective.
 
-    A run that was interrupted goes on from its last checkpoint; batches depend on (seed, step, rank) only, so the same steps
-    see the same pictures.
+    A run that was interrupted goes on from its last checkpoint and ends with the weights it would have had: everything random is drawn by
+    the batch source, from (seed, step, rank).
 
     Args:
         objective: its forward takes a batch and returns (loss, {name: value}); parameters with requires_grad are trained.
-        source: makes a batch.
+        source: makes a batch, noise included.
         settings: length, batch, rate.
         state_path: checkpoint file; losses go to the same name with .log.jsonl.
         label: name in the progress lines.
+        surroundings: held-out batches, and who is told.
 
     Returns:
         The objective.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM arrived; the checkpoint holds the steps taken.
+        ValueError: the loss is not finite, or the checkpoint was begun with another optimizer.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if settings.device == "cuda" else settings.device)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    objective = objective.to(device).to(memory_format=torch.channels_last).train()
-    torch.manual_seed(settings.seed * 1000 + rank)
-    trainable = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True)
-    ema = Ema(objective, settings.ema_decay)
-    first = _resume(objective, optimizer, ema, state_path, device)
-    wrapped = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
+    surroundings = surroundings or Surroundings()
+    progress, validation = surroundings.progress, surroundings.validation
+    run = TrainingRun(objective, settings, state_path, label)
     log_path = state_path.with_suffix(".log.jsonl")
-    started, recent = time.time(), []
-    for step in range(first, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
-        batch = source(np.random.default_rng((settings.seed, step, rank)), settings.batch // world, step)
-        batch = tuple(t.to(device, non_blocking=True) for t in batch)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss, metrics = wrapped(*batch)
-        if not torch.isfinite(loss):
-            raise ValueError(f"{label}: the loss is {float(loss)} at step {step}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
-        optimizer.step()
-        ema.update(objective, step)
-        recent.append({"loss": float(loss.detach()), **{k: float(v) for k, v in metrics.items()}})
-        done = step + 1
-        if rank == 0 and (done % settings.log_every == 0 or done == settings.steps):
-            line = {"step": done, "seconds": round(time.time() - started, 1)}
-            line |= {key: float(np.nanmean([r[key] for r in recent])) for key in recent[0]}
-            recent = []
-            with log_path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            left = (time.time() - started) / (done - first) * (settings.steps - done)
-            print(
-                f"{label} {done}/{settings.steps} left {left / 60:.1f} min " + " ".join(f"{k} {v:.4g}" for k, v in line.items()), flush=True
-            )
-        if rank == 0 and (done % settings.save_every == 0 or done == settings.steps):
-            _save(objective, optimizer, ema, state_path, done, settings)
-    ema.copy_to(objective)
+    started = time.time()
+    recent: list[dict[str, float]] = []
+
+    def log(line: dict[str, float]) -> None:
+        with log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    with StopRequest() as stop:
+        for step in range(run.first, settings.steps):
+            rng = np.random.default_rng((settings.seed, step, run.rank))
+            recent.append(run.step(source(rng, settings.batch // run.world, step), step))
+            done = step + 1
+            finished = done == settings.steps
+            leaving = stop.agreed(run.device) and not finished
+            if run.rank == 0 and (done % settings.log_every == 0 or finished):
+                line = {"step": done, "seconds": round(time.time() - started, 1)}
+                line |= {key: _mean([r[key] for r in recent]) for key in recent[0]}
+                recent = []
+                log(line)
+                left = (time.time() - started) / (done - run.first) * (settings.steps - done)
+                text = f"{label} {done}/{settings.steps} left {left / 60:.1f} min " + " ".join(f"{k} {v:.4g}" for k, v in line.items())
+                progress.say("step", text, stage=label, steps=settings.steps, seconds_left=round(left, 1), **line)
+            if run.rank == 0 and validation is not None and (done % settings.validate_every == 0 or finished):
+                loss = run.validate(validation)
+                log({"step": done, "validation_loss": loss})
+                progress.say(
+                    "validation",
+                    f"{label} {done}/{settings.steps} validation loss {loss:.4g}",
+                    stage=label,
+                    step=done,
+                    validation_loss=loss,
+                )
+            if run.rank == 0 and (done % settings.save_every == 0 or finished or leaving):
+                run.save(done)
+                progress.say("saved", f"{label} {done}/{settings.steps} saved", stage=label, step=done, path=str(state_path))
+            if leaving:
+                raise Interrupted(f"{label} stopped after step {done} of {settings.steps}; the same command goes on from there")
+    run.ema.copy_to(objective)
     return objective.eval()
 
 
-def _save(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, path: Path, step: int, settings: LoopSettings) -> None:
-    state = {
-        "step": step,
-        "objective": objective.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.values,
-        "settings": asdict(settings),
-    }
-    staging = path.with_suffix(".part")
-    torch.save(state, staging)
-    staging.replace(path)
-
-
-def _resume(objective: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, path: Path, device: torch.device) -> int:
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["ema"].items():
-        ema.values[name].copy_(value)
-    return int(state["step"])
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

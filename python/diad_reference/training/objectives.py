@@ -34,11 +34,11 @@ class AutoencoderObjective(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, x: torch.Tensor) -> Losses:
-        """x [N, 3, S, S]."""
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """x [N, 3, S, S]; noise of the posterior's sample [N, 4, s, s]."""
         mean, logvar = self.autoencoder.encode(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
-        rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))
+        rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise)
         loss, metrics = picture_loss(rebuilt, x)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         return loss + self.kl_weight * kl, metrics | {"kl": kl.detach()}
@@ -58,13 +58,8 @@ class DecoderObjective(nn.Module):
         return picture_loss(self.autoencoder.decode(z), x)
 
 
-class DenoiserObjective(nn.Module):
-    """Noise prediction at the sampling timesteps, weighted by the clamped inverse signal-to-noise ratio.
-
-    The highest timestep sees the noise of the schedule's noise timestep (999), as at sampling.
-    """
-
-    weight_range = (0.2, 30.0)
+class _Denoiser(nn.Module):
+    """SG network and UNet with what both objectives share."""
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__()
@@ -75,6 +70,24 @@ class DenoiserObjective(nn.Module):
             read = 2 * (model.config.unet.num_res_blocks + 1)
             self.control_model.zero_convs[: len(self.control_model.zero_convs) - read].requires_grad_(False)
         self.register_buffer("context", model.context.clone())
+
+    def eps(self, x: torch.Tensor, picture: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise predicted in x [N, 4, s, s] with the hint `picture` [N, 3, S, S] at timesteps [N]."""
+        context = self.context.expand(len(x), -1, -1)
+        control = self.control_model(x, self.control_model.guide(picture), self.control_model.embed(timesteps), context)
+        return self.diffusion_model(x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control)
+
+
+class DenoiserObjective(_Denoiser):
+    """Noise prediction at the sampling timesteps, weighted by the clamped inverse signal-to-noise ratio.
+
+    The highest timestep sees the noise of the schedule's noise timestep (999), as at sampling.
+    """
+
+    weight_range = (0.2, 30.0)
+
+    def __init__(self, model: DiadModel) -> None:
+        super().__init__(model)
         steps = model.schedule.steps
         signal, spread = model.schedule.noise_factors
         alpha_bar = torch.tensor([s.alpha_bar for s in steps])
@@ -83,15 +96,11 @@ class DenoiserObjective(nn.Module):
         self.register_buffer("spread", torch.cat([torch.tensor([spread]), (1 - alpha_bar[1:]).sqrt()]))
         self.register_buffer("alpha_bar", alpha_bar)
 
-    def forward(self, z: torch.Tensor, picture: torch.Tensor, step: torch.Tensor) -> Losses:
-        """z: clean scaled latents [N, 4, s, s]; picture: hint [N, 3, S, S]; step: [N] index into the sampling timesteps."""
+    def forward(self, z: torch.Tensor, picture: torch.Tensor, step: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; picture: hint [N, 3, S, S]; step: [N] sampling steps."""
         shape = (-1, 1, 1, 1)
-        noise = torch.randn_like(z)
         x = self.signal[step].view(shape) * z + self.spread[step].view(shape) * noise
-        timesteps = self.timesteps[step]
-        context = self.context.expand(len(z), -1, -1)
-        control = self.control_model(x, self.control_model.guide(picture), self.control_model.embed(timesteps), context)
-        eps = self.diffusion_model(x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control)
+        eps = self.eps(x, picture, self.timesteps[step])
         # Inverting DDIM's own formula, error of x_0: the sampler divides by the told timestep's alpha_bar.
         inverse_snr = (1 - self.alpha_bar[step]) / self.alpha_bar[step]
         target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(shape)
@@ -100,6 +109,29 @@ class DenoiserObjective(nn.Module):
         high = step < len(self.timesteps) // 2
         loss = (error * inverse_snr.clamp(*self.weight_range)).mean()
         return loss, {"x0_high": clean_error[high].mean(), "x0_low": clean_error[~high].mean()}
+
+
+class PublishedDenoiserObjective(_Denoiser):
+    """The published training: plain squared error of the noise, timesteps drawn evenly from all 1000.
+
+    Trained are the SG network and the UNet's decoder (output_blocks, out); its encoder, middle and time embedding stay Stable Diffusion's.
+    """
+
+    def __init__(self, model: DiadModel) -> None:
+        super().__init__(model)
+        for part in (self.diffusion_model.time_embed, self.diffusion_model.input_blocks, self.diffusion_model.middle_block):
+            part.requires_grad_(False)
+        alpha_bar = torch.from_numpy(model.schedule.alpha_bar64)
+        self.register_buffer("signal", alpha_bar.sqrt().float())
+        self.register_buffer("spread", (1 - alpha_bar).sqrt().float())
+
+    def forward(self, z: torch.Tensor, picture: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; picture: hint [N, 3, S, S]; timesteps: [N], 0..999."""
+        shape = (-1, 1, 1, 1)
+        x = self.signal[timesteps].view(shape) * z + self.spread[timesteps].view(shape) * noise
+        error = ((self.eps(x, picture, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))
+        high = timesteps >= len(self.signal) // 2
+        return error.mean(), {"eps_high": error[high].mean().detach(), "eps_low": error[~high].mean().detach()}
 
 
 class ExtractorObjective(nn.Module):

@@ -4,6 +4,7 @@ They know nothing of any real defect class. Used to teach the autoencoder conten
 to ignore what does not belong, and the extractor which differences matter.
 """
 
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -152,6 +153,7 @@ def perturb_all(pictures: np.ndarray, copies: int, seed: int, jobs: int = 2) -> 
         for start in range(0, len(pictures), chunk):
             stop = min(start + chunk, len(pictures))
             tasks.append((pictures[start:stop], pictures[order[start:stop]], copy * len(pictures) + start, seed))
-    with ProcessPoolExecutor(jobs) as pool:
+    # Ctrl-C reaches every process of a terminal's command; the main one decides what becomes of it.
+    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         parts = list(pool.map(_perturb_range, tasks))
     return np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])

@@ -1,0 +1,144 @@
+"""Batches of the stages: pictures, changed versions of them, latents and noise, all drawn from the step's generator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import DiadConfig
+from ..frame import normalise
+from ..models.diad import DiadModel
+from ..pipeline import blurred
+from .loop import BatchSource
+from .perturb import perturb_all
+from .pictures import GoodPictures
+
+
+class PictureSource:
+    """Normalised pictures, some of them perturbed."""
+
+    def __init__(self, config: DiadConfig, pictures: GoodPictures, copies: int, seed: int) -> None:
+        self.config = config
+        self.good = pictures.frames
+        self.copies = copies
+        self.changed, self.masks = perturb_all(self.good, copies, seed)
+
+    def normalised(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
+        return normalise(frames, self.config.mean, self.config.std)
+
+    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Random pictures.
+
+        Returns:
+            Indices of the good pictures [N], indices of the pictures to show into the good ones followed by the changed ones [N], these
+            frames uint8 [N, S, S, 3], and their masks float32 [N, S, S].
+        """
+        index = rng.integers(0, len(self.good), count)
+        changed = rng.random(count) < perturbed_share
+        version = rng.integers(0, self.copies, count) * len(self.good) + index
+        frames = np.where(changed[:, None, None, None], self.changed[version], self.good[index])
+        masks = np.where(changed[:, None, None], self.masks[version], False).astype(np.float32)
+        return index, np.where(changed, len(self.good) + version, index), frames, masks
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and standard deviation of pictures' latents, not scaled, [N, 4, s, s] each."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def sample(self, rng: np.random.Generator, index: np.ndarray) -> torch.Tensor:
+        """One draw for each index: [len(index), 4, s, s]."""
+        return self.mean[index] + self.std[index] * gaussian(rng, (len(index), *self.mean.shape[1:]))
+
+
+def gaussian(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal float32 numbers."""
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+@torch.no_grad()  # not inference mode: weights that change devices in it could not be trained afterwards
+def encode_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 32) -> Posterior:
+    """Latents of pictures uint8 [N, S, S, 3]; the autoencoder goes to the device for it and comes back."""
+    autoencoder = model.first_stage_model.to(device).eval()
+    parts = []
+    for start in range(0, len(frames), batch):
+        x = normalise(frames[start : start + batch], model.config.mean, model.config.std)
+        parts.append(autoencoder.encode(x.to(device)).cpu())
+    autoencoder.cpu()
+    mean, logvar = torch.cat(parts).chunk(2, dim=1)
+    return Posterior(mean, torch.exp(0.5 * logvar.clamp(-30.0, 20.0)))
+
+
+def autoencoder_batches(source: PictureSource, config: DiadConfig, perturbed_share: float) -> BatchSource:
+    """(pictures, posterior noise)."""
+    latent = (config.autoencoder.embed_dim, config.latent_size, config.latent_size)
+
+    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
+        _, _, frames, _ = source.pick(rng, count, perturbed_share)
+        return source.normalised(frames), gaussian(rng, (count, *latent))
+
+    return batch
+
+
+def denoiser_batches(source: PictureSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str) -> BatchSource:
+    """(scaled latents of good pictures, hints that may be perturbed, steps or timesteps, noise)."""
+    steps = len(model.schedule.steps)
+    odds = np.linspace(2.0, 1.0, steps)  # of the weighted recipe: the noisiest steps twice as often as the last
+    odds /= odds.sum()
+
+    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
+        index, _, frames, _ = source.pick(rng, count, perturbed_share)
+        z = model.config.scale_factor * posterior.sample(rng, index)
+        drawn = rng.integers(0, model.config.schedule.timesteps, count) if recipe == "published" else rng.choice(steps, count, p=odds)
+        return z, source.normalised(frames), torch.from_numpy(drawn), gaussian(rng, tuple(z.shape))
+
+    return batch
+
+
+def decoder_batches(source: PictureSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float) -> BatchSource:
+    """(latents, pictures): half encoded ones, which are perturbed or not, half sampled ones, which shall become the good picture.
+
+    Args:
+        source: pictures.
+        posterior: latents of the good pictures, then of the changed ones.
+        sampled: what the sampler made of the good pictures, not scaled, [N, 4, s, s].
+        perturbed_share: of the encoded half.
+    """
+    frames = np.concatenate([source.good, source.changed])
+
+    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
+        encoded = count // 2
+        good = rng.integers(0, len(source.good), count)
+        index = np.where(rng.random(count) < perturbed_share, good + len(source.good), good)[:encoded]
+        z = torch.cat([posterior.sample(rng, index), sampled[good[encoded:]]])
+        return z, source.normalised(np.concatenate([frames[index], source.good[good[encoded:]]]))
+
+    return batch
+
+
+def extractor_batches(source: PictureSource, rebuilt: np.ndarray, perturbed_share: float) -> BatchSource:
+    """(picture, counterpart, mask of what differs for a reason).
+
+    Args:
+        source: pictures.
+        rebuilt: reconstructions of the good pictures, then of the changed ones, uint8 [N, S, S, 3].
+        perturbed_share: of the pictures.
+    """
+
+    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
+        index, shown, frames, masks = source.pick(rng, count, perturbed_share)
+        counterpart = source.normalised(rebuilt[shown])
+        # Some counterparts are the untouched picture, softened, so that the features do not depend on one model's artefacts.
+        softened = blurred(source.normalised(source.good[index]), float(rng.uniform(0.3, 1.2)))
+        use_softened = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
+        counterpart = torch.where(use_softened, softened, counterpart)
+        x = source.normalised(frames)
+        flip = torch.from_numpy(rng.random(count) < 0.5)
+        mask = torch.from_numpy(masks)
+        x, counterpart = (torch.where(flip[:, None, None, None], t.flip(3), t) for t in (x, counterpart))
+        return x, counterpart, torch.where(flip[:, None, None], mask.flip(2), mask)
+
+    return batch
