@@ -129,11 +129,26 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/score', text), 413, 'ERR_HTTP_TOO_LARGE');
   });
 
+  it('400 for a form that breaks off, has no boundary or a broken part', async () => {
+    const sends: [string, string][] = [
+      ['multipart/form-data', 'null'],
+      ['multipart/form-data; boundary=b', '--b\r\n\x06\u0080--b--\r\n'],
+      ['multipart/form-data; boundary=b', '--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\nhalf'],
+    ];
+    for (const [type, body] of sends) {
+      for (const route of ['/v1/score', '/v1/reconstruct']) {
+        await refused(await post(server, route, body, { 'content-type': type }), 400, 'ERR_HTTP_BAD_REQUEST', /form cannot be read/);
+      }
+    }
+  });
+
   it('404 and 405, with the methods there are', async () => {
     await refused(await fetch(`${server.url}/v3`), 404, 'ERR_HTTP_NOT_FOUND');
     const answer = await fetch(`${server.url}/v1/score`);
     assert.equal(answer.headers.get('allow'), 'POST');
     await refused(answer, 405, 'ERR_HTTP_METHOD_NOT_ALLOWED');
+    const unusual = await rawRequest(server, '/v2', { 'content-type': 'text/x-question' }, 'PROPFIND');
+    assert.equal(unusual.status, 405, unusual.body);
     await refused(await fetch(`${server.url}/..%2f..%2fpackage.json`), 404, 'ERR_HTTP_NOT_FOUND');
   });
 

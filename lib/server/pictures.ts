@@ -1,7 +1,8 @@
 // POST /v1/score and /v1/reconstruct.
 import multipart from '@fastify/multipart';
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
+import { codeOf } from '../errors.js';
 import type { Point } from '../regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Picture } from './engine.js';
@@ -80,6 +81,18 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
   await scope.register(multipart, {
     attachFieldsToBody: 'keyValues',
     limits: { files: 1, fields: 0, parts: 2, fileSize: bodyLimit, headerPairs: 20 },
+  });
+  // A form that breaks off or has no boundary fails in its parser, whose errors have no status; what comes later is not the client's fault.
+  const read = new WeakSet<FastifyRequest>();
+  scope.addHook('preHandler', (request, _reply, done) => {
+    read.add(request);
+    done();
+  });
+  scope.setErrorHandler((error: FastifyError, request) => {
+    if (request.isMultipart() && !read.has(request) && error.statusCode === undefined && codeOf(error)?.startsWith('ERR_') !== true) {
+      throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The multipart form cannot be read: ${error.message}`, { cause: error });
+    }
+    throw error;
   });
   scope.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => {
     done(null, body);
