@@ -16,6 +16,12 @@ describe('load and faults', function () {
     });
   }
 
+  it('the figures of scaling are measured', async () => {
+    const { code, stdout, stderr } = await short('bench/scaling.mjs');
+    assert.equal(code, 0, `${stdout}${stderr}`);
+    assert.match(stdout, /"jobs\/s, 4 processes|"4 processes": \d/);
+  });
+
   it('an unknown name is refused', async () => {
     const { code, stderr } = await short('bench/reliability.mjs', 'everything');
     assert.equal(code, 1);
