@@ -20,6 +20,8 @@ export interface DiadInfo {
     readonly steps: number;
     /** Of the calibration, when there is one. */
     readonly threshold?: number;
+    /** Of a calibration that looked at maps: map values above it belong to a defect. */
+    readonly pixelThreshold?: number;
     /** Classes with thresholds of their own. */
     readonly calibratedClasses: readonly string[];
   };
@@ -63,6 +65,7 @@ export function describeBundle(path: string, engineInfo: string, native: Native,
       imageSize: manifest.image.size,
       steps: manifest.schedule.steps.length,
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
+      ...(calibration?.pixelThreshold === undefined ? {} : { pixelThreshold: calibration.pixelThreshold }),
       calibratedClasses: Object.keys(calibration?.classes ?? {}),
     },
     device,

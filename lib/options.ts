@@ -135,8 +135,13 @@ export function validateCallOptions(options: ScoreOptions | undefined, scoring: 
 
 function tileOptions(tile: TileOptions | undefined, stages: boolean): Required<TileOptions> | undefined {
   if (tile === undefined) return undefined;
-  const given: Partial<TileOptions> = optionsObject(tile, 'tile', ['size', 'overlap']);
   if (stages) throw invalid('no tile together with stages', 'tile', tile);
+  return validateTiles(tile);
+}
+
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
+export function validateTiles(tile: TileOptions): Required<TileOptions> {
+  const given: Partial<TileOptions> = optionsObject(tile, 'tile', ['size', 'overlap']);
   if (given.size === undefined) throw invalid('an integer from 16 to 65536', 'tile.size', given.size);
   const size = integer(given.size, 'tile.size', 16, 65_536, 16);
   return { size, overlap: integer(given.overlap, 'tile.overlap', 0, size >> 1, size >> 2) };

@@ -42,24 +42,30 @@ function areaOf(ring: readonly Point[]): number {
   return Math.abs(sum) / 2;
 }
 
-/** Whether a point lies within a ring (even-odd rule). */
-function contains(ring: readonly Point[], [x, y]: Point): boolean {
-  let inside = false;
+/** Where a ring crosses the middle of each row of pixels (even-odd rule), rows by their number, each sorted. */
+function crossings(ring: readonly Point[], height: number): Map<number, number[]> {
+  const rows = new Map<number, number[]>();
   for (const [i, [x1, y1]] of ring.entries()) {
     const [x2, y2] = ring[(i + 1) % ring.length]!;
-    if (y1 > y !== y2 > y && x < x1 + ((y - y1) / (y2 - y1)) * (x2 - x1)) inside = !inside;
+    const last = Math.min(height - 1, Math.ceil(Math.max(y1, y2) - 0.5) - 1);
+    for (let y = Math.max(0, Math.ceil(Math.min(y1, y2) - 0.5)); y <= last; y++) {
+      const x = x1 + ((y + 0.5 - y1) / (y2 - y1)) * (x2 - x1);
+      const row = rows.get(y);
+      if (row === undefined) rows.set(y, [x]);
+      else row.push(x);
+    }
   }
-  return inside;
+  for (const row of rows.values()) row.sort((a, b) => a - b);
+  return rows;
 }
 
-/** Largest value among the map's pixels whose centres lie within an outline. */
+/** Largest value among the map's pixels whose centres lie within an outline: time grows with its area and its length, not their product. */
 function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], threshold: number): number {
-  const [xs, ys] = [ring.map(([x]) => x), ring.map(([, y]) => y)];
   let peak = threshold;
-  for (let y = Math.max(0, Math.floor(Math.min(...ys))); y < Math.min(height, Math.ceil(Math.max(...ys))); y++) {
-    for (let x = Math.max(0, Math.floor(Math.min(...xs))); x < Math.min(width, Math.ceil(Math.max(...xs))); x++) {
-      const value = data[y * width + x]!;
-      if (value > peak && contains(ring, [x + 0.5, y + 0.5])) peak = value;
+  for (const [y, row] of crossings(ring, height)) {
+    for (let i = 0; i + 1 < row.length; i += 2) {
+      const last = Math.min(width - 1, Math.ceil(row[i + 1]! - 0.5) - 1);
+      for (let x = Math.max(0, Math.ceil(row[i]! - 0.5)); x <= last; x++) peak = Math.max(peak, data[y * width + x]!);
     }
   }
   return peak;

@@ -18,10 +18,19 @@ export interface Tile {
   readonly height: number;
 }
 
+function countAlong(side: number, size: number, overlap: number): number {
+  return side <= size ? 1 : Math.ceil((side - overlap) / (size - overlap));
+}
+
+/** How many tiles cover a picture. */
+export function countTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): number {
+  return countAlong(width, size, overlap) * countAlong(height, size, overlap);
+}
+
 /** Starts of tiles along one side: equal steps of at most size - overlap, the last tile ends at the edge. */
 function starts(side: number, size: number, overlap: number): number[] {
-  if (side <= size) return [0];
-  const count = Math.ceil((side - overlap) / (size - overlap));
+  const count = countAlong(side, size, overlap);
+  if (count === 1) return [0];
   return Array.from({ length: count }, (_, i) => Math.round((i * (side - size)) / (count - 1)));
 }
 

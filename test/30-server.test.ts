@@ -57,9 +57,53 @@ describe('server: answers', () => {
     assert.equal(one!.map, undefined);
   });
 
+  it('tile= and overlap= score in tiles as the library does, raw or as a form; regionThreshold= finds its regions', async () => {
+    const bytes = await example('circuit_board-missing_part.png');
+    const tile = { size: 200, overlap: 40 };
+    const expected = await diad.score(bytes, { tile });
+    const threshold = expected.score / 2;
+    const regions = expected.map.regions({ threshold, minArea: 10 });
+    assert.ok(regions.length > 0);
+    for (const body of [bytes, form(bytes)]) {
+      const query = `tile=200&overlap=40&map=true&regionThreshold=${threshold}&minArea=10`;
+      const answer = (await (await post(server, `/v1/score?${query}`, body)).json()) as ScoreAnswer;
+      closeTo(answer.score, expected.score);
+      assert.deepEqual([answer.map?.width, answer.map?.height], [expected.map.width, expected.map.height]);
+      assert.deepEqual(
+        answer.regions?.map(({ box }) => box),
+        regions.map(({ box }) => box),
+      );
+      for (const [i, { peak, area, contour }] of (answer.regions ?? []).entries()) {
+        closeTo(peak, regions[i]!.peak);
+        assert.ok(Math.abs(area - regions[i]!.area) < 1);
+        assert.ok(contour.length > 2 && contour.every((point) => point.length === 2));
+      }
+    }
+    const plain = (await (await post(server, '/v1/score', bytes)).json()) as ScoreAnswer;
+    assert.notEqual(plain.score, expected.score);
+    assert.equal(plain.regions, undefined, 'the bundle is not calibrated for pixels');
+    const png = await post(server, '/v1/score?tile=200', bytes, { accept: 'image/png' });
+    assert.equal(png.headers.get('content-type'), 'image/png');
+  });
+
+  it('400 for tiles that cannot be: too small, too many, more overlap than half, overlap alone', async () => {
+    const bytes = await example('gear-good.png'); // 256 x 256
+    await refused(await post(server, '/v1/score?tile=8', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /tile must be >= 16/);
+    await refused(await post(server, '/v1/score?tile=16', bytes), 400, 'ERR_DIAD_INVALID_ARGUMENT', /at most 256 tiles .* needs 441/);
+    await refused(await post(server, '/v1/score?tile=64&overlap=40', bytes), 400, 'ERR_DIAD_INVALID_ARGUMENT', /0 to 32 for tile\.overlap/);
+    await refused(await post(server, '/v1/score?overlap=4', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /tile=/);
+    await refused(
+      await post(server, '/v1/score?regionThreshold=high', bytes),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /regionThreshold must be number/,
+    );
+  });
+
   it('/v1/reconstruct gives what diad.reconstruct gives; PNG by Accept', async () => {
     const bytes = await example('capsule-crack.jpg');
-    const [rebuilt, scored] = await Promise.all([diad.reconstruct(bytes), diad.score(bytes)]);
+    const rebuilt = await diad.reconstruct(bytes); // alone, as the server's: a batch of both would round otherwise
+    const scored = await diad.score(bytes);
     const answer = (await (await post(server, '/v1/reconstruct', bytes)).json()) as ReconstructAnswer;
     assert.deepEqual(Buffer.from(answer.image, 'base64'), rebuilt.image);
     assert.deepEqual([answer.width, answer.height, answer.score], [rebuilt.width, rebuilt.height, rebuilt.score]);
@@ -85,11 +129,26 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/score', text), 413, 'ERR_HTTP_TOO_LARGE');
   });
 
+  it('400 for a form that breaks off, has no boundary or a broken part', async () => {
+    const sends: [string, string][] = [
+      ['multipart/form-data', 'null'],
+      ['multipart/form-data; boundary=b', '--b\r\n\x06\u0080--b--\r\n'],
+      ['multipart/form-data; boundary=b', '--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\nhalf'],
+    ];
+    for (const [type, body] of sends) {
+      for (const route of ['/v1/score', '/v1/reconstruct']) {
+        await refused(await post(server, route, body, { 'content-type': type }), 400, 'ERR_HTTP_BAD_REQUEST', /form cannot be read/);
+      }
+    }
+  });
+
   it('404 and 405, with the methods there are', async () => {
     await refused(await fetch(`${server.url}/v3`), 404, 'ERR_HTTP_NOT_FOUND');
     const answer = await fetch(`${server.url}/v1/score`);
     assert.equal(answer.headers.get('allow'), 'POST');
     await refused(answer, 405, 'ERR_HTTP_METHOD_NOT_ALLOWED');
+    const unusual = await rawRequest(server, '/v2', { 'content-type': 'text/x-question' }, 'PROPFIND');
+    assert.equal(unusual.status, 405, unusual.body);
     await refused(await fetch(`${server.url}/..%2f..%2fpackage.json`), 404, 'ERR_HTTP_NOT_FOUND');
   });
 

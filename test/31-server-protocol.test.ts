@@ -1,6 +1,6 @@
 // The Open Inference Protocol, the metrics, and the published description of the service.
 import assert from 'node:assert/strict';
-import { Diad } from '../lib/index.js';
+import { Diad, type ScoreResult } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer } from '../lib/server/index.js';
 import { closeTo, refused, sample, stubScorer, withServer } from './server-support.js';
 import { example } from './support.js';
@@ -161,6 +161,35 @@ describe('calibrated bundles', () => {
   });
 });
 
+describe('bundles calibrated for pixels', () => {
+  it('/v1/score has regions without being asked, at the threshold of the calibration', () => {
+    const stub = stubScorer();
+    const region = { box: { x: 1, y: 2, width: 3, height: 4 }, area: 9.5, peak: 2, contour: [[1, 2], [4, 2], [4, 6]], holes: [] }; // prettier-ignore
+    const asked: unknown[] = [];
+    const regions = (options: unknown): unknown => {
+      asked.push(options);
+      return [region];
+    };
+    const load = (): Promise<Scorer> =>
+      Promise.resolve({
+        ...stub,
+        info: { bundle: { ...stub.info.bundle, pixelThreshold: 0.7 } } as Scorer['info'],
+        score: async (image, options) => ({ ...(await stub.score(image, options)), map: { regions } as unknown as ScoreResult['map'] }),
+      });
+    return withServer({ load }, async (server) => {
+      const picture = Uint8Array.from(await example('gear-good.png'));
+      for (const query of ['', '?regionThreshold=0.2&minArea=5']) {
+        const answer = await fetch(`${server.url}/v1/score${query}`, { method: 'POST', body: picture });
+        assert.deepEqual(((await answer.json()) as { regions: unknown }).regions, [region]);
+      }
+      assert.deepEqual(asked, [
+        { threshold: 0.7, minArea: 0 },
+        { threshold: 0.2, minArea: 5 },
+      ]);
+    });
+  });
+});
+
 describe('/openapi.json', () => {
   it('is OpenAPI 3.1 and describes every route with the schemas that validate', () =>
     withServer({ tokens: ['a-token-of-twenty-four-c'] }, async (server) => {
@@ -182,6 +211,7 @@ describe('/openapi.json', () => {
       ]);
       const score = document.paths['/v1/score']!['post']!;
       assert.deepEqual(['200', '400', '401', '403', '406', '408', '413', '415', '422', '429', '503'], Object.keys(score.responses).sort());
+      assert.deepEqual(score.parameters?.map(({ name }) => name).sort(), ['map', 'minArea', 'overlap', 'regionThreshold', 'seed', 'tile']);
       const seed = score.parameters?.find(({ name }) => name === 'seed');
       assert.deepEqual(seed?.schema, { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 });
       assert.deepEqual(document.paths['/v2/health/live']!['get']!.security, []);

@@ -125,10 +125,13 @@ describe('page', function () {
     const threshold = 50_000; // the stub's score is the number of bytes
     const withStub = async (options: Parameters<typeof withServer>[0], use: (url: string) => Promise<void>): Promise<void> => {
       const stub = stubScorer();
-      const map = { width: 2, height: 1, data: Float32Array.of(0, 4 * threshold) } as unknown as ScoreResult['map'];
+      const contour = [[20, 30], [60, 30], [60, 90], [20, 90]]; // prettier-ignore
+      const regions = (): unknown => [{ box: { x: 20, y: 30, width: 40, height: 60 }, area: 2400, peak: 1.5, contour, holes: [] }];
+      const map = { width: 2, height: 1, data: Float32Array.of(0, 4 * threshold), regions } as unknown as ScoreResult['map'];
       const load = (): Promise<Scorer> =>
         Promise.resolve({
           ...stub,
+          info: { bundle: { ...stub.info.bundle, pixelThreshold: 1 } } as Scorer['info'],
           score: async (image, call) => {
             const result = await stub.score(image, call);
             return { ...result, map, threshold, anomalous: result.score > threshold };
@@ -159,11 +162,27 @@ describe('page', function () {
         assert.match(await page.getByRole('listitem').nth(0).innerText(), /anomalous[\s\S]*Threshold 50000/);
         assert.match(await page.getByRole('listitem').nth(1).innerText(), /normal/);
         const card = page.getByRole('listitem').nth(0);
+        // The region lies over the picture where it is in the picture's pixels.
+        const [shown, outlined] = await Promise.all(
+          [card.getByRole('img', { name: /^Input/ }), card.locator('.regions rect')].map((found) =>
+            found.evaluate(
+              (element) => element.getBoundingClientRect().toJSON() as { x: number; y: number; width: number; height: number },
+            ),
+          ),
+        );
+        const side = await card.getByRole('img', { name: /^Input/ }).evaluate((image: HTMLImageElement) => image.naturalWidth);
+        assert.ok(Math.abs((outlined!.x - shown!.x) / shown!.width - 20 / side) < 0.02, JSON.stringify([shown, outlined, side]));
+        assert.ok(Math.abs(outlined!.width / shown!.width - 40 / side) < 0.02, JSON.stringify([shown, outlined, side]));
+        await card.getByText('1 defect region').click();
+        assert.match(await card.getByRole('row', { name: /40 × 60 pixels at 20, 30/ }).innerText(), /peak 1\.500/);
+        await card.getByText('1 defect region').click();
+        await page.screenshot({ path: path.join(screenshots, 'regions.png') });
         const opacity = (): Promise<string> => card.locator('canvas').evaluate((canvas) => getComputedStyle(canvas).opacity);
         assert.equal(await opacity(), '0.8');
         await card.getByRole('slider').focus();
         await page.keyboard.press('Home');
         assert.equal(await opacity(), '0');
+        await page.keyboard.press('Tab'); // the list of regions
         await page.keyboard.press('Tab');
         await page.keyboard.press('Enter');
         assert.ok(await card.getByRole('row', { name: /Wait in the queue/ }).isVisible());

@@ -139,6 +139,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     const look = async (): Promise<void> => {
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
       if (waiting + prioritized === 0 || running > 0 || Date.now() - lastSign < silentMs) return;
+      if (await queue.isPaused()) return;
       log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
       restarts++;
       lastSign = Date.now();

@@ -2,6 +2,8 @@
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { inspectImage, type ImageFormat } from '../image.js';
+import { validateTiles } from '../options.js';
+import { countTiles, type TileOptions } from '../tiles.js';
 import { Budget } from './budget.js';
 import type { Metrics } from './metrics.js';
 import type { Scorer, ValidatedServer } from './options.js';
@@ -19,6 +21,13 @@ interface Call {
   readonly seed?: number;
   readonly signal: AbortSignal;
 }
+
+interface ScoreCall extends Call {
+  readonly tile?: TileOptions;
+}
+
+/** Tiles of one picture at most: each costs what a picture costs. */
+const MOST_TILES = 256;
 
 /** Loading, readiness, admission, and the calls themselves. */
 export class Engine {
@@ -125,8 +134,17 @@ export class Engine {
     }
   }
 
-  score(picture: Picture, call: Call): Promise<ScoreResult> {
-    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, options));
+  /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for tiles that do not fit together or are too many, and what the library throws */
+  async score(picture: Picture, { tile, ...call }: ScoreCall): Promise<ScoreResult> {
+    if (tile === undefined) return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, options));
+    const tiles = countTiles(picture.width, picture.height, validateTiles(tile));
+    if (tiles > MOST_TILES) {
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        `Expected at most ${MOST_TILES} tiles but the picture needs ${tiles}; take larger ones or less overlap`,
+      );
+    }
+    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, tile }));
   }
 
   reconstruct(picture: Picture, call: Call): Promise<ReconstructResult> {

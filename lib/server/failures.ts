@@ -38,9 +38,25 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
   app.addHook('onRoute', ({ url, method }) => {
     if (!url.includes('*')) methods.add(url, method);
   });
+  const answerMissing = (request: FastifyRequest, reply: FastifyReply): void => {
+    const allowed = methods.of(request.url);
+    const failure =
+      allowed.length > 0
+        ? new HttpFailure('ERR_HTTP_METHOD_NOT_ALLOWED', `${request.method} is not answered here but ${allowed.join(', ')}`)
+        : new HttpFailure('ERR_HTTP_NOT_FOUND', 'There is nothing here; /openapi.json lists what there is');
+    if (allowed.length > 0) void reply.header('allow', allowed.join(', '));
+    const problem = toProblem(failure, request.id);
+    metrics.rejected(problem.code);
+    answer(request, reply, problem);
+  };
   app.setErrorHandler((error: FastifyError, request, reply) => {
     if (error instanceof ClientGone) {
       reply.hijack(); // nobody is left to be answered
+      return;
+    }
+    // What is wrong with the body of a request that nothing answers is no matter.
+    if (request.is404 && (error.statusCode ?? 500) < 500) {
+      answerMissing(request, reply);
       return;
     }
     const problem = toProblem(error, request.id);
@@ -52,17 +68,7 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     if (problem.status === 413 || problem.status === 408) void reply.header('connection', 'close');
     answer(request, reply, problem);
   });
-  app.setNotFoundHandler((request, reply) => {
-    const allowed = methods.of(request.url);
-    const failure =
-      allowed.length > 0
-        ? new HttpFailure('ERR_HTTP_METHOD_NOT_ALLOWED', `${request.method} is not answered here but ${allowed.join(', ')}`)
-        : new HttpFailure('ERR_HTTP_NOT_FOUND', 'There is nothing here; /openapi.json lists what there is');
-    if (allowed.length > 0) void reply.header('allow', allowed.join(', '));
-    const problem = toProblem(failure, request.id);
-    metrics.rejected(problem.code);
-    answer(request, reply, problem);
-  });
+  app.setNotFoundHandler(answerMissing);
 }
 
 const CONNECTION_FAILURES: Readonly<Record<string, () => HttpFailure>> = {

@@ -1,7 +1,9 @@
 // POST /v1/score and /v1/reconstruct.
 import multipart from '@fastify/multipart';
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
+import { codeOf } from '../errors.js';
+import type { Point } from '../regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Picture } from './engine.js';
 import { HttpFailure } from './problem.js';
@@ -42,7 +44,20 @@ function wanted(request: FastifyRequest): 'json' | 'png' {
   }
 }
 
-function common(engine: Engine, result: ScoreResult | ReconstructResult, { format, width, height }: Picture): Omit<ScoreAnswer, 'map'> {
+/** Defect regions: at the threshold asked for, else at the calibration's, else none. */
+function regionsOf(engine: Engine, { map }: ScoreResult, { regionThreshold, minArea = 0 }: ScoreQuery): Pick<ScoreAnswer, 'regions'> {
+  const threshold = regionThreshold ?? engine.bundle!.pixelThreshold; // there is a result: it is loaded
+  if (threshold === undefined) return {};
+  const points = (ring: readonly Point[]): number[][] => ring.map(([x, y]) => [x, y]);
+  const found = map.regions({ threshold, minArea });
+  return { regions: found.map(({ contour, holes, ...rest }) => ({ ...rest, contour: points(contour), holes: holes.map(points) })) };
+}
+
+function common(
+  engine: Engine,
+  result: ScoreResult | ReconstructResult,
+  { format, width, height }: Picture,
+): Omit<ScoreAnswer, 'map' | 'regions'> {
   const { name, digest } = engine.bundle!; // there is a result: it is loaded
   const { decodeImageMs, ...stages } = result.timings;
   return {
@@ -67,6 +82,18 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
     attachFieldsToBody: 'keyValues',
     limits: { files: 1, fields: 0, parts: 2, fileSize: bodyLimit, headerPairs: 20 },
   });
+  // A form that breaks off or has no boundary fails in its parser, whose errors have no status; what comes later is not the client's fault.
+  const read = new WeakSet<FastifyRequest>();
+  scope.addHook('preHandler', (request, _reply, done) => {
+    read.add(request);
+    done();
+  });
+  scope.setErrorHandler((error: FastifyError, request) => {
+    if (request.isMultipart() && !read.has(request) && error.statusCode === undefined && codeOf(error)?.startsWith('ERR_') !== true) {
+      throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The multipart form cannot be read: ${error.message}`, { cause: error });
+    }
+    throw error;
+  });
   scope.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => {
     done(null, body);
   });
@@ -75,7 +102,7 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
     schema: {
       operationId: 'score',
       summary: 'How anomalous a picture is, and where',
-      description: 'JSON, or by the header Accept the heat map over the picture as PNG.',
+      description: 'JSON, or by the header Accept the heat map over the picture as PNG. The options hold for raw bodies and forms alike.',
       querystring: ScoreQuery,
       body: pictureBody,
       response: {
@@ -86,12 +113,18 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
     handler: async (request, reply) => {
       const as = wanted(request);
       const picture = await engine.admit(sentPicture(request));
-      const result = await engine.score(picture, { seed: request.query.seed ?? 0, signal: clientSignal(reply) });
+      const { seed = 0, tile, overlap } = request.query;
+      if (overlap !== undefined && tile === undefined) {
+        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected the side of the tiles, tile=, beside overlap=');
+      }
+      const cut = tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
+      const result = await engine.score(picture, { seed, signal: clientSignal(reply), ...cut });
       if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
       const { threshold, anomalous } = result;
       const answer: ScoreAnswer = {
         ...common(engine, result, picture),
         ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
+        ...regionsOf(engine, result, request.query),
         ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
       };
       return reply.type('application/json').send(answer);

@@ -69,6 +69,30 @@ export const ScoreQuery = Type.Object(
   {
     seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' })),
     map: Type.Optional(Type.Boolean({ default: false, description: 'Put the anomaly map into the JSON' })),
+    tile: Type.Optional(
+      Type.Integer({
+        minimum: 16,
+        maximum: 65_536,
+        description: 'Score in tiles of this side, pixels, for defects that are small in a large picture',
+      }),
+    ),
+    overlap: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: 32_768,
+        description: 'Pixels that tiles share, at most half of the tile; a quarter of it by default',
+      }),
+    ),
+    regionThreshold: Type.Optional(
+      Type.Number({
+        minimum: -1e6,
+        maximum: 1e6,
+        description: "Find defect regions where the map lies above it. By default the calibration's; without one there are no regions",
+      }),
+    ),
+    minArea: Type.Optional(
+      Type.Number({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Leave smaller regions out, square pixels' }),
+    ),
   },
   closed,
 );
@@ -76,6 +100,21 @@ export type ScoreQuery = Static<typeof ScoreQuery>;
 
 export const ReconstructQuery = Type.Object({ seed: ScoreQuery.properties.seed }, closed);
 export type ReconstructQuery = Static<typeof ReconstructQuery>;
+
+const Outline = Type.Array(Type.Array(Type.Number(), { minItems: 2, maxItems: 2 }), {
+  description: 'Points [x, y], the last joined to the first',
+});
+
+const RegionSchema = Type.Object(
+  {
+    box: Type.Object({ x: Type.Integer(), y: Type.Integer(), width: Type.Integer(), height: Type.Integer() }),
+    area: Type.Number({ description: 'Square pixels, holes taken off' }),
+    peak: Type.Number({ description: 'Largest map value within' }),
+    contour: Outline,
+    holes: Type.Array(Outline),
+  },
+  { description: 'In pixels of the picture as it is shown, its stored orientation applied' },
+);
 
 const Common = {
   score: Type.Number({ description: 'How anomalous the picture is, 0 (as reconstructed) and up' }),
@@ -99,6 +138,9 @@ export const ScoreAnswer = Type.Object({
   ...Common,
   threshold: Type.Optional(Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' })),
   anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
+  regions: Type.Optional(
+    Type.Array(RegionSchema, { description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold' }),
+  ),
   map: Type.Optional(
     Type.Object({
       width: Type.Integer(),

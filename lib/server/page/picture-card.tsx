@@ -1,6 +1,7 @@
 // One picture of the gallery: input with heat map, reconstruction, verdict, times.
 import { useState } from 'preact/hooks';
 import { HeatMap } from './heat-map.js';
+import { RegionList, RegionOutlines } from './regions.js';
 import type { Score } from './service.js';
 
 export interface Entry {
@@ -72,6 +73,7 @@ function Times({ score }: { readonly score: Score }) {
 
 export function PictureCard({ entry, remove }: { readonly entry: Entry; readonly remove: () => void }) {
   const [opacity, setOpacity] = useState(80);
+  const [size, setSize] = useState<{ readonly width: number; readonly height: number }>();
   const { name, score, rebuilt, state, problem } = entry;
   const slider = `opacity-${entry.id}`;
   return (
@@ -85,8 +87,13 @@ export function PictureCard({ entry, remove }: { readonly entry: Entry; readonly
       <div class="figures">
         <figure>
           <div class="stack">
-            <img src={entry.url} alt={`Input ${name}`} />
+            <img
+              src={entry.url}
+              alt={`Input ${name}`}
+              onLoad={({ currentTarget: { naturalWidth, naturalHeight } }) => setSize({ width: naturalWidth, height: naturalHeight })}
+            />
             {score !== undefined && <HeatMap score={score} opacity={opacity} />}
+            {score?.regions !== undefined && size !== undefined && <RegionOutlines regions={score.regions} size={size} />}
           </div>
           <figcaption>Input with heat map</figcaption>
         </figure>
@@ -111,6 +118,7 @@ export function PictureCard({ entry, remove }: { readonly entry: Entry; readonly
               onInput={(event) => setOpacity(Number(event.currentTarget.value))}
             />
           </label>
+          {score.regions !== undefined && <RegionList regions={score.regions} />}
           <Times score={score} />
         </>
       )}

@@ -7,6 +7,13 @@ export interface Score {
   readonly anomalous?: boolean;
   readonly timings: Readonly<Record<string, number>>;
   readonly picture: { readonly width: number; readonly height: number };
+  /** In pixels of the picture as it is shown. */
+  readonly regions?: readonly {
+    readonly box: { readonly x: number; readonly y: number; readonly width: number; readonly height: number };
+    readonly peak: number;
+    readonly contour: readonly (readonly [number, number])[];
+    readonly holes: readonly (readonly (readonly [number, number])[])[];
+  }[];
   readonly map?: { readonly width: number; readonly height: number; readonly data: string };
 }
 

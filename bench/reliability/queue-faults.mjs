@@ -1,0 +1,71 @@
+// Worker processes killed with SIGKILL at random moments: every picture has exactly one result, that of the undisturbed run.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis } from 'ioredis';
+import { startWorker, submitRun } from '../../lib/queue/index.ts';
+import { resultKey } from '../../lib/queue/broker.ts';
+import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
+import { quantile } from './record.mjs';
+import { asFile, collect, withPictures } from './runs.mjs';
+
+/** Milliseconds between the starts of consecutive jobs of one worker with one job at a time and an engine that takes none: what a job costs. */
+async function overheads({ root, pictures, broker }) {
+  const starts = [];
+  const scorer = stubScorer(0, () => starts.push(performance.now()));
+  const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+  const worker = await startWorker({ redis: broker.url, root, scorer, concurrency: 1 });
+  const results = await collect(run, broker.url);
+  await worker.close();
+  return { results, gaps: starts.slice(1).map((at, i) => at - starts[i]) };
+}
+
+async function disturbed({ root, pictures, broker }, kills, delayMs) {
+  const options = { delayMs, lockMs: 1000, maxStalls: kills };
+  const start = () => startWorkerProcess(broker.url, root, options);
+  const workers = [await start(), await start()];
+  const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
+  try {
+    const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 2 });
+    const stored = async () => {
+      const keys = pictures.map(({ sha256 }) => resultKey(STUB_MODEL, sha256, { seed: 2 }));
+      return connection.exists(...keys);
+    };
+    let inTime = 0;
+    for (let i = 0; i < kills; i++) {
+      await sleep(100 + 400 * Math.random());
+      if ((await stored()) < pictures.length) inTime++;
+      workers.splice(Math.floor(Math.random() * workers.length), 1)[0].kill('SIGKILL');
+      workers.push(await start());
+    }
+    return { results: await collect(run, broker.url), inTime, stored: await stored() };
+  } finally {
+    for (const worker of workers) worker.kill('SIGKILL');
+    connection.disconnect();
+  }
+}
+
+export async function run({ short }) {
+  const [count, kills, delayMs] = short ? [120, 3, 400] : [1000, 20, 1000];
+  return withPictures(count, async (given) => {
+    const { results: undisturbed, gaps } = await overheads(given);
+    const started = performance.now();
+    const { results, inTime, stored } = await disturbed(given, kills, delayMs);
+    const score = (one) => (one.status === 'done' ? one.score : one.status);
+    const equal = results.filter((one, i) => one.status === 'done' && score(one) === score(undisturbed[i])).length;
+    return {
+      figures: {
+        jobs: count,
+        'workers killed': kills,
+        'of these before the run had ended': inTime,
+        'results equal to the undisturbed run': equal,
+        'seconds of the disturbed run': (performance.now() - started) / 1000,
+        'overhead per job, median ms': quantile(gaps, 0.5),
+        'p99 ms': quantile(gaps, 0.99),
+      },
+      expectations: [
+        ['every picture has exactly one result', results.length === count && stored === count],
+        ['each equals that of the undisturbed run', equal === count],
+        ['all kills came while jobs were waiting', inTime === kills],
+      ],
+    };
+  });
+}

@@ -1,0 +1,31 @@
+// Pictures, a broker and runs for measurements of the queue.
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import { runResults } from '../../lib/queue/index.ts';
+import { Broker, freePort, writePictures } from '../../test/queue-support.ts';
+
+/** Runs `use` with that many small pictures in a folder and a redis-server with an append-only file. */
+export async function withPictures(count, use) {
+  const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-queue-'));
+  const root = path.join(folder, 'pictures');
+  const store = path.join(folder, 'redis');
+  await Promise.all([mkdir(root), mkdir(store)]);
+  const broker = new Broker(await freePort(), store);
+  try {
+    await broker.start();
+    return await use({ root, broker, pictures: await writePictures(root, count) });
+  } finally {
+    await broker.kill();
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+export const asFile = ({ file, sha256 }) => ({ file, sha256, reference: { kind: 'file', path: file } });
+
+/** All results of a run, waited for. */
+export async function collect(run, redis) {
+  const all = [];
+  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(540_000) })) all.push(result);
+  return all;
+}

@@ -1,0 +1,148 @@
+// npm run scaling: what the queue costs, and from it and the engine's speed what many pictures need; fills docs/scaling.md.
+//
+//   npm run scaling -- [--short] [--write]
+//
+// --short: fewer jobs, writes nothing unless --write is given.
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import process from 'node:process';
+import { parseArgs } from 'node:util';
+import { Queue } from 'bullmq';
+import { Redis } from 'ioredis';
+import { queueName } from '../lib/queue/broker.ts';
+import { startWorker, submitRun } from '../lib/queue/index.ts';
+import { startWorkerProcess, STUB_MODEL, stubScorer } from '../test/queue-support.ts';
+import { Diad } from '../dist/index.js';
+import { quantile, root, write } from './reliability/record.mjs';
+import { asFile, withPictures } from './reliability/runs.mjs';
+
+const { values } = parseArgs({ options: { short: { type: 'boolean', default: false }, write: { type: 'boolean', default: false } } });
+const DAY = 86_400;
+const HEADROOM = 0.7; // share of a machine's or a broker's measured speed that is planned with
+
+const memory = async (redis) => Number(/used_memory:(\d+)/.exec(await redis.info('memory'))[1]);
+const commands = async (redis) => Number(/total_commands_processed:(\d+)/.exec(await redis.info('stats'))[1]);
+
+/** Milliseconds a job costs a worker that has nothing else to do, one job at a time. */
+async function overhead({ root: folder, pictures, broker }) {
+  const starts = [];
+  const scorer = stubScorer(0, () => starts.push(performance.now()));
+  await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+  const worker = await startWorker({ redis: broker.url, root: folder, scorer, concurrency: 1 });
+  while (worker.completed < pictures.length) await new Promise((resolve) => setTimeout(resolve, 20));
+  await worker.close();
+  const gaps = starts.slice(1).map((at, i) => at - starts[i]);
+  return { median: quantile(gaps, 0.5), p99: quantile(gaps, 0.99) };
+}
+
+/** Bytes that a waiting job with its item takes in Redis, and that a kept result takes. */
+async function footprint({ pictures, broker }, redis) {
+  const before = await memory(redis);
+  const model = 'cd'.repeat(32); // nobody works for it
+  await submitRun(pictures.map(asFile), { redis: broker.url, model, seed: 2 });
+  const queued = (await memory(redis)) - before;
+  return queued / pictures.length;
+}
+
+/** Jobs a second that so many worker processes end with an engine that takes no time, and what the broker is asked for a job. */
+async function throughput({ root: folder, pictures, broker }, redis, processes) {
+  const workers = await Promise.all(
+    Array.from({ length: processes }, () => startWorkerProcess(broker.url, folder, { delayMs: 0, lockMs: 30_000, maxStalls: 1 })),
+  );
+  const queue = new Queue(queueName(STUB_MODEL), { connection: redis });
+  try {
+    const asked = await commands(redis);
+    await queue.pause();
+    await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 10 + processes });
+    const started = performance.now();
+    await queue.resume();
+    for (;;) {
+      const { waiting, paused, active } = await queue.getJobCounts('waiting', 'paused', 'active');
+      if (waiting + paused + active === 0) break;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    const seconds = (performance.now() - started) / 1000;
+    return { perSecond: pictures.length / seconds, commands: ((await commands(redis)) - asked) / pictures.length };
+  } finally {
+    await queue.close();
+    for (const worker of workers) {
+      const ended = once(worker, 'exit');
+      worker.kill('SIGKILL');
+      await ended;
+    }
+  }
+}
+
+/** Pictures a second of the demo model on one core, in full batches. */
+async function engineOnOneCore(count) {
+  const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
+  const diad = await Diad.load(undefined, { device: 'cpu', threads: 1 });
+  try {
+    const images = Array.from({ length: count }, () => picture);
+    const started = performance.now();
+    for await (const _ of diad.scoreMany(images)) void _;
+    return count / ((performance.now() - started) / 1000);
+  } finally {
+    await diad.close();
+  }
+}
+
+async function run({ short }) {
+  const jobs = short ? 300 : 5000;
+  return withPictures(jobs, async (given) => {
+    const redis = new Redis(given.broker.url, { maxRetriesPerRequest: null });
+    try {
+      const cost = await overhead(given);
+      const bytes = await footprint(given, redis);
+      const rates = {};
+      let asked = 0;
+      for (const processes of [1, 2, 4]) {
+        const { perSecond, commands: each } = await throughput(given, redis, processes);
+        rates[processes] = perSecond;
+        asked = each;
+      }
+      const engine = await engineOnOneCore(short ? 16 : 200);
+      const best = Math.max(...Object.values(rates));
+      const perCoreDay = engine * DAY * HEADROOM;
+      const brokerDay = best * DAY * HEADROOM;
+      const figures = {
+        jobs,
+        'overhead per job, median ms': cost.median,
+        'p99 ms': cost.p99,
+        'jobs/s, 1 process': rates[1],
+        '2 processes': rates[2],
+        '4 processes': rates[4],
+        'commands to Redis per job (4 processes)': asked,
+        'Redis bytes per queued job': bytes,
+        'demo model, pictures/s on one core': engine,
+      };
+      const model = [1e6, 1e9].flatMap((daily) => [
+        [`${daily.toExponential(0)} pictures a day, pictures/s on average`, daily / DAY],
+        [`${daily.toExponential(0)} a day, cores for the demo model`, Math.ceil(daily / perCoreDay)],
+        [`${daily.toExponential(0)} a day, brokers at the measured jobs/s`, Math.ceil(daily / brokerDay)],
+        [`${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`, ((daily / 24) * bytes) / 2 ** 30],
+      ]);
+      const costs = {
+        'pictures a day and core, demo model': Math.round(perCoreDay),
+        'pictures a day and GPU': 'not measured',
+        ...Object.fromEntries(model),
+      };
+      return { figures, costs };
+    } finally {
+      redis.disconnect();
+    }
+  });
+}
+
+const started = performance.now();
+const { figures, costs } = await run(values);
+const seconds = (performance.now() - started) / 1000;
+console.log(JSON.stringify({ ...figures, ...costs }, null, 2));
+const finite = Object.values(figures).every((value) => Number.isFinite(value) && value > 0);
+if (!finite) process.exitCode = 1;
+else if (!values.short || values.write) {
+  const rest = { short: values.short, seconds, expectations: [] };
+  write('scaling', 'queue', { ...rest, figures });
+  write('scaling', 'cost', { ...rest, figures: costs });
+}

@@ -1,0 +1,30 @@
+// Load and faults in their short form: the scripts behind docs/reliability.md and docs/scaling.md keep their expectations.
+import assert from 'node:assert/strict';
+import process from 'node:process';
+import { runProgram } from './support.js';
+
+const short = (script: string, ...args: string[]): ReturnType<typeof runProgram> =>
+  runProgram(process.execPath, ['--import', 'tsx', script, ...args, '--short'], {}, undefined, 280_000);
+
+describe('load and faults', function () {
+  this.timeout(300_000);
+  for (const name of ['load', 'queue-faults', 'redis-restart', 'schemathesis', 'mutants', 'bad-clients']) {
+    it(name, async () => {
+      const { code, stdout, stderr } = await short('bench/reliability.mjs', name);
+      assert.equal(code, 0, `${stdout}${stderr}`);
+      assert.match(stdout, new RegExp(`^${name}: all kept`, 'm'));
+    });
+  }
+
+  it('the figures of scaling are measured', async () => {
+    const { code, stdout, stderr } = await short('bench/scaling.mjs');
+    assert.equal(code, 0, `${stdout}${stderr}`);
+    assert.match(stdout, /"jobs\/s, 4 processes|"4 processes": \d/);
+  });
+
+  it('an unknown name is refused', async () => {
+    const { code, stderr } = await short('bench/reliability.mjs', 'everything');
+    assert.equal(code, 1);
+    assert.match(stderr, /Expected one of load, .* but received everything/);
+  });
+});

@@ -1,0 +1,67 @@
+// The queue's watchdog: a consumer that has gone silent is replaced.
+import assert from 'node:assert/strict';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import { Redis } from 'ioredis';
+import { Queue } from 'bullmq';
+import { queueName, runResults, startWorker, submitRun, type RunResult, type Submission } from '../lib/queue/index.js';
+import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writePictures } from './queue-support.js';
+
+describe('queue: watchdog', function () {
+  this.timeout(60_000);
+  let folder: string;
+  let broker: Broker;
+  let pictures: Awaited<ReturnType<typeof writePictures>>;
+  before(async () => {
+    folder = await mkdtemp(path.join(os.tmpdir(), 'diad-watchdog-'));
+    for (const name of ['redis', 'pictures']) await mkdir(path.join(folder, name));
+    pictures = await writePictures(path.join(folder, 'pictures'), 3);
+    broker = new Broker(await freePort(), path.join(folder, 'redis'));
+    await broker.start();
+  });
+  after(async () => {
+    await broker.kill();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  async function collect(submissions: readonly Submission[], seed: number): Promise<RunResult[]> {
+    const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed, attempts: 2 });
+    const all: RunResult[] = [];
+    for await (const one of runResults(run, { redis: broker.url, wait: true, signal: AbortSignal.timeout(30_000) })) all.push(one);
+    return all;
+  }
+
+  it('a consumer that nobody woke is replaced, and the jobs that waited are done', async () => {
+    const lines: string[] = [];
+    const worker = await startWorker({
+      redis: broker.url,
+      root: path.join(folder, 'pictures'),
+      scorer: stubScorer(0),
+      silentMs: 900,
+      log: (line) => lines.push(line),
+    });
+    const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
+    const queue = new Queue(queueName(STUB_MODEL), { connection });
+    try {
+      // Jobs that are there without the wake-up that adding them sends: handed in while the queue is paused, which is then ended by hand.
+      await queue.pause();
+      const submissions = pictures.map(({ file, sha256 }): Submission => ({ file, sha256, reference: { kind: 'file', path: file } }));
+      const results = collect(submissions, 3);
+      const key = (name: string): string => `bull:${queueName(STUB_MODEL)}:${name}`;
+      while ((await connection.llen(key('wait'))) < pictures.length) await new Promise((resolve) => setTimeout(resolve, 20));
+      await connection.multi().hdel(key('meta'), 'paused').del(key('marker')).exec();
+      const scores = (await results).map((one) => (one.status === 'done' ? one.score : one.status));
+      assert.deepEqual(
+        scores,
+        pictures.map(({ bytes }) => stubScore(bytes)),
+      );
+      assert.ok(worker.restarts >= 1, lines.join('\n'));
+      assert.match(lines.join('\n'), /no sign of life for 900 ms with 3 jobs waiting/);
+    } finally {
+      await worker.close();
+      await queue.close();
+      connection.disconnect();
+    }
+  });
+});
