@@ -37,16 +37,13 @@ export default tseslint.config(
         performance: 'readonly',
         URL: 'readonly',
         setTimeout: 'readonly',
-<<<<<<< HEAD
         clearTimeout: 'readonly',
         structuredClone: 'readonly',
         AbortController: 'readonly',
-=======
         setInterval: 'readonly',
         clearInterval: 'readonly',
         fetch: 'readonly',
         AbortSignal: 'readonly',
->>>>>>> service
       },
     },
   },
