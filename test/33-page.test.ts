@@ -181,6 +181,7 @@ describe('page', function () {
         assert.equal(await opacity(), '0.8');
         await card.getByRole('slider').focus();
         await page.keyboard.press('Home');
+        for (let wait = 0; wait < 100 && (await opacity()) !== '0'; wait++) await page.waitForTimeout(50); // the page draws after the key
         assert.equal(await opacity(), '0');
         await page.keyboard.press('Tab'); // the list of regions
         await page.keyboard.press('Tab');

@@ -155,7 +155,7 @@ describe('queue', () => {
         for (const [i, [, , message]] of cases.entries()) {
           const result = results[i]!;
           assert.ok(result.status === 'failed', `case ${i}: ${result.status}`);
-          assert.match(result.error, message, `case ${i}`);
+          assert.match(result.error, message, `case ${i}: ${result.error}`);
         }
         // A host that is allowed by name but is at a private address.
         const byName = { file: 'name', sha256: digest, reference: { kind: 'url', url: 'http://localhost:1/x.png' } as const };
