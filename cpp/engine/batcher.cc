@@ -1,6 +1,7 @@
 #include "batcher.h"
 
 #include <algorithm>
+#include <future>
 #include <numeric>
 
 #include "error.h"
@@ -39,12 +40,28 @@ struct Batcher::Item {
   bool silent = false;             // guarded by callbacks: done was called
 };
 
-Batcher::Batcher(BatcherOptions options, BatchRunner runner, std::function<void()> prepare_thread)
-    : options_(options), runner_(std::move(runner)) {
-  worker_ = std::thread([this, prepare = std::move(prepare_thread)] {
-    if (prepare) prepare();
+Batcher::Batcher(BatcherOptions options, BatchRunner runner) : options_(options), runner_(std::move(runner)) {
+  worker_ = std::thread([this] { work(); });
+}
+
+Batcher::Batcher(BatcherOptions options, const MakeBatchRunner& make_runner) : options_(options) {
+  const auto made = std::make_shared<std::promise<void>>();
+  worker_ = std::thread([this, &make_runner, made] {
+    try {
+      runner_ = make_runner();
+    } catch (...) {
+      made->set_exception(std::current_exception());
+      return;
+    }
+    made->set_value();
     work();
   });
+  try {
+    made->get_future().get();
+  } catch (...) {
+    worker_.join();
+    throw;
+  }
 }
 
 Batcher::~Batcher() { close(); }

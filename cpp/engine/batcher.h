@@ -49,11 +49,15 @@ struct BatcherStats {
 };
 
 using BatchRunner = std::function<std::vector<PictureResult>(std::span<const PictureRequest>, const StepCallback&)>;
+using MakeBatchRunner = std::function<BatchRunner()>;
 
 class Batcher {
  public:
-  // `prepare_thread` runs first on the inference thread (thread counts, device).
-  Batcher(BatcherOptions options, BatchRunner runner, std::function<void()> prepare_thread = {});
+  Batcher(BatcherOptions options, BatchRunner runner);
+  // `make_runner` runs on the inference thread; returns when it is done, throws what it throws. OpenMP keeps a pool of threads for every
+  // thread that calls it, and once they are more than the cores, waiting threads go to sleep at once: everything LibTorch does belongs on
+  // one thread, loading included.
+  Batcher(BatcherOptions options, const MakeBatchRunner& make_runner);
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
   ~Batcher();
@@ -85,7 +89,7 @@ class Batcher {
   void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
 
   const BatcherOptions options_;
-  const BatchRunner runner_;
+  BatchRunner runner_;  // set before the first batch
   mutable std::mutex mutex_;
   std::condition_variable queue_changed_, deadlines_changed_;
   std::deque<ItemPtr> queue_;

@@ -68,6 +68,9 @@ at::Tensor convolve_upsampled(const at::Tensor& x, const at::Tensor& weight, con
   return convolution.call(x, weight, bias, padding, output_padding, stride, dilation, 1, "none", Scalars(), std::nullopt);
 }
 
+// With so few pixels a weight is used little: getting it from memory, and setting oneDNN up, take longer than the arithmetic.
+constexpr int64_t kFewPixels = 256;
+
 }  // namespace
 
 at::Tensor folded_upsampling(const at::Tensor& weight) {
@@ -101,16 +104,29 @@ const at::Tensor& ConvLayer::packed_for(const at::Tensor& x) {
   return packed_[found->second].weight;
 }
 
-std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x) const {
+std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x, int64_t times) const {
   std::array<int64_t, 4> size{x.size(0), size_[0], 0, 0};
   for (size_t i = 0; i < 2; ++i) {
-    const int64_t side = x.size(static_cast<int64_t>(i) + 2);
+    const int64_t side = x.size(static_cast<int64_t>(i) + 2) * times;
     size[i + 2] = (side + 2 * shape_.padding[i] - shape_.dilation[i] * (size_[i + 2] - 1) - 1) / shape_.stride[i] + 1;
   }
   return size;
 }
 
+const DirectConv* ConvLayer::direct_for(const at::Tensor& x) {
+  if (direct_ || !plain_.defined()) return direct_.get();
+  const auto same = [](const std::vector<int64_t>& pair) { return pair[0] == pair[1]; };
+  const std::array<int64_t, 4> size = output_size(x, shape_.upsampled ? 2 : 1);
+  const bool fits = same(shape_.stride) && same(shape_.padding) && shape_.dilation == std::vector<int64_t>{1, 1};
+  if (!DirectConv::available() || !fits || size[2] * size[3] > kFewPixels) return nullptr;
+  const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
+  direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
+  plain_.reset();
+  return direct_.get();
+}
+
 at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  if (const DirectConv* const direct = direct_for(x)) return direct->run(x, residual);
   if (!shape_.upsampled) return convolved(x, residual);
   if (!folding_pays(x)) {
     const at::Tensor enlarged = at::upsample_nearest2d(x.contiguous(at::MemoryFormat::ChannelsLast), {2 * x.size(2), 2 * x.size(3)});
@@ -127,7 +143,7 @@ at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& 
 at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   const at::Tensor& weight = packed_for(x);
   if (!residual) return convolve(x, weight, bias_, shape_, shape_.relu);
-  if (residual->sizes() != c10::IntArrayRef(output_size(x))) {  // broadcast
+  if (residual->sizes() != c10::IntArrayRef(output_size(x, 1))) {  // broadcast
     const at::Tensor y = convolve(x, weight, bias_, shape_, false) + *residual;
     return shape_.relu ? y.relu() : y;
   }
@@ -135,17 +151,27 @@ at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Ten
 }
 
 LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias) : bias_(std::move(bias)) {
+  if (DirectConv::available()) {
+    direct_ = std::make_unique<DirectConv>(weight.unsqueeze(2).unsqueeze(3), bias_, DirectConv::Shape{});
+    return;
+  }
   static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
   weight_ = reorder.call(weight.contiguous(), std::nullopt);
 }
 
 at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+  if (direct_) return direct_->multiply(x, residual);
   static const auto linear =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view, Scalars, OptionalText)>(
           "mkldnn::_linear_pointwise");
   static const auto linear_and_add =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view)>(
           "mkldnn::_linear_pointwise", "binary");
+  if (direct_) {
+    if (!residual || (residual->sizes().slice(0, static_cast<size_t>(x.dim() - 1)) == x.sizes().slice(0, static_cast<size_t>(x.dim() - 1))))
+      return direct_->multiply(x, residual);
+    return direct_->multiply(x, std::nullopt) + *residual;
+  }
   if (residual) return linear_and_add.call(x.contiguous(), residual->contiguous(), weight_, bias_, "add");
   return linear.call(x.contiguous(), weight_, bias_, "none", Scalars(), std::nullopt);
 }

@@ -9,8 +9,11 @@
 
 #include <array>
 #include <map>
+#include <memory>
 #include <optional>
 #include <vector>
+
+#include "direct_conv.h"
 
 namespace diad {
 
@@ -35,11 +38,13 @@ class ConvLayer final : public torch::CustomClassHolder {
     at::Tensor weight, layout;  // in oneDNN's layout, and that layout's description
   };
 
+  const DirectConv* direct_for(const at::Tensor& x);  // null: oneDNN's
   at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual);
   const at::Tensor& packed_for(const at::Tensor& x);
-  [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x) const;
+  [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x, int64_t times) const;  // x enlarged `times`
 
-  at::Tensor plain_;   // undefined once packed
+  at::Tensor plain_;  // undefined once packed
+  std::unique_ptr<DirectConv> direct_;
   at::Tensor folded_;  // the transposed convolution's, packed, once needed
   std::vector<Packed> packed_;
   std::map<std::vector<int64_t>, size_t> by_size_;  // of the input, into packed_
@@ -57,7 +62,8 @@ class LinearLayer final : public torch::CustomClassHolder {
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
 
  private:
-  at::Tensor weight_;
+  std::unique_ptr<DirectConv> direct_;
+  at::Tensor weight_;  // undefined beside direct_
   std::optional<at::Tensor> bias_;
 };
 

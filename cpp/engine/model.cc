@@ -21,19 +21,19 @@ using Clock = std::chrono::steady_clock;
 
 // One picture through everything, so that the first real one finds code and memory ready.
 void warm_up(Batcher& queue, int64_t size) {
-  std::promise<void> finished;
+  const auto finished = std::make_shared<std::promise<void>>();
   Submission submission;
   submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size),
                       static_cast<uint32_t>(size), 3};
-  submission.done = [&finished](const Outcome& outcome) {
+  submission.done = [finished](const Outcome& outcome) {
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
-      finished.set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
+      finished->set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
     } else {
-      finished.set_value();
+      finished->set_value();
     }
   };
   queue.submit(std::move(submission));
-  finished.get_future().get();
+  finished->get_future().get();
 }
 
 }  // namespace
@@ -46,12 +46,15 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) {
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
   }
-  pipeline_ = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
   const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
-  queue_ = std::make_unique<Batcher>(
-      options.queue,
-      [pipeline = pipeline_](std::span<const PictureRequest> batch, const StepCallback& on_step) { return pipeline->run(batch, on_step); },
-      [threads] { at::set_num_threads(threads); });
+  const MakeBatchRunner make_runner = [&]() -> BatchRunner {
+    at::set_num_threads(threads);
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
+    return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
+      return pipeline->run(batch, on_step);
+    };
+  };
+  queue_ = std::make_unique<Batcher>(options.queue, make_runner);
   if (options.warmup) warm_up(*queue_, bundle.manifest.image_size);
   const double load_ms = std::chrono::duration<double, std::milli>(Clock::now() - started).count();
   info_ = nlohmann::json{{"manifest", nlohmann::json::parse(bundle.manifest_json)},

@@ -29,9 +29,8 @@ class Model {
   [[nodiscard]] const std::string& info() const { return info_; }
 
  private:
-  std::shared_ptr<Pipeline> pipeline_;
   std::string info_;
-  std::unique_ptr<Batcher> queue_;  // last: its thread stops before the rest goes
+  std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };
 
 // The model of a bundle; one that is loaded already with these options is shared. Throws EngineError.

@@ -1,0 +1,30 @@
+// DirectConv with AVX-512: 8 pixels by 2 vectors of 16 channels in registers.
+#include <immintrin.h>
+
+#include "direct_conv_kernel.h"
+
+namespace diad::kernels {
+
+namespace {
+
+struct Avx512 {
+  using Type = __m512;
+  static constexpr int kWidth = 16, kPartsAtOnce = 2, kPixels = 8;
+
+  static Type load(const float* from) { return _mm512_loadu_ps(from); }
+  static Type load(const uint16_t* from) {  // masked: GCC 12 takes the plain form for uninitialised
+    return _mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
+  static Type broadcast(float value) { return _mm512_set1_ps(value); }
+  static Type multiply_add(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+  static void store(float* to, Type value) { _mm512_storeu_ps(to, value); }
+};
+
+}  // namespace
+
+void direct_conv_avx512(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last) {
+  DirectConvLoops<Avx512>::run(arguments, block, first, last);
+}
+
+}  // namespace diad::kernels
