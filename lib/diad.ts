@@ -65,6 +65,7 @@ export class Diad {
   static async load(bundle?: string, options?: LoadOptions): Promise<Diad> {
     const validated = validateLoadOptions(bundle, options);
     const folder = validated.bundle ?? demoBundle;
+    void import('sharp').catch(() => undefined); // while the weights are read; who needs it and has it not hears so when it decodes
     const native = await openNative(validated.libtorch);
     try {
       const calibration = await readCalibration(folder);

@@ -7,6 +7,14 @@
 #include <vector>
 
 #include "error.h"
+#ifdef DIAD_X86_KERNELS
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#include "kernels/sha256_ni.h"
+#endif
 
 namespace diad {
 
@@ -20,7 +28,33 @@ constexpr std::array<uint32_t, 64> kRound{
     0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
     0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
+// CPUID leaf 7: EBX bit 29 (SHA); leaf 1: ECX bits 9 and 19 (SSSE3, SSE4.1).
+bool has_sha_instructions() {
+#if defined(DIAD_X86_KERNELS) && defined(_MSC_VER)
+  int leaf[4], features[4];
+  __cpuid(leaf, 0);
+  if (leaf[0] < 7) return false;
+  __cpuid(leaf, 1);
+  __cpuidex(features, 7, 0);
+  return (leaf[2] & 1 << 9) && (leaf[2] & 1 << 19) && (features[1] & 1 << 29);
+#elif defined(DIAD_X86_KERNELS)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & 1U << 9) || !(ecx & 1U << 19)) return false;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & 1U << 29);
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+void Sha256::compress(const uint8_t* blocks, size_t count) {
+#ifdef DIAD_X86_KERNELS
+  static const bool by_instructions = has_sha_instructions();
+  if (by_instructions && !portable_) return kernels::sha256_blocks(state_.data(), blocks, count, kRound.data());
+#endif
+  for (size_t i = 0; i < count; ++i) compress(blocks + 64 * i);
+}
 
 void Sha256::compress(const uint8_t* block) {
   std::array<uint32_t, 64> w{};
@@ -51,9 +85,11 @@ void Sha256::update(std::span<const uint8_t> bytes) {
     std::memcpy(block_.data() + filled, bytes.data(), taken);
     bytes = bytes.subspan(taken);
     if (filled + taken < 64) return;
-    compress(block_.data());
+    compress(block_.data(), 1);
   }
-  for (; bytes.size() >= 64; bytes = bytes.subspan(64)) compress(bytes.data());
+  const size_t whole = bytes.size() / 64;
+  compress(bytes.data(), whole);
+  bytes = bytes.subspan(64 * whole);
   if (!bytes.empty()) std::memcpy(block_.data(), bytes.data(), bytes.size());
 }
 

@@ -11,12 +11,18 @@ namespace diad {
 
 class Sha256 {
  public:
+  // `portable`: without the processor's own instructions for it, where it has them.
+  explicit Sha256(bool portable = false) : portable_(portable) {}
+
   void update(std::span<const uint8_t> bytes);
   // Finishes and returns 64 lower-case hex digits; the object must not be used afterwards.
   [[nodiscard]] std::string hex();
 
  private:
+  void compress(const uint8_t* blocks, size_t count);
   void compress(const uint8_t* block);
+
+  bool portable_;
 
   std::array<uint32_t, 8> state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<uint8_t, 64> block_{};
