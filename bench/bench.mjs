@@ -1,139 +1,111 @@
-// npm run bench: the demo model from Node against the Python reference, interleaved in one run; cold start; overheads; memory.
+// npm run bench: diad against the Python reference, interleaved in one run, at three sizes; cold start; load; memory.
 //
-//   node bench/bench.mjs [--rounds 12] [--soak 1000] [--out bench/results/NAME.json]
-import { execFileSync, spawn } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+//   npm run bench -- [--quick] [--sizes demo,medium,published] [--rounds N] [--soak N] [--device cpu]
+//
+// Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the demo model only, few rounds, under three minutes; it writes
+// nothing unless --write is given. Sizes that are not run keep the rows of the last run.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { monitorEventLoopDelay } from 'node:perf_hooks';
 import process from 'node:process';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Diad } from '../dist/index.js';
+import { coldStarts } from './speed/cold_start.mjs';
+import { compare } from './speed/comparison.mjs';
+import { python, root } from './speed/contenders.mjs';
+import { poisson, saturated } from './speed/load.mjs';
+import { median, spread } from './speed/statistics.mjs';
+import { performancePage } from './speed/tables.mjs';
 
-const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
-const python = path.join(root, '.venv', 'bin', 'python');
 const { values } = parseArgs({
-  options: { rounds: { type: 'string', default: '12' }, soak: { type: 'string', default: '1000' }, out: { type: 'string' } },
+  options: {
+    quick: { type: 'boolean', default: false },
+    sizes: { type: 'string' },
+    rounds: { type: 'string' },
+    soak: { type: 'string' },
+    device: { type: 'string', default: 'cpu' },
+    write: { type: 'boolean', default: false },
+  },
 });
-const rounds = Number(values.rounds);
-const soak = Number(values.soak);
-const pictureFile = path.join(root, 'examples', 'gear-good.png');
-const picture = readFileSync(pictureFile);
+const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
+const GIB = 2 ** 30;
 
-const median = (numbers) => [...numbers].sort((a, b) => a - b)[numbers.length >> 1];
-const spread = (numbers) => ({ median: median(numbers), min: Math.min(...numbers), max: Math.max(...numbers), n: numbers.length });
+/** What each size is run with; memory: of both sides together, beside each other. */
+const PLANS = {
+  demo: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 2, 4, 8], rounds: 12, warmUp: 2, memory: 4 * GIB },
+  medium: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 4], rounds: 4, warmUp: 1, memory: 8 * GIB },
+  published: { modes: ['as-published'], batches: [1], rounds: 2, warmUp: 0, memory: 15 * GIB },
+};
 
-/** A reference process that times one picture per request. */
-async function reference(mode) {
-  const env = { ...process.env, PYTHONPATH: path.join(root, 'python') };
-  const child = spawn(python, ['bench/reference_timing.py', '--mode', mode], { cwd: root, env, stdio: ['pipe', 'pipe', 'inherit'] });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  await lines.next();
-  return {
-    time: async () => {
-      child.stdin.write('\n');
-      return Number((await lines.next()).value);
-    },
-    stop: () => child.stdin.end(),
-  };
+/** A bundle of seeded random weights of that size (the demo model is its own), kept from one run to the next. */
+function bundleOf(size) {
+  if (size === 'demo') return path.join(root, 'models', 'demo');
+  const folder = path.join(root, 'out', 'bench', size);
+  if (existsSync(path.join(folder, 'manifest.json'))) return folder;
+  console.log(`${size}: writing a bundle of random weights to ${path.relative(root, folder)}`);
+  mkdirSync(path.dirname(folder), { recursive: true });
+  const args = ['-m', 'diad_reference', 'export', '--random', '--config', size, '--storage', 'float32', '--out', folder];
+  const { status } = spawnSync(python, args, {
+    cwd: root,
+    env: { ...process.env, PYTHONPATH: path.join(root, 'python') },
+    stdio: 'inherit',
+  });
+  if (status !== 0) throw new Error(`Writing the bundle of ${size} failed`);
+  return folder;
 }
 
-/** Milliseconds from process start to the first score, in fresh processes. */
-function coldStarts(count) {
-  const source = `import { Diad } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))}; import { readFileSync } from 'node:fs';
-    const diad = await Diad.load(undefined, { warmup: false }); await diad.score(readFileSync(${JSON.stringify(pictureFile)}));
-    console.log(performance.now()); process.exit(0);`;
-  const run = () => Number(execFileSync(process.execPath, ['--input-type=module', '-e', source], { encoding: 'utf8' }));
-  run(); // files into the page cache
-  return Array.from({ length: count }, run);
-}
-
-async function interleaved(diad) {
-  const [published, lossless] = [await reference('as-published'), await reference('lossless')];
-  const times = { node: [], published: [], lossless: [] };
-  const shares = [];
-  for (let round = 0; round < rounds + 2; round++) {
-    const started = performance.now();
-    const { timings } = await diad.score(picture);
-    const node = performance.now() - started;
-    const [a, b] = [await published.time(), await lossless.time()];
-    if (round < 2) continue; // warm-up
-    times.node.push(node);
-    times.published.push(a);
-    times.lossless.push(b);
-    shares.push({ overhead: (node - timings.computeMs) / node, stages: timings });
+async function load() {
+  const picture = readFileSync(path.join(root, 'examples', 'gear-good.png'));
+  const diad = await Diad.load(undefined, { device: values.device });
+  const flat = await saturated(diad, picture, Number(values.soak ?? (values.quick ? 60 : 1000)));
+  const rates = values.quick ? [0.5] : [0.3, 0.5, 0.7, 0.9];
+  let state = 1;
+  const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
+  const arrivals = [];
+  for (const share of rates) {
+    arrivals.push({ share, ...(await poisson(diad, picture, share * flat.picturesPerSecond, values.quick ? 10 : 60, random)) });
   }
-  published.stop();
-  lossless.stop();
-  const names = ['decodeImageMs', 'resizeMs', 'encodeMs', 'denoiseMs', 'decodeMs', 'extractMs', 'mapMs'];
-  return {
-    nodeMs: spread(times.node),
-    referenceAsPublishedMs: spread(times.published),
-    referenceLosslessMs: spread(times.lossless),
-    speedupOverPublished: median(times.published.map((time, i) => time / times.node[i])),
-    speedupOverLossless: median(times.lossless.map((time, i) => time / times.node[i])),
-    bindingAndDecodingShare: median(shares.map(({ overhead }) => overhead)),
-    stagesMs: Object.fromEntries(names.map((name) => [name, median(shares.map(({ stages }) => stages[name]))])),
-  };
+  await diad.close();
+  return { saturated: flat, poisson: arrivals };
 }
 
-async function saturated(diad) {
-  const delay = monitorEventLoopDelay({ resolution: 1 });
-  const rss = {};
-  let done = 0;
-  const source = function* () {
-    for (let i = 0; i < soak; i++) yield picture;
-  };
-  const started = performance.now();
-  delay.enable();
-  for await (const { score } of diad.scoreMany(source())) {
-    if (!(score > 0)) throw new Error(`score ${score}`);
-    done++;
-    if (done === Math.min(100, soak >> 1)) rss.early = process.memoryUsage.rss();
+const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).stdout.trim();
+const cpu = os.cpus()[0].model;
+const name = `${`${cpu}-${os.availableParallelism()}-cores`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
+const file = path.join(root, 'bench', 'results', name);
+const last = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {};
+const results = {
+  date: new Date().toISOString().slice(0, 10),
+  commit,
+  machine: { cpu, cores: os.availableParallelism(), memoryGiB: Math.round(os.totalmem() / GIB), node: process.version },
+  sizes: { ...(last.sizes ?? {}) },
+  notRun: { cuda: 'no CUDA device on this machine' },
+};
+results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png')));
+console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
+results.load = await load();
+console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
+for (const size of sizes) {
+  const plan = PLANS[size];
+  if (!plan) throw new Error(`Expected sizes of ${Object.keys(PLANS).join(', ')} but received ${size}`);
+  if (os.freemem() < plan.memory) {
+    results.notRun[size] = `needs ${plan.memory / GIB} GiB of free memory`;
+    continue;
   }
-  delay.disable();
-  rss.late = process.memoryUsage.rss();
-  return {
-    pictures: done,
-    picturesPerSecond: (1000 * done) / (performance.now() - started),
-    eventLoopDelayP99Ms: delay.percentile(99) / 1e6 - 1, // the histogram counts from the timer's own resolution of 1 ms
-    rssEarlyMiB: rss.early / 2 ** 20,
-    rssLateMiB: rss.late / 2 ** 20,
-    rssGrowth: rss.late / rss.early - 1,
-  };
+  const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
+  const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
+  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, device: values.device });
+  results.sizes[size] = { ...row, date: results.date, commit };
+  const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
+  console.log(
+    `${size}: ${median([row.pictureMs.diad.median]).toFixed(0)} ms a picture; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
+  );
 }
-
-const diad = await Diad.load();
-const { libtorch, threads, bundle } = diad.info;
-const machine = { cpu: os.cpus()[0].model, cores: os.availableParallelism(), node: process.version, libtorch: libtorch.version, threads };
-const results = { date: new Date().toISOString(), machine, model: bundle.name };
-results.coldStartMs = spread(coldStarts(5));
-results.batch1 = await interleaved(diad);
-results.saturated = await saturated(diad);
-await diad.close();
-
-const { batch1, saturated: flat, coldStartMs } = results;
-const ms = ({ median: middle, min, max }) => `${middle.toFixed(0)} ms (${min.toFixed(0)} to ${max.toFixed(0)})`;
-const rows = [
-  ['process start to first score', ms(coldStartMs)],
-  ['score, one at a time', ms(batch1.nodeMs)],
-  ['reference as published', ms(batch1.referenceAsPublishedMs)],
-  ['reference, lossless savings', ms(batch1.referenceLosslessMs)],
-  ['faster than as published', `${batch1.speedupOverPublished.toFixed(2)}x (median of the rounds' ratios)`],
-  ['faster than lossless', `${batch1.speedupOverLossless.toFixed(2)}x`],
-  ['binding and decoding', `${(100 * batch1.bindingAndDecodingShare).toFixed(1)} % of a picture's time`],
-  ['saturated', `${flat.picturesPerSecond.toFixed(1)} pictures/s over ${flat.pictures}`],
-  ['event-loop delay p99', `${flat.eventLoopDelayP99Ms.toFixed(1)} ms while saturated`],
-  [
-    'RSS',
-    `${flat.rssEarlyMiB.toFixed(0)} MiB early, ${flat.rssLateMiB.toFixed(0)} MiB at the end (${(100 * flat.rssGrowth).toFixed(1)} %)`,
-  ],
-];
-for (const [name, value] of rows) console.log(`${name.padEnd(30)} ${value}`);
-const name = `${machine.cpu.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}-${machine.cores}-cores.json`;
-const out = values.out ?? path.join(root, 'bench', 'results', name);
-mkdirSync(path.dirname(out), { recursive: true });
-writeFileSync(out, `${JSON.stringify(results, null, 2)}\n`);
-console.log(`\n${path.relative(process.cwd(), out)}`);
+if (!values.quick || values.write) {
+  mkdirSync(path.dirname(file), { recursive: true });
+  writeFileSync(file, `${JSON.stringify(results, null, 2)}\n`);
+  const page = path.join(root, 'docs', 'performance.md');
+  writeFileSync(page, performancePage(readFileSync(page, 'utf8'), results));
+  console.log(`\nbench/results/${name}, docs/performance.md`);
+}

@@ -213,7 +213,7 @@ export class Diad {
       const rest = { frame, taken, call, decodeImageMs };
       const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
-        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, stages: call.stages });
+        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority: call.priority, stages: call.stages });
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);

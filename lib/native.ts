@@ -62,6 +62,7 @@ export interface NativeLoadOptions {
   readonly maxBatch: number;
   readonly maxDelayMs: number;
   readonly queueLimit: number;
+  readonly preferredBatches: readonly number[];
   readonly verify: boolean;
   readonly warmup: boolean;
 }
@@ -69,6 +70,7 @@ export interface NativeLoadOptions {
 export interface NativeSubmitOptions {
   readonly seed: bigint;
   readonly timeoutMs: number;
+  readonly priority: number;
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
@@ -202,7 +204,8 @@ export function addon(): NativeAddon {
 /**
  * Keeps freed memory in the process for the next picture instead of giving it back to the system and zeroing it afresh: faster scoring, most
  * of all of large models, for a resident set that stays at its peak. It changes the C library's allocator for the whole process, so
- * nothing but the `diad` commands does it unasked. Call it before the first `Diad.load`.
+ * nothing but the `diad` commands does it unasked. Call it after `Diad.load`: what loading
+ * frees is meant to go back.
  *
  * @returns false where the C library (anything but glibc) has no such settings
  */

@@ -16,6 +16,11 @@ export interface LoadOptions {
   readonly maxBatch?: number;
   /** How long a batch that is not full waits for more, milliseconds, 0 to 60,000. Default 0: it takes what is there. */
   readonly maxDelayMs?: number;
+  /**
+   * Batch sizes that are computed as soon as so many pictures wait, the largest first; each from 1 to maxBatch. Only while none of them can be formed does
+   * `maxDelayMs` run; then what waits is taken. Default: maxBatch alone.
+   */
+  readonly preferredBatches?: readonly number[];
   /** Pictures in flight at most; more reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
   readonly queueLimit?: number;
   /** Largest picture, width x height. Default 100,000,000. */
@@ -36,6 +41,8 @@ export interface CallOptions {
   readonly signal?: AbortSignal;
   /** From the call, milliseconds; then it rejects with ERR_DIAD_TIMEOUT. Default 0: none. */
   readonly timeoutMs?: number;
+  /** Pictures with a larger one go first, equals in the order of the calls; an integer from -1000 to 1000. Default 0. */
+  readonly priority?: number;
   /** Called after each denoising step. What it throws rejects the call. */
   readonly onStep?: (step: number, total: number) => void;
 }
@@ -68,6 +75,7 @@ export interface ValidatedCall {
   readonly seed: bigint;
   readonly signal: AbortSignal | undefined;
   readonly timeoutMs: number;
+  readonly priority: number;
   readonly onStep: ((step: number, total: number) => void) | undefined;
   readonly mapSize: 'model' | 'image';
   readonly stages: boolean;
@@ -81,15 +89,16 @@ const LOAD_KEYS = [
   'threads',
   'maxBatch',
   'maxDelayMs',
+  'preferredBatches',
   'queueLimit',
   'maxPixels',
   'verify',
   'warmup',
   'libtorch',
 ] as const;
-const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'onStep'] as const;
+const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep'] as const;
 const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'className', 'tile'] as const;
-const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
+const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
 
 const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 
@@ -101,6 +110,7 @@ export function validateLoadOptions(
   const given = optionsObject(options, 'load options', LOAD_KEYS);
   const device = text(given.device, 'device') ?? 'auto';
   if (!DEVICE.test(device)) throw invalid('auto, cpu, cuda or cuda:N', 'device', device);
+  const maxBatch = integer(given.maxBatch, 'maxBatch', 1, 256, 8);
   return {
     bundle: text(bundle, 'bundle'),
     libtorch: text(given.libtorch, 'libtorch'),
@@ -109,13 +119,22 @@ export function validateLoadOptions(
       device,
       precision: oneOf(given.precision, 'precision', ['float32', 'bfloat16', 'float16'], 'float32'),
       threads: given.threads === undefined ? 0 : integer(given.threads, 'threads', 1, 1024, 1),
-      maxBatch: integer(given.maxBatch, 'maxBatch', 1, 256, 8),
+      maxBatch,
       maxDelayMs: integer(given.maxDelayMs, 'maxDelayMs', 0, 60_000, 0),
       queueLimit: integer(given.queueLimit, 'queueLimit', 1, 1_000_000, 1024),
+      preferredBatches: batchSizes(given.preferredBatches, maxBatch),
       verify: boolean(given.verify, 'verify', true),
       warmup: boolean(given.warmup, 'warmup', true),
     },
   };
+}
+
+/** Ascending, each once. */
+function batchSizes(sizes: unknown, maxBatch: number): readonly number[] {
+  if (sizes === undefined) return [];
+  if (!Array.isArray(sizes)) throw invalid('an array of batch sizes', 'preferredBatches', sizes);
+  const checked = sizes.map((size: unknown, i) => integer(size, `preferredBatches[${i}]`, 1, maxBatch, 1));
+  return [...new Set(checked)].sort((a, b) => a - b);
 }
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
@@ -125,6 +144,7 @@ export function validateCallOptions(options: ScoreOptions | undefined, scoring: 
     seed: seed(given.seed),
     signal: abortSignal(given.signal),
     timeoutMs: integer(given.timeoutMs, 'timeoutMs', 0, 2 ** 31 - 1, 0),
+    priority: integer(given.priority, 'priority', -1000, 1000, 0),
     onStep: callback(given.onStep, 'onStep'),
     mapSize: oneOf(given.mapSize, 'mapSize', ['model', 'image'], 'model'),
     stages: boolean(given.stages, 'stages', false),

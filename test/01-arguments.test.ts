@@ -26,6 +26,7 @@ describe('arguments', () => {
       maxBatch: 8,
       maxDelayMs: 0,
       queueLimit: 1024,
+      preferredBatches: [],
       verify: true,
       warmup: true,
     });
@@ -44,6 +45,9 @@ describe('arguments', () => {
     [{ threads: '2' }, /received "2" of type string/],
     [{ maxBatch: NaN }, /maxBatch but received NaN/],
     [{ maxDelayMs: -1 }, /maxDelayMs/],
+    [{ preferredBatches: 4 }, /Expected an array of batch sizes for preferredBatches but received 4/],
+    [{ preferredBatches: [2, 9] }, /Expected an integer from 1 to 8 for preferredBatches\[1\] but received 9/],
+    [{ maxBatch: 2, preferredBatches: [4] }, /from 1 to 2 for preferredBatches\[0\]/],
     [{ queueLimit: null }, /queueLimit but received null of type null/],
     [{ maxPixels: Infinity }, /maxPixels/],
     [{ verify: 1 }, /Expected a boolean for verify/],
@@ -57,6 +61,10 @@ describe('arguments', () => {
       refuses(load(options), message);
     });
   }
+
+  it('preferred batch sizes are sorted, each once', () => {
+    assert.deepEqual(validateLoadOptions(undefined, { maxBatch: 16, preferredBatches: [8, 2, 16, 2] }).native.preferredBatches, [2, 8, 16]);
+  });
 
   it('a bundle must be a path', () => {
     refuses(() => validateLoadOptions(7 as never, undefined), /bundle but received 7 of type number/);
@@ -73,6 +81,7 @@ describe('arguments', () => {
 
   it('call options by name', () => {
     refuses(() => validateCallOptions({ timeoutMs: -1 }, true), /timeoutMs/);
+    refuses(() => validateCallOptions({ priority: 1001 }, true), /from -1000 to 1000 for priority/);
     refuses(() => validateCallOptions({ signal: {} as never }, true), /Expected an AbortSignal for signal/);
     refuses(() => validateCallOptions({ onStep: 1 as never }, true), /Expected a function for onStep/);
     refuses(() => validateCallOptions({ mapSize: 'big' as never }, true), /mapSize/);

@@ -203,6 +203,26 @@ describe('scoring', () => {
     assert.equal(diad.stats().queued + diad.stats().running, 0);
   });
 
+  it('the more urgent of those that wait goes first; a preferred batch size is taken at once', async () => {
+    const own = await Diad.load(undefined, { maxBatch: 4, maxDelayMs: 60_000, preferredBatches: [1, 2] });
+    try {
+      const pixels = { data: new Uint8Array(16 * 16 * 3).fill(90), width: 16, height: 16, channels: 3 as const };
+      const order: number[] = [];
+      const ask = async (name: number, priority: number): Promise<number> => {
+        const { batchSize } = await own.score(pixels, { priority });
+        order.push(name);
+        return batchSize;
+      };
+      const busy = ask(0, 0);
+      while (own.stats().running === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+      const sizes = await Promise.all([busy, ask(1, -1), ask(2, 0), ask(3, 7)]);
+      assert.deepEqual(sizes, [1, 1, 2, 2]);
+      assert.equal(order.at(-1), 1);
+    } finally {
+      await own.close();
+    }
+  });
+
   it('no more pictures in flight than queueLimit', async () => {
     const small = await Diad.load(undefined, { queueLimit: 2, warmup: false });
     const calls = [1, 2, 3, 4].map((seed) => small.score(gear, { seed }));

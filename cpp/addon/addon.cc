@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "allocator.h"
 #include "class_metrics_call.h"
@@ -15,6 +16,7 @@ namespace {
 
 struct LoadRequest {
   std::string bundle, device, precision;
+  std::vector<int32_t> preferred_batches;
   diad_load_options options{};
 };
 
@@ -29,6 +31,8 @@ LoadRequest read_load_request(const Napi::CallbackInfo& info) {
   request.options.max_batch = integer("maxBatch");
   request.options.max_delay_ms = integer("maxDelayMs");
   request.options.queue_limit = integer("queueLimit");
+  const auto sizes = options.Get("preferredBatches").As<Napi::Array>();
+  for (uint32_t i = 0; i < sizes.Length(); ++i) request.preferred_batches.push_back(sizes.Get(i).ToNumber().Int32Value());
   request.options.verify = options.Get("verify").ToBoolean() ? 1 : 0;
   request.options.warmup = options.Get("warmup").ToBoolean() ? 1 : 0;
   return request;
@@ -84,6 +88,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
     environment_->run_in_background(
         [this, api, environment = environment_, operation = std::move(operation), request = read_load_request(info)]() mutable {
           request.options.device = request.device.c_str();
+          request.options.preferred_batches = request.preferred_batches.data();
+          request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());
           request.options.precision = request.precision.c_str();
           diad_engine* engine = nullptr;
           if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {

@@ -163,6 +163,7 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   bool lossless = false;
   request.seed = options.Get("seed").As<Napi::BigInt>().Uint64Value(&lossless);
   request.timeout_ms = options.Get("timeoutMs").ToNumber().Int64Value();
+  request.priority = options.Get("priority").ToNumber().Int64Value();
   request.want_map = options.Get("map").ToBoolean() ? 1 : 0;
   request.want_reconstruction = options.Get("reconstruction").ToBoolean() ? 1 : 0;
   request.want_stages = options.Get("stages").ToBoolean() ? 1 : 0;

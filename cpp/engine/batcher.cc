@@ -80,7 +80,7 @@ uint64_t Batcher::submit(Submission submission) {
   }
   item->id = next_id_++;
   if (timed && !watcher_.joinable()) watcher_ = std::thread([this] { watch_deadlines(); });
-  queue_.push_back(item);
+  queue_.emplace(std::pair(-item->submission.priority, item->id), item);
   pending_.emplace(item->id, item);
   ++waiting_;
   queue_changed_.notify_one();
@@ -138,23 +138,44 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
   item->submission.done(std::move(outcome));
 }
 
+// Pictures of the next batch, of those that wait: a preferred number where one can be formed.
+size_t Batcher::batch_size() const {
+  const auto waiting = static_cast<int64_t>(waiting_);
+  if (waiting >= options_.max_batch) return static_cast<size_t>(options_.max_batch);
+  const auto above = std::upper_bound(options_.preferred.begin(), options_.preferred.end(), waiting);
+  return static_cast<size_t>(above == options_.preferred.begin() ? waiting : *std::prev(above));
+}
+
+Batcher::Clock::time_point Batcher::oldest() const {
+  auto time = Clock::time_point::max();
+  for (const auto& [key, item] : queue_) {
+    if (item->state == Item::State::kQueued) time = std::min(time, item->submitted);
+  }
+  return time;
+}
+
 std::vector<Batcher::ItemPtr> Batcher::next_batch() {
   std::unique_lock lock(mutex_);
-  const auto full = [this] { return closing_ || waiting_ >= static_cast<uint64_t>(options_.max_batch); };
+  const auto enough = static_cast<uint64_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
   std::vector<ItemPtr> batch;
   while (batch.empty()) {
     queue_changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
     if (closing_) return {};
-    if (options_.max_delay.count() > 0) queue_changed_.wait_until(lock, queue_.front()->submitted + options_.max_delay, full);
-    while (!queue_.empty() && batch.size() < static_cast<size_t>(options_.max_batch)) {
-      ItemPtr item = std::move(queue_.front());
-      queue_.pop_front();
+    if (options_.max_delay.count() > 0 && waiting_ > 0) {
+      queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || waiting_ >= enough; });
+      if (closing_) return {};
+    }
+    const size_t size = batch_size();
+    while (!queue_.empty() && batch.size() < size) {
+      ItemPtr item = std::move(queue_.begin()->second);
+      queue_.erase(queue_.begin());
       if (item->state != Item::State::kQueued) continue;  // cancelled while it waited
       item->state = Item::State::kRunning;
       --waiting_;
       ++running_;
       batch.push_back(std::move(item));
     }
+    if (size == 0) queue_.clear();  // all were cancelled
   }
   ++batches_;
   batched_ += batch.size();

@@ -1,4 +1,4 @@
-// The queue in front of the inference thread: bounded first in, first out, batching, cancellation, deadlines, shutdown.
+// The queue in front of the inference thread: bounded, by priority, batching, cancellation, deadlines, shutdown.
 #pragma once
 
 #include <chrono>
@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -23,6 +25,9 @@ struct BatcherOptions {
   int64_t max_batch = 1;                   // pictures, >= 1
   std::chrono::milliseconds max_delay{0};  // how long a batch that is not full waits for more
   int64_t queue_limit = 1024;              // waiting pictures, >= 1
+  // Batch sizes that are taken as soon as so many wait, the largest first; ascending, each from 1 to max_batch. Only while none can be
+  // formed does max_delay run. Empty: max_batch alone.
+  std::vector<int64_t> preferred = {};
 };
 
 using Outcome = std::variant<PictureResult, Failure>;
@@ -31,6 +36,7 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
+  int64_t priority = 0;                           // larger goes first; equals in the order of submission
   std::chrono::milliseconds timeout{0};           // from submit; 0: none
   uint64_t session = 0;                           // whose request this is, for close_session
   std::function<void(Outcome)> done;              // called exactly once, from any thread, without locks of the queue held
@@ -84,6 +90,8 @@ class Batcher {
   void work();
   void watch_deadlines();
   std::vector<ItemPtr> next_batch();
+  [[nodiscard]] size_t batch_size() const;
+  [[nodiscard]] Clock::time_point oldest() const;
   void run(std::span<const ItemPtr> batch);
   void finish(const ItemPtr& item, Outcome outcome);
   void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
@@ -92,8 +100,8 @@ class Batcher {
   BatchRunner runner_;  // set before the first batch
   mutable std::mutex mutex_;
   std::condition_variable queue_changed_, deadlines_changed_;
-  std::deque<ItemPtr> queue_;
-  std::unordered_map<uint64_t, ItemPtr> pending_;  // queued or running
+  std::map<std::pair<int64_t, uint64_t>, ItemPtr> queue_;  // by falling priority, then id; holds some that were cancelled
+  std::unordered_map<uint64_t, ItemPtr> pending_;          // queued or running
   uint64_t waiting_ = 0, running_ = 0, next_id_ = 1;
   uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
   std::deque<double> queue_ms_, compute_ms_;

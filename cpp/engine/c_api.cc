@@ -86,6 +86,19 @@ int require_at_least(const char* name, int32_t value, int32_t low) {
   return value;
 }
 
+std::vector<int64_t> preferred_batches(const diad_load_options& options) {
+  std::vector<int64_t> sizes;
+  for (int32_t i = 0; i < options.preferred_count; ++i) {
+    sizes.push_back(
+        require_at_least("preferredBatches", options.preferred_batches[i], sizes.empty() ? 1 : static_cast<int32_t>(sizes.back())));
+  }
+  if (!sizes.empty() && sizes.back() > options.max_batch) {
+    throw EngineError(code::kInvalidArgument,
+                      "Expected at most maxBatch for preferredBatches but received " + std::to_string(sizes.back()));
+  }
+  return sizes;
+}
+
 }  // namespace
 
 int32_t diad_engine_abi(void) { return DIAD_ENGINE_ABI; }
@@ -108,6 +121,7 @@ int32_t diad_engine_load(const char* bundle, const diad_load_options* options, d
     load.queue.max_batch = require_at_least("maxBatch", options->max_batch, 1);
     load.queue.max_delay = std::chrono::milliseconds(require_at_least("maxDelayMs", options->max_delay_ms, 0));
     load.queue.queue_limit = require_at_least("queueLimit", options->queue_limit, 1);
+    load.queue.preferred = preferred_batches(*options);
     load.verify = options->verify != 0;
     load.warmup = options->warmup != 0;
     *engine = new diad_engine{diad::open_model(bundle, load), ++sessions};
@@ -123,6 +137,7 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     submission.seed = request->seed;
     submission.wanted = {request->want_map != 0, request->want_reconstruction != 0, request->want_stages != 0};
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
+    submission.priority = request->priority;
     submission.session = engine->session;
     submission.done = [done = request->done, user = request->user](Outcome outcome) { done(user, new OwnedResult(std::move(outcome))); };
     if (request->on_step != nullptr) {

@@ -82,7 +82,8 @@ std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const Loa
                                          options.threads,
                                          options.queue.max_batch,
                                          options.queue.max_delay.count(),
-                                         options.queue.queue_limit}
+                                         options.queue.queue_limit,
+                                         options.queue.preferred}
                               .dump();
   const std::lock_guard lock(registry->mutex);
   std::weak_ptr<Model>& known = registry->models[key];

@@ -11,6 +11,7 @@
 #include <unordered_set>
 
 #include "error.h"
+#include "mapped_allocator.h"
 #include "operator_allowlist.h"
 #include "pickle_check.h"
 
@@ -158,7 +159,7 @@ class Archive {
     // Weights are stored as they are: together they cannot be larger than the file, even if a few are shared.
     tensor_bytes_ += size;
     if (size > size_ || tensor_bytes_ > 4 * size_) invalid(file_ + ": its tensors unpack to more than the file holds");
-    auto [bytes, length] = reader_.getRecord(name);
+    auto [bytes, length] = reader_.getRecord(name, mapped_allocator());
     storages_[bytes.get()] = length;
     return std::move(bytes);
   }

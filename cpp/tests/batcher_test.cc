@@ -38,12 +38,13 @@ std::vector<PictureResult> seeds_as_scores(std::span<const PictureRequest> batch
 }
 
 std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms, uint64_t session = 0,
-                            uint64_t* id = nullptr) {
+                            uint64_t* id = nullptr, int64_t priority = 0) {
   auto promise = std::make_shared<std::promise<Outcome>>();
   diad::Submission submission;
   submission.seed = seed;
   submission.timeout = timeout;
   submission.session = session;
+  submission.priority = priority;
   submission.done = [promise](Outcome outcome) { promise->set_value(std::move(outcome)); };  // throws when called twice
   const uint64_t given = batcher.submit(std::move(submission));
   if (id != nullptr) *id = given;
@@ -88,6 +89,50 @@ TEST_CASE("queue: a batch waits for company up to maxDelay") {
   auto first = submit(batcher, 1), second = submit(batcher, 2), third = submit(batcher, 3), fourth = submit(batcher, 4);
   CHECK(score_of(fourth) == 4);  // full: nobody waited two seconds
   CHECK(batcher.stats().batches == 1);
+}
+
+TEST_CASE("queue: what is more urgent goes first, equals in their order; a cancelled one leaves its place") {
+  Gate gate;
+  std::vector<uint64_t> order;
+  Batcher batcher({.max_batch = 1}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    gate.wait();
+    order.push_back(batch.front().seed);
+    return seeds_as_scores(batch, on_step);
+  });
+  std::vector<std::future<Outcome>> pending;
+  pending.push_back(submit(batcher, 0));
+  while (batcher.stats().running == 0) std::this_thread::yield();
+  uint64_t cancelled = 0;
+  for (const auto& [seed, priority] : std::vector<std::pair<uint64_t, int64_t>>{{1, 0}, {2, 5}, {3, 0}, {4, 9}, {5, 5}, {6, -1}}) {
+    pending.push_back(submit(batcher, seed, 0ms, 0, seed == 4 ? &cancelled : nullptr, priority));
+  }
+  CHECK(batcher.cancel(cancelled));
+  gate.open();
+  for (auto& future : pending) (void)future.get();
+  CHECK(order == std::vector<uint64_t>{0, 2, 5, 1, 3, 6});
+}
+
+TEST_CASE("queue: the largest preferred size that can be formed is taken at once; fewer wait up to maxDelay") {
+  Gate gate;
+  std::vector<size_t> sizes;
+  const auto runner = [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    gate.wait();
+    sizes.push_back(batch.size());
+    return seeds_as_scores(batch, on_step);
+  };
+  Batcher batcher({.max_batch = 8, .max_delay = 50ms, .preferred = {2, 4, 8}}, runner);
+  std::vector<std::future<Outcome>> pending;
+  for (uint64_t seed = 0; seed < 2; ++seed) pending.push_back(submit(batcher, seed));
+  while (batcher.stats().running == 0) std::this_thread::yield();
+  for (uint64_t seed = 2; seed < 9; ++seed) pending.push_back(submit(batcher, seed));
+  gate.open();
+  for (auto& future : pending) (void)future.get();
+  CHECK(sizes == std::vector<size_t>{2, 4, 2, 1});
+}
+
+TEST_CASE("queue: a runner that cannot be made fails the queue's construction") {
+  const diad::MakeBatchRunner make = []() -> diad::BatchRunner { throw diad::EngineError(diad::code::kBundleInvalid, "no such thing"); };
+  CHECK(contains(error_of([&] { Batcher batcher({}, make); }), "ERR_DIAD_BUNDLE_INVALID: no such thing"));
 }
 
 TEST_CASE("queue: full is an error, and the place comes back") {

@@ -46,8 +46,9 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
 /** Loads the model the options name. */
 export async function loadModel(options: ModelOptions): Promise<Diad> {
   const { model, device, threads } = options;
+  const diad = await Diad.load(model, { device, ...(threads === undefined || threads === 0 ? {} : { threads }) });
   tuneAllocator();
-  return Diad.load(model, { device, ...(threads === undefined || threads === 0 ? {} : { threads }) });
+  return diad;
 }
 
 /**

@@ -60,15 +60,17 @@ function threadsOf({ threads, workers }: ServeOptions): number | undefined {
 
 async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
   const threads = threadsOf(options);
-  tuneAllocator();
-  const load = (): Promise<Diad> =>
-    Diad.load(options.model, {
+  const load = async (): Promise<Diad> => {
+    const diad = await Diad.load(options.model, {
       device: options.device,
       queueLimit: options.queueLimit,
       ...(threads === undefined ? {} : { threads }),
       ...(options.maxBatch === undefined ? {} : { maxBatch: options.maxBatch }),
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
     });
+    tuneAllocator();
+    return diad;
+  };
   return {
     load,
     host: options.host,

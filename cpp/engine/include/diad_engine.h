@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define DIAD_ENGINE_ABI 1
+#define DIAD_ENGINE_ABI 2
 #if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
 #define DIAD_EXPORT __declspec(dllexport)
 #elif defined(_WIN32)
@@ -27,14 +27,16 @@ typedef struct {
 } diad_error;
 
 typedef struct {
-  const char* device;    /* "auto", "cpu", "cuda" or "cuda:N" */
-  const char* precision; /* "float32", "bfloat16" or "float16" */
-  int32_t threads;       /* intra-op threads; 0: LibTorch's default */
-  int32_t max_batch;     /* pictures in one batch, >= 1 */
-  int32_t max_delay_ms;  /* how long a batch that is not full may wait for more, >= 0 */
-  int32_t queue_limit;   /* waiting pictures before submit fails with ERR_DIAD_QUEUE_FULL, >= 1 */
-  int32_t verify;        /* 0: file hashes are not checked (sizes are) */
-  int32_t warmup;        /* 0: the first picture pays for lazy initialisation */
+  const char* device;               /* "auto", "cpu", "cuda" or "cuda:N" */
+  const char* precision;            /* "float32", "bfloat16" or "float16" */
+  int32_t threads;                  /* intra-op threads; 0: LibTorch's default */
+  int32_t max_batch;                /* pictures in one batch, >= 1 */
+  int32_t max_delay_ms;             /* how long a batch that is not full may wait for more, >= 0 */
+  int32_t queue_limit;              /* waiting pictures before submit fails with ERR_DIAD_QUEUE_FULL, >= 1 */
+  int32_t verify;                   /* 0: file hashes are not checked (sizes are) */
+  int32_t warmup;                   /* 0: the first picture pays for lazy initialisation */
+  const int32_t* preferred_batches; /* sizes that are taken as soon as so many wait, ascending, 1 to max_batch; may be NULL */
+  int32_t preferred_count;
 } diad_load_options;
 
 /* One intermediate result, row-major float32. */
@@ -73,6 +75,7 @@ typedef struct {
   uint32_t channels;     /* 1 (repeated), 3, or 4 (alpha dropped) */
   uint64_t seed;         /* of the noise */
   int64_t timeout_ms;    /* from submit; 0: none */
+  int64_t priority;      /* larger goes first; equals in the order of submission */
   int32_t want_map;
   int32_t want_reconstruction;
   int32_t want_stages;

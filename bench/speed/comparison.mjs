@@ -1,0 +1,72 @@
+// diad against the reference at one model size, interleaved A B A B in one run.
+import { diadContender, referenceContender } from './contenders.mjs';
+import { median, spread } from './statistics.mjs';
+
+const STAGES = ['resizeMs', 'encodeMs', 'denoiseMs', 'decodeMs', 'extractMs', 'mapMs'];
+
+/** Rounds of one picture, then of each batch size; ratios are taken round by round. */
+async function interleave(contenders, n, rounds, warmUp) {
+  const times = Object.fromEntries(Object.keys(contenders).map((name) => [name, []]));
+  const timings = [];
+  for (let round = -warmUp; round < rounds; round++) {
+    for (const [name, contender] of Object.entries(contenders)) {
+      const measured = await contender.time(n);
+      if (round < 0) continue;
+      times[name].push(measured.ms / n);
+      if (measured.timings) timings.push({ ...measured.timings, wallMs: measured.ms });
+    }
+  }
+  return { times, timings };
+}
+
+/**
+ * @param config - name of the reference's preset, for example 'demo'
+ * @param bundle - folder of a bundle of the same sizes
+ * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
+ * @returns times a picture in milliseconds, ratios, stages, FLOP/s and memory
+ */
+export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu' }) {
+  const contenders = { diad: await diadContender(bundle, { device, maxBatch: Math.max(...batches) }) };
+  for (const mode of modes) contenders[mode] = await referenceContender(config, mode, device);
+  try {
+    const gemm = [];
+    const one = await interleave(contenders, 1, rounds, warmUp);
+    gemm.push(await contenders['as-published'].gemm());
+    const sizes = [];
+    for (const n of batches.filter((size) => size > 1)) {
+      // The published program scores one picture at a time, so that is what its batch costs.
+      const { diad, lossless } = contenders;
+      const { times } = await interleave({ diad, ...(lossless && { lossless }) }, n, Math.max(2, rounds >> 1), 1);
+      sizes.push({ n, pictureMs: Object.fromEntries(Object.entries(times).map(([name, values]) => [name, spread(values)])) });
+    }
+    gemm.push(await contenders['as-published'].gemm());
+    const peakMiB = {};
+    for (const [name, contender] of Object.entries(contenders)) peakMiB[name] = await contender.peakMiB();
+
+    const { diad, ...references } = one.times;
+    const gflop = {
+      published: contenders['as-published'].ready.gflop,
+      needed: contenders.lossless ? contenders.lossless.ready.gflop : undefined,
+    };
+    const best = Math.min(median(diad), ...sizes.map((size) => size.pictureMs.diad.median));
+    return {
+      config,
+      device,
+      threads: contenders.diad.ready.threads,
+      pictureMs: Object.fromEntries(Object.entries(one.times).map(([name, values]) => [name, spread(values)])),
+      speedup: Object.fromEntries(Object.entries(references).map(([name, values]) => [name, median(values.map((ms, i) => ms / diad[i]))])),
+      saturatedSpeedup: median(references['as-published']) / best,
+      stagesMs: Object.fromEntries(STAGES.map((stage) => [stage, median(one.timings.map((timing) => timing[stage]))])),
+      bindingShare: median(one.timings.map(({ wallMs, computeMs }) => (wallMs - computeMs) / wallMs)),
+      batches: sizes,
+      gflop,
+      gflopPerSecond: gflop.needed && (gflop.needed / median(diad)) * 1000,
+      gemmGflopPerSecond: Math.max(...gemm),
+      weightsMiB: contenders.diad.ready.sizeBytes / 2 ** 20,
+      loadMs: contenders.diad.ready.loadMs,
+      peakMiB,
+    };
+  } finally {
+    for (const contender of Object.values(contenders)) contender.stop();
+  }
+}

@@ -1,0 +1,50 @@
+// Times diad batch by batch on request: the counterpart of reference_timing.py, with the same lines.
+//
+//   node bench/speed/node_timing.mjs --bundle DIR [--device D] [--precision P] [--max-batch N]
+//
+// A number N scores N pictures together and answers with JSON: wall-clock milliseconds and the engine's own timings; "memory" answers with the
+// peak resident set in MiB.
+import { readFileSync } from 'node:fs';
+import process from 'node:process';
+import { createInterface } from 'node:readline';
+import { parseArgs } from 'node:util';
+import { Diad, tuneAllocator } from '../../dist/index.js';
+
+const { values } = parseArgs({
+  options: {
+    bundle: { type: 'string' },
+    device: { type: 'string', default: 'cpu' },
+    precision: { type: 'string', default: 'float32' },
+    'max-batch': { type: 'string', default: '8' },
+  },
+});
+const pixels = new Uint8Array(256 * 256 * 3);
+for (let i = 0, state = 1; i < pixels.length; i++) {
+  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+  pixels[i] = state >>> 24;
+}
+const picture = { data: pixels, width: 256, height: 256, channels: 3 };
+
+const { device, precision, bundle } = values;
+const diad = await Diad.load(bundle, { device, precision, maxBatch: Number(values['max-batch']) });
+tuneAllocator();
+const { sizeBytes } = diad.info.bundle;
+console.log(JSON.stringify({ loadMs: diad.info.loadMs, sizeBytes, threads: diad.info.threads, libtorch: diad.info.libtorch.version }));
+
+/** VmHWM of this process, MiB; Linux only. */
+function peakMemory() {
+  const line = /VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'));
+  return Number(line[1]) / 1024;
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  if (line === 'memory') {
+    console.log(peakMemory());
+    continue;
+  }
+  const started = performance.now();
+  const results = await Promise.all(Array.from({ length: Number(line) }, () => diad.score(picture)));
+  const ms = performance.now() - started;
+  console.log(JSON.stringify({ ms, timings: results[0].timings }));
+}
+await diad.close();

@@ -1,0 +1,88 @@
+"""Times the Python reference batch by batch on request, so that a bench can interleave it with something else.
+
+    python bench/speed/reference_timing.py --config demo --mode as-published
+
+Prints a line of JSON when it is ready (`gflop`: floating-point operations of one picture, counted while the first one ran); then reads lines, each with a number of
+pictures, runs so many together and prints the milliseconds. "memory" prints the peak resident set in MiB, "gemm" the speed of a matrix product of 2048 x 2048 in
+float32, GFLOP/s. Ends with the input.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from diad_reference.config import PRESETS, preset
+from diad_reference.models.diad import random_model
+from diad_reference.pipeline import DiadPipeline
+from torch.utils.flop_counter import FlopCounterMode
+
+MODES = ("as-published", "lossless", "compiled")
+
+
+def milliseconds(action: object) -> float:
+    """Wall-clock time of a call."""
+    started = time.perf_counter()
+    action()  # type: ignore[operator]
+    return (time.perf_counter() - started) * 1000
+
+
+def gemm_speed(side: int = 2048, rounds: int = 5) -> float:
+    """GFLOP/s of the best of some square float32 matrix products."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    torch.mm(a, b)
+    return 2 * side**3 / min(milliseconds(lambda: torch.mm(a, b)) for _ in range(rounds)) / 1e6
+
+
+def compile_networks(pipeline: DiadPipeline) -> None:
+    """Every network through torch.compile, shapes fixed."""
+    model = pipeline.model
+    for owner, name in (
+        (model.first_stage_model, "encode"),
+        (model.first_stage_model, "decode"),
+        (model.control_model, "guide"),
+        (model, "eps"),
+        (model.pretrained_model, "forward"),
+    ):
+        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
+
+
+def main() -> None:
+    """Answers every line of standard input with a measurement."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", choices=sorted(PRESETS), default="demo")
+    parser.add_argument("--mode", choices=MODES, default="as-published")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    # The weights do not change the time: seeded random ones of the same sizes.
+    pipeline = DiadPipeline(
+        random_model(preset(args.config), seed=0),
+        args.device,
+        as_published=args.mode == "as-published",
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    with FlopCounterMode(display=False) as counter:
+        pipeline.run([picture])
+    if args.mode == "compiled":
+        compile_networks(pipeline)
+        pipeline.run([picture])
+    print(json.dumps({"gflop": counter.get_total_flops() / 1e9}), flush=True)
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "memory":
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+        elif word == "gemm":
+            print(gemm_speed(), flush=True)
+        else:
+            pictures = [picture] * int(word)
+            print(milliseconds(lambda batch=pictures: pipeline.run(batch)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
