@@ -80,6 +80,15 @@ void pad(const float* x, int64_t pictures, int64_t height, int64_t width, int64_
   }
 }
 
+// Piece by piece: large weights are not copied, and most that are not exact are found out by the first piece.
+bool exact_in_half(const at::Tensor& weight) {
+  constexpr int64_t kPiece = 1 << 16;
+  for (const at::Tensor& piece : weight.contiguous().view({-1}).split(kPiece)) {
+    if (!piece.to(at::kHalf).to(at::kFloat).equal(piece)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool DirectConv::available() { return kernel() != nullptr; }
@@ -88,10 +97,9 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
     : shape_(shape), out_channels_(weight.size(0)), channels_(weight.size(1)), height_(weight.size(2)), width_(weight.size(3)) {
   const int64_t filled = rounded_up(out_channels_);
   // [K, C, h, w] -> [K / 32, 32, C, h, w] -> [K / 32, h, w, C, 32]
-  const at::Tensor padded = at::constant_pad_nd(weight, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
-  const at::Tensor halves = padded.to(at::kHalf);
-  const at::Tensor kept = halves.to(at::kFloat).equal(padded) ? halves : padded;
-  weights_ = kept.view({filled / kBlock, kBlock, channels_, height_, width_})
+  at::Tensor kept = exact_in_half(weight) ? weight.to(at::kHalf) : weight;
+  if (filled > out_channels_) kept = at::constant_pad_nd(kept, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
+  weights_ = kept.contiguous().view({filled / kBlock, kBlock, channels_, height_, width_})
                  .permute({0, 3, 4, 2, 1})
                  .contiguous()
                  .view({filled / kBlock, height_, width_ * channels_, kBlock});

@@ -9,6 +9,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
@@ -18,6 +22,13 @@ namespace diad {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// What loading and packing freed in the middle of the heap.
+void give_memory_back() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
 
 // One picture through everything, so that the first real one finds code and memory ready.
 void warm_up(Batcher& queue, int64_t size) {
@@ -56,6 +67,7 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) {
   };
   queue_ = std::make_unique<Batcher>(options.queue, make_runner);
   if (options.warmup) warm_up(*queue_, bundle.manifest.image_size);
+  give_memory_back();
   const double load_ms = std::chrono::duration<double, std::milli>(Clock::now() - started).count();
   info_ = nlohmann::json{{"manifest", nlohmann::json::parse(bundle.manifest_json)},
                          {"manifestSha256", bundle.manifest_sha256},

@@ -83,9 +83,9 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
 // A method that can be run.
 class Program {
  public:
-  Program(const Module& module, const char* method, bool rewrite_for_cpu) : graph_(with_constant_weights(module, method)) {
-    if (rewrite_for_cpu) optimise_for_cpu(graph_);
-    executor_ = torch::jit::GraphExecutor(graph_, method);
+  Program(std::shared_ptr<Graph> graph, const char* name, bool rewrite_for_cpu) {
+    if (rewrite_for_cpu) optimise_for_cpu(graph);
+    executor_ = torch::jit::GraphExecutor(graph, name);
   }
 
   c10::IValue operator()(torch::jit::Stack arguments) {
@@ -94,7 +94,6 @@ class Program {
   }
 
  private:
-  std::shared_ptr<Graph> graph_;
   torch::jit::GraphExecutor executor_;
 };
 
@@ -104,16 +103,26 @@ class TorchScriptModules final : public Modules {
       : rewrite_for_cpu_(device.is_cpu() && precision == c10::kFloat) {
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
     std::future<Module> reading = std::async(std::launch::async, load_module, std::cref(bundle), "denoiser.pt");
-    const auto cast = [&](Module module) {
+    // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
+    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments) {
+      require_method(module, file, method, arguments);
       module.to(device, precision);
-      return module;
+      return with_constant_weights(module, method);
     };
-    encode_ = program(cast(load_module(bundle, "encoder.pt")), "encoder.pt", "forward", 1);
-    decode_ = program(cast(load_module(bundle, "decoder.pt")), "decoder.pt", "forward", 1);
-    extract_ = program(cast(load_module(bundle, "extractor.pt")), "extractor.pt", "forward", 1);
-    const Module denoiser = cast(reading.get());
-    guide_ = program(denoiser, "denoiser.pt", "guide", 1);
-    denoise_ = program(denoiser, "denoiser.pt", "forward", 3);
+    const auto program_of = [&](const char* file) {
+      Module module = load_module(bundle, file);
+      std::shared_ptr<Graph> forward = graph(module, file, "forward", 1);
+      module = Module();
+      return std::make_unique<Program>(std::move(forward), file, rewrite_for_cpu_);
+    };
+    encode_ = program_of("encoder.pt");
+    decode_ = program_of("decoder.pt");
+    extract_ = program_of("extractor.pt");
+    Module denoiser = reading.get();
+    std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1), denoise = graph(denoiser, "denoiser.pt", "forward", 3);
+    denoiser = Module();
+    guide_ = std::make_unique<Program>(std::move(guide), "guide", rewrite_for_cpu_);
+    denoise_ = std::make_unique<Program>(std::move(denoise), "denoise", rewrite_for_cpu_);
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({x}).toTensor(); }
@@ -131,11 +140,6 @@ class TorchScriptModules final : public Modules {
   }
 
  private:
-  std::unique_ptr<Program> program(const Module& module, const char* file, const char* method, size_t arguments) const {
-    require_method(module, file, method, arguments);
-    return std::make_unique<Program>(module, method, rewrite_for_cpu_);
-  }
-
   bool rewrite_for_cpu_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
 };
