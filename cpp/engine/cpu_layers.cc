@@ -150,16 +150,20 @@ at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Ten
   return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_);
 }
 
-LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias) : bias_(std::move(bias)) {
-  if (DirectConv::available()) {
-    direct_ = std::make_unique<DirectConv>(weight.unsqueeze(2).unsqueeze(3), bias_, DirectConv::Shape{});
-    return;
+LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias) : plain_(weight), bias_(std::move(bias)) {}
+
+void LinearLayer::pack(int64_t rows) {
+  if (DirectConv::available() && rows <= kFewPixels) {
+    direct_ = std::make_unique<DirectConv>(plain_.unsqueeze(2).unsqueeze(3), bias_, DirectConv::Shape{});
+  } else {
+    static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
+    packed_ = reorder.call(plain_.contiguous(), std::nullopt);
   }
-  static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
-  weight_ = reorder.call(weight.contiguous(), std::nullopt);
+  plain_.reset();
 }
 
-at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  if (plain_.defined()) pack(x.dim() > 1 ? x.size(-2) : 1);  // of one picture, whatever the batch
   if (direct_) return direct_->multiply(x, residual);
   static const auto linear =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view, Scalars, OptionalText)>(
@@ -172,8 +176,8 @@ at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>
       return direct_->multiply(x, residual);
     return direct_->multiply(x, std::nullopt) + *residual;
   }
-  if (residual) return linear_and_add.call(x.contiguous(), residual->contiguous(), weight_, bias_, "add");
-  return linear.call(x.contiguous(), weight_, bias_, "none", Scalars(), std::nullopt);
+  if (residual) return linear_and_add.call(x.contiguous(), residual->contiguous(), packed_, bias_, "add");
+  return linear.call(x.contiguous(), packed_, bias_, "none", Scalars(), std::nullopt);
 }
 
 }  // namespace diad

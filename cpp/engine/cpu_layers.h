@@ -59,11 +59,14 @@ class LinearLayer final : public torch::CustomClassHolder {
   LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias);
 
   // x [..., I] -> [..., O]; `residual` [..., O] is added.
-  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+  at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
  private:
+  void pack(int64_t rows);
+
+  at::Tensor plain_;  // undefined once packed, for the number of rows of a picture that came first
   std::unique_ptr<DirectConv> direct_;
-  at::Tensor weight_;  // undefined beside direct_
+  at::Tensor packed_;  // oneDNN's
   std::optional<at::Tensor> bias_;
 };
 

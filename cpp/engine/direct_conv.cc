@@ -38,8 +38,8 @@ int64_t rounded_up(int64_t value) { return (value + kBlock - 1) / kBlock * kBloc
 // Floating-point operations below which a second thread costs more than it brings.
 constexpr double kWorkOfAThread = 4e6;
 
-// Pixels at a time whose inputs stay in the first cache while all weights of a block pass by.
-constexpr int64_t kChunk = 48;
+// Output pixels of a task: as many as share one pass over the weights.
+constexpr int64_t kChunk = kernels::kMostPixels;
 
 void compute(const ConvArguments& a, int64_t pixels) {
   const int64_t blocks = rounded_up(a.out_channels) / kBlock, chunks = (pixels + kChunk - 1) / kChunk;
@@ -99,7 +99,8 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
   // [K, C, h, w] -> [K / 32, 32, C, h, w] -> [K / 32, h, w, C, 32]
   at::Tensor kept = exact_in_half(weight) ? weight.to(at::kHalf) : weight;
   if (filled > out_channels_) kept = at::constant_pad_nd(kept, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
-  weights_ = kept.contiguous().view({filled / kBlock, kBlock, channels_, height_, width_})
+  weights_ = kept.contiguous()
+                 .view({filled / kBlock, kBlock, channels_, height_, width_})
                  .permute({0, 3, 4, 2, 1})
                  .contiguous()
                  .view({filled / kBlock, height_, width_ * channels_, kBlock});

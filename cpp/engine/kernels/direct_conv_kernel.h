@@ -31,7 +31,10 @@ struct ConvArguments {
   bool relu;
 };
 
-// Output pixels first..last-1 (counted over all pictures) of the 32 output channels of a block.
+// Output pixels of a call at most.
+constexpr int64_t kMostPixels = 256;
+
+// Output pixels first..last-1 (counted over all pictures; at most kMostPixels) of the 32 output channels of a block.
 using ConvKernel = void (*)(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last);
 
 void direct_conv_avx512(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last);
@@ -42,27 +45,27 @@ template <typename Vector>
 struct DirectConvLoops {
   using V = typename Vector::Type;
   static constexpr int64_t kAhead = 64;                         // steps from asking for a weight to using it, when it comes from memory
+  static constexpr int64_t kDepth = 256;                        // steps whose weights stay in the first cache while all pixels pass by
   static constexpr int64_t kVectors = kBlock / Vector::kWidth;  // of a block
 
+  // Adds `steps` products to the sums of kPixels pixels, kParts vectors each.
   template <typename Weight, int kPixels, int kParts>
-  static void tile(const ConvArguments& a, const Weight* weights, const float* const* inputs, float* sums) {
+  static void tile(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums) {
     V sum[kPixels][kParts];
+    const float* row[kPixels];
     for (int p = 0; p < kPixels; ++p) {
+      row[p] = inputs[p] + offset;
       for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::load(sums + p * kBlock + v * Vector::kWidth);
     }
-    for (int64_t run = 0; run < a.runs; ++run) {
-      const float* row[kPixels];
-      for (int p = 0; p < kPixels; ++p) row[p] = inputs[p] + run * a.run_stride;
-      for (int64_t i = 0; i < a.run_length; ++i) {
-        Vector::prefetch(weights + kAhead * kBlock);
-        V w[kParts];
-        for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + v * Vector::kWidth);
-        for (int p = 0; p < kPixels; ++p) {
-          const V value = Vector::broadcast(row[p][i]);
-          for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::multiply_add(value, w[v], sum[p][v]);
-        }
-        weights += kBlock;
+    for (int64_t i = 0; i < steps; ++i) {
+      Vector::prefetch(weights + kAhead * kBlock);
+      V w[kParts];
+      for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + v * Vector::kWidth);
+      for (int p = 0; p < kPixels; ++p) {
+        const V value = Vector::broadcast(row[p][i]);
+        for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::multiply_add(value, w[v], sum[p][v]);
       }
+      weights += kBlock;
     }
     for (int p = 0; p < kPixels; ++p) {
       for (int v = 0; v < kParts; ++v) Vector::store(sums + p * kBlock + v * Vector::kWidth, sum[p][v]);
@@ -70,23 +73,36 @@ struct DirectConvLoops {
   }
 
   template <typename Weight, int kPixels>
-  static void pixels(const ConvArguments& a, const Weight* weights, int64_t block, int64_t first) {
-    alignas(64) float sums[kPixels * kBlock];
-    const float* inputs[kPixels];
-    for (int p = 0; p < kPixels; ++p) {
-      const int64_t pixel = first + p, picture = pixel / (a.height * a.width), within = pixel % (a.height * a.width);
-      inputs[p] = a.x + picture * a.picture_stride + within / a.width * a.row_step + within % a.width * a.pixel_step;
-      for (int64_t k = 0; k < kBlock; ++k) sums[p * kBlock + k] = a.bias[block * kBlock + k];
-    }
+  static void pixels(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums) {
     constexpr int kParts = Vector::kPartsAtOnce;
     for (int v = 0; v < kVectors; v += kParts) {
-      tile<Weight, kPixels, kParts>(a, weights + v * Vector::kWidth, inputs, sums + v * Vector::kWidth);
+      tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth);
     }
-    const int64_t from = block * kBlock, left = a.out_channels - from, count = left < kBlock ? left : kBlock;
-    for (int p = 0; p < kPixels; ++p) {
+  }
+
+  template <typename Weight>
+  static void all_pixels(const Weight* weights, const float* const* inputs, int64_t count, int64_t offset, int64_t steps, float* sums) {
+    constexpr int kMost = Vector::kPixels;
+    int64_t p = 0;
+    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost>(weights, inputs + p, offset, steps, sums + p * kBlock);
+    for (; p + 2 <= count; p += 2) pixels<Weight, 2>(weights, inputs + p, offset, steps, sums + p * kBlock);
+    if (p < count) pixels<Weight, 1>(weights, inputs + p, offset, steps, sums + p * kBlock);
+  }
+
+  template <typename Weight>
+  static void widen(const Weight* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += Vector::kWidth) {
+      if (i % kBlock == 0) Vector::prefetch(from + i + kAhead * kBlock);
+      Vector::store(to + i, Vector::load(from + i));
+    }
+  }
+
+  static void finish(const ConvArguments& a, int64_t block, int64_t first, int64_t count, const float* sums) {
+    const int64_t from = block * kBlock, left = a.out_channels - from, filled = left < kBlock ? left : kBlock;
+    for (int64_t p = 0; p < count; ++p) {
       const int64_t at = (first + p) * a.out_channels + from;
       const float* result = sums + p * kBlock;
-      for (int64_t k = 0; k < count; ++k) {
+      for (int64_t k = 0; k < filled; ++k) {
         float value = result[k];
         if (a.residual) value += a.residual[at + k];
         a.y[at + k] = a.relu && value < 0 ? 0 : value;
@@ -96,11 +112,30 @@ struct DirectConvLoops {
 
   template <typename Weight>
   static void block(const ConvArguments& a, int64_t block, int64_t first, int64_t last) {
+    alignas(64) float sums[kMostPixels * kBlock];
+    const float* inputs[kMostPixels];
+    const int64_t count = last - first;
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t pixel = first + p, picture = pixel / (a.height * a.width), within = pixel % (a.height * a.width);
+      inputs[p] = a.x + picture * a.picture_stride + within / a.width * a.row_step + within % a.width * a.pixel_step;
+      for (int64_t k = 0; k < kBlock; ++k) sums[p * kBlock + k] = a.bias[block * kBlock + k];
+    }
     const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.runs * a.run_length * kBlock;
-    constexpr int kMost = Vector::kPixels;
-    for (; first + kMost <= last; first += kMost) pixels<Weight, kMost>(a, weights, block, first);
-    for (; first + 2 <= last; first += 2) pixels<Weight, 2>(a, weights, block, first);
-    if (first < last) pixels<Weight, 1>(a, weights, block, first);
+    for (int64_t run = 0; run < a.runs; ++run) {
+      for (int64_t i = 0; i < a.run_length; i += kDepth) {
+        const int64_t steps = a.run_length - i < kDepth ? a.run_length - i : kDepth, offset = run * a.run_stride + i;
+        // Widening takes the place of multiplications: for more than a few tiles it is done once, beforehand.
+        if (sizeof(Weight) < sizeof(float) && count >= 4 * Vector::kPixels) {
+          alignas(64) float widened[kDepth * kBlock];
+          widen(weights, steps * kBlock, widened);
+          all_pixels(widened, inputs, count, offset, steps, sums);
+        } else {
+          all_pixels(weights, inputs, count, offset, steps, sums);
+        }
+        weights += steps * kBlock;
+      }
+    }
+    finish(a, block, first, count, sums);
   }
 
   static void run(const ConvArguments& a, int64_t index, int64_t first, int64_t last) {
