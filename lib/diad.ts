@@ -70,7 +70,8 @@ export class Diad {
     try {
       const calibration = await readCalibration(folder);
       const engine = await native.addon.load(folder, validated.native);
-      return new Diad(engine, describeBundle(folder, engine.info(), native, calibration), validated, calibration);
+      const { queueLimit } = validated.native;
+      return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
     } catch (error) {
       throw fromNative(error);
     }

@@ -28,6 +28,8 @@ export interface DiadInfo {
   readonly device: string;
   readonly precision: string;
   readonly threads: number;
+  /** Pictures in flight at most; further ones are refused with ERR_DIAD_QUEUE_FULL. */
+  readonly queueLimit: number;
   readonly libtorch: { readonly version: string; readonly path: string; readonly source: string };
   /** Version of the engine library. */
   readonly engine: string;
@@ -52,7 +54,12 @@ interface EngineInfo {
 }
 
 /** Puts the engine's own description (JSON) and the surroundings together. */
-export function describeBundle(path: string, engineInfo: string, native: Native, calibration: Calibration | undefined): DiadInfo {
+export function describeBundle(
+  path: string,
+  engineInfo: string,
+  native: Native,
+  { calibration, queueLimit }: { readonly calibration: Calibration | undefined; readonly queueLimit: number },
+): DiadInfo {
   const { manifest, manifestSha256, device, precision, threads, loadMs, sizeBytes } = JSON.parse(engineInfo) as EngineInfo;
   return {
     bundle: {
@@ -71,6 +78,7 @@ export function describeBundle(path: string, engineInfo: string, native: Native,
     device,
     precision,
     threads,
+    queueLimit,
     libtorch: { version: native.libtorch.version, path: native.libtorch.libFolder, source: native.libtorch.source },
     engine: native.version.engine,
     loadMs,

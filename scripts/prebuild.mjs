@@ -5,22 +5,16 @@
 // prebuildify starts from nothing (node-gyp removes build/), so it works on a copy of what the package ships, which also shows that those
 // sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
-const SOURCES = [
-  'package.json',
-  'binding.gyp',
-  'CMakeLists.txt',
-  'scripts/build-native.mjs',
-  'cpp/addon',
-  'cpp/engine',
-  'cpp/third_party/nlohmann',
-];
+// Of what the package ships, the part that is compiled: what is missing there fails here.
+const { files } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
+const SOURCES = ['package.json', 'binding.gyp', ...files.filter((file) => /^(CMakeLists\.txt|cpp\/|scripts\/)/.test(file))];
 const target = path.join(root, 'prebuilds', `${process.platform}-${process.arch}`);
 
 function libtorch(option) {

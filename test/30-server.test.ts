@@ -4,6 +4,7 @@ import http from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad, DiadError } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
+import { Pacer } from '../lib/server/pacer.js';
 import type { ReconstructAnswer, ScoreAnswer } from '../lib/server/schemas.js';
 import { closeTo, converse, form, pngBomb, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
 import { example, rejects } from './support.js';
@@ -293,6 +294,36 @@ describe('server: limits', () => {
         assert.equal((await post(server, '/v1/score', bytes)).status, 200, 'ready again at once');
       });
     }
+  });
+
+  it('a full queue refuses by the headers, before a body is sent; else a client that asks is told to go on', () =>
+    withServer({ load: () => Promise.resolve(stubScorer({ computeMs: 500, queueLimit: 1 })) }, async (server) => {
+      const bytes = await example('gear-good.png');
+      const head = (length: number): string =>
+        `POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${length}\r\nConnection: close\r\n`;
+      const running = post(server, '/v1/score', bytes);
+      await sleep(100);
+      const started = performance.now();
+      const unsent = await Promise.all([
+        converse(server, `${head(30_000_000)}\r\n`),
+        converse(server, `${head(30_000_000)}Expect: 100-continue\r\n\r\n`),
+      ]);
+      for (const received of unsent) assert.match(received, /^HTTP\/1\.1 503 [\s\S]*retry-after: [\s\S]*ERR_DIAD_QUEUE_FULL/i);
+      assert.ok(performance.now() - started < 400, 'refused while the picture is computed');
+      assert.equal((await running).status, 200);
+      const told = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`);
+      assert.match(told, /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 415 /);
+      const stray = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`.replace('/v1/score', '/nothing'));
+      assert.match(stray, /HTTP\/1\.1 404 /);
+    }));
+
+  it('refusals in floods are spaced out, a few are not', () => {
+    const pacer = new Pacer();
+    const take = (count: number, now: number): number[] => Array.from({ length: count }, () => pacer.delay(now));
+    assert.deepEqual(take(100, 1000), Array<number>(100).fill(0), 'the first hundred at once');
+    assert.deepEqual(take(3, 1000), [5, 10, 15], 'then 200 a second');
+    assert.equal(Math.max(...take(1000, 1000)), 1000, 'none later than a second');
+    assert.deepEqual(take(1, 2900), [0], 'forgotten when it is over');
   });
 
   it('503 when a score takes longer than it may', () =>

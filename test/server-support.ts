@@ -21,7 +21,7 @@ export function stubScorer({
   let inFlight = 0;
   const timings = { decodeImageMs: 1, queueMs: 1, computeMs, resizeMs: 0, encodeMs: 0, denoiseMs: 0, decodeMs: 0, extractMs: 0, mapMs: 0 };
   return {
-    info: { bundle: { name: 'stub', digest: '0'.repeat(64), imageSize: 8 } } as Scorer['info'],
+    info: { bundle: { name: 'stub', digest: '0'.repeat(64), imageSize: 8 }, queueLimit } as Scorer['info'],
     stats: () =>
       ({ queued: inFlight, running: 0, meanBatch: 1, computeMs: { mean: computeMs, p50: 0, p99: 0 } }) as ReturnType<Scorer['stats']>,
     score: async (image, { signal, seed = 0, timeoutMs = 0 } = {}) => {

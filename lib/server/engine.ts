@@ -37,6 +37,7 @@ export class Engine {
   #scorer: Scorer | undefined;
   #ready = false;
   #draining = false;
+  #inFlight = 0;
 
   constructor(options: ValidatedServer, metrics: Metrics) {
     this.#options = options;
@@ -62,6 +63,19 @@ export class Engine {
   #refuseUnlessReady(): void {
     if (!this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
+  }
+
+  /**
+   * Costs next to nothing, so that it comes before a body is read or a header of a picture looked at. What is admitted here may still be refused
+   * by the queue itself.
+   *
+   * @throws DiadError ERR_DIAD_QUEUE_FULL while as many pictures are in flight as the scorer takes
+   */
+  refuseWhenFull(): void {
+    const limit = this.#scorer?.info.queueLimit;
+    if (limit !== undefined && this.#inFlight >= limit) {
+      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} pictures are in flight, the limit; send it again later`);
+    }
   }
 
   /** Whether the server shuts down. */
@@ -106,10 +120,12 @@ export class Engine {
   /**
    * Reads a picture's header; refuses by its magic bytes and its size before any pixel is decoded.
    *
-   * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
+   * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_QUEUE_FULL, ERR_DIAD_IMAGE_DECODE,
+   *   ERR_DIAD_IMAGE_TOO_LARGE
    */
   async admit(bytes: unknown): Promise<Picture> {
     this.#refuseUnlessReady();
+    this.refuseWhenFull();
     if (!Buffer.isBuffer(bytes) || bytes.length === 0) {
       throw new HttpFailure(
         'ERR_HTTP_BAD_REQUEST',
@@ -158,6 +174,7 @@ export class Engine {
   ): Promise<T> {
     const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this picture
     const release = this.pixels.take(width * height);
+    this.#inFlight++;
     try {
       const result = await compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs });
       this.#metrics.computed(result);
@@ -166,6 +183,7 @@ export class Engine {
       this.#metrics.refusedPicture(error);
       throw error;
     } finally {
+      this.#inFlight--;
       release();
     }
   }

@@ -4,6 +4,7 @@ import type { Socket } from 'node:net';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Engine } from './engine.js';
 import { ClientGone, type Metrics } from './metrics.js';
+import { Pacer } from './pacer.js';
 import { HttpFailure, toProblem, type Problem } from './problem.js';
 
 const PROBLEM_TYPE = 'application/problem+json; charset=utf-8';
@@ -35,6 +36,7 @@ class Methods {
 /** Installs the handlers. */
 export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Metrics): void {
   const methods = new Methods();
+  const pacer = new Pacer();
   app.addHook('onRoute', ({ url, method }) => {
     if (!url.includes('*')) methods.add(url, method);
   });
@@ -66,7 +68,10 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
     // What is left of a body that was too large or of the wrong kind is not read.
     if (problem.status === 413 || problem.status === 408) void reply.header('connection', 'close');
-    answer(request, reply, problem);
+    const tooMany = problem.status === 503 || problem.status === 429;
+    const delayMs = tooMany && !engine.draining ? pacer.delay() : 0;
+    if (delayMs === 0) answer(request, reply, problem);
+    else setTimeout(answer, delayMs, request, reply, problem);
   });
   app.setNotFoundHandler(answerMissing);
 }

@@ -83,9 +83,10 @@ function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
   return fastify({ ...shared, https: { ...http, ...options.tls } });
 }
 
-function limitBodies(scope: FastifyInstance, { bodyLimit, bytesInFlight }: ValidatedServer): void {
+function limitBodies(scope: FastifyInstance, { bodyLimit, bytesInFlight }: ValidatedServer, engine: Engine): void {
   const bytes = new Budget(bytesInFlight, 'bytes of requests');
   scope.addHook('onRequest', (request, reply, done) => {
+    if (request.method === 'POST') engine.refuseWhenFull();
     const chunked = request.headers['transfer-encoding'] !== undefined;
     const announced = chunked ? bodyLimit : Number(request.headers['content-length'] ?? 0);
     if (announced > bodyLimit) {
@@ -109,7 +110,7 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
   });
   // The event loop does little here; when it lags by seconds, the machine is drowning.
   await scope.register(underPressure, { maxEventLoopDelay: 5000, retryAfter: 5 });
-  limitBodies(scope, options);
+  limitBodies(scope, options, engine);
   await scope.register(pictureRoutes, { engine, bodyLimit: options.bodyLimit });
   await scope.register(
     (inner, given, done) => {
@@ -142,6 +143,11 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
     if (engine.draining) void reply.header('connection', 'close'); // else a kept connection would hold the shutdown up
     void reply.header('permissions-policy', 'camera=(self), microphone=(), geolocation=()');
     done();
+  });
+  // A client that asked (`Expect: 100-continue`) sends its body only now: not when it was refused by its headers.
+  app.addHook('preParsing', (request, reply, payload, done) => {
+    if (request.headers.expect !== undefined) reply.raw.writeContinue();
+    done(null, payload);
   });
   if (options.corsOrigins.length > 0) {
     await app.register(cors, {
@@ -182,6 +188,8 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
   const metrics = new Metrics();
   const engine = new Engine(validated, metrics);
   const app = await assemble(validated, engine, metrics);
+  // Node would tell every client to go on before anything has looked at its headers.
+  app.server.on('checkContinue', (request, reply) => app.server.emit('request', request, reply));
   const url = await app.listen({ host: validated.host, port: validated.port });
   const ready = engine.start();
   ready.catch(() => undefined); // told to whoever waits for it

@@ -6,7 +6,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { root, run, work } from './consumer.mjs';
 
-const here = { cwd: root, env: process.env };
+const here = { cwd: root, env: process.env, timeout: 3_600_000 }; // compiling and compressing on a slow machine
 const script = (name, ...args) => run(process.execPath, [path.join(root, 'scripts', name), ...args], here);
 
 export const picture = path.join(root, 'examples', 'gear-missing_part.png');
