@@ -186,6 +186,21 @@ describe('queue', () => {
       connection.disconnect();
     }));
 
+  it('a result that is read in the moment of its failure has its reason', () =>
+    inFolder(async (root) => {
+      const submission = { file: 'gone', sha256: sha256('gone'), reference: { kind: 'file', path: 'gone.png' } as const };
+      await withWorker({ root }, async () => {
+        for (let i = 0; i < 40; i++) {
+          const run = await submitRun([submission], { redis: broker.url, model: STUB_MODEL, seed: 8 });
+          let result: RunResult | undefined;
+          while (result?.status !== 'failed') {
+            for await (const one of runResults(run, { redis: broker.url })) result = one;
+            if (result?.status === 'failed') assert.match(result.error, /no file gone\.png/);
+          }
+        }
+      });
+    }));
+
   it('a failure that may pass is tried again', () =>
     inFolder(async (root) => {
       const [picture] = await writePictures(root, 1);

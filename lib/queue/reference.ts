@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { open, realpath } from 'node:fs/promises';
 import path from 'node:path';
+import type { Readable } from 'node:stream';
 import { codeOf, DiadError } from '../errors.js';
 import { download } from './download.js';
 
@@ -81,8 +82,17 @@ async function readObject(bucket: string, key: string, { buckets = [], s3Endpoin
   const client = new S3Client(s3Endpoint === undefined ? {} : { endpoint: s3Endpoint, forcePathStyle: true });
   try {
     const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key }));
+    const body = Body as Readable | undefined; // in Node
+    body?.on('error', () => undefined); // one that is left unread fails when the client is destroyed; whoever reads is told all the same
     if (ContentLength > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
-    return Buffer.from((await Body?.transformToByteArray()) ?? new Uint8Array());
+    const parts: Uint8Array[] = [];
+    let size = 0;
+    for await (const part of (body ?? []) as AsyncIterable<Uint8Array>) {
+      size += part.length;
+      if (size > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has more than ${maxBytes} bytes`); // a store may leave the length out
+      parts.push(part);
+    }
+    return Buffer.concat(parts);
   } catch (error) {
     if (error instanceof Error && ['NoSuchKey', 'NoSuchBucket', 'AccessDenied'].includes(error.name)) {
       throw new Unreadable(`s3://${bucket}/${key}: ${error.name}`, { cause: error });

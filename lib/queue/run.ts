@@ -137,8 +137,11 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
 async function resolveItem(item: Item, stored: string | null, jobId: string, queue: Queue<JobBody>): Promise<RunResult> {
   const { file, sha256 } = item;
   if (stored !== null) return { file, sha256, status: 'done', ...(JSON.parse(stored) as StoredScore) };
-  const job = await queue.getJob(jobId);
-  if (job !== undefined && (await job.isFailed())) return { file, sha256, status: 'failed', error: job.failedReason };
+  // The state first: a job that was read before it failed has no reason yet.
+  if ((await queue.getJobState(jobId)) === 'failed') {
+    const job = await queue.getJob(jobId);
+    if (job !== undefined) return { file, sha256, status: 'failed', error: job.failedReason };
+  }
   return { file, sha256, status: 'waiting' };
 }
 
