@@ -16,6 +16,10 @@ import { cleanEnvironment, root, work } from './install/consumer.mjs';
 const NODES = ['20', '22', '24', 'latest'];
 const SHIPPED =
   /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|scripts\/build-native\.mjs$|[^/]+$)/;
+const NEEDED = [
+  ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/demo/manifest.json'],
+  ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/page/index.html', 'dist/page/app.js', 'dist/page/app.css'],
+];
 
 const { values } = parseArgs({
   options: { short: { type: 'boolean', default: false }, 'reuse-build': { type: 'boolean', default: false }, only: { type: 'string' } },
@@ -44,7 +48,7 @@ function run(name, work) {
 function checkContents({ files, size, unpackedSize }) {
   const stray = files.filter((file) => !SHIPPED.test(file) || /\.map$|test/i.test(path.basename(file)));
   if (stray.length > 0) throw new Error(`these do not belong into the package: ${stray.join(', ')}`);
-  for (const needed of ['README.md', 'LICENSE', 'CHANGELOG.md', 'dist/index.js', 'dist/index.d.ts', 'models/demo/manifest.json']) {
+  for (const needed of NEEDED) {
     if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
   }
   const orphans = files.filter(

@@ -6,7 +6,19 @@ import { Diad, DiadError } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
 import type { ReconstructAnswer, ScoreAnswer } from '../lib/server/schemas.js';
-import { closeTo, converse, form, pngBomb, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
+import {
+  besideDemoServer,
+  closeTo,
+  converse,
+  form,
+  pngBomb,
+  post,
+  rawRequest,
+  refused,
+  sample,
+  stubScorer,
+  withServer,
+} from './server-support.js';
 import { example, rejects } from './support.js';
 
 const TOKEN = 'a-token-of-twenty-four-c';
@@ -14,15 +26,7 @@ const TOKEN = 'a-token-of-twenty-four-c';
 describe('server: answers', () => {
   let server: DiadServer;
   let diad: Diad;
-  before(async () => {
-    diad = await Diad.load(undefined, { threads: 1 });
-    server = await createServer({ load: () => Diad.load(undefined, { threads: 1 }), port: 0, logLevel: 'silent' });
-    await server.ready;
-  });
-  after(async () => {
-    await server.close();
-    await diad.close();
-  });
+  besideDemoServer((both) => ({ server, diad } = both));
 
   it('/v1/score gives what diad.score gives, raw or as a form', async () => {
     for (const [name, format] of [

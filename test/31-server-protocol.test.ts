@@ -1,8 +1,8 @@
 // The Open Inference Protocol, the metrics, and the published description of the service.
 import assert from 'node:assert/strict';
-import { Diad, type ScoreResult } from '../lib/index.js';
-import { createServer, type DiadServer, type Scorer } from '../lib/server/index.js';
-import { closeTo, refused, sample, stubScorer, withServer } from './server-support.js';
+import type { Diad, ScoreResult } from '../lib/index.js';
+import type { DiadServer, Scorer } from '../lib/server/index.js';
+import { besideDemoServer, closeTo, refused, sample, stubScorer, withServer } from './server-support.js';
 import { example } from './support.js';
 
 interface Tensor {
@@ -29,15 +29,7 @@ const input = (pictures: readonly Buffer[]): object => ({
 describe('Open Inference Protocol', () => {
   let server: DiadServer;
   let diad: Diad;
-  before(async () => {
-    diad = await Diad.load(undefined, { threads: 1 });
-    server = await createServer({ load: () => Diad.load(undefined, { threads: 1 }), port: 0, logLevel: 'silent' });
-    await server.ready;
-  });
-  after(async () => {
-    await server.close();
-    await diad.close();
-  });
+  besideDemoServer((both) => ({ server, diad } = both));
 
   it('describes the server and the model', async () => {
     const read = async (route: string): Promise<unknown> => (await fetch(`${server.url}${route}`)).json();

@@ -4,9 +4,9 @@ import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { AxeBuilder } from '@axe-core/playwright';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
-import { Diad, type ScoreResult } from '../lib/index.js';
-import { createServer, type DiadServer, type Scorer } from '../lib/server/index.js';
-import { stubScorer, withServer } from './server-support.js';
+import type { Diad, ScoreResult } from '../lib/index.js';
+import type { DiadServer, Scorer } from '../lib/server/index.js';
+import { besideDemoServer, stubScorer, withServer } from './server-support.js';
 import { example, root } from './support.js';
 
 const screenshots = path.join(root, 'out', 'page');
@@ -65,15 +65,7 @@ describe('page', function () {
   describe('with the demo model', () => {
     let server: DiadServer;
     let diad: Diad;
-    before(async () => {
-      diad = await Diad.load(undefined, { threads: 1 });
-      server = await createServer({ load: () => Diad.load(undefined, { threads: 1 }), port: 0, logLevel: 'silent' });
-      await server.ready;
-    });
-    after(async () => {
-      await server.close();
-      await diad.close();
-    });
+    besideDemoServer((both) => ({ server, diad } = both));
 
     it('dropped pictures get the scores, verdicts, maps and reconstructions of the library', async () => {
       const files = [];

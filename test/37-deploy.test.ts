@@ -11,10 +11,11 @@ import { ScaledObject } from '@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObj
 import { parse, parseAllDocuments } from 'yaml';
 import { Redis } from 'ioredis';
 import { queueName, submitRun } from '../lib/queue/index.js';
+import { sha256 } from '../lib/queue/reference.js';
 import { createServer } from '../lib/server/index.js';
 import { Broker, freePort, STUB_MODEL } from './queue-support.js';
 import { stubScorer } from './server-support.js';
-import { inFolder, python, root, runProgram } from './support.js';
+import { demoBundle, inFolder, python, root, runProgram } from './support.js';
 
 type Document = Readonly<Record<string, unknown>> & { readonly kind: string; readonly spec: Readonly<Record<string, unknown>> };
 interface Container {
@@ -53,6 +54,11 @@ const PREDICTOR = {
   timeout: { type: 'integer', minimum: 1 },
   containerConcurrency: { type: 'integer', minimum: 0 },
 };
+
+/** The demo model's digest, as a bundle's is defined: SHA-256 of its manifest. */
+async function demoDigest(): Promise<string> {
+  return sha256(await readFile(path.join(demoBundle, 'manifest.json')));
+}
 
 /** Asserts that `diad COMMAND --help` knows every option. */
 async function known(args: readonly string[]): Promise<void> {
@@ -117,6 +123,21 @@ describe('deploy', () => {
         await broker.kill();
       }
     }));
+
+  it("the command in workers.yaml fills in the model's queue", async () => {
+    const main = path.join(root, 'dist', 'cli', 'main.js');
+    const command = (await deploy('kubernetes/workers.yaml'))
+      .split('\n')
+      .flatMap((line) => /^# {3}(\S.*)$/.exec(line)?.[1] ?? [])
+      .join('\n')
+      .replace('npx diad', `'${process.execPath}' '${main}'`)
+      .replace(' | kubectl apply -f -', '');
+    const { code, stdout, stderr } = await runProgram('bash', ['-euo', 'pipefail', '-c', `cd '${root}'\n${command}`]);
+    assert.equal(code, 0, stderr);
+    const names = stdout.match(/bull:\S+?:/g);
+    assert.deepEqual(names, Array(3).fill(`bull:${queueName(await demoDigest())}:`));
+    assert.ok(parseAllDocuments(stdout).every(({ errors }) => errors.length === 0));
+  });
 
   it('the InferenceService is a pod and what KServe adds; its probes are answered', async () => {
     const [service] = await documents('inference-service.yaml');

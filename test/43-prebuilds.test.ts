@@ -1,6 +1,6 @@
 // The gate over prebuilt binaries: it passes what this build makes, and catches what has been planted.
 import assert from 'node:assert/strict';
-import { appendFile, copyFile, mkdir, readdir, writeFile } from 'node:fs/promises';
+import { appendFile, copyFile, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { inFolder, root, runProgram } from './support.js';
@@ -70,6 +70,17 @@ describe('prebuilt binaries', () => {
       }
       const older = await check(folder, '--libtorch', '2.13,2.11', '--floor', 'GLIBC=2.17');
       assert.ok(older.problems.some((problem) => /diad\.glibc\.node needs GLIBC_2\.\d+; the package promises GLIBC_2\.17/.test(problem)));
+    }));
+
+  it('the release workflow is valid by the schema of GitHub Actions', () =>
+    inFolder(async (folder) => {
+      const workflow = path.join(root, '.github', 'workflows', 'release.yml');
+      const validate = (file: string) => runProgram(path.join(root, 'node_modules', '.bin', 'action-validator'), [file]);
+      const { code, stdout } = await validate(workflow);
+      assert.equal(code, 0, stdout);
+      const wrong = path.join(folder, 'wrong.yml');
+      await writeFile(wrong, (await readFile(workflow, 'utf8')).replace('runs-on:', 'runs_on:'));
+      assert.equal((await validate(wrong)).code, 1, 'the schema refuses what it does not know');
     }));
 
   it('folders of several machines are merged; two different engines for one LibTorch are not', () =>

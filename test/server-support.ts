@@ -4,7 +4,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { crc32, deflateSync } from 'node:zlib';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DiadError, inspectImage } from '../lib/index.js';
+import { Diad, DiadError, inspectImage } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
 
 type Scored = Awaited<ReturnType<Scorer['score']>>;
@@ -54,6 +54,23 @@ export async function withServer(options: Partial<ServerOptions>, use: (server: 
   } finally {
     await server.close();
   }
+}
+
+/** In a describe block: hands out a server with the demo model, and the library beside it, before the block's tests; closes both after them. */
+export function besideDemoServer(take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void): void {
+  let both: { readonly server: DiadServer; readonly diad: Diad } | undefined;
+  before(async () => {
+    const load = (): Promise<Diad> => Diad.load(undefined, { threads: 1 });
+    const diad = await load();
+    const server = await createServer({ load, port: 0, logLevel: 'silent' });
+    both = { server, diad };
+    await server.ready;
+    take(both);
+  });
+  after(async () => {
+    await both?.server.close();
+    await both?.diad.close();
+  });
 }
 
 export interface Problem {
