@@ -28,7 +28,7 @@ async function main() {
       await page.locator('input[type=file]').setInputFiles(path.join(root, 'examples', name));
       await page
         .getByRole('status')
-        .filter({ hasText: `${i + 1} scored` })
+        .filter({ hasText: new RegExp(`(?<!of )${i + 1} scored`) })
         .waitFor({ timeout: 60_000 });
     }
     const file = path.join(root, 'docs', 'images', 'page.png');

@@ -272,7 +272,7 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
  *
  * Each picture is on disk before it counts: a run that was killed goes on where it was (`resume`) with nothing lost and nothing scored twice.
  * A picture that cannot be scored is listed in `failed`, left out of the metrics and tried again by a resumed run. Memory: the maps and masks of
- * one class, 5 bytes a pixel, and what {@link evaluateClass} needs.
+ * one class, 5 bytes a pixel, and what `evaluateClass` needs.
  *
  * @returns the results; close `scores` when they are no longer needed
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares pictures with the calibration, or when a
