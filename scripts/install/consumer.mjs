@@ -47,7 +47,7 @@ export function project(name, packageJson = {}) {
 }
 
 /** Runs a program to its end; throws with what it printed when it fails. */
-export function run(command, args, { cwd, env, timeout = 600_000 }) {
+export function run(command, args, { cwd, env, timeout = 1_800_000 }) {
   const { status, signal, stdout, stderr, error } = spawnSync(command, args, { cwd, env, encoding: 'utf8', timeout, maxBuffer: 1 << 28 });
   if (error) throw error;
   if (status !== 0) {
