@@ -88,13 +88,13 @@ function main() {
     run('import and require and workers', () => cases.everyWayIn(process.execPath, folder, context));
     return;
   }
-  const binaries = nodes(NODES.filter((version) => wanted(`Node ${version}`)));
+  const binaries = nodes(NODES.filter((version) => wanted(`Node ${version}`) || (version === '22' && wanted('yarn 1'))));
   for (const [version, node] of binaries) run(`Node ${version}`, () => cases.everyWayIn(node, folder, context));
   run('types', () => cases.types(context, folder));
   run('bundled by esbuild', () => cases.bundled(context, folder));
   if (['pnpm', 'yarn 1', 'yarn 4 PnP'].some(wanted)) cases.fetchTools(context);
   run('pnpm', () => cases.pnpm(context));
-  run('yarn 1', () => cases.yarnClassic(context));
+  run('yarn 1', () => cases.yarnClassic(context, binaries.get('22')));
   run('yarn 4 PnP', () => cases.yarnPnp(context));
   run('built from the sources in the package', () => cases.sourceBuild(context));
 }

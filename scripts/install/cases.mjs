@@ -113,12 +113,19 @@ export function pnpm({ env, diad, libtorch, golden }) {
   expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, picture }), golden);
 }
 
-/** Yarn 1: flat node_modules, and node-gyp wherever it sees a binding.gyp. */
-export function yarnClassic({ env, diad, libtorch, golden }) {
-  const folder = project('yarn1', { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
+/**
+ * Yarn 1: flat node_modules, and node-gyp wherever it sees a binding.gyp. It refuses what other package managers warn of: dependencies of
+ * Fastify's that declare Node 22, under Node 20, unless it is told to ignore that.
+ */
+export function yarnClassic({ env, diad, libtorch, golden }, node22) {
   const yarnCache = ['--cache-folder', path.join(work, 'yarn-cache')];
-  run(process.execPath, [tool('yarn'), 'install', '--non-interactive', '--no-progress', ...yarnCache], { cwd: folder, env });
-  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, picture }), golden);
+  const install = (name, node, ...options) => {
+    const folder = project(name, { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
+    run(node, [tool('yarn'), 'install', '--non-interactive', '--no-progress', ...yarnCache, ...options], { cwd: folder, env });
+    expectScore(scoreWith(node, 'score.mjs', { cwd: folder, env, picture }), golden);
+  };
+  install('yarn1', node22);
+  install('yarn1-engines', process.execPath, '--ignore-engines');
 }
 
 /** Yarn 4 with Plug'n'Play: no node_modules; packages with native files are unplugged. */
