@@ -73,36 +73,56 @@ const leftOutTable = ({ rows }) =>
     ...rows.map((row) => `| ${row.name} | ${metrics(row)} | ${row.relative.toFixed(2)} |`),
   ].join('\n');
 
-/** Puts text between the markers of a page that is given as text. */
-function filled(page, name, text) {
-  const [start, end] = [`<!-- measured: ${name} -->`, `<!-- end of measured: ${name} -->`];
-  const [from, to] = [page.indexOf(start), page.indexOf(end)];
-  if (from < 0 || to < from) throw new Error(`There are no markers for ${name}`);
-  return `${page.slice(0, from + start.length)}\n\n${text}\n\n${page.slice(to)}`;
+/** Test tables by name; only what has been measured. */
+function testTexts(kept, where) {
+  const { test, modes, python, seeds, time } = kept;
+  const texts = {};
+  if (test !== undefined && python !== undefined) {
+    texts.quality = `${where(test)} ${test.rows[0].pictures} test pictures, means over the classes, seed 0.\n\n${testTable(kept)}`;
+  }
+  if (modes !== undefined && python !== undefined) {
+    const timed =
+      time === undefined
+        ? ''
+        : ` Time: of one picture alone on one thread, measured in turn, relative to the published ten steps (${time.rows[0].milliseconds.toFixed(0)} ms on a machine with other work).`;
+    texts.modes = `Every mode by itself, and fewer and more steps. ${where(modes)} ${modes.rows[0].pictures} test pictures, evenly over classes and kinds of defects, seed 0.${timed}\n\n${modesTable(kept)}`;
+  }
+  if (seeds !== undefined) {
+    texts.seeds = `How far the seed matters. ${where(seeds)} ${seeds.rows[0].seeds} seeds on the same ${seeds.rows[0].pictures} pictures, mean ± standard deviation over the seeds. Score spread: standard deviation of a picture's score over the seeds, relative to the standard deviation between the pictures of its class.\n\n${seedsTable(kept)}`;
+  }
+  return texts;
 }
 
-/** Fills docs/modes.md; returns the card's text with its tables. */
+const CARD_HEADING = '## What the parts bring, and other ways to sample\n';
+const CARD_TEXT = `"Without SG" and "without SFF" take the part out of this model at inference: control maps of zeros, and the SG network's outputs as they are before the
+fusion. The weights were trained with both parts; models trained without them would do better than these rows. Rows with options are experimental modes of
+the engine, off by default (docs/modes.md in the repository).`;
+
+/** The card with its section of tables, new or again. */
+function cardWith(card, { quality, modes, seeds }) {
+  const next = '## What limits it';
+  const to = card.indexOf(next);
+  if (to < 0) throw new Error(`MODEL_CARD.md has no "${next}"`);
+  const from = card.includes(CARD_HEADING) ? card.indexOf(CARD_HEADING) : to;
+  return `${card.slice(0, from)}${[CARD_HEADING.trimEnd(), CARD_TEXT, quality, modes, seeds].join('\n\n')}\n\n${card.slice(to)}`;
+}
+
+/** Fills docs/modes.md with what has been measured; returns the card's text with its tables, or undefined when some are missing. */
 export function renderQuality(kept) {
   const where = (part) => `Measured on ${part.date} with \`bench/quality.mjs\` (commit ${part.commit}; ${part.cpu}).`;
-  const { test, modes, seeds, time, validation } = kept;
-  const [first] = time.rows;
-  const texts = {
-    quality: `${where(test)} ${test.rows[0].pictures} test pictures, means over the classes, seed 0.\n\n${testTable(kept)}`,
-    modes: `${where(modes)} ${modes.rows[0].pictures} test pictures, evenly over classes and kinds of defects, seed 0. Time: of one picture alone on one thread, measured in turn, relative to the published ten steps (${first.milliseconds.toFixed(0)} ms on a machine with other work).\n\n${modesTable(kept)}`,
-    seeds: `${where(seeds)} ${seeds.rows[0].seeds} seeds on the same ${seeds.rows[0].pictures} pictures, mean ± standard deviation over the seeds. Score spread: standard deviation of a picture's score over the seeds, relative to the standard deviation between the pictures of its class.\n\n${seedsTable(kept)}`,
-  };
-  fill(
-    'modes.md',
-    'validation',
-    `${where(validation)} ${validation.rows[0].pictures} validation pictures, seed 0.\n\n${validationTable(kept)}`,
-  );
-  const leftOut = JSON.parse(readFileSync(path.join(root, 'bench', 'results', 'quality-left-out.json'), 'utf8'));
-  const head = `Measured with \`bench/left_out.py\`: ${leftOut.pictures} validation pictures; time of sampling, decoding and features on one thread, measured in turn, relative to the published ten steps.`;
-  fill('modes.md', 'left out', `${head}\n\n${leftOutTable(leftOut)}`);
-  let card = readFileSync(path.join(root, 'models', 'demo', 'MODEL_CARD.md'), 'utf8');
-  for (const [name, text] of Object.entries(texts)) {
-    fill('modes.md', name, text);
-    card = filled(card, name, text);
+  const { validation } = kept;
+  if (validation !== undefined) {
+    fill(
+      'modes.md',
+      'validation',
+      `${where(validation)} ${validation.rows[0].pictures} validation pictures, seed 0.\n\n${validationTable(kept)}`,
+    );
   }
-  return card;
+  const leftOut = JSON.parse(readFileSync(path.join(root, 'bench', 'results', 'quality-left-out.json'), 'utf8'));
+  const head = `Measured with \`bench/left_out.py\`: ${leftOut.pictures} validation pictures; time of sampling, decoding and features on one thread, measured in turn on a machine with other work, relative to the published ten steps.`;
+  fill('modes.md', 'left out', `${head}\n\n${leftOutTable(leftOut)}`);
+  const texts = testTexts(kept, where);
+  for (const [name, text] of Object.entries(texts)) fill('modes.md', name, text);
+  if (Object.keys(texts).length < 3) return undefined;
+  return cardWith(readFileSync(path.join(root, 'models', 'demo', 'MODEL_CARD.md'), 'utf8'), texts);
 }
