@@ -1,14 +1,16 @@
 // Metrics of 1,000 maps of 256 x 256: the native ones against scikit-learn and scikit-image doing the same, in turn, on the same arrays.
 //
-//   node bench/metrics.mjs [--maps 1000] [--classes 10] [--rounds 3] [--mode exact]
+//   node scripts/setup.mjs --python && node bench/metrics.mjs [--maps 1000] [--classes 10] [--rounds 3] [--mode exact]
 //
-// Prints medians and the ratio; needs what `npm test` sets up.
+// Prints medians and the ratio, writes bench/results/metrics.json and the figure in docs/evaluation.md.
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { python, root, setUp } from '../scripts/setup.mjs';
+import { evaluateArrays, readEvaluationNpz } from '../dist/evaluation/index.js';
+import { python, root } from '../scripts/setup.mjs';
+import { circumstances, fill } from './reliability/record.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -21,8 +23,6 @@ const { values } = parseArgs({
 
 const median = (numbers) => [...numbers].sort((a, b) => a - b)[numbers.length >> 1];
 
-setUp({ withPython: true });
-const { evaluateArrays, readEvaluationNpz } = await import('../dist/evaluation/index.js');
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'diad-bench-'));
 try {
   const file = path.join(scratch, 'maps.npz');
@@ -37,14 +37,24 @@ try {
     native.push((performance.now() - started) / 1000);
     reference.push(Number(execFileSync(python, [script, 'time', file, values.mode], { encoding: 'utf8' })));
   }
-  const pixels = arrays.maps.length / 1e6;
-  console.log(
-    `${values.maps} maps of ${arrays.height} x ${arrays.width} (${pixels.toFixed(1)} million pixels), ${values.classes} classes, mode ${values.mode}`,
-  );
-  console.log(`machine: ${os.availableParallelism()} cores, load average ${os.loadavg()[0].toFixed(1)} (a quiet machine starts near 0)`);
-  console.log(`diad                          ${median(native).toFixed(2)} s`);
-  console.log(`scikit-learn + scikit-image   ${median(reference).toFixed(2)} s`);
-  console.log(`ratio                         ${(median(reference) / median(native)).toFixed(1)}`);
+  const result = {
+    ...circumstances(),
+    load: os.loadavg()[0], // a quiet machine starts near 0 and ends near 1
+    maps: Number(values.maps),
+    side: arrays.height,
+    classes: Number(values.classes),
+    mode: values.mode,
+    rounds: native.length,
+    seconds: { diad: median(native), reference: median(reference) },
+  };
+  writeFileSync(path.join(root, 'bench', 'results', 'metrics.json'), `${JSON.stringify(result, null, 2)}\n`);
+  const { seconds } = result;
+  const text =
+    `Measured on ${result.date} with \`node bench/metrics.mjs\` (commit ${result.commit}; ${result.cpu}, ${result.cores} cores): every metric of ` +
+    `${result.maps} maps of ${result.side} x ${result.side} in ${result.classes} classes, mode \`${result.mode}\`: ${seconds.diad.toFixed(1)} s; scikit-learn and ` +
+    `scikit-image doing the same in turn on the same arrays: ${seconds.reference.toFixed(0)} s, ${(seconds.reference / seconds.diad).toFixed(1)} times as long.`;
+  fill('evaluation.md', 'metrics', text);
+  console.log(text);
 } finally {
   rmSync(scratch, { recursive: true, force: true });
 }

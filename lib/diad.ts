@@ -3,6 +3,7 @@ import { setMaxListeners } from 'node:events';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
 import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
+import { changesOf } from './experimental.js';
 import { decodeImage, takeImage, type ImageInput, type RawFrame, type TakenImage } from './image.js';
 import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
 import {
@@ -184,7 +185,9 @@ export class Diad {
 
   #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): ScoreResult {
     const { score, map: values = new Float32Array(), stages } = result;
-    const limits = this.#calibration === undefined ? undefined : thresholdsFor(this.#calibration, call.className);
+    // Thresholds are of the published system: they say nothing of scores that were computed another way.
+    const calibration = changesOf(call.experimental) === undefined ? this.#calibration : undefined;
+    const limits = calibration === undefined ? undefined : thresholdsFor(calibration, call.className);
     const pictureSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
     const data = call.mapSize === 'image' ? resizeMap(values, mapWidth, mapHeight, width, height) : values;
@@ -214,7 +217,8 @@ export class Diad {
       const rest = { frame, taken, call, decodeImageMs };
       const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
-        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority: call.priority, stages: call.stages });
+        const { priority, stages, experimental } = call;
+        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority, stages, experimental });
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);

@@ -18,6 +18,8 @@ export interface DiadInfo {
     readonly imageSize: number;
     /** Denoising steps. */
     readonly steps: number;
+    /** At which the denoiser is evaluated, from the noisiest on. */
+    readonly timesteps: readonly number[];
     /** Of the calibration, when there is one. */
     readonly threshold?: number;
     /** Of a calibration that looked at maps: map values above it belong to a defect. */
@@ -43,7 +45,7 @@ interface EngineInfo {
     readonly description?: string;
     readonly classes?: readonly string[];
     readonly image: { readonly size: number };
-    readonly schedule: { readonly steps: readonly unknown[] };
+    readonly schedule: { readonly steps: readonly { readonly timestep: number }[] };
   };
   readonly manifestSha256: string;
   readonly device: string;
@@ -71,6 +73,7 @@ export function describeBundle(
       sizeBytes,
       imageSize: manifest.image.size,
       steps: manifest.schedule.steps.length,
+      timesteps: manifest.schedule.steps.map(({ timestep }) => timestep),
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
       ...(calibration?.pixelThreshold === undefined ? {} : { pixelThreshold: calibration.pixelThreshold }),
       calibratedClasses: Object.keys(calibration?.classes ?? {}),

@@ -95,8 +95,12 @@ describe('data sets', () => {
       assert.equal(pictures[0]!.file, path.join(iad, 'realiad_1024', 'toy', 'FINE.png'));
 
       await mkdir(path.join(visa, 'split_csv'), { recursive: true });
-      await writeFile(path.join(visa, 'split_csv', '1cls.csv'), '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n');
-      assert.deepEqual(summary((await readDataSet(visa)).pictures), ['candle good 0']);
+      // With a byte-order mark, as spreadsheets write them; the mark also tells UTF-16 from UTF-8.
+      const list = '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n';
+      for (const encoding of ['utf8', 'utf16le'] as const) {
+        await writeFile(path.join(visa, 'split_csv', '1cls.csv'), list, encoding);
+        assert.deepEqual(summary((await readDataSet(visa)).pictures), ['candle good 0'], encoding);
+      }
     }));
 
   it('what is no data set is refused with the reason', () =>

@@ -184,16 +184,33 @@ std::vector<Batcher::ItemPtr> Batcher::next_batch() {
 
 void Batcher::work() {
   for (;;) {
-    const std::vector<ItemPtr> batch = next_batch();
+    std::vector<ItemPtr> batch = next_batch();
     if (batch.empty()) return;
-    run(batch);
+    run_alike(std::move(batch));
+  }
+}
+
+// Pictures with the same experimental options are one batch; of several kinds, each kind is one, the oldest picture's first.
+void Batcher::run_alike(std::vector<ItemPtr> batch) {
+  for (auto first = batch.begin(); first != batch.end();) {
+    const ExperimentalOptions kind = (*first)->submission.experimental;
+    const auto end = std::stable_partition(first, batch.end(), [&](const ItemPtr& item) { return item->submission.experimental == kind; });
+    if (first != batch.begin()) {
+      const std::lock_guard lock(mutex_);
+      ++batches_;
+    }
+    run({first, end});
+    first = end;
   }
 }
 
 void Batcher::run(std::span<const ItemPtr> batch) {
   const auto started = Clock::now();
   std::vector<PictureRequest> requests;
-  for (const ItemPtr& item : batch) requests.push_back({&item->submission.frame, item->submission.seed, item->submission.wanted});
+  for (const ItemPtr& item : batch) {
+    const Submission& submission = item->submission;
+    requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.experimental});
+  }
   const auto on_step = [&](int64_t done, int64_t total) {
     bool wanted = false;
     for (const ItemPtr& item : batch) {

@@ -25,6 +25,7 @@ class Model {
   Model(const Bundle& bundle, const LoadOptions& options);
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
+  [[nodiscard]] const Manifest& manifest() const { return pipeline_->manifest(); }
   // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes.
   [[nodiscard]] const std::string& info() const { return info_; }
 

@@ -20,8 +20,4 @@ at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise, 
   return manifest.latent_scale * (parts[0] + std * noise);
 }
 
-at::Tensor add_noise(const at::Tensor& z, const at::Tensor& noise, const Manifest& manifest) {
-  return static_cast<double>(manifest.sqrt_alpha_bar_noise) * z + static_cast<double>(manifest.sqrt_one_minus_alpha_bar_noise) * noise;
-}
-
 }  // namespace diad

@@ -21,7 +21,4 @@ struct Noise {
 // moments [N, 2C, s, s] float32, noise [N, C, s, s] -> z [N, C, s, s].
 [[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise, const Manifest& manifest);
 
-// x_T = sqrt(alpha_bar_T) z + sqrt(1 - alpha_bar_T) noise (DDPM eq. 4), T the schedule's noise timestep.
-[[nodiscard]] at::Tensor add_noise(const at::Tensor& z, const at::Tensor& noise, const Manifest& manifest);
-
 }  // namespace diad

@@ -81,6 +81,8 @@ at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
 
 std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, const StepCallback& on_step) {
   const c10::InferenceMode guard;
+  const ExperimentalOptions& experimental = batch.front().experimental;
+  const SamplingPlan plan = plan_sampling(manifest_, experimental.sampler);
   const auto count = static_cast<int64_t>(batch.size());
   Lap lap, whole;
   Timings timings;
@@ -98,24 +100,26 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
 
   kept.moments = modules_->encode(x).to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
-  kept.x_start = add_noise(kept.z, at::cat(forward).to(device_), manifest_);
+  kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
   timings.encode = lap();
 
   const at::Tensor hint = modules_->guide(x);
   at::Tensor latent = kept.x_start;
-  const auto total = static_cast<int64_t>(manifest_.steps.size());
-  for (int64_t k = 0; k < total; ++k) {
-    const at::Tensor eps = modules_->denoise(latent.to(precision_), hint, k).to(at::kFloat);
-    latent = ddim_update(latent, eps, manifest_.steps[static_cast<size_t>(k)]);
+  const auto total = static_cast<int64_t>(plan.steps.size());
+  for (const SamplerStep& step : plan.steps) {
+    const at::Tensor eps = modules_->denoise(latent.to(precision_), hint, step.index).to(at::kFloat);
+    latent = ddim_update(latent, eps, step.step);
     kept.step_x.push_back(latent);
-    if (!on_step(k + 1, total)) return {};
+    if (!on_step(static_cast<int64_t>(kept.step_x.size()), total)) return {};
   }
   timings.denoise = lap();
 
   const at::Tensor decoded = modules_->decode((latent / manifest_.latent_scale).to(precision_));
   kept.reconstruction = decoded.to(at::kFloat);
+  const bool with_input = experimental.compare_with == CompareWith::kInput;
+  const at::Tensor compared = with_input ? x : modules_->decode((kept.z / manifest_.latent_scale).to(precision_));
   timings.decode = lap();
-  const Features features = modules_->extract(at::cat({x, decoded}));
+  const Features features = modules_->extract(at::cat({compared, decoded}));
   timings.extract = lap();
   const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
   timings.map = lap();

@@ -12,6 +12,7 @@
 #include "bundle.h"
 #include "frame.h"
 #include "modules.h"
+#include "sampler.h"
 
 namespace diad {
 
@@ -22,10 +23,22 @@ struct Wanted {
   bool stages = false;
 };
 
+enum class CompareWith { kInput, kAutoencoder };
+
+// What is changed of the published system; the defaults change nothing. All pictures of a batch share one.
+struct ExperimentalOptions {
+  SamplerOptions sampler;
+  // Whose features the reconstruction's are compared with: the input's, or those of the autoencoder's own reconstruction of the input.
+  CompareWith compare_with = CompareWith::kInput;
+
+  bool operator==(const ExperimentalOptions&) const = default;
+};
+
 struct PictureRequest {
   const Frame* frame = nullptr;
   uint64_t seed = 0;
   Wanted wanted;
+  ExperimentalOptions experimental;
 };
 
 struct Stage {
@@ -49,15 +62,15 @@ struct PictureResult {
   int64_t batch_size = 0;
 };
 
-// Called after each DDIM step with (steps done, steps in all); false stops the batch.
+// Called after each denoising step with (steps done, steps in all); false stops the batch.
 using StepCallback = std::function<bool(int64_t done, int64_t total)>;
 
 class Pipeline {
  public:
   Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision);
 
-  // Computes a batch; a picture's result does not depend on its company beyond float32 rounding. Returns an empty vector when the
-  // callback stopped it.
+  // Computes a batch whose pictures have the same experimental options; a picture's result does not depend on its company beyond float32
+  // rounding. Returns an empty vector when the callback stopped it.
   [[nodiscard]] std::vector<PictureResult> run(std::span<const PictureRequest> batch, const StepCallback& on_step);
 
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }

@@ -38,13 +38,14 @@ std::vector<PictureResult> seeds_as_scores(std::span<const PictureRequest> batch
 }
 
 std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms, uint64_t session = 0,
-                            uint64_t* id = nullptr, int64_t priority = 0) {
+                            uint64_t* id = nullptr, int64_t priority = 0, const diad::ExperimentalOptions& experimental = {}) {
   auto promise = std::make_shared<std::promise<Outcome>>();
   diad::Submission submission;
   submission.seed = seed;
   submission.timeout = timeout;
   submission.session = session;
   submission.priority = priority;
+  submission.experimental = experimental;
   submission.done = [promise](Outcome outcome) { promise->set_value(std::move(outcome)); };  // throws when called twice
   const uint64_t given = batcher.submit(std::move(submission));
   if (id != nullptr) *id = given;
@@ -133,6 +134,32 @@ TEST_CASE("queue: the largest preferred size that can be formed is taken at once
 TEST_CASE("queue: a runner that cannot be made fails the queue's construction") {
   const diad::MakeBatchRunner make = []() -> diad::BatchRunner { throw diad::EngineError(diad::code::kBundleInvalid, "no such thing"); };
   CHECK(contains(error_of([&] { Batcher batcher({}, make); }), "ERR_DIAD_BUNDLE_INVALID: no such thing"));
+}
+
+TEST_CASE("queue: pictures with other experimental options are computed apart") {
+  Gate gate;
+  std::vector<std::vector<uint64_t>> batches;
+  Batcher batcher({.max_batch = 4}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    gate.wait();
+    auto& seeds = batches.emplace_back();
+    for (const PictureRequest& request : batch) {
+      seeds.push_back(request.seed);
+      CHECK(request.experimental == batch.front().experimental);
+    }
+    return seeds_as_scores(batch, on_step);
+  });
+  diad::ExperimentalOptions other, third;
+  other.sampler.start_noise = diad::StartNoise::kNone;
+  third.compare_with = diad::CompareWith::kAutoencoder;
+  std::vector<std::future<Outcome>> pending;
+  pending.push_back(submit(batcher, 0));
+  while (batcher.stats().running == 0) std::this_thread::yield();
+  const diad::ExperimentalOptions kinds[] = {{}, other, {}, other, third, other};
+  for (uint64_t seed = 1; seed <= 6; ++seed) pending.push_back(submit(batcher, seed, 0ms, 0, nullptr, 0, kinds[seed - 1]));
+  gate.open();
+  for (uint64_t seed = 0; seed <= 6; ++seed) CHECK(score_of(pending[seed]) == static_cast<double>(seed));
+  CHECK(batches == std::vector<std::vector<uint64_t>>{{0}, {1, 3}, {2, 4}, {5}, {6}});
+  CHECK(batcher.stats().batches == 5);
 }
 
 TEST_CASE("queue: full is an error, and the place comes back") {

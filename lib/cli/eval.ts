@@ -2,14 +2,16 @@
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
+import type { ExperimentalOptions } from '../experimental.js';
 import { evaluateDataSet, type EvaluationProgress } from '../evaluation/evaluate.js';
 import { readDataSet, type LayoutName } from '../evaluation/datasets/index.js';
 import type { MetricsMode } from '../evaluation/metrics.js';
 import { writeReport } from '../evaluation/report/index.js';
+import { experimentalOf } from './experimental.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 import { metricsTable } from './metrics.js';
 
-interface Options extends ModelOptions {
+interface Options extends ModelOptions, ExperimentalOptions {
   readonly data: string;
   readonly layout?: LayoutName;
   readonly out: string;
@@ -58,11 +60,12 @@ export async function evaluate(options: Options): Promise<void> {
       resume: options.resume ?? false,
       mode: options.metricsMode,
       seed: options.seed,
+      experimental: experimentalOf(options),
       signal: interrupted.signal,
       onProgress: progress.show,
     });
     try {
-      const report = await writeReport(evaluation, diad, BigInt(options.seed));
+      const report = await writeReport(evaluation, diad);
       const rows = Object.entries(evaluation.classes).map(([name, { metrics }]) => [name, metrics] as const);
       process.stdout.write(`${metricsTable([...rows, ['mean', evaluation.mean]])}\n\n${path.relative(process.cwd(), report)}\n`);
       for (const { file, message } of evaluation.failed) process.stderr.write(`diad: ${file}: ${message}\n`);

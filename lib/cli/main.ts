@@ -3,16 +3,18 @@
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { LAYOUT_NAMES } from '../evaluation/datasets/index.js';
 import { METRICS_MODES } from '../evaluation/metrics.js';
 import { packageRoot } from '../native.js';
 import { calibrateBundle } from './calibrate.js';
 import { doctor } from './doctor.js';
 import { evaluate } from './eval.js';
+import { withExperimentalOptions } from './experimental.js';
 import { info } from './info.js';
 import { libtorchCommand } from './libtorch.js';
 import { metrics } from './metrics.js';
+import { rate, wholeNumber } from './numbers.js';
 import { results, submit, worker } from './queue.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
@@ -24,18 +26,6 @@ import { watch } from './watch.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
 
-function wholeNumber(value: string): number {
-  const parsed = Number(value);
-  if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
-  return parsed;
-}
-
-function rate(value: string): number {
-  const parsed = Number(value);
-  if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
-  return parsed;
-}
-
 function withModelOptions(command: Command): Command {
   return command
     .option('--model <dir>', 'bundle folder (default: the demo model)')
@@ -45,7 +35,7 @@ function withModelOptions(command: Command): Command {
 
 const program = new Command('diad').description('Visual anomaly detection with DiAD').version(version).showHelpAfterError();
 
-withModelOptions(program.command('score'))
+withExperimentalOptions(withModelOptions(program.command('score')))
   .description('score pictures')
   .argument('<inputs...>', 'files, folders or globs')
   .option('--out <dir>', 'write a heat map per picture there')
@@ -57,7 +47,7 @@ withModelOptions(program.command('score'))
   .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
 
-withModelOptions(program.command('reconstruct'))
+withExperimentalOptions(withModelOptions(program.command('reconstruct')))
   .description('rebuild pictures as if they were normal')
   .argument('<inputs...>', 'files, folders or globs')
   .requiredOption('--out <dir>', 'where the PNG files go')
@@ -85,7 +75,7 @@ program
   .option('--json', 'as JSON')
   .action(metrics);
 
-withModelOptions(program.command('eval'))
+withExperimentalOptions(withModelOptions(program.command('eval')))
   .description('score a data set; tables and a report')
   .requiredOption('--data <dir>', 'data set, or one class of it')
   .addOption(new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(LAYOUT_NAMES))

@@ -2,9 +2,11 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
+import type { ExperimentalOptions } from '../experimental.js';
+import { experimentalOf } from './experimental.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 
-interface Options extends ModelOptions {
+interface Options extends ModelOptions, ExperimentalOptions {
   readonly out: string;
   readonly seed: number;
 }
@@ -15,7 +17,8 @@ export async function reconstruct(inputs: string[], options: Options): Promise<v
   await mkdir(options.out, { recursive: true });
   const diad = await loadModel(options);
   const work = async (file: string, index: number, signal: AbortSignal): Promise<string> => {
-    const { image } = await diad.reconstruct(await readFile(file), { seed: options.seed, signal });
+    const call = { seed: options.seed, signal, experimental: experimentalOf(options) };
+    const { image } = await diad.reconstruct(await readFile(file), call);
     const out = path.join(options.out, outputName(file, index, '.png'));
     await writeFile(out, image);
     return out;

@@ -4,10 +4,12 @@ import path from 'node:path';
 import process from 'node:process';
 import { csv } from '../csv.js';
 import type { ScoreResult } from '../diad.js';
+import type { ExperimentalOptions } from '../experimental.js';
+import { experimentalOf } from './experimental.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 import { writeNpy } from '../npy.js';
 
-interface Options extends ModelOptions {
+interface Options extends ModelOptions, ExperimentalOptions {
   readonly out?: string;
   readonly json?: boolean;
   readonly csv?: string;
@@ -58,6 +60,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       seed: options.seed,
       signal,
       stages: options.dump !== undefined,
+      experimental: experimentalOf(options),
       ...(className === undefined ? {} : { className }),
       ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
     });

@@ -7,6 +7,7 @@ import { csv } from '../csv.js';
 import type { Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
+import { changesOf, validateExperimental, type ExperimentalOptions } from '../experimental.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import type { DataSet, TestPicture } from './datasets/index.js';
 import {
@@ -40,6 +41,8 @@ export interface EvaluateOptions {
   readonly mode?: MetricsMode;
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
+  /** Changes of the published system; thresholds then are none. Default: none. */
+  readonly experimental?: ExperimentalOptions;
   /** Stops between pictures; what was scored stays. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: EvaluationProgress) => void;
@@ -75,6 +78,7 @@ export interface PictureReport extends ScoredPicture {
 export interface Evaluation {
   readonly out: string;
   readonly mode: MetricsMode;
+  readonly call: EvaluationCall;
   readonly data: DataSet;
   readonly classes: Readonly<Record<string, ClassReport>>;
   readonly mean: Metrics;
@@ -85,7 +89,14 @@ export interface Evaluation {
 
 const CONCURRENCY = 16;
 
-function identityOf(data: DataSet, diad: Diad, seed: bigint): RunIdentity {
+/** How every picture of a run is scored. */
+export interface EvaluationCall {
+  readonly seed: bigint;
+  /** What is changed of the published system; absent when nothing is. */
+  readonly experimental?: ExperimentalOptions;
+}
+
+function identityOf(data: DataSet, diad: Diad, { seed, experimental }: EvaluationCall): RunIdentity {
   const hash = createHash('sha256');
   for (const { file, className, defective } of data.pictures)
     hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
@@ -99,6 +110,7 @@ function identityOf(data: DataSet, diad: Diad, seed: bigint): RunIdentity {
     model: bundle.digest,
     precision,
     seed: seed.toString(),
+    ...(experimental === undefined ? {} : { experimental }),
     side: bundle.imageSize,
   };
 }
@@ -109,9 +121,9 @@ async function refuseCalibrationPictures(data: DataSet, calibration: Calibration
   refuseOverlap(files, await contentHashes(files), new Set(calibration.pictures), 'this test set and the set the thresholds were found on');
 }
 
-async function scoreOne(diad: Diad, data: DataSet, index: number, seed: bigint, signal: AbortSignal | undefined) {
+async function scoreOne(diad: Diad, data: DataSet, index: number, call: EvaluationCall, signal: AbortSignal | undefined) {
   const { file, className } = data.pictures[index]!;
-  const result = await diad.score(await readPicture(file), { seed, className, ...(signal === undefined ? {} : { signal }) });
+  const result = await diad.score(await readPicture(file), { ...call, className, ...(signal === undefined ? {} : { signal }) });
   const { width, height } = result.pictureSize;
   const line: ScoredPicture = {
     index,
@@ -129,7 +141,7 @@ async function scoreAll(
   diad: Diad,
   data: DataSet,
   scores: ScoredPictures,
-  seed: bigint,
+  call: EvaluationCall,
   options: EvaluateOptions,
 ): Promise<FailedPicture[]> {
   const { signal, onProgress } = options;
@@ -156,7 +168,7 @@ async function scoreAll(
   };
   for (const index of waiting) {
     if (signal?.aborted === true) break;
-    const settled = scoreOne(diad, data, index, seed, signal).then(
+    const settled = scoreOne(diad, data, index, call, signal).then(
       (value) => ({ value }),
       (error: unknown) => ({ error }),
     );
@@ -226,13 +238,14 @@ const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normali
 const CLASS_COLUMNS = ['class', 'pictures', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
 
 async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
-  const { out, mode, data, classes, mean, pictures, failed } = evaluation;
+  const { out, mode, call, data, classes, mean, pictures, failed } = evaluation;
   const { bundle, device, precision } = diad.info;
   const results = {
     created: new Date().toISOString(),
     mode,
     data: { root: data.root, layout: data.layout },
     model: { name: bundle.name, digest: bundle.digest, device, precision },
+    ...(call.experimental === undefined ? {} : { experimental: call.experimental }),
     pictures: pictures.length,
     failed,
     classes: Object.fromEntries(
@@ -280,12 +293,14 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
  */
 export async function evaluateDataSet(diad: Diad, data: DataSet, options: EvaluateOptions): Promise<Evaluation> {
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
-  const seed = BigInt(options.seed ?? 0);
-  const calibration = await readCalibration(diad.info.bundle.path);
+  const experimental = changesOf(validateExperimental(options.experimental));
+  const call = { seed: BigInt(options.seed ?? 0), ...(experimental === undefined ? {} : { experimental }) };
+  // Thresholds are of the published system: they say nothing of scores that were computed another way.
+  const calibration = experimental === undefined ? await readCalibration(diad.info.bundle.path) : undefined;
   await refuseCalibrationPictures(data, calibration);
-  const scores = await ScoredPictures.open(options.out, identityOf(data, diad, seed), options.resume ?? false);
+  const scores = await ScoredPictures.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {
-    const failed = await scoreAll(diad, data, scores, seed, options);
+    const failed = await scoreAll(diad, data, scores, call, options);
     const names = [...new Set(data.pictures.map(({ className }) => className))];
     const classes: Record<string, ClassReport> = {};
     for (const [i, name] of names.entries()) {
@@ -298,7 +313,7 @@ export async function evaluateDataSet(diad: Diad, data: DataSet, options: Evalua
       return scored === undefined ? [] : [pictureReport(picture, scored, calibration)];
     });
     const mean = meanMetrics(Object.values(classes).map(({ metrics }) => metrics));
-    const evaluation: Evaluation = { out: options.out, mode, data, classes, mean, pictures, failed, scores };
+    const evaluation: Evaluation = { out: options.out, mode, call, data, classes, mean, pictures, failed, scores };
     await writeTables(evaluation, diad);
     return evaluation;
   } catch (error) {

@@ -5,6 +5,7 @@ export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestPict
 export {
   evaluateDataSet,
   type ClassReport,
+  type EvaluationCall,
   type EvaluateOptions,
   type Evaluation,
   type EvaluationProgress,

@@ -7,6 +7,7 @@ import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { JsonLines, writeAtomic } from '../durable.js';
 import { codeOf, DiadError } from '../errors.js';
+import type { ExperimentalOptions } from '../experimental.js';
 
 /** What a run depends on. */
 export interface RunIdentity {
@@ -21,6 +22,8 @@ export interface RunIdentity {
   readonly model: string;
   readonly precision: string;
   readonly seed: string;
+  /** What was changed of the published system; absent when nothing was. */
+  readonly experimental?: ExperimentalOptions;
   /** Side of the maps, pixels. */
   readonly side: number;
 }
@@ -139,8 +142,10 @@ function refuseOther(folder: string, before: string, identity: RunIdentity): voi
   } catch (error) {
     throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${folder}/run.json cannot be read; choose another folder`, { cause: error });
   }
-  for (const [key, value] of Object.entries(identity)) {
-    if (found[key] !== value) {
+  const expected: Partial<Record<string, unknown>> = { ...identity };
+  for (const key of new Set([...Object.keys(expected), ...Object.keys(found)])) {
+    const value = expected[key];
+    if (JSON.stringify(found[key]) !== JSON.stringify(value)) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
         `${folder} holds a run with ${key} ${JSON.stringify(found[key])}, not ${JSON.stringify(value)}: choose another folder`,

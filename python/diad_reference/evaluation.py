@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from .ablation import PARTS, Ablated
 from .checkpoint import load_checkpoint
 from .frame import read_rgb, resize_rgb
-from .pipeline import DiadPipeline, blurred
+from .pipeline import DiadPipeline, add_experimental_arguments, blurred, experimental_options
 
+DEFAULT_METHODS = ("diad", "autoencoder", "blurred input")
 BLUR_SIGMA = 2.0  # pixels of the model's picture, the blurred-input baseline
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 
@@ -46,6 +48,15 @@ def test_pictures(root: Path) -> list[TestPicture]:
     if not found:
         raise ValueError(f"Expected class/test folders in {root} but found none")
     return found
+
+
+def thinned(pictures: list[TestPicture], per_class: int) -> list[TestPicture]:
+    """That many pictures of each class, half of them good, evenly over the kinds of defects."""
+    kinds: dict[tuple[str, bool], list[TestPicture]] = {}
+    for picture in pictures:
+        kinds.setdefault((picture.class_name, picture.defect != "good"), []).append(picture)
+    counts = {kind: min(per_class // 2, len(found)) for kind, found in kinds.items()}
+    return [found[i * len(found) // counts[kind]] for kind, found in kinds.items() for i in range(counts[kind])]
 
 
 def read_mask(picture: TestPicture, size: int) -> np.ndarray:
@@ -79,12 +90,15 @@ Method = Callable[[torch.Tensor, list[np.ndarray]], tuple[np.ndarray, np.ndarray
 
 
 def methods(pipeline: DiadPipeline, seed: int) -> dict[str, Method]:
-    """DiAD and the baselines that share its extractor, map and score."""
+    """DiAD, DiAD with a part left out, and the baselines that share its extractor, map and score."""
     model = pipeline.model
 
-    def diad(x: torch.Tensor, frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        results = pipeline.run(frames, [seed] * len(frames))
-        return np.stack([r.map for r in results]), np.array([r.score for r in results])
+    def run_by(scorer: DiadPipeline) -> Method:
+        def method(x: torch.Tensor, frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            results = scorer.run(frames, [seed] * len(frames))
+            return np.stack([r.map for r in results]), np.array([r.score for r in results])
+
+        return method
 
     def compared(rebuild: Callable[[torch.Tensor], torch.Tensor]) -> Method:
         def method(x: torch.Tensor, frames: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +113,12 @@ def methods(pipeline: DiadPipeline, seed: int) -> dict[str, Method]:
         noise = pipeline.draw_noise(seed)[0].to(x.device)
         return model.first_stage_model.decode(mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
 
-    return {"diad": diad, "autoencoder": compared(autoencoder), "blurred input": compared(lambda x: blurred(x, BLUR_SIGMA))}
+    ablated = {f"without {part}": run_by(pipeline.with_model(Ablated(model, part))) for part in PARTS}
+    return {
+        "diad": run_by(pipeline),
+        "autoencoder": compared(autoencoder),
+        "blurred input": compared(lambda x: blurred(x, BLUR_SIGMA)),
+    } | ablated
 
 
 def _batches(pictures: list[TestPicture], size: int) -> Iterator[list[TestPicture]]:
@@ -107,7 +126,9 @@ def _batches(pictures: list[TestPicture], size: int) -> Iterator[list[TestPictur
         yield pictures[start : start + size]
 
 
-def evaluate(pipeline: DiadPipeline, root: Path, seed: int = 0, batch: int = 16, only: list[str] | None = None) -> dict:
+def evaluate(
+    pipeline: DiadPipeline, root: Path, seed: int = 0, batch: int = 16, only: list[str] | None = None, per_class: int | None = None
+) -> dict:
     """Metrics per method and class.
 
     Args:
@@ -115,19 +136,20 @@ def evaluate(pipeline: DiadPipeline, root: Path, seed: int = 0, batch: int = 16,
         root: data set.
         seed: of the noise, the same for every picture.
         batch: pictures at a time.
-        only: methods; default all.
+        only: methods; default DEFAULT_METHODS.
+        per_class: only that many pictures of each class; default all.
 
     Returns:
         {"pictures": n, "methods": {name: {"classes": {class: metrics}, "mean": metrics, "seconds_per_picture": s}}}.
     """
     size = pipeline.config.image_size
-    pictures = test_pictures(root)
+    pictures = test_pictures(root) if per_class is None else thinned(test_pictures(root), per_class)
     masks = np.stack([read_mask(p, size) for p in pictures])
     labels = np.array([p.defect != "good" for p in pictures])
     names = np.array([p.class_name for p in pictures])
     report: dict = {"pictures": len(pictures), "methods": {}}
     for name, method in methods(pipeline, seed).items():
-        if only and name not in only:
+        if name not in (only or DEFAULT_METHODS):
             continue
         maps, scores, started = [], [], time.time()
         for group in _batches(pictures, batch):
@@ -165,16 +187,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="file for the report as JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--start-step", type=int, default=0, help="experimental: first DDIM step that is run (default: %(default)s, as published)"
+        "--methods",
+        help=f"comma-separated; default {', '.join(DEFAULT_METHODS)}; also {', '.join(f'without {part}' for part in PARTS)}",
     )
-    parser.add_argument("--methods", help="comma-separated; default all")
+    parser.add_argument("--ddim-steps", type=int, help="steps of another schedule than the checkpoint's, evenly spaced over its timesteps")
+    parser.add_argument("--per-class", type=int, help="only that many pictures of each class, half of them good (default: all)")
     parser.add_argument("--device", default="cpu")
+    add_experimental_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the tables."""
-    pipeline = DiadPipeline(load_checkpoint(args.checkpoint), args.device, start_step=args.start_step)
-    report = evaluate(pipeline, args.data, args.seed, only=args.methods.split(",") if args.methods else None)
+    model = load_checkpoint(args.checkpoint)
+    if args.ddim_steps:
+        model = model.with_ddim_steps(args.ddim_steps)
+    pipeline = DiadPipeline(model, args.device, **experimental_options(args))
+    report = evaluate(pipeline, args.data, args.seed, only=args.methods.split(",") if args.methods else None, per_class=args.per_class)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

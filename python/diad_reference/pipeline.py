@@ -1,7 +1,9 @@
 """The reference pipeline: pictures to reconstruction, anomaly map and score."""
 
+import argparse
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -11,12 +13,21 @@ from .anomaly_map import distance_maps, image_scores, smooth
 from .config import DiadConfig
 from .frame import denormalise, normalise, resize_rgb
 from .models.diad import DiadModel
+from .sampler import SamplerOptions, SamplingPlan, StartNoise, plan_sampling
 from .schedule import ddim_update
 
 GUIDANCE = 9.0
 # guidance: 9.0 with two identical conditions in a doubled batch; hint every step: the hint stack is run again although it does not depend
 # on the timestep; extractor twice: input and reconstruction go through it one after the other.
 PUBLISHED_OPERATIONS = ("guidance", "hint every step", "extractor twice")
+CompareWith = Literal["input", "autoencoder"]
+
+
+class ExperimentalOptions(TypedDict):
+    """What may be changed of the published system."""
+
+    sampler: SamplerOptions
+    compare_with: CompareWith
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,18 @@ class DiadPipeline:
         device: where it runs.
         as_published: follow the published sampler operation by operation (PUBLISHED_OPERATIONS), or the named ones of them only. The result
             is the same; it is the yardstick for accuracy and speed. Batch 1, as in the published test program.
-        start_step: first DDIM step that is run, and put the noise on there; 0, the published value, starts from T = 999. Experimental.
+        sampler: experimental changes of the sampler; default as published.
+        compare_with: whose features the reconstruction's are compared with: the input's, as published, or (experimental) those of the
+            autoencoder's own reconstruction of the input, decode(z).
     """
 
     def __init__(
-        self, model: DiadModel, device: str | torch.device = "cpu", as_published: bool | Collection[str] = False, start_step: int = 0
+        self,
+        model: DiadModel,
+        device: str | torch.device = "cpu",
+        as_published: bool | Collection[str] = False,
+        sampler: SamplerOptions | None = None,
+        compare_with: CompareWith = "input",
     ) -> None:
         self.model = model.eval().to(device)
         self.config: DiadConfig = model.config
@@ -51,7 +69,14 @@ class DiadPipeline:
         if unknown := set(chosen) - set(PUBLISHED_OPERATIONS):
             raise ValueError(f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} but received {', '.join(sorted(unknown))}")
         self.published = frozenset(chosen)
-        self.start_step = start_step
+        if compare_with not in get_args(CompareWith):
+            raise ValueError(f"Expected one of {', '.join(get_args(CompareWith))} for compare_with but received {compare_with!r}")
+        self.sampler = sampler or SamplerOptions()
+        self.compare_with = compare_with
+
+    def with_model(self, model: torch.nn.Module) -> "DiadPipeline":
+        """The same pipeline around another model of the same interface."""
+        return DiadPipeline(model, self.device, self.published, self.sampler, self.compare_with)
 
     def frames(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """uint8 [H, W, 3] pictures of any size -> normalised float32 [N, 3, S, S]."""
@@ -83,7 +108,7 @@ class DiadPipeline:
         x = self.frames(pictures).to(self.device)
         moments, z, x_start, latents = self._latents(x, seeds)
         reconstruction = self.model.first_stage_model.decode(latents[-1] / self.config.scale_factor)
-        distances, total, maps, scores = self.compare(x, reconstruction)
+        distances, total, maps, scores = self.compare(self._reference(x, z), reconstruction)
         if stages:
             kept = {
                 "x": x,
@@ -119,8 +144,9 @@ class DiadPipeline:
         moments = self.model.first_stage_model.encode(x)
         mean, logvar = moments.chunk(2, dim=1)
         z = self.config.scale_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * posterior_noise)
-        x_start = self._noised(z, forward_noise)
-        return moments, z, x_start, self._sample(x_start, x)
+        plan = plan_sampling(self.model.schedule, self.sampler)
+        x_start = plan.signal * z + plan.spread * forward_noise
+        return moments, z, x_start, self._sample(x_start, x, plan)
 
     @torch.inference_mode()
     def compare(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
@@ -134,19 +160,17 @@ class DiadPipeline:
         maps = smooth(total, self.config.map)
         return distances, total, maps, image_scores(maps, self.config.map)
 
-    def _noised(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        if self.start_step == 0:
-            return self.model.schedule.add_noise(z, noise)
-        a = self.model.schedule.steps[self.start_step].alpha_bar
-        return a**0.5 * z + (1 - a) ** 0.5 * noise
+    def _reference(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The pictures [N, 3, S, S] that reconstructions are compared with."""
+        return x if self.compare_with == "input" else self.model.first_stage_model.decode(z / self.config.scale_factor)
 
-    def _sample(self, x: torch.Tensor, picture: torch.Tensor) -> list[torch.Tensor]:
-        """The latent after each DDIM step, [N, 4, s, s] each."""
+    def _sample(self, x: torch.Tensor, picture: torch.Tensor, plan: SamplingPlan) -> list[torch.Tensor]:
+        """The latent after each step from x_start [N, 4, s, s], the same shape each."""
         guided = "guidance" in self.published
         shown = torch.cat([picture, picture]) if guided else picture
         hint = self.model.control_model.guide(shown)
         latents = []
-        for step in self.model.schedule.steps[self.start_step :]:
+        for step in plan.steps:
             timestep = torch.tensor([step.timestep], device=self.device)
             if "hint every step" in self.published:
                 hint = self.model.control_model.guide(shown)
@@ -166,6 +190,21 @@ class DiadPipeline:
             return list(extractor(x)), list(extractor(reconstruction))
         both = [f.chunk(2) for f in extractor(torch.cat([x, reconstruction]))]
         return [f[0] for f in both], [f[1] for f in both]
+
+
+def add_experimental_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that change the result; the defaults are the published system."""
+    group = parser.add_argument_group("experimental", "change the result; the defaults are the published system")
+    group.add_argument("--steps", type=int, help="evaluations of the denoiser (default: all the model's timesteps)")
+    group.add_argument("--start-timestep", type=int, help="one of the model's timesteps (default: noise of 999, then 901)")
+    group.add_argument("--start-noise", choices=get_args(StartNoise), default="gaussian")
+    group.add_argument("--compare-with", choices=get_args(CompareWith), default="input")
+
+
+def experimental_options(args: argparse.Namespace) -> ExperimentalOptions:
+    """Keyword arguments of `DiadPipeline` from the options that `add_experimental_arguments` declares."""
+    sampler = SamplerOptions(args.steps, args.start_timestep, args.start_noise)
+    return {"sampler": sampler, "compare_with": args.compare_with}
 
 
 def blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:

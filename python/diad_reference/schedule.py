@@ -41,11 +41,6 @@ class Schedule:
         value = self.alpha_bar64[self.config.noise_timestep]
         return float(np.float32(np.sqrt(value))), float(np.float32(np.sqrt(1.0 - value)))
 
-    def add_noise(self, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """x_T of a latent: sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise, all [N, 4, s, s]."""
-        signal, spread = self.noise_factors
-        return signal * z + spread * noise
-
 
 def ddim_update(x: torch.Tensor, eps: torch.Tensor, step: DdimStep) -> torch.Tensor:
     """One DDIM step with eta 0 (Song et al. 2021, eq. 12): x [N, 4, s, s], eps [N, 4, s, s] -> the next x.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from .bundle_score import dump_stages, pipeline_of_bundle
+from .bundle_score import BundleModel, dump_stages
 from .checkpoint import load_checkpoint
 from .convert.published_model import PublishedSources, load_published
 from .frame import read_rgb
 from .models.diad import DiadModel
-from .pipeline import DiadPipeline
+from .pipeline import DiadPipeline, add_experimental_arguments, experimental_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as-published", action="store_true", help="the published sampler's operations one by one (not with --bundle)")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with `diad score`; the output is always JSON")
     parser.add_argument("--dump", type=Path, help="folder for every stage as NNN.<stage>.npy")
+    add_experimental_arguments(parser)
     parser.add_argument("files", nargs="+")
 
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.as_published and args.bundle:
         raise ValueError("--as-published needs --checkpoint or --published: a bundle has the savings built in")
-    pipeline = pipeline_of_bundle(args.bundle, args.device) if args.bundle else DiadPipeline(_model(args), args.device, args.as_published)
+    model = BundleModel(args.bundle) if args.bundle else _model(args)
+    pipeline = DiadPipeline(model, args.device, args.as_published, **experimental_options(args))
     for number, file in enumerate(args.files):
         result = pipeline.run([read_rgb(file)], [args.seed], stages=args.dump is not None)[0]
         if args.dump:

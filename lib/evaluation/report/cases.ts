@@ -72,20 +72,14 @@ async function maskContour(evaluation: Evaluation, picture: PictureReport, side:
   return regions.flatMap(({ contour, holes }) => [contour, ...holes].map(ring)).join('');
 }
 
-/** Makes the pictures of one case; reconstructs it again, with the run's seed. */
-export async function renderCase(
-  evaluation: Evaluation,
-  diad: Diad,
-  picture: PictureReport,
-  seed: bigint,
-  colourMax: number,
-): Promise<Case> {
+/** Makes the pictures of one case; reconstructs it again, as the run did. */
+export async function renderCase(evaluation: Evaluation, diad: Diad, picture: PictureReport, colourMax: number): Promise<Case> {
   const { file } = evaluation.data.pictures[picture.index]!;
   const frame = await decodeImage(takeImage(await readPicture(file)), Number.MAX_SAFE_INTEGER);
   const { width, height, channels } = frame;
   const scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
   const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
-  const { image: rebuilt } = await diad.reconstruct(frame, { seed });
+  const { image: rebuilt } = await diad.reconstruct(frame, evaluation.call);
   const side = diad.info.bundle.imageSize;
   const map = new AnomalyMap(
     side,

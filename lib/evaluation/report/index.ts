@@ -86,34 +86,29 @@ function ramp(colourMax: number): string {
 const KEY = `<div class="key"><span><i style="background: var(--good)"></i>good pictures</span><span><i style="background: var(--bad)"></i>defective pictures; curves of pictures</span>
 <span><i style="background: var(--pixel)"></i>curves of pixels</span><span>solid line: threshold; dashed: score of the largest F1, which looks at the labels of this set</span></div>`;
 
-async function cases(
-  evaluation: Evaluation,
-  diad: Diad,
-  seed: bigint,
-  chosen: readonly PictureReport[],
-  colourMax: number,
-): Promise<string> {
+async function cases(evaluation: Evaluation, diad: Diad, chosen: readonly PictureReport[], colourMax: number): Promise<string> {
   // At once, so that they are rebuilt in batches.
-  const parts = await Promise.all(chosen.map(async (picture) => caseHtml(await renderCase(evaluation, diad, picture, seed, colourMax))));
+  const parts = await Promise.all(chosen.map(async (picture) => caseHtml(await renderCase(evaluation, diad, picture, colourMax))));
   return parts.length === 0 ? '<p class="soft">There are none.</p>' : parts.join('\n');
 }
 
-function introduction({ data, mode, pictures, classes }: Evaluation, diad: Diad, seed: bigint): string {
+function introduction({ data, mode, call, pictures, classes }: Evaluation, diad: Diad): string {
   const { bundle, device, precision } = diad.info;
+  const changes = Object.entries(call.experimental ?? {}).map(([name, value]) => `${name} ${String(value)}`);
+  const experimental = changes.length === 0 ? '' : escapeHtml(`, experimental: ${changes.join(', ')}`);
   const withoutMask = Object.values(classes).reduce((sum, report) => sum + report.withoutMask, 0);
   const note = withoutMask === 0 ? '' : ` ${withoutMask} defective pictures have no mask and count for image metrics only.`;
   return `<p class="soft">${pictures.length} test pictures of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
-<code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${seed.toString()}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
+<code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}${experimental}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
 }
 
 /**
  * Writes index.html beside the tables: metrics by class, score histograms with the threshold, ROC and precision-recall curves, and the worst
  * misses and false alarms as pictures. Colours of maps are scaled over the data set. The file holds everything it shows.
  *
- * @param seed - of the run, for the reconstructions
  * @returns path of the file
  */
-export async function writeReport(evaluation: Evaluation, diad: Diad, seed: bigint): Promise<string> {
+export async function writeReport(evaluation: Evaluation, diad: Diad): Promise<string> {
   const { data, pictures, failed, classes } = evaluation;
   const colourMax = await colourMaximum(evaluation);
   const { misses, alarms } = chooseCases(pictures, CASES);
@@ -126,14 +121,14 @@ export async function writeReport(evaluation: Evaluation, diad: Diad, seed: bigi
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><link rel="icon" href="data:,">
 <title>diad: ${name}</title><style>${STYLE}</style></head><body>
 <h1>${name}</h1>
-${introduction(evaluation, diad, seed)}
+${introduction(evaluation, diad)}
 ${failures.length === 0 ? '' : `<h2>Not scored</h2><ul>${failures.join('')}</ul>`}
 <h2>Classes</h2>${table(evaluation)}
 <h2>Scores and curves</h2>${KEY}${charts.join('\n')}
 <h2>Worst misses</h2><p class="soft">Defective pictures that look the most normal to the model. The bright line marks the labelled defect. Map colours, the same for every picture:</p>${ramp(colourMax)}
-${await cases(evaluation, diad, seed, misses, colourMax)}
+${await cases(evaluation, diad, misses, colourMax)}
 <h2>Worst false alarms</h2><p class="soft">Good pictures that look the most anomalous to the model.</p>
-${await cases(evaluation, diad, seed, alarms, colourMax)}
+${await cases(evaluation, diad, alarms, colourMax)}
 </body></html>
 `;
   const file = path.join(evaluation.out, 'index.html');

@@ -49,6 +49,12 @@ class DiadModel(nn.Module):
         self.config = replace(self.config, classes=classes)
         return self
 
+    def with_ddim_steps(self, count: int) -> "DiadModel":
+        """This model with another number of DDIM steps, evenly spaced over the training timesteps; T stays where the noise is put on."""
+        self.config = replace(self.config, schedule=replace(self.config.schedule, ddim_steps=count))
+        self.schedule = Schedule(self.config.schedule)
+        return self
+
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise predicted in x.
 

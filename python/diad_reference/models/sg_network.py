@@ -51,6 +51,7 @@ class SemanticGuidedNetwork(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.fusion = True  # False leaves SFF out, for ablations
         self.time_embed = build_time_embed(config)
         self.input_blocks, skips = build_encoder(config)
         self.middle_block = build_middle(config, skips[-1])
@@ -91,7 +92,7 @@ class SemanticGuidedNetwork(nn.Module):
                 h = h + hint
             outs.append(zero_conv(h))
         h = self.middle_block(h, emb, context)
-        return [*self._fuse(outs), self.middle_block_out(h)]
+        return [*(self._fuse(outs) if self.fusion else outs), self.middle_block_out(h)]
 
     def _fuse(self, outs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Spatial-aware Feature Fusion: each lowest-resolution output takes in all of the level above (eq. 7 of the paper)."""

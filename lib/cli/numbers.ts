@@ -1,0 +1,16 @@
+// Numbers from the command line.
+import { InvalidArgumentError } from 'commander';
+
+/** A whole number from 0. */
+export function wholeNumber(value: string): number {
+  const parsed = Number(value);
+  if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
+  return parsed;
+}
+
+/** A share: above 0, at most 1. */
+export function rate(value: string): number {
+  const parsed = Number(value);
+  if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
+  return parsed;
+}
