@@ -37,19 +37,29 @@ export function takeImage(image: ImageInput): TakenImage {
   return { kind: 'frame', frame: takeFrame(image) };
 }
 
+function allocated(size: number): Uint8Array {
+  try {
+    return new Uint8Array(size);
+  } catch (error) {
+    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to copy a picture of ${size} bytes`, { cause: error });
+  }
+}
+
 /** Not Uint8Array.from: that fails on a view whose buffer was transferred away. Such a view has 0 bytes. */
-const copyBytes = (view: Uint8Array): Uint8Array => {
-  const bytes = new Uint8Array(view.length);
+const copyBytes = (view: Uint8Array | Uint8ClampedArray): Uint8Array => {
+  const bytes = allocated(view.length);
   if (view.length > 0) bytes.set(view);
   return bytes;
 };
 
 function copyBuffer(buffer: ArrayBuffer | SharedArrayBuffer): Uint8Array {
+  let view: Uint8Array;
   try {
-    return new Uint8Array(buffer.slice(0));
+    view = new Uint8Array(buffer);
   } catch {
     throw invalid('bytes that are still there (the buffer was transferred or detached)', 'image', buffer);
   }
+  return copyBytes(view);
 }
 
 function takeFrame(frame: RawFrame): RawFrame {
@@ -61,7 +71,7 @@ function takeFrame(frame: RawFrame): RawFrame {
   if (![1, 3, 4].includes(channels)) throw invalid('1, 3 or 4', 'image.channels', channels);
   const expected = width * height * channels;
   if (data.length !== expected) throw invalid(`${expected} bytes (${width} x ${height} x ${channels})`, 'image.data', data.length);
-  return { data: Uint8Array.from(data), width, height, channels };
+  return { data: copyBytes(data), width, height, channels };
 }
 
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
@@ -112,8 +122,14 @@ const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
 
 const READING: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
 
+/** How libvips, its decoders and V8 say that an allocation failed. */
+const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to allocate|insufficient memory/i;
+
 function undecodable(cause: unknown): DiadError {
-  const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
+  const reason = cause instanceof Error ? cause.message.split('\n')[0]! : String(cause);
+  if (NO_MEMORY.test(reason)) {
+    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to decode the picture: ${reason}`, { cause });
+  }
   return new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause });
 }
 
