@@ -27,6 +27,7 @@ export const GROUPS = [
   'bombs',
   'bundles',
   'torchscript',
+  'memory',
   'disk',
   'buffers',
   'options',
