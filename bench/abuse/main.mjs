@@ -47,6 +47,8 @@ async function runGroup(name, { full, count, minutes }) {
     mustHold: group.mustHold,
     amount,
     full,
+    count,
+    minutes,
     seconds: (performance.now() - started) / 1000,
     measured,
     failures,
@@ -81,7 +83,8 @@ function table(rows) {
       continue;
     }
     const held = row.failures.length === 0 ? 'yes' : `NO: ${row.failures[0]}`;
-    const command = `npm run abuse -- ${row.full ? '--full ' : ''}--only ${name}`;
+    const limits = ['count', 'minutes'].map((option) => (row[option] === undefined ? '' : ` --${option} ${row[option]}`)).join('');
+    const command = `npm run abuse -- ${row.full ? '--full ' : ''}--only ${name}${limits}`;
     const cells = [
       row.abuse,
       row.amount,
