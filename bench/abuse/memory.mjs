@@ -1,42 +1,47 @@
-// Batches, pictures and loads that do not fit: the address space is cut to little more than what the process has.
-import { nodeChild } from './harness.mjs';
+// Batches, pictures and loads that do not fit: allocations above a limit are refused (short_memory.c), first for large blocks only.
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { nodeChild, root } from './harness.mjs';
 
-export const abuse =
-  'out of memory: address space (RLIMIT_AS) a little above what is in use; a batch of 32, a picture of 100 megapixels, a load';
+export const abuse = 'out of memory: blocks above a limit refused to a batch of 24, a picture of 100 megapixels and a load';
 export const mustHold =
   'each a result or ERR_DIAD_OUT_OF_MEMORY, a batch tried again in smaller ones; no crash; next score golden once there is memory again';
-export const amounts = { short: 2, full: 50 };
+export const amounts = { short: 1, full: 50 };
 
-/** Megabytes above what is mapped, less than the batch needs. V8 must find its own: it ends the process when it does not. */
-const HEADROOMS = [64, 128, 96, 48, 192, 80];
+/** The largest block a process gets, kilobytes; several in turn, from what a whole batch nearly fits into to less than one picture needs. */
+const LIMITS = [16_000, 6000, 2000, 600, 200];
 
-// The process limits itself once everything is loaded and warm: what fails then are the engine's and the decoder's own allocations.
-const source = (headroom) => `
-  import { execFileSync } from 'node:child_process';
+const source = (file, limits) => `
+  import { openSync, writeSync } from 'node:fs';
   import sharp from 'sharp';
   const large = await sharp({ create: { width: 10_000, height: 10_000, channels: 3, background: '#445566' } }).png().toBuffer();
-  const diad = await Diad.load(undefined, { maxBatch: 32, threads: 1, maxDelayMs: 50 });
+  const diad = await Diad.load(undefined, { maxBatch: 24, threads: 1, maxDelayMs: 50 });
   const golden = (await diad.score(image)).score;
-  const limit = (bytes) => execFileSync('prlimit', ['--pid', String(process.pid), '--as=' + bytes + ':']);
+  const limitFile = openSync(${JSON.stringify(file)}, 'r+');
+  const limit = (kilobytes) => writeSync(limitFile, new BigUint64Array([BigInt(kilobytes) * 1000n]), 0, 8, 0);
   const frame = { data: new Uint8Array(128 * 128 * 3).fill(90), width: 128, height: 128, channels: 3 };
   const tally = {};
   const count = (key) => (tally[key] = (tally[key] ?? 0) + 1);
   const refusal = (what, error) => count(what + (error?.code === 'ERR_DIAD_OUT_OF_MEMORY' ? ' refused' : ': ' + error?.code + ' ' + error?.message));
-  const size = Number(/VmSize:\\s+(\\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024;
-  limit(size + ${headroom} * 2 ** 20);
-  const calls = Array.from({ length: 32 }, (_, seed) => diad.score(frame, { seed }));
-  for (const { status, value, reason } of await Promise.allSettled(calls)) {
-    if (status === 'rejected') refusal('picture of a batch', reason);
-    else count(Number.isFinite(value.score) ? (value.batchSize === 32 ? 'scored in the batch' : 'scored in a smaller batch') : 'no number');
+  let drifted = 0;
+  for (const kilobytes of ${JSON.stringify(limits)}) {
+    const calls = Array.from({ length: 24 }, (_, seed) => diad.score(frame, { seed }));
+    limit(kilobytes);
+    for (const { status, value, reason } of await Promise.allSettled(calls)) {
+      if (status === 'rejected') refusal('picture of a batch', reason);
+      else count(Number.isFinite(value.score) ? (value.batchSize === 24 ? 'scored in the batch' : 'scored in a smaller batch') : 'no number');
+    }
+    await diad.score(large).then(() => count('large picture scored'), (error) => refusal('large picture', error));
+    await Diad.load(undefined, { maxBatch: 3, threads: 1 }).then(
+      async (other) => { count('loaded'); await other.close(); },
+      (error) => refusal('load', error),
+    );
+    limit(0);
+    if ((await diad.score(image)).score !== golden) drifted++;
   }
-  await diad.score(large).then(() => count('large picture scored'), (error) => refusal('large picture', error));
-  await Diad.load(undefined, { maxBatch: 3, threads: 1 }).then(
-    async (other) => { count('loaded'); await other.close(); },
-    (error) => refusal('load', error),
-  );
-  limit('unlimited');
-  const after = (await diad.score(image)).score;
-  console.log(JSON.stringify({ tally, golden: after === golden }));
+  console.log(JSON.stringify({ tally, drifted }));
   await diad.close();`;
 
 const ALLOWED = /^(scored in (the|a smaller) batch|large picture scored|loaded|(picture of a batch|large picture|load) refused)$/;
@@ -44,24 +49,35 @@ const ALLOWED = /^(scored in (the|a smaller) batch|large picture scored|loaded|(
 export async function run(count) {
   const failures = [];
   const tally = {};
-  for (let i = 0; i < count; i++) {
-    const headroom = HEADROOMS[i % HEADROOMS.length];
-    // With a small young space and without its compilers V8 asks for next to nothing.
-    const nodeArgs = ['--jitless', '--single-threaded', '--max-semi-space-size=1'];
-    const ended = await nodeChild(source(headroom), { nodeArgs, timeout: 180_000 });
-    if (ended.code !== 0) {
-      failures.push(`${headroom} MB: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-400)}`);
-      continue;
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'diad-memory-'));
+  try {
+    const library = path.join(folder, 'short_memory.so');
+    execFileSync('gcc', ['-shared', '-fPIC', '-O1', '-o', library, path.join(root, 'bench', 'abuse', 'short_memory.c')], {
+      stdio: 'inherit',
+    });
+    const file = path.join(folder, 'limit');
+    for (let i = 0; i < count; i++) {
+      writeFileSync(file, new Uint8Array(8));
+      const limits = LIMITS.map((kilobytes) => Math.round(kilobytes * (1 - i / (2 * count))));
+      const wrapper = ['env', `LD_PRELOAD=${library}`, `SHORT_MEMORY=${file}`];
+      const ended = await nodeChild(source(file, limits), { wrapper, timeout: 300_000 });
+      if (ended.code !== 0) {
+        failures.push(`process ${i}: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-400)}`);
+        continue;
+      }
+      const outcome = JSON.parse(ended.stdout);
+      if (outcome.drifted > 0) failures.push(`process ${i}: ${outcome.drifted} next scores that are not golden`);
+      for (const [key, times] of Object.entries(outcome.tally)) {
+        tally[key] = (tally[key] ?? 0) + times;
+        if (!ALLOWED.test(key)) failures.push(`process ${i}: ${key}`);
+      }
     }
-    const outcome = JSON.parse(ended.stdout);
-    if (!outcome.golden) failures.push(`${headroom} MB: the next score is not golden`);
-    for (const [key, times] of Object.entries(outcome.tally)) {
-      tally[key] = (tally[key] ?? 0) + times;
-      if (!ALLOWED.test(key)) failures.push(`${headroom} MB: ${key}`);
-    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
   }
-  const refused = Object.entries(tally).filter(([key]) => key.endsWith('refused'));
-  if (refused.length === 0) failures.push('nothing was refused: the group shows nothing');
+  for (const seen of ['picture of a batch refused', 'scored in a smaller batch', 'load refused']) {
+    if (tally[seen] === undefined) failures.push(`nothing was ${seen}: the group shows too little`);
+  }
   const seen = Object.entries(tally).map(([key, times]) => `${times} ${key}`);
-  return { measured: `${count} processes: ${seen.sort().join(', ')}; ${failures.length} bad`, failures };
+  return { measured: `${count} processes, ${LIMITS.length} limits each: ${seen.sort().join(', ')}; ${failures.length} bad`, failures };
 }
