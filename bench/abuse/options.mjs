@@ -27,6 +27,7 @@ const among = fc.constantFrom;
 const CALL = {
   seed: [fc.oneof(fc.nat(), fc.bigInt({ min: 0n, max: 2n ** 64n - 1n })), among(-1, 0.5, -1n, 2n ** 64n, 2 ** 53, '1', null, NaN, {})],
   timeoutMs: [fc.integer({ min: 20_000, max: 2 ** 31 - 1 }), among(-1, 0.5, 2 ** 31, NaN, '5', null)],
+  priority: [fc.integer({ min: -1000, max: 1000 }), among(-1001, 1001, 0.5, '1', null)],
   onStep: [fc.constant(() => {}), among(1, 'f', {}, null)],
   signal: [fc.constant(new AbortController().signal), among({}, 1, null, 'x', { aborted: false })],
 };
@@ -45,6 +46,7 @@ const SCORE = { ...CALL, ...SCORE_ONLY };
 const MANY = {
   seed: CALL.seed,
   timeoutMs: CALL.timeoutMs,
+  priority: CALL.priority,
   signal: CALL.signal,
   ...SCORE_ONLY,
   concurrency: [fc.integer({ min: 1, max: 10 }), among(0, -1, 1.5, 1_000_001, '2', null)],
@@ -58,6 +60,7 @@ const LOAD = {
   threads: [fc.integer({ min: 1, max: 2 }), among(0, -1, 1025, 1.5, '2', null)],
   maxBatch: count(1, 256),
   maxDelayMs: [fc.integer({ min: 0, max: 20 }), among(-1, 60_001, 0.5, '1', null)],
+  preferredBatches: [fc.constant([1]), among(1, 'x', null, [0], [257], [1.5], {})],
   queueLimit: count(1, 1_000_000),
   maxPixels: count(1, Number.MAX_SAFE_INTEGER),
   maxFrames: count(1, 1_000_000),
