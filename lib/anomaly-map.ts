@@ -2,7 +2,7 @@
 import type { Thresholds } from './calibration.js';
 import { DiadError } from './errors.js';
 import { heatAlpha, heatColour } from './heat-colour.js';
-import { decodeImage, type RawFrame, type TakenImage } from './image.js';
+import { decodeImage, NO_LIMITS, type RawFrame, type TakenImage } from './image.js';
 import { findRegions, type Region, type RegionsOptions } from './regions.js';
 import { number, optionsObject } from './validate.js';
 
@@ -116,7 +116,7 @@ export class AnomalyMap {
     const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
     const opacity = number(given.opacity, 'opacity', 0, 1, 0.75);
-    const frame = await decodeImage(this.#picture, Number.MAX_SAFE_INTEGER);
+    const frame = await decodeImage(this.#picture, NO_LIMITS);
     const values = resizeMap(this.data, this.width, this.height, frame.width, frame.height);
     return encodePng(blend(frame, values, min, max, opacity));
   }

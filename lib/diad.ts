@@ -4,7 +4,7 @@ import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
 import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { changesOf } from './experimental.js';
-import { decodeImage, takeImage, type ImageInput, type RawFrame, type TakenImage } from './image.js';
+import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
 import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
 import {
   validateCallOptions,
@@ -39,7 +39,7 @@ export class Diad {
   /** The bundle, the device and LibTorch. */
   readonly info: DiadInfo;
   readonly #engine: NativeEngine;
-  readonly #maxPixels: number;
+  readonly #limits: ImageLimits;
   readonly #queueLimit: number;
   readonly #maxBatch: number;
   readonly #calibration: Calibration | undefined;
@@ -49,7 +49,7 @@ export class Diad {
   private constructor(engine: NativeEngine, info: DiadInfo, options: ReturnType<typeof validateLoadOptions>, calibration?: Calibration) {
     this.#engine = engine;
     this.info = info;
-    this.#maxPixels = options.maxPixels;
+    this.#limits = options.limits;
     this.#queueLimit = options.native.queueLimit;
     this.#maxBatch = options.native.maxBatch;
     this.#calibration = calibration;
@@ -81,7 +81,7 @@ export class Diad {
   /**
    * Scores a picture.
    *
-   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF's first frame) or a raw frame; copied before this returns
+   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF or GIF of at most `maxFrames` pages or frames) or a raw frame; copied before this returns
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE, ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT,
    *   ERR_DIAD_CLOSED, ERR_DIAD_OUT_OF_MEMORY; the signal's reason when it aborts
    */
@@ -211,7 +211,7 @@ export class Diad {
     this.#inFlight++;
     try {
       const started = performance.now();
-      const frame = await decodeImage(taken, this.#maxPixels);
+      const frame = await decodeImage(taken, this.#limits);
       const decodeImageMs = performance.now() - started;
       call.signal?.throwIfAborted();
       const rest = { frame, taken, call, decodeImageMs };

@@ -1,6 +1,7 @@
 // From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, colour) gives it.
 import type { SharpOptions } from 'sharp';
 import { DiadError } from './errors.js';
+import { countFrames, countScans } from './image-structure.js';
 import { invalid } from './validate.js';
 
 /** An 8-bit picture, rows without gaps: grey (1), RGB (3) or RGBA (4, alpha is dropped). */
@@ -13,7 +14,7 @@ export interface RawFrame {
   readonly channels: 1 | 3 | 4;
 }
 
-/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF or GIF (first frame), or a raw frame. */
+/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF or GIF of one page or frame (see `maxFrames` for more), or a raw frame. */
 export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
 
 /** A private copy of what the caller passed: later changes of the caller's memory do not matter. */
@@ -36,19 +37,29 @@ export function takeImage(image: ImageInput): TakenImage {
   return { kind: 'frame', frame: takeFrame(image) };
 }
 
+function allocated(size: number): Uint8Array {
+  try {
+    return new Uint8Array(size);
+  } catch (error) {
+    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to copy a picture of ${size} bytes`, { cause: error });
+  }
+}
+
 /** Not Uint8Array.from: that fails on a view whose buffer was transferred away. Such a view has 0 bytes. */
-const copyBytes = (view: Uint8Array): Uint8Array => {
-  const bytes = new Uint8Array(view.length);
+const copyBytes = (view: Uint8Array | Uint8ClampedArray): Uint8Array => {
+  const bytes = allocated(view.length);
   if (view.length > 0) bytes.set(view);
   return bytes;
 };
 
 function copyBuffer(buffer: ArrayBuffer | SharedArrayBuffer): Uint8Array {
+  let view: Uint8Array;
   try {
-    return new Uint8Array(buffer.slice(0));
+    view = new Uint8Array(buffer);
   } catch {
     throw invalid('bytes that are still there (the buffer was transferred or detached)', 'image', buffer);
   }
+  return copyBytes(view);
 }
 
 function takeFrame(frame: RawFrame): RawFrame {
@@ -60,7 +71,7 @@ function takeFrame(frame: RawFrame): RawFrame {
   if (![1, 3, 4].includes(channels)) throw invalid('1, 3 or 4', 'image.channels', channels);
   const expected = width * height * channels;
   if (data.length !== expected) throw invalid(`${expected} bytes (${width} x ${height} x ${channels})`, 'image.data', data.length);
-  return { data: Uint8Array.from(data), width, height, channels };
+  return { data: copyBytes(data), width, height, channels };
 }
 
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
@@ -81,39 +92,74 @@ export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   return undefined;
 }
 
+/** What is refused before a pixel is decoded. */
+export interface ImageLimits {
+  /** Of width x height. */
+  readonly maxPixels: number;
+  /** Of pages or frames, of which only the first is read. */
+  readonly maxFrames: number;
+}
+
+/** The largest limits there are: for a picture that has been let in before. */
+export const NO_LIMITS: ImageLimits = { maxPixels: Number.MAX_SAFE_INTEGER, maxFrames: 1_000_000 };
+
+/** An encoder writes about ten at most; each costs a pass over the whole picture. */
+const MOST_SCANS = 100;
+
 const tooLarge = (width: number, height: number, maxPixels: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
     `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels if it is meant to be read`,
   );
 
+/** A picture of which the first page or frame alone would be looked at; nobody should learn that from a defect that was missed. */
+const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
+  new DiadError(
+    'ERR_DIAD_IMAGE_TOO_LARGE',
+    `Expected at most ${maxFrames} ${maxFrames === 1 ? 'page or frame' : 'pages or frames'} but the ${format.toUpperCase()} has more; ` +
+      'hand them in one by one, or raise maxFrames to have the first of them read',
+  );
+
 const READING: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
 
+/** How libvips, its decoders and V8 say that an allocation failed. */
+const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to allocate|insufficient memory/i;
+
 function undecodable(cause: unknown): DiadError {
-  const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
+  const reason = cause instanceof Error ? cause.message.split('\n')[0]! : String(cause);
+  if (NO_MEMORY.test(reason)) {
+    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to decode the picture: ${reason}`, { cause });
+  }
   return new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause });
 }
 
 /**
  * What an encoded picture's header says; no pixel is decoded, so that a caller can refuse by size at little cost.
  *
+ * @param bytes - the encoded picture
+ * @param maxFrames - pages or frames it may have
  * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
- * @throws DiadError ERR_DIAD_IMAGE_DECODE
+ * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
  */
-export async function inspectImage(bytes: Uint8Array): Promise<{ format: ImageFormat; width: number; height: number }> {
+export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ format: ImageFormat; width: number; height: number }> {
   if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
   const format = sniffFormat(bytes);
   if (format === undefined) {
     const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
     throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF or GIF but the bytes begin with ${first}`);
   }
-  const { default: sharp } = await import('sharp');
-  try {
-    const header = await sharp(bytes, READING).metadata();
-    return { format, width: header.width, height: header.pageHeight ?? header.height };
-  } catch (error) {
-    throw undecodable(error);
+  if (countFrames(bytes, format, maxFrames + 1) > maxFrames) throw tooMany(format, maxFrames);
+  if (format === 'jpeg' && countScans(bytes, MOST_SCANS + 1) > MOST_SCANS) {
+    throw undecodable(new Error(`it has more than ${MOST_SCANS} scans`));
   }
+  const { default: sharp } = await import('sharp');
+  const header = await sharp(bytes, READING)
+    .metadata()
+    .catch((error: unknown) => {
+      throw undecodable(error);
+    });
+  if ((header.pages ?? 1) > maxFrames) throw tooMany(format, maxFrames);
+  return { format, width: header.width, height: header.pageHeight ?? header.height };
 }
 
 /**
@@ -123,18 +169,18 @@ export async function inspectImage(bytes: Uint8Array): Promise<{ format: ImageFo
  * converted, the first frame or page of several.
  *
  * @param image - from {@link takeImage}
- * @param maxPixels - limit on width x height, checked on the header before any pixel is decoded
+ * @param limits - checked on header and structure before any pixel is decoded
  * @returns a frame of 3 channels (those of raw frames as they came)
  * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
  */
-export async function decodeImage(image: TakenImage, maxPixels: number): Promise<RawFrame> {
+export async function decodeImage(image: TakenImage, { maxPixels, maxFrames }: ImageLimits): Promise<RawFrame> {
   if (image.kind === 'frame') {
     const { width, height } = image.frame;
     if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
     return image.frame;
   }
   const { bytes } = image;
-  const { width, height } = await inspectImage(bytes);
+  const { width, height } = await inspectImage(bytes, maxFrames);
   if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
   const { default: sharp } = await import('sharp');
   try {

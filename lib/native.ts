@@ -107,7 +107,7 @@ export interface NativeEngine {
   close(): Promise<void>;
 }
 
-/** Pictures of one class and how to evaluate them; the arrays are read in place until the promise settles. */
+/** Pictures of one class and how to evaluate them; the class's part of the arrays is copied by the call. */
 export interface NativeClassRequest {
   readonly maps: Float32Array | Float64Array;
   readonly masks: Uint8Array;

@@ -1,5 +1,5 @@
 // Options of loading and of calls, with their defaults and bounds.
-import type { ImageInput } from './image.js';
+import { NO_LIMITS, type ImageInput, type ImageLimits } from './image.js';
 import { validateExperimental, type ExperimentalOptions } from './experimental.js';
 import type { NativeExperimental, NativeLoadOptions } from './native.js';
 import type { TileOptions } from './tiles.js';
@@ -26,6 +26,8 @@ export interface LoadOptions {
   readonly queueLimit?: number;
   /** Largest picture, width x height. Default 100,000,000. */
   readonly maxPixels?: number;
+  /** Pages or frames a TIFF, GIF, WebP or AVIF may have; the first is scored. 1 to 1,000,000. Default 1: pictures of several are refused. */
+  readonly maxFrames?: number;
   /** Check the hash of every file of the bundle. Default true. */
   readonly verify?: boolean;
   /** Compute one picture while loading, so that the first call is as fast as later ones. Default true. */
@@ -96,6 +98,7 @@ const LOAD_KEYS = [
   'preferredBatches',
   'queueLimit',
   'maxPixels',
+  'maxFrames',
   'verify',
   'warmup',
   'libtorch',
@@ -122,7 +125,7 @@ const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 export function validateLoadOptions(
   bundle: string | undefined,
   options: LoadOptions | undefined,
-): { bundle: string | undefined; libtorch: string | undefined; maxPixels: number; native: NativeLoadOptions } {
+): { bundle: string | undefined; libtorch: string | undefined; limits: ImageLimits; native: NativeLoadOptions } {
   const given = optionsObject(options, 'load options', LOAD_KEYS);
   const device = text(given.device, 'device') ?? 'auto';
   if (!DEVICE.test(device)) throw invalid('auto, cpu, cuda or cuda:N', 'device', device);
@@ -130,7 +133,10 @@ export function validateLoadOptions(
   return {
     bundle: text(bundle, 'bundle'),
     libtorch: text(given.libtorch, 'libtorch'),
-    maxPixels: integer(given.maxPixels, 'maxPixels', 1, Number.MAX_SAFE_INTEGER, 100_000_000),
+    limits: {
+      maxPixels: integer(given.maxPixels, 'maxPixels', 1, Number.MAX_SAFE_INTEGER, 100_000_000),
+      maxFrames: integer(given.maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1),
+    },
     native: {
       device,
       precision: oneOf(given.precision, 'precision', ['float32', 'bfloat16', 'float16'], 'float32'),

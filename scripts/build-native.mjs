@@ -1,8 +1,9 @@
 // Builds the addon, the engine, its executable and the C++ tests with CMake, incrementally.
 //
-//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only] [--sanitize address|undefined|thread]
+//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only] [--sanitize address|thread] [--fuzz]
 //
-// The CMake tree is build/cmake, the results are in build/Release; with --sanitize both are in build/sanitize-NAME.
+// The CMake tree is build/cmake, the results are in build/Release; with --sanitize both are in build/sanitize-NAME. --fuzz builds the fuzzers
+// alone, with Clang, in build/fuzz.
 // LibTorch: --libtorch, else DIAD_LIBTORCH, else the torch package of the project's .venv, else that of python3.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -64,16 +65,27 @@ function folderOf(require, name) {
   }
 }
 
+/** A Clang that knows this C++ library; older ones stumble over its ranges. */
+function findClang() {
+  const names = ['clang++-21', 'clang++-20', 'clang++-19', 'clang++-18', 'clang++-17', 'clang++-16'];
+  const found = names.find((name) => spawnSync(name, ['--version']).status === 0);
+  return found ?? fail('fuzzing needs Clang 16 or newer with its runtime (Debian: apt-get install clang-19 libclang-rt-19-dev)');
+}
+
+const FUZZERS = ['manifest', 'frame', 'pickle', 'bundle', 'archive'].map((name) => `${name}_fuzz`);
+
 const { values } = parseArgs({
   options: {
     libtorch: { type: 'string' },
     'addon-only': { type: 'boolean', default: false },
     'libraries-only': { type: 'boolean', default: false },
     sanitize: { type: 'string' },
+    fuzz: { type: 'boolean', default: false },
   },
 });
 const require = createRequire(import.meta.url);
-const home = path.join(root, 'build', ...(values.sanitize === undefined ? [] : [`sanitize-${values.sanitize}`]));
+const kind = values.fuzz ? ['fuzz'] : values.sanitize === undefined ? [] : [`sanitize-${values.sanitize}`];
+const home = path.join(root, 'build', ...kind);
 const tree = path.join(home, 'cmake');
 const ninja = spawnSync('ninja', ['--version']).status === 0;
 const configure = [
@@ -85,14 +97,18 @@ const configure = [
   ...(process.platform === 'win32'
     ? [`-DDIAD_NODE_API_DEF=${path.join(folderOf(require, 'node-api-headers'), 'def', 'node_api.def')}`]
     : []),
-  '-DDIAD_BUILD_ADDON=ON',
-  `-DDIAD_BUILD_TOOLS=${values['libraries-only'] || !existsSync(path.join(root, 'cpp', 'tests')) ? 'OFF' : 'ON'}`,
+  ...(values.fuzz
+    ? [`-DCMAKE_CXX_COMPILER=${findClang()}`, '-DDIAD_BUILD_FUZZERS=ON', '-DDIAD_BUILD_ADDON=OFF']
+    : ['-DDIAD_BUILD_ADDON=ON']),
+  `-DDIAD_BUILD_TOOLS=${values.fuzz || values['libraries-only'] || !existsSync(path.join(root, 'cpp', 'tests')) ? 'OFF' : 'ON'}`,
   `-DDIAD_BUILD_ENGINE=${values['addon-only'] ? 'OFF' : 'ON'}`,
   ...(values['addon-only'] ? [] : [`-DDIAD_LIBTORCH=${path.resolve(findLibTorch(values.libtorch))}`]),
 ];
 try {
   execFileSync('cmake', configure, { stdio: ['ignore', 'ignore', 'inherit'] });
-  execFileSync('cmake', ['--build', tree, '--config', 'Release', '--parallel', String(os.availableParallelism())], { stdio: 'inherit' });
+  const targets = values.fuzz ? ['--target', ...FUZZERS] : [];
+  const build = ['--build', tree, '--config', 'Release', '--parallel', String(os.availableParallelism()), ...targets];
+  execFileSync('cmake', build, { stdio: 'inherit' });
 } catch (error) {
   fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed, see above');
 }

@@ -1,22 +1,30 @@
-// npm run sanitize -- address|undefined|thread: engine, addon and C++ tests built with a sanitizer, then the C++ tests and part of the
-// mocha tests under stock Node with the sanitizer's library preloaded.
+// npm run sanitize -- address|thread: engine, addon and C++ tests built with a sanitizer (address: with undefined behaviour), then the C++
+// tests and part of the mocha tests under stock Node with the sanitizer's library preloaded.
 //
-//   node scripts/sanitize.mjs NAME [--only-cpp] [--tests test/07-lifecycle.test.ts ...]
+//   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/07-lifecycle.test.ts ...]
 //
 // Everything is in build/sanitize-NAME: the CMake tree, the binaries, and a copy of the package that uses them. Needs what `npm test` sets up.
+// A whole run is recorded in bench/results/sanitizers.json and in the table of docs/reliability.md, unless --dry.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, rmSync, symlinkSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { root } from './setup.mjs';
 
-const RUNTIMES = { address: 'libasan.so', undefined: 'libubsan.so', thread: 'libtsan.so' };
+const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
+const RESULTS = path.join(root, 'bench', 'results', 'sanitizers.json');
+const PAGE = path.join(root, 'docs', 'reliability.md');
+const [START, END] = ['<!-- measured: npm run sanitize -->', '<!-- end of measured: npm run sanitize -->'];
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { 'only-cpp': { type: 'boolean', default: false }, tests: { type: 'string', multiple: true, default: TESTS } },
+  options: {
+    'only-cpp': { type: 'boolean', default: false },
+    dry: { type: 'boolean', default: false },
+    tests: { type: 'string', multiple: true, default: TESTS },
+  },
 });
 const [name] = positionals;
 if (!(name in RUNTIMES)) {
@@ -24,26 +32,29 @@ if (!(name in RUNTIMES)) {
   process.exit(2);
 }
 const home = path.join(root, 'build', `sanitize-${name}`);
-const suppressions = path.join(root, 'cpp', 'sanitizers', `${name}.supp`);
-const common = `suppressions=${suppressions}:print_stacktrace=1`;
+const suppressions = (of) => `suppressions=${path.join(root, 'cpp', 'sanitizers', `${of}.supp`)}:print_stacktrace=1`;
 const env = {
   ...process.env,
   LD_LIBRARY_PATH: path.join(home, 'Release'),
   // V8 and LibTorch keep much until the process ends; leaks are measured by `npm run abuse -- --only cycles` instead.
-  ASAN_OPTIONS: `detect_leaks=0:${name === 'address' ? common : ''}`,
-  UBSAN_OPTIONS: name === 'undefined' ? `halt_on_error=1:${common}` : '',
-  TSAN_OPTIONS: name === 'thread' ? `halt_on_error=0:exitcode=66:ignore_noninstrumented_modules=1:suppressions=${suppressions}` : '',
+  ASAN_OPTIONS: `detect_leaks=0:${suppressions('address')}`,
+  UBSAN_OPTIONS: `halt_on_error=1:${suppressions('undefined')}`,
+  TSAN_OPTIONS: `halt_on_error=0:exitcode=66:ignore_noninstrumented_modules=1:${suppressions('thread')}`,
   // GNU's OpenMP synchronises in ways ThreadSanitizer cannot see.
   ...(name === 'thread' ? { OMP_NUM_THREADS: '1' } : {}),
 };
 
-function run(title, command, args, options) {
+/** Runs a program; what it prints goes on and comes back. */
+function run(title, command, args, options = {}) {
   process.stdout.write(`== ${title}\n`);
-  const { status, signal } = spawnSync(command, args, { stdio: 'inherit', ...options });
+  const { status, signal, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 28, ...options });
+  process.stdout.write(stdout ?? '');
+  process.stderr.write(stderr ?? '');
   if (status !== 0) {
     process.stderr.write(`sanitize: ${title}: ended with ${signal ?? status}\n`);
     process.exitCode = 1;
   }
+  return { status, output: `${stdout}${stderr}` };
 }
 
 /** The package as tests see it, around the sanitized binaries. */
@@ -59,14 +70,47 @@ function packageCopy() {
   return copy;
 }
 
-run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--sanitize', name]);
-if (process.exitCode !== undefined) process.exit();
-run('C++ tests', path.join(home, 'Release', 'diad_engine_tests'), [], { env });
-if (!values['only-cpp']) {
+function cppTests() {
+  const { output } = run('C++ tests', path.join(home, 'Release', 'diad_engine_tests'), [], { env });
+  const counts = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
+  return { passed: Number(counts?.[1] ?? 0), failed: Number(counts?.[2] ?? 1), reports: reportsIn(output) };
+}
+
+function mochaTests() {
   const preload = execFileSync('gcc', [`-print-file-name=${RUNTIMES[name]}`], { encoding: 'utf8' }).trim();
   if (!existsSync(preload)) throw new Error(`gcc has no ${RUNTIMES[name]}: install its sanitizer libraries`);
   const mocha = path.join(root, 'node_modules', 'mocha', 'bin', 'mocha.js');
-  const args = ['--import', 'tsx', mocha, '--no-config', '--timeout', '1200000', ...values.tests];
-  run('mocha', process.execPath, args, { cwd: packageCopy(), env: { ...env, LD_PRELOAD: preload } });
+  const report = path.join(home, 'mocha.json');
+  rmSync(report, { force: true });
+  const reporter = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
+  const args = ['--import', 'tsx', mocha, '--no-config', '--timeout', '1200000', ...reporter, ...values.tests];
+  const { output } = run('mocha', process.execPath, args, { cwd: packageCopy(), env: { ...env, LD_PRELOAD: preload } });
+  const stats = existsSync(report) ? JSON.parse(readFileSync(report, 'utf8')) : { passes: 0, failures: 1 };
+  return { passed: stats.passes, failed: stats.failures, reports: reportsIn(output) };
 }
+
+/** How many findings a sanitizer has printed. */
+const reportsIn = (output) => (output.match(/ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer/g) ?? []).length;
+
+function record(outcome) {
+  mkdirSync(path.dirname(RESULTS), { recursive: true });
+  const rows = { ...(existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8')) : {}), [name]: outcome };
+  writeFileSync(RESULTS, `${JSON.stringify(rows, null, 2)}\n`);
+  const lines = ['| sanitizer | C++ tests | mocha tests under Node | findings | date |', '|---|---|---|---|---|'];
+  for (const [of, { cpp, mocha, date }] of Object.entries(rows)) {
+    const counts = ({ passed, failed }) => `${passed} passed, ${failed} failed`;
+    const title = of === 'address' ? 'address and undefined behaviour' : of;
+    lines.push(`| ${title} | ${counts(cpp)} | ${counts(mocha)} | ${cpp.reports + mocha.reports} | ${date} |`);
+  }
+  const text = readFileSync(PAGE, 'utf8');
+  const [before, after] = [text.slice(0, text.indexOf(START) + START.length), text.slice(text.indexOf(END))];
+  writeFileSync(PAGE, `${before}\n\n${lines.join('\n')}\n\n${after}`);
+}
+
+run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--sanitize', name], { stdio: 'inherit' });
+if (process.exitCode !== undefined) process.exit();
+const cpp = cppTests();
+const mocha = values['only-cpp'] ? undefined : mochaTests();
+if (mocha !== undefined && !values.dry && values.tests.join() === TESTS.join())
+  record({ cpp, mocha, date: new Date().toISOString().slice(0, 10) });
 if (process.exitCode === undefined) process.stdout.write(`${name}: clean\n`);

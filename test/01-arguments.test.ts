@@ -16,9 +16,9 @@ function refuses(action: () => unknown, message: RegExp): void {
 
 describe('arguments', () => {
   it('defaults of loading', () => {
-    const { bundle, maxPixels, native } = validateLoadOptions(undefined, undefined);
+    const { bundle, limits, native } = validateLoadOptions(undefined, undefined);
     assert.equal(bundle, undefined);
-    assert.equal(maxPixels, 100_000_000);
+    assert.deepEqual(limits, { maxPixels: 100_000_000, maxFrames: 1 });
     assert.deepEqual(native, {
       device: 'auto',
       precision: 'float32',

@@ -1,11 +1,12 @@
 // Pictures as cv2.imread (colour) would read them.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
-import { decodeImage, sniffFormat, takeImage } from '../lib/image.js';
+import { countFrames, countScans } from '../lib/image-structure.js';
+import { decodeImage, NO_LIMITS, sniffFormat, takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 
 const LIMIT = 1_000_000;
-const decode = (bytes: Uint8Array, limit = LIMIT) => decodeImage(takeImage(bytes), limit);
+const decode = (bytes: Uint8Array, maxPixels = LIMIT, maxFrames = 1) => decodeImage(takeImage(bytes), { maxPixels, maxFrames });
 const raw = (values: number[], width: number, height: number, channels: 1 | 2 | 3 | 4) =>
   sharp(Uint8Array.from(values), { raw: { width, height, channels } });
 
@@ -91,15 +92,65 @@ describe('decoding', () => {
     assert.ok(data[0]! > 200 && data[1]! > 200 && data[2]! > 200, [...data.subarray(0, 3)].join());
   });
 
-  it('of an animation the first frame', async () => {
-    const frames = Array.from({ length: 2 * 4 * 4 }, (_, i) => (i < 16 ? [255, 255, 255] : [0, 0, 0])).flat();
-    const animated = await sharp(Uint8Array.from(frames), { raw: { width: 4, height: 8, channels: 3, pageHeight: 4 } })
-      .gif()
-      .toBuffer();
-    assert.equal((await sharp(animated).metadata()).pages, 2);
-    const { data, height } = await decode(animated);
-    assert.equal(height, 4);
-    assert.equal(data[0], 255);
+  for (const format of ['gif', 'webp', 'tiff'] as const) {
+    it(`${format}: more than one page or frame is refused, or the first is read where that is asked for`, async () => {
+      const frames = Array.from({ length: 3 * 4 * 4 }, (_, i) => (i < 16 ? [255, 255, 255] : [0, i, 0])).flat();
+      const several = await sharp(Uint8Array.from(frames), { raw: { width: 4, height: 12, channels: 3, pageHeight: 4 } })
+        .toFormat(format, { lossless: true, compression: 'none' })
+        .toBuffer();
+      assert.equal((await sharp(several).metadata()).pages, 3);
+      assert.equal(countFrames(several, format, 10), 3);
+      assert.equal(countFrames(several, format, 2), 2);
+      await rejects(decode(several), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page or frame but the \w+ has more; .*maxFrames/);
+      await rejects(decode(several, LIMIT, 2), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 2 pages or frames/);
+      const { data, height } = await decode(several, LIMIT, 3);
+      assert.equal(height, 4);
+      assert.ok([...data].every((level) => level === 255));
+    });
+  }
+
+  it('a TIFF whose pages lead in a circle is refused', async () => {
+    const page = Buffer.from(await raw(PAIR, 2, 1, 3).tiff().toBuffer());
+    const directory = page.readUInt32LE(4);
+    page.writeUInt32LE(directory, directory + 2 + 12 * page.readUInt16LE(directory));
+    await rejects(decode(page), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page/);
+    await rejects(decode(page, LIMIT, NO_LIMITS.maxFrames), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1000000 pages/);
+  });
+
+  it('BigTIFF pages are counted in both byte orders', () => {
+    for (const little of [true, false]) {
+      const file = new DataView(new ArrayBuffer(48));
+      file.setUint16(0, little ? 0x4949 : 0x4d4d);
+      file.setUint16(2, 43, little);
+      file.setBigUint64(8, 16n, little); // directory of no entries at 16, the next at 32
+      file.setBigUint64(24, 32n, little);
+      assert.equal(countFrames(new Uint8Array(file.buffer), 'tiff', 10), 2, `little ${little}`);
+    }
+  });
+
+  it('a JPEG of more scans than an encoder writes is refused', async () => {
+    const noise = Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
+    const jpeg = await raw(noise, 64, 64, 3).jpeg({ progressive: true }).toBuffer();
+    const scans = countScans(jpeg, 1000);
+    assert.ok(scans >= 6 && scans <= 12, `${scans} scans`);
+    assert.equal((await decode(jpeg)).width, 64);
+    assert.equal(countScans(await raw(noise, 64, 64, 3).jpeg().toBuffer(), 1000), 1);
+    const end = jpeg.length - 2;
+    const last = jpeg.subarray(jpeg.lastIndexOf(Buffer.from([0xff, 0xda]), end), end);
+    const bomb = Buffer.concat([jpeg.subarray(0, end), ...Array<Buffer>(100).fill(last), jpeg.subarray(end)]);
+    assert.equal(countScans(bomb, 1000), scans + 100);
+    await rejects(decode(bomb), 'ERR_DIAD_IMAGE_DECODE', /more than 100 scans/);
+  });
+
+  it('a structure that breaks off is left to the decoder', async () => {
+    for (const format of ['gif', 'webp', 'tiff', 'jpeg'] as const) {
+      const whole = await raw(PAIR, 2, 1, 3).toFormat(format).toBuffer();
+      for (let size = 12; size < whole.length; size++) {
+        const cut = whole.subarray(0, size);
+        if (format === 'jpeg') assert.ok(countScans(cut, 10) <= 1);
+        else assert.equal(countFrames(cut, format, 10), 1);
+      }
+    }
   });
 
   it('a single pixel', async () => {
@@ -118,7 +169,7 @@ describe('decoding', () => {
     bomb.writeUInt32BE(crc32(bomb.subarray(12, 29)), 29);
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /30000 x 30000/);
     const frame = { data: new Uint8Array(12), width: 2, height: 2, channels: 3 as const };
-    await rejects(decodeImage(takeImage(frame), 3), 'ERR_DIAD_IMAGE_TOO_LARGE');
+    await rejects(decodeImage(takeImage(frame), { maxPixels: 3, maxFrames: 1 }), 'ERR_DIAD_IMAGE_TOO_LARGE');
   });
 
   it('truncated, empty and foreign bytes', async () => {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
+import sharp from 'sharp';
 import { Diad, DiadError } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
@@ -168,6 +169,17 @@ describe('server: answers', () => {
     const started = performance.now();
     await refused(await post(server, '/v1/score', bomb), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /10000 x 10000/);
     assert.ok(performance.now() - started < 2000);
+  });
+
+  it('413 for an animation: one picture, one score', async () => {
+    const raw = { width: 8, height: 16, channels: 3, pageHeight: 8 } as const;
+    const animation = await sharp(
+      Uint8Array.from({ length: 8 * 16 * 3 }, (_, i) => (i < 8 * 8 * 3 ? 40 : 220)),
+      { raw },
+    )
+      .gif()
+      .toBuffer();
+    await refused(await post(server, '/v1/score', animation), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page or frame but the GIF has/);
   });
 
   it('415 by the first bytes, whatever type is declared; 422 for a damaged picture', async () => {

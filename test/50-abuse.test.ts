@@ -15,6 +15,7 @@ const GROUPS = [
   'bombs',
   'bundles',
   'torchscript',
+  'memory',
   'disk',
   'buffers',
   'options',

@@ -1,13 +1,15 @@
-// kill -9 and full disks while results, calibration, journal and bundle are written.
+// kill -9 and full disks while files are replaced and appended to, while bundles are put in place, and (disk-evaluation.mjs) in whole runs.
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { fullWhileEvaluating, fullWhileExporting, killedWhileCalibrating, killedWhileEvaluating } from './disk-evaluation.mjs';
 import { child, nodeChild, python, randomNumbers, root } from './harness.mjs';
 
 export const abuse = 'kill -9 and a full disk while writing results, calibration, report, journal and bundle';
-export const mustHold = 'the old file intact or the new one whole; no half file under a final name; a full disk is an error, not a crash';
-export const amounts = { short: 3, full: 50 }; // of each kind
+export const mustHold =
+  'the old file intact or the new one whole; a killed evaluation resumes to the result of an undisturbed one; a full disk is an error, not a crash';
+export const amounts = { short: 2, full: 50 }; // of each kind
 
 const durable = pathToFileURL(path.join(root, 'dist', 'durable.js')).href;
 
@@ -132,11 +134,15 @@ export async function run(count) {
       await killedWhileAppending(folder, random, failures);
       await fullDisk(folder, failures);
       await killedWhileExporting(folder, random, failures);
+      await killedWhileCalibrating(folder, random, failures);
+      await killedWhileEvaluating(folder, random, failures);
+      await fullWhileEvaluating(folder, failures);
+      if (i === 0) await fullWhileExporting(folder, failures);
       rmSync(folder, { recursive: true, force: true });
     }
     await fullOutput(failures);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
-  return { measured: `${3 * count} kills and ${count} full disks, ${failures.length} bad`, failures };
+  return { measured: `${5 * count} kills and ${2 * count + 1} full disks, ${failures.length} bad`, failures };
 }

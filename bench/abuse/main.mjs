@@ -1,9 +1,12 @@
 // npm run abuse: what breaks other addons, done to this one on purpose.
 //
-//   node bench/abuse/main.mjs [--full] [--only NAME ...] [--dry] [--count N]
+//   node bench/abuse/main.mjs [--full] [--only NAME ...] [--dry] [--count N] [--minutes M] [--results FILE]
+//   node bench/abuse/main.mjs --merge FILE
 //
 // Short forms take minutes together and run in `npm test`; --full are the amounts of docs/reliability.md (hours). Each group runs in a
-// process of its own. Writes a row a group into bench/results/reliability.json and the table in docs/reliability.md, unless --dry.
+// process of its own. Writes a row a group into bench/results/reliability.json and the table in docs/reliability.md, unless --dry; with
+// --results into that file alone, from which --merge takes it over later (a run of hours on a copy of the tree). --minutes ends a group
+// that looks at it (soak) after that much wall time; the row states what was done until then.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -24,6 +27,7 @@ export const GROUPS = [
   'bombs',
   'bundles',
   'torchscript',
+  'memory',
   'disk',
   'buffers',
   'options',
@@ -33,19 +37,22 @@ const PAGE = path.join(root, 'docs', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run abuse -->', '<!-- end of measured: npm run abuse -->'];
 
 /** In the child: one group, its outcome as a line of JSON. */
-async function runGroup(name, full, count) {
+async function runGroup(name, { full, count, minutes }) {
   const group = await import(`./${name}.mjs`);
-  const amount = count ?? (full ? group.amounts.full : group.amounts.short);
+  const asked = Number(count ?? (full ? group.amounts.full : group.amounts.short));
   const started = performance.now();
-  const { measured, failures } = await group.run(amount, full);
+  const { measured, failures, amount = asked, series } = await group.run(asked, full, Number(minutes ?? Infinity));
   const outcome = {
     abuse: group.abuse,
     mustHold: group.mustHold,
     amount,
     full,
+    count,
+    minutes,
     seconds: (performance.now() - started) / 1000,
     measured,
     failures,
+    series,
   };
   process.stdout.write(`\nOUTCOME ${JSON.stringify(outcome)}\n`);
   process.exit(failures.length === 0 ? 0 : 1);
@@ -54,7 +61,7 @@ async function runGroup(name, full, count) {
 function runInChild(name, values) {
   const args = ['--expose-gc', fileURLToPath(import.meta.url), '--group', name];
   if (values.full) args.push('--full');
-  if (values.count !== undefined) args.push('--count', values.count);
+  for (const name of ['count', 'minutes']) if (values[name] !== undefined) args.push(`--${name}`, values[name]);
   const { stdout, status, signal } = spawnSync(process.execPath, args, {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -76,12 +83,13 @@ function table(rows) {
       continue;
     }
     const held = row.failures.length === 0 ? 'yes' : `NO: ${row.failures[0]}`;
-    const command = `npm run abuse -- ${row.full ? '--full ' : ''}--only ${name}`;
+    const limits = ['count', 'minutes'].map((option) => (row[option] === undefined ? '' : ` --${option} ${row[option]}`)).join('');
+    const command = `npm run abuse -- ${row.full ? '--full ' : ''}--only ${name}${limits}`;
     const cells = [
       row.abuse,
       row.amount,
       row.mustHold,
-      `${row.measured} (${row.date}, ${row.cpu}, ${row.cores} cores, commit ${row.commit})`,
+      `${row.measured} (${row.date}, ${row.cpu}, ${row.cores === 1 ? '1 core' : `${row.cores} cores`})`,
       held,
     ];
     lines.push(`| ${cells.map(cell).join(' | ')} | \`${command}\` |`);
@@ -89,19 +97,29 @@ function table(rows) {
   return lines.join('\n');
 }
 
-function record(name, outcome) {
-  mkdirSync(path.dirname(RESULTS), { recursive: true });
-  const rows = existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8')) : {};
-  rows[name] = {
+const readRows = (file) => (existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {});
+
+/** Content hash of a folder as committed: unlike a commit's it outlives a rebase. */
+const treeOf = (folder) => execFileSync('git', ['rev-parse', '--short', `HEAD:${folder}`], { cwd: root, encoding: 'utf8' }).trim();
+
+function record(name, outcome, file = RESULTS) {
+  const row = {
     ...outcome,
     date: new Date().toISOString().slice(0, 10),
-    commit: execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim(),
+    trees: { cpp: treeOf('cpp'), lib: treeOf('lib') },
     cpu: os.cpus()[0].model,
     cores: os.availableParallelism(),
     node: process.version,
   };
-  writeFileSync(RESULTS, `${JSON.stringify(rows, null, 2)}\n`);
-  writeTable(rows);
+  take({ [name]: row }, file);
+}
+
+/** Takes rows over into a file of results; into the project's own with the table. */
+function take(rows, file = RESULTS) {
+  mkdirSync(path.dirname(file), { recursive: true });
+  const all = { ...readRows(file), ...rows };
+  writeFileSync(file, `${JSON.stringify(all, null, 2)}\n`);
+  if (file === RESULTS) writeTable(all);
 }
 
 function writeTable(rows) {
@@ -116,11 +134,16 @@ const { values } = parseArgs({
     only: { type: 'string', multiple: true },
     dry: { type: 'boolean', default: false },
     count: { type: 'string' },
+    minutes: { type: 'string' },
+    results: { type: 'string' },
+    merge: { type: 'string' },
     group: { type: 'string' },
   },
 });
 if (values.group !== undefined) {
-  await runGroup(values.group, values.full, values.count === undefined ? undefined : Number(values.count));
+  await runGroup(values.group, values);
+} else if (values.merge !== undefined) {
+  take(readRows(values.merge));
 } else {
   const chosen = values.only ?? GROUPS;
   const unknown = chosen.filter((name) => !GROUPS.includes(name));
@@ -130,7 +153,7 @@ if (values.group !== undefined) {
     const outcome = runInChild(name, values);
     const held = outcome.failures.length === 0;
     if (!held) failed++;
-    if (!values.dry && outcome.abuse !== undefined) record(name, outcome);
+    if (!values.dry && outcome.abuse !== undefined) record(name, outcome, values.results);
     console.log(
       `${held ? 'held' : 'FAILED'}  ${name}: ${outcome.amount ?? '?'} in ${(outcome.seconds ?? 0).toFixed(1)} s: ${outcome.measured ?? ''}`,
     );

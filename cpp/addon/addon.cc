@@ -59,8 +59,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       return promise;
     }
     // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
-    environment_->run_in_background([environment = environment_, operation = std::move(operation),
-                                     libtorch = info[0].ToString().Utf8Value(), engine = info[1].ToString().Utf8Value()]() mutable {
+    const bool started = environment_->run_in_background([environment = environment_, operation, libtorch = info[0].ToString().Utf8Value(),
+                                                          engine = info[1].ToString().Utf8Value()]() mutable {
       CodedError error = open_engine_library(libtorch, engine);
       const char* version = error.code.empty() ? engine_api()->version() : nullptr;
       if (error.code.empty() && version == nullptr) error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
@@ -73,6 +73,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
         }
       });
     });
+    if (!started) operation->reject(info.Env(), "ERR_DIAD_OUT_OF_MEMORY", kNoThread);
     return promise;
   }
 
@@ -85,12 +86,14 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad is not open in this environment");
       return promise;
     }
-    environment_->run_in_background(
-        [this, api, environment = environment_, operation = std::move(operation), request = read_load_request(info)]() mutable {
+    const bool started =
+        environment_->run_in_background([this, api, environment = environment_, operation, request = read_load_request(info)]() mutable {
           request.options.device = request.device.c_str();
           request.options.preferred_batches = request.preferred_batches.data();
           request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());
           request.options.precision = request.precision.c_str();
+          request.options.unwanted = [](void* user) { return static_cast<Environment*>(user)->closed() ? 1 : 0; };
+          request.options.user = environment.get();
           diad_engine* engine = nullptr;
           if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {
             const diad_error error = api->last_error();
@@ -111,6 +114,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
             operation->resolve(env, object);
           });
         });
+    if (!started) operation->reject(info.Env(), "ERR_DIAD_OUT_OF_MEMORY", kNoThread);
     return promise;
   }
 

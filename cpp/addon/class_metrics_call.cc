@@ -1,5 +1,6 @@
 #include "class_metrics_call.h"
 
+#include <cstddef>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -16,20 +17,23 @@ namespace {
 
 namespace metrics = diad::metrics;
 
-// Everything the computation needs, read on the JavaScript thread.
+constexpr const char* kNoRoom = "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer pictures";
+
+// Everything the computation needs, copied on the JavaScript thread: no reference to an array keeps its memory where it is once the caller
+// transfers the buffer.
 struct Request {
-  bool single = true;  // float32 maps, else float64
-  std::vector<const void*> maps;
-  std::vector<const uint8_t*> masks;
+  bool single = true;           // float32 maps, else float64
+  size_t pictures = 0;          // of the class
+  std::vector<std::byte> maps;  // [pictures, height, width]
+  std::vector<uint8_t> masks;   // the same
   size_t height = 0, width = 0;
   std::vector<double> image_scores;
   std::vector<uint8_t> image_labels;
   metrics::Mode mode = metrics::Mode::kExact;
   metrics::Limits limits;
-  std::shared_ptr<Napi::ObjectReference> arrays;  // keeps the request object, and with it its arrays, alive
 };
 
-Request read_request(const Napi::Object& object, const std::shared_ptr<Environment>& environment) {
+Request read_request(const Napi::Object& object) {
   Request request;
   const auto mode = metrics::mode_of(object.Get("mode").ToString().Utf8Value());
   if (!mode) throw std::invalid_argument("Expected one of exact, diad, ader, anomalib, mvtec for mode");
@@ -47,32 +51,36 @@ Request read_request(const Napi::Object& object, const std::shared_ptr<Environme
 
   const auto maps = object.Get("maps").As<Napi::TypedArray>();
   request.single = maps.TypedArrayType() == napi_float32_array;
-  const auto* const first_map = static_cast<const char*>(maps.ArrayBuffer().Data()) + maps.ByteOffset();
+  const auto* const first_map = static_cast<const std::byte*>(maps.ArrayBuffer().Data()) + maps.ByteOffset();
+  const size_t map_bytes = pixels * maps.ElementSize();
   const auto masks = object.Get("masks").As<Napi::Uint8Array>();
   const auto indices = object.Get("indices").As<Napi::Uint32Array>();
-  for (size_t i = 0; i < indices.ElementLength(); ++i) {
+  request.pictures = indices.ElementLength();
+  request.maps.reserve(request.pictures * map_bytes);
+  request.masks.reserve(request.pictures * pixels);
+  for (size_t i = 0; i < request.pictures; ++i) {
     const size_t start = static_cast<size_t>(indices[i]) * pixels;
     if (start + pixels > maps.ElementLength() || start + pixels > masks.ElementLength()) {
       throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
                                   " for every picture but they end before picture " + std::to_string(indices[i]));
     }
-    request.maps.push_back(first_map + start * maps.ElementSize());
-    request.masks.push_back(masks.Data() + start);
+    const std::byte* map = first_map + start * maps.ElementSize();
+    request.maps.insert(request.maps.end(), map, map + map_bytes);
+    request.masks.insert(request.masks.end(), masks.Data() + start, masks.Data() + start + pixels);
   }
-  // A reference may only be deleted on its own thread; one dropped elsewhere, after teardown, is left to the environment's end.
-  request.arrays = {new Napi::ObjectReference(Napi::Persistent(object)), [environment](Napi::ObjectReference* reference) {
-                      if (!environment->on_javascript_thread()) reference->SuppressDestruct();
-                      delete reference;
-                    }};
   return request;
 }
 
 template <typename Score>
 metrics::ClassMetrics compute(const Request& request, const std::function<bool()>& stop) {
+  const size_t pixels = request.height * request.width;
   std::vector<const Score*> maps;
-  for (const void* map : request.maps) maps.push_back(static_cast<const Score*>(map));
-  const metrics::ClassPictures<Score> pictures{maps,          request.masks,        request.height,
-                                               request.width, request.image_scores, request.image_labels};
+  std::vector<const uint8_t*> masks;
+  for (size_t i = 0; i < request.pictures; ++i) {
+    maps.push_back(reinterpret_cast<const Score*>(request.maps.data()) + i * pixels);
+    masks.push_back(request.masks.data() + i * pixels);
+  }
+  const metrics::ClassPictures<Score> pictures{maps, masks, request.height, request.width, request.image_scores, request.image_labels};
   return metrics::class_metrics(pictures, request.mode, request.limits, stop);
 }
 
@@ -109,29 +117,31 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared
   }
   std::shared_ptr<Request> request;
   try {
-    request = std::make_shared<Request>(read_request(info[0].As<Napi::Object>(), environment));
+    request = std::make_shared<Request>(read_request(info[0].As<Napi::Object>()));
   } catch (const std::invalid_argument& error) {
     operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
     return promise;
+  } catch (const std::bad_alloc&) {
+    operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+    return promise;
   }
-  environment->run_in_background([environment, operation = std::move(operation), request = std::move(request)]() mutable {
-    // The request goes to the JavaScript thread with the result, since only there its reference may be deleted.
+  const bool started = environment->run_in_background([environment, operation, request = std::move(request)]() mutable {
     const auto reject = [&](const char* code, std::string message) {
-      environment->post(
-          [operation, request, code, message = std::move(message)](Napi::Env loop) { operation->reject(loop, code, message); });
+      environment->post([operation, code, message = std::move(message)](Napi::Env loop) { operation->reject(loop, code, message); });
     };
     try {
       const std::function<bool()> stop = [&environment] { return environment->closed(); };
       auto found = request->single ? compute<float>(*request, stop) : compute<double>(*request, stop);
-      environment->post([operation, request, found = std::move(found)](Napi::Env loop) { operation->resolve(loop, convert(loop, found)); });
+      environment->post([operation, found = std::move(found)](Napi::Env loop) { operation->resolve(loop, convert(loop, found)); });
     } catch (const metrics::Stopped&) {
       reject("ERR_DIAD_CLOSED", "diad was shut down in this environment");
     } catch (const std::bad_alloc&) {
-      reject("ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer pictures");
+      reject("ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
     } catch (const std::exception& error) {
       reject("ERR_DIAD_INVALID_ARGUMENT", error.what());
     }
   });
+  if (!started) operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoThread);
   return promise;
 }
 

@@ -24,7 +24,7 @@ class EngineHandle {
     return true;
   }
 
-  // Completes what is pending and releases the engine; blocks until its thread has come to the end of a step.
+  // Completes what is pending and releases the engine; blocks until its thread has come to the end of a layer.
   void close() {
     diad_engine* engine = nullptr;
     {

@@ -1,6 +1,7 @@
 #include "environment.h"
 
 #include <chrono>
+#include <system_error>
 
 #include "engine_handle.h"
 
@@ -70,18 +71,28 @@ void Environment::remove(const std::shared_ptr<EngineHandle>& engine) {
   engines_.erase(engine);
 }
 
-void Environment::run_in_background(std::function<void()> work) {
+bool Environment::run_in_background(std::function<void()> work) {
   {
     const std::lock_guard lock(mutex_);
     ++background_;
   }
-  std::thread([self = shared_from_this(), work = std::move(work)]() mutable {
-    work();
-    work = nullptr;  // what it captured goes before anybody is told that it ended
-    const std::lock_guard lock(self->mutex_);
-    --self->background_;
-    self->background_ended_.notify_all();
-  }).detach();
+  try {
+    std::thread([self = shared_from_this(), work = std::move(work)]() mutable {
+      work();
+      work = nullptr;  // what it captured goes before anybody is told that it ended
+      self->background_over();
+    }).detach();
+    return true;
+  } catch (const std::system_error&) {
+    background_over();
+    return false;
+  }
+}
+
+void Environment::background_over() {
+  const std::lock_guard lock(mutex_);
+  --background_;
+  background_ended_.notify_all();
 }
 
 bool Environment::closed() {

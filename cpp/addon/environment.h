@@ -40,11 +40,12 @@ class Environment : public std::enable_shared_from_this<Environment> {
   void add(const std::shared_ptr<EngineHandle>& engine);
   void remove(const std::shared_ptr<EngineHandle>& engine);
 
-  // Runs blocking work on a thread of its own: not on the event loop's, not in libuv's pool.
-  void run_in_background(std::function<void()> work);
+  // Runs blocking work on a thread of its own: not on the event loop's, not in libuv's pool. False, and `work` not run, where the system
+  // gives no thread.
+  [[nodiscard]] bool run_in_background(std::function<void()> work);
 
-  // Closes every engine and the way back. Blocks until the inference threads have come to the end of a step and background work has
-  // ended (kLongestWait at most). Idempotent.
+  // Closes every engine and the way back. Blocks until the inference threads have come to the end of a layer and background work has
+  // noticed (kLongestWait at most). Idempotent.
   void shutdown();
 
   [[nodiscard]] bool on_javascript_thread() const { return std::this_thread::get_id() == thread_; }
@@ -52,6 +53,7 @@ class Environment : public std::enable_shared_from_this<Environment> {
   [[nodiscard]] bool closed();
 
  private:
+  void background_over();
   static void call_js(napi_env env, napi_value callback, void* context, void* data);
 
   const std::thread::id thread_ = std::this_thread::get_id();

@@ -76,8 +76,12 @@ void picture_done(void* user, diad_result* raw) {
       [operation = std::move(pending->operation), on_step = std::move(pending->on_step), result = std::move(result)](Napi::Env env) {
         if (result->error.code != nullptr) {
           operation->reject(env, result->error.code, result->error.message);
-        } else {
+          return;
+        }
+        try {
           operation->resolve(env, convert_result(env, *result));
+        } catch (const Napi::Error&) {  // V8 has no room for map or reconstruction
+          operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to hand out the result");
         }
       });
 }
@@ -221,12 +225,17 @@ Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   auto operation = std::make_shared<Operation>(env, environment_);
   const Napi::Promise promise = operation->promise();
-  // Closing waits for the end of a step: not on this thread. The environment's own teardown waits for whoever comes first.
-  environment_->run_in_background([environment = environment_, engine = engine_, operation = std::move(operation)]() mutable {
+  // Closing waits for the end of a layer: not on this thread. The environment's own teardown waits for whoever comes first.
+  const bool started = environment_->run_in_background([environment = environment_, engine = engine_, operation]() mutable {
     engine->close();
     environment->remove(engine);
     environment->post([operation = std::move(operation)](Napi::Env loop) { operation->resolve(loop, loop.Undefined()); });
   });
+  if (!started) {  // then here: a layer's time is better than an engine that stays
+    engine_->close();
+    environment_->remove(engine_);
+    operation->resolve(env, env.Undefined());
+  }
   return promise;
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "error.h"
+#include "interruption.h"
 
 namespace diad {
 
@@ -121,6 +122,7 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
     const std::lock_guard lock(mutex_);
     if (item->state == Item::State::kDone) return;
     --(item->state == Item::State::kQueued ? waiting_ : running_);
+    if (running_ == 0) unwanted_ = true;
     item->state = Item::State::kDone;
     pending_.erase(item->id);
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
@@ -179,6 +181,7 @@ std::vector<Batcher::ItemPtr> Batcher::next_batch() {
   }
   ++batches_;
   batched_ += batch.size();
+  unwanted_ = false;
   return batch;
 }
 
@@ -222,6 +225,7 @@ void Batcher::run(std::span<const ItemPtr> batch) {
     return wanted;
   };
   try {
+    const InterruptionScope scope([this] { return unwanted_.load(std::memory_order_relaxed); });
     std::vector<PictureResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {
       results[i].timings.queue = std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();

@@ -1,6 +1,7 @@
 // The queue in front of the inference thread: bounded, by priority, batching, cancellation, deadlines, shutdown.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -80,7 +81,7 @@ class Batcher {
 
   [[nodiscard]] BatcherStats stats() const;
 
-  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops at the next step. Idempotent.
+  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops where it next looks (interruption.h). Idempotent.
   void close();
 
  private:
@@ -107,6 +108,7 @@ class Batcher {
   uint64_t waiting_ = 0, running_ = 0, next_id_ = 1;
   uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
   std::deque<double> queue_ms_, compute_ms_;
+  std::atomic<bool> unwanted_{false};  // nobody waits for the running batch any more; written under mutex_
   bool closing_ = false;
   std::mutex close_mutex_;  // one closer at a time
   std::thread worker_, watcher_;

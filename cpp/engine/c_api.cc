@@ -8,6 +8,7 @@
 #include "diad_engine.h"
 #include "error.h"
 #include "failure.h"
+#include "interruption.h"
 #include "model.h"
 
 struct diad_engine {
@@ -147,6 +148,7 @@ int32_t diad_engine_load(const char* bundle, const diad_load_options* options, d
     load.queue.preferred = preferred_batches(*options);
     load.verify = options->verify != 0;
     load.warmup = options->warmup != 0;
+    const diad::InterruptionScope scope([options] { return options->unwanted != nullptr && options->unwanted(options->user) != 0; });
     *engine = new diad_engine{diad::open_model(bundle, load), ++sessions};
   });
 }

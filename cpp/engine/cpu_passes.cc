@@ -6,6 +6,7 @@
 
 #include "cpu_layers.h"
 #include "group_norm.h"
+#include "interruption.h"
 
 namespace diad {
 
@@ -27,15 +28,18 @@ const c10::Symbol kUnsqueeze = c10::Symbol::fromQualString("aten::unsqueeze");
 const c10::Symbol kUpsample = c10::Symbol::fromQualString("aten::upsample_nearest2d");
 
 at::Tensor run_conv(const at::Tensor& x, const OptionalTensor& residual, const c10::intrusive_ptr<ConvLayer>& layer) {
+  check_interruption();
   return layer->run(x, residual);
 }
 
 at::Tensor run_linear(const at::Tensor& x, const OptionalTensor& residual, const c10::intrusive_ptr<LinearLayer>& layer) {
+  check_interruption();
   return layer->run(x, residual);
 }
 
 at::Tensor run_group_norm(const at::Tensor& x, const OptionalTensor& shift, const at::Tensor& weight, const at::Tensor& bias,
                           int64_t groups, double eps, bool silu) {
+  check_interruption();
   return group_norm(x, shift, weight, bias, {groups, eps, silu});
 }
 
@@ -99,7 +103,10 @@ class Rewriter {
       for (torch::jit::Block* inner : node->blocks()) visit(inner, kind, action);
       if (node->kind() == kind) found.push_back(node);
     }
-    for (Node* node : found) action(node);
+    for (Node* node : found) {
+      check_interruption();  // packing the weights of a large model takes seconds
+      action(node);
+    }
   }
 
   // Puts a node of that name in front of `last`, whose output it takes over.

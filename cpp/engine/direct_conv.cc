@@ -21,7 +21,7 @@ using kernels::kBlock;
 
 kernels::ConvKernel best_kernel() {
 #ifdef DIAD_X86_KERNELS
-  const std::string_view capability = at::get_cpu_capability();
+  const std::string capability = at::get_cpu_capability();
   if (capability.starts_with("AVX512")) return kernels::direct_conv_avx512;
   if (capability == "AVX2") return kernels::direct_conv_avx2;
 #endif

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <new>
 #include <string_view>
+#include <system_error>
 
 #include "error.h"
+#include "interruption.h"
 
 namespace diad {
 
@@ -35,6 +37,10 @@ std::string last_sentence(const std::string& message) {
 
 Failure describe_failure(const std::exception& error) {
   if (const auto* own = dynamic_cast<const EngineError*>(&error)) return {own->code(), own->what()};
+  const auto* system = dynamic_cast<const std::system_error*>(&error);
+  if (system != nullptr && system->code() == std::errc::resource_unavailable_try_again) {
+    return {code::kOutOfMemory, "The system gives this process no further thread; lower its load or raise its limits"};
+  }
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
   const std::string message = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr || dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
@@ -50,6 +56,8 @@ Failure describe_current_failure() {
     throw;
   } catch (const std::exception& error) {
     return describe_failure(error);
+  } catch (const Interrupted&) {
+    return {code::kClosed, "Nobody waited for the result any more"};
   } catch (...) {
     return {code::kInternal, "An unknown exception left LibTorch"};
   }

@@ -8,8 +8,9 @@
 #include <cmath>
 #include <vector>
 
-// The loops below vectorise; the widest version the CPU has is chosen when the library is loaded.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+// The loops below vectorise; the widest version the CPU has is chosen when the library is loaded: under ThreadSanitizer that is before its
+// run-time library can work.
+#if defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
 #define DIAD_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DIAD_VECTORISED

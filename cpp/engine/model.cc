@@ -16,6 +16,7 @@
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
+#include "interruption.h"
 
 namespace diad {
 
@@ -43,8 +44,17 @@ void warm_up(Batcher& queue, int64_t size) {
       finished->set_value();
     }
   };
-  queue.submit(std::move(submission));
-  finished->get_future().get();
+  const uint64_t id = queue.submit(std::move(submission));
+  auto future = finished->get_future();
+  while (future.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
+    try {
+      check_interruption();
+    } catch (...) {
+      queue.cancel(id);
+      throw;
+    }
+  }
+  future.get();
 }
 
 }  // namespace
@@ -58,7 +68,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
     at::globalContext().setAllowTF32CuDNN(false);
   }
   const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
-  const MakeBatchRunner make_runner = [&]() -> BatchRunner {
+  const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
+    const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
     auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
     return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {

@@ -8,6 +8,7 @@
 
 #include "anomaly_map.h"
 #include "ddim.h"
+#include "interruption.h"
 #include "noise.h"
 
 namespace diad {
@@ -97,11 +98,13 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
     forward.push_back(std::move(noise.forward));
   }
   timings.resize = lap();
+  check_interruption();
 
   kept.moments = modules_->encode(x).to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
   kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
   timings.encode = lap();
+  check_interruption();
 
   const at::Tensor hint = modules_->guide(x);
   at::Tensor latent = kept.x_start;
@@ -119,6 +122,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   const bool with_input = experimental.compare_with == CompareWith::kInput;
   const at::Tensor compared = with_input ? x : modules_->decode((kept.z / manifest_.latent_scale).to(precision_));
   timings.decode = lap();
+  check_interruption();
   const Features features = modules_->extract(at::cat({compared, decoded}));
   timings.extract = lap();
   const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);

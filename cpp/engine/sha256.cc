@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "error.h"
+#include "interruption.h"
 #ifdef DIAD_X86_KERNELS
 #ifdef _MSC_VER
 #include <intrin.h>
@@ -112,6 +113,7 @@ std::string sha256_of_file(const std::filesystem::path& file) {
   Sha256 hash;
   std::vector<uint8_t> buffer(1 << 20);
   while (stream) {
+    check_interruption();
     stream.read(reinterpret_cast<char*>(buffer.data()), static_cast<std::streamsize>(buffer.size()));
     hash.update(std::span(buffer.data(), static_cast<size_t>(stream.gcount())));
   }

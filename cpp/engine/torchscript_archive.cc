@@ -11,6 +11,7 @@
 #include <unordered_set>
 
 #include "error.h"
+#include "interruption.h"
 #include "mapped_allocator.h"
 #include "operator_allowlist.h"
 #include "pickle_check.h"
@@ -154,6 +155,7 @@ class Archive {
   }
 
   at::DataPtr tensor_bytes(const std::string& name) {
+    check_interruption();
     if (!reader_.hasRecord(name)) corrupt(file_ + " has no " + name);
     const size_t size = reader_.getRecordSize(name);
     // Weights are stored as they are: together they cannot be larger than the file, even if a few are shared.

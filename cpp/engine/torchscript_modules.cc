@@ -17,6 +17,7 @@
 #include "cpu_passes.h"
 #include "error.h"
 #include "failure.h"
+#include "interruption.h"
 #include "modules.h"
 #include "torchscript_archive.h"
 
@@ -102,7 +103,10 @@ class TorchScriptModules final : public Modules {
   TorchScriptModules(const Bundle& bundle, c10::Device device, c10::ScalarType precision)
       : rewrite_for_cpu_(device.is_cpu() && precision == c10::kFloat) {
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
-    std::future<Module> reading = std::async(std::launch::async, load_module, std::cref(bundle), "denoiser.pt");
+    std::future<Module> reading = std::async(std::launch::async, [&bundle, unwanted = what_interrupts()] {
+      const InterruptionScope scope(unwanted);
+      return load_module(bundle, "denoiser.pt");
+    });
     // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
     const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments) {
       require_method(module, file, method, arguments);
@@ -110,6 +114,7 @@ class TorchScriptModules final : public Modules {
       return with_constant_weights(module, method);
     };
     const auto program_of = [&](const char* file) {
+      check_interruption();
       Module module = load_module(bundle, file);
       std::shared_ptr<Graph> forward = graph(module, file, "forward", 1);
       module = Module();

@@ -5,6 +5,7 @@
 #include <future>
 #include <map>
 
+#include "interruption.h"
 #include "support.h"
 
 using namespace std::chrono_literals;
@@ -206,6 +207,61 @@ TEST_CASE("queue: cancelled pictures answer at once, a batch nobody wants stops 
   CHECK(batcher.stats().cancelled == 1);
 }
 
+TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody still wants goes on") {
+  std::atomic<int> started{0}, interrupted{0};
+  Batcher batcher({.max_batch = 2, .max_delay = 2000ms}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    if (++started > 1) return seeds_as_scores(batch, on_step);
+    try {
+      for (;;) diad::check_interruption();  // a step that never ends by itself
+    } catch (const diad::Interrupted&) {
+      ++interrupted;
+      throw;
+    }
+  });
+  uint64_t first_id = 0, second_id = 0;
+  auto first = submit(batcher, 1, 0ms, 0, &first_id), second = submit(batcher, 2, 0ms, 0, &second_id);
+  while (started == 0) std::this_thread::yield();
+  CHECK(batcher.cancel(first_id));
+  std::this_thread::sleep_for(20ms);
+  CHECK(interrupted == 0);
+  CHECK(batcher.cancel(second_id));
+  auto third = submit(batcher, 3), fourth = submit(batcher, 4);
+  CHECK(score_of(third) == 3);  // what was said about the last batch is no longer true of this one
+  CHECK(interrupted == 1);
+  CHECK(code_of(first) == "ERR_DIAD_CANCELLED");
+  CHECK(code_of(second) == "ERR_DIAD_CANCELLED");
+}
+
+TEST_CASE("queue: closing does not wait for a step that would not end") {
+  std::atomic<bool> started{false};
+  Batcher batcher({.max_batch = 1}, [&](std::span<const PictureRequest>, const diad::StepCallback&) -> std::vector<PictureResult> {
+    started = true;
+    for (;;) diad::check_interruption();
+  });
+  auto pending = submit(batcher, 1);
+  while (!started) std::this_thread::yield();
+  batcher.close();
+  CHECK(code_of(pending) == "ERR_DIAD_CLOSED");
+}
+
+TEST_CASE("interruption: scopes nest, and a thread without one is never interrupted") {
+  diad::check_interruption();
+  bool inner_unwanted = false;
+  const diad::InterruptionScope outer([] { return false; });
+  {
+    const diad::InterruptionScope inner([&] { return inner_unwanted; });
+    diad::check_interruption();
+    inner_unwanted = true;
+    CHECK_THROWS_AS(diad::check_interruption(), diad::Interrupted);
+    std::thread([] { diad::check_interruption(); }).join();
+    std::thread([unwanted = diad::what_interrupts()] {
+      const diad::InterruptionScope handed_over(unwanted);
+      CHECK_THROWS_AS(diad::check_interruption(), diad::Interrupted);
+    }).join();
+  }
+  diad::check_interruption();
+}
+
 TEST_CASE("queue: deadlines pass while waiting and while running") {
   Gate gate;
   Batcher batcher({.max_batch = 1}, [&](auto batch, const auto& on_step) {
@@ -307,5 +363,7 @@ TEST_CASE("failures: the words of LibTorch's and oneDNN's allocators mean out of
     CHECK(code_of(words) == "ERR_DIAD_OUT_OF_MEMORY");
   }
   CHECK(std::string(diad::describe_failure(std::bad_alloc()).code) == "ERR_DIAD_OUT_OF_MEMORY");
+  const std::system_error no_thread(std::make_error_code(std::errc::resource_unavailable_try_again));
+  CHECK(std::string(diad::describe_failure(no_thread).code) == "ERR_DIAD_OUT_OF_MEMORY");
   CHECK(code_of("The size of tensor a (3) must match the size of tensor b (4)") == "ERR_DIAD_INTERNAL");
 }

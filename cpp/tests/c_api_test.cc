@@ -25,7 +25,7 @@ TEST_CASE("C interface: version") {
 }
 
 TEST_CASE("C interface: what cannot be loaded says why") {
-  const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0};
+  const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr};
   CHECK(contains(load_error("/nowhere", good), "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
   diad_load_options options = good;
   options.max_batch = 0;

@@ -13,6 +13,7 @@ export interface ModelOptions {
   readonly model?: string;
   readonly device: string;
   readonly threads?: number;
+  readonly maxFrames?: number;
 }
 
 const PICTURES = '**/*.{png,jpg,jpeg,webp,tif,tiff,avif,gif}';
@@ -45,8 +46,12 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
 
 /** Loads the model the options name. */
 export async function loadModel(options: ModelOptions): Promise<Diad> {
-  const { model, device, threads } = options;
-  const diad = await Diad.load(model, { device, ...(threads === undefined || threads === 0 ? {} : { threads }) });
+  const { model, device, threads, maxFrames } = options;
+  const diad = await Diad.load(model, {
+    device,
+    ...(threads === undefined || threads === 0 ? {} : { threads }),
+    ...(maxFrames === undefined ? {} : { maxFrames }),
+  });
   tuneAllocator();
   return diad;
 }

@@ -30,7 +30,8 @@ function withModelOptions(command: Command): Command {
   return command
     .option('--model <dir>', 'bundle folder (default: the demo model)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
-    .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber);
+    .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
+    .option('--max-frames <n>', 'pages or frames a picture may have, of which the first is read (default: 1)', wholeNumber);
 }
 
 const program = new Command('diad').description('Visual anomaly detection with DiAD').version(version).showHelpAfterError();

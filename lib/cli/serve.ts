@@ -67,6 +67,7 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
       ...(threads === undefined ? {} : { threads }),
       ...(options.maxBatch === undefined ? {} : { maxBatch: options.maxBatch }),
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+      ...(options.maxFrames === undefined ? {} : { maxFrames: options.maxFrames }),
     });
     tuneAllocator();
     return diad;
@@ -79,6 +80,7 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
     tokens: await readTokens(options.tokenFile),
     logLevel: options.logLevel,
     ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+    ...(options.maxFrames === undefined ? {} : { maxFrames: options.maxFrames }),
     ...(options.bodyLimit === undefined ? {} : { bodyLimit: options.bodyLimit }),
     ...(options.timeout === undefined ? {} : { scoreTimeoutMs: options.timeout }),
     // Connections are spread over the processes, and each counts for itself.

@@ -133,7 +133,7 @@ export class Engine {
       );
     }
     try {
-      const { format, width, height } = await inspectImage(bytes);
+      const { format, width, height } = await inspectImage(bytes, this.#options.maxFrames);
       if (width * height > this.#options.maxPixels) {
         throw new DiadError(
           'ERR_DIAD_IMAGE_TOO_LARGE',

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import type { Diad } from '../diad.js';
+import { NO_LIMITS } from '../image.js';
 import { boolean, integer, invalid, oneOf, optionsObject, text } from '../validate.js';
 
 /** What the server needs of a loaded bundle. */
@@ -25,6 +26,8 @@ export interface ServerOptions {
   readonly bytesInFlight?: number;
   /** Largest picture, width x height. Default 32,000,000. */
   readonly maxPixels?: number;
+  /** Pages or frames a picture may have; the first is scored. Default 1: pictures of several are refused. */
+  readonly maxFrames?: number;
   /** Pixels of all pictures in flight at once. Default 128,000,000. */
   readonly pixelsInFlight?: number;
   /** How long a client may take to send a request, milliseconds. Default 30,000. */
@@ -59,6 +62,7 @@ const KEYS = [
   'bodyLimit',
   'bytesInFlight',
   'maxPixels',
+  'maxFrames',
   'pixelsInFlight',
   'requestTimeoutMs',
   'scoreTimeoutMs',
@@ -113,6 +117,7 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
     bodyLimit,
     bytesInFlight: integer(given.bytesInFlight, 'bytesInFlight', bodyLimit, Number.MAX_SAFE_INTEGER, Math.max(256 * MIB, bodyLimit)),
     maxPixels,
+    maxFrames: integer(given.maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1),
     pixelsInFlight: integer(given.pixelsInFlight, 'pixelsInFlight', maxPixels, Number.MAX_SAFE_INTEGER, Math.max(128_000_000, maxPixels)),
     requestTimeoutMs: integer(given.requestTimeoutMs, 'requestTimeoutMs', 100, 3_600_000, 30_000),
     scoreTimeoutMs: integer(given.scoreTimeoutMs, 'scoreTimeoutMs', 1, 3_600_000, 60_000),

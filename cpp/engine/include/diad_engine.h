@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define DIAD_ENGINE_ABI 3
+#define DIAD_ENGINE_ABI 4
 #if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
 #define DIAD_EXPORT __declspec(dllexport)
 #elif defined(_WIN32)
@@ -37,6 +37,8 @@ typedef struct {
   int32_t warmup;                   /* 0: the first picture pays for lazy initialisation */
   const int32_t* preferred_batches; /* sizes that are taken as soon as so many wait, ascending, 1 to max_batch; may be NULL */
   int32_t preferred_count;
+  int32_t (*unwanted)(void* user); /* NULL, or asked now and then while it loads; not 0 ends that with ERR_DIAD_CLOSED */
+  void* user;                      /* of unwanted */
 } diad_load_options;
 
 /* One intermediate result, row-major float32. */
@@ -121,7 +123,7 @@ DIAD_EXPORT int32_t diad_engine_cancel(diad_engine* engine, uint64_t id);
 DIAD_EXPORT void diad_engine_stats(diad_engine* engine, diad_stats* stats);
 
 /* Completes what is pending with ERR_DIAD_CLOSED, releases the weights if nobody else uses them, frees the engine; blocks until the
- * inference thread has come to the end of a step. */
+ * inference thread has come to the end of a layer. */
 DIAD_EXPORT void diad_engine_close(diad_engine* engine);
 
 DIAD_EXPORT void diad_engine_result_free(diad_result* result);

@@ -1,7 +1,7 @@
 // Worst misses and false alarms as pictures: input, reconstruction, map and mask contour, at the picture's aspect ratio.
 import { AnomalyMap } from '../../anomaly-map.js';
 import type { Diad } from '../../diad.js';
-import { decodeImage, takeImage, type RawFrame } from '../../image.js';
+import { decodeImage, NO_LIMITS, takeImage, type RawFrame } from '../../image.js';
 import { findRegions } from '../../regions.js';
 import type { Evaluation, PictureReport } from '../evaluate.js';
 import { maskOf, readPicture } from '../pictures.js';
@@ -75,7 +75,7 @@ async function maskContour(evaluation: Evaluation, picture: PictureReport, side:
 /** Makes the pictures of one case; reconstructs it again, as the run did. */
 export async function renderCase(evaluation: Evaluation, diad: Diad, picture: PictureReport, colourMax: number): Promise<Case> {
   const { file } = evaluation.data.pictures[picture.index]!;
-  const frame = await decodeImage(takeImage(await readPicture(file)), Number.MAX_SAFE_INTEGER);
+  const frame = await decodeImage(takeImage(await readPicture(file)), NO_LIMITS);
   const { width, height, channels } = frame;
   const scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
   const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };

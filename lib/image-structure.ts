@@ -1,0 +1,88 @@
+// How many pictures an encoded file holds and in how many scans, from its structure alone: no decoder has seen the bytes yet.
+import type { ImageFormat } from './image.js';
+
+const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
+/** Directories of a TIFF or BigTIFF: a chain of offsets, each to a directory of one page. A chain that bites its tail reaches any limit. */
+function tiffPages(bytes: Uint8Array, limit: number): number {
+  const at = view(bytes);
+  const little = bytes[0] === 0x49;
+  const big = at.getUint16(2, little) === 43;
+  const offset = (position: number): number => (big ? Number(at.getBigUint64(position, little)) : at.getUint32(position, little));
+  let directory = offset(big ? 8 : 4);
+  let pages = 0;
+  while (directory !== 0 && pages < limit) {
+    pages++;
+    const entries = big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
+    directory = offset(directory + (big ? 8 + 20 * entries : 2 + 12 * entries));
+  }
+  return pages;
+}
+
+/** Image blocks of a GIF. */
+function gifFrames(bytes: Uint8Array, limit: number): number {
+  const at = view(bytes);
+  const table = (flags: number): number => (flags & 0x80 ? 3 * 2 ** ((flags & 7) + 1) : 0);
+  let position = 13 + table(at.getUint8(10));
+  const skipSubBlocks = (): void => {
+    for (let size = at.getUint8(position++); size !== 0; size = at.getUint8(position++)) position += size;
+  };
+  let frames = 0;
+  while (frames < limit) {
+    const block = at.getUint8(position++);
+    if (block === 0x21) {
+      position++; // its label
+    } else if (block === 0x2c) {
+      frames++;
+      position += 9 + table(at.getUint8(position + 8)) + 1; // descriptor, colours, size of a code
+    } else {
+      return frames;
+    }
+    skipSubBlocks();
+  }
+  return frames;
+}
+
+/** ANMF chunks of a WebP; a still one has none. */
+function webpFrames(bytes: Uint8Array, limit: number): number {
+  const at = view(bytes);
+  let frames = 0;
+  for (let position = 12; frames < limit && position + 8 <= bytes.length;) {
+    if (at.getUint32(position) === 0x414e4d46) frames++;
+    const size = at.getUint32(position + 4, true);
+    position += 8 + size + (size & 1);
+  }
+  return frames;
+}
+
+/**
+ * Pages or frames of an encoded picture, counted up to `limit`.
+ *
+ * @returns at least 1; 1, too, for a structure that breaks off, and for AVIF, whose pictures its own header lists
+ */
+export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: number): number {
+  const counters: Partial<Record<ImageFormat, typeof gifFrames>> = { tiff: tiffPages, gif: gifFrames, webp: webpFrames };
+  try {
+    return Math.max(1, counters[format]?.(bytes, limit) ?? 1);
+  } catch (error) {
+    if (error instanceof RangeError) return 1; // it breaks off before the limit: what it is worth is the decoder's to say
+    throw error;
+  }
+}
+
+/** Scans of a JPEG, counted up to `limit`. It finds the next marker as libjpeg does, across bytes that belong to nothing. */
+export function countScans(bytes: Uint8Array, limit: number): number {
+  const at = view(bytes);
+  const standsAlone = (marker: number): boolean => marker === 0x01 || (marker >= 0xd0 && marker <= 0xd8);
+  let [scans, position] = [0, bytes.indexOf(0xff, 2)];
+  while (scans < limit && position >= 0) {
+    while (bytes[position] === 0xff) position++;
+    const marker = bytes[position++];
+    if (marker === 0xd9) break; // end of the picture
+    if (marker === 0xda) scans++;
+    // A stuffed 0xff of the coded data and some markers have no length behind them.
+    const hasLength = marker !== 0 && !standsAlone(marker ?? 0) && position + 2 <= bytes.length;
+    position = bytes.indexOf(0xff, position + (hasLength ? at.getUint16(position) : 0));
+  }
+  return scans;
+}
