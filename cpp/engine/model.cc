@@ -49,7 +49,7 @@ void warm_up(Batcher& queue, int64_t size) {
 
 }  // namespace
 
-Model::Model(const Bundle& bundle, const LoadOptions& options) {
+Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest) {
   const auto started = Clock::now();
   const c10::Device device = parse_device(options.device);
   const c10::ScalarType precision = parse_precision(options.precision);

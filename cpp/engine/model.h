@@ -25,11 +25,12 @@ class Model {
   Model(const Bundle& bundle, const LoadOptions& options);
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
-  [[nodiscard]] const Manifest& manifest() const { return pipeline_->manifest(); }
+  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes.
   [[nodiscard]] const std::string& info() const { return info_; }
 
  private:
+  const Manifest manifest_;
   std::string info_;
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };
