@@ -106,7 +106,7 @@ async function row(diad, data, name, experimental, seed = 0) {
   return row(diad, data, name, experimental, seed);
 }
 
-const withoutScores = ({ scores, ...rest }) => rest;
+const withoutScores = (found) => ({ ...found, scores: undefined });
 
 async function rows(diad, data, prefix, candidates) {
   const found = [];

@@ -96,9 +96,9 @@ describe('data sets', () => {
 
       await mkdir(path.join(visa, 'split_csv'), { recursive: true });
       // With a byte-order mark, as spreadsheets write them; the mark also tells UTF-16 from UTF-8.
-      const lines = '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n';
+      const table = '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n';
       for (const encoding of ['utf8', 'utf16le'] as const) {
-        await writeFile(path.join(visa, 'split_csv', '1cls.csv'), lines, encoding);
+        await writeFile(path.join(visa, 'split_csv', '1cls.csv'), table, encoding);
         assert.deepEqual(summary((await readDataSet(visa)).pictures), ['candle good 0'], encoding);
       }
     }));

@@ -30,7 +30,7 @@ class Model {
   [[nodiscard]] const std::string& info() const { return info_; }
 
  private:
-  Manifest manifest_;
+  const Manifest manifest_;
   std::string info_;
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };
