@@ -1,5 +1,6 @@
 // Many connections at once against the demo model: refused in order or answered, the engine kept busy, memory flat, ready again at once.
 import autocannon from 'autocannon';
+import { setMaxListeners } from 'node:events';
 import http from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { quantile } from './record.mjs';
@@ -27,6 +28,7 @@ async function polite(url, bytes, connections, seconds) {
   const agent = new http.Agent({ keepAlive: true, maxSockets: connections });
   const end = performance.now() + seconds * 1000;
   const until = AbortSignal.timeout(seconds * 1000);
+  setMaxListeners(0, until); // one per connection
   let failed = 0;
   const send = () =>
     new Promise((resolve, reject) => {
@@ -49,8 +51,9 @@ async function polite(url, bytes, connections, seconds) {
         if (status === 200) scored.push({ at: performance.now(), ...JSON.parse(body).timings });
         else await sleep(retryAfter * 1000 * (1 + Math.random() / 2), undefined, { signal: until });
       } catch (error) {
-        if (!until.aborted) failed++;
-        if (!until.aborted) throw error;
+        if (until.aborted) return;
+        failed++;
+        throw error;
       }
     }
   };
