@@ -213,8 +213,7 @@ export function addon(): NativeAddon {
 /**
  * Keeps freed memory in the process for the next picture instead of giving it back to the system and zeroing it afresh: faster scoring, most
  * of all of large models, for a resident set that stays at its peak. It changes the C library's allocator for the whole process, so
- * nothing but the `diad` commands does it unasked. Call it after `Diad.load`: what loading
- * frees is meant to go back.
+ * nothing but the `diad` commands does it unasked. Call it before the first `Diad.load`.
  *
  * @returns false where the C library (anything but glibc) has no such settings
  */

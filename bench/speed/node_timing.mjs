@@ -25,9 +25,9 @@ for (let i = 0, state = 1; i < pixels.length; i++) {
 }
 const picture = { data: pixels, width: 256, height: 256, channels: 3 };
 
+tuneAllocator();
 const { device, precision, bundle } = values;
 const diad = await Diad.load(bundle, { device, precision, maxBatch: Number(values['max-batch']) });
-tuneAllocator();
 const { sizeBytes } = diad.info.bundle;
 console.log(JSON.stringify({ loadMs: diad.info.loadMs, sizeBytes, threads: diad.info.threads, libtorch: diad.info.libtorch.version }));
 

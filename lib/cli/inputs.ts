@@ -47,13 +47,12 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
 /** Loads the model the options name. */
 export async function loadModel(options: ModelOptions): Promise<Diad> {
   const { model, device, threads, maxFrames } = options;
-  const diad = await Diad.load(model, {
+  tuneAllocator();
+  return Diad.load(model, {
     device,
     ...(threads === undefined || threads === 0 ? {} : { threads }),
     ...(maxFrames === undefined ? {} : { maxFrames }),
   });
-  tuneAllocator();
-  return diad;
 }
 
 /**

@@ -60,8 +60,9 @@ function threadsOf({ threads, workers }: ServeOptions): number | undefined {
 
 async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
   const threads = threadsOf(options);
-  const load = async (): Promise<Diad> => {
-    const diad = await Diad.load(options.model, {
+  tuneAllocator();
+  const load = (): Promise<Diad> =>
+    Diad.load(options.model, {
       device: options.device,
       queueLimit: options.queueLimit,
       ...(threads === undefined ? {} : { threads }),
@@ -69,9 +70,6 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       ...(options.maxFrames === undefined ? {} : { maxFrames: options.maxFrames }),
     });
-    tuneAllocator();
-    return diad;
-  };
   return {
     load,
     host: options.host,
