@@ -1,5 +1,6 @@
 #include "direct_conv.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "kernels/direct_conv_kernel.h"
+#include "mapped_allocator.h"
 
 namespace diad {
 
@@ -99,11 +101,10 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
   // [K, C, h, w] -> [K / 32, 32, C, h, w] -> [K / 32, h, w, C, 32]
   at::Tensor kept = exact_in_half(weight) ? weight.to(at::kHalf) : weight;
   if (filled > out_channels_) kept = at::constant_pad_nd(kept, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
-  weights_ = kept.contiguous()
-                 .view({filled / kBlock, kBlock, channels_, height_, width_})
-                 .permute({0, 3, 4, 2, 1})
-                 .contiguous()
-                 .view({filled / kBlock, height_, width_ * channels_, kBlock});
+  const at::Tensor blocks = kept.contiguous().view({filled / kBlock, kBlock, channels_, height_, width_}).permute({0, 3, 4, 2, 1});
+  weights_ = at::detail::empty_generic(blocks.sizes(), mapped_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), kept.scalar_type(),
+                                       std::nullopt);
+  weights_.copy_(blocks);
   bias_ = at::zeros({filled}, at::kFloat);
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }

@@ -32,7 +32,7 @@ class DirectConv {
   [[nodiscard]] bool half() const { return weights_.scalar_type() == at::kHalf; }
 
  private:
-  at::Tensor weights_;  // [ceil(K / 32), h, w * C, 32]
+  at::Tensor weights_;  // [ceil(K / 32), h, w * C, 32], float or half
   at::Tensor bias_;     // [ceil(K / 32) * 32]
   Shape shape_;
   int64_t out_channels_, channels_, height_, width_;

@@ -14,6 +14,7 @@ namespace diad {
 namespace {
 
 constexpr size_t kOwnMapping = 1 << 20;  // bytes
+constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: weights are read from end to end, again and again
 
 #ifndef _WIN32
 
@@ -34,6 +35,9 @@ class MappedAllocator final : public c10::Allocator {
     if (bytes < kOwnMapping) return c10::GetCPUAllocator()->allocate(bytes);
     void* const address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (address == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (bytes >= kHugePages) madvise(address, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small
+#endif
     return {address, new Mapping{address, bytes}, unmap, c10::Device(c10::kCPU)};
   }
 

@@ -1,4 +1,4 @@
-// Memory for what is read from a bundle: mapped piece by piece, so that each piece goes back to the system when it is let go.
+// Memory for weights: mapped piece by piece, so that each piece goes back to the system when it is let go.
 #pragma once
 
 #include <c10/core/Allocator.h>
