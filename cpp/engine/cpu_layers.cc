@@ -71,6 +71,26 @@ at::Tensor convolve_upsampled(const at::Tensor& x, const at::Tensor& weight, con
 // With so few pixels a weight is used little: getting it from memory, and setting oneDNN up, take longer than the arithmetic.
 constexpr int64_t kFewPixels = 256;
 
+// Output pixels from which Winograd's transforms pay, and channel pairs below which oneDNN is as fast.
+constexpr int64_t kWinogradPixels = 256, kWinogradPairs = 64 * 64;
+
+// A byte by which weights grow must save so many multiplications a picture; layers that grow by less than kFreeGrowth bytes need not ask.
+constexpr double kSavedForAByte = 300;
+constexpr int64_t kFreeGrowth = 4 << 20;
+
+// The tile that WinogradConv should compute a layer with, 0: none. Multiplications saved a picture (of 9 a pixel and channel pair) against
+// bytes added to the weights (of 36 a channel pair).
+int64_t winograd_tile(int64_t pixels, int64_t pairs, int64_t runs) {
+  if (pixels < kWinogradPixels || pairs < kWinogradPairs) return 0;
+  const auto worth = [&](double saved, int64_t bytes) {
+    return bytes * pairs <= kFreeGrowth || saved * static_cast<double>(pixels * runs) >= kSavedForAByte * static_cast<double>(bytes);
+  };
+  constexpr double kSaved2 = 9 - 16. / 4, kSaved4 = 9 - 36. / 16;
+  constexpr int64_t kBytes2 = 4 * (16 - 9), kBytes4 = 4 * (36 - 9);
+  if (worth(kSaved4 - kSaved2, kBytes4 - kBytes2) && worth(kSaved4, kBytes4)) return 4;
+  return worth(kSaved2, kBytes2) ? 2 : 0;
+}
+
 }  // namespace
 
 at::Tensor folded_upsampling(const at::Tensor& weight) {
@@ -113,20 +133,28 @@ std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x, int64_t times
   return size;
 }
 
-const DirectConv* ConvLayer::direct_for(const at::Tensor& x) {
-  if (direct_ || !plain_.defined()) return direct_.get();
-  const auto same = [](const std::vector<int64_t>& pair) { return pair[0] == pair[1]; };
+void ConvLayer::choose_for(const at::Tensor& x) {
+  chosen_ = true;
+  const auto all = [](const std::vector<int64_t>& pair, int64_t value) { return pair == std::vector<int64_t>{value, value}; };
   const std::array<int64_t, 4> size = output_size(x, shape_.upsampled ? 2 : 1);
-  const bool fits = same(shape_.stride) && same(shape_.padding) && shape_.dilation == std::vector<int64_t>{1, 1};
-  if (!DirectConv::available() || !fits || size[2] * size[3] > kFewPixels) return nullptr;
-  const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
-  direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
-  plain_.reset();
-  return direct_.get();
+  const int64_t pixels = size[2] * size[3];
+  if (all(shape_.stride, 1) && all(shape_.padding, 1) && all(shape_.dilation, 1) && WinogradConv::available(plain_)) {
+    if (const int64_t tile = winograd_tile(pixels, size_[0] * size_[1], shape_.runs)) {
+      winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, shape_.relu});
+    }
+  }
+  const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
+  if (!winograd_ && DirectConv::available() && square && pixels <= kFewPixels) {
+    const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
+    direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
+  }
+  if (winograd_ || direct_) plain_.reset();
 }
 
 at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
-  if (const DirectConv* const direct = direct_for(x)) return direct->run(x, residual);
+  if (!chosen_) choose_for(x);
+  if (winograd_) return winograd_->run(x, residual);
+  if (direct_) return direct_->run(x, residual);
   if (!shape_.upsampled) return convolved(x, residual);
   if (!folding_pays(x)) {
     const at::Tensor enlarged = at::upsample_nearest2d(x.contiguous(at::MemoryFormat::ChannelsLast), {2 * x.size(2), 2 * x.size(3)});
@@ -171,11 +199,6 @@ at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>
   static const auto linear_and_add =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view)>(
           "mkldnn::_linear_pointwise", "binary");
-  if (direct_) {
-    if (!residual || (residual->sizes().slice(0, static_cast<size_t>(x.dim() - 1)) == x.sizes().slice(0, static_cast<size_t>(x.dim() - 1))))
-      return direct_->multiply(x, residual);
-    return direct_->multiply(x, std::nullopt) + *residual;
-  }
   if (residual) return linear_and_add.call(x.contiguous(), residual->contiguous(), packed_, bias_, "add");
   return linear.call(x.contiguous(), packed_, bias_, "none", Scalars(), std::nullopt);
 }

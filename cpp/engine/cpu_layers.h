@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "direct_conv.h"
+#include "winograd_conv.h"
 
 namespace diad {
 
@@ -26,6 +27,7 @@ class ConvLayer final : public torch::CustomClassHolder {
     std::vector<int64_t> padding, stride, dilation;
     bool upsampled = false;  // the input is first enlarged 2x by repetition; needs a 3 x 3 kernel, stride 1, padding 1
     bool relu = false;       // ends with max(0, .)
+    int64_t runs = 1;        // how often a picture passes: what speed is worth in memory
   };
 
   ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
@@ -38,13 +40,15 @@ class ConvLayer final : public torch::CustomClassHolder {
     at::Tensor weight, layout;  // in oneDNN's layout, and that layout's description
   };
 
-  const DirectConv* direct_for(const at::Tensor& x);  // null: oneDNN's
+  void choose_for(const at::Tensor& x);  // packs for DirectConv or WinogradConv, or neither
   at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual);
   const at::Tensor& packed_for(const at::Tensor& x);
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x, int64_t times) const;  // x enlarged `times`
 
   at::Tensor plain_;  // undefined once packed
   std::unique_ptr<DirectConv> direct_;
+  std::unique_ptr<WinogradConv> winograd_;
+  bool chosen_ = false;
   at::Tensor folded_;  // the transposed convolution's, packed, once needed
   std::vector<Packed> packed_;
   std::map<std::vector<int64_t>, size_t> by_size_;  // of the input, into packed_

@@ -83,7 +83,7 @@ Value* other_summand(Node* add, const Value* known) {
 
 class Rewriter {
  public:
-  explicit Rewriter(const std::shared_ptr<Graph>& graph) : graph_(graph) {}
+  Rewriter(const std::shared_ptr<Graph>& graph, int64_t runs) : graph_(graph), runs_(runs) {}
 
   CpuRewrites run() {
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite_norm(node); });
@@ -162,7 +162,7 @@ class Rewriter {
                dilation = constant_ints(node->input(5), 2);
     if (!stride || !padding || !dilation) return;
 
-    ConvLayer::Shape shape{*padding, *stride, *dilation, false, false};
+    ConvLayer::Shape shape{*padding, *stride, *dilation, false, false, runs_};
     Value* x = node->input(0);
     if (folds_upsampling(x, *weight, shape)) {
       x = x->node()->input(0);
@@ -232,12 +232,13 @@ class Rewriter {
   }
 
   std::shared_ptr<Graph> graph_;
+  int64_t runs_;
   CpuRewrites done_;
 };
 
 }  // namespace
 
-CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph) { return Rewriter(graph).run(); }
+CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, int64_t runs) { return Rewriter(graph, runs).run(); }
 
 TORCH_LIBRARY(diad, library) {
   library.class_<ConvLayer>("Convolution");

@@ -14,7 +14,7 @@ struct CpuRewrites {
 };
 
 // In place. The graph's weights must be constants (a frozen module) in float32; what is not recognised stays as it is. The result computes
-// the same sums in another order: differences are float32's own.
-CpuRewrites optimise_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph);
+// the same sums in another order: differences are float32's own. `runs`: how often a picture passes through the graph.
+CpuRewrites optimise_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph, int64_t runs = 1);
 
 }  // namespace diad

@@ -4,14 +4,12 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/Version.h>
 
 #include <algorithm>
 #include <cstring>
-#include <string_view>
 #include <vector>
 
-#include "kernels/direct_conv_kernel.h"
+#include "cpu_kernels.h"
 #include "mapped_allocator.h"
 
 namespace diad {
@@ -21,24 +19,7 @@ namespace {
 using kernels::ConvArguments;
 using kernels::kBlock;
 
-kernels::ConvKernel best_kernel() {
-#ifdef DIAD_X86_KERNELS
-  const std::string capability = at::get_cpu_capability();
-  if (capability.starts_with("AVX512")) return kernels::direct_conv_avx512;
-  if (capability == "AVX2") return kernels::direct_conv_avx2;
-#endif
-  return nullptr;
-}
-
-kernels::ConvKernel kernel() {
-  static const kernels::ConvKernel chosen = best_kernel();
-  return chosen;
-}
-
 int64_t rounded_up(int64_t value) { return (value + kBlock - 1) / kBlock * kBlock; }
-
-// Floating-point operations below which a second thread costs more than it brings.
-constexpr double kWorkOfAThread = 4e6;
 
 // Output pixels of a task: as many as share one pass over the weights.
 constexpr int64_t kChunk = kernels::kMostPixels;
@@ -47,10 +28,11 @@ void compute(const ConvArguments& a, int64_t pixels) {
   const int64_t blocks = rounded_up(a.out_channels) / kBlock, chunks = (pixels + kChunk - 1) / kChunk;
   const double work = 2.0 * static_cast<double>(kBlock * std::min(kChunk, pixels)) * static_cast<double>(a.runs * a.run_length);
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
+  const kernels::ConvKernel kernel = cpu_kernels()->convolution;
   at::parallel_for(0, blocks * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / chunks, first = task % chunks * kChunk;
-      kernel()(a, block, first, std::min(first + kChunk, pixels));
+      kernel(a, block, first, std::min(first + kChunk, pixels));
     }
   });
 }
@@ -93,7 +75,7 @@ bool exact_in_half(const at::Tensor& weight) {
 
 }  // namespace
 
-bool DirectConv::available() { return kernel() != nullptr; }
+bool DirectConv::available() { return cpu_kernels() != nullptr; }
 
 DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape)
     : shape_(shape), out_channels_(weight.size(0)), channels_(weight.size(1)), height_(weight.size(2)), width_(weight.size(3)) {

@@ -84,8 +84,8 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
 // A method that can be run.
 class Program {
  public:
-  Program(std::shared_ptr<Graph> graph, const char* name, bool rewrite_for_cpu) {
-    if (rewrite_for_cpu) optimise_for_cpu(graph);
+  Program(std::shared_ptr<Graph> graph, const char* name, bool rewrite_for_cpu, int64_t runs = 1) {
+    if (rewrite_for_cpu) optimise_for_cpu(graph, runs);
     executor_ = torch::jit::GraphExecutor(graph, name);
   }
 
@@ -127,7 +127,8 @@ class TorchScriptModules final : public Modules {
     std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1), denoise = graph(denoiser, "denoiser.pt", "forward", 3);
     denoiser = Module();
     guide_ = std::make_unique<Program>(std::move(guide), "guide", rewrite_for_cpu_);
-    denoise_ = std::make_unique<Program>(std::move(denoise), "denoise", rewrite_for_cpu_);
+    denoise_ =
+        std::make_unique<Program>(std::move(denoise), "denoise", rewrite_for_cpu_, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({x}).toTensor(); }

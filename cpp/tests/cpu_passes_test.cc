@@ -124,7 +124,7 @@ TEST_CASE("a packed layer serves every input size, in any order") {
   for (int round = 0; round < 2; ++round) {
     for (const auto& [pictures, side] : std::vector<std::pair<int64_t, int64_t>>{{1, 32}, {1, 4}, {8, 16}, {1, 1}, {3, 9}}) {
       const at::Tensor x = random_tensor({pictures, 64, side, side}, 2);
-      CHECK(difference(layer.run(x, std::nullopt), at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), {}, 1, 1)) < 5e-5);
+      CHECK(difference(layer.run(x, std::nullopt), at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), {}, 1, 1)) < 2e-4);
     }
   }
 }

@@ -1,4 +1,4 @@
-// The inner loops of DirectConv, compiled once for each instruction set (direct_conv_avx512.cc, direct_conv_avx2.cc).
+// The inner loops of DirectConv, compiled once for each instruction set (convolutions_avx512.cc, convolutions_avx2.cc).
 //
 // Nothing of the standard library is used here: a function that these files instantiate with wide instructions could be the copy that the
 // linker keeps for everybody.
@@ -40,61 +40,75 @@ using ConvKernel = void (*)(const ConvArguments& arguments, int64_t block, int64
 void direct_conv_avx512(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last);
 void direct_conv_avx2(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last);
 
+// Weights to bring near while others are in use: every few steps `lines` cache lines, `advance` bytes further than the last time.
+struct Upcoming {
+  const char* from;
+  int64_t lines, advance;
+};
+
 // Vector is a set of operations: type, width, load of floats or halves, broadcast, fused multiply-add, add, max, store.
 template <typename Vector>
 struct DirectConvLoops {
   using V = typename Vector::Type;
-  static constexpr int64_t kAhead = 64;                         // steps from asking for a weight to using it, when it comes from memory
+  static constexpr int64_t kSteps = 4;                          // from one time of asking for weights to the next
+  static constexpr int64_t kLine = 64;                          // bytes of a cache line
   static constexpr int64_t kDepth = 256;                        // steps whose weights stay in the first cache while all pixels pass by
   static constexpr int64_t kVectors = kBlock / Vector::kWidth;  // of a block
 
   // Adds `steps` products to the sums of kPixels pixels, kParts vectors each.
   template <typename Weight, int kPixels, int kParts>
-  static void tile(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums) {
+  static void tile(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums, Upcoming& upcoming) {
     V sum[kPixels][kParts];
     const float* row[kPixels];
     for (int p = 0; p < kPixels; ++p) {
       row[p] = inputs[p] + offset;
       for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::load(sums + p * kBlock + v * Vector::kWidth);
     }
-    for (int64_t i = 0; i < steps; ++i) {
-      Vector::prefetch(weights + kAhead * kBlock);
+    const auto step = [&](int64_t i) {
       V w[kParts];
-      for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + v * Vector::kWidth);
+      for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + i * kBlock + v * Vector::kWidth);
       for (int p = 0; p < kPixels; ++p) {
         const V value = Vector::broadcast(row[p][i]);
         for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::multiply_add(value, w[v], sum[p][v]);
       }
-      weights += kBlock;
+    };
+    int64_t i = 0;
+    for (; i + kSteps <= steps; i += kSteps) {
+      for (int64_t line = 0; line < upcoming.lines; ++line) Vector::prefetch(upcoming.from + line * kLine);
+      upcoming.from += upcoming.advance;
+      for (int64_t j = 0; j < kSteps; ++j) step(i + j);
     }
+    for (; i < steps; ++i) step(i);
     for (int p = 0; p < kPixels; ++p) {
       for (int v = 0; v < kParts; ++v) Vector::store(sums + p * kBlock + v * Vector::kWidth, sum[p][v]);
     }
   }
 
   template <typename Weight, int kPixels>
-  static void pixels(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums) {
+  static void pixels(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums, Upcoming& upcoming) {
     constexpr int kParts = Vector::kPartsAtOnce;
     for (int v = 0; v < kVectors; v += kParts) {
-      tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth);
+      tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth, upcoming);
     }
   }
 
+  // `next` are the weights that come after, `bytes` of them: the passes share in asking for them.
   template <typename Weight>
-  static void all_pixels(const Weight* weights, const float* const* inputs, int64_t count, int64_t offset, int64_t steps, float* sums) {
+  static void all_pixels(const Weight* weights, const float* const* inputs, int64_t count, int64_t offset, int64_t steps, float* sums,
+                         const void* next, int64_t bytes) {
     constexpr int kMost = Vector::kPixels;
+    const int64_t rest = count % kMost, passes = (count / kMost + rest / 2 + rest % 2) * (kVectors / Vector::kPartsAtOnce);
+    const int64_t times = passes * (steps / kSteps), advance = times == 0 ? 0 : (bytes + times - 1) / times;
+    Upcoming upcoming{static_cast<const char*>(next), (advance + kLine - 1) / kLine, advance};
     int64_t p = 0;
-    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost>(weights, inputs + p, offset, steps, sums + p * kBlock);
-    for (; p + 2 <= count; p += 2) pixels<Weight, 2>(weights, inputs + p, offset, steps, sums + p * kBlock);
-    if (p < count) pixels<Weight, 1>(weights, inputs + p, offset, steps, sums + p * kBlock);
+    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    for (; p + 2 <= count; p += 2) pixels<Weight, 2>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    if (p < count) pixels<Weight, 1>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
   }
 
   template <typename Weight>
   static void widen(const Weight* from, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i += Vector::kWidth) {
-      if (i % kBlock == 0) Vector::prefetch(from + i + kAhead * kBlock);
-      Vector::store(to + i, Vector::load(from + i));
-    }
+    for (int64_t i = 0; i < count; i += Vector::kWidth) Vector::store(to + i, Vector::load(from + i));
   }
 
   static void finish(const ConvArguments& a, int64_t block, int64_t first, int64_t count, const float* sums) {
@@ -124,13 +138,15 @@ struct DirectConvLoops {
     for (int64_t run = 0; run < a.runs; ++run) {
       for (int64_t i = 0; i < a.run_length; i += kDepth) {
         const int64_t steps = a.run_length - i < kDepth ? a.run_length - i : kDepth, offset = run * a.run_stride + i;
+        const Weight* const next = weights + steps * kBlock;
+        const int64_t bytes = steps * kBlock * static_cast<int64_t>(sizeof(Weight));
         // Widening takes the place of multiplications: for more than a few tiles it is done once, beforehand.
         if (sizeof(Weight) < sizeof(float) && count >= 4 * Vector::kPixels) {
           alignas(64) float widened[kDepth * kBlock];
           widen(weights, steps * kBlock, widened);
-          all_pixels(widened, inputs, count, offset, steps, sums);
+          all_pixels(widened, inputs, count, offset, steps, sums, next, bytes);
         } else {
-          all_pixels(weights, inputs, count, offset, steps, sums);
+          all_pixels(weights, inputs, count, offset, steps, sums, next, bytes);
         }
         weights += steps * kBlock;
       }

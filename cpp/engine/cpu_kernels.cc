@@ -1,0 +1,28 @@
+#include "cpu_kernels.h"
+
+#include <ATen/Version.h>
+
+#include <optional>
+#include <string>
+
+namespace diad {
+
+namespace {
+
+std::optional<CpuKernels> best_kernels() {
+#ifdef DIAD_X86_KERNELS
+  const std::string capability = at::get_cpu_capability();
+  if (capability.starts_with("AVX512")) return CpuKernels{kernels::direct_conv_avx512, kernels::winograd_avx512};
+  if (capability == "AVX2") return CpuKernels{kernels::direct_conv_avx2, kernels::winograd_avx2};
+#endif
+  return std::nullopt;
+}
+
+}  // namespace
+
+const CpuKernels* cpu_kernels() {
+  static const std::optional<CpuKernels> best = best_kernels();
+  return best ? &*best : nullptr;
+}
+
+}  // namespace diad

@@ -1,0 +1,20 @@
+// The inner loops for this machine's instruction set.
+#pragma once
+
+#include "kernels/direct_conv_kernel.h"
+#include "kernels/winograd_kernel.h"
+
+namespace diad {
+
+struct CpuKernels {
+  kernels::ConvKernel convolution;
+  kernels::WinogradKernels winograd;
+};
+
+// Null without AVX2 (with FMA and F16C) or AVX-512.
+[[nodiscard]] const CpuKernels* cpu_kernels();
+
+// Floating-point operations below which a second thread costs more than it brings.
+inline constexpr double kWorkOfAThread = 4e6;
+
+}  // namespace diad

@@ -1,0 +1,137 @@
+// The transforms of WinogradConv, compiled once for each instruction set (convolutions_avx512.cc, convolutions_avx2.cc).
+//
+// Matrices: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4, for 3 x 3 kernels and tiles of 2 x 2 and
+// 4 x 4 output pixels. As in direct_conv_kernel.h nothing of the standard library is used.
+#pragma once
+
+#include <stdint.h>
+
+namespace diad::kernels {
+
+// Input pixels of a tile along a side, for `Out` output pixels.
+template <int Out>
+constexpr int kWinogradIn = Out + 2;
+
+// B^T d B: `pixels` [in * in] are the tile's input pixels, row by row, `channels` floats each; position p goes to transformed + p *
+// position_stride.
+using WinogradInput = void (*)(const float* const* pixels, int64_t channels, float* transformed, int64_t position_stride);
+
+// A^T m A + bias + residual: position p comes from products + p * position_stride; y [out * out] are the tile's output pixels, null where
+// the picture ends before; residual likewise, or null altogether.
+struct WinogradOutputArguments {
+  const float* products;
+  int64_t position_stride, channels;
+  const float* bias;
+  const float* const* residual;
+  float* const* y;
+  bool relu;
+};
+using WinogradOutput = void (*)(const WinogradOutputArguments& arguments);
+
+struct WinogradKernels {
+  WinogradInput input2, input4;
+  WinogradOutput output2, output4;
+};
+
+extern const WinogradKernels winograd_avx512, winograd_avx2;
+
+// One-dimensional transforms of a line of vectors, `step` apart.
+template <typename Vector, int Out>
+struct WinogradLine;
+
+template <typename Vector>
+struct WinogradLine<Vector, 2> {
+  using V = typename Vector::Type;
+  static void input(const V (&d)[4], V (&to)[4]) {
+    to[0] = Vector::subtract(d[0], d[2]);
+    to[1] = Vector::add(d[1], d[2]);
+    to[2] = Vector::subtract(d[2], d[1]);
+    to[3] = Vector::subtract(d[1], d[3]);
+  }
+  static void output(const V (&m)[4], V (&to)[2]) {
+    to[0] = Vector::add(Vector::add(m[0], m[1]), m[2]);
+    to[1] = Vector::subtract(Vector::subtract(m[1], m[2]), m[3]);
+  }
+};
+
+template <typename Vector>
+struct WinogradLine<Vector, 4> {
+  using V = typename Vector::Type;
+  static void input(const V (&d)[6], V (&to)[6]) {
+    const V two = Vector::broadcast(2), four = Vector::broadcast(4), five = Vector::broadcast(5);
+    const V even = Vector::negative_multiply_add(four, d[2], d[4]), odd = Vector::negative_multiply_add(four, d[1], d[3]);
+    const V far = Vector::subtract(d[4], d[2]), near = Vector::multiply(two, Vector::subtract(d[3], d[1]));
+    to[0] = Vector::multiply_add(four, d[0], Vector::negative_multiply_add(five, d[2], d[4]));
+    to[1] = Vector::add(even, odd);
+    to[2] = Vector::subtract(even, odd);
+    to[3] = Vector::add(far, near);
+    to[4] = Vector::subtract(far, near);
+    to[5] = Vector::multiply_add(four, d[1], Vector::negative_multiply_add(five, d[3], d[5]));
+  }
+  static void output(const V (&m)[6], V (&to)[4]) {
+    const V two = Vector::broadcast(2), four = Vector::broadcast(4), eight = Vector::broadcast(8);
+    const V near = Vector::add(m[1], m[2]), near_odd = Vector::subtract(m[1], m[2]);
+    const V far = Vector::add(m[3], m[4]), far_odd = Vector::subtract(m[3], m[4]);
+    to[0] = Vector::add(m[0], Vector::add(near, far));
+    to[1] = Vector::multiply_add(two, far_odd, near_odd);
+    to[2] = Vector::multiply_add(four, far, near);
+    to[3] = Vector::multiply_add(eight, far_odd, Vector::add(near_odd, m[5]));
+  }
+};
+
+template <typename Vector, int Out>
+struct WinogradTransforms {
+  using V = typename Vector::Type;
+  using Line = WinogradLine<Vector, Out>;
+  static constexpr int kIn = kWinogradIn<Out>;
+
+  static void input(const float* const* pixels, int64_t channels, float* transformed, int64_t position_stride) {
+    for (int64_t c = 0; c < channels; c += Vector::kWidth) {
+      V half[kIn][kIn];  // [row][transformed column]
+      for (int row = 0; row < kIn; ++row) {
+        V line[kIn];
+        for (int column = 0; column < kIn; ++column) line[column] = Vector::load(pixels[row * kIn + column] + c);
+        Line::input(line, half[row]);
+      }
+      for (int column = 0; column < kIn; ++column) {
+        V line[kIn], done[kIn];
+        for (int row = 0; row < kIn; ++row) line[row] = half[row][column];
+        Line::input(line, done);
+        for (int row = 0; row < kIn; ++row) Vector::store(transformed + (row * kIn + column) * position_stride + c, done[row]);
+      }
+    }
+  }
+
+  static void output(const WinogradOutputArguments& a) {
+    const V zero = Vector::broadcast(0);
+    for (int64_t k = 0; k < a.channels; k += Vector::kWidth) {
+      V half[kIn][Out];
+      for (int row = 0; row < kIn; ++row) {
+        V line[kIn];
+        for (int column = 0; column < kIn; ++column) line[column] = Vector::load(a.products + (row * kIn + column) * a.position_stride + k);
+        Line::output(line, half[row]);
+      }
+      const V bias = Vector::load(a.bias + k);
+      for (int column = 0; column < Out; ++column) {
+        V line[kIn], done[Out];
+        for (int row = 0; row < kIn; ++row) line[row] = half[row][column];
+        Line::output(line, done);
+        for (int row = 0; row < Out; ++row) {
+          const int at = row * Out + column;
+          if (!a.y[at]) continue;
+          V value = Vector::add(done[row], bias);
+          if (a.residual) value = Vector::add(value, Vector::load(a.residual[at] + k));
+          Vector::store(a.y[at] + k, a.relu ? Vector::max(zero, value) : value);
+        }
+      }
+    }
+  }
+};
+
+template <typename Vector>
+constexpr WinogradKernels winograd_kernels() {
+  return {WinogradTransforms<Vector, 2>::input, WinogradTransforms<Vector, 4>::input, WinogradTransforms<Vector, 2>::output,
+          WinogradTransforms<Vector, 4>::output};
+}
+
+}  // namespace diad::kernels

@@ -1,0 +1,150 @@
+#include "winograd_conv.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu_kernels.h"
+#include "mapped_allocator.h"
+
+namespace diad {
+
+namespace {
+
+using kernels::kBlock;
+
+constexpr int64_t kChannelMultiple = 16;
+constexpr int64_t kMostPositions = 36;  // of a 6 x 6 tile
+constexpr int64_t kMostOutputs = 16;
+
+// Tiles that are transformed, multiplied and transformed back before the next: what lies between stays in the caches.
+constexpr int64_t kTilesAtOnce = 256;
+
+// G of Lavin and Gray, (m + 2) x 3.
+at::Tensor kernel_transform(int64_t tile) {
+  const std::vector<double> two{1, 0, 0, .5, .5, .5, .5, -.5, .5, 0, 0, 1};
+  const std::vector<double> four{1. / 4,  0,       0,      -1. / 6, -1. / 6,  -1. / 6, -1. / 6, 1. / 6, -1. / 6,
+                                 1. / 24, 1. / 12, 1. / 6, 1. / 24, -1. / 12, 1. / 6,  0,       0,      1};
+  return at::tensor(tile == 2 ? two : four, at::kDouble).view({tile + 2, 3});
+}
+
+// The tiles of the output, counted row by row, picture by picture, and where their pixels lie in the input or output.
+struct Tiling {
+  int64_t pictures, height, width, channels, tile;
+  int64_t times = 1;  // each pixel of memory stands for so many in both directions
+
+  [[nodiscard]] int64_t rows() const { return (height + tile - 1) / tile; }
+  [[nodiscard]] int64_t columns() const { return (width + tile - 1) / tile; }
+  [[nodiscard]] int64_t count() const { return pictures * rows() * columns(); }
+
+  // The pixels of a square of `side` that begins `before` pixels up and left of the tile; `outside` for those that the picture lacks.
+  template <typename Float>
+  void pixels(int64_t index, int64_t side, int64_t before, Float* picture, Float* outside, Float** to) const {
+    const int64_t column = index % columns() * tile - before, row = index / columns() % rows() * tile - before;
+    const int64_t line = width / times;
+    Float* const start = picture + index / (columns() * rows()) * (height / times) * line * channels;
+    for (int64_t i = 0; i < side; ++i) {
+      for (int64_t j = 0; j < side; ++j) {
+        const int64_t y = row + i, x = column + j;
+        const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+        to[i * side + j] = inside ? start + (y / times * line + x / times) * channels : outside;
+      }
+    }
+  }
+};
+
+void each_tile(int64_t tiles, double work, const auto& action) {
+  at::parallel_for(0, tiles, std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work)), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) action(tile);
+  });
+}
+
+}  // namespace
+
+bool WinogradConv::available(const at::Tensor& weight) {
+  return cpu_kernels() != nullptr && weight.size(2) == 3 && weight.size(3) == 3 && weight.size(0) % kChannelMultiple == 0 &&
+         weight.size(1) % kChannelMultiple == 0;
+}
+
+WinogradConv::WinogradConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape)
+    : bias_(bias ? bias->contiguous() : at::zeros({weight.size(0)}, at::kFloat)),
+      shape_(shape),
+      out_channels_(weight.size(0)),
+      channels_(weight.size(1)) {
+  const int64_t side = shape.tile + 2, positions = side * side, blocks = (out_channels_ + kBlock - 1) / kBlock;
+  weights_ = at::detail::empty_generic({positions, blocks, channels_, kBlock}, mapped_allocator(),
+                                       c10::DispatchKeySet(c10::DispatchKey::CPU), at::kFloat, std::nullopt);
+  const at::Tensor g = kernel_transform(shape.tile), both = at::kron(g, g).t();  // [9, positions]
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * kBlock, count = std::min(kBlock, out_channels_ - first);
+    const at::Tensor taps = weight.narrow(0, first, count).to(at::kDouble).reshape({count * channels_, 9});
+    at::Tensor to = weights_.select(1, block);  // [positions, C, 32]
+    if (count < kBlock) to.zero_();
+    to.narrow(2, 0, count).copy_(taps.matmul(both).view({count, channels_, positions}).permute({2, 1, 0}));
+  }
+}
+
+at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+  const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
+  const int64_t times = shape_.upsampled ? 2 : 1, height = x.size(2) * times, width = x.size(3) * times;
+  const Tiling inputs{x.size(0), height, width, channels_, shape_.tile, times},
+      outputs{x.size(0), height, width, out_channels_, shape_.tile};
+  at::Tensor y = at::empty({x.size(0), out_channels_, height, width}, input.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
+
+  const int64_t side = shape_.tile + 2, positions = side * side, blocks = weights_.size(1), most = std::min(kTilesAtOnce, inputs.count());
+  const at::Tensor transformed = at::empty({positions * most * channels_}, at::kFloat),
+                   products = at::empty({positions * most * out_channels_}, at::kFloat),
+                   zeros = at::zeros({std::max(channels_, blocks * kBlock)}, at::kFloat);
+  const auto& kernels = *cpu_kernels();
+  const auto transform_input = shape_.tile == 2 ? kernels.winograd.input2 : kernels.winograd.input4;
+  const auto transform_output = shape_.tile == 2 ? kernels.winograd.output2 : kernels.winograd.output4;
+  const auto* const from = input.const_data_ptr<float>();
+  const auto* const nothing = zeros.const_data_ptr<float>();
+  const auto* const weights = weights_.const_data_ptr<float>();
+  const auto* const residuals = residual ? added.const_data_ptr<float>() : nullptr;
+  auto* const v = transformed.mutable_data_ptr<float>();
+  auto* const m = products.mutable_data_ptr<float>();
+  auto* const to = y.mutable_data_ptr<float>();
+
+  for (int64_t start = 0; start < inputs.count(); start += most) {
+    const int64_t tiles = std::min(most, inputs.count() - start);
+    each_tile(tiles, static_cast<double>(4 * positions * channels_), [&](int64_t tile) {
+      const float* pixels[kMostPositions];
+      inputs.pixels(start + tile, side, 1, from, nothing, pixels);
+      transform_input(pixels, channels_, v + tile * channels_, tiles * channels_);
+    });
+
+    const int64_t chunks = (tiles + kernels::kMostPixels - 1) / kernels::kMostPixels;
+    const double work = 2.0 * static_cast<double>(std::min(tiles, kernels::kMostPixels) * channels_ * kBlock);
+    each_tile(positions * chunks * blocks, work, [&](int64_t task) {
+      const int64_t position = task / (chunks * blocks), chunk = task / blocks % chunks, block = task % blocks;
+      kernels::ConvArguments a{};
+      a.x = v + position * tiles * channels_;
+      a.runs = a.height = 1;
+      a.run_length = a.pixel_step = channels_;
+      a.width = tiles;
+      a.weights = weights + position * blocks * channels_ * kBlock;
+      a.bias = nothing;
+      a.y = m + position * tiles * out_channels_;
+      a.out_channels = out_channels_;
+      const int64_t first = chunk * kernels::kMostPixels;
+      kernels.convolution(a, block, first, std::min(first + kernels::kMostPixels, tiles));
+    });
+
+    each_tile(tiles, static_cast<double>(4 * positions * out_channels_), [&](int64_t tile) {
+      float* pixels[kMostOutputs];
+      const float* summands[kMostOutputs];
+      outputs.pixels<float>(start + tile, shape_.tile, 0, to, nullptr, pixels);
+      if (residuals) outputs.pixels<const float>(start + tile, shape_.tile, 0, residuals, nullptr, summands);
+      transform_output({m + tile * out_channels_, tiles * out_channels_, out_channels_, bias_.const_data_ptr<float>(),
+                        residuals ? summands : nullptr, pixels, shape_.relu});
+    });
+  }
+  return y;
+}
+
+}  // namespace diad
