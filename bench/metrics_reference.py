@@ -17,11 +17,11 @@ STEPS = {"diad": 200, "ader": 100}
 
 
 def make(file: str, maps: int, classes: int) -> None:
-    """Blurred noise with raised rectangles for defects in every second map."""
+    """Blurred noise with raised rectangles for defects in every second map of each class."""
     rng = np.random.default_rng(0)
     preds, masks = np.empty((maps, SIDE, SIDE), np.float32), np.zeros((maps, SIDE, SIDE), np.uint8)
     for i in range(maps):
-        if i % 2:
+        if i // classes % 2:
             y, x = rng.integers(0, SIDE - 40, 2)
             masks[i, y : y + rng.integers(4, 40), x : x + rng.integers(4, 40)] = 1
         preds[i] = gaussian_filter(rng.normal(size=(SIDE, SIDE)) + 0.5 * masks[i], 4)
