@@ -59,12 +59,12 @@ const MODE_ROWS = [
 ];
 /** Pictures of each class in that part, half of them good. */
 const PART = 20;
-/** Rows of the Python reference: arguments of `evaluate`, and the method whose numbers count. */
+/** Rows of the Python reference on the same part: arguments of `evaluate`, and the method whose numbers count. */
 const PYTHON_ROWS = {
+  autoencoder: { arguments: ['--methods', 'autoencoder'], method: 'autoencoder' },
   'without SG': { arguments: ['--methods', 'without SG'], method: 'without SG' },
   'without SFF': { arguments: ['--methods', 'without SFF'], method: 'without SFF' },
-  autoencoder: { arguments: ['--methods', 'autoencoder'], method: 'autoencoder' },
-  'ddim 20': { arguments: ['--methods', 'diad', '--ddim-steps', '20', '--per-class', String(PART)], method: 'diad' },
+  'ddim 20': { arguments: ['--methods', 'diad', '--ddim-steps', '20'], method: 'diad' },
 };
 const SEEDS = 10;
 const TIMED_PICTURES = 5;
@@ -114,16 +114,18 @@ async function rows(diad, data, prefix, candidates) {
   return found;
 }
 
+const python = path.join(root, '.venv', 'bin', 'python');
+const pythonEnv = { ...process.env, PYTHONPATH: path.join(root, 'python') };
+
 function pythonRows() {
-  const python = path.join(root, '.venv', 'bin', 'python');
   const found = {};
   for (const [name, { arguments: more, method }] of Object.entries(PYTHON_ROWS)) {
     const out = path.join(values.work, `${name.replaceAll(' ', '-')}.json`);
     if (!existsSync(out)) {
       process.stderr.write(`${name} (Python)\n`);
-      const command = ['-m', 'diad_reference', 'evaluate', '--checkpoint', values.checkpoint, '--data', values.test, '--out', out, ...more];
-      const env = { ...process.env, PYTHONPATH: path.join(root, 'python') };
-      execFileSync(python, command, { env, stdio: ['ignore', 'ignore', 'inherit'] });
+      const part = ['--data', values.test, '--per-class', String(PART)];
+      const command = ['-m', 'diad_reference', 'evaluate', '--checkpoint', values.checkpoint, ...part, '--out', out, ...more];
+      execFileSync(python, command, { env: pythonEnv, stdio: ['ignore', 'ignore', 'inherit'] });
     }
     const { pictures, methods } = JSON.parse(readFileSync(out, 'utf8'));
     found[name] = { pictures, mean: methods[method].mean };
@@ -176,11 +178,13 @@ async function times() {
     }
   }
   await diad.close();
-  return MODE_ROWS.map((experimental, i) => ({
+  const rows = MODE_ROWS.map((experimental, i) => ({
     experimental,
     milliseconds: median(spent[i]),
     relative: median(spent[i].map((time, k) => time / spent[0][k])),
   }));
+  const more = [path.join(root, 'bench', 'more_steps.py'), values.checkpoint, pictures[0].file];
+  return { rows, ddim20: Number(execFileSync(python, more, { env: pythonEnv, encoding: 'utf8' })) };
 }
 
 const results = path.join(root, 'bench', 'results', 'quality.json');
@@ -201,17 +205,16 @@ if (!values.render) {
   if (parts.includes('test')) record('test', { rows: await rows(diad, test, 'test', TEST_ROWS) });
   if (parts.includes('modes')) record('modes', { rows: await rows(diad, thinned(test, PART), 'modes', MODE_ROWS) });
   if (parts.includes('python')) record('python', { rows: pythonRows() });
-  if (parts.includes('seeds'))
-    record('seeds', { rows: [await seeds(diad, thinned(test, PART), {}), await seeds(diad, thinned(test, PART), CHOSEN)] });
+  if (parts.includes('seeds')) record('seeds', { rows: [await seeds(diad, thinned(test, PART), {})] });
   await diad.close();
-  if (parts.includes('time')) record('time', { rows: await times() });
+  if (parts.includes('time')) record('time', await times());
 }
 const card = renderQuality(kept);
 if (card !== undefined) {
   const seal = 'import sys; from diad_reference.export.bundle import replace_card; replace_card(sys.argv[1], sys.stdin.read())';
-  const sealed = spawnSync(path.join(root, '.venv', 'bin', 'python'), ['-c', seal, path.join(root, 'models', 'demo')], {
+  const sealed = spawnSync(python, ['-c', seal, path.join(root, 'models', 'demo')], {
     input: card,
-    env: { ...process.env, PYTHONPATH: path.join(root, 'python') },
+    env: pythonEnv,
     stdio: ['pipe', 'inherit', 'inherit'],
   });
   if (sealed.status !== 0) throw new Error('the bundle could not be sealed');
