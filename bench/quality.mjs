@@ -1,12 +1,12 @@
 // Quality of the demo model: what guidance, start, steps and comparison bring, how far scores depend on the seed, and what each mode costs.
 //
-//   node bench/quality.mjs --checkpoint model.pt --validation DIR --test DIR [--work DIR] [--parts validation,test,modes,python,seeds,time]
+//   node bench/quality.mjs --checkpoint model.pt --validation DIR --test DIR [--work DIR] [--parts validation,test,modes,python,steps,seeds,time]
 //   node bench/quality.mjs --render
 //
 // DIR: splits that `python -m diad_reference generate` wrote (models/demo/MODEL_CARD.md has the commands). Every choice is made on the validation
 // split. What the engine can do runs in it, on one thread; what has no option there runs in the Python reference on the checkpoint. Resumable:
 // each picture and row that is done stays in the work folder. Writes bench/results/quality.json and the tables of what has been measured: in
-// docs/modes.md and, once test, modes, python and seeds are there, in models/demo/MODEL_CARD.md, which changes the model's digest.
+// docs/modes.md and, once test, modes and python are there, in models/demo/MODEL_CARD.md, which changes the model's digest.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
@@ -25,7 +25,7 @@ const { values } = parseArgs({
     validation: { type: 'string' },
     test: { type: 'string' },
     work: { type: 'string', default: path.join(os.tmpdir(), 'diad-quality') },
-    parts: { type: 'string', default: 'validation,test,modes,python,seeds,time' },
+    parts: { type: 'string', default: 'validation,test,modes,python,steps,seeds,time' },
     render: { type: 'boolean', default: false },
   },
 });
@@ -45,18 +45,11 @@ const CANDIDATES = [
 const CHOSEN = { startTimestep: 401, ...still, steps: 2 };
 /** On every test picture. */
 const TEST_ROWS = [{}, CHOSEN];
-/** On a part of the test pictures: every mode by itself, and the steps. */
-const MODE_ROWS = [
-  {},
-  CHOSEN,
-  { startTimestep: 401 },
-  still,
-  { startTimestep: 401, ...still },
-  { compareWith: 'autoencoder' },
-  { steps: 2 },
-  { steps: 4 },
-  { steps: 6 },
-];
+/** On a part of the test pictures: every mode by itself. */
+const MODE_ROWS = [{}, CHOSEN, { startTimestep: 401 }, still, { startTimestep: 401, ...still }, { compareWith: 'autoencoder' }];
+/** On the same part: fewer steps; more of them in the Python reference. */
+const STEP_ROWS = [{ steps: 2 }, { steps: 4 }, { steps: 6 }];
+const MORE_STEPS = { 'ddim 20': { arguments: ['--methods', 'diad', '--ddim-steps', '20'], method: 'diad' } };
 /** Pictures of each class in that part, half of them good. */
 const PART = 20;
 /** Rows of the Python reference on the same part: arguments of `evaluate`, and the method whose numbers count. */
@@ -64,7 +57,6 @@ const PYTHON_ROWS = {
   autoencoder: { arguments: ['--methods', 'autoencoder'], method: 'autoencoder' },
   'without SG': { arguments: ['--methods', 'without SG'], method: 'without SG' },
   'without SFF': { arguments: ['--methods', 'without SFF'], method: 'without SFF' },
-  'ddim 20': { arguments: ['--methods', 'diad', '--ddim-steps', '20'], method: 'diad' },
 };
 const SEEDS = 10;
 const TIMED_PICTURES = 5;
@@ -117,9 +109,9 @@ async function rows(diad, data, prefix, candidates) {
 const python = path.join(root, '.venv', 'bin', 'python');
 const pythonEnv = { ...process.env, PYTHONPATH: path.join(root, 'python') };
 
-function pythonRows() {
+function pythonRows(wanted) {
   const found = {};
-  for (const [name, { arguments: more, method }] of Object.entries(PYTHON_ROWS)) {
+  for (const [name, { arguments: more, method }] of Object.entries(wanted)) {
     const out = path.join(values.work, `${name.replaceAll(' ', '-')}.json`);
     if (!existsSync(out)) {
       process.stderr.write(`${name} (Python)\n`);
@@ -170,15 +162,16 @@ const median = (numbers) => [...numbers].sort((a, b) => a - b)[numbers.length >>
 async function times() {
   const { pictures } = thinned(await readDataSet(values.test), 2);
   const diad = await Diad.load(undefined, { maxBatch: 1, threads: 1 });
-  const spent = MODE_ROWS.map(() => []);
+  const timed = [...MODE_ROWS, ...STEP_ROWS];
+  const spent = timed.map(() => []);
   for (let round = 0; round < TIMED_ROUNDS; round++) {
     for (const { file } of pictures.slice(0, TIMED_PICTURES)) {
       const picture = await readFile(file);
-      for (const [i, experimental] of MODE_ROWS.entries()) spent[i].push((await diad.score(picture, { experimental })).timings.computeMs);
+      for (const [i, experimental] of timed.entries()) spent[i].push((await diad.score(picture, { experimental })).timings.computeMs);
     }
   }
   await diad.close();
-  const rows = MODE_ROWS.map((experimental, i) => ({
+  const rows = timed.map((experimental, i) => ({
     experimental,
     milliseconds: median(spent[i]),
     relative: median(spent[i].map((time, k) => time / spent[0][k])),
@@ -204,7 +197,10 @@ if (!values.render) {
   const test = values.test === undefined ? undefined : await readDataSet(values.test);
   if (parts.includes('test')) record('test', { rows: await rows(diad, test, 'test', TEST_ROWS) });
   if (parts.includes('modes')) record('modes', { rows: await rows(diad, thinned(test, PART), 'modes', MODE_ROWS) });
-  if (parts.includes('python')) record('python', { rows: pythonRows() });
+  if (parts.includes('python')) record('python', { rows: pythonRows(PYTHON_ROWS) });
+  if (parts.includes('steps')) {
+    record('steps', { rows: await rows(diad, thinned(test, PART), 'modes', STEP_ROWS), more: pythonRows(MORE_STEPS) });
+  }
   if (parts.includes('seeds')) record('seeds', { rows: [await seeds(diad, thinned(test, PART), {})] });
   await diad.close();
   if (parts.includes('time')) record('time', await times());
