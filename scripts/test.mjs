@@ -82,7 +82,7 @@ try {
   check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
   check('clang-format', 'sh', [
     '-c',
-    `find cpp/engine cpp/metrics cpp/addon cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
+    `find cpp/engine cpp/metrics cpp/addon cpp/fuzz cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
   ]);
   cppSuite();
   mochaSuite();

@@ -1,0 +1,17 @@
+// Any bytes as a module's pickle: accepted, or refused as invalid or corrupt; nothing of it is interpreted.
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+#include "error.h"
+#include "pickle_check.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
+  try {
+    diad::check_pickle({reinterpret_cast<const char*>(bytes), size}, "data.pkl");
+  } catch (const diad::EngineError& error) {
+    const std::string code = error.code();
+    if (code != diad::code::kBundleInvalid && code != diad::code::kBundleCorrupt) std::abort();
+  }
+  return 0;
+}
