@@ -58,6 +58,7 @@ function fuzz(name, seeds) {
   const args = [corpus, path.join(seeds, name), `-max_total_time=${seconds}`, '-timeout=120', '-rss_limit_mb=3000', '-print_final_stats=1'];
   const env = { ...process.env, ASAN_OPTIONS: 'detect_leaks=0', OMP_NUM_THREADS: '1' };
   const options = { encoding: 'utf8', env, maxBuffer: 1 << 28, stdio: ['ignore', 'inherit', 'pipe'] };
+  const started = performance.now();
   const { status, signal, stderr } = spawnSync(
     path.join(home, 'Release', `${name}_fuzz`),
     [...args, `-artifact_prefix=${findings}/`],
@@ -65,7 +66,8 @@ function fuzz(name, seeds) {
   );
   const last = (pattern) => Number([...stderr.matchAll(pattern)].at(-1)?.[1] ?? 0);
   const outcome = {
-    seconds,
+    // A finding ends a run early.
+    seconds: status === 0 ? seconds : Math.round((performance.now() - started) / 1000),
     executions: last(/stat::number_of_executed_units:\s+(\d+)/g) || last(/^#(\d+)/gm),
     coverage: last(/cov: (\d+)/g),
     corpus: readdirSync(corpus).length,

@@ -34,6 +34,10 @@ constexpr size_t kDeepestBrackets = 100, kMostOperators = 2000, kDeepestIndent =
 
 // The compiler of TorchScript recurses over expressions and blocks: what would exhaust its stack does not reach it.
 void check_source(std::string_view source, const std::string& where) {
+  // Refused here and not only in check_class: LibTorch compiles a hook that is listed but nowhere defined from memory it never filled.
+  if (source.find("__forward_hooks__") != source.npos || source.find("__forward_pre_hooks__") != source.npos) {
+    invalid(where + " has forward hooks, which are not allowed in a bundle");
+  }
   size_t brackets = 0, operators = 0, branches = 0;
   bool line_start = true;
   for (size_t i = 0; i < source.size(); ++i) {

@@ -181,6 +181,13 @@ TEST_CASE("TorchScript: source that would exhaust the compiler's stack is refuse
   CHECK(contains(refusal(std::string(100000, '-')), "nested too deeply"));
 }
 
+TEST_CASE("TorchScript: hooks that are listed but nowhere defined are refused before LibTorch compiles the class") {
+  for (const std::string list : {"__forward_hooks__", "__forward_pre_hooks__"}) {
+    const auto list_hook = [&](std::string& source) { replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__"); };
+    CHECK(contains(refusal_of_changed("code/__torch__.py", list_hook), "forward hooks, which are not allowed"));
+  }
+}
+
 TEST_CASE("TorchScript: other formats are refused") {
   const TemporaryFile file("other.pt");
   std::ofstream(file.path(), std::ios::binary) << "\x80\x02}q.";
