@@ -92,6 +92,13 @@ def test_without_sff_the_outputs_reach_the_unet_as_they_are(tiny_model: DiadMode
     assert torch.equal(_eps(tiny_model, 1), ablated)
 
 
+def test_a_model_with_other_steps_leaves_the_first_as_it_is(tiny_model: DiadModel) -> None:
+    other = tiny_model.with_ddim_steps(20)
+    assert (len(other.schedule.steps), len(tiny_model.schedule.steps)) == (20, 10)
+    assert other.config.schedule.ddim_steps == 20
+    assert all(a is b for a, b in zip(other.parameters(), tiny_model.parameters(), strict=True))
+
+
 def test_another_number_of_steps_keeps_the_training_schedule(tiny_model: DiadModel) -> None:
     schedule = Schedule(dataclasses.replace(tiny_model.config.schedule, ddim_steps=20))
     assert [s.timestep for s in schedule.steps[:3]] == [951, 901, 851]

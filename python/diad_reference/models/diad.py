@@ -1,5 +1,6 @@
 """The whole model under the published checkpoint's key names."""
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -50,10 +51,11 @@ class DiadModel(nn.Module):
         return self
 
     def with_ddim_steps(self, count: int) -> "DiadModel":
-        """This model with another number of DDIM steps, evenly spaced over the training timesteps; T stays where the noise is put on."""
-        self.config = replace(self.config, schedule=replace(self.config.schedule, ddim_steps=count))
-        self.schedule = Schedule(self.config.schedule)
-        return self
+        """A model of the same weights with other DDIM steps, evenly spaced over the training timesteps; T stays where the noise is put on."""
+        other = copy.copy(self)  # the same weights
+        other.config = replace(self.config, schedule=replace(self.config.schedule, ddim_steps=count))
+        other.schedule = Schedule(other.config.schedule)
+        return other
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise predicted in x.
