@@ -51,7 +51,7 @@ class DiadModel(nn.Module):
         return self
 
     def with_ddim_steps(self, count: int) -> "DiadModel":
-        """A model of the same weights with other DDIM steps, evenly spaced over the training timesteps; T stays where the noise is put on."""
+        """A model of the same weights with other DDIM steps, evenly spaced over the training timesteps; T stays where noise is put on."""
         other = copy.copy(self)  # the same weights
         other.config = replace(self.config, schedule=replace(self.config.schedule, ddim_steps=count))
         other.schedule = Schedule(other.config.schedule)
