@@ -144,8 +144,12 @@ describe('page', function () {
         const { page, context, wrong } = await open(browser, url);
         const [small, large] = [await example('gravel-blob.webp'), await example('grass-thread.png')];
         assert.ok(small.length < threshold && large.length > threshold);
+        await page.locator('input[type=file]').waitFor({ state: 'attached' });
         const chooser = page.waitForEvent('filechooser');
         await page.keyboard.press('Tab');
+        // The browser hears of the interest in file choosers and of the key on different ways: the next key waits for both.
+        await page.locator('input[type=file]:focus').waitFor({ state: 'attached' });
+        await page.evaluate(() => new Promise(requestAnimationFrame));
         await page.keyboard.press('Enter');
         await (
           await chooser
