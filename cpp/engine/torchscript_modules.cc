@@ -62,7 +62,7 @@ Module load_module(const Bundle& bundle, const char* file) {
   }
 }
 
-// A method with the module's weights as constants: what torch::jit::freeze makes too, at a third of its time.
+// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time.
 std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method) {
   auto [graph, weights] = torch::jit::LowerGraph(*module.get_method(method).graph(), module._ivalue());
   const size_t arguments = graph->inputs().size() - weights.size();

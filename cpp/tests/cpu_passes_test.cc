@@ -9,16 +9,12 @@
 
 #include "cpu_layers.h"
 #include "group_norm.h"
+#include "random_tensor.h"
 #include "support.h"
 
 namespace {
 
 using namespace diad;
-
-at::Tensor random_tensor(std::vector<int64_t> shape, uint64_t seed) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
-  return at::randn(shape, generator, at::kFloat);
-}
 
 double difference(const at::Tensor& a, const at::Tensor& b) {
   REQUIRE(a.sizes() == b.sizes());

@@ -12,16 +12,12 @@
 #include <vector>
 
 #include "cpu_layers.h"
+#include "random_tensor.h"
 #include "support.h"
 
 namespace {
 
 using namespace diad;
-
-at::Tensor random_tensor(std::vector<int64_t> shape, uint64_t seed) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
-  return at::randn(shape, generator, at::kFloat);
-}
 
 // Of the norms: what a sum of float32 products loses does not depend on the size of the largest element.
 double relative_difference(const at::Tensor& a, const at::Tensor& b) {
@@ -77,7 +73,7 @@ TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are
   CHECK(at::isfinite(y.slice(2, 16)).all().item<bool>());
 }
 
-TEST_CASE("a layer takes Winograd's convolution where it pays and is right either way") {
+TEST_CASE("a layer is right whichever convolution its size and channels lead to") {
   const c10::InferenceMode guard;
   for (const int64_t side : {8, 15, 16, 40}) {
     for (const int64_t channels : {32, 64, 96, 104}) {

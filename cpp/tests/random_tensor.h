@@ -1,0 +1,13 @@
+// Seeded normal numbers as a tensor.
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Functions.h>
+
+#include <cstdint>
+#include <vector>
+
+inline at::Tensor random_tensor(const std::vector<int64_t>& shape, uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  return at::randn(shape, generator, at::kFloat);
+}
