@@ -90,7 +90,7 @@ describe('lifecycle', () => {
     }
     assert.equal((await diad.score(readFileSync(PICTURE))).score, expected);
     await diad.close();
-  }).timeout(120_000);
+  });
 
   it('an addon used only in a worker leaves the process well', async () => {
     const inner = `import { Diad } from ${JSON.stringify(LIBRARY)}; const diad = await Diad.load(); await diad.close();`;

@@ -78,17 +78,32 @@ constexpr int64_t kWinogradPixels = 256, kWinogradPairs = 64 * 64;
 constexpr double kSavedForAByte = 300;
 constexpr int64_t kFreeGrowth = 4 << 20;
 
-// The tile that WinogradConv should compute a layer with, 0: none. Multiplications saved a picture (of 9 a pixel and channel pair) against
-// bytes added to the weights (of 36 a channel pair).
-int64_t winograd_tile(int64_t pixels, int64_t pairs, int64_t runs) {
-  if (pixels < kWinogradPixels || pairs < kWinogradPairs) return 0;
-  const auto worth = [&](double saved, int64_t bytes) {
-    return bytes * pairs <= kFreeGrowth || saved * static_cast<double>(pixels * runs) >= kSavedForAByte * static_cast<double>(bytes);
+// What a weight that is transformed and written costs, in multiplications: layers that run once a picture can do it then.
+constexpr double kTransformOfAWeight = 100;
+
+// How WinogradConv should compute a layer; tile 0: not at all.
+struct WinogradChoice {
+  int64_t tile = 0;
+  bool stored = true;
+};
+
+// By the multiplications a channel pair needs: 9 a pixel plainly, 4 with tiles of 2 x 2, 2.25 with tiles of 4 x 4. The transformed weights,
+// 16 or 36 a pair instead of 9, cost memory, or time where they do not last.
+WinogradChoice choose_winograd(int64_t pixels, int64_t pairs, int64_t runs) {
+  if (pixels < kWinogradPixels || pairs < kWinogradPairs) return {};
+  constexpr double kPlain = 9, kTwo = 16. / 4, kFour = 36. / 16;
+  constexpr int64_t kGrowth2 = 4 * (16 - 9), kGrowth4 = 4 * (36 - 9);  // bytes
+  const auto n = static_cast<double>(pixels);
+  if (runs == 1 && kGrowth4 * pairs > kFreeGrowth) {
+    const double two = kTwo * n + kTransformOfAWeight * 16, four = kFour * n + kTransformOfAWeight * 36;
+    if (std::min(two, four) >= kPlain * n) return {};
+    return {four < two ? 4 : 2, false};
+  }
+  const auto worth = [&](double saved, int64_t growth) {
+    return growth * pairs <= kFreeGrowth || saved * n * static_cast<double>(runs) >= kSavedForAByte * static_cast<double>(growth);
   };
-  constexpr double kSaved2 = 9 - 16. / 4, kSaved4 = 9 - 36. / 16;
-  constexpr int64_t kBytes2 = 4 * (16 - 9), kBytes4 = 4 * (36 - 9);
-  if (worth(kSaved4 - kSaved2, kBytes4 - kBytes2) && worth(kSaved4, kBytes4)) return 4;
-  return worth(kSaved2, kBytes2) ? 2 : 0;
+  if (worth(kTwo - kFour, kGrowth4 - kGrowth2) && worth(kPlain - kFour, kGrowth4)) return {4};
+  return {worth(kPlain - kTwo, kGrowth2) ? 2 : 0};
 }
 
 }  // namespace
@@ -139,9 +154,9 @@ void ConvLayer::choose_for(const at::Tensor& x) {
   const std::array<int64_t, 4> size = output_size(x, shape_.upsampled ? 2 : 1);
   const int64_t pixels = size[2] * size[3];
   if (all(shape_.stride, 1) && all(shape_.padding, 1) && all(shape_.dilation, 1) && WinogradConv::available(plain_)) {
-    if (const int64_t tile = winograd_tile(pixels, size_[0] * size_[1], shape_.runs)) {
-      winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, shape_.relu});
-    }
+    const auto [tile, stored] = choose_winograd(pixels, size_[0] * size_[1], shape_.runs);
+    if (tile > 0)
+      winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, shape_.relu, stored});
   }
   const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
   if (!winograd_ && DirectConv::available() && square && pixels <= kFewPixels) {

@@ -9,14 +9,11 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
 #include "interruption.h"
+#include "process_memory.h"
 
 namespace diad {
 
@@ -24,12 +21,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// What loading and packing freed in the middle of the heap.
-void give_memory_back() {
-#ifdef __GLIBC__
-  malloc_trim(0);
-#endif
-}
+// Bytes of a bundle beside whose computing time it does not show that memory is given back for every picture.
+constexpr uint64_t kLargeModel = uint64_t{1} << 30;
 
 // One picture through everything, so that the first real one finds code and memory ready.
 void warm_up(Batcher& queue, int64_t size) {
@@ -37,10 +30,6 @@ void warm_up(Batcher& queue, int64_t size) {
   Submission submission;
   submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size),
                       static_cast<uint32_t>(size), 3};
-  // The pieces of memory that packing left between its results do not fit the decoder's pictures, where the peak is.
-  submission.on_step = [](int64_t done, int64_t total) {
-    if (done == total) give_memory_back();
-  };
   submission.done = [finished](const Outcome& outcome) {
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
       finished->set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
@@ -75,7 +64,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
   const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
-    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision);
+    const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision, tidy);
     return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
       return pipeline->run(batch, on_step);
     };

@@ -10,6 +10,7 @@
 #include "ddim.h"
 #include "interruption.h"
 #include "noise.h"
+#include "process_memory.h"
 
 namespace diad {
 
@@ -67,8 +68,8 @@ Features half_of(const Features& features, int64_t first, int64_t count) {
 
 }  // namespace
 
-Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision)
-    : manifest_(std::move(manifest)), modules_(std::move(modules)), device_(device), precision_(precision) {}
+Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy)
+    : manifest_(std::move(manifest)), modules_(std::move(modules)), device_(device), precision_(precision), tidy_(tidy) {}
 
 at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   std::vector<at::Tensor> pictures;
@@ -103,6 +104,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   kept.moments = modules_->encode(x).to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
   kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
+  if (tidy_) give_memory_back();
   timings.encode = lap();
   check_interruption();
 
@@ -115,12 +117,14 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
     kept.step_x.push_back(latent);
     if (!on_step(static_cast<int64_t>(kept.step_x.size()), total)) return {};
   }
+  if (tidy_) give_memory_back();
   timings.denoise = lap();
 
   const at::Tensor decoded = modules_->decode((latent / manifest_.latent_scale).to(precision_));
   kept.reconstruction = decoded.to(at::kFloat);
   const bool with_input = experimental.compare_with == CompareWith::kInput;
   const at::Tensor compared = with_input ? x : modules_->decode((kept.z / manifest_.latent_scale).to(precision_));
+  if (tidy_) give_memory_back();
   timings.decode = lap();
   check_interruption();
   const Features features = modules_->extract(at::cat({compared, decoded}));

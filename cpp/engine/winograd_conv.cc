@@ -3,6 +3,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <vector>
@@ -23,12 +24,8 @@ constexpr int64_t kMostOutputs = 16;
 // Tiles that are transformed, multiplied and transformed back before the next: what lies between stays in the caches.
 constexpr int64_t kTilesAtOnce = 256;
 
-// G of Lavin and Gray, (m + 2) x 3.
-at::Tensor kernel_transform(int64_t tile) {
-  const std::vector<double> two{1, 0, 0, .5, .5, .5, .5, -.5, .5, 0, 0, 1};
-  const std::vector<double> four{1. / 4,  0,       0,      -1. / 6, -1. / 6,  -1. / 6, -1. / 6, 1. / 6, -1. / 6,
-                                 1. / 24, 1. / 12, 1. / 6, 1. / 24, -1. / 12, 1. / 6,  0,       0,      1};
-  return at::tensor(tile == 2 ? two : four, at::kDouble).view({tile + 2, 3});
+at::Tensor empty_in(c10::Allocator* allocator, at::IntArrayRef sizes) {
+  return at::detail::empty_generic(sizes, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), at::kFloat, std::nullopt);
 }
 
 // The tiles of the output, counted row by row, picture by picture, and where their pixels lie in the input or output.
@@ -56,6 +53,7 @@ struct Tiling {
   }
 };
 
+// `work`: floating-point operations of one.
 void each_tile(int64_t tiles, double work, const auto& action) {
   at::parallel_for(0, tiles, std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work)), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) action(tile);
@@ -74,17 +72,28 @@ WinogradConv::WinogradConv(const at::Tensor& weight, const std::optional<at::Ten
       shape_(shape),
       out_channels_(weight.size(0)),
       channels_(weight.size(1)) {
-  const int64_t side = shape.tile + 2, positions = side * side, blocks = (out_channels_ + kBlock - 1) / kBlock;
-  weights_ = at::detail::empty_generic({positions, blocks, channels_, kBlock}, mapped_allocator(),
-                                       c10::DispatchKeySet(c10::DispatchKey::CPU), at::kFloat, std::nullopt);
-  const at::Tensor g = kernel_transform(shape.tile), both = at::kron(g, g).t();  // [9, positions]
+  const int64_t blocks = (out_channels_ + kBlock - 1) / kBlock;
+  c10::Allocator* const lasting = mapped_allocator();
+  const at::Tensor taps = empty_in(shape.stored ? c10::GetCPUAllocator() : lasting, {blocks, channels_, 9, kBlock});
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, out_channels_ - first);
-    const at::Tensor taps = weight.narrow(0, first, count).to(at::kDouble).reshape({count * channels_, 9});
-    at::Tensor to = weights_.select(1, block);  // [positions, C, 32]
+    at::Tensor to = taps.select(0, block);  // [C, 9, 32]
     if (count < kBlock) to.zero_();
-    to.narrow(2, 0, count).copy_(taps.matmul(both).view({count, channels_, positions}).permute({2, 1, 0}));
+    to.narrow(2, 0, count).copy_(weight.narrow(0, first, count).reshape({count, channels_, 9}).permute({1, 2, 0}));
   }
+  weights_ = shape.stored ? transform(taps, lasting) : taps;
+}
+
+at::Tensor WinogradConv::transform(const at::Tensor& taps, c10::Allocator* allocator) const {
+  const int64_t side = shape_.tile + 2, positions = side * side, blocks = taps.size(0), of_a_block = channels_ * kBlock;
+  at::Tensor result = empty_in(allocator, {positions, blocks, channels_, kBlock});
+  const auto transform_block = shape_.tile == 2 ? cpu_kernels()->winograd.weights2 : cpu_kernels()->winograd.weights4;
+  const auto* const from = taps.const_data_ptr<float>();
+  auto* const to = result.mutable_data_ptr<float>();
+  each_tile(blocks, static_cast<double>(4 * positions * of_a_block), [&](int64_t block) {
+    transform_block(from + 9 * block * of_a_block, channels_, to + block * of_a_block, blocks * of_a_block);
+  });
+  return result;
 }
 
 at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
@@ -95,16 +104,18 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
   at::Tensor y = at::empty({x.size(0), out_channels_, height, width}, input.options().memory_format(at::MemoryFormat::ChannelsLast));
   const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
 
-  const int64_t side = shape_.tile + 2, positions = side * side, blocks = weights_.size(1), most = std::min(kTilesAtOnce, inputs.count());
+  const int64_t side = shape_.tile + 2, positions = side * side, blocks = (out_channels_ + kBlock - 1) / kBlock,
+                most = std::min(kTilesAtOnce, inputs.count());
   const at::Tensor transformed = at::empty({positions * most * channels_}, at::kFloat),
                    products = at::empty({positions * most * out_channels_}, at::kFloat),
                    zeros = at::zeros({std::max(channels_, blocks * kBlock)}, at::kFloat);
+  const at::Tensor ready = shape_.stored ? weights_ : transform(weights_, c10::GetCPUAllocator());
   const auto& kernels = *cpu_kernels();
   const auto transform_input = shape_.tile == 2 ? kernels.winograd.input2 : kernels.winograd.input4;
   const auto transform_output = shape_.tile == 2 ? kernels.winograd.output2 : kernels.winograd.output4;
   const auto* const from = input.const_data_ptr<float>();
   const auto* const nothing = zeros.const_data_ptr<float>();
-  const auto* const weights = weights_.const_data_ptr<float>();
+  const auto* const weights = ready.const_data_ptr<float>();
   const auto* const residuals = residual ? added.const_data_ptr<float>() : nullptr;
   auto* const v = transformed.mutable_data_ptr<float>();
   auto* const m = products.mutable_data_ptr<float>();

@@ -8,7 +8,7 @@
 namespace diad {
 
 // Tiles of m x m output pixels cost (m + 2)^2 products a channel pair instead of 9 m^2: 2.25 times fewer for m = 2, 4 times for m = 4. The
-// weights grow by (m + 2)^2 / 9. Stride 1, padding 1, dilation 1.
+// weights grow by (m + 2)^2 / 9, unless they are transformed for every run. Stride 1, padding 1, dilation 1.
 class WinogradConv {
  public:
   // Whether this machine has the instructions and the numbers of channels fit the vectors (multiples of 16).
@@ -18,6 +18,7 @@ class WinogradConv {
     int64_t tile = 4;        // m: 2 or 4
     bool upsampled = false;  // the input is first enlarged 2x by repetition
     bool relu = false;
+    bool stored = true;  // the transformed weights are kept; else the plain ones
   };
 
   // weight [K, C, 3, 3] float32, bias [K].
@@ -28,7 +29,10 @@ class WinogradConv {
   [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
 
  private:
-  at::Tensor weights_;  // [(m + 2)^2, ceil(K / 32), C, 32]
+  // taps [ceil(K / 32), C, 9, 32] -> [(m + 2)^2, ceil(K / 32), C, 32], allocated by `allocator`.
+  [[nodiscard]] at::Tensor transform(const at::Tensor& taps, c10::Allocator* allocator) const;
+
+  at::Tensor weights_;  // transformed where these are stored, else taps
   at::Tensor bias_;     // [K]
   Shape shape_;
   int64_t out_channels_, channels_;

@@ -48,6 +48,7 @@ TEST_CASE("Winograd's convolution equals the plain one, for sides that tiles do 
         const at::Tensor residual = random_tensor(expected.sizes().vec(), ++seed), each = random_tensor({1, outputs, 1, 1}, ++seed);
         const WinogradConv layer(weight, bias, {tile, false, false}), rectified(weight, bias, {tile, false, true});
         const at::Tensor y = layer.run(x, std::nullopt);
+        CHECK(y.equal(WinogradConv(weight, bias, {tile, false, false, false}).run(x, std::nullopt)));
         CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
         CHECK(relative_difference(y, expected) < tolerance(tile));
         CHECK(relative_difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual), expected + residual) <
@@ -76,7 +77,7 @@ TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are
 TEST_CASE("a layer is right whichever convolution its size and channels lead to") {
   const c10::InferenceMode guard;
   for (const int64_t side : {8, 15, 16, 40}) {
-    for (const int64_t channels : {32, 64, 96, 104}) {
+    for (const int64_t channels : {32, 64, 96, 104, 208}) {
       for (const int64_t runs : {1, 10}) {
         const at::Tensor weight = random_tensor({channels, channels, 3, 3}, 1), bias = random_tensor({channels}, 2);
         const at::Tensor x = random_tensor({2, channels, side, side}, 3);

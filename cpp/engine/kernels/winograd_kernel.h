@@ -6,11 +6,17 @@
 
 #include <stdint.h>
 
+#include "direct_conv_kernel.h"
+
 namespace diad::kernels {
 
 // Input pixels of a tile along a side, for `Out` output pixels.
 template <int Out>
 constexpr int kWinogradIn = Out + 2;
+
+// G g G^T for the taps of one block of output channels: taps [channels, 9, kBlock]; position p, [channels, kBlock], goes to transformed + p
+// * position_stride.
+using WinogradWeights = void (*)(const float* taps, int64_t channels, float* transformed, int64_t position_stride);
 
 // B^T d B: `pixels` [in * in] are the tile's input pixels, row by row, `channels` floats each; position p goes to transformed + p *
 // position_stride.
@@ -29,6 +35,7 @@ struct WinogradOutputArguments {
 using WinogradOutput = void (*)(const WinogradOutputArguments& arguments);
 
 struct WinogradKernels {
+  WinogradWeights weights2, weights4;
   WinogradInput input2, input4;
   WinogradOutput output2, output4;
 };
@@ -42,6 +49,14 @@ struct WinogradLine;
 template <typename Vector>
 struct WinogradLine<Vector, 2> {
   using V = typename Vector::Type;
+  static void weights(const V (&g)[3], V (&to)[4]) {
+    const V half = Vector::broadcast(.5F);
+    const V even = Vector::multiply(half, Vector::add(g[0], g[2])), odd = Vector::multiply(half, g[1]);
+    to[0] = g[0];
+    to[1] = Vector::add(even, odd);
+    to[2] = Vector::subtract(even, odd);
+    to[3] = g[2];
+  }
   static void input(const V (&d)[4], V (&to)[4]) {
     to[0] = Vector::subtract(d[0], d[2]);
     to[1] = Vector::add(d[1], d[2]);
@@ -57,6 +72,17 @@ struct WinogradLine<Vector, 2> {
 template <typename Vector>
 struct WinogradLine<Vector, 4> {
   using V = typename Vector::Type;
+  static void weights(const V (&g)[3], V (&to)[6]) {
+    const V sixth = Vector::broadcast(1.F / 6), twelfth = Vector::broadcast(1.F / 12), twenty_fourth = Vector::broadcast(1.F / 24);
+    const V near = Vector::multiply(Vector::broadcast(-1.F / 6), Vector::add(g[0], g[2])), near_odd = Vector::multiply(sixth, g[1]);
+    const V far = Vector::multiply_add(sixth, g[2], Vector::multiply(twenty_fourth, g[0])), far_odd = Vector::multiply(twelfth, g[1]);
+    to[0] = Vector::multiply(Vector::broadcast(.25F), g[0]);
+    to[1] = Vector::subtract(near, near_odd);
+    to[2] = Vector::add(near, near_odd);
+    to[3] = Vector::add(far, far_odd);
+    to[4] = Vector::subtract(far, far_odd);
+    to[5] = g[2];
+  }
   static void input(const V (&d)[6], V (&to)[6]) {
     const V two = Vector::broadcast(2), four = Vector::broadcast(4), five = Vector::broadcast(5);
     const V even = Vector::negative_multiply_add(four, d[2], d[4]), odd = Vector::negative_multiply_add(four, d[1], d[3]);
@@ -84,6 +110,24 @@ struct WinogradTransforms {
   using V = typename Vector::Type;
   using Line = WinogradLine<Vector, Out>;
   static constexpr int kIn = kWinogradIn<Out>;
+
+  static void weights(const float* taps, int64_t channels, float* transformed, int64_t position_stride) {
+    for (int64_t at = 0; at < channels * kBlock; at += Vector::kWidth) {
+      const float* const from = taps + at / kBlock * 9 * kBlock + at % kBlock;
+      V half[3][kIn];  // [row][transformed column]
+      for (int row = 0; row < 3; ++row) {
+        V line[3];
+        for (int column = 0; column < 3; ++column) line[column] = Vector::load(from + (row * 3 + column) * kBlock);
+        Line::weights(line, half[row]);
+      }
+      for (int column = 0; column < kIn; ++column) {
+        V line[3], done[kIn];
+        for (int row = 0; row < 3; ++row) line[row] = half[row][column];
+        Line::weights(line, done);
+        for (int row = 0; row < kIn; ++row) Vector::store(transformed + (row * kIn + column) * position_stride + at, done[row]);
+      }
+    }
+  }
 
   static void input(const float* const* pixels, int64_t channels, float* transformed, int64_t position_stride) {
     for (int64_t c = 0; c < channels; c += Vector::kWidth) {
@@ -130,8 +174,9 @@ struct WinogradTransforms {
 
 template <typename Vector>
 constexpr WinogradKernels winograd_kernels() {
-  return {WinogradTransforms<Vector, 2>::input, WinogradTransforms<Vector, 4>::input, WinogradTransforms<Vector, 2>::output,
-          WinogradTransforms<Vector, 4>::output};
+  using Two = WinogradTransforms<Vector, 2>;
+  using Four = WinogradTransforms<Vector, 4>;
+  return {Two::weights, Four::weights, Two::input, Four::input, Two::output, Four::output};
 }
 
 }  // namespace diad::kernels
