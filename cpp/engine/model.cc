@@ -5,10 +5,13 @@
 #include <ATen/Version.h>
 #include <torch/version.h>
 
+#include <cstdlib>
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
+#include "captured_modules.h"
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
@@ -50,6 +53,16 @@ void warm_up(Batcher& queue, int64_t size) {
   future.get();
 }
 
+// With DIAD_CUDA_GRAPHS=1 an accelerator records its work.
+std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, c10::ScalarType precision) {
+  std::unique_ptr<Modules> modules = load_torchscript(bundle, device, precision);
+  const char* const wanted = std::getenv("DIAD_CUDA_GRAPHS");
+  if (wanted == nullptr || std::string_view(wanted) != "1") return modules;
+  Recorder recorder = graph_recorder(device);
+  if (!recorder) return modules;
+  return std::make_unique<CapturedModules>(std::move(modules), std::move(recorder));
+}
+
 }  // namespace
 
 Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest) {
@@ -59,13 +72,14 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
   if (device.is_cuda()) {  // float32 means float32
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
+    at::globalContext().setSDPUseCuDNN(false);  // it plans anew for every shape
   }
   const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
   const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
-    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_torchscript(bundle, device, precision), device, precision, tidy);
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision, tidy);
     return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
       return pipeline->run(batch, on_step);
     };

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <chrono>
 
@@ -18,10 +19,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Milliseconds since the last call.
+// Waits for an accelerator, which works on while the CPU goes ahead.
+void wait_for(c10::Device device) {
+  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+}
+
+// Milliseconds since the last call, the device's work included.
 class Lap {
  public:
+  explicit Lap(c10::Device device) : device_(device) {}
+
   double operator()() {
+    wait_for(device_);
     const auto now = Clock::now();
     const double passed = std::chrono::duration<double, std::milli>(now - last_).count();
     last_ = now;
@@ -29,6 +38,7 @@ class Lap {
   }
 
  private:
+  c10::Device device_;
   Clock::time_point last_ = Clock::now();
 };
 
@@ -86,7 +96,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   const ExperimentalOptions& experimental = batch.front().experimental;
   const SamplingPlan plan = plan_sampling(manifest_, experimental.sampler);
   const auto count = static_cast<int64_t>(batch.size());
-  Lap lap, whole;
+  Lap lap(device_), whole(device_);
   Timings timings;
   Intermediates kept;
 
@@ -115,6 +125,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
     const at::Tensor eps = modules_->denoise(latent.to(precision_), hint, step.index).to(at::kFloat);
     latent = ddim_update(latent, eps, step.step);
     kept.step_x.push_back(latent);
+    wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
     if (!on_step(static_cast<int64_t>(kept.step_x.size()), total)) return {};
   }
   if (tidy_) give_memory_back();

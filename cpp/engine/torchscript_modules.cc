@@ -62,13 +62,18 @@ Module load_module(const Bundle& bundle, const char* file) {
   }
 }
 
-// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time.
-std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method) {
+// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time. With `channels_last` those of
+// convolutions lie as half-precision kernels read them.
+std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method, bool channels_last) {
   auto [graph, weights] = torch::jit::LowerGraph(*module.get_method(method).graph(), module._ivalue());
   const size_t arguments = graph->inputs().size() - weights.size();
   for (size_t i = weights.size(); i-- > 0;) {
     const torch::jit::WithInsertPoint at(*graph->nodes().begin());
-    const c10::IValue value = weights[i].isTensor() ? c10::IValue(weights[i].toTensor().detach()) : weights[i];
+    c10::IValue value = weights[i];
+    if (value.isTensor()) {
+      at::Tensor weight = value.toTensor().detach();
+      value = channels_last && weight.dim() == 4 ? weight.contiguous(at::MemoryFormat::ChannelsLast) : weight;
+    }
     graph->inputs()[arguments + i]->replaceAllUsesWith(graph->insertConstant(value));
     graph->eraseInput(arguments + i);
   }
@@ -101,7 +106,7 @@ class Program {
 class TorchScriptModules final : public Modules {
  public:
   TorchScriptModules(const Bundle& bundle, c10::Device device, c10::ScalarType precision)
-      : rewrite_for_cpu_(device.is_cpu() && precision == c10::kFloat) {
+      : rewrite_for_cpu_(device.is_cpu() && precision == c10::kFloat), channels_last_(precision != c10::kFloat) {
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
     std::future<Module> reading = std::async(std::launch::async, [&bundle, unwanted = what_interrupts()] {
       const InterruptionScope scope(unwanted);
@@ -111,7 +116,7 @@ class TorchScriptModules final : public Modules {
     const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments) {
       require_method(module, file, method, arguments);
       module.to(device, precision);
-      return with_constant_weights(module, method);
+      return with_constant_weights(module, method, channels_last_);
     };
     const auto program_of = [&](const char* file) {
       check_interruption();
@@ -131,13 +136,15 @@ class TorchScriptModules final : public Modules {
         std::make_unique<Program>(std::move(denoise), "denoise", rewrite_for_cpu_, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
-  at::Tensor encode(const at::Tensor& x) override { return (*encode_)({x}).toTensor(); }
-  at::Tensor guide(const at::Tensor& x) override { return (*guide_)({x}).toTensor(); }
-  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override { return (*denoise_)({z, hint, step}).toTensor(); }
-  at::Tensor decode(const at::Tensor& z) override { return (*decode_)({z}).toTensor(); }
+  at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
+  at::Tensor guide(const at::Tensor& x) override { return (*guide_)({laid_out(x)}).toTensor(); }
+  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
+    return (*denoise_)({laid_out(z), hint, step}).toTensor();
+  }
+  at::Tensor decode(const at::Tensor& z) override { return (*decode_)({laid_out(z)}).toTensor(); }
 
   Features extract(const at::Tensor& x) override {
-    const c10::IValue output = (*extract_)({x});
+    const c10::IValue output = (*extract_)({laid_out(x)});
     if (!output.isTuple() || output.toTupleRef().elements().size() != 3) {
       throw EngineError(code::kBundleInvalid, "extractor.pt: Expected three feature maps from forward");
     }
@@ -146,7 +153,9 @@ class TorchScriptModules final : public Modules {
   }
 
  private:
-  bool rewrite_for_cpu_;
+  [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
+
+  bool rewrite_for_cpu_, channels_last_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
 };
 
