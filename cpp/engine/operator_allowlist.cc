@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "error.h"
+#include "interruption.h"
 
 namespace diad {
 
@@ -220,6 +221,7 @@ class Inspection {
 
   void function(const Function& function) {
     if (!seen_.insert(&function).second) return;
+    check_interruption();  // a function is compiled when its graph is first asked for
     name_ = function.name();
     if (!function.isGraphFunction()) refuse("which is no TorchScript function");
     block(*torch::jit::toGraphFunction(function).graph()->block());

@@ -109,6 +109,7 @@ class Archive {
   }
 
   std::shared_ptr<torch::jit::Source> source(const std::string& qualifier) {
+    check_interruption();
     std::string name = "code/" + qualifier;
     std::replace(name.begin(), name.end(), '.', '/');
     name += ".py";

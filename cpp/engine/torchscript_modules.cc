@@ -13,6 +13,7 @@
 
 #include <future>
 #include <mutex>
+#include <vector>
 
 #include "cpu_passes.h"
 #include "error.h"
@@ -79,10 +80,13 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
   }
   torch::jit::EliminateDeadCode(graph);
   torch::jit::EliminateCommonSubexpression(graph);
+  check_interruption();
   torch::jit::PeepholeOptimize(graph);
   torch::jit::ConstantPropagation(graph);
+  check_interruption();
   torch::jit::ConstantPooling(graph);
   torch::jit::OptimizeFrozenGraph(graph);
+  check_interruption();
   return graph;
 }
 
@@ -115,6 +119,7 @@ class TorchScriptModules final : public Modules {
     // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
     const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments) {
       require_method(module, file, method, arguments);
+      units_.push_back(module._ivalue()->compilation_unit());
       module.to(device, precision);
       return with_constant_weights(module, method, channels_last_);
     };
@@ -156,6 +161,8 @@ class TorchScriptModules final : public Modules {
   [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
 
   bool rewrite_for_cpu_, channels_last_;
+  // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
+  std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
 };
 
