@@ -97,6 +97,10 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   const SamplingPlan plan = plan_sampling(manifest_, experimental.sampler);
   const auto count = static_cast<int64_t>(batch.size());
   Lap lap(device_), whole(device_);
+  const auto end_of_network = [&] {
+    if (tidy_) give_memory_back();
+    return lap();
+  };
   Timings timings;
   Intermediates kept;
 
@@ -114,8 +118,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   kept.moments = modules_->encode(x).to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
   kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
-  if (tidy_) give_memory_back();
-  timings.encode = lap();
+  timings.encode = end_of_network();
   check_interruption();
 
   const at::Tensor hint = modules_->guide(x);
@@ -128,15 +131,13 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
     wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
     if (!on_step(static_cast<int64_t>(kept.step_x.size()), total)) return {};
   }
-  if (tidy_) give_memory_back();
-  timings.denoise = lap();
+  timings.denoise = end_of_network();
 
   const at::Tensor decoded = modules_->decode((latent / manifest_.latent_scale).to(precision_));
   kept.reconstruction = decoded.to(at::kFloat);
   const bool with_input = experimental.compare_with == CompareWith::kInput;
   const at::Tensor compared = with_input ? x : modules_->decode((kept.z / manifest_.latent_scale).to(precision_));
-  if (tidy_) give_memory_back();
-  timings.decode = lap();
+  timings.decode = end_of_network();
   check_interruption();
   const Features features = modules_->extract(at::cat({compared, decoded}));
   timings.extract = lap();
