@@ -126,7 +126,7 @@ TEST_CASE("where recording fails or gives something else, execution stays plain 
   }
 }
 
-TEST_CASE("an error of the modules is the caller's, also the first time") {
+TEST_CASE("an error of the modules is the caller's, and the next call is recorded as the first would have been") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
@@ -134,6 +134,7 @@ TEST_CASE("an error of the modules is the caller's, also the first time") {
   CHECK_THROWS(modules.denoise(z, of_another_size, 0));
   const at::Tensor hint = pictures(1, 3);
   CHECK(modules.denoise(z, hint, 0).equal(z + hint));
+  CHECK(counting.recordings == 1);
 }
 
 TEST_CASE("a CPU has no recorder") { CHECK_FALSE(graph_recorder(c10::Device(c10::kCPU))); }
