@@ -1,0 +1,24 @@
+// What exceptions are told as.
+#include "failure.h"
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
+#include "support.h"
+
+TEST_CASE("failures: the words of LibTorch's and oneDNN's allocators mean out of memory, other words do not") {
+  const auto code_of = [](const char* words) { return std::string(diad::describe_failure(std::runtime_error(words)).code); };
+  for (const char* words :
+       {"[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", "could not create a primitive",
+        "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\n"
+        "RuntimeError: std::bad_alloc"}) {
+    CAPTURE(words);
+    CHECK(code_of(words) == "ERR_DIAD_OUT_OF_MEMORY");
+  }
+  CHECK(std::string(diad::describe_failure(std::bad_alloc()).code) == "ERR_DIAD_OUT_OF_MEMORY");
+  const std::system_error no_thread(std::make_error_code(std::errc::resource_unavailable_try_again));
+  CHECK(std::string(diad::describe_failure(no_thread).code) == "ERR_DIAD_OUT_OF_MEMORY");
+  CHECK(code_of("The size of tensor a (3) must match the size of tensor b (4)") == "ERR_DIAD_INTERNAL");
+}

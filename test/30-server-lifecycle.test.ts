@@ -1,0 +1,101 @@
+// diad serve: from the start to the last answer: health, failures, shutdown.
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Diad, DiadError } from '../lib/index.js';
+import { createServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
+import { post, refused, stubScorer, withServer } from './server-support.js';
+import { example, rejects } from './support.js';
+
+describe('server: start, failure, shutdown', () => {
+  it('is alive before the bundle is there, ready after the warm-up score', async () => {
+    let loaded: (scorer: Scorer) => void = () => undefined;
+    const load = (): Promise<Scorer> => new Promise((resolve) => (loaded = resolve));
+    await withServer(
+      { load },
+      async (server) => {
+        const status = async (route: string): Promise<number> => (await fetch(`${server.url}/v2/health/${route}`)).status;
+        assert.deepEqual([await status('live'), await status('ready')], [200, 503]);
+        await refused(await post(server, '/v1/score', await example('gear-good.png')), 503, 'ERR_HTTP_UNAVAILABLE', /being loaded/);
+        let warmedUp: () => void = () => undefined;
+        const score = (): ReturnType<Scorer['score']> =>
+          new Promise((resolve) => {
+            warmedUp = () => {
+              resolve({ score: 0.5, timings: {}, batchSize: 1 } as Awaited<ReturnType<Scorer['score']>>);
+            };
+          });
+        loaded(stubScorer({ score }));
+        await sleep(20);
+        assert.equal(await status('ready'), 503, 'loaded but not warmed up');
+        warmedUp();
+        await server.ready;
+        assert.deepEqual([await status('live'), await status('ready')], [200, 200]);
+      },
+      false,
+    );
+  });
+
+  it('a bundle that cannot be loaded is told to whoever waits; the process stays alive', () =>
+    withServer(
+      { load: () => Diad.load('/nowhere') },
+      async (server) => {
+        await rejects(server.ready, 'ERR_DIAD_BUNDLE_NOT_FOUND');
+        assert.equal((await fetch(`${server.url}/v2/health/live`)).status, 200);
+        assert.equal((await fetch(`${server.url}/v2/health/ready`)).status, 503);
+      },
+      false,
+    ));
+
+  it('500 tells nothing of the inside', async () => {
+    let calls = 0;
+    const failing = (error: Error): Scorer =>
+      stubScorer({ score: () => (calls++ === 0 ? stubScorer().score(Buffer.alloc(0)) : Promise.reject(error)) });
+    for (const [error, code] of [
+      [new TypeError('secret in /home/someone/x.js:3'), 'ERR_HTTP_INTERNAL'],
+      [new DiadError('ERR_DIAD_INTERNAL', 'secret'), 'ERR_DIAD_INTERNAL'],
+    ] as const) {
+      calls = 0;
+      await withServer({ load: () => Promise.resolve(failing(error)) }, async (server) => {
+        const answer = await post(server, '/v1/score', await example('gear-good.png'));
+        assert.doesNotMatch(await answer.clone().text(), /secret/);
+        await refused(answer, 500, code, /the log says why/);
+      });
+    }
+  });
+
+  it('close() lets a running request end, refuses new ones, and says when it had to cut one off', async () => {
+    const bytes = await example('gear-good.png');
+    for (const [drainMs, drained] of [
+      [20_000, true],
+      [30, false],
+    ] as const) {
+      let calls = 0;
+      const slow = stubScorer({
+        score: async (_image, options) => {
+          if (calls++ > 0) await sleep(600, undefined, options?.signal === undefined ? {} : { signal: options.signal });
+          return { score: 1, seed: 0n, timings: { decodeImageMs: 0 }, batchSize: 1 } as unknown as Awaited<ReturnType<Scorer['score']>>;
+        },
+      });
+      const server = await createServer({ load: () => Promise.resolve(slow), port: 0, logLevel: 'silent', drainMs });
+      await server.ready;
+      const running = post(server, '/v1/score', bytes).then(
+        ({ status }) => status,
+        () => 'cut off',
+      );
+      await sleep(200);
+      const closed = server.close();
+      await sleep(20);
+      await assert.rejects(fetch(`${server.url}/v2/health/live`), 'no new connection');
+      assert.equal(await closed, drained);
+      assert.equal((await running) === 'cut off', !drained);
+    }
+  });
+
+  it('options are checked: addresses others can reach need a token', async () => {
+    const load = (): Promise<Scorer> => Promise.resolve(stubScorer({}));
+    await rejects(createServer({ load, host: '0.0.0.0' }), 'ERR_DIAD_INVALID_ARGUMENT', /--token-file/);
+    await rejects(createServer({ load, host: '::' }), 'ERR_DIAD_INVALID_ARGUMENT', /loopback/);
+    await rejects(createServer({ load, tokens: ['short'] }), 'ERR_DIAD_INVALID_ARGUMENT', /16 characters/);
+    await rejects(createServer({ load, port: 70_000 }), 'ERR_DIAD_INVALID_ARGUMENT', /port/);
+    await rejects(createServer({} as ServerOptions), 'ERR_DIAD_INVALID_ARGUMENT', /load/);
+  });
+});
