@@ -13,7 +13,8 @@ constexpr int64_t kWinogradPixels = 256, kWinogradPairs = 64 * 64;
 constexpr double kSavedForAByte = 300;
 constexpr int64_t kFreeGrowth = 4 << 20;
 
-// What a weight that is transformed and written costs, in multiplications: layers that run once a picture can do it then.
+// What a weight that is transformed and written costs, in multiplications: layers that run once a picture can do it then. It is less where
+// the allocator keeps memory for the next layer (tuneAllocator), more where the system gives it anew.
 constexpr double kTransformOfAWeight = 100;
 
 }  // namespace
