@@ -5,7 +5,7 @@
 // Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the demo model only, few rounds, under three minutes; it writes
 // nothing unless --write is given. Sizes that are not run keep the rows of the last run, as do cold start and load with --keep-load.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
@@ -112,6 +112,9 @@ if (!values.quick || values.write) {
   mkdirSync(path.dirname(file), { recursive: true });
   writeFileSync(file, `${JSON.stringify(results, null, 2)}\n`);
   const page = path.join(root, 'docs', 'performance.md');
-  writeFileSync(page, performancePage(readFileSync(page, 'utf8'), results));
+  const folder = path.dirname(file);
+  const machines = readdirSync(folder).filter((entry) => entry.endsWith('-cores.json'));
+  const read = (entry) => JSON.parse(readFileSync(path.join(folder, entry), 'utf8'));
+  writeFileSync(page, performancePage(readFileSync(page, 'utf8'), machines.sort().map(read)));
   console.log(`\nbench/results/${name}, docs/performance.md`);
 }

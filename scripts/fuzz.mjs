@@ -1,10 +1,11 @@
-// npm run fuzz -- [--minutes M] [--only NAME ...] [--dry]: libFuzzer on what reads bundles and frames (cpp/fuzz), with AddressSanitizer and
-// UndefinedBehaviorSanitizer, each for M minutes (default 30).
+// npm run fuzz -- [--minutes M] [--only NAME ...] [--jobs N] [--dry]: libFuzzer on what reads bundles and frames (cpp/fuzz), with
+// AddressSanitizer and UndefinedBehaviorSanitizer, each for M minutes (default 30), N at once (default 1).
 //
 // Needs Clang with its runtime libraries (Debian: clang-19 libclang-rt-19-dev) and what `npm test` sets up. Programs, corpora and inputs that
 // were found to fail are in build/fuzz; the corpora are kept and gone on with. A run is recorded in bench/results/fuzz.json and in the table
 // of docs/reliability.md, unless --dry.
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
@@ -27,11 +28,14 @@ const { values } = parseArgs({
   options: {
     minutes: { type: 'string', default: '30' },
     only: { type: 'string', multiple: true, default: Object.keys(FUZZERS) },
+    jobs: { type: 'string', default: '1' },
     dry: { type: 'boolean', default: false },
   },
 });
 const seconds = Math.round(Number(values.minutes) * 60);
 if (!(seconds > 0)) throw new Error(`Expected minutes above 0 for --minutes but received ${values.minutes}`);
+const jobs = Number(values.jobs);
+if (!(Number.isInteger(jobs) && jobs > 0)) throw new Error(`Expected a whole number above 0 for --jobs but received ${values.jobs}`);
 const unknown = values.only.filter((name) => !(name in FUZZERS));
 if (unknown.length > 0) throw new Error(`Expected names among ${Object.keys(FUZZERS).join(', ')} but received ${unknown.join(', ')}`);
 
@@ -51,19 +55,18 @@ function makeSeeds() {
   return seeds;
 }
 
-function fuzz(name, seeds) {
+async function fuzz(name, seeds) {
   const corpus = path.join(home, 'corpus', name);
   const findings = path.join(home, 'findings', name);
   for (const folder of [corpus, findings]) mkdirSync(folder, { recursive: true });
   const args = [corpus, path.join(seeds, name), `-max_total_time=${seconds}`, '-timeout=120', '-rss_limit_mb=3000', '-print_final_stats=1'];
   const env = { ...process.env, ASAN_OPTIONS: 'detect_leaks=0', OMP_NUM_THREADS: '1' };
-  const options = { encoding: 'utf8', env, maxBuffer: 1 << 28, stdio: ['ignore', 'inherit', 'pipe'] };
   const started = performance.now();
-  const { status, signal, stderr } = spawnSync(
-    path.join(home, 'Release', `${name}_fuzz`),
-    [...args, `-artifact_prefix=${findings}/`],
-    options,
-  );
+  const program = path.join(home, 'Release', `${name}_fuzz`);
+  const child = spawn(program, [...args, `-artifact_prefix=${findings}/`], { env, stdio: ['ignore', 'inherit', 'pipe'] });
+  let stderr = '';
+  child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
+  const [status, signal] = await once(child, 'close');
   const last = (pattern) => Number([...stderr.matchAll(pattern)].at(-1)?.[1] ?? 0);
   const outcome = {
     // A finding ends a run early.
@@ -98,12 +101,15 @@ function record(outcomes) {
 
 execFileSync(process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--fuzz'], { stdio: 'inherit' });
 const seeds = makeSeeds();
-const outcomes = {};
-for (const name of values.only) {
-  process.stdout.write(`== ${name}, ${seconds} s\n`);
-  outcomes[name] = fuzz(name, seeds);
-  const { executions, coverage, corpus, failure } = outcomes[name];
-  process.stdout.write(`${name}: ${executions} inputs, ${coverage} edges, corpus of ${corpus}: ${failure ?? 'no finding'}\n`);
-  if (failure !== null) process.exitCode = 1;
-  if (!values.dry) record(outcomes); // after each: a run takes hours in full
+const waiting = [...values.only];
+async function work() {
+  for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
+    process.stdout.write(`== ${name}, ${seconds} s\n`);
+    const outcome = await fuzz(name, seeds);
+    const { executions, coverage, corpus, failure } = outcome;
+    process.stdout.write(`${name}: ${executions} inputs, ${coverage} edges, corpus of ${corpus}: ${failure ?? 'no finding'}\n`);
+    if (failure !== null) process.exitCode = 1;
+    if (!values.dry) record({ [name]: outcome }); // after each: a run takes hours in full
+  }
 }
+await Promise.all(Array.from({ length: jobs }, work));

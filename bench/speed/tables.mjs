@@ -98,27 +98,31 @@ function underLoad({ load, coldStartMs }) {
   ].join('\n');
 }
 
-/** The page with its measured part replaced. */
-export function performancePage(page, results) {
+function machineSection(results) {
   const { machine, date, commit, notRun } = results;
-  const parts = [
-    `Measured on ${date} with \`npm run bench\` (commit ${commit}; ${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
-    '### One picture at a time',
+  return [
+    `### ${machine.cpu}, ${machine.cores} cores`,
+    `Measured on ${date} with \`npm run bench\` (commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
+    'One picture at a time:',
     speeds(results),
-    '### Together',
+    'Together:',
     batches(results),
-    '### Where the time goes, ms',
+    'Where the time goes, ms:',
     stages(results),
-    '### Arithmetic and memory',
+    'Arithmetic and memory:',
     arithmetic(results),
-    '### Demo model under load',
+    'Demo model under load:',
     underLoad(results),
-    '### Not run',
+    'Not run:',
     Object.entries(notRun)
       .map(([what, why]) => `- ${what}: ${why}`)
       .join('\n'),
   ];
+}
+
+/** The page with its measured part replaced: a section for each machine's results. */
+export function performancePage(page, machines) {
   const [start, end] = ['<!-- measured: npm run bench -->', '<!-- end of measured: npm run bench -->'];
   const from = page.indexOf(start) + start.length;
-  return `${page.slice(0, from)}\n\n${parts.join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
+  return `${page.slice(0, from)}\n\n${machines.flatMap(machineSection).join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
 }
