@@ -86,10 +86,12 @@ const results = {
 if (values['keep-load'] && last.load) {
   results.coldStartMs = last.coldStartMs;
   results.load = last.load;
+  results.loadCommit = last.loadCommit;
 } else {
   results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png')));
   console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
   results.load = await load();
+  results.loadCommit = commit;
   console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
 }
 for (const size of sizes) {

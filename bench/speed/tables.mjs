@@ -80,7 +80,7 @@ function arithmetic({ sizes }) {
   );
 }
 
-function underLoad({ load, coldStartMs }) {
+function underLoad({ load, loadCommit, coldStartMs }) {
   const { saturated } = load;
   const rows = load.poisson.map((level) => [
     `${level.offeredPerSecond.toFixed(2)} a second (${(100 * level.share).toFixed(0)} %)`,
@@ -92,7 +92,7 @@ function underLoad({ load, coldStartMs }) {
     level.meanBatch.toFixed(2),
   ]);
   return [
-    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.picturesPerSecond.toFixed(1)} pictures/s over ${saturated.pictures} pictures; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end.`,
+    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.picturesPerSecond.toFixed(1)} pictures/s over ${saturated.pictures} pictures; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end (commit ${loadCommit}).`,
     '',
     table(['pictures arrive at random', 'pictures', 'latency p50, ms', 'p99', 'of it queue p50', 'compute p50', 'mean batch'], rows),
   ].join('\n');
@@ -102,7 +102,7 @@ function machineSection(results) {
   const { machine, date, commit, notRun } = results;
   return [
     `### ${machine.cpu}, ${machine.cores} cores`,
-    `Measured on ${date} with \`npm run bench\` (commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
+    `Measured on ${date} with \`npm run bench\` (last with commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
     'One picture at a time:',
     speeds(results),
     'Together:',
