@@ -1,14 +1,11 @@
 // Loading and closing the demo model over and over.
-import { readdirSync } from 'node:fs';
-import { library, picture, rss, slope } from './harness.mjs';
+import { library, picture, rss, settledThreads, slope } from './harness.mjs';
 
 export const abuse = 'load/score/close cycles of models/demo';
 export const mustHold = 'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
 export const amounts = { short: 5, full: 300 };
 
 const MOST_SLOPE_KIB = 20;
-
-const threads = () => readdirSync('/proc/self/task').length;
 
 export async function run(count) {
   const { Diad } = await library();
@@ -24,14 +21,14 @@ export async function run(count) {
     if (score !== golden) failures.push(`cycle ${i}: score ${score}, not ${golden}`);
     await diad.close();
     globalThis.gc();
-    if (i === 0) threadsBefore = threads();
+    if (i === 0) threadsBefore = await settledThreads();
     if (i >= warmup) {
       xs.push(i);
       ys.push(rss() / 1024);
     }
   }
   const kib = slope(xs, ys);
-  const more = threads() - threadsBefore;
+  const more = (await settledThreads()) - threadsBefore;
   if (more > 0) failures.push(`${more} threads more than after the first cycle`);
   if (count >= 100 && kib >= MOST_SLOPE_KIB) failures.push(`RSS grows by ${kib.toFixed(1)} KiB a cycle`);
   if (count < 100)

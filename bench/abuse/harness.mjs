@@ -1,6 +1,6 @@
 // What the groups of abuses share: the engine to abuse, golden scores, memory, a seeded random generator, children.
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -42,6 +42,21 @@ export async function within(ms, promise, what) {
   } finally {
     clearTimeout(timer);
   }
+}
+
+/**
+ * How many threads this process has once none has ended for half a second: the one that destroys a closed model ends by itself a moment
+ * after close() has resolved, on a busy machine later than the next statement.
+ */
+export async function settledThreads() {
+  const threads = () => readdirSync('/proc/self/task').length;
+  let fewest = threads();
+  for (let quiet = 0; quiet < 500; quiet += 20) {
+    await sleep(20);
+    const now = threads();
+    if (now < fewest) [fewest, quiet] = [now, 0];
+  }
+  return fewest;
 }
 
 /** Slope of y over x by least squares. */
