@@ -10,6 +10,8 @@ import { demoBundle, example, inFolder, python, root, runProgram } from './suppo
 
 const PICTURES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
+// Of one picture of the demo model, as PyTorch's FlopCounterMode counts the reference without its repetitions; `npm run bench` has it.
+const NEEDED_GFLOP = 14.924;
 const JPEG_TOLERANCE = 1e-4; // of the map: decoders may differ by one level
 
 describe('parity with the reference', () => {
@@ -66,6 +68,29 @@ describe('parity with the reference', () => {
         assert.ok(largestDifference(mine.data, expected.data) <= tolerance, `diad-engine: ${stage}`);
       }
     })).timeout(120_000);
+
+  it('diad-engine profile says where the time of one picture goes', () =>
+    inFolder(async (folder) => {
+      const engine = path.join(root, 'build', 'Release', 'diad-engine');
+      const picture = path.join(folder, 'grey.pgm');
+      await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
+      const run = await runProgram(engine, ['profile', '--bundle', demoBundle, '--repeat', '2', picture]);
+      assert.equal(run.code, 0, run.stderr);
+      assert.equal(run.stderr, '');
+      const { profiledMs, operators } = JSON.parse(run.stdout) as {
+        profiledMs: number;
+        operators: { operator: string; calls: number; ms: number; gflop: number | null }[];
+      };
+      const inside = operators.reduce((sum, { ms }) => sum + ms, 0);
+      assert.ok(inside > profiledMs / 2 && inside <= profiledMs, `${inside} of ${profiledMs} ms are inside operators`);
+      const counted = operators.reduce((sum, { gflop }) => sum + (gflop ?? 0), 0);
+      assert.ok(Math.abs(counted / NEEDED_GFLOP - 1) < 0.01, `${counted} GFLOP counted`);
+      const layers = operators.filter(({ operator }) => operator.startsWith('diad::'));
+      assert.deepEqual([...new Set(layers.map(({ operator }) => operator.split(',')[0]))], ['diad::group_norm']);
+      const wrong = await runProgram(engine, ['profile', '--bundle', demoBundle]);
+      assert.equal(wrong.code, 1);
+      assert.match(wrong.stderr, /Expected one FILE but received 0/);
+    })).timeout(60_000);
 
   it('diad-engine refuses what it cannot read and goes on', () =>
     inFolder(async (folder) => {

@@ -10,6 +10,7 @@
 #include "failure.h"
 #include "interruption.h"
 #include "model.h"
+#include "operator_profile.h"
 
 struct diad_engine {
   std::shared_ptr<diad::Model> model;
@@ -190,5 +191,14 @@ void diad_engine_close(diad_engine* engine) {
 }
 
 void diad_engine_result_free(diad_result* result) { delete static_cast<OwnedResult*>(result); }
+
+int32_t diad_engine_profile_start(void) {
+  return guarded([] { diad::start_operator_profile(); });
+}
+
+const char* diad_engine_profile_end(void) {
+  thread_local std::string profile;
+  return guarded([] { profile = diad::end_operator_profile(); }) == 0 ? profile.c_str() : nullptr;
+}
 
 diad_error diad_engine_last_error(void) { return {last_failure.code, last_failure.message.c_str()}; }

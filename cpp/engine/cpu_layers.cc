@@ -115,10 +115,16 @@ std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x, int64_t times
   return size;
 }
 
+const char* ConvLayer::kernel() const {
+  if (winograd_) return winograd_->tile() == 4 ? "Winograd 4 x 4" : "Winograd 2 x 2";
+  if (direct_) return "direct";
+  return folded_.defined() ? "oneDNN, folded" : "oneDNN";
+}
+
 void ConvLayer::choose_for(const at::Tensor& x) {
   chosen_ = true;
   const auto all = [](const std::vector<int64_t>& pair, int64_t value) { return pair == std::vector<int64_t>{value, value}; };
-  const std::array<int64_t, 4> size = output_size(x, shape_.upsampled ? 2 : 1);
+  const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
   if (all(shape_.stride, 1) && all(shape_.padding, 1) && all(shape_.dilation, 1) && WinogradConv::available(plain_)) {
     const auto [tile, stored] = choose_winograd(pixels, size_[0] * size_[1], shape_.runs);
@@ -160,7 +166,8 @@ at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Ten
   return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_);
 }
 
-LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias) : plain_(weight), bias_(std::move(bias)) {}
+LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias)
+    : plain_(weight), bias_(std::move(bias)), out_features_(weight.size(0)) {}
 
 void LinearLayer::pack(int64_t rows) {
   if (DirectConv::available() && rows <= kFewPixels) {

@@ -35,6 +35,11 @@ class ConvLayer final : public torch::CustomClassHolder {
   // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual` [N, K, H', W'] is added before the relu.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
+  [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x) const { return output_size(x, shape_.upsampled ? 2 : 1); }
+  [[nodiscard]] const std::array<int64_t, 4>& weight_size() const { return size_; }  // [K, C, h, w]
+  [[nodiscard]] bool upsampled() const { return shape_.upsampled; }
+  [[nodiscard]] const char* kernel() const;  // what computes it, once it has run
+
  private:
   struct Packed {
     at::Tensor weight, layout;  // in oneDNN's layout, and that layout's description
@@ -65,6 +70,9 @@ class LinearLayer final : public torch::CustomClassHolder {
   // x [..., I] -> [..., O]; `residual` [..., O] is added.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
+  [[nodiscard]] int64_t out_features() const { return out_features_; }
+  [[nodiscard]] const char* kernel() const { return direct_ ? "direct" : "oneDNN"; }  // once it has run
+
  private:
   void pack(int64_t rows);
 
@@ -72,6 +80,7 @@ class LinearLayer final : public torch::CustomClassHolder {
   std::unique_ptr<DirectConv> direct_;
   at::Tensor packed_;  // oneDNN's
   std::optional<at::Tensor> bias_;
+  int64_t out_features_;
 };
 
 // The weights of a 4 x 4 transposed convolution, stride 2, padding 1, that equals nearest 2x upsampling followed by a 3 x 3 convolution

@@ -28,6 +28,8 @@ class WinogradConv {
   // broadcast to it, is added before the relu.
   [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
 
+  [[nodiscard]] int64_t tile() const { return shape_.tile; }
+
  private:
   // taps [ceil(K / 32), C, 9, 32] -> [(m + 2)^2, ceil(K / 32), C, 32], allocated by `allocator`.
   [[nodiscard]] at::Tensor transform(const at::Tensor& taps, c10::Allocator* allocator) const;

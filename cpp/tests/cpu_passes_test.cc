@@ -7,8 +7,11 @@
 #include <torch/csrc/jit/ir/irparser.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 
+#include <nlohmann/json.hpp>
+
 #include "cpu_layers.h"
 #include "group_norm.h"
+#include "operator_profile.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -192,6 +195,57 @@ graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : 
     CHECK(program.count(kind) == 0);
   }
   CHECK(difference(program.run({x, emb}), expected) < 2e-5);
+}
+
+TEST_CASE("a profile counts each operator's calls and operations, under the kernel that ran") {
+  const c10::InferenceMode guard;
+  const std::string text = R"IR(
+graph(%x : Tensor, %w : Tensor, %m : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %twice : float[] = prim::Constant[value=[2., 2.]]()
+  %a : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
+  %b : Tensor = aten::upsample_nearest2d(%a, %none, %twice)
+  %c : Tensor = aten::conv2d(%b, %w, %none, %ones, %ones, %ones, %one)
+  %d : Tensor = aten::sigmoid(%c)
+  %e : Tensor = aten::linear(%d, %m, %none)
+  %f : Tensor = aten::matmul(%e, %d)
+  return (%f))IR";
+  Program program(text, {{"w", random_tensor({16, 16, 3, 3}, 1)}, {"m", random_tensor({64, 64}, 2)}});
+  optimise_for_cpu(program.graph);
+  const at::Tensor x = random_tensor({2, 16, 32, 32}, 3);
+  (void)program.run({x});  // kernels are chosen
+  CHECK(end_operator_profile() == "[]");
+
+  start_operator_profile();
+  (void)program.run({x});
+  (void)program.run({x});
+  const nlohmann::json rows = nlohmann::json::parse(end_operator_profile());
+  const auto row = [&](const std::string& start) -> nlohmann::json {
+    for (const nlohmann::json& one : rows) {
+      if (one["operator"].get<std::string>().starts_with(start)) return one;
+    }
+    return {{"calls", 0}};
+  };
+  CHECK(rows.size() == 5);
+  const nlohmann::json plain = row("convolution 3 x 3 to 32 x 32, "), enlarged = row("convolution 3 x 3 after upsampling to 64 x 64, ");
+  const double gflop = 2e-9 * 2 * 16 * 16 * 9 * 32 * 32;  // of one run
+  for (const auto& [found, expected] :
+       {std::pair{plain, gflop}, {enlarged, 4 * gflop}, {row("linear, 64 rows, "), 2e-9 * 2 * 16 * 64 * 64 * 64}}) {
+    CHECK(found["calls"] == 2);
+    CHECK(found["gflop"].get<double>() == doctest::Approx(2 * expected));
+    CHECK(found["ms"].get<double>() > 0);
+  }
+  CHECK(row("aten::matmul")["gflop"].get<double>() == doctest::Approx(2 * 2e-9 * 2 * 16 * 64 * 64 * 64));
+  CHECK(row("aten::sigmoid, 64 x 64")["gflop"].is_null());
+  double last = 1e30;
+  for (const nlohmann::json& one : rows) {
+    CHECK(one["ms"].get<double>() <= last);
+    last = one["ms"].get<double>();
+  }
+  (void)program.run({x});
+  CHECK(end_operator_profile() == "[]");
 }
 
 TEST_CASE("what is not known to be equal is left alone") {

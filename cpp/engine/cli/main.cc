@@ -21,10 +21,11 @@ constexpr const char* kUsage =
     "diad-engine score --bundle DIR [--seed N] [--device D] [--precision P] [--threads N] [--repeat N] [--dump DIR]\n"
     "                  [--steps N] [--start-timestep T] [--start-noise gaussian|none]\n"
     "                  [--compare-with input|autoencoder] FILE...\n"
+    "diad-engine profile --bundle DIR [--device D] [--precision P] [--threads N] [--repeat N] FILE\n"
     "diad-engine info  --bundle DIR [--device D] [--precision P] [--threads N]\n"
     "diad-engine version\n\n"
     "FILE is a binary PGM or PPM picture. Prints one JSON object a line; --dump writes every stage as NNN.<stage>.npy,\n"
-    "NNN the file's place on the command line.\n";
+    "NNN the file's place on the command line. profile scores FILE --repeat times without and with a clock on every operator.\n";
 
 struct Arguments {
   std::string command, bundle, device = "auto", precision = "float32", dump;
@@ -159,7 +160,40 @@ int score_files(const Arguments& arguments) {
   return failures;
 }
 
+// Milliseconds of computing that a picture takes, as the mean of --repeat runs.
+double mean_ms(diad_engine* engine, const diad::NetpbmPicture& picture, const Arguments& arguments) {
+  double sum = 0;
+  for (int k = 0; k < arguments.repeat; ++k) {
+    diad_result* result = score(engine, picture, arguments);
+    sum += result->timings.compute;
+    diad_engine_result_free(result);
+  }
+  return sum / arguments.repeat;
+}
+
+int profile(const Arguments& arguments) {
+  if (arguments.files.size() != 1) throw std::runtime_error("Expected one FILE but received " + std::to_string(arguments.files.size()));
+  const diad::NetpbmPicture picture = diad::read_netpbm(arguments.files.front());
+  diad_engine* engine = load(arguments);
+  diad_engine_result_free(score(engine, picture, arguments));
+  const double plain = mean_ms(engine, picture, arguments);
+  if (diad_engine_profile_start() != 0) fail();
+  const double profiled = mean_ms(engine, picture, arguments);
+  const char* const operators = diad_engine_profile_end();
+  if (operators == nullptr) fail();
+  json rows = json::parse(operators);
+  for (json& row : rows) {  // of one picture
+    row["calls"] = row["calls"].get<double>() / arguments.repeat;
+    row["ms"] = row["ms"].get<double>() / arguments.repeat;
+    if (!row["gflop"].is_null()) row["gflop"] = row["gflop"].get<double>() / arguments.repeat;
+  }
+  std::cout << json{{"computeMs", plain}, {"profiledMs", profiled}, {"operators", rows}}.dump() << '\n';
+  diad_engine_close(engine);
+  return 0;
+}
+
 int run(const Arguments& arguments) {
+  if (arguments.command == "profile") return profile(arguments);
   if (arguments.command == "score") return score_files(arguments);
   if (arguments.command == "info") {
     diad_engine* engine = load(arguments);
