@@ -15,6 +15,7 @@ import { coldStarts } from './speed/cold_start.mjs';
 import { compare } from './speed/comparison.mjs';
 import { python, root } from './speed/contenders.mjs';
 import { poisson, saturated } from './speed/load.mjs';
+import { operatorProfile } from './speed/profile.mjs';
 import { median, spread } from './speed/statistics.mjs';
 import { performancePage } from './speed/tables.mjs';
 
@@ -32,11 +33,11 @@ const { values } = parseArgs({
 const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
 const GIB = 2 ** 30;
 
-/** What each size is run with; memory: of both sides together, beside each other. */
+/** What each size is run with; profiled: pictures under the profiler; memory: of both sides together, beside each other. */
 const PLANS = {
-  demo: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 2, 4, 8], rounds: 12, warmUp: 2, memory: 4 * GIB },
-  medium: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 4], rounds: 4, warmUp: 1, memory: 8 * GIB },
-  published: { modes: ['as-published', 'lossless'], batches: [1], rounds: 3, warmUp: 0, memory: 20 * GIB },
+  demo: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 2, 4, 8], rounds: 12, warmUp: 2, profiled: 20, memory: 4 * GIB },
+  medium: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 4], rounds: 4, warmUp: 1, profiled: 4, memory: 8 * GIB },
+  published: { modes: ['as-published', 'lossless'], batches: [1], rounds: 3, warmUp: 0, profiled: 2, memory: 20 * GIB },
 };
 
 /** A bundle of seeded random weights of that size (the demo model is its own), kept from one run to the next. */
@@ -104,7 +105,8 @@ for (const size of sizes) {
   const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
   const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
   const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, device: values.device });
-  results.sizes[size] = { ...row, date: results.date, commit };
+  const profile = operatorProfile(bundleOf(size), { device: values.device, repeat: plan.profiled });
+  results.sizes[size] = { ...row, profile, date: results.date, commit };
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
   console.log(
     `${size}: ${median([row.pictureMs.diad.median]).toFixed(0)} ms a picture; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,

@@ -9,6 +9,7 @@ import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { Diad, tuneAllocator } from '../../dist/index.js';
+import { noisePixels } from './noise.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -18,12 +19,7 @@ const { values } = parseArgs({
     'max-batch': { type: 'string', default: '8' },
   },
 });
-const pixels = new Uint8Array(256 * 256 * 3);
-for (let i = 0, state = 1; i < pixels.length; i++) {
-  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-  pixels[i] = state >>> 24;
-}
-const picture = { data: pixels, width: 256, height: 256, channels: 3 };
+const picture = { data: noisePixels(256), width: 256, height: 256, channels: 3 };
 
 tuneAllocator();
 const { device, precision, bundle } = values;

@@ -80,6 +80,39 @@ function arithmetic({ sizes }) {
   );
 }
 
+const LISTED = 0.9; // share of the time for which operators are named
+
+/** Operators of one size, most time first; the rest and what lies between them as sums. */
+function operators({ config, profile, gemmGflopPerSecond }) {
+  const { computeMs, profiledMs, operators } = profile;
+  const cells = (name, { calls, ms, gflop }) => {
+    const speed = gflop ? gflop / (ms / 1000) : null;
+    const arithmetic = speed ? [round(gflop), round(speed), percent(speed / gemmGflopPerSecond)] : ['', '', ''];
+    return [name, calls === null ? '' : round(calls), round(ms), percent(ms / profiledMs), ...arithmetic];
+  };
+  const named = [];
+  let sum = 0;
+  for (const operator of operators) {
+    if (sum >= LISTED * profiledMs) break;
+    named.push(cells(operator.operator, operator));
+    sum += operator.ms;
+  }
+  const others = operators.slice(named.length);
+  const total = (key) => others.reduce((all, operator) => all + (operator[key] ?? 0), 0);
+  const inside = sum + total('ms');
+  return [
+    `Operator by operator, ${config} (one picture: ${round(computeMs)} ms, ${round(profiledMs)} ms with a clock on every operator; \`diad-engine profile\`):`,
+    table(
+      ['operator', 'calls', 'ms', 'of the time', 'GFLOP', 'GFLOP/s', 'of a matrix product'],
+      [
+        ...named,
+        cells(`${others.length} others`, { calls: total('calls'), ms: total('ms'), gflop: null }),
+        cells('between operators', { calls: null, ms: profiledMs - inside, gflop: null }),
+      ],
+    ),
+  ];
+}
+
 function underLoad({ load, loadCommit, coldStartMs }) {
   const { saturated } = load;
   const rows = load.poisson.map((level) => [
@@ -111,6 +144,9 @@ function machineSection(results) {
     stages(results),
     'Arithmetic and memory:',
     arithmetic(results),
+    ...Object.values(results.sizes)
+      .filter(({ profile }) => profile)
+      .flatMap(operators),
     'Demo model under load:',
     underLoad(results),
     'Not run:',

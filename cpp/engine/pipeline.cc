@@ -133,13 +133,12 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   }
   timings.denoise = end_of_network();
 
-  const at::Tensor decoded = modules_->decode((latent / manifest_.latent_scale).to(precision_));
-  kept.reconstruction = decoded.to(at::kFloat);
-  const bool with_input = experimental.compare_with == CompareWith::kInput;
-  const at::Tensor compared = with_input ? x : modules_->decode((kept.z / manifest_.latent_scale).to(precision_));
+  const auto decode = [&](const at::Tensor& z) { return modules_->decode((z / manifest_.latent_scale).to(precision_)).to(at::kFloat); };
+  kept.reconstruction = decode(latent);
+  const at::Tensor compared = experimental.compare_with == CompareWith::kInput ? kept.x : decode(kept.z);
   timings.decode = end_of_network();
   check_interruption();
-  const Features features = modules_->extract(at::cat({compared, decoded}));
+  const Features features = modules_->extract(at::cat({compared, kept.reconstruction}));
   timings.extract = lap();
   const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
   timings.map = lap();

@@ -109,36 +109,37 @@ class Program {
 
 class TorchScriptModules final : public Modules {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, c10::ScalarType precision)
-      : rewrite_for_cpu_(device.is_cpu() && precision == c10::kFloat), channels_last_(precision != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, c10::ScalarType precision) : channels_last_(precision != c10::kFloat) {
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
     std::future<Module> reading = std::async(std::launch::async, [&bundle, unwanted = what_interrupts()] {
       const InterruptionScope scope(unwanted);
       return load_module(bundle, "denoiser.pt");
     });
     // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
-    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments) {
+    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments, c10::ScalarType computed_in) {
       require_method(module, file, method, arguments);
       units_.push_back(module._ivalue()->compilation_unit());
-      module.to(device, precision);
-      return with_constant_weights(module, method, channels_last_);
+      module.to(device, computed_in);
+      return with_constant_weights(module, method, computed_in != c10::kFloat);
     };
-    const auto program_of = [&](const char* file) {
+    const auto rewritten = [&](c10::ScalarType computed_in) { return device.is_cpu() && computed_in == c10::kFloat; };
+    const auto program_of = [&](const char* file, c10::ScalarType computed_in) {
       check_interruption();
       Module module = load_module(bundle, file);
-      std::shared_ptr<Graph> forward = graph(module, file, "forward", 1);
+      std::shared_ptr<Graph> forward = graph(module, file, "forward", 1, computed_in);
       module = Module();
-      return std::make_unique<Program>(std::move(forward), file, rewrite_for_cpu_);
+      return std::make_unique<Program>(std::move(forward), file, rewritten(computed_in));
     };
-    encode_ = program_of("encoder.pt");
-    decode_ = program_of("decoder.pt");
-    extract_ = program_of("extractor.pt");
+    encode_ = program_of("encoder.pt", precision);
+    decode_ = program_of("decoder.pt", precision);
+    extract_ = program_of("extractor.pt", c10::kFloat);
     Module denoiser = reading.get();
-    std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1), denoise = graph(denoiser, "denoiser.pt", "forward", 3);
+    std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1, precision),
+                           denoise = graph(denoiser, "denoiser.pt", "forward", 3, precision);
     denoiser = Module();
-    guide_ = std::make_unique<Program>(std::move(guide), "guide", rewrite_for_cpu_);
+    guide_ = std::make_unique<Program>(std::move(guide), "guide", rewritten(precision));
     denoise_ =
-        std::make_unique<Program>(std::move(denoise), "denoise", rewrite_for_cpu_, static_cast<int64_t>(bundle.manifest.steps.size()));
+        std::make_unique<Program>(std::move(denoise), "denoise", rewritten(precision), static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
@@ -149,7 +150,7 @@ class TorchScriptModules final : public Modules {
   at::Tensor decode(const at::Tensor& z) override { return (*decode_)({laid_out(z)}).toTensor(); }
 
   Features extract(const at::Tensor& x) override {
-    const c10::IValue output = (*extract_)({laid_out(x)});
+    const c10::IValue output = (*extract_)({x});
     if (!output.isTuple() || output.toTupleRef().elements().size() != 3) {
       throw EngineError(code::kBundleInvalid, "extractor.pt: Expected three feature maps from forward");
     }
@@ -160,7 +161,7 @@ class TorchScriptModules final : public Modules {
  private:
   [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
 
-  bool rewrite_for_cpu_, channels_last_;
+  bool channels_last_;
   // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
