@@ -34,8 +34,9 @@ at::Tensor layout_of(const at::Tensor& packed) {
   return describe.call(packed);
 }
 
-// The fold adds a third of weights and saves more than half of the arithmetic: worth it where pixels outnumber channels.
-bool folding_pays(const at::Tensor& x) { return x.size(2) * x.size(3) >= x.size(1); }
+// The fold adds a third of weights and saves more than half of the arithmetic: worth it where pixels outnumber channels. Its sums of
+// weights would be rounded in bfloat16.
+bool folding_pays(const at::Tensor& x) { return x.scalar_type() == at::kFloat && x.size(2) * x.size(3) >= x.size(1); }
 
 at::Tensor reordered_transposed(const at::Tensor& weight) {
   static const auto reorder =
@@ -123,6 +124,7 @@ const char* ConvLayer::kernel() const {
 
 void ConvLayer::choose_for(const at::Tensor& x) {
   chosen_ = true;
+  if (plain_.scalar_type() != at::kFloat) return;
   const auto all = [](const std::vector<int64_t>& pair, int64_t value) { return pair == std::vector<int64_t>{value, value}; };
   const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
@@ -170,7 +172,7 @@ LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bia
     : plain_(weight), bias_(std::move(bias)), out_features_(weight.size(0)) {}
 
 void LinearLayer::pack(int64_t rows) {
-  if (DirectConv::available() && rows <= kFewPixels) {
+  if (plain_.scalar_type() == at::kFloat && DirectConv::available() && rows <= kFewPixels) {
     direct_ = std::make_unique<DirectConv>(plain_.unsqueeze(2).unsqueeze(3), bias_, DirectConv::Shape{});
   } else {
     static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");

@@ -18,9 +18,9 @@
 
 namespace diad {
 
-// A 2-d convolution, optionally after nearest 2x upsampling; float32, groups 1. The layout oneDNN wants depends on the input's size, so a
-// weight is laid out when a size is first seen and kept for the next time; the plain weight is then let go. Not for several threads at a
-// time.
+// A 2-d convolution, optionally after nearest 2x upsampling; float32, or bfloat16 with oneDNN alone; groups 1. The layout oneDNN wants
+// depends on the input's size, so a weight is laid out when a size is first seen and kept for the next time; the plain weight is then let
+// go. Not for several threads at a time.
 class ConvLayer final : public torch::CustomClassHolder {
  public:
   struct Shape {
@@ -62,7 +62,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   std::array<int64_t, 4> size_;  // of the weight
 };
 
-// y = x W^T + b, float32.
+// y = x W^T + b, float32, or bfloat16 with oneDNN alone.
 class LinearLayer final : public torch::CustomClassHolder {
  public:
   LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias);

@@ -54,10 +54,6 @@ bool is_none(const Value* value) {
   return found && found->isNone();
 }
 
-bool is_packable(const OptionalTensor& weight, int64_t dimensions) {
-  return weight && weight->dim() == dimensions && weight->scalar_type() == at::kFloat && weight->device().is_cpu();
-}
-
 std::optional<std::vector<int64_t>> constant_ints(const Value* value, size_t count) {
   const auto found = torch::jit::toIValue(value);
   if (!found || !found->isIntList()) return std::nullopt;
@@ -83,7 +79,8 @@ Value* other_summand(Node* add, const Value* known) {
 
 class Rewriter {
  public:
-  Rewriter(const std::shared_ptr<Graph>& graph, int64_t runs) : graph_(graph), runs_(runs) {}
+  Rewriter(const std::shared_ptr<Graph>& graph, int64_t runs, c10::ScalarType computed_in)
+      : graph_(graph), runs_(runs), computed_in_(computed_in) {}
 
   CpuRewrites run() {
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite_norm(node); });
@@ -96,6 +93,10 @@ class Rewriter {
   }
 
  private:
+  [[nodiscard]] bool is_packable(const OptionalTensor& weight, int64_t dimensions) const {
+    return weight && weight->dim() == dimensions && weight->scalar_type() == computed_in_ && weight->device().is_cpu();
+  }
+
   template <typename Action>
   void visit(torch::jit::Block* block, c10::Symbol kind, const Action& action) {
     std::vector<Node*> found;
@@ -233,12 +234,22 @@ class Rewriter {
 
   std::shared_ptr<Graph> graph_;
   int64_t runs_;
+  c10::ScalarType computed_in_;
   CpuRewrites done_;
 };
 
 }  // namespace
 
-CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, int64_t runs) { return Rewriter(graph, runs).run(); }
+bool cpu_multiplies(c10::ScalarType type) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (type == at::kBFloat16) return __builtin_cpu_supports("amx-bf16") || __builtin_cpu_supports("avx512bf16");
+#endif
+  return type == at::kFloat;
+}
+
+CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, int64_t runs, c10::ScalarType computed_in) {
+  return Rewriter(graph, runs, computed_in).run();
+}
 
 TORCH_LIBRARY(diad, library) {
   library.class_<ConvLayer>("Convolution");

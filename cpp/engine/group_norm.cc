@@ -63,6 +63,37 @@ DIAD_VECTORISED void scale_rows_silu(const float* x, const float* scale, const f
   }
 }
 
+DIAD_VECTORISED void widen(const uint16_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = std::bit_cast<float>(static_cast<uint32_t>(from[i]) << 16);
+}
+
+// To the nearest bfloat16, ties to even; NaN stays one.
+DIAD_VECTORISED void narrow(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const auto bits = std::bit_cast<uint32_t>(from[i]);
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
+    to[i] = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded);
+  }
+}
+
+// The pixels of a channels-last picture in float, whatever they are stored in.
+class Pixels {
+ public:
+  explicit Pixels(const at::Tensor& x) : half_(x.scalar_type() == at::kBFloat16), data_(x.const_data_ptr()) {}
+
+  // `count` values from `first` on: the picture's own, or copies in `copy`.
+  const float* read(int64_t first, int64_t count, std::vector<float>& copy) const {
+    if (!half_) return static_cast<const float*>(data_) + first;
+    copy.resize(static_cast<size_t>(count));
+    widen(static_cast<const uint16_t*>(data_) + first, count, copy.data());
+    return copy.data();
+  }
+
+ private:
+  bool half_;
+  const void* data_;
+};
+
 }  // namespace
 
 at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight, const at::Tensor& bias,
@@ -71,22 +102,32 @@ at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
   const int64_t pictures = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   at::Tensor output = at::empty_like(input);
   const int64_t chunks = (pixels + kRows - 1) / kRows, per_group = channels / shape.groups;
-  const at::Tensor shifts = shift ? shift->reshape({shift->size(0), channels}).contiguous() : at::Tensor();
-  const auto* in = input.const_data_ptr<float>();
-  auto* out = output.mutable_data_ptr<float>();
-  const auto* gain = weight.const_data_ptr<float>();
-  const auto* base = bias.const_data_ptr<float>();
+  const auto in_float = [](const at::Tensor& values) { return values.to(at::kFloat).contiguous(); };
+  const at::Tensor shifts = shift ? in_float(shift->reshape({shift->size(0), channels})) : at::Tensor();
+  const at::Tensor gains = in_float(weight), bases = in_float(bias);
+  const Pixels in(input);
+  const bool half = output.scalar_type() == at::kBFloat16;
+  void* const out = output.mutable_data_ptr();
+  const auto* gain = gains.const_data_ptr<float>();
+  const auto* base = bases.const_data_ptr<float>();
   const auto size_of_chunk = [&](int64_t chunk) { return std::min(kRows, pixels - chunk * kRows); };
 
   // Sums of x less its first pixel, which keeps them small beside the variance; a fixed split, so that thread counts change nothing.
   const auto width = static_cast<size_t>(channels);
   std::vector<float> sums(static_cast<size_t>(pictures * chunks) * width), squares(sums.size());
+  std::vector<float> pivots(static_cast<size_t>(pictures) * width);
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    std::vector<float> copy;
+    const float* const first = in.read(picture * pixels * channels, channels, copy);
+    std::copy(first, first + channels, &pivots[static_cast<size_t>(picture) * width]);
+  }
   at::parallel_for(0, pictures * chunks, std::max<int64_t>(1, 32768 / (kRows * channels)), [&](int64_t begin, int64_t end) {
+    std::vector<float> copy;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t picture = task / chunks, chunk = task % chunks;
-      const float* first = in + picture * pixels * channels;
+      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
+      const float* const x_rows = in.read((picture * pixels + chunk * kRows) * channels, rows * channels, copy);
       const size_t at = static_cast<size_t>(task) * width;
-      channel_sums(first + chunk * kRows * channels, first, size_of_chunk(chunk), channels, &sums[at], &squares[at]);
+      channel_sums(x_rows, &pivots[static_cast<size_t>(picture) * width], rows, channels, &sums[at], &squares[at]);
     }
   });
 
@@ -100,7 +141,7 @@ at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
         square[c] += squares[at + c];
       }
     }
-    const float* pivot = in + picture * pixels * channels;
+    const float* pivot = &pivots[static_cast<size_t>(picture) * width];
     const float* added = shift ? shifts.const_data_ptr<float>() + (shifts.size(0) == 1 ? 0 : picture) * channels : nullptr;
     const auto count = static_cast<double>(pixels);
     for (int64_t group = 0; group < shape.groups; ++group) {
@@ -122,12 +163,15 @@ at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
   }
 
   at::parallel_for(0, pictures * chunks, std::max<int64_t>(1, 16384 / (kRows * channels)), [&](int64_t begin, int64_t end) {
+    std::vector<float> copy, result;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t picture = task / chunks, chunk = task % chunks;
-      const int64_t first = (picture * pixels + chunk * kRows) * channels;
+      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
+      const int64_t first = (picture * pixels + chunk * kRows) * channels, count = rows * channels;
       auto* const apply = shape.silu ? scale_rows_silu : scale_rows;
-      apply(in + first, &scale[static_cast<size_t>(picture) * width], &offset[static_cast<size_t>(picture) * width], size_of_chunk(chunk),
-            channels, out + first);
+      if (half) result.resize(static_cast<size_t>(count));
+      apply(in.read(first, count, copy), &scale[static_cast<size_t>(picture) * width], &offset[static_cast<size_t>(picture) * width], rows,
+            channels, half ? result.data() : static_cast<float*>(out) + first);
+      if (half) narrow(result.data(), count, static_cast<uint16_t*>(out) + first);
     }
   });
   return output;

@@ -1,5 +1,5 @@
-// GroupNorm with what stands around it in a residual block, for channels-last float32 pictures on the CPU: one pass for the statistics,
-// one that normalises, scales and applies SiLU, where separate operators would read and write the picture four times.
+// GroupNorm with what stands around it in a residual block, for channels-last float32 or bfloat16 pictures on the CPU: one pass for the
+// statistics, one that normalises, scales and applies SiLU, where separate operators would read and write the picture four times.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@ struct GroupNormShape {
 };
 
 // x [N, C, H, W]; shift [N or 1, C, 1, 1] is added to x first; weight, bias [C]. Statistics are biased, per picture and group of C / groups
-// channels. Result channels last.
+// channels, and computed in float32. Result channels last, of x's type.
 [[nodiscard]] at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight,
                                     const at::Tensor& bias, const GroupNormShape& shape);
 

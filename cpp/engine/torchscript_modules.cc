@@ -93,10 +93,7 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
 // A method that can be run.
 class Program {
  public:
-  Program(std::shared_ptr<Graph> graph, const char* name, bool rewrite_for_cpu, int64_t runs = 1) {
-    if (rewrite_for_cpu) optimise_for_cpu(graph, runs);
-    executor_ = torch::jit::GraphExecutor(graph, name);
-  }
+  Program(const std::shared_ptr<Graph>& graph, const char* name) : executor_(graph, name) {}
 
   c10::IValue operator()(torch::jit::Stack arguments) {
     executor_.run(arguments);
@@ -122,13 +119,16 @@ class TorchScriptModules final : public Modules {
       module.to(device, computed_in);
       return with_constant_weights(module, method, computed_in != c10::kFloat);
     };
-    const auto rewritten = [&](c10::ScalarType computed_in) { return device.is_cpu() && computed_in == c10::kFloat; };
+    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, c10::ScalarType computed_in, int64_t runs = 1) {
+      if (device.is_cpu() && cpu_multiplies(computed_in)) optimise_for_cpu(compiled, runs, computed_in);
+      return std::make_unique<Program>(std::move(compiled), name);
+    };
     const auto program_of = [&](const char* file, c10::ScalarType computed_in) {
       check_interruption();
       Module module = load_module(bundle, file);
       std::shared_ptr<Graph> forward = graph(module, file, "forward", 1, computed_in);
       module = Module();
-      return std::make_unique<Program>(std::move(forward), file, rewritten(computed_in));
+      return program(std::move(forward), file, computed_in);
     };
     encode_ = program_of("encoder.pt", precision);
     decode_ = program_of("decoder.pt", precision);
@@ -137,9 +137,8 @@ class TorchScriptModules final : public Modules {
     std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1, precision),
                            denoise = graph(denoiser, "denoiser.pt", "forward", 3, precision);
     denoiser = Module();
-    guide_ = std::make_unique<Program>(std::move(guide), "guide", rewritten(precision));
-    denoise_ =
-        std::make_unique<Program>(std::move(denoise), "denoise", rewritten(precision), static_cast<int64_t>(bundle.manifest.steps.size()));
+    guide_ = program(std::move(guide), "guide", precision);
+    denoise_ = program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }

@@ -7,6 +7,7 @@
 #include <torch/csrc/jit/ir/irparser.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "cpu_layers.h"
@@ -84,6 +85,26 @@ TEST_CASE("GroupNorm with shift and SiLU equals the operators one by one") {
   }
 }
 
+TEST_CASE("GroupNorm of bfloat16 is that of float32, rounded to the nearest") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({48}, 1).to(at::kBFloat16), bias = random_tensor({48}, 2).to(at::kBFloat16);
+  const at::Tensor shift = random_tensor({1, 48, 1, 1}, 3).to(at::kBFloat16);
+  const at::Tensor x = (random_tensor({2, 48, 13, 13}, 4) + 10 * random_tensor({1, 48, 1, 1}, 5)).to(at::kBFloat16);
+  for (const bool silu : {false, true}) {
+    const GroupNormShape shape{8, 1e-5, silu};
+    const at::Tensor y = group_norm(x, shift, weight, bias, shape);
+    CHECK((y.scalar_type() == at::kBFloat16));
+    CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
+    const at::Tensor expected = group_norm(x.to(at::kFloat), shift.to(at::kFloat), weight.to(at::kFloat), bias.to(at::kFloat), shape);
+    CHECK(y.equal(expected.to(at::kBFloat16)));
+  }
+  at::Tensor broken = x.clone();
+  broken[1][0][0][0] = std::numeric_limits<float>::quiet_NaN();
+  const at::Tensor y = group_norm(broken, std::nullopt, weight, bias, {1, 1e-5, true});
+  CHECK(y[1].isnan().all().item<bool>());
+  CHECK(!y[0].isnan().any().item<bool>());
+}
+
 TEST_CASE("SiLU holds where exp overflows and underflows") {
   const c10::InferenceMode guard;
   const at::Tensor ends = at::tensor({-1e4F, -200.0F, -88.5F, -20.0F, -1e-3F, 0.0F, 1e-3F, 20.0F, 88.5F, 200.0F, 1e4F}).view({1, 1, 1, 11});
@@ -152,9 +173,10 @@ TEST_CASE("prepacked layers equal the plain ones, with residual and ReLU, for sh
   CHECK(difference(LinearLayer(matrix, std::nullopt).run(tokens, residual), expected - offset + residual) < 2e-5);
 }
 
-TEST_CASE("a residual block's graph becomes norms and layers, and computes the same") {
-  const c10::InferenceMode guard;
-  const std::string text = R"IR(
+namespace {
+
+// Upsampling, convolutions, a norm, a linear layer, and what is fused into them.
+const char* const kResidualBlock = R"IR(
 graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : Tensor, %m : Tensor):
   %none : NoneType = prim::Constant()
   %zero : int = prim::Constant[value=0]()
@@ -179,10 +201,15 @@ graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : 
   %h7 : Tensor = aten::relu(%h6)
   %y : Tensor = aten::linear(%h7, %m, %none)
   return (%y))IR";
+
+}  // namespace
+
+TEST_CASE("a residual block's graph becomes norms and layers, and computes the same") {
+  const c10::InferenceMode guard;
   const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
   const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
                    emb = random_tensor({1, 16}, 7);
-  Program program(text, {{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}});
+  Program program(kResidualBlock, {{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}});
   const at::Tensor expected = program.run({x, emb});
   const CpuRewrites done = optimise_for_cpu(program.graph);
   CHECK(done.convolutions == 3);
@@ -195,6 +222,38 @@ graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : 
     CHECK(program.count(kind) == 0);
   }
   CHECK(difference(program.run({x, emb}), expected) < 2e-5);
+}
+
+TEST_CASE("in bfloat16 the same, where the machine multiplies in it; elsewhere nothing") {
+  const c10::InferenceMode guard;
+  std::vector<std::pair<std::string, at::Tensor>> exact{{"w1", random_tensor({16, 16, 3, 3}, 1) * 0.1},
+                                                        {"b1", random_tensor({16}, 2)},
+                                                        {"g", random_tensor({16}, 3)},
+                                                        {"o", random_tensor({16}, 4)},
+                                                        {"m", random_tensor({6, 12}, 5)}};
+  std::vector<std::pair<std::string, at::Tensor>> rounded;
+  for (auto& [name, value] : exact) {
+    value = value.to(at::kBFloat16);
+    rounded.emplace_back(name, value);
+    value = value.to(at::kFloat);
+  }
+  CHECK(cpu_multiplies(at::kFloat));
+  CHECK(!cpu_multiplies(at::kHalf));
+  Program program(kResidualBlock, rounded);
+  CHECK(optimise_for_cpu(program.graph).convolutions == 0);  // weights of another type than is said
+  const CpuRewrites done = optimise_for_cpu(program.graph, 1, at::kBFloat16);
+  CHECK(done.convolutions == 3);
+  CHECK(done.norms == 1);
+  CHECK(done.linears == 1);
+  if (!cpu_multiplies(at::kBFloat16)) return;  // oneDNN would refuse
+  for (const int64_t pictures : {2, 1, 2}) {
+    const at::Tensor x = random_tensor({pictures, 16, 6, 6}, 6).to(at::kBFloat16), emb = random_tensor({1, 16}, 7).to(at::kBFloat16);
+    const at::Tensor expected = Program(kResidualBlock, exact).run({x.to(at::kFloat), emb.to(at::kFloat)});
+    const double plain = difference(Program(kResidualBlock, rounded).run({x, emb}), expected);
+    const double packed = difference(program.run({x, emb}), expected);
+    CHECK(plain > 0);
+    CHECK(packed < 1.5 * plain);
+  }
 }
 
 TEST_CASE("a profile counts each operator's calls and operations, under the kernel that ran") {

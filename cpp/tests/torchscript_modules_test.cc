@@ -25,7 +25,7 @@ TEST_CASE("features are compared in float32, whatever the networks compute in") 
   const diad::Features expected = exact->extract(x);
   for (const c10::ScalarType precision : {c10::kBFloat16, c10::kHalf}) {
     const auto modules = diad::load_torchscript(bundle, c10::Device(c10::kCPU), precision);
-    CHECK(modules->decode(z.to(precision)).scalar_type() == precision);
+    CHECK((modules->decode(z.to(precision)).scalar_type() == precision));
     const diad::Features features = modules->extract(x);
     for (size_t i = 0; i < features.size(); ++i) CHECK(features[i].equal(expected[i]));
   }
