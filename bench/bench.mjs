@@ -72,6 +72,12 @@ async function load() {
   return { saturated: flat, poisson: arrivals };
 }
 
+/** Whether this CPU multiplies in bfloat16; elsewhere that is slower than float32 by far. */
+function multipliesBfloat16() {
+  const info = '/proc/cpuinfo';
+  return existsSync(info) && /\b(amx_bf16|avx512_bf16)\b/.test(readFileSync(info, 'utf8'));
+}
+
 const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).stdout.trim();
 const cpu = os.cpus()[0].model;
 const name = `${`${cpu}-${os.availableParallelism()}-cores`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
@@ -95,6 +101,8 @@ if (values['keep-load'] && last.load) {
   results.loadCommit = commit;
   console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
 }
+const half = values.device !== 'cpu' || multipliesBfloat16();
+if (!half) results.notRun.bfloat16 = 'this CPU does not multiply in bfloat16';
 for (const size of sizes) {
   const plan = PLANS[size];
   if (!plan) throw new Error(`Expected sizes of ${Object.keys(PLANS).join(', ')} but received ${size}`);
@@ -104,10 +112,11 @@ for (const size of sizes) {
   }
   const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
   const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
-  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, device: values.device });
+  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, half, device: values.device });
   const profile = operatorProfile(bundleOf(size), { device: values.device, repeat: plan.profiled });
   results.sizes[size] = { ...row, profile, date: results.date, commit };
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
+  if (row.bfloat16) ratios.push(`bfloat16 ${row.bfloat16.speedup.toFixed(2)}x as-published`);
   console.log(
     `${size}: ${median([row.pictureMs.diad.median]).toFixed(0)} ms a picture; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
   );

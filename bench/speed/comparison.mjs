@@ -19,16 +19,32 @@ async function interleave(contenders, n, rounds, warmUp) {
   return { times, timings };
 }
 
+/** diad in bfloat16 beside the reference as published; the other contenders make room. */
+async function inBfloat16(contenders, bundle, { rounds, warmUp, device }) {
+  for (const name of Object.keys(contenders).filter((name) => name !== 'as-published')) contenders[name].stop();
+  const { 'as-published': published } = contenders;
+  contenders.diad = await diadContender(bundle, { device, precision: 'bfloat16' });
+  const { times } = await interleave({ diad: contenders.diad, published }, 1, rounds, warmUp);
+  return {
+    pictureMs: spread(times.diad),
+    publishedMs: spread(times.published),
+    speedup: median(times.published.map((ms, i) => ms / times.diad[i])),
+    peakMiB: await contenders.diad.peakMiB(),
+  };
+}
+
 /**
  * @param config - name of the reference's preset, for example 'demo'
  * @param bundle - folder of a bundle of the same sizes
  * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
+ * @param half - whether bfloat16 is compared with the reference as published (in float32), once the others are gone
  * @returns times a picture in milliseconds, ratios, stages, FLOP/s and memory
  */
-export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu' }) {
+export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu', half = false }) {
   const contenders = { diad: await diadContender(bundle, { device, maxBatch: Math.max(...batches) }) };
   for (const mode of modes) contenders[mode] = await referenceContender(config, mode, device);
   try {
+    const { ready } = contenders.diad;
     const gemm = [];
     const one = await interleave(contenders, 1, rounds, warmUp);
     gemm.push(await contenders['as-published'].gemm());
@@ -43,6 +59,8 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     const peakMiB = {};
     for (const [name, contender] of Object.entries(contenders)) peakMiB[name] = await contender.peakMiB();
 
+    const bfloat16 = half ? await inBfloat16(contenders, bundle, { rounds, warmUp, device }) : undefined;
+
     const { diad, ...references } = one.times;
     const gflop = {
       published: contenders['as-published'].ready.gflop,
@@ -52,7 +70,7 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     return {
       config,
       device,
-      threads: contenders.diad.ready.threads,
+      threads: ready.threads,
       pictureMs: Object.fromEntries(Object.entries(one.times).map(([name, values]) => [name, spread(values)])),
       speedup: Object.fromEntries(Object.entries(references).map(([name, values]) => [name, median(values.map((ms, i) => ms / diad[i]))])),
       saturatedSpeedup: median(references['as-published']) / best,
@@ -62,9 +80,10 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
       gflop,
       gflopPerSecond: gflop.needed && (gflop.needed / median(diad)) * 1000,
       gemmGflopPerSecond: Math.max(...gemm),
-      weightsMiB: contenders.diad.ready.sizeBytes / 2 ** 20,
-      loadMs: contenders.diad.ready.loadMs,
+      weightsMiB: ready.sizeBytes / 2 ** 20,
+      loadMs: ready.loadMs,
       peakMiB,
+      bfloat16,
     };
   } finally {
     for (const contender of Object.values(contenders)) contender.stop();

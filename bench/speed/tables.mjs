@@ -80,6 +80,21 @@ function arithmetic({ sizes }) {
   );
 }
 
+/** Rows of the sizes that were also run in bfloat16. */
+function halves({ sizes }) {
+  const rows = Object.values(sizes).filter(({ bfloat16 }) => bfloat16);
+  if (rows.length === 0) return [];
+  return [
+    'In bfloat16 (`precision: \'bfloat16\'`; another result: docs/accuracy.md, "What half precision costs"), one picture at a time:',
+    table(
+      ['size', 'diad, ms a picture', 'as published, float32', 'peak memory, diad'],
+      rows.map(({ config, bfloat16: { pictureMs, publishedMs, speedup, peakMiB } }) => {
+        return [config, ms(pictureMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
+      }),
+    ),
+  ];
+}
+
 const LISTED = 0.9; // share of the time for which operators are named
 
 /** Operators of one size, most time first; the rest and what lies between them as sums. */
@@ -144,6 +159,7 @@ function machineSection(results) {
     stages(results),
     'Arithmetic and memory:',
     arithmetic(results),
+    ...halves(results),
     ...Object.values(results.sizes)
       .filter(({ profile }) => profile)
       .flatMap(operators),

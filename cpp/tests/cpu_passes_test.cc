@@ -7,6 +7,7 @@
 #include <torch/csrc/jit/ir/irparser.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 
+#include <array>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -97,6 +98,13 @@ TEST_CASE("GroupNorm of bfloat16 is that of float32, rounded to the nearest") {
     CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
     const at::Tensor expected = group_norm(x.to(at::kFloat), shift.to(at::kFloat), weight.to(at::kFloat), bias.to(at::kFloat), shape);
     CHECK(y.equal(expected.to(at::kBFloat16)));
+  }
+  // x of -1 and 1 in one group: y = bias +- weight, halfway between two bfloat16 numbers, of which the even one is meant.
+  const at::Tensor ends = at::tensor({-1.F, 1.F}).view({1, 1, 1, 2}).to(at::kBFloat16), step = at::tensor({1 / 256.F}).to(at::kBFloat16);
+  for (const auto& [middle, below, above] :
+       std::vector<std::array<float, 3>>{{1.F, 1 - 1 / 256.F, 1.F}, {1 + 1 / 128.F, 1.F, 1 + 1 / 64.F}}) {
+    const at::Tensor y = group_norm(ends, std::nullopt, step, at::tensor({middle}).to(at::kBFloat16), {1, 0.0, false}).to(at::kFloat);
+    CHECK(y.flatten().equal(at::tensor({below, above})));
   }
   at::Tensor broken = x.clone();
   broken[1][0][0][0] = std::numeric_limits<float>::quiet_NaN();

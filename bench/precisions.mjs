@@ -1,0 +1,82 @@
+// What computing in half precision does to the demo model's scores, maps and metrics, on its test pictures.
+//
+//   node bench/precisions.mjs --test DIR [--work DIR] [--device cpu]
+//
+// DIR: the split that `python -m diad_reference generate` wrote (models/demo/MODEL_CARD.md has the command). Every picture is scored in float32, bfloat16 and
+// float16 by `evaluateDataSet`, the maps of one part of them compared value by value. Resumable. Writes bench/results/precisions.json and its table in
+// docs/accuracy.md.
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { Diad } from '../dist/index.js';
+import { evaluateDataSet, readDataSet } from '../dist/evaluation/index.js';
+import { circumstances, fill, quantile, root } from './reliability/record.mjs';
+
+const { values } = parseArgs({
+  options: {
+    test: { type: 'string' },
+    work: { type: 'string', default: path.join(os.tmpdir(), 'diad-precisions') },
+    device: { type: 'string', default: 'cpu' },
+  },
+});
+const PRECISIONS = ['float32', 'bfloat16', 'float16'];
+const PROMISED_SCORE = 5e-3; // relative; docs/accuracy.md
+const COMPARED_MAPS = 40;
+
+const data = await readDataSet(values.test);
+mkdirSync(values.work, { recursive: true });
+
+/** Metrics, every picture's score, and the maps of every so many-th picture. */
+async function measure(precision) {
+  const diad = await Diad.load(undefined, { device: values.device, precision });
+  const evaluation = await evaluateDataSet(diad, data, { out: path.join(values.work, precision), resume: true, seed: 0 });
+  await evaluation.scores.close();
+  if (evaluation.failed.length > 0) throw new Error(`${evaluation.failed.length} pictures failed: ${evaluation.failed[0].message}`);
+  const maps = [];
+  for (let i = 0; i < COMPARED_MAPS; i++) {
+    const { file } = data.pictures[Math.floor((i * data.pictures.length) / COMPARED_MAPS)];
+    maps.push((await diad.score(await readFile(file), { seed: 0 })).map.data);
+  }
+  await diad.close();
+  return { mean: evaluation.mean, scores: evaluation.pictures.map(({ score }) => score), maps };
+}
+
+const largest = (a, b) => a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0);
+
+const found = {};
+for (const precision of PRECISIONS) found[precision] = await measure(precision);
+const exact = found.float32;
+const rows = PRECISIONS.map((precision) => {
+  const { mean, scores, maps } = found[precision];
+  const relative = scores.map((score, i) => Math.abs(score / exact.scores[i] - 1));
+  return {
+    precision,
+    mean,
+    score: { median: quantile(relative, 0.5), p99: quantile(relative, 0.99), largest: Math.max(...relative) },
+    within: relative.filter((difference) => difference <= PROMISED_SCORE).length,
+    map: Math.max(...maps.map((map, i) => largest(map, exact.maps[i]))),
+  };
+});
+const where = { ...circumstances(), device: values.device, pictures: exact.scores.length, maps: COMPARED_MAPS };
+writeFileSync(path.join(root, 'bench', 'results', 'precisions.json'), `${JSON.stringify({ ...where, rows }, null, 2)}\n`);
+
+const three = (value) => value.toFixed(4);
+const short = (value) => (value === 0 ? '0' : value.toExponential(1));
+fill(
+  'accuracy.md',
+  'precisions',
+  [
+    `Measured on ${where.date} with \`bench/precisions.mjs\` (commit ${where.commit}; ${where.cpu}, ${where.device}): ${where.pictures} test pictures of the demo model, maps of ${where.maps}.`,
+    '',
+    `| precision | score, relative: median | 99 % | largest | within ${PROMISED_SCORE} | map, max abs | image AUROC | image AP | pixel AUROC | pixel AP |`,
+    '|---|---|---|---|---|---|---|---|---|---|',
+    ...rows.map(({ precision, mean, score, within, map }) => {
+      const metrics = [mean.image_auroc, mean.image_ap, mean.pixel_auroc, mean.pixel_ap].map(three);
+      const differences = [score.median, score.p99, score.largest].map(short);
+      const share = `${((100 * within) / where.pictures).toFixed(1)} %`;
+      return `| ${[precision, ...differences, share, short(map), ...metrics].join(' | ')} |`;
+    }),
+  ].join('\n'),
+);
