@@ -1,5 +1,7 @@
 // npm run sanitize -- address|thread: engine, addon and C++ tests built with a sanitizer (address: with undefined behaviour), then the C++
 // tests and part of the mocha tests under stock Node with the sanitizer's library preloaded.
+// npm run sanitize -- valgrind: the C++ tests of the ordinary build under valgrind's memcheck, which also sees reads of memory that nobody has
+// written, LibTorch's included; without those that multiply much, and without Node, which takes minutes to start there.
 //
 //   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/07-lifecycle.test.ts ...]
 //
@@ -12,8 +14,11 @@ import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { root } from './setup.mjs';
 
+const VALGRIND = 'valgrind';
 const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
+/** C++ tests, as doctest's patterns, that memcheck would need many minutes for. */
+const LARGE_TESTS = [];
 const RESULTS = path.join(root, 'bench', 'results', 'sanitizers.json');
 const PAGE = path.join(root, 'docs', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run sanitize -->', '<!-- end of measured: npm run sanitize -->'];
@@ -27,8 +32,9 @@ const { values, positionals } = parseArgs({
   },
 });
 const [name] = positionals;
-if (!(name in RUNTIMES)) {
-  process.stderr.write(`sanitize: Expected one of ${Object.keys(RUNTIMES).join(', ')} but received ${name}\n`);
+const known = [...Object.keys(RUNTIMES), VALGRIND];
+if (!known.includes(name)) {
+  process.stderr.write(`sanitize: Expected one of ${known.join(', ')} but received ${name}\n`);
   process.exit(2);
 }
 const home = path.join(root, 'build', `sanitize-${name}`);
@@ -47,7 +53,8 @@ const env = {
 /** Runs a program; what it prints goes on and comes back. */
 function run(title, command, args, options = {}) {
   process.stdout.write(`== ${title}\n`);
-  const { status, signal, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 28, ...options });
+  const { status, signal, error, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 28, ...options });
+  if (error) throw new Error(error.code === 'ENOENT' ? `${command} is not installed` : error.message, { cause: error });
   process.stdout.write(stdout ?? '');
   process.stderr.write(stderr ?? '');
   if (status !== 0) {
@@ -76,6 +83,17 @@ function cppTests() {
   return { passed: Number(counts?.[1] ?? 0), failed: Number(counts?.[2] ?? 1), reports: reportsIn(output) };
 }
 
+/** Memcheck over the C++ tests that are small enough for it: it is slow, and one thread at a time. */
+function smallTests() {
+  const folder = path.join(root, 'build', 'Release');
+  const checks = ['--fair-sched=yes', '--leak-check=full', '--errors-for-leak-kinds=definite', '--error-exitcode=77'];
+  const args = [...checks, path.join(folder, 'diad_engine_tests'), `--test-case-exclude=${LARGE_TESTS.join(',')}`];
+  const { output } = run('C++ tests', VALGRIND, args, { env: { ...process.env, LD_LIBRARY_PATH: folder } });
+  const counts = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
+  const errors = /ERROR SUMMARY: (\d+) errors/.exec(output);
+  return { passed: Number(counts?.[1] ?? 0), failed: Number(counts?.[2] ?? 1), reports: Number(errors?.[1] ?? 1) };
+}
+
 function mochaTests() {
   const preload = execFileSync('gcc', [`-print-file-name=${RUNTIMES[name]}`], { encoding: 'utf8' }).trim();
   if (!existsSync(preload)) throw new Error(`gcc has no ${RUNTIMES[name]}: install its sanitizer libraries`);
@@ -96,21 +114,24 @@ function record(outcome) {
   mkdirSync(path.dirname(RESULTS), { recursive: true });
   const rows = { ...(existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8')) : {}), [name]: outcome };
   writeFileSync(RESULTS, `${JSON.stringify(rows, null, 2)}\n`);
+  const counts = ({ passed, failed }) => `${passed} passed, ${failed} failed`;
   const lines = ['| sanitizer | C++ tests | mocha tests under Node | findings | date |', '|---|---|---|---|---|'];
   for (const [of, { cpp, mocha, date }] of Object.entries(rows)) {
-    const counts = ({ passed, failed }) => `${passed} passed, ${failed} failed`;
-    const title = of === 'address' ? 'address and undefined behaviour' : of;
-    lines.push(`| ${title} | ${counts(cpp)} | ${counts(mocha)} | ${cpp.reports + mocha.reports} | ${date} |`);
+    const title = { address: 'address and undefined behaviour', [VALGRIND]: 'valgrind (memcheck), small cases' }[of] ?? of;
+    const findings = cpp.reports + (mocha?.reports ?? 0);
+    lines.push(`| ${title} | ${counts(cpp)} | ${mocha ? counts(mocha) : 'not run'} | ${findings} | ${date} |`);
   }
   const text = readFileSync(PAGE, 'utf8');
   const [before, after] = [text.slice(0, text.indexOf(START) + START.length), text.slice(text.indexOf(END))];
   writeFileSync(PAGE, `${before}\n\n${lines.join('\n')}\n\n${after}`);
 }
 
-run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--sanitize', name], { stdio: 'inherit' });
+const memcheck = name === VALGRIND;
+const how = memcheck ? [] : ['--sanitize', name];
+run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), ...how], { stdio: 'inherit' });
 if (process.exitCode !== undefined) process.exit();
-const cpp = cppTests();
-const mocha = values['only-cpp'] ? undefined : mochaTests();
-if (mocha !== undefined && !values.dry && values.tests.join() === TESTS.join())
-  record({ cpp, mocha, date: new Date().toISOString().slice(0, 10) });
+const cpp = memcheck ? smallTests() : cppTests();
+const mocha = memcheck || values['only-cpp'] ? undefined : mochaTests();
+const whole = memcheck || (mocha !== undefined && values.tests.join() === TESTS.join());
+if (whole && !values.dry) record({ cpp, mocha, date: new Date().toISOString().slice(0, 10) });
 if (process.exitCode === undefined) process.stdout.write(`${name}: clean\n`);
