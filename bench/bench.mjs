@@ -3,7 +3,8 @@
 //   npm run bench -- [--quick] [--sizes demo,medium,published] [--keep-load] [--rounds N] [--soak N] [--device cpu]
 //
 // Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the demo model only, few rounds, under three minutes; it writes
-// nothing unless --write is given. Sizes that are not run keep the rows of the last run, as do cold start and load with --keep-load.
+// nothing unless --write is given. Sizes that are not run keep the rows of the last run, as do cold start and load
+// with --keep-load, if there are any.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -32,6 +33,7 @@ const { values } = parseArgs({
 });
 const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
 const GIB = 2 ** 30;
+const CPU_INFO = '/proc/cpuinfo';
 
 /** What each size is run with; profiled: pictures under the profiler; memory: of both sides together, beside each other. */
 const PLANS = {
@@ -74,12 +76,18 @@ async function load() {
 
 /** Whether this CPU multiplies in bfloat16; elsewhere that is slower than float32 by far. */
 function multipliesBfloat16() {
-  const info = '/proc/cpuinfo';
-  return existsSync(info) && /\b(amx_bf16|avx512_bf16)\b/.test(readFileSync(info, 'utf8'));
+  return existsSync(CPU_INFO) && /\b(amx_bf16|avx512_bf16)\b/.test(readFileSync(CPU_INFO, 'utf8'));
+}
+
+/** The processor's name, with its model number where a virtual machine's name says little. */
+function processor() {
+  const name = os.cpus()[0].model;
+  const number = existsSync(CPU_INFO) ? /^model\s*: (\d+)$/m.exec(readFileSync(CPU_INFO, 'utf8')) : null;
+  return number === null || /\d/.test(name) ? name : `${name} (model ${number[1]})`;
 }
 
 const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).stdout.trim();
-const cpu = os.cpus()[0].model;
+const cpu = processor();
 const name = `${`${cpu}-${os.availableParallelism()}-cores`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
 const file = path.join(root, 'bench', 'results', name);
 const last = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {};
@@ -90,10 +98,10 @@ const results = {
   sizes: { ...(last.sizes ?? {}) },
   notRun: { cuda: 'no CUDA device on this machine' },
 };
-if (values['keep-load'] && last.load) {
-  results.coldStartMs = last.coldStartMs;
-  results.load = last.load;
-  results.loadCommit = last.loadCommit;
+if (values['keep-load']) {
+  const { coldStartMs, load: lastLoad, loadCommit } = last;
+  if (lastLoad) Object.assign(results, { coldStartMs, load: lastLoad, loadCommit });
+  else results.notRun.load = 'left out with --keep-load';
 } else {
   results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png')));
   console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
