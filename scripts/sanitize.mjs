@@ -17,8 +17,8 @@ import { root } from './setup.mjs';
 const VALGRIND = 'valgrind';
 const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
-/** C++ tests, as doctest's patterns, that memcheck would need many minutes for. */
-const LARGE_TESTS = [];
+/** C++ tests, as doctest's patterns, that memcheck would need many minutes for; the queue's wait for threads that take turns there. */
+const LARGE_TESTS = ['queue:*', 'a packed layer*', 'the direct*', 'the number of threads*', "Winograd's*", 'a layer is right*', 'a profile*'];
 const RESULTS = path.join(root, 'bench', 'results', 'sanitizers.json');
 const PAGE = path.join(root, 'docs', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run sanitize -->', '<!-- end of measured: npm run sanitize -->'];
@@ -86,7 +86,8 @@ function cppTests() {
 /** Memcheck over the C++ tests that are small enough for it: it is slow, and one thread at a time. */
 function smallTests() {
   const folder = path.join(root, 'build', 'Release');
-  const checks = ['--fair-sched=yes', '--leak-check=full', '--errors-for-leak-kinds=definite', '--error-exitcode=77'];
+  const checks = ['--leak-check=full', '--show-leak-kinds=definite', '--errors-for-leak-kinds=definite', '--error-exitcode=77'];
+  checks.push(`--suppressions=${path.join(root, 'cpp', 'sanitizers', 'valgrind.supp')}`);
   const args = [...checks, path.join(folder, 'diad_engine_tests'), `--test-case-exclude=${LARGE_TESTS.join(',')}`];
   const { output } = run('C++ tests', VALGRIND, args, { env: { ...process.env, LD_LIBRARY_PATH: folder } });
   const counts = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
