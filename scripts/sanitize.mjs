@@ -18,7 +18,15 @@ const VALGRIND = 'valgrind';
 const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
 /** C++ tests, as doctest's patterns, that memcheck would need many minutes for; the queue's wait for threads that take turns there. */
-const LARGE_TESTS = ['queue:*', 'a packed layer*', 'the direct*', 'the number of threads*', "Winograd's*", 'a layer is right*', 'a profile*'];
+const LARGE_TESTS = [
+  'queue:*',
+  'a packed layer*',
+  'the direct*',
+  'the number of threads*',
+  "Winograd's*",
+  'a layer is right*',
+  'a profile*',
+];
 const RESULTS = path.join(root, 'bench', 'results', 'sanitizers.json');
 const PAGE = path.join(root, 'docs', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run sanitize -->', '<!-- end of measured: npm run sanitize -->'];
