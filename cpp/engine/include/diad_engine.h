@@ -131,8 +131,8 @@ DIAD_EXPORT void diad_engine_result_free(diad_result* result);
 /* Begins to time every operator of this process's models; costs speed. A second start begins anew. */
 DIAD_EXPORT int32_t diad_engine_profile_start(void);
 
-/* Ends that. JSON [{operator, calls, ms, gflop}], most time first: gflop counts two for each product of a plain sum, or is null. Valid until
- * the next call on this thread; NULL on failure. */
+/* Ends that. JSON [{operator, calls, ms, gflop}], most time first: gflop counts two for each product of a plain sum, or is null. Valid
+ * until the next call on this thread; NULL on failure. */
 DIAD_EXPORT const char* diad_engine_profile_end(void);
 
 /* The last failure on this thread; valid until the next call on it. */
