@@ -119,7 +119,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "cpu": names[0] if names else "unknown",
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
     }
     (ROOT / "bench" / "results" / "aoti.json").write_text(
         json.dumps({**where, "rows": rows}, indent=2) + "\n"
