@@ -62,7 +62,7 @@ const rows = PRECISIONS.map((precision) => {
 const where = { ...circumstances(), device: values.device, pictures: exact.scores.length, maps: COMPARED_MAPS };
 writeFileSync(path.join(root, 'bench', 'results', 'precisions.json'), `${JSON.stringify({ ...where, rows }, null, 2)}\n`);
 
-const three = (value) => value.toFixed(4);
+const four = (value) => value.toFixed(4);
 const short = (value) => (value === 0 ? '0' : value.toExponential(1));
 fill(
   'accuracy.md',
@@ -73,7 +73,7 @@ fill(
     `| precision | score, relative: median | 99 % | largest | within ${PROMISED_SCORE} | map, max abs | image AUROC | image AP | pixel AUROC | pixel AP |`,
     '|---|---|---|---|---|---|---|---|---|---|',
     ...rows.map(({ precision, mean, score, within, map }) => {
-      const metrics = [mean.image_auroc, mean.image_ap, mean.pixel_auroc, mean.pixel_ap].map(three);
+      const metrics = [mean.image_auroc, mean.image_ap, mean.pixel_auroc, mean.pixel_ap].map(four);
       const differences = [score.median, score.p99, score.largest].map(short);
       const share = `${((100 * within) / where.pictures).toFixed(1)} %`;
       return `| ${[precision, ...differences, share, short(map), ...metrics].join(' | ')} |`;
