@@ -74,9 +74,14 @@ async function load() {
   return { saturated: flat, poisson: arrivals };
 }
 
-/** Whether this CPU multiplies in bfloat16; elsewhere that is slower than float32 by far. */
-function multipliesBfloat16() {
-  return existsSync(CPU_INFO) && /\b(amx_bf16|avx512_bf16)\b/.test(readFileSync(CPU_INFO, 'utf8'));
+// Precisions that change the result, and what a CPU must have for them to be faster than float32.
+const FASTER = { bfloat16: /\b(amx_bf16|avx512_bf16)\b/, int8: /\bavx512_vnni\b/ };
+
+/** Those of FASTER that the device has instructions for. */
+function fasterPrecisions(device) {
+  if (device !== 'cpu') return ['bfloat16'];
+  const flags = existsSync(CPU_INFO) ? readFileSync(CPU_INFO, 'utf8') : '';
+  return Object.keys(FASTER).filter((precision) => FASTER[precision].test(flags));
 }
 
 /** The processor's name, with its model number where a virtual machine's name says little. */
@@ -109,8 +114,10 @@ if (values['keep-load']) {
   results.loadCommit = commit;
   console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
 }
-const half = values.device !== 'cpu' || multipliesBfloat16();
-if (!half) results.notRun.bfloat16 = 'this CPU does not multiply in bfloat16';
+const precisions = fasterPrecisions(values.device);
+for (const precision of Object.keys(FASTER)) {
+  if (!precisions.includes(precision)) results.notRun[precision] = `this device has no instructions for ${precision}`;
+}
 for (const size of sizes) {
   const plan = PLANS[size];
   if (!plan) throw new Error(`Expected sizes of ${Object.keys(PLANS).join(', ')} but received ${size}`);
@@ -120,11 +127,11 @@ for (const size of sizes) {
   }
   const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
   const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
-  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, half, device: values.device });
+  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, precisions, device: values.device });
   const profile = operatorProfile(bundleOf(size), { device: values.device, repeat: plan.profiled });
   results.sizes[size] = { ...row, profile, date: results.date, commit };
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
-  if (row.bfloat16) ratios.push(`bfloat16 ${row.bfloat16.speedup.toFixed(2)}x as-published`);
+  for (const precision of precisions) ratios.push(`${precision} ${row[precision].speedup.toFixed(2)}x as-published`);
   console.log(
     `${size}: ${median([row.pictureMs.diad.median]).toFixed(0)} ms a picture; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
   );

@@ -1,9 +1,9 @@
-// What computing in half precision does to the demo model's scores, maps and metrics, on its test pictures.
+// What computing in another precision than float32 does to the demo model's scores, maps and metrics, on its test pictures.
 //
 //   node bench/precisions.mjs --test DIR [--work DIR] [--device cpu]
 //
-// DIR: the split that `python -m diad_reference generate` wrote (models/demo/MODEL_CARD.md has the command). Every picture is scored in float32, bfloat16 and
-// float16 by `evaluateDataSet`, the maps of one part of them compared value by value. Resumable. Writes bench/results/precisions.json and its table in
+// DIR: the split that `python -m diad_reference generate` wrote (models/demo/MODEL_CARD.md has the command). Every picture is scored in float32, bfloat16,
+// float16 and int8 by `evaluateDataSet`, the maps of one part of them compared value by value. Resumable. Writes bench/results/precisions.json and its table in
 // docs/accuracy.md.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
@@ -21,7 +21,7 @@ const { values } = parseArgs({
     device: { type: 'string', default: 'cpu' },
   },
 });
-const PRECISIONS = ['float32', 'bfloat16', 'float16'];
+const PRECISIONS = ['float32', 'bfloat16', 'float16', 'int8'];
 const PROMISED_SCORE = 5e-3; // relative; docs/accuracy.md
 const COMPARED_MAPS = 40;
 

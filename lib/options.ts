@@ -5,12 +5,15 @@ import type { NativeExperimental, NativeLoadOptions } from './native.js';
 import type { TileOptions } from './tiles.js';
 import { abortSignal, boolean, callback, integer, invalid, oneOf, optionsObject, seed, text } from './validate.js';
 
+export const PRECISIONS = ['float32', 'bfloat16', 'float16', 'int8'] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
 /** Options of `Diad.load`. */
 export interface LoadOptions {
   /** 'auto' (CUDA when there is one, else CPU), 'cpu', 'cuda' or 'cuda:N'. Default 'auto'. */
   readonly device?: string;
-  /** What the networks compute in. Default 'float32'. */
-  readonly precision?: 'float32' | 'bfloat16' | 'float16';
+  /** What the networks compute in. Default 'float32'; the others change the result (docs/accuracy.md). 'int8' needs a CPU with AVX-512 VNNI. */
+  readonly precision?: Precision;
   /** Threads of one operation on the CPU, 1 to 1024. Default: LibTorch's, usually one per core. */
   readonly threads?: number;
   /** Pictures computed together at most, 1 to 256. Default 8. */
@@ -139,7 +142,7 @@ export function validateLoadOptions(
     },
     native: {
       device,
-      precision: oneOf(given.precision, 'precision', ['float32', 'bfloat16', 'float16'], 'float32'),
+      precision: oneOf(given.precision, 'precision', PRECISIONS, 'float32'),
       threads: given.threads === undefined ? 0 : integer(given.threads, 'threads', 1, 1024, 1),
       maxBatch,
       maxDelayMs: integer(given.maxDelayMs, 'maxDelayMs', 0, 60_000, 0),

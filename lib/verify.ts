@@ -52,9 +52,12 @@ export const CPU_FLOAT32: Tolerances = {
 export const CUDA_FLOAT32: Tolerances = { x: 0, map: 1e-3, score: 1e-3 };
 /** bfloat16 and float16 on any device. */
 export const HALF: Tolerances = { x: 0, map: 3e-2, score: 5e-3 };
+/** int8, which the CPU alone has. */
+export const INT8: Tolerances = { x: 0, map: 5e-2, score: 2e-2 };
 
 /** What is promised for a device ("cpu", "cuda:0") and precision. */
 export function tolerancesFor(device: string, precision: string): Tolerances {
+  if (precision === 'int8') return INT8;
   if (precision !== 'float32') return HALF;
   return device.startsWith('cuda') ? CUDA_FLOAT32 : CPU_FLOAT32;
 }

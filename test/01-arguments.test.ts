@@ -39,7 +39,7 @@ describe('arguments', () => {
   for (const [options, message] of [
     [{ device: 'gpu' }, /Expected auto, cpu, cuda or cuda:N for device but received "gpu" of type string/],
     [{ device: 'cuda:' }, /for device/],
-    [{ precision: 'int8' }, /Expected one of float32, bfloat16, float16 for precision but received "int8"/],
+    [{ precision: 'int4' }, /Expected one of float32, bfloat16, float16, int8 for precision but received "int4"/],
     [{ threads: 0 }, /Expected an integer from 1 to 1024 for threads but received 0 of type number/],
     [{ threads: 1.5 }, /threads/],
     [{ threads: '2' }, /received "2" of type string/],

@@ -46,6 +46,28 @@ describe('verify', () => {
     assert.deepEqual(Object.keys(tolerancesFor('cuda:1', 'float32')), ['x', 'map', 'score']);
   });
 
+  it('int8 has its own, or is refused where the processor lacks the instructions', async () => {
+    const flags = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');
+    const verified = verifyBundle(undefined, { device: 'cpu', precision: 'int8' });
+    if (!flags.includes('avx512_vnni')) return rejects(verified, 'ERR_DIAD_DEVICE_UNAVAILABLE', /int8 needs a CPU with AVX-512 VNNI/);
+    const report = await verified;
+    const stage = (name: string) => report.stages.find((found) => found.stage === name)!;
+    assert.ok(stage('moments').maxAbsolute < 1e-4, 'the autoencoder stays in float32');
+    assert.ok(stage('step_x').maxAbsolute > 1e-3, 'the denoiser cannot be as exact as float32');
+    assert.deepEqual([stage('map').tolerance, stage('score').tolerance], [5e-2, 2e-2]);
+    assert.equal(report.passed, true);
+  });
+
+  it('int8 without the instructions', async () => {
+    const { code, stderr } = await runProgram(
+      process.execPath,
+      [path.join(root, 'dist', 'cli', 'main.js'), 'score', '--precision', 'int8', path.join(root, 'examples', 'gear-good.png')],
+      { ATEN_CPU_CAPABILITY: 'avx2' },
+    );
+    assert.equal(code, 1);
+    assert.match(stderr, /ERR_DIAD_DEVICE_UNAVAILABLE.*int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16/);
+  });
+
   it('a golden result that is off by a little fails its stage, exit code 1', () =>
     withBundleCopy(async (bundle) => {
       await replaceFile(bundle, 'golden/001.map.npy', async (file) => {

@@ -19,11 +19,11 @@ async function interleave(contenders, n, rounds, warmUp) {
   return { times, timings };
 }
 
-/** diad in bfloat16 beside the reference as published; the other contenders make room. */
-async function inBfloat16(contenders, bundle, { rounds, warmUp, device }) {
+/** diad in another precision beside the reference as published; the other contenders make room. */
+async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device }) {
   for (const name of Object.keys(contenders).filter((name) => name !== 'as-published')) contenders[name].stop();
   const { 'as-published': published } = contenders;
-  contenders.diad = await diadContender(bundle, { device, precision: 'bfloat16' });
+  contenders.diad = await diadContender(bundle, { device, precision });
   const { times } = await interleave({ diad: contenders.diad, published }, 1, rounds, warmUp);
   return {
     pictureMs: spread(times.diad),
@@ -37,10 +37,10 @@ async function inBfloat16(contenders, bundle, { rounds, warmUp, device }) {
  * @param config - name of the reference's preset, for example 'demo'
  * @param bundle - folder of a bundle of the same sizes
  * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
- * @param half - whether bfloat16 is compared with the reference as published (in float32), once the others are gone
+ * @param precisions - others than float32 that are compared with the reference as published (in float32), once the others are gone
  * @returns times a picture in milliseconds, ratios, stages, FLOP/s and memory
  */
-export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu', half = false }) {
+export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu', precisions = [] }) {
   const contenders = { diad: await diadContender(bundle, { device, maxBatch: Math.max(...batches) }) };
   for (const mode of modes) contenders[mode] = await referenceContender(config, mode, device);
   try {
@@ -59,7 +59,8 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     const peakMiB = {};
     for (const [name, contender] of Object.entries(contenders)) peakMiB[name] = await contender.peakMiB();
 
-    const bfloat16 = half ? await inBfloat16(contenders, bundle, { rounds, warmUp, device }) : undefined;
+    const faster = {};
+    for (const precision of precisions) faster[precision] = await inPrecision(precision, contenders, bundle, { rounds, warmUp, device });
 
     const { diad, ...references } = one.times;
     const gflop = {
@@ -83,7 +84,7 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
       weightsMiB: ready.sizeBytes / 2 ** 20,
       loadMs: ready.loadMs,
       peakMiB,
-      bfloat16,
+      ...faster,
     };
   } finally {
     for (const contender of Object.values(contenders)) contender.stop();

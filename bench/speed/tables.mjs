@@ -80,16 +80,20 @@ function arithmetic({ sizes }) {
   );
 }
 
-/** Rows of the sizes that were also run in bfloat16. */
-function halves({ sizes }) {
-  const rows = Object.values(sizes).filter(({ bfloat16 }) => bfloat16);
+/** Rows of the sizes that were also run in precisions that change the result. */
+function precisions({ sizes }) {
+  const rows = Object.values(sizes).flatMap((size) =>
+    ['bfloat16', 'int8']
+      .filter((precision) => size[precision])
+      .map((precision) => ({ config: size.config, precision, ...size[precision] })),
+  );
   if (rows.length === 0) return [];
   return [
-    'In bfloat16 (`precision: \'bfloat16\'`; another result: docs/accuracy.md, "What half precision costs"), one picture at a time:',
+    'In other precisions (another result: docs/accuracy.md, "What other precisions cost"), one picture at a time:',
     table(
-      ['size', 'diad, ms a picture', 'as published, float32', 'peak memory, diad'],
-      rows.map(({ config, bfloat16: { pictureMs, publishedMs, speedup, peakMiB } }) => {
-        return [config, ms(pictureMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
+      ['size', 'precision', 'diad, ms a picture', 'as published, float32', 'peak memory, diad'],
+      rows.map(({ config, precision, pictureMs, publishedMs, speedup, peakMiB }) => {
+        return [config, precision, ms(pictureMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
       }),
     ),
   ];
@@ -153,7 +157,7 @@ function machineSection(results) {
     stages(results),
     'Arithmetic and memory:',
     arithmetic(results),
-    ...halves(results),
+    ...precisions(results),
     ...Object.values(results.sizes)
       .filter(({ profile }) => profile)
       .flatMap(operators),

@@ -9,11 +9,20 @@ namespace diad {
 
 namespace {
 
+#ifdef DIAD_X86_KERNELS
+const kernels::QuantisedKernels* quantised_kernels() {
+#ifdef __GNUC__
+  if (__builtin_cpu_supports("avx512vnni")) return &kernels::quantised_vnni;
+#endif
+  return nullptr;
+}
+#endif
+
 std::optional<CpuKernels> best_kernels() {
 #ifdef DIAD_X86_KERNELS
   const std::string capability = at::get_cpu_capability();
-  if (capability.starts_with("AVX512")) return CpuKernels{kernels::direct_conv_avx512, kernels::winograd_avx512};
-  if (capability == "AVX2") return CpuKernels{kernels::direct_conv_avx2, kernels::winograd_avx2};
+  if (capability.starts_with("AVX512")) return CpuKernels{kernels::direct_conv_avx512, kernels::winograd_avx512, quantised_kernels()};
+  if (capability == "AVX2") return CpuKernels{kernels::direct_conv_avx2, kernels::winograd_avx2, nullptr};
 #endif
   return std::nullopt;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/direct_conv_kernel.h"
+#include "kernels/quantised_kernel.h"
 #include "kernels/winograd_kernel.h"
 
 namespace diad {
@@ -9,6 +10,7 @@ namespace diad {
 struct CpuKernels {
   kernels::ConvKernel convolution;
   kernels::WinogradKernels winograd;
+  const kernels::QuantisedKernels* quantised;  // null without AVX-512 VNNI
 };
 
 // Null without AVX2 (with FMA and F16C) or AVX-512.

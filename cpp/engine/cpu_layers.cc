@@ -117,6 +117,7 @@ std::array<int64_t, 4> ConvLayer::output_size(const at::Tensor& x, int64_t times
 }
 
 const char* ConvLayer::kernel() const {
+  if (quantised_) return "int8";
   if (winograd_) return winograd_->tile() == 4 ? "Winograd 4 x 4" : "Winograd 2 x 2";
   if (direct_) return "direct";
   return folded_.defined() ? "oneDNN, folded" : "oneDNN";
@@ -128,14 +129,19 @@ void ConvLayer::choose_for(const at::Tensor& x) {
   const auto all = [](const std::vector<int64_t>& pair, int64_t value) { return pair == std::vector<int64_t>{value, value}; };
   const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
+  const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
+  const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
+  if (shape_.quantised && square && QuantisedConv::takes(plain_)) {
+    quantised_ = std::make_unique<QuantisedConv>(plain_, bias_, shape);
+    plain_.reset();
+    return;
+  }
   if (all(shape_.stride, 1) && all(shape_.padding, 1) && all(shape_.dilation, 1) && WinogradConv::available(plain_)) {
     const auto [tile, stored] = choose_winograd(pixels, size_[0] * size_[1], shape_.runs);
     if (tile > 0)
       winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, shape_.relu, stored});
   }
-  const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
   if (!winograd_ && DirectConv::available() && square && pixels <= kFewPixels) {
-    const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
     direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
   }
   if (winograd_ || direct_) plain_.reset();
@@ -143,6 +149,7 @@ void ConvLayer::choose_for(const at::Tensor& x) {
 
 at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   if (!chosen_) choose_for(x);
+  if (quantised_) return quantised_->run(x, residual);
   if (winograd_) return winograd_->run(x, residual);
   if (direct_) return direct_->run(x, residual);
   if (!shape_.upsampled) return convolved(x, residual);
@@ -168,12 +175,15 @@ at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Ten
   return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_);
 }
 
-LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias)
-    : plain_(weight), bias_(std::move(bias)), out_features_(weight.size(0)) {}
+LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised)
+    : plain_(weight), wants_quantised_(quantised), bias_(std::move(bias)), out_features_(weight.size(0)) {}
 
 void LinearLayer::pack(int64_t rows) {
-  if (plain_.scalar_type() == at::kFloat && DirectConv::available() && rows <= kFewPixels) {
-    direct_ = std::make_unique<DirectConv>(plain_.unsqueeze(2).unsqueeze(3), bias_, DirectConv::Shape{});
+  const at::Tensor kernel = plain_.unsqueeze(2).unsqueeze(3);
+  if (wants_quantised_ && QuantisedConv::takes(kernel)) {
+    quantised_ = std::make_unique<QuantisedConv>(kernel, bias_, QuantisedConv::Shape{});
+  } else if (plain_.scalar_type() == at::kFloat && DirectConv::available() && rows <= kFewPixels) {
+    direct_ = std::make_unique<DirectConv>(kernel, bias_, DirectConv::Shape{});
   } else {
     static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
     packed_ = reorder.call(plain_.contiguous(), std::nullopt);
@@ -183,6 +193,7 @@ void LinearLayer::pack(int64_t rows) {
 
 at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   if (plain_.defined()) pack(x.dim() > 1 ? x.size(-2) : 1);  // of one picture, whatever the batch
+  if (quantised_) return quantised_->multiply(x, residual);
   if (direct_) return direct_->multiply(x, residual);
   static const auto linear =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::string_view, Scalars, OptionalText)>(

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "direct_conv.h"
+#include "quantised_conv.h"
 #include "winograd_conv.h"
 
 namespace diad {
@@ -28,6 +29,7 @@ class ConvLayer final : public torch::CustomClassHolder {
     bool upsampled = false;  // the input is first enlarged 2x by repetition; needs a 3 x 3 kernel, stride 1, padding 1
     bool relu = false;       // ends with max(0, .)
     int64_t runs = 1;        // how often a picture passes: what speed is worth in memory
+    bool quantised = false;  // in 8-bit integers, where QuantisedConv takes the weight
   };
 
   ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
@@ -45,7 +47,7 @@ class ConvLayer final : public torch::CustomClassHolder {
     at::Tensor weight, layout;  // in oneDNN's layout, and that layout's description
   };
 
-  void choose_for(const at::Tensor& x);  // packs for DirectConv or WinogradConv, or neither
+  void choose_for(const at::Tensor& x);  // packs for one of the three below, or none
   at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual);
   const at::Tensor& packed_for(const at::Tensor& x);
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x, int64_t times) const;  // x enlarged `times`
@@ -53,6 +55,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   at::Tensor plain_;  // undefined once packed
   std::unique_ptr<DirectConv> direct_;
   std::unique_ptr<WinogradConv> winograd_;
+  std::unique_ptr<QuantisedConv> quantised_;
   bool chosen_ = false;
   at::Tensor folded_;  // the transposed convolution's, packed, once needed
   std::vector<Packed> packed_;
@@ -65,19 +68,21 @@ class ConvLayer final : public torch::CustomClassHolder {
 // y = x W^T + b, float32, or bfloat16 with oneDNN alone.
 class LinearLayer final : public torch::CustomClassHolder {
  public:
-  LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias);
+  LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised = false);
 
   // x [..., I] -> [..., O]; `residual` [..., O] is added.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
   [[nodiscard]] int64_t out_features() const { return out_features_; }
-  [[nodiscard]] const char* kernel() const { return direct_ ? "direct" : "oneDNN"; }  // once it has run
+  [[nodiscard]] const char* kernel() const { return quantised_ ? "int8" : direct_ ? "direct" : "oneDNN"; }  // once it has run
 
  private:
   void pack(int64_t rows);
 
   at::Tensor plain_;  // undefined once packed, for the number of rows of a picture that came first
+  bool wants_quantised_;
   std::unique_ptr<DirectConv> direct_;
+  std::unique_ptr<QuantisedConv> quantised_;
   at::Tensor packed_;  // oneDNN's
   std::optional<at::Tensor> bias_;
   int64_t out_features_;

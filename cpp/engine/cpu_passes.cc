@@ -79,8 +79,7 @@ Value* other_summand(Node* add, const Value* known) {
 
 class Rewriter {
  public:
-  Rewriter(const std::shared_ptr<Graph>& graph, int64_t runs, c10::ScalarType computed_in)
-      : graph_(graph), runs_(runs), computed_in_(computed_in) {}
+  Rewriter(const std::shared_ptr<Graph>& graph, const CpuOptions& options) : graph_(graph), options_(options) {}
 
   CpuRewrites run() {
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite_norm(node); });
@@ -94,7 +93,7 @@ class Rewriter {
 
  private:
   [[nodiscard]] bool is_packable(const OptionalTensor& weight, int64_t dimensions) const {
-    return weight && weight->dim() == dimensions && weight->scalar_type() == computed_in_ && weight->device().is_cpu();
+    return weight && weight->dim() == dimensions && weight->scalar_type() == options_.computed_in && weight->device().is_cpu();
   }
 
   template <typename Action>
@@ -163,7 +162,7 @@ class Rewriter {
                dilation = constant_ints(node->input(5), 2);
     if (!stride || !padding || !dilation) return;
 
-    ConvLayer::Shape shape{*padding, *stride, *dilation, false, false, runs_};
+    ConvLayer::Shape shape{*padding, *stride, *dilation, false, false, options_.runs, options_.quantised};
     Value* x = node->input(0);
     if (folds_upsampling(x, *weight, shape)) {
       x = x->node()->input(0);
@@ -207,7 +206,7 @@ class Rewriter {
       residual = other_summand(add, node->output());
       if (residual) last = add;
     }
-    const auto layer = c10::make_intrusive<LinearLayer>(*weight, bias);
+    const auto layer = c10::make_intrusive<LinearLayer>(*weight, bias, options_.quantised);
     replace(last, "diad::linear", {node->input(0), residual ? residual : none(last), constant(last, layer)});
     retire(node, last);
     ++done_.linears;
@@ -233,8 +232,7 @@ class Rewriter {
   }
 
   std::shared_ptr<Graph> graph_;
-  int64_t runs_;
-  c10::ScalarType computed_in_;
+  CpuOptions options_;
   CpuRewrites done_;
 };
 
@@ -247,9 +245,7 @@ bool cpu_multiplies(c10::ScalarType type) {
   return type == at::kFloat;
 }
 
-CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, int64_t runs, c10::ScalarType computed_in) {
-  return Rewriter(graph, runs, computed_in).run();
-}
+CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, const CpuOptions& options) { return Rewriter(graph, options).run(); }
 
 TORCH_LIBRARY(diad, library) {
   library.class_<ConvLayer>("Convolution");

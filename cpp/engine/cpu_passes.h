@@ -17,9 +17,14 @@ struct CpuRewrites {
 // AVX512_BF16.
 [[nodiscard]] bool cpu_multiplies(c10::ScalarType type);
 
-// In place. The graph's weights must be constants (a frozen module), those that are rewritten of type `computed_in`, float32 or bfloat16;
-// what is not recognised stays as it is. The result computes the same sums in another order: differences are the type's own. `runs`: how
-// often a picture passes through the graph.
-CpuRewrites optimise_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph, int64_t runs = 1, c10::ScalarType computed_in = c10::kFloat);
+struct CpuOptions {
+  int64_t runs = 1;                           // how often a picture passes through the graph
+  c10::ScalarType computed_in = c10::kFloat;  // or bfloat16: of the weights that are rewritten
+  bool quantised = false;                     // float32 convolutions and linear layers in 8-bit integers, where QuantisedConv takes them
+};
+
+// In place. The graph's weights must be constants (a frozen module); what is not recognised stays as it is. Unless quantised, the result
+// computes the same sums in another order: differences are the type's own.
+CpuRewrites optimise_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph, const CpuOptions& options = {});
 
 }  // namespace diad

@@ -6,6 +6,7 @@
 #include <charconv>
 
 #include "error.h"
+#include "quantised_conv.h"
 
 namespace diad {
 
@@ -37,11 +38,18 @@ c10::Device parse_device(const std::string& name) {
   return {c10::kCUDA, static_cast<c10::DeviceIndex>(index)};
 }
 
-c10::ScalarType parse_precision(const std::string& name) {
-  if (name == "float32") return c10::kFloat;
-  if (name == "bfloat16") return c10::kBFloat16;
-  if (name == "float16") return c10::kHalf;
-  throw EngineError(code::kInvalidArgument, "Expected float32, bfloat16 or float16 for precision but received " + name);
+Precision parse_precision(const std::string& name, c10::Device device) {
+  if (name == "float32") return {c10::kFloat};
+  if (name == "bfloat16") return {c10::kBFloat16};
+  if (name == "float16") return {c10::kHalf};
+  if (name != "int8") {
+    throw EngineError(code::kInvalidArgument, "Expected float32, bfloat16, float16 or int8 for precision but received " + name);
+  }
+  if (!device.is_cpu()) throw EngineError(code::kDeviceUnavailable, "The precision int8 is for the CPU; the device is " + device.str());
+  if (!QuantisedConv::available()) {
+    throw EngineError(code::kDeviceUnavailable, "The precision int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16");
+  }
+  return {c10::kFloat, true};
 }
 
 std::vector<std::string> cuda_devices() {

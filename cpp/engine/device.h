@@ -13,8 +13,15 @@ namespace diad {
 // Throws EngineError: ERR_DIAD_INVALID_ARGUMENT (another word), ERR_DIAD_DEVICE_UNAVAILABLE (says what there is).
 [[nodiscard]] c10::Device parse_device(const std::string& name);
 
-// "float32", "bfloat16", "float16". Throws EngineError ERR_DIAD_INVALID_ARGUMENT.
-[[nodiscard]] c10::ScalarType parse_precision(const std::string& name);
+// What networks compute in.
+struct Precision {
+  c10::ScalarType type = c10::kFloat;  // of the tensors
+  bool quantised = false;              // convolutions and linear layers multiply 8-bit integers; all else in `type`
+};
+
+// "float32", "bfloat16", "float16", and "int8" for CPUs with AVX-512 VNNI. Throws EngineError: ERR_DIAD_INVALID_ARGUMENT (another word),
+// ERR_DIAD_DEVICE_UNAVAILABLE (int8 where the device does not multiply so).
+[[nodiscard]] Precision parse_precision(const std::string& name, c10::Device device);
 
 // Names of the CUDA devices LibTorch sees; empty without CUDA.
 [[nodiscard]] std::vector<std::string> cuda_devices();

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "conv_tasks.h"
 #include "cpu_kernels.h"
 #include "mapped_allocator.h"
 
@@ -18,51 +19,6 @@ namespace {
 
 using kernels::ConvArguments;
 using kernels::kBlock;
-
-int64_t rounded_up(int64_t value) { return (value + kBlock - 1) / kBlock * kBlock; }
-
-// Output pixels of a task: as many as share one pass over the weights.
-constexpr int64_t kChunk = kernels::kMostPixels;
-
-void compute(const ConvArguments& a, int64_t pixels) {
-  const int64_t blocks = rounded_up(a.out_channels) / kBlock, chunks = (pixels + kChunk - 1) / kChunk;
-  const double work = 2.0 * static_cast<double>(kBlock * std::min(kChunk, pixels)) * static_cast<double>(a.runs * a.run_length);
-  const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
-  const kernels::ConvKernel kernel = cpu_kernels()->convolution;
-  at::parallel_for(0, blocks * chunks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / chunks, first = task % chunks * kChunk;
-      kernel(a, block, first, std::min(first + kChunk, pixels));
-    }
-  });
-}
-
-// A channels-last picture with a border of zeros, each pixel `times` times in both directions.
-void pad(const float* x, int64_t pictures, int64_t height, int64_t width, int64_t channels, int64_t border, int64_t times, float* padded) {
-  const int64_t rows = height * times + 2 * border, columns = width * times + 2 * border;
-  const auto bytes = static_cast<size_t>(channels) * sizeof(float);
-  for (int64_t picture = 0; picture < pictures; ++picture) {
-    for (int64_t row = 0; row < rows; ++row) {
-      float* to = padded + (picture * rows + row) * columns * channels;
-      const int64_t inner = row - border;
-      if (inner < 0 || inner >= height * times) {
-        std::memset(to, 0, bytes * static_cast<size_t>(columns));
-        continue;
-      }
-      const float* from = x + (picture * height + inner / times) * width * channels;
-      std::memset(to, 0, bytes * static_cast<size_t>(border));
-      to += border * channels;
-      if (times == 1) {
-        std::memcpy(to, from, bytes * static_cast<size_t>(width));
-      } else {
-        for (int64_t column = 0; column < width * times; ++column) {
-          std::memcpy(to + column * channels, from + column / times * channels, bytes);
-        }
-      }
-      std::memset(to + width * times * channels, 0, bytes * static_cast<size_t>(border));
-    }
-  }
-}
 
 // Piece by piece: large weights are not copied, and most that are not exact are found out by the first piece.
 bool exact_in_half(const at::Tensor& weight) {
@@ -79,7 +35,7 @@ bool DirectConv::available() { return cpu_kernels() != nullptr; }
 
 DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape)
     : shape_(shape), out_channels_(weight.size(0)), channels_(weight.size(1)), height_(weight.size(2)), width_(weight.size(3)) {
-  const int64_t filled = rounded_up(out_channels_);
+  const int64_t filled = blocks_of(out_channels_) * kBlock;
   // [K, C, h, w] -> [K / 32, 32, C, h, w] -> [K / 32, h, w, C, 32]
   at::Tensor kept = exact_in_half(weight) ? weight.to(at::kHalf) : weight;
   if (filled > out_channels_) kept = at::constant_pad_nd(kept, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
@@ -93,38 +49,28 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
 
 at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const int64_t pictures = x.size(0), times = shape_.upsampled ? 2 : 1, border = shape_.padding;
-  const int64_t rows = x.size(2) * times + 2 * border, columns = x.size(3) * times + 2 * border;
-  const int64_t out_height = (rows - height_) / shape_.stride + 1, out_width = (columns - width_) / shape_.stride + 1;
+  const int64_t height = x.size(2), width = x.size(3);
+  const PaddedPictures pictures{x.size(0), height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
+  ConvArguments a{};
+  a.at = pictures.geometry(height_, width_, shape_.stride, 1);
   const auto options = input.options().memory_format(at::MemoryFormat::ChannelsLast);
-  at::Tensor y = at::empty({pictures, out_channels_, out_height, out_width}, options);
+  at::Tensor y = at::empty({x.size(0), out_channels_, a.at.height, a.at.width}, options);
   const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
 
-  const float* source = input.const_data_ptr<float>();
-  at::Tensor padded;
-  if (border > 0 || times > 1) {
-    padded = at::empty({pictures * rows * columns * channels_}, at::kFloat);
-    pad(source, pictures, x.size(2), x.size(3), channels_, border, times, padded.mutable_data_ptr<float>());
-    source = padded.const_data_ptr<float>();
-  }
-  ConvArguments a{};
+  const auto* const source = input.const_data_ptr<float>();
   a.x = source;
-  a.runs = height_;
-  a.run_length = width_ * channels_;
-  a.run_stride = columns * channels_;
-  a.picture_stride = rows * columns * channels_;
-  a.row_step = shape_.stride * columns * channels_;
-  a.pixel_step = shape_.stride * channels_;
-  a.height = out_height;
-  a.width = out_width;
-  a.weights = weights_.const_data_ptr();
-  a.half = half();
-  a.bias = bias_.const_data_ptr<float>();
+  at::Tensor padded;
+  if (shape_.padding > 0 || shape_.upsampled) {
+    padded = at::empty({pictures.size()}, at::kFloat);
+    pictures.fill(
+        padded.mutable_data_ptr<float>(),
+        [&](int64_t picture, int64_t row, float*) { return source + (picture * height + row) * width * channels_; },
+        [](int64_t) { return 0.0F; });
+    a.x = padded.const_data_ptr<float>();
+  }
   a.residual = residual ? added.const_data_ptr<float>() : nullptr;
   a.y = y.mutable_data_ptr<float>();
-  a.out_channels = out_channels_;
-  a.relu = shape_.relu;
-  compute(a, pictures * out_height * out_width);
+  compute(a, x.size(0) * a.at.height * a.at.width);
   return y;
 }
 
@@ -136,21 +82,23 @@ at::Tensor DirectConv::multiply(const at::Tensor& x, const std::optional<at::Ten
   at::Tensor y = at::empty(size, input.options());
   const at::Tensor added = residual ? residual->expand(size).contiguous() : at::Tensor();
   ConvArguments a{};
+  a.at = PaddedPictures{1, 1, std::max<int64_t>(1, rows), channels_, 0, 1}.geometry(1, 1, 1, 1);
   a.x = input.const_data_ptr<float>();
-  a.runs = 1;
-  a.run_length = channels_;
-  a.height = 1;
-  a.width = std::max<int64_t>(1, rows);
-  a.pixel_step = channels_;
+  a.residual = residual ? added.const_data_ptr<float>() : nullptr;
+  a.y = y.mutable_data_ptr<float>();
+  compute(a, rows);
+  return y;
+}
+
+void DirectConv::compute(ConvArguments& a, int64_t pixels) const {
   a.weights = weights_.const_data_ptr();
   a.half = half();
   a.bias = bias_.const_data_ptr<float>();
-  a.residual = residual ? added.const_data_ptr<float>() : nullptr;
-  a.y = y.mutable_data_ptr<float>();
   a.out_channels = out_channels_;
   a.relu = shape_.relu;
-  compute(a, rows);
-  return y;
+  const kernels::ConvKernel kernel = cpu_kernels()->convolution;
+  in_blocks(out_channels_, pixels, a.at.runs * a.at.run_length, 1,
+            [&](int64_t block, int64_t first, int64_t last) { kernel(a, block, first, last); });
 }
 
 }  // namespace diad

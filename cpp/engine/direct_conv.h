@@ -5,6 +5,8 @@
 
 #include <optional>
 
+#include "kernels/direct_conv_kernel.h"
+
 namespace diad {
 
 class DirectConv {
@@ -32,6 +34,8 @@ class DirectConv {
   [[nodiscard]] bool half() const { return weights_.scalar_type() == at::kHalf; }
 
  private:
+  void compute(kernels::ConvArguments& arguments, int64_t pixels) const;
+
   at::Tensor weights_;  // [ceil(K / 32), h, w * C, 32], float or half
   at::Tensor bias_;     // [ceil(K / 32) * 32]
   Shape shape_;

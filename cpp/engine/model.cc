@@ -54,7 +54,7 @@ void warm_up(Batcher& queue, int64_t size) {
 }
 
 // With DIAD_CUDA_GRAPHS=1 an accelerator records its work.
-std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, c10::ScalarType precision) {
+std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, Precision precision) {
   std::unique_ptr<Modules> modules = load_torchscript(bundle, device, precision);
   const char* const wanted = std::getenv("DIAD_CUDA_GRAPHS");
   if (wanted == nullptr || std::string_view(wanted) != "1") return modules;
@@ -68,7 +68,7 @@ std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, 
 Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest) {
   const auto started = Clock::now();
   const c10::Device device = parse_device(options.device);
-  const c10::ScalarType precision = parse_precision(options.precision);
+  const Precision precision = parse_precision(options.precision, device);
   if (device.is_cuda()) {  // float32 means float32
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
@@ -79,7 +79,7 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
-    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision, tidy);
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision.type, tidy);
     return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
       return pipeline->run(batch, on_step);
     };

@@ -3,12 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
-#include <c10/core/ScalarType.h>
 
 #include <memory>
 
 #include "anomaly_map.h"
 #include "bundle.h"
+#include "device.h"
 
 namespace diad {
 
@@ -33,8 +33,8 @@ class Modules {
   virtual Features extract(const at::Tensor& x) = 0;
 };
 
-// Loads a bundle's TorchScript files, casts them to `precision` (the extractor to float32), freezes them.
+// Loads a bundle's TorchScript files, casts them to `precision` (the extractor to float32, never quantised), freezes them.
 // Throws EngineError: ERR_DIAD_BUNDLE_CORRUPT (not loadable), ERR_DIAD_BUNDLE_INVALID (a method is missing), ERR_DIAD_OUT_OF_MEMORY.
-[[nodiscard]] std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, c10::ScalarType precision);
+[[nodiscard]] std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, Precision precision);
 
 }  // namespace diad

@@ -106,33 +106,33 @@ class Program {
 
 class TorchScriptModules final : public Modules {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, c10::ScalarType precision) : channels_last_(precision != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision) : channels_last_(precision.type != c10::kFloat) {
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
     std::future<Module> reading = std::async(std::launch::async, [&bundle, unwanted = what_interrupts()] {
       const InterruptionScope scope(unwanted);
       return load_module(bundle, "denoiser.pt");
     });
     // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
-    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments, c10::ScalarType computed_in) {
+    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments, Precision computed_in) {
       require_method(module, file, method, arguments);
       units_.push_back(module._ivalue()->compilation_unit());
-      module.to(device, computed_in);
-      return with_constant_weights(module, method, computed_in != c10::kFloat);
+      module.to(device, computed_in.type);
+      return with_constant_weights(module, method, computed_in.type != c10::kFloat);
     };
-    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, c10::ScalarType computed_in, int64_t runs = 1) {
-      if (device.is_cpu() && cpu_multiplies(computed_in)) optimise_for_cpu(compiled, runs, computed_in);
+    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
+      if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimise_for_cpu(compiled, {runs, computed_in.type, computed_in.quantised});
       return std::make_unique<Program>(std::move(compiled), name);
     };
-    const auto program_of = [&](const char* file, c10::ScalarType computed_in) {
+    const auto program_of = [&](const char* file, Precision computed_in) {
       check_interruption();
       Module module = load_module(bundle, file);
       std::shared_ptr<Graph> forward = graph(module, file, "forward", 1, computed_in);
       module = Module();
       return program(std::move(forward), file, computed_in);
     };
-    encode_ = program_of("encoder.pt", precision);
-    decode_ = program_of("decoder.pt", precision);
-    extract_ = program_of("extractor.pt", c10::kFloat);
+    encode_ = program_of("encoder.pt", Precision{precision.type});
+    decode_ = program_of("decoder.pt", Precision{precision.type});
+    extract_ = program_of("extractor.pt", Precision{});
     Module denoiser = reading.get();
     std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1, precision),
                            denoise = graph(denoiser, "denoiser.pt", "forward", 3, precision);
@@ -168,7 +168,7 @@ class TorchScriptModules final : public Modules {
 
 }  // namespace
 
-std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, c10::ScalarType precision) {
+std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, Precision precision) {
   configure_executor();
   const c10::InferenceMode guard;
   return std::make_unique<TorchScriptModules>(bundle, device, precision);

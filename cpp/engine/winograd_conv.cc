@@ -135,9 +135,9 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
       const int64_t position = task / (chunks * blocks), chunk = task / blocks % chunks, block = task % blocks;
       kernels::ConvArguments a{};
       a.x = v + position * tiles * channels_;
-      a.runs = a.height = 1;
-      a.run_length = a.pixel_step = channels_;
-      a.width = tiles;
+      a.at.runs = a.at.height = 1;
+      a.at.run_length = a.at.pixel_step = channels_;
+      a.at.width = tiles;
       a.weights = weights + position * blocks * channels_ * kBlock;
       a.bias = nothing;
       a.y = m + position * tiles * out_channels_;

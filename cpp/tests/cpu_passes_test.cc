@@ -249,7 +249,7 @@ TEST_CASE("in bfloat16 the same, where the machine multiplies in it; elsewhere n
   CHECK(!cpu_multiplies(at::kHalf));
   Program program(kResidualBlock, rounded);
   CHECK(optimise_for_cpu(program.graph).convolutions == 0);  // weights of another type than is said
-  const CpuRewrites done = optimise_for_cpu(program.graph, 1, at::kBFloat16);
+  const CpuRewrites done = optimise_for_cpu(program.graph, {.computed_in = at::kBFloat16});
   CHECK(done.convolutions == 3);
   CHECK(done.norms == 1);
   CHECK(done.linears == 1);
@@ -262,6 +262,37 @@ TEST_CASE("in bfloat16 the same, where the machine multiplies in it; elsewhere n
     CHECK(plain > 0);
     CHECK(packed < 1.5 * plain);
   }
+}
+
+TEST_CASE("quantised, the same graph is near its float32 result, and layers that 8 bits are not for stay exact") {
+  if (!QuantisedConv::available()) return;
+  const c10::InferenceMode guard;
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
+                   emb = random_tensor({1, 16}, 7);
+  const std::vector<std::pair<std::string, at::Tensor>> weights{{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}};
+  Program program(kResidualBlock, weights);
+  const CpuRewrites done = optimise_for_cpu(program.graph, {.quantised = true});
+  CHECK(done.convolutions == 3);
+  CHECK(done.linears == 1);
+  const at::Tensor expected = Program(kResidualBlock, weights).run({x, emb});
+  const double error = (program.run({x, emb}) - expected).norm().item<double>() / expected.norm().item<double>();
+  CHECK(error > 1e-5);
+  CHECK(error < 0.03);
+
+  const std::string exact = R"IR(
+graph(%x : Tensor, %w : Tensor, %m : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %a : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
+  %y : Tensor = aten::linear(%a, %m, %none)
+  return (%y))IR";
+  const std::vector<std::pair<std::string, at::Tensor>> few{{"w", random_tensor({8, 4, 3, 3}, 8)}, {"m", random_tensor({20, 6}, 9)}};
+  Program small(exact, few);
+  CHECK(optimise_for_cpu(small.graph, {.quantised = true}).convolutions == 1);
+  const at::Tensor y = random_tensor({1, 4, 6, 6}, 10);
+  CHECK(difference(small.run({y}), Program(exact, few).run({y})) < 2e-5);
 }
 
 TEST_CASE("a profile counts each operator's calls and operations, under the kernel that ran") {

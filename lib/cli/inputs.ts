@@ -7,11 +7,13 @@ import { glob } from 'tinyglobby';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { tuneAllocator } from '../native.js';
+import type { Precision } from '../options.js';
 
 /** Options shared by commands that load a model. */
 export interface ModelOptions {
   readonly model?: string;
   readonly device: string;
+  readonly precision: Precision;
   readonly threads?: number;
   readonly maxFrames?: number;
 }
@@ -46,10 +48,11 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
 
 /** Loads the model the options name. */
 export async function loadModel(options: ModelOptions): Promise<Diad> {
-  const { model, device, threads, maxFrames } = options;
+  const { model, device, precision, threads, maxFrames } = options;
   tuneAllocator();
   return Diad.load(model, {
     device,
+    precision,
     ...(threads === undefined || threads === 0 ? {} : { threads }),
     ...(maxFrames === undefined ? {} : { maxFrames }),
   });

@@ -7,6 +7,7 @@ import { Command, Option } from 'commander';
 import { LAYOUT_NAMES } from '../evaluation/datasets/index.js';
 import { METRICS_MODES } from '../evaluation/metrics.js';
 import { packageRoot } from '../native.js';
+import { PRECISIONS } from '../options.js';
 import { calibrateBundle } from './calibrate.js';
 import { doctor } from './doctor.js';
 import { evaluate } from './eval.js';
@@ -26,10 +27,15 @@ import { watch } from './watch.js';
 
 const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
 
+function precisionOption(): Option {
+  return new Option('--precision <precision>', 'what the networks compute in').choices(PRECISIONS).default('float32');
+}
+
 function withModelOptions(command: Command): Command {
   return command
     .option('--model <dir>', 'bundle folder (default: the demo model)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
+    .addOption(precisionOption())
     .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
     .option('--max-frames <n>', 'pages or frames a picture may have, of which the first is read (default: 1)', wholeNumber);
 }
@@ -102,9 +108,7 @@ program
   .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
   .option('--bundle <dir>', 'bundle folder (default: the demo model)')
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
-  .addOption(
-    new Option('--precision <precision>', 'what the networks compute in').choices(['float32', 'bfloat16', 'float16']).default('float32'),
-  )
+  .addOption(precisionOption())
   .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
   .option('--json', 'as JSON')
   .action(verify);

@@ -64,6 +64,7 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
   const load = (): Promise<Diad> =>
     Diad.load(options.model, {
       device: options.device,
+      precision: options.precision,
       queueLimit: options.queueLimit,
       ...(threads === undefined ? {} : { threads }),
       ...(options.maxBatch === undefined ? {} : { maxBatch: options.maxBatch }),

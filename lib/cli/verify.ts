@@ -1,12 +1,12 @@
 // diad verify
 import process from 'node:process';
-import type { LoadOptions } from '../options.js';
+import type { Precision } from '../options.js';
 import { verifyBundle, type VerifyReport } from '../verify.js';
 
 interface Options {
   readonly bundle?: string;
   readonly device: string;
-  readonly precision: NonNullable<LoadOptions['precision']>;
+  readonly precision: Precision;
   readonly threads?: number;
   readonly json?: boolean;
 }

@@ -28,7 +28,7 @@ typedef struct {
 
 typedef struct {
   const char* device;               /* "auto", "cpu", "cuda" or "cuda:N" */
-  const char* precision;            /* "float32", "bfloat16" or "float16" */
+  const char* precision;            /* "float32", "bfloat16", "float16" or "int8" */
   int32_t threads;                  /* intra-op threads; 0: LibTorch's default */
   int32_t max_batch;                /* pictures in one batch, >= 1 */
   int32_t max_delay_ms;             /* how long a batch that is not full may wait for more, >= 0 */

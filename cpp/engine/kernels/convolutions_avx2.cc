@@ -10,6 +10,7 @@ namespace {
 
 struct Avx2 {
   using Type = __m256;
+  using Scalar = float;
   static constexpr int kWidth = 8, kPartsAtOnce = 2, kPixels = 6;
 
   static Type load(const float* from) { return _mm256_loadu_ps(from); }

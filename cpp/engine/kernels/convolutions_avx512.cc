@@ -10,6 +10,7 @@ namespace {
 
 struct Avx512 {
   using Type = __m512;
+  using Scalar = float;
   static constexpr int kWidth = 16, kPartsAtOnce = 2, kPixels = 8;
 
   static Type load(const float* from) { return _mm512_loadu_ps(from); }

@@ -1,4 +1,4 @@
-// The inner loops of DirectConv, compiled once for each instruction set (convolutions_avx512.cc, convolutions_avx2.cc).
+// The inner loops of DirectConv and QuantisedConv, compiled once for each instruction set (convolutions_*.cc).
 //
 // Nothing of the standard library is used here: a function that these files instantiate with wide instructions could be the copy that the
 // linker keeps for everybody.
@@ -11,22 +11,33 @@ namespace diad::kernels {
 // Output channels whose weights lie side by side.
 constexpr int64_t kBlock = 32;
 
-// What a call computes: y[p][k] = bias[k] + residual[p][k] + sum over runs r and i < run_length of x[p](r, i) w[k / 32][r][i][k % 32].
-// A run is a row of the kernel: kernel_w pixels of all channels, which lie side by side in a channels-last picture.
-struct ConvArguments {
-  const float* x;          // padded, channels last
+// Where an output pixel's inputs lie in a padded picture, channels last. A run is a row of the kernel: kernel_w pixels of all channels,
+// which lie side by side. Counted in what is multiplied at a time: a float, or four bytes.
+struct ConvGeometry {
   int64_t runs;            // kernel_h
   int64_t run_length;      // kernel_w * channels
-  int64_t run_stride;      // floats from one row of the padded picture to the next
-  int64_t picture_stride;  // floats from one padded picture to the next
-  int64_t row_step;        // floats from one output row's first input to the next one's
-  int64_t pixel_step;      // floats from one output pixel's first input to the next one's
+  int64_t run_stride;      // from one row of the padded picture to the next
+  int64_t picture_stride;  // from one padded picture to the next
+  int64_t row_step;        // from one output row's first input to the next one's
+  int64_t pixel_step;      // from one output pixel's first input to the next one's
   int64_t height, width;   // of the output
-  const void* weights;     // [ceil(out_channels / 32)][runs][run_length][32], float or IEEE half
-  bool half;               // weights are halves
-  const float* bias;       // [ceil(out_channels / 32) * 32]
-  const float* residual;   // as y, or null
-  float* y;                // [pixels][out_channels]
+};
+
+// Where the inputs of an output pixel (counted over all pictures) begin.
+static inline int64_t first_input(const ConvGeometry& at, int64_t pixel) {
+  const int64_t picture = pixel / (at.height * at.width), within = pixel % (at.height * at.width);
+  return picture * at.picture_stride + within / at.width * at.row_step + within % at.width * at.pixel_step;
+}
+
+// What a call computes: y[p][k] = bias[k] + residual[p][k] + sum over runs r and i < run_length of x[p](r, i) w[k / 32][r][i][k % 32].
+struct ConvArguments {
+  ConvGeometry at;
+  const float* x;
+  const void* weights;    // [ceil(out_channels / 32)][runs][run_length][32], float or IEEE half
+  bool half;              // weights are halves
+  const float* bias;      // [ceil(out_channels / 32) * 32]
+  const float* residual;  // as y, or null
+  float* y;               // [pixels][out_channels]
   int64_t out_channels;
   bool relu;
 };
@@ -46,10 +57,12 @@ struct Upcoming {
   int64_t lines, advance;
 };
 
-// Vector is a set of operations: type, width, load of floats or halves, broadcast, fused multiply-add, add, max, store.
+// Vector is a set of operations: type, width, load of weights or sums, broadcast of an input, fused multiply-add, store. Scalar: what sums
+// and inputs are.
 template <typename Vector>
-struct DirectConvLoops {
+struct ConvLoops {
   using V = typename Vector::Type;
+  using Scalar = typename Vector::Scalar;
   static constexpr int64_t kSteps = 4;                          // from one time of asking for weights to the next
   static constexpr int64_t kLine = 64;                          // bytes of a cache line
   static constexpr int64_t kDepth = 256;                        // steps whose weights stay in the first cache while all pixels pass by
@@ -57,9 +70,9 @@ struct DirectConvLoops {
 
   // Adds `steps` products to the sums of kPixels pixels, kParts vectors each.
   template <typename Weight, int kPixels, int kParts>
-  static void tile(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums, Upcoming& upcoming) {
+  static void tile(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, Scalar* sums, Upcoming& upcoming) {
     V sum[kPixels][kParts];
-    const float* row[kPixels];
+    const Scalar* row[kPixels];
     for (int p = 0; p < kPixels; ++p) {
       row[p] = inputs[p] + offset;
       for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::load(sums + p * kBlock + v * Vector::kWidth);
@@ -85,7 +98,7 @@ struct DirectConvLoops {
   }
 
   template <typename Weight, int kPixels>
-  static void pixels(const Weight* weights, const float* const* inputs, int64_t offset, int64_t steps, float* sums, Upcoming& upcoming) {
+  static void pixels(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, Scalar* sums, Upcoming& upcoming) {
     constexpr int kParts = Vector::kPartsAtOnce;
     for (int v = 0; v < kVectors; v += kParts) {
       tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth, upcoming);
@@ -94,7 +107,7 @@ struct DirectConvLoops {
 
   // `next` are the weights that come after, `bytes` of them: the passes share in asking for them.
   template <typename Weight>
-  static void all_pixels(const Weight* weights, const float* const* inputs, int64_t count, int64_t offset, int64_t steps, float* sums,
+  static void all_pixels(const Weight* weights, const Scalar* const* inputs, int64_t count, int64_t offset, int64_t steps, Scalar* sums,
                          const void* next, int64_t bytes) {
     constexpr int kMost = Vector::kPixels;
     const int64_t rest = count % kMost, passes = (count / kMost + rest / 2 + rest % 2) * (kVectors / Vector::kPartsAtOnce);
@@ -105,6 +118,12 @@ struct DirectConvLoops {
     for (; p + 2 <= count; p += 2) pixels<Weight, 2>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
     if (p < count) pixels<Weight, 1>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
   }
+};
+
+template <typename Vector>
+struct DirectConvLoops : ConvLoops<Vector> {
+  using Loops = ConvLoops<Vector>;
+  using Loops::all_pixels, Loops::kDepth;
 
   template <typename Weight>
   static void widen(const Weight* from, int64_t count, float* to) {
@@ -130,14 +149,13 @@ struct DirectConvLoops {
     const float* inputs[kMostPixels];
     const int64_t count = last - first;
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t pixel = first + p, picture = pixel / (a.height * a.width), within = pixel % (a.height * a.width);
-      inputs[p] = a.x + picture * a.picture_stride + within / a.width * a.row_step + within % a.width * a.pixel_step;
+      inputs[p] = a.x + first_input(a.at, first + p);
       for (int64_t k = 0; k < kBlock; ++k) sums[p * kBlock + k] = a.bias[block * kBlock + k];
     }
-    const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.runs * a.run_length * kBlock;
-    for (int64_t run = 0; run < a.runs; ++run) {
-      for (int64_t i = 0; i < a.run_length; i += kDepth) {
-        const int64_t steps = a.run_length - i < kDepth ? a.run_length - i : kDepth, offset = run * a.run_stride + i;
+    const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.at.runs * a.at.run_length * kBlock;
+    for (int64_t run = 0; run < a.at.runs; ++run) {
+      for (int64_t i = 0; i < a.at.run_length; i += kDepth) {
+        const int64_t steps = a.at.run_length - i < kDepth ? a.at.run_length - i : kDepth, offset = run * a.at.run_stride + i;
         const Weight* const next = weights + steps * kBlock;
         const int64_t bytes = steps * kBlock * static_cast<int64_t>(sizeof(Weight));
         // Widening takes the place of multiplications: for more than a few tiles it is done once, beforehand.
