@@ -130,7 +130,7 @@ class TorchScriptModules final : public Modules {
       module = Module();
       return program(std::move(forward), file, computed_in);
     };
-    encode_ = program_of("encoder.pt", Precision{precision.type});
+    encode_ = program_of("encoder.pt", precision);
     decode_ = program_of("decoder.pt", Precision{precision.type});
     extract_ = program_of("extractor.pt", Precision{});
     Module denoiser = reading.get();
