@@ -131,6 +131,7 @@ class TorchScriptModules final : public Modules {
       return program(std::move(forward), file, computed_in);
     };
     encode_ = program_of("encoder.pt", precision);
+    // What the decoder rounds is compared with the input: it is not quantised.
     decode_ = program_of("decoder.pt", Precision{precision.type});
     extract_ = program_of("extractor.pt", Precision{});
     Module denoiser = reading.get();
