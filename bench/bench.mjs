@@ -34,6 +34,9 @@ const { values } = parseArgs({
 const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
 const GIB = 2 ** 30;
 const CPU_INFO = '/proc/cpuinfo';
+const NVIDIA_DRIVER = '/proc/driver/nvidia/version';
+const onCuda = values.device !== 'cpu';
+const CUDA_BATCHES = [1, 2, 4, 8, 16, 32];
 
 /** What each size is run with; profiled: pictures under the profiler; memory: of both sides together, beside each other. */
 const PLANS = {
@@ -78,8 +81,8 @@ async function load() {
 const FASTER = { bfloat16: /\b(amx_bf16|avx512_bf16)\b/, int8: /\bavx512_vnni\b/ };
 
 /** Those of FASTER that the device has instructions for. */
-function fasterPrecisions(device) {
-  if (device !== 'cpu') return ['bfloat16'];
+function fasterPrecisions() {
+  if (onCuda) return ['bfloat16', 'float16'];
   const flags = existsSync(CPU_INFO) ? readFileSync(CPU_INFO, 'utf8') : '';
   return Object.keys(FASTER).filter((precision) => FASTER[precision].test(flags));
 }
@@ -93,15 +96,25 @@ function processor() {
 
 const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).stdout.trim();
 const cpu = processor();
-const name = `${`${cpu}-${os.availableParallelism()}-cores`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
+const name = `${`${cpu}-${os.availableParallelism()}-cores${onCuda ? '-cuda' : ''}`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
 const file = path.join(root, 'bench', 'results', name);
 const last = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {};
 const results = {
   date: new Date().toISOString().slice(0, 10),
   commit,
-  machine: { cpu, cores: os.availableParallelism(), memoryGiB: Math.round(os.totalmem() / GIB), node: process.version },
+  machine: {
+    cpu,
+    cores: os.availableParallelism(),
+    memoryGiB: Math.round(os.totalmem() / GIB),
+    node: process.version,
+    ...(onCuda ? { device: values.device } : {}),
+  },
   sizes: { ...(last.sizes ?? {}) },
-  notRun: { cuda: 'no CUDA device on this machine' },
+  notRun: {
+    ...(onCuda
+      ? {}
+      : { cuda: existsSync(NVIDIA_DRIVER) ? '`npm run bench -- --device cuda` is a run of its own' : 'no CUDA device on this machine' }),
+  },
 };
 if (values['keep-load']) {
   const { coldStartMs, load: lastLoad, loadCommit } = last;
@@ -114,9 +127,9 @@ if (values['keep-load']) {
   results.loadCommit = commit;
   console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
 }
-const precisions = fasterPrecisions(values.device);
+const precisions = fasterPrecisions();
 for (const precision of Object.keys(FASTER)) {
-  if (!precisions.includes(precision)) results.notRun[precision] = `this device has no instructions for ${precision}`;
+  if (!onCuda && !precisions.includes(precision)) results.notRun[precision] = `this device has no instructions for ${precision}`;
 }
 for (const size of sizes) {
   const plan = PLANS[size];
@@ -127,7 +140,8 @@ for (const size of sizes) {
   }
   const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
   const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
-  const row = await compare(size, bundleOf(size), { ...plan, modes, rounds, precisions, device: values.device });
+  const batches = onCuda ? CUDA_BATCHES : plan.batches;
+  const row = await compare(size, bundleOf(size), { ...plan, modes, batches, rounds, precisions, device: values.device });
   const profile = operatorProfile(bundleOf(size), { device: values.device, repeat: plan.profiled });
   results.sizes[size] = { ...row, profile, date: results.date, commit };
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
@@ -141,7 +155,7 @@ if (!values.quick || values.write) {
   writeFileSync(file, `${JSON.stringify(results, null, 2)}\n`);
   const page = path.join(root, 'docs', 'performance.md');
   const folder = path.dirname(file);
-  const machines = readdirSync(folder).filter((entry) => entry.endsWith('-cores.json'));
+  const machines = readdirSync(folder).filter((entry) => /-cores(-cuda)?\.json$/.test(entry));
   const read = (entry) => JSON.parse(readFileSync(path.join(folder, entry), 'utf8'));
   writeFileSync(page, performancePage(readFileSync(page, 'utf8'), machines.sort().map(read)));
   console.log(`\nbench/results/${name}, docs/performance.md`);

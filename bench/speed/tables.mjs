@@ -7,6 +7,62 @@ const gib = (mib) => `${(mib / 1024).toFixed(2)} GiB`;
 const row = (cells) => `| ${cells.join(' | ')} |`;
 const table = (head, rows) => [row(head), row(head.map(() => '---')), ...rows.map(row)].join('\n');
 
+const times = (ratio) => `${ratio.toFixed(2)}x`;
+const overPublished = (size) => size?.speedup['as-published'];
+
+/** What the project set itself for a CPU: what is compared, the bound in words, the value of a machine's results, how it is written, whether it is enough. */
+const TARGETS = [
+  [
+    'published size, one picture, over the program as published',
+    '>= 3.2x',
+    ({ sizes }) => overPublished(sizes.published),
+    times,
+    (x) => x >= 3.2,
+  ],
+  ['demo model, one picture, likewise', '>= 4x', ({ sizes }) => overPublished(sizes.demo), times, (x) => x >= 4],
+  ['demo model, saturated, likewise', '>= 4x', ({ sizes }) => sizes.demo?.saturatedSpeedup, times, (x) => x >= 4],
+  ['Node around the engine, published size', '<= 1 %', ({ sizes }) => sizes.published?.bindingShare, percent, (x) => x <= 0.01],
+  ['Node around the engine, demo model', '<= 3 %', ({ sizes }) => sizes.demo?.bindingShare, percent, (x) => x <= 0.03],
+  [
+    'demo model, process start to first score',
+    '<= 1.5 s',
+    ({ coldStartMs }) => coldStartMs?.median,
+    (x) => `${(x / 1000).toFixed(2)} s`,
+    (x) => x <= 1500,
+  ],
+  [
+    'published size, peak memory over that of the program as published',
+    '< 1',
+    ({ sizes: { published } }) => published && published.peakMiB.diad / published.peakMiB['as-published'],
+    (x) => x.toFixed(3),
+    (x) => x < 1,
+  ],
+  [
+    'published size, peak memory over the weights',
+    '<= 1.25',
+    ({ sizes: { published } }) => published && published.peakMiB.diad / published.weightsMiB,
+    (x) => x.toFixed(3),
+    (x) => x <= 1.25,
+  ],
+];
+
+/** Every target beside what each machine reached. */
+function targets(machines) {
+  const cell = (value, written, enough) => (value === undefined ? 'not measured' : `${written(value)}${enough(value) ? '' : ', missed'}`);
+  return [
+    '### Targets',
+    'float32 on two cores; what is missed, and why: "What bounds it".',
+    table(
+      ['', 'target', ...machines.map(({ machine }) => machine.cpu)],
+      TARGETS.map(([what, bound, valueOf, written, enough]) => [
+        what,
+        bound,
+        ...machines.map((results) => cell(valueOf(results), written, enough)),
+      ]),
+    ),
+  ];
+}
+
 function speeds({ sizes }) {
   const reference = (size, mode) => (size.pictureMs[mode] ? `${ms(size.pictureMs[mode])}: ${size.speedup[mode].toFixed(2)}x` : 'not run');
   return table(
@@ -83,7 +139,7 @@ function arithmetic({ sizes }) {
 /** Rows of the sizes that were also run in precisions that change the result. */
 function precisions({ sizes }) {
   const rows = Object.values(sizes).flatMap((size) =>
-    ['bfloat16', 'int8']
+    ['bfloat16', 'float16', 'int8']
       .filter((precision) => size[precision])
       .map((precision) => ({ config: size.config, precision, ...size[precision] })),
   );
@@ -144,10 +200,22 @@ function underLoad({ load, loadCommit, coldStartMs }) {
   ].join('\n');
 }
 
+/** What the plan of a size leaves out, and why. */
+function leftOut({ published }) {
+  if (published === undefined) return {};
+  return {
+    ...(published.speedup.compiled
+      ? {}
+      : { 'published size, torch.compile': 'it would be a fourth process with the weights beside the other three' }),
+    ...(published.batches.length > 0 ? {} : { 'published size, several pictures together': 'it would take longer than all else together' }),
+  };
+}
+
 function machineSection(results) {
-  const { machine, date, commit, notRun } = results;
+  const { machine, date, commit } = results;
+  const notRun = { ...results.notRun, ...leftOut(results.sizes) };
   return [
-    `### ${machine.cpu}, ${machine.cores} cores`,
+    `### ${machine.cpu}, ${machine.cores} cores${machine.device === undefined ? '' : `, ${machine.device}`}`,
     `Measured on ${date} with \`npm run bench\` (last with commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
     'One picture at a time:',
     speeds(results),
@@ -173,5 +241,5 @@ function machineSection(results) {
 export function performancePage(page, machines) {
   const [start, end] = ['<!-- measured: npm run bench -->', '<!-- end of measured: npm run bench -->'];
   const from = page.indexOf(start) + start.length;
-  return `${page.slice(0, from)}\n\n${machines.flatMap(machineSection).join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
+  return `${page.slice(0, from)}\n\n${[...targets(machines.filter(({ machine }) => machine.device === undefined)), ...machines.flatMap(machineSection)].join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
 }

@@ -18,6 +18,7 @@ inline int64_t blocks_of(int64_t out_channels) { return (out_channels + kernels:
 // products: multiplications for a pixel and channel. speed: how many times faster than floating-point ones.
 template <typename Kernel>
 void in_blocks(int64_t out_channels, int64_t pixels, int64_t products, double speed, const Kernel& kernel) {
+  if (pixels == 0) return;
   constexpr int64_t kChunk = kernels::kMostPixels;
   const int64_t blocks = blocks_of(out_channels), chunks = (pixels + kChunk - 1) / kChunk;
   const double work = 2.0 * static_cast<double>(kernels::kBlock * std::min(kChunk, pixels)) * static_cast<double>(products) / speed;

@@ -44,7 +44,7 @@ std::vector<Quantisation> quantisations_of(const float* x, int64_t pictures, int
   at::parallel_for(0, pictures * pieces, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * kPiece;
-      cpu_kernels()->quantised->widen(x + i / pieces * each + first, std::min(kPiece, each - first), ranges[static_cast<size_t>(i)]);
+      cpu_kernels()->quantised->extend(x + i / pieces * each + first, std::min(kPiece, each - first), ranges[static_cast<size_t>(i)]);
     }
   });
   std::vector<Quantisation> result;
@@ -147,7 +147,7 @@ void QuantisedConv::products(const float* rows, int64_t count, const float* resi
     const auto& kernels = *cpu_kernels()->quantised;
     for (int64_t row = begin; row < end; ++row) {
       Range range{};
-      kernels.widen(rows + row * channels_, channels_, range);
+      kernels.extend(rows + row * channels_, channels_, range);
       const Quantisation by = quantisations[static_cast<size_t>(row)] = quantisation_of(range);
       kernels.quantise(rows + row * channels_, channels_, by, to + row * channels_);
     }

@@ -38,7 +38,7 @@ struct Range {
 // For AVX-512 with VNNI. convolution: as ConvKernel.
 struct QuantisedKernels {
   void (*convolution)(const QuantisedArguments& arguments, int64_t block, int64_t first, int64_t last);
-  void (*widen)(const float* values, int64_t count, Range& range);                        // takes them into the range
+  void (*extend)(const float* values, int64_t count, Range& range);                       // the range by the values
   void (*quantise)(const float* values, int64_t count, Quantisation by, uint8_t* bytes);  // to the nearest, at most 0 and 255
 };
 

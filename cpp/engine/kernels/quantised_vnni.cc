@@ -68,7 +68,7 @@ void convolution(const QuantisedArguments& a, int64_t block, int64_t first, int6
 
 __mmask16 mask_of(int64_t left) { return static_cast<__mmask16>(left < Vnni::kWidth ? (1 << left) - 1 : kAll); }
 
-void widen(const float* values, int64_t count, Range& range) {
+void extend(const float* values, int64_t count, Range& range) {
   __m512 least = _mm512_set1_ps(range.least), greatest = _mm512_set1_ps(range.greatest), poison = _mm512_set1_ps(range.poison);
   for (int64_t i = 0; i < count; i += Vnni::kWidth) {
     const __m512 value = _mm512_maskz_loadu_ps(mask_of(count - i), values + i);
@@ -100,6 +100,6 @@ void quantise(const float* values, int64_t count, Quantisation by, uint8_t* byte
 
 }  // namespace
 
-const QuantisedKernels quantised_vnni = {convolution, widen, quantise};
+const QuantisedKernels quantised_vnni = {convolution, extend, quantise};
 
 }  // namespace diad::kernels
