@@ -110,12 +110,11 @@ const results = {
     ...(onCuda ? { device: values.device } : {}),
   },
   sizes: { ...(last.sizes ?? {}) },
-  notRun: {
-    ...(onCuda
-      ? {}
-      : { cuda: existsSync(NVIDIA_DRIVER) ? '`npm run bench -- --device cuda` is a run of its own' : 'no CUDA device on this machine' }),
-  },
+  notRun: {},
 };
+if (!onCuda) {
+  results.notRun.cuda = existsSync(NVIDIA_DRIVER) ? '`npm run bench -- --device cuda` is a run of its own' : 'no CUDA device on this machine';
+}
 if (values['keep-load']) {
   const { coldStartMs, load: lastLoad, loadCommit } = last;
   if (lastLoad) Object.assign(results, { coldStartMs, load: lastLoad, loadCommit });
