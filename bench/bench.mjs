@@ -113,7 +113,9 @@ const results = {
   notRun: {},
 };
 if (!onCuda) {
-  results.notRun.cuda = existsSync(NVIDIA_DRIVER) ? '`npm run bench -- --device cuda` is a run of its own' : 'no CUDA device on this machine';
+  results.notRun.cuda = existsSync(NVIDIA_DRIVER)
+    ? '`npm run bench -- --device cuda` is a run of its own'
+    : 'no CUDA device on this machine';
 }
 if (values['keep-load']) {
   const { coldStartMs, load: lastLoad, loadCommit } = last;
