@@ -99,6 +99,33 @@ describe('command line', () => {
     assert.match(broken.stdout, /problem +ERR_DIAD_LIBTORCH_NOT_FOUND: .*\/nowhere\/lib\/libtorch\.so/s);
   });
 
+  it('--precision reaches the engine from every command that loads a model', () =>
+    inFolder(async (folder) => {
+      const picture = path.join(root, 'examples', 'gear-good.png');
+      for (const [name, file] of [
+        ['good', 'gear-good.png'],
+        ['bad', 'gear-missing_part.png'],
+      ] as const) {
+        await mkdir(path.join(folder, name));
+        await cp(path.join(root, 'examples', file), path.join(folder, name, '0.png'));
+      }
+      for (const args of [
+        ['score', picture],
+        ['reconstruct', picture, '--out', path.join(folder, 'rebuilt')],
+        ['info'],
+        ['verify'],
+        ['eval', '--data', folder, '--out', path.join(folder, 'out')],
+        ['calibrate', '--good', path.join(folder, 'good')],
+        ['serve', '--port', '0'],
+        ['worker', '--root', folder, '--redis', 'redis://127.0.0.1:1'],
+        ['watch', folder],
+      ]) {
+        const { code, stderr } = await diad([...args, '--precision', 'int8'], { ATEN_CPU_CAPABILITY: 'avx2' });
+        assert.equal(code, 1, args.join(' '));
+        assert.match(stderr, /ERR_DIAD_DEVICE_UNAVAILABLE: The precision int8 needs a CPU with AVX-512 VNNI/, args.join(' '));
+      }
+    }));
+
   it('wrong use is told with exit code 1', async () => {
     for (const [args, message] of [
       [['score'], /missing required argument 'inputs'/],
@@ -106,6 +133,7 @@ describe('command line', () => {
       [['score', 'x.png', '--colour'], /unknown option '--colour'/],
       [['score', `${root}/none-*.png`], /Expected pictures for .*none-\*\.png but found none/],
       [['score', 'x.png', '--device', 'tpu'], /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/],
+      [['score', 'x.png', '--precision', 'int4'], /Allowed choices are float32, bfloat16, float16, int8/],
       [['info', '--model', '/nowhere'], /ERR_DIAD_BUNDLE_NOT_FOUND/],
       [['fly'], /unknown command 'fly'/],
     ] as const) {
