@@ -19,6 +19,9 @@ const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
 /** C++ tests, as doctest's patterns, that memcheck would need many minutes for; the queue's wait for threads that take turns there. */
 const LARGE_TESTS = [
+  "the device's GroupNorm*",
+  'kernels that compute something else*',
+  'NVRTC*',
   'queue:*',
   'a packed layer*',
   'the direct*',

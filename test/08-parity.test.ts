@@ -92,6 +92,29 @@ describe('parity with the reference', () => {
       assert.match(wrong.stderr, /Expected one FILE but received 0/);
     })).timeout(60_000);
 
+  it('the branch that knows nothing of the hint can run on a stream of its own: each step marks it, and the score keeps its bits', () =>
+    inFolder(async (folder) => {
+      const engine = path.join(root, 'build', 'Release', 'diad-engine');
+      const picture = path.join(folder, 'grey.pgm');
+      await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
+      const run = async (command: string, switched: string): Promise<unknown> => {
+        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', demoBundle, picture], {
+          DIAD_CUDA_STREAMS: switched,
+        });
+        assert.equal(code, 0, stderr);
+        return JSON.parse(stdout);
+      };
+      const marks = async (switched: string): Promise<Record<string, number>> => {
+        const { operators } = (await run('profile', switched)) as { operators: { operator: string; calls: number }[] };
+        const found = operators.filter(({ operator }) => /^diad::\w+_side/.test(operator));
+        return Object.fromEntries(found.map(({ operator, calls }) => [operator.split(',')[0]!, calls]));
+      };
+      assert.deepEqual(await marks('0'), {});
+      assert.deepEqual(await marks('1'), { 'diad::enter_side': 10, 'diad::leave_side': 10, 'diad::join_side': 10 });
+      const plain = (await run('score', '0')) as { score: number };
+      assert.equal(((await run('score', '1')) as { score: number }).score, plain.score);
+    })).timeout(60_000);
+
   it('diad-engine refuses what it cannot read and goes on', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');

@@ -1,10 +1,10 @@
 #include "cpu_passes.h"
 
-#include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/library.h>
 
 #include "cpu_layers.h"
+#include "graph_rewriter.h"
 #include "group_norm.h"
 #include "interruption.h"
 
@@ -15,13 +15,11 @@ namespace {
 using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
-using OptionalTensor = std::optional<at::Tensor>;
 
 const c10::Symbol kConvolution = c10::Symbol::fromQualString("aten::_convolution");
 const c10::Symbol kConv2d = c10::Symbol::fromQualString("aten::conv2d");
 const c10::Symbol kLinear = c10::Symbol::fromQualString("aten::linear");
 const c10::Symbol kGroupNorm = c10::Symbol::fromQualString("aten::group_norm");
-const c10::Symbol kSilu = c10::Symbol::fromQualString("aten::silu");
 const c10::Symbol kRelu = c10::Symbol::fromQualString("aten::relu");
 const c10::Symbol kAdd = c10::Symbol::fromQualString("aten::add");
 const c10::Symbol kUnsqueeze = c10::Symbol::fromQualString("aten::unsqueeze");
@@ -43,17 +41,6 @@ at::Tensor run_group_norm(const at::Tensor& x, const OptionalTensor& shift, cons
   return group_norm(x, shift, weight, bias, {groups, eps, silu});
 }
 
-OptionalTensor constant_tensor(const Value* value) {
-  const auto found = torch::jit::toIValue(value);
-  if (!found || !found->isTensor()) return std::nullopt;
-  return found->toTensor();
-}
-
-bool is_none(const Value* value) {
-  const auto found = torch::jit::toIValue(value);
-  return found && found->isNone();
-}
-
 std::optional<std::vector<int64_t>> constant_ints(const Value* value, size_t count) {
   const auto found = torch::jit::toIValue(value);
   if (!found || !found->isIntList()) return std::nullopt;
@@ -63,23 +50,9 @@ std::optional<std::vector<int64_t>> constant_ints(const Value* value, size_t cou
   return ints;
 }
 
-// The only user of a node's output, if it is of that kind.
-Node* only_user(Node* node, c10::Symbol kind) {
-  const auto& uses = node->output()->uses();
-  return uses.size() == 1 && uses.front().user->kind() == kind ? uses.front().user : nullptr;
-}
-
-// x of add(x, y, alpha = 1) or add(y, x, 1), given y.
-Value* other_summand(Node* add, const Value* known) {
-  const auto alpha = torch::jit::toIValue(add->input(2));
-  if (!alpha || !alpha->isInt() || alpha->toInt() != 1) return nullptr;
-  Value* const other = add->input(0) == known ? add->input(1) : add->input(0);
-  return other == known || !other->type()->isSubtypeOf(*c10::TensorType::get()) ? nullptr : other;
-}
-
-class Rewriter {
+class CpuRewriter final : GraphRewriter {
  public:
-  Rewriter(const std::shared_ptr<Graph>& graph, const CpuOptions& options) : graph_(graph), options_(options) {}
+  CpuRewriter(const std::shared_ptr<Graph>& graph, const CpuOptions& options) : GraphRewriter(graph), options_(options) {}
 
   CpuRewrites run() {
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite_norm(node); });
@@ -96,52 +69,10 @@ class Rewriter {
     return weight && weight->dim() == dimensions && weight->scalar_type() == options_.computed_in && weight->device().is_cpu();
   }
 
-  template <typename Action>
-  void visit(torch::jit::Block* block, c10::Symbol kind, const Action& action) {
-    std::vector<Node*> found;
-    for (Node* node : block->nodes()) {
-      for (torch::jit::Block* inner : node->blocks()) visit(inner, kind, action);
-      if (node->kind() == kind) found.push_back(node);
-    }
-    for (Node* node : found) {
-      check_interruption();  // packing the weights of a large model takes seconds
-      action(node);
-    }
-  }
-
-  // Puts a node of that name in front of `last`, whose output it takes over.
-  void replace(Node* last, const char* name, const std::vector<Value*>& inputs) {
-    Node* const node = graph_->create(c10::Symbol::fromQualString(name), inputs);
-    node->insertBefore(last);
-    node->output()->setType(c10::TensorType::get());
-    last->output()->replaceAllUsesWith(node->output());
-  }
-
-  Value* none(Node* before) {
-    const torch::jit::WithInsertPoint at(before);
-    return graph_->insertConstant(c10::IValue());
-  }
-
-  template <typename T>
-  Value* constant(Node* before, T value) {
-    const torch::jit::WithInsertPoint at(before);
-    return graph_->insertConstant(c10::IValue(std::move(value)));
-  }
-
-  // group_norm(x, groups, weight, bias, eps, cudnn), an addition of one value a channel before it, SiLU after it.
   void rewrite_norm(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
     if (!is_packable(weight, 1) || !is_packable(bias, 1)) return;
-    Value *x = node->input(0), *shift = nullptr;
-    Node* const before = x->node();
-    if (before->kind() == kAdd && x->uses().size() == 1) {
-      for (const size_t i : {0, 1}) {
-        Value* const summand = before->input(i);
-        if (shift == nullptr && summand->node()->kind() == kUnsqueeze && other_summand(before, summand)) shift = summand;
-      }
-      if (shift) x = other_summand(before, shift);
-    }
-    Node* const silu = only_user(node, kSilu);
+    const auto [x, shift, silu] = surroundings_of_norm(node);
     replace(
         silu ? silu : node, "diad::group_norm",
         {x, shift ? shift : none(node), node->input(2), node->input(3), node->input(1), node->input(4), constant(node, silu != nullptr)});
@@ -231,7 +162,6 @@ class Rewriter {
     return node;
   }
 
-  std::shared_ptr<Graph> graph_;
   CpuOptions options_;
   CpuRewrites done_;
 };
@@ -245,7 +175,7 @@ bool cpu_multiplies(c10::ScalarType type) {
   return type == at::kFloat;
 }
 
-CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, const CpuOptions& options) { return Rewriter(graph, options).run(); }
+CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, const CpuOptions& options) { return CpuRewriter(graph, options).run(); }
 
 TORCH_LIBRARY(diad, library) {
   library.class_<ConvLayer>("Convolution");

@@ -4,6 +4,8 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 
 #include <charconv>
+#include <cstdlib>
+#include <string_view>
 
 #include "error.h"
 #include "quantised_conv.h"
@@ -50,6 +52,11 @@ Precision parse_precision(const std::string& name, c10::Device device) {
     throw EngineError(code::kDeviceUnavailable, "The precision int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16");
   }
   return {c10::kFloat, true};
+}
+
+bool switched_on(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && std::string_view(value) == "1";
 }
 
 std::vector<std::string> cuda_devices() {

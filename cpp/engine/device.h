@@ -23,6 +23,9 @@ struct Precision {
 // ERR_DIAD_DEVICE_UNAVAILABLE (int8 where the device does not multiply so).
 [[nodiscard]] Precision parse_precision(const std::string& name, c10::Device device);
 
+// Whether an environment variable is "1": what has yet to be tried on devices is asked for by name.
+[[nodiscard]] bool switched_on(const char* variable);
+
 // Names of the CUDA devices LibTorch sees; empty without CUDA.
 [[nodiscard]] std::vector<std::string> cuda_devices();
 

@@ -1,9 +1,12 @@
 #include "frame.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <tuple>
 
 namespace diad {
 
@@ -118,6 +121,16 @@ at::Tensor normalised(std::span<const uint8_t> rgb, const Manifest& manifest) {
     }
   }
   return picture;
+}
+
+at::Tensor normalised(const at::Tensor& rgb, const Manifest& manifest) {
+  // Tensors, since a device may multiply by the reciprocal of a number.
+  const auto of_channels = [&rgb](std::initializer_list<float> values) {
+    return at::tensor(values, at::kFloat).reshape({-1, 1, 1}).to(rgb.device());
+  };
+  const at::Tensor levels = rgb.permute({0, 3, 1, 2}).to(at::kFloat, false, false, at::MemoryFormat::Contiguous) / of_channels({255});
+  const auto& [mean, deviation] = std::tie(manifest.mean, manifest.std);
+  return (levels - of_channels({mean[0], mean[1], mean[2]})) / of_channels({deviation[0], deviation[1], deviation[2]});
 }
 
 std::vector<uint8_t> denormalised(const at::Tensor& picture, const Manifest& manifest) {

@@ -29,6 +29,9 @@ struct Frame {
 // The model's input [1, 3, S, S], float32: (value / 255 - mean) / std.
 [[nodiscard]] at::Tensor normalised(std::span<const uint8_t> rgb, const Manifest& manifest);
 
+// The same for pictures [N, S, S, 3], uint8, on any device: to the bit what the above gives -> [N, 3, S, S] there.
+[[nodiscard]] at::Tensor normalised(const at::Tensor& rgb, const Manifest& manifest);
+
 // A picture from the normalised space [3, S, S] float32, CPU -> RGB8 [S, S, 3], clamped and rounded to even halves.
 [[nodiscard]] std::vector<uint8_t> denormalised(const at::Tensor& picture, const Manifest& manifest);
 

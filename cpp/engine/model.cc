@@ -5,11 +5,9 @@
 #include <ATen/Version.h>
 #include <torch/version.h>
 
-#include <cstdlib>
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <string_view>
 
 #include "captured_modules.h"
 #include "device.h"
@@ -56,8 +54,7 @@ void warm_up(Batcher& queue, int64_t size) {
 // With DIAD_CUDA_GRAPHS=1 an accelerator records its work.
 std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, Precision precision) {
   std::unique_ptr<Modules> modules = load_torchscript(bundle, device, precision);
-  const char* const wanted = std::getenv("DIAD_CUDA_GRAPHS");
-  if (wanted == nullptr || std::string_view(wanted) != "1") return modules;
+  if (!switched_on("DIAD_CUDA_GRAPHS")) return modules;
   Recorder recorder = graph_recorder(device);
   if (!recorder) return modules;
   return std::make_unique<CapturedModules>(std::move(modules), std::move(recorder));

@@ -1,5 +1,7 @@
 // TorchScript behind the Modules interface.
 #include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
@@ -16,6 +18,8 @@
 #include <vector>
 
 #include "cpu_passes.h"
+#include "device.h"
+#include "device_passes.h"
 #include "error.h"
 #include "failure.h"
 #include "interruption.h"
@@ -106,7 +110,10 @@ class Program {
 
 class TorchScriptModules final : public Modules {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision) : channels_last_(precision.type != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision)
+      : device_(device), channels_last_(precision.type != c10::kFloat) {
+    KernelLauncher kernels;
+    if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS")) kernels = group_norm_launcher(device);
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
     std::future<Module> reading = std::async(std::launch::async, [&bundle, unwanted = what_interrupts()] {
       const InterruptionScope scope(unwanted);
@@ -121,6 +128,7 @@ class TorchScriptModules final : public Modules {
     };
     const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
       if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimise_for_cpu(compiled, {runs, computed_in.type, computed_in.quantised});
+      if (kernels) use_device_norms(compiled, kernels);
       return std::make_unique<Program>(std::move(compiled), name);
     };
     const auto program_of = [&](const char* file, Precision computed_in) {
@@ -139,12 +147,15 @@ class TorchScriptModules final : public Modules {
                            denoise = graph(denoiser, "denoiser.pt", "forward", 3, precision);
     denoiser = Module();
     guide_ = program(std::move(guide), "guide", precision);
+    if (switched_on("DIAD_CUDA_STREAMS")) overlap_branches(denoise, kHint);
     denoise_ = program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
   at::Tensor guide(const at::Tensor& x) override { return (*guide_)({laid_out(x)}).toTensor(); }
   at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
+    // The same stream afterwards, also where an error leaves the branch that has its own.
+    const c10::StreamGuard guard(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
     return (*denoise_)({laid_out(z), hint, step}).toTensor();
   }
   at::Tensor decode(const at::Tensor& z) override { return (*decode_)({laid_out(z)}).toTensor(); }
@@ -161,6 +172,9 @@ class TorchScriptModules final : public Modules {
  private:
   [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
 
+  static constexpr size_t kHint = 1;  // denoise's argument of that name
+
+  c10::Device device_;
   bool channels_last_;
   // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;

@@ -69,6 +69,21 @@ TEST_CASE("normalisation and back") {
   CHECK(diad::denormalised(at::full({3, 1, 1}, 7.0F), m) == std::vector<uint8_t>{255, 255, 255});
 }
 
+TEST_CASE("pictures that are normalised where they lie have the same bits") {
+  diad::Manifest m = small_manifest();
+  m.image_size = 16;
+  m.mean = {0.485F, 0.456F, 0.406F};
+  m.std = {0.229F, 0.224F, 0.225F};
+  std::vector<uint8_t> rgb(2 * 16 * 16 * 3);
+  for (size_t i = 0; i < rgb.size(); ++i) rgb[i] = static_cast<uint8_t>(i / 3 + i % 3);  // every level in every channel
+  const at::Tensor together = diad::normalised(at::from_blob(rgb.data(), {2, 16, 16, 3}, at::kByte), m);
+  CHECK(together.is_contiguous());
+  for (const size_t picture : {0, 1}) {
+    const std::span<const uint8_t> own(&rgb[picture * 16 * 16 * 3], 16 * 16 * 3);
+    CHECK(together.narrow(0, static_cast<int64_t>(picture), 1).equal(diad::normalised(own, m)));
+  }
+}
+
 TEST_CASE("noise equals torch's for the seed") {
   for (const uint64_t seed : {uint64_t{0}, uint64_t{7}, (uint64_t{1} << 63) + 5}) {
     CAPTURE(seed);

@@ -4,8 +4,6 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/jit/ir/irparser.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
 
 #include <array>
 #include <limits>
@@ -14,6 +12,7 @@
 #include "cpu_layers.h"
 #include "group_norm.h"
 #include "operator_profile.h"
+#include "program.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -32,34 +31,6 @@ at::Tensor plain_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
   const at::Tensor y = at::group_norm(shifted, shape.groups, weight.to(at::kDouble), bias.to(at::kDouble), shape.eps);
   return shape.silu ? at::silu(y) : y;
 }
-
-struct Program {
-  std::shared_ptr<torch::jit::Graph> graph = std::make_shared<torch::jit::Graph>();
-
-  explicit Program(const std::string& text, const std::vector<std::pair<std::string, at::Tensor>>& constants = {}) {
-    std::unordered_map<std::string, torch::jit::Value*> values;
-    torch::jit::parseIR(text, graph.get(), values);
-    for (const auto& [name, tensor] : constants) {
-      const torch::jit::WithInsertPoint at(*graph->nodes().begin());
-      values.at(name)->replaceAllUsesWith(graph->insertConstant(tensor));
-    }
-    for (size_t i = graph->inputs().size(); i-- > 0;) {
-      if (graph->inputs()[i]->uses().empty()) graph->eraseInput(i);
-    }
-  }
-
-  at::Tensor run(const std::vector<at::Tensor>& inputs) const {
-    torch::jit::Stack stack(inputs.begin(), inputs.end());
-    torch::jit::GraphExecutor(graph->copy(), "test").run(stack);
-    return stack.at(0).toTensor();
-  }
-
-  [[nodiscard]] size_t count(const char* kind) const {
-    size_t found = 0;
-    for (const auto* node : graph->nodes()) found += node->kind() == c10::Symbol::fromQualString(kind);
-    return found;
-  }
-};
 
 }  // namespace
 

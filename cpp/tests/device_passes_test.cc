@@ -1,0 +1,170 @@
+// Rewritings for an accelerator, on the CPU: what becomes of a graph, and that its values stay.
+#include "device_passes.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_program.h"
+#include "program.h"
+#include "random_tensor.h"
+#include "support.h"
+
+namespace {
+
+using namespace diad;
+
+// Kinds of nodes in their order, constants left out.
+std::vector<std::string> order(const torch::jit::Graph& graph) {
+  std::vector<std::string> kinds;
+  for (const auto* node : graph.nodes()) {
+    if (node->kind() != c10::prim::Constant) kinds.emplace_back(node->kind().toQualString());
+  }
+  return kinds;
+}
+
+// As in the denoiser: a branch with the hint, the network's first half without it, its second half with both.
+constexpr const char* kBranches = R"(graph(%z : Tensor, %hint : Tensor):
+  %one : int = prim::Constant[value=1]()
+  %sin : Tensor = aten::sin(%z)
+  %own : Tensor = aten::cos(%z)
+  %guided : Tensor = aten::add(%own, %hint, %one)
+  %control : Tensor = aten::exp(%guided)
+  %two : int = prim::Constant[value=2]()
+  %down : Tensor = aten::mul(%sin, %sin)
+  %middle : Tensor = aten::add(%down, %z, %two)
+  %up : Tensor = aten::add(%middle, %control, %one)
+  %tail : Tensor = aten::neg(%z)
+  %eps : Tensor = aten::mul(%up, %tail)
+  return (%eps))";
+
+}  // namespace
+
+TEST_CASE("the branch without the hint goes to a stream of its own, what it needs before, and values stay") {
+  const c10::InferenceMode guard;
+  Program program(kBranches);
+  const at::Tensor z = random_tensor({2, 3}, 1), hint = random_tensor({2, 3}, 2);
+  const at::Tensor expected = program.run({z, hint});
+  CHECK(overlap_branches(program.graph, 1) == 2);
+  program.graph->lint();
+  const std::vector<std::string> wanted{"aten::sin", "diad::enter_side", "aten::mul", "aten::add",           "diad::leave_side",
+                                        "aten::cos", "aten::add",        "aten::exp", "prim::ListConstruct", "diad::join_side",
+                                        "aten::add", "aten::neg",        "aten::mul"};
+  CHECK(order(*program.graph) == wanted);
+  CHECK(program.run({z, hint}).equal(expected));
+  // What the second stream reads of the first's lives until both meet: sin(z) and z itself.
+  for (const auto* node : program.graph->nodes()) {
+    if (node->kind() == c10::prim::ListConstruct) CHECK(node->inputs().size() == 2);
+  }
+}
+
+TEST_CASE("the executor's own optimisations leave the marks where they are") {
+  const c10::InferenceMode guard;
+  Program program(kBranches);
+  REQUIRE(overlap_branches(program.graph, 1) == 2);
+  torch::jit::GraphExecutor executor(program.graph, "test");
+  torch::jit::Stack stack{random_tensor({2, 3}, 1), random_tensor({2, 3}, 2)};
+  const bool profiling = torch::jit::getProfilingMode().exchange(false);  // as the engine runs graphs
+  const auto plan = executor.getPlanFor(stack, 1);
+  torch::jit::getProfilingMode() = profiling;
+  const std::vector<std::string> found = order(*plan.graph);
+  const auto place = [&](const char* kind) { return std::find(found.begin(), found.end(), kind) - found.begin(); };
+  CHECK(place("aten::sin") < place("diad::enter_side"));
+  CHECK(place("diad::leave_side") - place("diad::enter_side") == 3);
+  CHECK(place("diad::leave_side") < place("aten::exp"));
+  CHECK(place("aten::exp") < place("diad::join_side"));
+  CHECK(place("diad::join_side") < static_cast<std::ptrdiff_t>(found.size()));
+}
+
+TEST_CASE("graphs without two branches, and such as write in place, are left alone") {
+  const auto unchanged = [](const char* text) {
+    Program program(text);
+    const std::vector<std::string> before = order(*program.graph);
+    CHECK(overlap_branches(program.graph, 1) == 0);
+    CHECK(order(*program.graph) == before);
+  };
+  unchanged(R"(graph(%z : Tensor, %hint : Tensor):
+  %sin : Tensor = aten::sin(%z)
+  %sum : Tensor = aten::mul(%sin, %hint)
+  return (%sum))");
+  unchanged(R"(graph(%z : Tensor, %hint : Tensor):
+  %guided : Tensor = aten::mul(%z, %hint)
+  %sin : Tensor = aten::sin_(%z)
+  %sum : Tensor = aten::mul(%sin, %guided)
+  return (%sum))");
+  // Several tensors in one value cannot be kept.
+  unchanged(R"(graph(%z : Tensor, %hint : Tensor):
+  %zero : int = prim::Constant[value=0]()
+  %parts : Tensor[] = aten::unbind(%z, %zero)
+  %guided : Tensor = aten::mul(%z, %hint)
+  %all : Tensor = aten::stack(%parts, %zero)
+  %sum : Tensor = aten::mul(%all, %guided)
+  return (%sum))");
+}
+
+TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one node that computes the same") {
+  const c10::InferenceMode guard;
+  constexpr const char* kNorms = R"(graph(%x : Tensor, %embedding : Tensor, %weight : Tensor, %bias : Tensor):
+  %one : int = prim::Constant[value=1]()
+  %groups : int = prim::Constant[value=4]()
+  %eps : float = prim::Constant[value=0.001]()
+  %off : bool = prim::Constant[value=0]()
+  %last : int = prim::Constant[value=-1]()
+  %wide : Tensor = aten::unsqueeze(%embedding, %last)
+  %wider : Tensor = aten::unsqueeze(%wide, %last)
+  %first : Tensor = aten::group_norm(%x, %groups, %weight, %bias, %eps, %off)
+  %shifted : Tensor = aten::add(%first, %wider, %one)
+  %second : Tensor = aten::group_norm(%shifted, %groups, %weight, %bias, %eps, %off)
+  %y : Tensor = aten::silu(%second)
+  return (%y))";
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16, at::kFloat}) {
+    const auto in_type = [&](const std::vector<int64_t>& sizes, uint64_t seed) { return random_tensor(sizes, seed).to(type); };
+    Program program(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
+    const at::Tensor x = in_type({2, 16, 5, 5}, 3), embedding = in_type({2, 16}, 4);
+    const at::Tensor expected = program.run({x, embedding});
+    int launched = 0;
+    const int rewritten = use_device_norms(program.graph, [&](const KernelLaunch&) { ++launched; });
+    program.graph->lint();
+    CHECK(rewritten == (type == at::kFloat ? 0 : 2));
+    static_cast<void>(program.run({x, embedding}));
+    CHECK(launched == (type == at::kFloat ? 0 : 4));
+    if (type == at::kFloat) continue;
+    CHECK(order(*program.graph) ==
+          std::vector<std::string>{"aten::unsqueeze", "aten::unsqueeze", "diad::device_group_norm", "diad::device_group_norm"});
+    Program by_operators(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
+    REQUIRE(use_device_norms(by_operators.graph, {}) == 2);
+    const at::Tensor y = by_operators.run({x, embedding});
+    CHECK((y.to(at::kFloat) - expected.to(at::kFloat)).abs().max().item<double>() < 0.05);
+  }
+}
+
+TEST_CASE("NVRTC compiles the kernels for every architecture that LibTorch's CUDA 13 builds are for, and tells what is wrong with a text") {
+  const char* const nvrtc = std::getenv("DIAD_NVRTC");
+  if (nvrtc == nullptr) {
+    MESSAGE("not tried: DIAD_NVRTC names no libnvrtc (npm test does)");
+    return;
+  }
+  for (const char* architecture : {"sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"}) {
+    CAPTURE(architecture);
+    const std::vector<char> code = compile_cuda(group_norm_source(), architecture, nvrtc);
+    const std::string text(code.begin(), code.end());
+    for (const char* kernel : {"sums_f16", "normalise_f16", "sums_bf16", "normalise_bf16"}) {
+      CHECK(text.find(std::string(".text.") + kernel) != std::string::npos);
+    }
+  }
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("int wrong(", "sm_90", nvrtc)), doctest::Contains("diad.cu(1): error"),
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda(group_norm_source(), "sm_1", nvrtc)), doctest::Contains("NVRTC for sm_1"),
+                       std::runtime_error);
+}
+
+TEST_CASE("without NVRTC or driver the reason is told") {
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("", "sm_90", "/nowhere/libnvrtc.so")),
+                       doctest::Contains("NVRTC cannot be opened; /nowhere/libnvrtc.so"), std::runtime_error);
+}
