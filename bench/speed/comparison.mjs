@@ -19,16 +19,23 @@ async function interleave(contenders, n, rounds, warmUp) {
   return { times, timings };
 }
 
-/** diad in another precision beside the reference as published; the other contenders make room. */
-async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device }) {
+/** diad in another precision beside the reference as published, which scores one picture at a time; the other contenders make room. */
+async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device, batches }) {
   for (const name of Object.keys(contenders).filter((name) => name !== 'as-published')) contenders[name].stop();
   const { 'as-published': published } = contenders;
-  contenders.diad = await diadContender(bundle, { device, precision });
+  contenders.diad = await diadContender(bundle, { device, precision, maxBatch: Math.max(1, ...batches) });
   const { times } = await interleave({ diad: contenders.diad, published }, 1, rounds, warmUp);
+  const together = [];
+  for (const n of batches.filter((size) => size > 1)) {
+    const { diad } = (await interleave({ diad: contenders.diad }, n, Math.max(2, rounds >> 1), 1)).times;
+    together.push({ n, pictureMs: spread(diad) });
+  }
+  const bestMs = Math.min(median(times.diad), ...together.map(({ pictureMs }) => pictureMs.median));
   return {
     pictureMs: spread(times.diad),
     publishedMs: spread(times.published),
     speedup: median(times.published.map((ms, i) => ms / times.diad[i])),
+    ...(together.length === 0 ? {} : { batches: together, saturatedSpeedup: median(times.published) / bestMs, bestMs }),
     peakMiB: await contenders.diad.peakMiB(),
   };
 }
@@ -60,7 +67,9 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     for (const [name, contender] of Object.entries(contenders)) peakMiB[name] = await contender.peakMiB();
 
     const faster = {};
-    for (const precision of precisions) faster[precision] = await inPrecision(precision, contenders, bundle, { rounds, warmUp, device });
+    // Together they are timed where they are meant to be fastest.
+    const options = { rounds, warmUp, device, batches: device === 'cpu' ? [] : batches };
+    for (const precision of precisions) faster[precision] = await inPrecision(precision, contenders, bundle, options);
 
     const { diad, ...references } = one.times;
     const gflop = {

@@ -46,20 +46,58 @@ const TARGETS = [
   ],
 ];
 
+// What an H200 takes for the arithmetic of a picture alone: 3,288 GFLOP at 790 TFLOP/s.
+const H200_LIMIT_MS = 4.2;
+const bestHalf = (sizes, key, best) => {
+  const values = ['bfloat16', 'float16'].map((precision) => sizes.published?.[precision]?.[key]).filter((value) => value !== undefined);
+  return values.length === 0 ? undefined : best(...values);
+};
+
+const CUDA_TARGETS = [
+  [
+    'published size in half precision, one picture, over the program as published in float32',
+    '>= 10x',
+    ({ sizes }) => bestHalf(sizes, 'speedup', Math.max),
+    times,
+    (x) => x >= 10,
+  ],
+  ['the same, saturated', '>= 30x', ({ sizes }) => bestHalf(sizes, 'saturatedSpeedup', Math.max), times, (x) => x >= 30],
+  [
+    `${H200_LIMIT_MS} ms, the limit of an H200, over a picture's time when saturated`,
+    '>= 50 %',
+    ({ sizes }) => {
+      const ms = bestHalf(sizes, 'bestMs', Math.min);
+      return ms && H200_LIMIT_MS / ms;
+    },
+    percent,
+    (x) => x >= 0.5,
+  ],
+];
+
+function targetTable(rows, machines, nameOf) {
+  const cell = (value, written, enough) => (value === undefined ? 'not measured' : `${written(value)}${enough(value) ? '' : ', missed'}`);
+  return table(
+    ['', 'target', ...machines.map(nameOf)],
+    rows.map(([what, bound, valueOf, written, enough]) => [
+      what,
+      bound,
+      ...machines.map((results) => cell(valueOf(results), written, enough)),
+    ]),
+  );
+}
+
 /** Every target beside what each machine reached. */
 function targets(machines) {
-  const cell = (value, written, enough) => (value === undefined ? 'not measured' : `${written(value)}${enough(value) ? '' : ', missed'}`);
+  const cpus = machines.filter(({ machine }) => machine.device === undefined);
+  const devices = machines.filter(({ machine }) => machine.device !== undefined);
   return [
     '### Targets',
     'float32 on two cores; what is missed, and why: "What bounds it".',
-    table(
-      ['', 'target', ...machines.map(({ machine }) => machine.cpu)],
-      TARGETS.map(([what, bound, valueOf, written, enough]) => [
-        what,
-        bound,
-        ...machines.map((results) => cell(valueOf(results), written, enough)),
-      ]),
-    ),
+    targetTable(TARGETS, cpus, ({ machine }) => machine.cpu),
+    'On an H200 (`npm run bench -- --device cuda`):',
+    devices.length === 0
+      ? targetTable(CUDA_TARGETS, [{ sizes: {} }], () => 'no CUDA device was at hand')
+      : targetTable(CUDA_TARGETS, devices, ({ machine }) => `${machine.cpu}, ${machine.device}`),
   ];
 }
 
@@ -241,5 +279,5 @@ function machineSection(results) {
 export function performancePage(page, machines) {
   const [start, end] = ['<!-- measured: npm run bench -->', '<!-- end of measured: npm run bench -->'];
   const from = page.indexOf(start) + start.length;
-  return `${page.slice(0, from)}\n\n${[...targets(machines.filter(({ machine }) => machine.device === undefined)), ...machines.flatMap(machineSection)].join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
+  return `${page.slice(0, from)}\n\n${[...targets(machines), ...machines.flatMap(machineSection)].join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
 }
