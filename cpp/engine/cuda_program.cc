@@ -14,7 +14,6 @@
 #include <map>
 #include <memory>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 
 namespace diad {
