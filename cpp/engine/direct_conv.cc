@@ -53,15 +53,14 @@ at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>&
   const PaddedPictures pictures{x.size(0), height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
   ConvArguments a{};
   a.at = pictures.geometry(height_, width_, shape_.stride, 1);
-  const auto options = input.options().memory_format(at::MemoryFormat::ChannelsLast);
-  at::Tensor y = at::empty({x.size(0), out_channels_, a.at.height, a.at.width}, options);
+  at::Tensor y = pooled_empty({x.size(0), out_channels_, a.at.height, a.at.width}, at::kFloat, at::MemoryFormat::ChannelsLast);
   const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
 
   const auto* const source = input.const_data_ptr<float>();
   a.x = source;
   at::Tensor padded;
   if (shape_.padding > 0 || shape_.upsampled) {
-    padded = at::empty({pictures.size()}, at::kFloat);
+    padded = pooled_empty({pictures.size()}, at::kFloat);
     pictures.fill(
         padded.mutable_data_ptr<float>(),
         [&](int64_t picture, int64_t row, float*) { return source + (picture * height + row) * width * channels_; },
@@ -79,7 +78,7 @@ at::Tensor DirectConv::multiply(const at::Tensor& x, const std::optional<at::Ten
   const int64_t rows = input.numel() / channels_;
   std::vector<int64_t> size = x.sizes().vec();
   size.back() = out_channels_;
-  at::Tensor y = at::empty(size, input.options());
+  at::Tensor y = pooled_empty(size, at::kFloat);
   const at::Tensor added = residual ? residual->expand(size).contiguous() : at::Tensor();
   ConvArguments a{};
   a.at = PaddedPictures{1, 1, std::max<int64_t>(1, rows), channels_, 0, 1}.geometry(1, 1, 1, 1);

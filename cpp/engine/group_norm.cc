@@ -8,6 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "mapped_allocator.h"
+
 // The loops below vectorise; the widest version the CPU has is chosen when the library is loaded: under ThreadSanitizer that is before its
 // run-time library can work.
 #if defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
@@ -100,7 +102,7 @@ at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
                       const GroupNormShape& shape) {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t pictures = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  at::Tensor output = at::empty_like(input);
+  at::Tensor output = pooled_empty(input.sizes(), input.scalar_type(), at::MemoryFormat::ChannelsLast);
   const int64_t chunks = (pixels + kRows - 1) / kRows, per_group = channels / shape.groups;
   const auto in_float = [](const at::Tensor& values) { return values.to(at::kFloat).contiguous(); };
   const at::Tensor shifts = shift ? in_float(shift->reshape({shift->size(0), channels})) : at::Tensor();

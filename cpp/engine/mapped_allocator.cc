@@ -1,9 +1,15 @@
 #include "mapped_allocator.h"
 
+#include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
 
 #ifndef _WIN32
 #include <sys/mman.h>
@@ -13,49 +19,167 @@ namespace diad {
 
 namespace {
 
-constexpr size_t kOwnMapping = 1 << 20;  // bytes
-constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: weights are read from end to end, again and again
+thread_local bool in_scope = false;
 
 #ifndef _WIN32
+
+constexpr size_t kOwnMapping = 1 << 20;  // bytes
+constexpr size_t kHugePages =
+    4 << 20;                  // bytes from which large pages are asked for: what is mapped is read from end to end, again and again
+constexpr size_t kSlack = 4;  // a waiting piece serves if at most one part in so many stays unused
 
 struct Mapping {
   void* address;
   size_t bytes;
 };
 
-void unmap(void* context) {
+Mapping map(size_t bytes) {
+  void* const address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (address == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (bytes >= kHugePages) madvise(address, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small
+#endif
+  return {address, bytes};
+}
+
+void unmap(const Mapping& mapping) { munmap(mapping.address, mapping.bytes); }
+
+// Mappings of tensors that have been let go, by size.
+class Pool {
+ public:
+  Mapping take(size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    const auto found = waiting_.lower_bound(bytes);
+    if (found != waiting_.end() && found->first - bytes <= found->first / kSlack) {
+      const Mapping mapping{found->second, found->first};
+      waiting_.erase(found);
+      of_.waiting -= mapping.bytes;
+      use(mapping.bytes);
+      return mapping;
+    }
+    const size_t most = std::max(most_used_, of_.used + bytes);
+    while (of_.waiting > 0 && of_.used + of_.waiting + bytes > most) drop_largest();
+    const Mapping mapping = map_anyhow(bytes);
+    use(bytes);
+    return mapping;
+  }
+
+  void put(const Mapping& mapping) {
+    const std::scoped_lock lock(mutex_);
+    of_.used -= mapping.bytes;
+    waiting_.emplace(mapping.bytes, mapping.address);
+    of_.waiting += mapping.bytes;
+  }
+
+  void release() {
+    const std::scoped_lock lock(mutex_);
+    while (!waiting_.empty()) drop_largest();
+    most_used_ = of_.used;
+  }
+
+  PoolBytes bytes() {
+    const std::scoped_lock lock(mutex_);
+    return of_;
+  }
+
+ private:
+  Mapping map_anyhow(size_t bytes) {
+    try {
+      return map(bytes);
+    } catch (const std::bad_alloc&) {
+      if (waiting_.empty()) throw;
+    }
+    while (!waiting_.empty()) drop_largest();
+    return map(bytes);
+  }
+
+  void use(size_t bytes) {
+    of_.used += bytes;
+    most_used_ = std::max(most_used_, of_.used);
+  }
+
+  void drop_largest() {
+    const auto last = std::prev(waiting_.end());
+    unmap({last->second, last->first});
+    of_.waiting -= last->first;
+    waiting_.erase(last);
+  }
+
+  std::mutex mutex_;
+  std::multimap<size_t, void*> waiting_;
+  PoolBytes of_{0, 0};
+  size_t most_used_ = 0;
+};
+
+Pool& pool() {
+  static auto* const only = new Pool;  // never destroyed: tensors may outlive static destructors
+  return *only;
+}
+
+void unmap_context(void* context) {
   const auto* mapping = static_cast<Mapping*>(context);
-  munmap(mapping->address, mapping->bytes);
+  unmap(*mapping);
+  delete mapping;
+}
+
+void put_context(void* context) {
+  const auto* mapping = static_cast<Mapping*>(context);
+  pool().put(*mapping);
   delete mapping;
 }
 
 class MappedAllocator final : public c10::Allocator {
  public:
+  explicit MappedAllocator(bool pooled) : pooled_(pooled) {}
+
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < kOwnMapping) return c10::GetCPUAllocator()->allocate(bytes);
-    void* const address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kHugePages) madvise(address, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small
-#endif
-    return {address, new Mapping{address, bytes}, unmap, c10::Device(c10::kCPU)};
+    auto mapping = std::make_unique<Mapping>();
+    *mapping = pooled_ ? pool().take(bytes) : map(bytes);
+    void* const address = mapping->address;
+    return {address, mapping.release(), pooled_ ? put_context : unmap_context, c10::Device(c10::kCPU)};
   }
 
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }  // the address alone does not say how it was allocated
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+
+ private:
+  bool pooled_;
 };
 
 #endif
 
 }  // namespace
 
-c10::Allocator* mapped_allocator() {
 #ifdef _WIN32
-  return c10::GetCPUAllocator();
+
+c10::Allocator* mapped_allocator() { return c10::GetCPUAllocator(); }
+c10::Allocator* pooled_allocator() { return c10::GetCPUAllocator(); }
+void release_waiting() {}
+PoolBytes pool_bytes() { return {0, 0}; }
+
 #else
-  static auto* const allocator = new MappedAllocator;  // never destroyed: tensors may outlive static destructors
+
+c10::Allocator* mapped_allocator() {
+  static auto* const allocator = new MappedAllocator(false);  // never destroyed, like the pool
   return allocator;
+}
+
+c10::Allocator* pooled_allocator() {
+  static auto* const allocator = new MappedAllocator(true);
+  return in_scope ? allocator : c10::GetCPUAllocator();
+}
+
+void release_waiting() { pool().release(); }
+PoolBytes pool_bytes() { return pool().bytes(); }
+
 #endif
+
+PooledScope::PooledScope(bool on) : before_(std::exchange(in_scope, on)) {}
+PooledScope::~PooledScope() { in_scope = before_; }
+
+at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type, at::MemoryFormat format) {
+  return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
 }
 
 }  // namespace diad

@@ -11,6 +11,7 @@
 #include "anomaly_map.h"
 #include "ddim.h"
 #include "interruption.h"
+#include "mapped_allocator.h"
 #include "noise.h"
 #include "process_memory.h"
 
@@ -102,6 +103,7 @@ at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
 
 std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, const StepCallback& on_step) {
   const c10::InferenceMode guard;
+  const PooledScope pooled(tidy_);
   const ExperimentalOptions& experimental = batch.front().experimental;
   const SamplingPlan plan = plan_sampling(manifest_, experimental.sampler);
   const auto count = static_cast<int64_t>(batch.size());
@@ -148,7 +150,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   timings.decode = end_of_network();
   check_interruption();
   const Features features = modules_->extract(at::cat({compared, kept.reconstruction}));
-  timings.extract = lap();
+  timings.extract = end_of_network();
   const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
   timings.map = lap();
   timings.compute = whole();

@@ -97,8 +97,7 @@ at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tenso
   const PaddedPictures padded{pictures, height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
   QuantisedArguments a{};
   a.at = padded.geometry(height_, width_, shape_.stride, kFour);
-  at::Tensor y =
-      at::empty({pictures, out_channels_, a.at.height, a.at.width}, input.options().memory_format(at::MemoryFormat::ChannelsLast));
+  at::Tensor y = pooled_empty({pictures, out_channels_, a.at.height, a.at.width}, at::kFloat, at::MemoryFormat::ChannelsLast);
   const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
   const float* const residuals = residual ? added.const_data_ptr<float>() : nullptr;
   const auto* const source = input.const_data_ptr<float>();
@@ -109,7 +108,7 @@ at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tenso
 
   const std::vector<Quantisation> quantisations = quantisations_of(source, pictures, height * width * channels_);
   const auto of = [&](int64_t picture) { return quantisations[static_cast<size_t>(picture)]; };
-  const at::Tensor bytes = at::empty({padded.size()}, at::kByte);
+  const at::Tensor bytes = pooled_empty({padded.size()}, at::kByte);
   padded.fill(
       bytes.mutable_data_ptr<uint8_t>(),
       [&](int64_t picture, int64_t row, uint8_t* space) {
@@ -131,7 +130,7 @@ at::Tensor QuantisedConv::multiply(const at::Tensor& x, const std::optional<at::
   const at::Tensor input = x.contiguous();
   std::vector<int64_t> size = x.sizes().vec();
   size.back() = out_channels_;
-  at::Tensor y = at::empty(size, input.options());
+  at::Tensor y = pooled_empty(size, at::kFloat);
   const at::Tensor added = residual ? residual->expand(size).contiguous() : at::Tensor();
   products(input.const_data_ptr<float>(), input.numel() / channels_, residual ? added.const_data_ptr<float>() : nullptr,
            y.mutable_data_ptr<float>());
@@ -141,7 +140,7 @@ at::Tensor QuantisedConv::multiply(const at::Tensor& x, const std::optional<at::
 void QuantisedConv::products(const float* rows, int64_t count, const float* residual, float* y) const {
   constexpr int64_t kValuesOfAThread = 1 << 15;
   std::vector<Quantisation> quantisations(static_cast<size_t>(count));
-  const at::Tensor bytes = at::empty({count * channels_}, at::kByte);
+  const at::Tensor bytes = pooled_empty({count * channels_}, at::kByte);
   auto* const to = bytes.mutable_data_ptr<uint8_t>();
   at::parallel_for(0, count, std::max<int64_t>(1, kValuesOfAThread / channels_), [&](int64_t begin, int64_t end) {
     const auto& kernels = *cpu_kernels()->quantised;

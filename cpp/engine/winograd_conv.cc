@@ -74,7 +74,7 @@ WinogradConv::WinogradConv(const at::Tensor& weight, const std::optional<at::Ten
       channels_(weight.size(1)) {
   const int64_t blocks = (out_channels_ + kBlock - 1) / kBlock;
   c10::Allocator* const lasting = mapped_allocator();
-  const at::Tensor taps = empty_in(shape.stored ? c10::GetCPUAllocator() : lasting, {blocks, channels_, 9, kBlock});
+  const at::Tensor taps = empty_in(lasting, {blocks, channels_, 9, kBlock});
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, out_channels_ - first);
     at::Tensor to = taps.select(0, block);  // [C, 9, 32]
@@ -101,15 +101,15 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
   const int64_t times = shape_.upsampled ? 2 : 1, height = x.size(2) * times, width = x.size(3) * times;
   const Tiling inputs{x.size(0), height, width, channels_, shape_.tile, times},
       outputs{x.size(0), height, width, out_channels_, shape_.tile};
-  at::Tensor y = at::empty({x.size(0), out_channels_, height, width}, input.options().memory_format(at::MemoryFormat::ChannelsLast));
+  at::Tensor y = pooled_empty({x.size(0), out_channels_, height, width}, at::kFloat, at::MemoryFormat::ChannelsLast);
   const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
 
   const int64_t side = shape_.tile + 2, positions = side * side, blocks = (out_channels_ + kBlock - 1) / kBlock,
                 most = std::min(kTilesAtOnce, inputs.count());
-  const at::Tensor transformed = at::empty({positions * most * channels_}, at::kFloat),
-                   products = at::empty({positions * most * out_channels_}, at::kFloat),
+  const at::Tensor transformed = pooled_empty({positions * most * channels_}, at::kFloat),
+                   products = pooled_empty({positions * most * out_channels_}, at::kFloat),
                    zeros = at::zeros({std::max(channels_, blocks * kBlock)}, at::kFloat);
-  const at::Tensor ready = shape_.stored ? weights_ : transform(weights_, c10::GetCPUAllocator());
+  const at::Tensor ready = shape_.stored ? weights_ : transform(weights_, pooled_allocator());
   const auto& kernels = *cpu_kernels();
   const auto transform_input = shape_.tile == 2 ? kernels.winograd.input2 : kernels.winograd.input4;
   const auto transform_output = shape_.tile == 2 ? kernels.winograd.output2 : kernels.winograd.output4;
