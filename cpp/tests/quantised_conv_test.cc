@@ -6,7 +6,9 @@
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 
+#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "random_tensor.h"
 #include "support.h"
@@ -93,6 +95,22 @@ TEST_CASE("the quantised product gives every row a scale of its own") {
     const at::Tensor expected = at::linear(rounded_input(x, {2}), exact_matrix, bias.to(at::kDouble));
     CHECK(difference(layer.multiply(x, std::nullopt), expected) < 1e-4);
     CHECK(difference(layer.multiply(x, residual), expected + residual) < 1e-4);
+  }
+}
+
+TEST_CASE("a least value that rounds to a step below the first one stays within a step of itself") {
+  if (!QuantisedConv::available()) return;
+  const c10::InferenceMode guard;
+  const QuantisedConv identity(at::eye(16).view({16, 16, 1, 1}), std::nullopt, {});
+  // Of these -least / scale, the zero point's quotient, lies below a half and least * (1 / scale) beyond it.
+  for (const auto& [least, greatest] :
+       {std::pair{-0x1.4ffa7cp-1F, 0x1.4d0804p+0F}, {-0x1.540ceep+1F, 0x1.2769f6p-1F}, {-0x1.d7ca48p-1F, 0x1.d2108ap+1F}}) {
+    const float scale = (greatest - least) / 255.F;
+    REQUIRE(std::nearbyint(least * (1 / scale)) + static_cast<float>(std::lround(-least / scale)) == -1);
+    at::Tensor x = at::zeros({1, 16});
+    x[0][0] = least;
+    x[0][1] = greatest;
+    CHECK(difference(identity.multiply(x, std::nullopt), x) < scale);
   }
 }
 
