@@ -176,7 +176,10 @@ PoolBytes pool_bytes() { return pool().bytes(); }
 #endif
 
 PooledScope::PooledScope(bool on) : before_(std::exchange(in_scope, on)) {}
-PooledScope::~PooledScope() { in_scope = before_; }
+PooledScope::~PooledScope() {
+  if (in_scope && !before_) release_waiting();
+  in_scope = before_;
+}
 
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type, at::MemoryFormat format) {
   return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);

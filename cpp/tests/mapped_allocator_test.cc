@@ -9,6 +9,7 @@
 #include <limits>
 #include <new>
 #include <optional>
+#include <stdexcept>
 
 #include "random_tensor.h"
 #include "support.h"
@@ -110,6 +111,27 @@ TEST_CASE("a piece that cannot be had is an error, after all that waits has gone
   piece(8 * kMiB);
   piece(4 * kMiB);
   CHECK(Held::waiting() == 4 * kMiB);  // as if what could not be had had never been asked for
+}
+
+TEST_CASE("nothing waits after the scope, nor after one that an error ends; a scope inside another ends nothing") {
+  const Held held;
+  {
+    const PooledScope scope(true);
+    piece(2 * kMiB);
+    {
+      const PooledScope inner(true);
+    }
+    CHECK(Held::waiting() == 2 * kMiB);
+  }
+  CHECK(Held::waiting() == 0);
+  const auto failing = [] {
+    const PooledScope scope(true);
+    piece(2 * kMiB);
+    throw std::runtime_error("of a layer");
+  };
+  CHECK_THROWS_AS(failing(), std::runtime_error);
+  CHECK(Held::waiting() == 0);
+  CHECK(pooled_allocator() == c10::GetCPUAllocator());
 }
 
 TEST_CASE("pieces outlive their scope") {
