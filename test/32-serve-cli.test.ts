@@ -37,15 +37,22 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
 }
 
 describe('diad serve', () => {
-  it('SIGTERM: a running request is answered, then exit code 0', () =>
+  it('SIGTERM: running and waiting requests are answered, then exit code 0', () =>
     serving([], async ({ child, url, exited }) => {
-      const running = fetch(`${url}/v1/score`, { method: 'POST', body: Uint8Array.from(await example('gear-good.png')) });
-      await sleep(150);
+      const body = Uint8Array.from(await example('gear-good.png'));
+      const answered: Response[] = [];
+      const running = Array.from({ length: 24 }, async () => {
+        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body });
+        answered.push(answer);
+      });
+      await Promise.race(running);
+      const before = answered.length;
+      assert.ok(before < running.length);
       child.kill('SIGTERM');
-      const answer = await running;
-      assert.equal(answer.status, 200);
-      assert.equal(answer.headers.get('connection'), 'close');
-      assert.ok(((await answer.json()) as { score: number }).score > 0);
+      await Promise.all(running);
+      assert.deepEqual([...new Set(answered.map((answer) => answer.status))], [200]);
+      assert.equal(answered.at(-1)!.headers.get('connection'), 'close');
+      for (const answer of answered) assert.ok(((await answer.json()) as { score: number }).score > 0);
       assert.equal(await exited, 0);
     }));
 
