@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,9 +25,8 @@ thread_local bool in_scope = false;
 #ifndef _WIN32
 
 constexpr size_t kOwnMapping = 1 << 20;  // bytes
-constexpr size_t kHugePages =
-    4 << 20;                  // bytes from which large pages are asked for: what is mapped is read from end to end, again and again
-constexpr size_t kSlack = 4;  // a waiting piece serves if at most one part in so many stays unused
+constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: mappings are read from end to end, again and again
+constexpr size_t kSlack = 4;             // a waiting piece serves if at most one part in so many stays unused
 
 struct Mapping {
   void* address;
