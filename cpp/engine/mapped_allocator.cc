@@ -64,11 +64,19 @@ class Pool {
     return mapping;
   }
 
-  void put(const Mapping& mapping) {
+  // `again`: it may serve once more.
+  void put(const Mapping& mapping, bool again) noexcept {
     const std::scoped_lock lock(mutex_);
     of_.used -= mapping.bytes;
-    waiting_.emplace(mapping.bytes, mapping.address);
-    of_.waiting += mapping.bytes;
+    try {
+      if (again) {
+        waiting_.emplace(mapping.bytes, mapping.address);
+        of_.waiting += mapping.bytes;
+        return;
+      }
+    } catch (const std::bad_alloc&) {  // nothing left to remember it by
+    }
+    unmap(mapping);
   }
 
   void release() {
@@ -124,7 +132,7 @@ void unmap_context(void* context) {
 
 void put_context(void* context) {
   const auto* mapping = static_cast<Mapping*>(context);
-  pool().put(*mapping);
+  pool().put(*mapping, in_scope);
   delete mapping;
 }
 

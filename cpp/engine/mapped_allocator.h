@@ -12,8 +12,8 @@ namespace diad {
 
 // While one that is on lives, what this thread's layers compute is mapped likewise (pooled_empty). Pieces that are let go wait for the next
 // layer, which need not have the system clear memory again, as long as all together take no more than was in use at once since the last
-// release_waiting(); the scope's end, however it comes about, unmaps them. In the heap they would take more: an aligned piece does not
-// fit where one of its size was.
+// release_waiting(); the scope's end, however it comes about, unmaps them, as does letting go of one after it. In the heap they would take
+// more: an aligned piece does not fit where one of its size was.
 class PooledScope {
  public:
   explicit PooledScope(bool on);

@@ -134,7 +134,7 @@ TEST_CASE("nothing waits after the scope, nor after one that an error ends; a sc
   CHECK(pooled_allocator() == c10::GetCPUAllocator());
 }
 
-TEST_CASE("pieces outlive their scope") {
+TEST_CASE("pieces outlive their scope; then nothing waits for them") {
   const Held held;
   std::optional<at::Tensor> kept;
   {
@@ -146,6 +146,7 @@ TEST_CASE("pieces outlive their scope") {
   CHECK(held.used() == 2 * kMiB);
   kept.reset();
   CHECK(held.used() == 0);
+  CHECK(Held::waiting() == 0);
 }
 
 TEST_CASE("a layer computes the same, to the bit, with the pool and without it, also into memory that another has filled") {

@@ -1,0 +1,201 @@
+// Pipeline with networks that only note how they are called: order, ends, and where their memory comes from.
+#include "pipeline.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "mapped_allocator.h"
+#include "support.h"
+
+namespace {
+
+using namespace diad;
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr uint32_t kSize = 32;
+
+Manifest small_manifest() {
+  Manifest m;
+  m.image_size = kSize;
+  m.mean = {0.5F, 0.5F, 0.5F};
+  m.std = {0.5F, 0.5F, 0.5F};
+  m.latent_channels = 3;
+  m.latent_size = 4;
+  m.latent_scale = 0.5;
+  m.logvar_min = -30;
+  m.logvar_max = 20;
+  m.sqrt_alpha_bar_noise = 0.25F;
+  m.sqrt_one_minus_alpha_bar_noise = 0.5F;
+  m.steps = {{901, 0.1F, 0.5F}, {501, 0.5F, 0.9F}};
+  m.map_sigma = 1;
+  m.map_truncate = 4;
+  m.pool_size = 4;
+  m.pool_count = 2;
+  return m;
+}
+
+struct Call {
+  std::string network;
+  bool pooled;      // what it computes comes from the pool
+  int64_t waiting;  // bytes in the pool when it begins
+};
+
+// Networks of a few operators. Each leaves 2 MiB behind.
+class Noting final : public Modules {
+ public:
+  explicit Noting(std::vector<Call>& calls) : calls_(calls) {}
+
+  at::Tensor encode(const at::Tensor& x) override {
+    note("encode");
+    const at::Tensor mean = at::adaptive_avg_pool2d(x, {4, 4});
+    return at::cat({mean, mean - 3}, 1);
+  }
+  at::Tensor guide(const at::Tensor& x) override {
+    note("guide");
+    return at::adaptive_avg_pool2d(x, {4, 4});
+  }
+  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
+    note("denoise " + std::to_string(step));
+    return z * 0.5 - hint * 0.25;
+  }
+  at::Tensor decode(const at::Tensor& z) override {
+    note("decode");
+    return at::upsample_nearest2d(z, {kSize, kSize}).tanh();
+  }
+  Features extract(const at::Tensor& x) override {
+    note("extract");
+    return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}), at::adaptive_avg_pool2d(x, {2, 2})};
+  }
+
+  std::string failing;
+
+ private:
+  void note(const std::string& network) {
+    calls_.push_back({network, pooled_allocator() != c10::GetCPUAllocator(), static_cast<int64_t>(pool_bytes().waiting)});
+    static_cast<void>(pooled_empty({2 * kMiB}, at::kByte));
+    if (network == failing) throw std::runtime_error(network + " failed");
+  }
+
+  std::vector<Call>& calls_;
+};
+
+Frame frame_of(uint8_t first) {
+  Frame frame{std::vector<uint8_t>(kSize * kSize * 3), kSize, kSize, 3};
+  for (size_t i = 0; i < frame.pixels.size(); ++i) frame.pixels[i] = static_cast<uint8_t>(first + 7 * i);
+  return frame;
+}
+
+struct Run {
+  std::vector<Call> calls;
+  std::vector<PictureResult> results;
+  std::string error;
+};
+
+constexpr Wanted kEverything{.map = true, .reconstruction = true, .stages = true};
+
+Run run(bool tidy, const std::vector<PictureRequest>& batch, const StepCallback& on_step, const std::string& failing = "") {
+  release_waiting();
+  Run result;
+  auto networks = std::make_unique<Noting>(result.calls);
+  networks->failing = failing;
+  Pipeline pipeline(small_manifest(), std::move(networks), c10::kCPU, at::kFloat, tidy);
+  try {
+    result.results = pipeline.run(batch, on_step);
+  } catch (const std::runtime_error& error) {
+    result.error = error.what();
+  }
+  return result;
+}
+
+bool always(int64_t /*done*/, int64_t /*total*/) { return true; }
+
+std::vector<std::string> names(const std::vector<Call>& calls) {
+  std::vector<std::string> result;
+  for (const Call& call : calls) result.push_back(call.network);
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("pipeline: each network once, the denoiser once a step, for all pictures of a batch together") {
+  const Frame frame = frame_of(1);
+  const Run one = run(false, {{&frame, 1, kEverything, {}}}, always), two = run(false, {{&frame, 1, {}, {}}, {&frame, 2, {}, {}}}, always);
+  const std::vector<std::string> expected{"encode", "guide", "denoise 0", "denoise 1", "decode", "extract"};
+  CHECK(names(one.calls) == expected);
+  CHECK(names(two.calls) == expected);
+  const std::vector<PictureRequest> own{{&frame, 1, {}, {.sampler = {}, .compare_with = CompareWith::kAutoencoder}}};
+  CHECK(names(run(false, own, always).calls) ==
+        std::vector<std::string>{"encode", "guide", "denoise 0", "denoise 1", "decode", "decode", "extract"});
+}
+
+TEST_CASE("pipeline: a picture has what it is asked for and is its own, whatever its company") {
+  const Frame first = frame_of(1), second = frame_of(90);
+  const PictureRequest alone{&first, 5, kEverything, {}}, other{&second, 6, {.map = false, .reconstruction = false, .stages = false}, {}};
+  const std::vector<PictureResult> single = run(false, {alone}, always).results, both = run(false, {other, alone}, always).results;
+  REQUIRE(single.size() == 1);
+  REQUIRE(both.size() == 2);
+  CHECK(both[1].score == doctest::Approx(single[0].score).epsilon(1e-6));
+  CHECK(both[1].reconstruction == single[0].reconstruction);
+  CHECK(single[0].map.size() == kSize * kSize);
+  CHECK(single[0].stages.size() == 12);
+  CHECK(both[0].map.empty());
+  CHECK(both[0].reconstruction.empty());
+  CHECK(both[0].stages.empty());
+  CHECK(both[0].score != both[1].score);
+  CHECK(both[0].batch_size == 2);
+}
+
+TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes") {
+  const Frame frame = frame_of(1);
+  std::vector<std::pair<int64_t, int64_t>> told;
+  const Run stopped = run(true, {{&frame, 1, {}, {}}}, [&](int64_t done, int64_t total) {
+    told.emplace_back(done, total);
+    return done < 1;
+  });
+  CHECK(told == std::vector<std::pair<int64_t, int64_t>>{{1, 2}});
+  CHECK(names(stopped.calls) == std::vector<std::string>{"encode", "guide", "denoise 0"});
+  CHECK(stopped.results.empty());
+  CHECK(pool_bytes().waiting == 0);
+}
+
+#ifndef _WIN32
+
+TEST_CASE("pipeline: a tidy one computes in the pool, which each network finds empty and the last leaves so; results are the same") {
+  const Frame frame = frame_of(1);
+  const std::vector<PictureRequest> batch{{&frame, 1, kEverything, {}}};
+  const Run plain = run(false, batch, always), tidy = run(true, batch, always);
+  for (const Call& call : plain.calls) {
+    CAPTURE(call.network);
+    CHECK(!call.pooled);
+  }
+  for (const Call& call : tidy.calls) {
+    CAPTURE(call.network);
+    CHECK(call.pooled);
+    const bool in_denoiser = call.network.starts_with("denoise");  // the hint's part and the steps are one network
+    CHECK(call.waiting == (in_denoiser ? 2 * kMiB : 0));
+  }
+  CHECK(pool_bytes().waiting == 0);
+  REQUIRE(tidy.results.size() == 1);
+  CHECK(tidy.results[0].score == plain.results[0].score);
+  CHECK(tidy.results[0].map == plain.results[0].map);
+}
+
+TEST_CASE("pipeline: what a network that fails has left in the pool goes, too") {
+  const Frame frame = frame_of(1);
+  for (const char* network : {"encode", "denoise 1", "extract"}) {
+    const Run failed = run(true, {{&frame, 1, {}, {}}}, always, network);
+    CHECK(failed.error == std::string(network) + " failed");
+    CHECK(failed.calls.back().network == network);
+    CHECK(pool_bytes().waiting == 0);
+    CHECK(pooled_allocator() == c10::GetCPUAllocator());
+  }
+}
+
+#endif
