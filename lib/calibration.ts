@@ -1,6 +1,7 @@
 // calibration.json of a bundle: thresholds, and how they were found.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import process from 'node:process';
 import { codeOf, DiadError } from './errors.js';
 
 /** Thresholds of one kind of part, or of all. */
@@ -25,6 +26,10 @@ export interface CalibrationOrigin {
   readonly createdAt: string;
   /** Digest of the model that scored the pictures. */
   readonly model: string;
+  /** What its networks computed in. */
+  readonly precision: string;
+  /** Of pictures that were scored in tiles, pixels. */
+  readonly tile?: { readonly size: number; readonly overlap: number };
   /** sha256 of every picture used, so that nobody tests on them. */
   readonly pictures: readonly string[];
 }
@@ -43,6 +48,9 @@ const broken = (problem: string, cause?: unknown): DiadError =>
 
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
+
+const isTile = (value: unknown): value is { readonly size: number; readonly overlap: number } =>
+  isObject(value) && typeof value['size'] === 'number' && typeof value['overlap'] === 'number';
 
 function finite(object: Readonly<Record<string, unknown>>, key: string, where: string): number | undefined {
   const value = object[key];
@@ -78,7 +86,7 @@ export function parseCalibration(source: string): Calibration {
     throw broken('Expected an object with a finite number "threshold"', error);
   }
   const found = thresholds(parsed, '');
-  const { classes, method, targetFpr, createdAt, model, pictures } = parsed as Readonly<Record<string, unknown>>;
+  const { classes, method, targetFpr, createdAt, model, precision, tile, pictures } = parsed as Readonly<Record<string, unknown>>;
   if (classes !== undefined && !isObject(classes)) throw broken('Expected an object "classes"');
   if (pictures !== undefined && !(Array.isArray(pictures) && pictures.every((hash) => typeof hash === 'string'))) {
     throw broken('Expected an array of strings "pictures"');
@@ -91,6 +99,8 @@ export function parseCalibration(source: string): Calibration {
     ...(typeof targetFpr === 'number' ? { targetFpr } : {}),
     ...(typeof createdAt === 'string' ? { createdAt } : {}),
     ...(typeof model === 'string' ? { model } : {}),
+    ...(typeof precision === 'string' ? { precision } : {}),
+    ...(isTile(tile) ? { tile } : {}),
     ...(pictures === undefined ? {} : { pictures: pictures }),
   };
 }
@@ -110,6 +120,27 @@ export async function readCalibration(bundle: string): Promise<Calibration | und
     throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json of ${bundle} cannot be read`, { cause: error });
   }
   return parseCalibration(source);
+}
+
+/**
+ * Checks that a calibration is of the model that it lies beside. One that does not say what it is of is taken as it is. Scores in another precision
+ * differ a little: a warning says so.
+ *
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID when its pictures were scored by another model: its thresholds say nothing of this one's scores
+ */
+export function checkOrigin(calibration: Calibration, model: string, precision: string): void {
+  if (calibration.model !== undefined && calibration.model !== model) {
+    throw broken(
+      `Expected thresholds of this model (${model.slice(0, 12)}) but received those of another (${calibration.model.slice(0, 12)}): ` +
+        'run `diad calibrate` again, or load with { calibration: false }',
+    );
+  }
+  if (calibration.precision !== undefined && calibration.precision !== precision) {
+    process.emitWarning(
+      `The thresholds were found with precision ${calibration.precision} and are used with ${precision}: scores near them may be judged otherwise`,
+      { code: 'DIAD_CALIBRATED_IN_ANOTHER_PRECISION', detail: 'Run `diad calibrate` in the precision that is used' },
+    );
+  }
 }
 
 /** The thresholds that hold for a class: its own, else the global ones. */

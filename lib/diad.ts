@@ -1,7 +1,7 @@
 // Diad: a loaded bundle that scores pictures.
 import { setMaxListeners } from 'node:events';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
-import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
+import { checkOrigin, normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { changesOf } from './experimental.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
@@ -34,6 +34,9 @@ const forgotten = new FinalizationRegistry<NativeEngine>((engine) => {
 
 export type { ReconstructResult, ScoreResult, SettledScore };
 
+/** The calibration that a Diad judges by. For this package's own use. */
+export let calibrationOf: (diad: Diad) => Calibration | undefined;
+
 /** A loaded bundle. Create one with {@link Diad.load}; give it back with {@link Diad.close}. */
 export class Diad {
   /** The bundle, the device and LibTorch. */
@@ -43,6 +46,9 @@ export class Diad {
   readonly #queueLimit: number;
   readonly #maxBatch: number;
   readonly #calibration: Calibration | undefined;
+  static {
+    calibrationOf = (diad) => (#calibration in diad ? diad.#calibration : undefined);
+  }
   #inFlight = 0;
   #closing: Promise<void> | undefined;
 
@@ -69,10 +75,17 @@ export class Diad {
     void import('sharp').catch(() => undefined); // while the weights are read; who needs it and has it not hears so when it decodes
     const native = await openNative(validated.libtorch);
     try {
-      const calibration = await readCalibration(folder);
+      const calibration = validated.calibration ? await readCalibration(folder) : undefined;
       const engine = await native.addon.load(folder, validated.native);
       const { queueLimit } = validated.native;
-      return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
+      const diad = new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
+      try {
+        if (calibration !== undefined) checkOrigin(calibration, diad.info.bundle.digest, diad.info.precision);
+      } catch (error) {
+        await diad.close();
+        throw error;
+      }
+      return diad;
     } catch (error) {
       throw fromNative(error);
     }

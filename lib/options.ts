@@ -33,6 +33,8 @@ export interface LoadOptions {
   readonly maxFrames?: number;
   /** Check the hash of every file of the bundle. Default true. */
   readonly verify?: boolean;
+  /** Read the bundle's calibration.json, so that results carry thresholds and verdicts. false: as if there were none. Default true. */
+  readonly calibration?: boolean;
   /** Compute one picture while loading, so that the first call is as fast as later ones. Default true. */
   readonly warmup?: boolean;
   /** Folder of LibTorch or of a torch package. Default: looked for, see `diad doctor`. */
@@ -103,6 +105,7 @@ const LOAD_KEYS = [
   'maxPixels',
   'maxFrames',
   'verify',
+  'calibration',
   'warmup',
   'libtorch',
 ] as const;
@@ -128,7 +131,13 @@ const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 export function validateLoadOptions(
   bundle: string | undefined,
   options: LoadOptions | undefined,
-): { bundle: string | undefined; libtorch: string | undefined; limits: ImageLimits; native: NativeLoadOptions } {
+): {
+  bundle: string | undefined;
+  libtorch: string | undefined;
+  calibration: boolean;
+  limits: ImageLimits;
+  native: NativeLoadOptions;
+} {
   const given = optionsObject(options, 'load options', LOAD_KEYS);
   const device = text(given.device, 'device') ?? 'auto';
   if (!DEVICE.test(device)) throw invalid('auto, cpu, cuda or cuda:N', 'device', device);
@@ -136,6 +145,7 @@ export function validateLoadOptions(
   return {
     bundle: text(bundle, 'bundle'),
     libtorch: text(given.libtorch, 'libtorch'),
+    calibration: boolean(given.calibration, 'calibration', true),
     limits: {
       maxPixels: integer(given.maxPixels, 'maxPixels', 1, Number.MAX_SAFE_INTEGER, 100_000_000),
       maxFrames: integer(given.maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1),

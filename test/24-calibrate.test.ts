@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict';
 import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
+import process from 'node:process';
+import { setImmediate } from 'node:timers/promises';
 import { AnomalyMap } from '../lib/anomaly-map.js';
 import { normalisedScore, parseCalibration, thresholdsFor, type Calibration } from '../lib/calibration.js';
 import { boundedQuantile, calibrate, f1maxThreshold, picturesNeeded, writeCalibration } from '../lib/evaluation/calibrate.js';
@@ -136,6 +138,59 @@ describe('regions', () => {
   });
 });
 
+describe('a bundle’s calibration', function () {
+  this.timeout(LIMIT_MS);
+
+  const write = (bundle: string, calibration: object): Promise<void> =>
+    writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
+
+  it('of another model is refused: its thresholds say nothing of this one’s scores; { calibration: false } loads without', () =>
+    withBundleCopy(async (bundle) => {
+      await write(bundle, { threshold: 0.1, model: 'f'.repeat(64) });
+      await rejects(
+        Diad.load(bundle),
+        'ERR_DIAD_BUNDLE_INVALID',
+        /of this model \([0-9a-f]{12}\) .* another \(f{12}\): run `diad calibrate` again/,
+      );
+      const diad = await Diad.load(bundle, { calibration: false });
+      assert.equal(diad.info.bundle.threshold, undefined);
+      const result = await diad.score(await readFile(path.join(root, 'examples', 'gear-good.png')));
+      assert.deepEqual([result.threshold, result.anomalous], [undefined, undefined]);
+      await write(bundle, { threshold: 0.25, model: diad.info.bundle.digest });
+      await diad.close();
+      const own = await Diad.load(bundle);
+      assert.equal(own.info.bundle.threshold, 0.25);
+      await own.close();
+      await rejects(Diad.load(bundle, { calibration: 'no' as never }), 'ERR_DIAD_INVALID_ARGUMENT', /calibration/);
+    }));
+
+  it('in another precision is taken, with a warning; in the same, or one that does not say, without', () =>
+    withBundleCopy(async (bundle) => {
+      const warnings: (string | undefined)[] = [];
+      const listen = (warning: Error & { code?: string }): void => {
+        if (warning.code?.startsWith('DIAD_') === true) warnings.push(`${warning.code}: ${warning.message}`);
+      };
+      process.on('warning', listen);
+      try {
+        for (const [precision, count] of [
+          ['float32', 0],
+          [undefined, 0],
+          ['bfloat16', 1],
+        ] as const) {
+          await write(bundle, { threshold: 0.1, ...(precision === undefined ? {} : { precision }) });
+          const diad = await Diad.load(bundle, { warmup: false });
+          assert.equal(diad.info.bundle.threshold, 0.1);
+          await diad.close();
+          await setImmediate();
+          assert.equal(warnings.length, count, String(precision));
+        }
+        assert.match(warnings[0]!, /^DIAD_CALIBRATED_IN_ANOTHER_PRECISION: .*found with precision bfloat16 and are used with float32/);
+      } finally {
+        process.off('warning', listen);
+      }
+    }));
+});
+
 describe('diad calibrate', function () {
   this.timeout(2 * LIMIT_MS);
 
@@ -168,6 +223,8 @@ describe('diad calibrate', function () {
 
         const diad = await Diad.load(bundle);
         assert.equal(calibration.model, diad.info.bundle.digest);
+        assert.equal(calibration.precision, 'float32');
+        assert.equal(calibration.tile, undefined);
         const picture = await readFile(path.join(good, 'hard', 'gear.png'));
         const [plain, named] = await Promise.all([diad.score(picture), diad.score(picture, { className: 'hard' })]);
         await diad.close();
@@ -194,6 +251,21 @@ describe('diad calibrate', function () {
         const again = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--test', set]);
         assert.equal(again.code, 1);
         assert.match(again.stderr, /1 of 4 pictures are in both the calibration and the test set .*screw\.png/);
+      }),
+    ));
+
+  it('replaces a calibration that could not be loaded; says so of tiles', () =>
+    withBundleCopy(async (bundle) =>
+      inFolder(async (folder) => {
+        const good = await goodFolder(folder);
+        const file = path.join(bundle, 'calibration.json');
+        for (const old of ['{', JSON.stringify({ threshold: 0.1, model: 'f'.repeat(64) })]) {
+          await writeFile(file, old);
+          const done = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--tile', '200']);
+          assert.equal(done.code, 0, done.stderr);
+          assert.deepEqual(parseCalibration(await readFile(file, 'utf8')).tile, { size: 200, overlap: 50 });
+        }
+        await (await Diad.load(bundle, { warmup: false })).close();
       }),
     ));
 

@@ -59,7 +59,7 @@ class Pool {
     }
     const size_t most = std::max(most_used_, of_.used + bytes);
     while (of_.waiting > 0 && of_.used + of_.waiting + bytes > most) drop_largest();
-    const Mapping mapping = map_anyhow(bytes);
+    const Mapping mapping = map(bytes);
     use(bytes);
     return mapping;
   }
@@ -91,16 +91,6 @@ class Pool {
   }
 
  private:
-  Mapping map_anyhow(size_t bytes) {
-    try {
-      return map(bytes);
-    } catch (const std::bad_alloc&) {
-      if (waiting_.empty()) throw;
-    }
-    while (!waiting_.empty()) drop_largest();
-    return map(bytes);
-  }
-
   void use(size_t bytes) {
     of_.used += bytes;
     most_used_ = std::max(most_used_, of_.used);

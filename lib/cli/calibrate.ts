@@ -23,7 +23,7 @@ export async function calibrateBundle(options: Options): Promise<void> {
   const good = await readGoodPictures(options.good);
   const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
   const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
-  const diad = await loadModel(options);
+  const diad = await loadModel(options, false); // an old one, whatever it holds, is about to be replaced
   const interrupted = new AbortController();
   const stop = (): void => {
     interrupted.abort();

@@ -46,13 +46,14 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
   return [...files];
 }
 
-/** Loads the model the options name. */
-export async function loadModel(options: ModelOptions): Promise<Diad> {
+/** Loads the model the options name, with or without its calibration. */
+export async function loadModel(options: ModelOptions, calibration = true): Promise<Diad> {
   const { model, device, precision, threads, maxFrames } = options;
   tuneAllocator();
   return Diad.load(model, {
     device,
     precision,
+    calibration,
     ...(threads === undefined || threads === 0 ? {} : { threads }),
     ...(maxFrames === undefined ? {} : { maxFrames }),
   });

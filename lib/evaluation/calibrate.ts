@@ -4,6 +4,7 @@ import { CALIBRATION_FILE, type Calibration, type Thresholds } from '../calibrat
 import type { Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
+import { validateTiles } from '../options.js';
 import type { TileOptions } from '../tiles.js';
 import { number } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
@@ -193,6 +194,8 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
     targetFpr,
     createdAt: new Date().toISOString(),
     model: diad.info.bundle.digest,
+    precision: diad.info.precision,
+    ...(options.tile === undefined ? {} : { tile: validateTiles(options.tile) }),
     pictures,
   };
   return { calibration, tooFew };

@@ -2,9 +2,9 @@
 import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import path from 'node:path';
-import { normalisedScore, readCalibration, thresholdsFor, type Calibration } from '../calibration.js';
+import { normalisedScore, thresholdsFor, type Calibration } from '../calibration.js';
 import { csv } from '../csv.js';
-import type { Diad } from '../diad.js';
+import { calibrationOf, type Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
 import { changesOf, validateExperimental, type ExperimentalOptions } from '../experimental.js';
@@ -296,7 +296,7 @@ export async function evaluateDataSet(diad: Diad, data: DataSet, options: Evalua
   const experimental = changesOf(validateExperimental(options.experimental));
   const call = { seed: BigInt(options.seed ?? 0), ...(experimental === undefined ? {} : { experimental }) };
   // Thresholds are of the published system: they say nothing of scores that were computed another way.
-  const calibration = experimental === undefined ? await readCalibration(diad.info.bundle.path) : undefined;
+  const calibration = experimental === undefined ? calibrationOf(diad) : undefined;
   await refuseCalibrationPictures(data, calibration);
   const scores = await ScoredPictures.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {
