@@ -2,9 +2,15 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <stdexcept>
+
+#include "device.h"
+#include "failure.h"
 
 #if __has_include(<ATen/accelerator/Graph.h>)
 #include <ATen/accelerator/Graph.h>
@@ -17,7 +23,7 @@ namespace diad {
 
 namespace {
 
-constexpr std::array<int64_t, 6> kBatches{1, 2, 4, 8, 16, 32};
+constexpr std::array<int64_t, 7> kBatches{1, 2, 4, 8, 16, 32, 64};  // extract() gets two pictures for each
 
 // Filled up to `count` pictures with repetitions of the last.
 at::Tensor filled_up(const at::Tensor& pictures, int64_t count) {
@@ -40,31 +46,69 @@ bool same_result(const Tensors& a, const Tensors& b) {
 
 #ifdef DIAD_HAS_GRAPHS
 
-class GraphRecording final : public Recording {
- public:
-  void replay() override { graph.replay(); }
-
-  at::accelerator::Graph graph;
+// What recordings of one model have in common. They run one after the other and can share memory: a device's allocator gives a block again
+// to the stream that it was given to first, within one pool.
+struct Shared {
+  std::optional<c10::Stream> stream;  // none may be recorded on the default one
+  at::MempoolId_t pool{0, 0};         // lives as long as one of its recordings
+  int recordings = 0;                 // in the pool
+  bool broken = false;                // one could not be ended: the allocator takes it for still going on
 };
 
-// Recording begins and ends on a stream of its own: none may be recorded on the default one.
-std::unique_ptr<Recording> record_graph(c10::Device device, at::MempoolId_t& pool, const std::function<Tensors()>& work) {
-  const c10::impl::VirtualGuardImpl implementation(device.type());
-  implementation.synchronizeDevice(device.index());
-  const c10::StreamGuard stream(implementation.getStreamFromGlobalPool(device));
-  auto recording = std::make_unique<GraphRecording>();
-  recording->graph.capture_begin(pool);
+class GraphRecording final : public Recording {
+ public:
+  explicit GraphRecording(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+  ~GraphRecording() override {
+    if (in_pool_ && --shared_->recordings == 0) shared_->pool = {0, 0};
+  }
+
+  // Other threads go on meanwhile: what they do is no part of the recording.
+  void begin() {
+    whole([this] { graph_.capture_begin(shared_->pool, at::GraphCaptureMode::ThreadLocal); });
+  }
+
+  void end() {
+    whole([this] { graph_.capture_end(); });
+    shared_->pool = graph_.pool();
+    ++shared_->recordings;
+    in_pool_ = true;
+  }
+
+  void replay() override { graph_.replay(); }
+
+ private:
+  template <typename Action>
+  void whole(const Action& action) {
+    try {
+      action();
+    } catch (...) {
+      shared_->broken = true;
+      throw;
+    }
+  }
+
+  std::shared_ptr<Shared> shared_;
+  at::accelerator::Graph graph_;
+  bool in_pool_ = false;
+};
+
+std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_ptr<Shared>& shared, const std::function<Tensors()>& work) {
+  if (shared->broken) throw std::runtime_error("an earlier recording could not be ended");
+  wait_for(device);
+  if (!shared->stream) shared->stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+  const c10::StreamGuard stream(*shared->stream);
+  auto recording = std::make_unique<GraphRecording>(shared);
+  recording->begin();
   try {
     recording->outputs = work();
   } catch (...) {
     try {
-      recording->graph.capture_end();
+      recording->end();
     } catch (const std::exception&) {  // it was broken off: the first error is the one to tell
     }
     throw;
   }
-  recording->graph.capture_end();
-  pool = recording->graph.pool();  // recordings run one after the other and can share memory
+  recording->end();
   return recording;
 }
 
@@ -75,11 +119,11 @@ std::unique_ptr<Recording> record_graph(c10::Device device, at::MempoolId_t& poo
 Recorder graph_recorder([[maybe_unused]] c10::Device device) {
 #ifdef DIAD_HAS_GRAPHS
   if (at::has_graph_impl(device.type())) {
-    return [device, pool = std::make_shared<at::MempoolId_t>(0, 0)](const std::function<Tensors()>& work) {
-      return record_graph(device, *pool, work);
-    };
+    return
+        [device, shared = std::make_shared<Shared>()](const std::function<Tensors()>& work) { return record_graph(device, shared, work); };
   }
 #endif
+  if (!device.is_cpu()) TORCH_WARN("diad: this LibTorch records no graphs for ", device.str());
   return {};
 }
 
@@ -117,8 +161,10 @@ Tensors CapturedModules::run_first(Known& known, const Compute& compute) {
   try {
     std::unique_ptr<Recording> recording = recorder_([&] { return compute(known.inputs); });
     recording->replay();
-    if (same_result(recording->outputs, outputs)) known.recording = std::move(recording);
-  } catch (const std::exception&) {  // plain execution, which has just worked, stays
+    if (!same_result(recording->outputs, outputs)) throw std::runtime_error("the recording gives something else");
+    known.recording = std::move(recording);
+  } catch (const std::exception& error) {
+    TORCH_WARN("diad: plain execution stays for ", known.inputs.front().sizes(), ": ", describe_failure(error).message);
   }
   if (!known.recording) known.inputs.clear();
   return outputs;

@@ -31,9 +31,9 @@ using Recorder = std::function<std::unique_ptr<Recording>(const std::function<Te
 // A recorder of `device`, empty where LibTorch has none for it (a CPU, LibTorch before 2.13).
 [[nodiscard]] Recorder graph_recorder(c10::Device device);
 
-// The modules with every call recorded, for each step and for batches of 1, 2, 4, 8, 16 and 32 pictures: others are filled up with
-// repetitions of their last picture. A recording is used once it has given what plain execution gives; where it cannot be made or gives
-// something else, and for larger batches, execution stays plain.
+// The modules with every call recorded, for each step and for batches of 1, 2, 4, ... 64 pictures: others are filled up with repetitions of
+// their last picture. A recording is used once it has given what plain execution gives; where it cannot be made or gives something else
+// (a warning says so), and for larger batches, execution stays plain.
 class CapturedModules final : public Modules {
  public:
   CapturedModules(std::unique_ptr<Modules> plain, Recorder recorder);

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <charconv>
 #include <cstdlib>
@@ -57,6 +58,12 @@ Precision parse_precision(const std::string& name, c10::Device device) {
 bool switched_on(const char* variable) {
   const char* const value = std::getenv(variable);
   return value != nullptr && std::string_view(value) == "1";
+}
+
+void wait_for(c10::Device device) {
+  if (device.is_cpu()) return;
+  const c10::impl::VirtualGuardImpl implementation(device.type());
+  implementation.synchronizeStream(implementation.getStream(device));
 }
 
 std::vector<std::string> cuda_devices() {

@@ -26,6 +26,10 @@ struct Precision {
 // Whether an environment variable is "1": what has yet to be tried on devices is asked for by name.
 [[nodiscard]] bool switched_on(const char* variable);
 
+// Waits for what the current stream of an accelerator has been given: for the stream alone, because a device must not be waited for while
+// another model's work on it is recorded.
+void wait_for(c10::Device device);
+
 // Names of the CUDA devices LibTorch sees; empty without CUDA.
 [[nodiscard]] std::vector<std::string> cuda_devices();
 

@@ -23,6 +23,9 @@ using torch::jit::Node;
 using torch::jit::Value;
 
 const c10::Symbol kGroupNorm = c10::Symbol::fromQualString("aten::group_norm");
+const c10::Symbol kConvolution = c10::Symbol::fromQualString("aten::_convolution");
+const c10::Symbol kIndexSelect = c10::Symbol::fromQualString("aten::index_select");
+const c10::Symbol kTensor = c10::Symbol::fromQualString("aten::tensor");
 
 class NormRewriter final : GraphRewriter {
  public:
@@ -53,6 +56,51 @@ class NormRewriter final : GraphRewriter {
   int done_ = 0;
 };
 
+class Tf32Rewriter final : GraphRewriter {
+ public:
+  explicit Tf32Rewriter(const std::shared_ptr<Graph>& graph) : GraphRewriter(graph) {}
+
+  int run() {
+    visit(graph_->block(), kConvolution, [this](Node* node) {
+      const auto place = node->schema().argumentIndexWithName("allow_tf32");  // older overloads have none and ask the process
+      if (!place) return;
+      node->replaceInput(static_cast<size_t>(*place), constant(node, false));
+      ++done_;
+    });
+    return done_;
+  }
+
+ private:
+  int done_ = 0;
+};
+
+class RowRewriter final : GraphRewriter {
+ public:
+  explicit RowRewriter(const std::shared_ptr<Graph>& graph) : GraphRewriter(graph) {}
+
+  int run() {
+    visit(graph_->block(), kIndexSelect, [this](Node* node) { rewrite(node); });
+    torch::jit::EliminateDeadCode(graph_);
+    return done_;
+  }
+
+ private:
+  void rewrite(Node* node) {
+    const Node* const index = node->input(2)->node();
+    if (index->kind() != kTensor || index->input(0)->node()->kind() != c10::prim::ListConstruct) return;
+    const auto numbers = index->input(0)->node()->inputs();
+    if (numbers.size() != 1 || numbers[0]->type() != c10::IntType::get()) return;
+    replace(node, "aten::narrow", {node->input(0), node->input(1), numbers[0], constant(node, int64_t{1})});
+    node->destroy();
+    ++done_;
+  }
+
+  int done_ = 0;
+};
+
+class SideStream;
+thread_local SideStream* open_side = nullptr;  // entered and not yet joined
+
 // Streams of a stretch that runs aside, from its beginning to where its values are needed.
 class SideStream final : public torch::CustomClassHolder {
  public:
@@ -64,6 +112,7 @@ class SideStream final : public torch::CustomClassHolder {
     if (!second_ || second_->device() != on.device()) second_ = implementation.getStreamFromGlobalPool(on.device());
     order(*first_, *second_);
     implementation.exchangeStream(*second_);
+    open_side = this;
   }
 
   // Back on the first, which does not wait.
@@ -73,6 +122,7 @@ class SideStream final : public torch::CustomClassHolder {
 
   // The first waits for the second.
   void join() {
+    open_side = nullptr;
     if (first_) order(*second_, *first_);
     first_.reset();
   }
@@ -146,6 +196,20 @@ bool holds_tensors(const c10::Type& type) {
 }
 
 }  // namespace
+
+OverlapScope::~OverlapScope() {
+  SideStream* const side = std::exchange(open_side, nullptr);
+  if (side == nullptr) return;
+  side->leave();
+  try {
+    side->join();
+  } catch (const std::exception&) {  // a device that takes no more events: the error on its way says so
+  }
+}
+
+int forbid_tf32(const std::shared_ptr<Graph>& graph) { return Tf32Rewriter(graph).run(); }
+
+int view_rows(const std::shared_ptr<Graph>& graph) { return RowRewriter(graph).run(); }
 
 int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) { return NormRewriter(graph, launch).run(); }
 

@@ -16,8 +16,10 @@ namespace {
 
 // LibTorch's allocators say it in words, and so does oneDNN, whose error carries no type that survives TorchScript: creating a primitive or
 // a memory object fails where it cannot map memory for code or scratch.
-constexpr std::string_view kAllocationFailures[] = {"not enough memory", "can't allocate memory",        "out of memory",
-                                                    "bad_alloc",         "could not create a primitive", "could not create a memory"};
+// CUDA's libraries have a status for it.
+constexpr std::string_view kAllocationFailures[] = {"not enough memory",  "can't allocate memory",        "out of memory",
+                                                    "bad_alloc",          "could not create a primitive", "could not create a memory",
+                                                    "STATUS_ALLOC_FAILED"};
 
 bool is_allocation_failure(std::string_view message) {
   return std::ranges::any_of(kAllocationFailures, [&](std::string_view words) { return message.find(words) != std::string_view::npos; });
@@ -28,9 +30,10 @@ std::string last_sentence(const std::string& message) {
   const size_t end = message.find_last_not_of(" \n\t");
   if (end == std::string::npos) return "no message";
   const std::string trimmed = message.substr(0, end + 1);
-  if (trimmed.find("Traceback of TorchScript") == std::string::npos) return trimmed.substr(0, trimmed.find('\n'));
+  const auto first_line = [&](size_t begin) { return trimmed.substr(begin, trimmed.find('\n', begin) - begin); };
+  if (trimmed.find("Traceback of TorchScript") == std::string::npos) return first_line(0);
   const size_t begin = trimmed.rfind("RuntimeError: ");
-  return begin == std::string::npos ? trimmed.substr(trimmed.rfind('\n') + 1) : trimmed.substr(begin + 14);
+  return begin == std::string::npos ? trimmed.substr(trimmed.rfind('\n') + 1) : first_line(begin + 14);
 }
 
 }  // namespace
@@ -48,7 +51,9 @@ Failure describe_failure(const std::exception& error) {
     return {code::kOutOfMemory,
             "Not enough memory for this batch; use a smaller maxBatch or a smaller model (" + last_sentence(message) + ")"};
   }
-  return {code::kInternal, last_sentence(message)};
+  std::string said = last_sentence(message);
+  if (said.find("CUDA error: ") != std::string::npos) said += "; most such errors end a process's use of CUDA: it must be started again";
+  return {code::kInternal, std::move(said)};
 }
 
 Failure describe_current_failure() {

@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <future>
@@ -75,6 +76,7 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
   const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
+    if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);  // of this thread, for good
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
     auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision.type, tidy);
     return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {

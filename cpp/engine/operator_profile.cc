@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu_layers.h"
+#include "device.h"
 
 namespace diad {
 
@@ -42,6 +43,7 @@ struct Call : at::ObserverContext {
   std::string label;  // empty inside another operator
   std::optional<double> gflop;
   Clock::time_point started;
+  c10::Device device = c10::kCPU;  // of its tensors
 };
 
 std::string by(int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); }
@@ -100,14 +102,17 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   } else {
     describe_other(name, inputs, *call);
   }
+  for (const c10::IValue& input : inputs) {
+    if (input.isTensor() && input.toTensor().defined() && !input.toTensor().is_cpu()) call->device = input.toTensor().device();
+  }
   call->started = Clock::now();
   return call;
 }
 
 void end(const at::RecordFunction&, at::ObserverContext* context) {
-  const auto now = Clock::now();
-  --depth;
   const auto* const call = static_cast<Call*>(context);
+  if (--depth == 0 && call != nullptr) wait_for(call->device);  // which works on while the CPU goes ahead
+  const auto now = Clock::now();
   if (call == nullptr || call->label.empty()) return;
   const std::lock_guard lock(profile().mutex);
   Row& row = profile().rows[call->label];

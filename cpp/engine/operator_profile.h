@@ -10,8 +10,9 @@ namespace diad {
 void start_operator_profile();
 
 // JSON [{operator, calls, ms, gflop}], most time first. `operator` names kind, picture size and kernel; ms is from call to return,
-// operators called inside another count as part of it; gflop counts two operations for each product of the plain sums, whatever the kernel
-// needs; null where they are not counted. Empty where nothing was started.
+// the device's work included, operators called inside another count as part of it; what a recorded graph repeats is not seen; gflop counts
+// two operations for each product of the plain sums, whatever the kernel needs; null where they are not counted. Empty where nothing was
+// started.
 [[nodiscard]] std::string end_operator_profile();
 
 }  // namespace diad

@@ -3,13 +3,13 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include "anomaly_map.h"
 #include "ddim.h"
+#include "device.h"
 #include "interruption.h"
 #include "mapped_allocator.h"
 #include "noise.h"
@@ -20,11 +20,6 @@ namespace diad {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Waits for an accelerator, which works on while the CPU goes ahead.
-void wait_for(c10::Device device) {
-  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
-}
 
 // Milliseconds since the last call, the device's work included.
 class Lap {

@@ -1,7 +1,5 @@
 // TorchScript behind the Modules interface.
 #include <c10/core/InferenceMode.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
@@ -110,8 +108,7 @@ class Program {
 
 class TorchScriptModules final : public Modules {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision)
-      : device_(device), channels_last_(precision.type != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision) : channels_last_(precision.type != c10::kFloat) {
     KernelLauncher kernels;
     if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS")) kernels = group_norm_launcher(device);
     // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
@@ -124,7 +121,12 @@ class TorchScriptModules final : public Modules {
       require_method(module, file, method, arguments);
       units_.push_back(module._ivalue()->compilation_unit());
       module.to(device, computed_in.type);
-      return with_constant_weights(module, method, computed_in.type != c10::kFloat);
+      std::shared_ptr<Graph> compiled = with_constant_weights(module, method, computed_in.type != c10::kFloat);
+      if (!device.is_cpu()) {
+        forbid_tf32(compiled);
+        view_rows(compiled);
+      }
+      return compiled;
     };
     const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
       if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimise_for_cpu(compiled, {runs, computed_in.type, computed_in.quantised});
@@ -154,8 +156,7 @@ class TorchScriptModules final : public Modules {
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
   at::Tensor guide(const at::Tensor& x) override { return (*guide_)({laid_out(x)}).toTensor(); }
   at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
-    // The same stream afterwards, also where an error leaves the branch that has its own.
-    const c10::StreamGuard guard(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    const OverlapScope scope;
     return (*denoise_)({laid_out(z), hint, step}).toTensor();
   }
   at::Tensor decode(const at::Tensor& z) override { return (*decode_)({laid_out(z)}).toTensor(); }
@@ -174,7 +175,6 @@ class TorchScriptModules final : public Modules {
 
   static constexpr size_t kHint = 1;  // denoise's argument of that name
 
-  c10::Device device_;
   bool channels_last_;
   // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;

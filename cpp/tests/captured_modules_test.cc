@@ -6,8 +6,12 @@
 #include <c10/core/InferenceMode.h>
 
 #include <stdexcept>
+#include <string>
+#include <thread>
 #include <utility>
 
+#include "device.h"
+#include "fake_device.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -68,7 +72,7 @@ TEST_CASE("recorded modules give each picture what plain ones do, whatever the b
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
   uint64_t seed = 0;
   for (int round = 0; round < 3; ++round) {
-    for (const int64_t count : {1, 3, 2, 4, 40}) {
+    for (const int64_t count : {1, 3, 2, 4, 70}) {
       const at::Tensor x = pictures(count, ++seed), hint = pictures(count, ++seed);
       CHECK(modules.encode(x).equal(plain.encode(x)));
       CHECK(modules.guide(x).equal(plain.guide(x)));
@@ -78,7 +82,7 @@ TEST_CASE("recorded modules give each picture what plain ones do, whatever the b
       for (size_t i = 0; i < found.size(); ++i) CHECK(found[i].equal(expected[i]));
     }
   }
-  CHECK(counting.recordings == 3 * 7);  // batches of 1, 2 and 4; 40 pictures are more than any
+  CHECK(counting.recordings == 3 * 7);  // batches of 1, 2 and 4; 70 pictures are more than any
 }
 
 TEST_CASE("a result is the caller's: the next call does not change it") {
@@ -138,3 +142,67 @@ TEST_CASE("an error of the modules is the caller's, and the next call is recorde
 }
 
 TEST_CASE("a CPU has no recorder") { CHECK_FALSE(graph_recorder(c10::Device(c10::kCPU))); }
+
+#if __has_include(<ATen/accelerator/Graph.h>)
+
+TEST_CASE("a device's recordings share one stream that is not the default one, and one pool; results are the plain modules'") {
+  const c10::InferenceMode guard;
+  fake_device::begin();
+  CapturedModules modules(std::make_unique<Arithmetic>(), graph_recorder(fake_device::kDevice));
+  const at::Tensor x = pictures(2, 1);
+  for (int i = 0; i < 2; ++i) {
+    CHECK(modules.encode(x).equal(2 * x));
+    CHECK(modules.decode(x).equal(x - 3));
+    CHECK(modules.denoise(x, x, 3).equal(4 * x + x));
+  }
+  const std::vector<std::string> told = fake_device::told();
+  REQUIRE(told.size() == 3 * 4);
+  const std::string pool = told[1].substr(told[1].find(", pool"));
+  for (size_t i = 0; i < told.size(); i += 4) {
+    CHECK(std::vector<std::string>(told.begin() + i, told.begin() + i + 4) ==
+          std::vector<std::string>{"stream 1", "record on 1" + pool, "end" + pool, "stream 0"});
+  }
+}
+
+TEST_CASE("a pool that has lost its last recording is not asked for again") {
+  const c10::InferenceMode guard;
+  fake_device::begin();
+  const Recorder recorder = graph_recorder(fake_device::kDevice);
+  const auto work = [] { return Tensors{pictures(1, 1)}; };
+  std::unique_ptr<Recording> first = recorder(work), second = recorder(work);
+  first.reset();
+  const std::unique_ptr<Recording> third = recorder(work);
+  second.reset();
+  CHECK_NOTHROW(recorder(work));
+  CHECK_NOTHROW(recorder(work));
+}
+
+TEST_CASE("after an error in what is recorded other calls are recorded; after a recording that could not be ended none is tried") {
+  const c10::InferenceMode guard;
+  fake_device::begin();
+  const Recorder recorder = graph_recorder(fake_device::kDevice);
+  const auto work = [] { return Tensors{pictures(1, 1)}; };
+  CHECK_THROWS_WITH(recorder([]() -> Tensors { throw std::runtime_error("of an operator"); }), "of an operator");
+  CHECK_NOTHROW(recorder(work));
+  CHECK_THROWS_WITH(recorder([]() -> Tensors {
+                      fake_device::wait_for_all();
+                      return {};
+                    }),
+                    doctest::Contains("not permitted when stream is capturing"));
+  const size_t before = fake_device::told().size();
+  CHECK_THROWS_WITH(recorder(work), "an earlier recording could not be ended");
+  CHECK(fake_device::told().size() == before);
+  CHECK_NOTHROW(graph_recorder(fake_device::kDevice)(work));  // of another model
+}
+
+TEST_CASE("another model may wait for its own work while one is recorded") {
+  const c10::InferenceMode guard;
+  fake_device::begin();
+  const Recorder recorder = graph_recorder(fake_device::kDevice);
+  CHECK_NOTHROW(recorder([] {
+    std::thread([] { wait_for(fake_device::kDevice); }).join();
+    return Tensors{pictures(1, 1)};
+  }));
+}
+
+#endif

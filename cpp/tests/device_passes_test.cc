@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda_program.h"
+#include "fake_device.h"
 #include "program.h"
 #include "random_tensor.h"
 #include "support.h"
@@ -80,6 +81,92 @@ TEST_CASE("the executor's own optimisations leave the marks where they are") {
   CHECK(place("diad::leave_side") < place("aten::exp"));
   CHECK(place("aten::exp") < place("diad::join_side"));
   CHECK(place("diad::join_side") < static_cast<std::ptrdiff_t>(found.size()));
+}
+
+TEST_CASE("on a device the stretch has a stream of its own, which begins after the first and is waited for; an error leaves none open") {
+  const c10::InferenceMode guard;
+  // Of z only the size is read: the device computes nothing.
+  constexpr const char* kOfSizes = R"(graph(%z : Tensor, %hint : Tensor, %dim : int):
+  %one : int = prim::Constant[value=1]()
+  %guided : Tensor = aten::mul(%hint, %hint)
+  %rows : int = aten::size(%z, %dim)
+  %up : Tensor = aten::add(%guided, %rows, %one)
+  return (%up))";
+  Program program(kOfSizes);
+  REQUIRE(overlap_branches(program.graph, 1) == 1);
+  const auto run = [&](int64_t dim) {
+    const OverlapScope scope;
+    torch::jit::Stack stack{fake_device::tensor(), at::ones({1}), dim};
+    torch::jit::GraphExecutor(program.graph->copy(), "test").run(stack);
+    return stack.at(0).toTensor().item<float>();
+  };
+  const std::vector<std::string> wanted{"1 after 0", "stream 1", "stream 0", "0 after 1"};
+  fake_device::begin();
+  CHECK(run(1) == 4);
+  CHECK(fake_device::told() == wanted);
+  Program other(kOfSizes);
+  std::swap(program.graph, other.graph);
+  REQUIRE(overlap_branches(program.graph, 1) == 1);
+  fake_device::begin();
+  CHECK_THROWS(run(7));  // there is no such dimension
+  CHECK(fake_device::told() == wanted);
+}
+
+TEST_CASE("convolutions of a traced module lose their permission for TF32") {
+  const c10::InferenceMode guard;
+  Program program(R"(graph(%x : Tensor, %weight : Tensor):
+  %none : NoneType = prim::Constant()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %zeros : int[] = prim::Constant[value=[0, 0]]()
+  %one : int = prim::Constant[value=1]()
+  %off : bool = prim::Constant[value=0]()
+  %on : bool = prim::Constant[value=1]()
+  %a : Tensor = aten::_convolution(%x, %weight, %none, %ones, %zeros, %ones, %off, %zeros, %one, %off, %off, %on, %on)
+  %b : Tensor = aten::_convolution(%a, %weight, %none, %ones, %zeros, %ones, %off, %zeros, %one, %off, %off, %on)
+  return (%b))",
+                  {{"weight", random_tensor({2, 2, 1, 1}, 1)}});
+  const at::Tensor x = random_tensor({1, 2, 3, 3}, 2), expected = program.run({x});
+  CHECK(forbid_tf32(program.graph) == 1);  // the older overload asks the process
+  program.graph->lint();
+  for (const auto* node : program.graph->nodes()) {
+    if (node->kind() != c10::Symbol::fromQualString("aten::_convolution")) continue;
+    CHECK(torch::jit::toIValue(node->input(11))->toBool());
+    if (node->inputs().size() == 13) CHECK(!torch::jit::toIValue(node->input(12))->toBool());
+  }
+  CHECK(program.run({x}).equal(expected));
+}
+
+TEST_CASE("rows of tables at a step are views, without a tensor made of the step") {
+  const c10::InferenceMode guard;
+  Program program(R"(graph(%z : Tensor, %step : int, %table : Tensor, %other : Tensor):
+  %none : NoneType = prim::Constant()
+  %off : bool = prim::Constant[value=0]()
+  %zero : int = prim::Constant[value=0]()
+  %one : int = prim::Constant[value=1]()
+  %device : Device = prim::device(%z)
+  %list : int[] = prim::ListConstruct(%step)
+  %index : Tensor = aten::tensor(%list, %none, %device, %off)
+  %row : Tensor = aten::index_select(%table, %zero, %index)
+  %again : Tensor = aten::index_select(%other, %zero, %index)
+  %sum : Tensor = aten::add(%row, %again, %one)
+  %pair : int[] = prim::ListConstruct(%step, %zero)
+  %indices : Tensor = aten::tensor(%pair, %none, %device, %off)
+  %rows : Tensor = aten::index_select(%table, %zero, %indices)
+  %y : Tensor = aten::add(%sum, %rows, %one)
+  return (%y))",
+                  {{"table", random_tensor({10, 4}, 1)}, {"other", random_tensor({10, 4}, 2)}});
+  const auto run = [&](int64_t step) {
+    torch::jit::Stack stack{at::zeros({1}), step};
+    torch::jit::GraphExecutor(program.graph->copy(), "test").run(stack);
+    return stack.at(0).toTensor();
+  };
+  const at::Tensor first = run(0), last = run(9);
+  CHECK(view_rows(program.graph) == 2);
+  program.graph->lint();
+  CHECK(program.count("aten::narrow") == 2);
+  CHECK(program.count("aten::tensor") == 1);  // of two steps
+  CHECK(run(0).equal(first));
+  CHECK(run(9).equal(last));
 }
 
 TEST_CASE("graphs without two branches, and such as write in place, are left alone") {
