@@ -94,6 +94,16 @@ def test_export_drops_what_is_not_used(tiny_model: DiadModel) -> None:
     ]
 
 
+def test_exported_convolutions_may_not_multiply_in_tf32(tiny_model: DiadModel) -> None:
+    allowed = torch.backends.cudnn.allow_tf32
+    for name, module in scripted_modules(tiny_model).items():
+        convolutions = torch.jit.freeze(module.eval()).graph.findAllNodes("aten::_convolution")
+        permissions = [list(node.inputs())[-1].toIValue() for node in convolutions]
+        assert permissions, name
+        assert not any(permissions), name
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_modules_take_any_batch(bundle: Path, batch: int) -> None:
     modules = pipeline_of_bundle(bundle).model

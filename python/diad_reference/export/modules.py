@@ -169,7 +169,8 @@ def scripted_modules(model: DiadModel) -> dict[str, torch.jit.ScriptModule]:
     model = model.eval().cpu().float()
     x = torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     z = torch.randn(2, config.autoencoder.embed_dim, config.latent_size, config.latent_size, generator=torch.Generator().manual_seed(1))
-    with warnings.catch_warnings():
+    # Tracing notes with each convolution whether it may multiply in TF32 on CUDA: float32 means float32.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation notices; the bundle format is TorchScript (docs/architecture.md)
         guide = torch.jit.trace(Guide(model), x)
         core = torch.jit.trace(DenoiserCore(model).eval(), (z, guide(x), torch.tensor([0])))
