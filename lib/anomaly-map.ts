@@ -4,6 +4,7 @@ import { DiadError } from './errors.js';
 import { heatAlpha, heatColour } from './heat-colour.js';
 import { decodeImage, NO_LIMITS, type RawFrame, type TakenImage } from './image.js';
 import { findRegions, type Region, type RegionsOptions } from './regions.js';
+import { inTurns } from './turns.js';
 import { number, optionsObject } from './validate.js';
 
 export { heatColour };
@@ -22,26 +23,48 @@ export interface HeatmapOptions {
 }
 
 /**
- * Bilinear resize of a map, pixel centres aligned, edges repeated.
+ * Bilinear resize of a map, pixel centres aligned, edges repeated; in turns, while the event loop goes on.
  *
  * @param data - row-major [height, width]
  * @returns row-major [toHeight, toWidth]
  */
-export function resizeMap(data: Float32Array, width: number, height: number, toWidth: number, toHeight: number): Float32Array {
+export async function resizeMap(
+  data: Float32Array,
+  width: number,
+  height: number,
+  toWidth: number,
+  toHeight: number,
+): Promise<Float32Array> {
   if (width === toWidth && height === toHeight) return data.slice();
   const result = new Float32Array(toWidth * toHeight);
+  const resizeRows = rowsOfResized(data, width, height, toWidth, toHeight);
+  await inTurns(toHeight, toWidth, (first, end) => {
+    resizeRows(first, end, result.subarray(first * toWidth, end * toWidth));
+  });
+  return result;
+}
+
+/** Rows `first` to `end` of a resized map, into memory of just that many. */
+function rowsOfResized(
+  data: Float32Array,
+  width: number,
+  height: number,
+  toWidth: number,
+  toHeight: number,
+): (first: number, end: number, into: Float32Array) => void {
   const columns = taps(width, toWidth);
   const rows = taps(height, toHeight);
-  for (let y = 0; y < toHeight; y++) {
-    const [upper, lower, down] = [rows.low[y]! * width, rows.high[y]! * width, rows.share[y]!];
-    for (let x = 0; x < toWidth; x++) {
-      const [left, right, across] = [columns.low[x]!, columns.high[x]!, columns.share[x]!];
-      const above = data[upper + left]! * (1 - across) + data[upper + right]! * across;
-      const below = data[lower + left]! * (1 - across) + data[lower + right]! * across;
-      result[y * toWidth + x] = above * (1 - down) + below * down;
+  return (first, end, into) => {
+    for (let y = first, at = 0; y < end; y++) {
+      const [upper, lower, down] = [rows.low[y]! * width, rows.high[y]! * width, rows.share[y]!];
+      for (let x = 0; x < toWidth; x++, at++) {
+        const [left, right, across] = [columns.low[x]!, columns.high[x]!, columns.share[x]!];
+        const above = data[upper + left]! * (1 - across) + data[upper + right]! * across;
+        const below = data[lower + left]! * (1 - across) + data[lower + right]! * across;
+        into[at] = above * (1 - down) + below * down;
+      }
     }
-  }
-  return result;
+  };
 }
 
 function taps(from: number, to: number): { low: Int32Array; high: Int32Array; share: Float64Array } {
@@ -117,8 +140,7 @@ export class AnomalyMap {
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
     const opacity = number(given.opacity, 'opacity', 0, 1, 0.75);
     const frame = await decodeImage(this.#picture, NO_LIMITS);
-    const values = resizeMap(this.data, this.width, this.height, frame.width, frame.height);
-    return encodePng(blend(frame, values, min, max, opacity));
+    return encodePng(await this.#over(frame, min, max, opacity));
   }
 
   /**
@@ -132,25 +154,50 @@ export class AnomalyMap {
     const min = number(given.min, 'min', -1e6, 1e6, 0);
     const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
-    const data = Uint8Array.from(this.data, (value) => Math.round(255 * Math.min(1, Math.max(0, (value - min) / (max - min)))));
+    const data = new Uint8Array(this.data.length);
+    await inTurns(this.height, this.width, (first, end) => {
+      for (let i = first * this.width; i < end * this.width; i++) data[i] = Math.round(255 * strengthOf(this.data[i]!, min, max));
+    });
     return encodePng({ data, width: this.width, height: this.height, channels: 1 });
+  }
+
+  /** For JSON.stringify, which would write a line for each value: the size alone. The values: `Array.from(map.data)`. */
+  toJSON(): { readonly width: number; readonly height: number } {
+    return { width: this.width, height: this.height };
+  }
+
+  /** Lays the map's colours over a picture. */
+  async #over({ data: under, width, height, channels }: RawFrame, min: number, max: number, opacity: number): Promise<RawFrame> {
+    const data = new Uint8Array(width * height * 3);
+    const resizeRows = rowsOfResized(this.data, this.width, this.height, width, height);
+    await inTurns(height, width, (first, end) => {
+      const values = new Float32Array((end - first) * width);
+      resizeRows(first, end, values);
+      for (let i = 0, at = first * width; i < values.length; i++, at++) {
+        const place = 4 * Math.round((LEVELS - 1) * strengthOf(values[i]!, min, max));
+        const alpha = opacity * COLOURS[place + 3]!;
+        for (let c = 0; c < 3; c++) {
+          data[3 * at + c] = Math.round(under[at * channels + (channels === 1 ? 0 : c)]! * (1 - alpha) + COLOURS[place + c]! * alpha);
+        }
+      }
+    });
+    return { data, width, height, channels: 3 };
   }
 }
 
-function blend(frame: RawFrame, values: Float32Array, min: number, max: number, opacity: number): RawFrame {
-  const { width, height, channels } = frame;
-  const data = new Uint8Array(width * height * 3);
-  for (let i = 0; i < values.length; i++) {
-    const strength = Math.min(1, Math.max(0, (values[i]! - min) / (max - min)));
-    const colour = heatColour(strength);
-    const alpha = opacity * heatAlpha(strength);
-    for (let c = 0; c < 3; c++) {
-      const under = frame.data[i * channels + (channels === 1 ? 0 : c)]!;
-      data[3 * i + c] = Math.round(under * (1 - alpha) + colour[c]! * alpha);
-    }
-  }
-  return { data, width, height, channels: 3 };
+/** Where a value lies between min and max, 0..1; not-a-number is 0. */
+function strengthOf(value: number, min: number, max: number): number {
+  const strength = (value - min) / (max - min);
+  return strength > 0 ? Math.min(1, strength) : 0;
 }
+
+/** Strengths that are told apart: two neighbours' colours differ by less than half a level of 255. */
+const LEVELS = 4096;
+
+/** Red, green, blue (0..255) and alpha (0..1) of each strength. */
+const COLOURS = Float32Array.from(
+  Array.from({ length: LEVELS }, (_, i) => [...heatColour(i / (LEVELS - 1)), heatAlpha(i / (LEVELS - 1))]).flat(),
+);
 
 /** PNG bytes of a frame. */
 export async function encodePng(frame: RawFrame): Promise<Buffer> {

@@ -29,7 +29,7 @@ export interface CalibrationOrigin {
   /** What its networks computed in. */
   readonly precision: string;
   /** Of pictures that were scored in tiles, pixels. */
-  readonly tile?: { readonly size: number; readonly overlap: number };
+  readonly tile?: { readonly size: number; readonly overlap: number } | undefined;
   /** sha256 of every picture used, so that nobody tests on them. */
   readonly pictures: readonly string[];
 }
@@ -141,6 +141,23 @@ export function checkOrigin(calibration: Calibration, model: string, precision: 
       { code: 'DIAD_CALIBRATED_IN_ANOTHER_PRECISION', detail: 'Run `diad calibrate` in the precision that is used' },
     );
   }
+}
+
+type Tiles = { readonly size: number; readonly overlap: number } | undefined;
+
+/** Whether thresholds were found on pictures that were cut like this. A calibration that does not say what it is of is taken as it is. */
+export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
+  return calibration.model === undefined || (calibration.tile?.size === tile?.size && calibration.tile?.overlap === tile?.overlap);
+}
+
+/** Says why a calibrated bundle gives no verdict. */
+export function warnOfTiles(calibration: Calibration, tile: Tiles): void {
+  const words = (tiles: Tiles): string =>
+    tiles === undefined ? 'whole pictures' : `tiles of ${tiles.size} pixels that share ${tiles.overlap}`;
+  process.emitWarning(`The thresholds were found on ${words(calibration.tile)}: results on ${words(tile)} carry no verdict`, {
+    code: 'DIAD_CALIBRATED_ON_OTHER_TILES',
+    detail: 'Run `diad calibrate`, with --tile where pictures are scored in tiles',
+  });
 }
 
 /** The thresholds that hold for a class: its own, else the global ones. */

@@ -1,7 +1,16 @@
 // Diad: a loaded bundle that scores pictures.
 import { setMaxListeners } from 'node:events';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
-import { checkOrigin, normalisedScore, readCalibration, thresholdsFor, type Calibration } from './calibration.js';
+import {
+  checkOrigin,
+  isOfTiles,
+  normalisedScore,
+  readCalibration,
+  thresholdsFor,
+  warnOfTiles,
+  type Calibration,
+  type Thresholds,
+} from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { changesOf } from './experimental.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
@@ -50,6 +59,7 @@ export class Diad {
     calibrationOf = (diad) => (#calibration in diad ? diad.#calibration : undefined);
   }
   #inFlight = 0;
+  #toldOfTiles = false;
   #closing: Promise<void> | undefined;
 
   private constructor(engine: NativeEngine, info: DiadInfo, options: ReturnType<typeof validateLoadOptions>, calibration?: Calibration) {
@@ -101,7 +111,7 @@ export class Diad {
   async score(image: ImageInput, options?: ScoreOptions): Promise<ScoreResult> {
     const call = validateCallOptions(options, true);
     const computed = await this.#compute(takeImage(image), call, { map: true, reconstruction: false });
-    return this.#scoreResult(computed);
+    return await this.#scoreResult(computed);
   }
 
   /**
@@ -116,7 +126,7 @@ export class Diad {
     const { score, reconstruction: data = new Uint8Array() } = result;
     const encoded = await encodePng({ data, width: size, height: size, channels: 3 });
     const timings = { ...result.timings, decodeImageMs };
-    return { image: encoded, width: size, height: size, data, score, seed: call.seed, timings, batchSize: result.batchSize };
+    return { image: encoded, width: size, height: size, data, score, seed: readable(call.seed), timings, batchSize: result.batchSize };
   }
 
   scoreMany(
@@ -190,20 +200,18 @@ export class Diad {
   async #settle(image: ImageInput, call: ValidatedCall, index: number): Promise<SettledScore> {
     try {
       const computed = await this.#compute(takeImage(image), call, { map: true, reconstruction: false });
-      return { status: 'fulfilled', index, value: this.#scoreResult(computed) };
+      return { status: 'fulfilled', index, value: await this.#scoreResult(computed) };
     } catch (reason) {
       return { status: 'rejected', index, reason };
     }
   }
 
-  #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): ScoreResult {
+  async #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): Promise<ScoreResult> {
     const { score, map: values = new Float32Array(), stages } = result;
-    // Thresholds are of the published system: they say nothing of scores that were computed another way.
-    const calibration = changesOf(call.experimental) === undefined ? this.#calibration : undefined;
-    const limits = calibration === undefined ? undefined : thresholdsFor(calibration, call.className);
+    const limits = this.#limitsOf(call);
     const pictureSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
-    const data = call.mapSize === 'image' ? resizeMap(values, mapWidth, mapHeight, width, height) : values;
+    const data = call.mapSize === 'image' ? await resizeMap(values, mapWidth, mapHeight, width, height) : values;
     return {
       score,
       ...(limits === undefined
@@ -211,11 +219,21 @@ export class Diad {
         : { threshold: limits.threshold, anomalous: score > limits.threshold, normalisedScore: normalisedScore(score, limits) }),
       map: new AnomalyMap(width, height, data, taken, pictureSize, limits),
       pictureSize,
-      seed: call.seed,
+      seed: readable(call.seed),
       timings: { ...result.timings, decodeImageMs },
       batchSize: result.batchSize,
       ...(stages === undefined ? {} : { stages }),
     };
+  }
+
+  /** Thresholds are of the published system and of how pictures are cut: they say nothing of scores that were computed another way. */
+  #limitsOf(call: ValidatedCall): Thresholds | undefined {
+    const calibration = this.#calibration;
+    if (calibration === undefined || changesOf(call.experimental) !== undefined) return undefined;
+    if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, call.className);
+    if (!this.#toldOfTiles) warnOfTiles(calibration, call.tile);
+    this.#toldOfTiles = true;
+    return undefined;
   }
 
   /** Decodes, submits and waits; the caller's abort, timeout and step callback act on the way. */
@@ -281,6 +299,11 @@ export class Diad {
       signal?.removeEventListener('abort', abort);
     }
   }
+}
+
+/** A seed as a number where one can hold it: JSON has no other. */
+function readable(seed: bigint): number | bigint {
+  return seed <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(seed) : seed;
 }
 
 /** What is left of a call's timeout after decoding; 0: none was set. */

@@ -6,7 +6,7 @@ import type { Timings } from './native.js';
 export interface ScoreResult {
   /** How anomalous the picture is: the pooled maximum of its map, 0 (as reconstructed) and up. */
   readonly score: number;
-  /** Scores above it are anomalous; only of a calibrated bundle, and not with `experimental` options. */
+  /** Scores above it are anomalous; only of a calibrated bundle, not with `experimental` options, nor with other tiles than it was calibrated on. */
   readonly threshold?: number;
   /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;
@@ -15,8 +15,8 @@ export interface ScoreResult {
   readonly map: AnomalyMap;
   /** Of the picture, pixels. */
   readonly pictureSize: { readonly width: number; readonly height: number };
-  /** Of the noise. */
-  readonly seed: bigint;
+  /** Of the noise: a number, or beyond 2^53 - 1 a bigint. */
+  readonly seed: number | bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
   /** Pictures that were computed together with this one, itself included. */
   readonly batchSize: number;
@@ -35,7 +35,8 @@ export interface ReconstructResult {
   /** RGB, 8 bits, row-major. */
   readonly data: Uint8Array;
   readonly score: number;
-  readonly seed: bigint;
+  /** Of the noise: a number, or beyond 2^53 - 1 a bigint. */
+  readonly seed: number | bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
   /** Pictures that were computed together with this one, itself included. */
   readonly batchSize: number;

@@ -65,7 +65,7 @@ export async function scoreTiles(
       signal.throwIfAborted();
       const { map, ...result } = await submit(cropFrame(frame, tile), { ...call, signal, onStep });
       canvas ??= new TileCanvas(frame, options, result.size);
-      canvas.add(tile, map ?? new Float32Array(), result.size);
+      await canvas.add(tile, map ?? new Float32Array(), result.size);
       results.push(result);
     }
   };
@@ -78,6 +78,6 @@ export async function scoreTiles(
     throw error;
   }
   const score = results.reduce((largest, result) => Math.max(largest, result.score), -Infinity);
-  const result = { score, map: canvas!.finish(), timings: sumOf(results.map(({ timings }) => timings)), batchSize: tiles.length };
+  const result = { score, map: await canvas!.finish(), timings: sumOf(results.map(({ timings }) => timings)), batchSize: tiles.length };
   return { result, mapWidth: canvas!.width, mapHeight: canvas!.height };
 }

@@ -1,6 +1,7 @@
 // Pictures larger than the model: tiles that cover a picture, and one map from the tiles' maps.
 import { resizeMap } from './anomaly-map.js';
 import type { RawFrame } from './image.js';
+import { inTurns } from './turns.js';
 
 /** How a picture is cut. */
 export interface TileOptions {
@@ -87,27 +88,33 @@ export class TileCanvas {
   }
 
   /** Adds a tile's map, row-major [side, side]. */
-  add(tile: Tile, map: Float32Array, side: number): void {
+  async add(tile: Tile, map: Float32Array, side: number): Promise<void> {
     const place = (at: number, limit: number): number => Math.min(limit, Math.round(at * this.#scale));
     const [left, top] = [place(tile.x, this.width - 1), place(tile.y, this.height - 1)];
     const right = Math.max(left + 1, place(tile.x + tile.width, this.width));
     const bottom = Math.max(top + 1, place(tile.y + tile.height, this.height));
     const [width, height] = [right - left, bottom - top];
-    const values = resizeMap(map, side, side, width, height);
+    const values = await resizeMap(map, side, side, width, height);
     const across = ramp(width, this.#overlap, tile.x === 0, tile.x + tile.width === this.#picture.width);
     const down = ramp(height, this.#overlap, tile.y === 0, tile.y + tile.height === this.#picture.height);
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const weight = across[x]! * down[y]!;
-        const at = (top + y) * this.width + left + x;
-        this.#sums[at] = this.#sums[at]! + weight * values[y * width + x]!;
-        this.#weights[at] = this.#weights[at]! + weight;
+    await inTurns(height, width, (first, end) => {
+      for (let y = first; y < end; y++) {
+        for (let x = 0; x < width; x++) {
+          const weight = across[x]! * down[y]!;
+          const at = (top + y) * this.width + left + x;
+          this.#sums[at] = this.#sums[at]! + weight * values[y * width + x]!;
+          this.#weights[at] = this.#weights[at]! + weight;
+        }
       }
-    }
+    });
   }
 
   /** The map of the whole picture. */
-  finish(): Float32Array {
-    return this.#sums.map((sum, i) => (this.#weights[i]! > 0 ? sum / this.#weights[i]! : 0));
+  async finish(): Promise<Float32Array> {
+    const mean = new Float32Array(this.#sums.length);
+    await inTurns(this.height, this.width, (first, end) => {
+      for (let i = first * this.width; i < end * this.width; i++) mean[i] = this.#weights[i]! > 0 ? this.#sums[i]! / this.#weights[i]! : 0;
+    });
+    return mean;
   }
 }

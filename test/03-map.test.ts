@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { AnomalyMap, heatColour, resizeMap } from '../lib/anomaly-map.js';
+import { heatAlpha } from '../lib/heat-colour.js';
+import { inTurns } from '../lib/turns.js';
 import { encodeNpy } from '../lib/npy.js';
 import { takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
@@ -14,10 +16,10 @@ const pixels = async (png: Buffer) => {
 };
 
 describe('anomaly map', () => {
-  it('resizing by two interpolates between pixel centres and repeats edges', () => {
-    assert.deepEqual([...resizeMap(Float32Array.of(0, 4), 2, 1, 4, 1)], [0, 1, 3, 4]);
-    assert.deepEqual([...resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, 1, 1)], [6]);
-    assert.deepEqual([...resizeMap(Float32Array.of(1, 2, 3, 4), 2, 2, 2, 2)], [1, 2, 3, 4]);
+  it('resizing by two interpolates between pixel centres and repeats edges', async () => {
+    assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4), 2, 1, 4, 1))], [0, 1, 3, 4]);
+    assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, 1, 1))], [6]);
+    assert.deepEqual([...(await resizeMap(Float32Array.of(1, 2, 3, 4), 2, 2, 2, 2))], [1, 2, 3, 4]);
   });
 
   it('colours run from yellow to magenta and are clamped', () => {
@@ -26,6 +28,44 @@ describe('anomaly map', () => {
     assert.deepEqual(heatColour(1), [200, 0, 90]);
     assert.deepEqual(heatColour(9), heatColour(1));
     assert.deepEqual(heatColour(0.175), [255, 200, 50]);
+  });
+
+  it('a map as large as a picture is made in turns: the event loop goes on in between', async () => {
+    let loops = 0;
+    const count = (): void => {
+      loops += 1;
+      counting = setImmediate(count);
+    };
+    let counting = setImmediate(count);
+    const [width, height] = [2048, 1024];
+    const resized = await resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, width, height);
+    clearImmediate(counting);
+    assert.ok(loops >= 10, `${loops} loops`); // 16 turns of 2^17 values
+    assert.deepEqual([resized[0], resized[width * height - 1], resized.length], [0, 12, width * height]);
+    const rows: number[] = [];
+    await inTurns(5, 1 << 16, (first, end) => rows.push(first, end));
+    await inTurns(2, 1 << 20, (first, end) => rows.push(first, end));
+    await inTurns(0, 3, () => assert.fail('there is no row'));
+    assert.deepEqual(rows, [0, 2, 2, 4, 4, 5, 0, 1, 1, 2]);
+  });
+
+  it('colours are those of the scale, to a level, at every strength', async () => {
+    const values = Float32Array.from({ length: 512 }, (_, i) => (i - 16) / 480);
+    const size = { width: 32, height: 16 };
+    const frame = { data: new Uint8Array(512).fill(100), ...size, channels: 1 } as const;
+    const map = new AnomalyMap(32, 16, values, { kind: 'frame', frame }, size, undefined);
+    const { data } = await pixels(await map.toHeatmap({ opacity: 0.6 }));
+    for (const [i, value] of values.entries()) {
+      const alpha = 0.6 * heatAlpha(value);
+      for (const [c, colour] of heatColour(value).entries()) {
+        assert.ok(Math.abs(data[3 * i + c]! - (100 * (1 - alpha) + colour * alpha)) <= 0.75, `${value}, channel ${c}`);
+      }
+    }
+  });
+
+  it('for JSON its size stands for it', () => {
+    const map = new AnomalyMap(2, 1, Float32Array.of(1, 2), picture, pictureSize, undefined);
+    assert.equal(JSON.stringify({ map }), '{"map":{"width":2,"height":1}}');
   });
 
   it('a heat map has the size of the picture; where nothing was found the picture shows', async () => {

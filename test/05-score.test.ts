@@ -16,13 +16,15 @@ describe('scoring', () => {
   after(() => diad.close());
 
   it('a picture gets a score, a map, timings and its seed back', async () => {
-    const { score, map, seed, timings, stages } = await diad.score(gear);
+    const result = await diad.score(gear);
+    const { score, map, seed, timings, stages } = result;
     assert.ok(score > 0 && score < 6);
     assert.equal(map.width, diad.info.bundle.imageSize);
     assert.equal(map.data.length, map.width * map.height);
     assert.ok(Math.max(...map.data) >= score, 'the pooled maximum is at most the maximum');
     assert.ok(Math.min(...map.data) >= -1e-6);
-    assert.equal(seed, 0n);
+    assert.equal(seed, 0);
+    assert.equal((JSON.parse(JSON.stringify(result)) as typeof result).score, score);
     assert.equal(stages, undefined);
     assert.ok(timings.computeMs > 0 && timings.denoiseMs > 0 && timings.decodeImageMs > 0);
     assert.equal((await map.toHeatmap()).subarray(1, 4).toString(), 'PNG');

@@ -1,5 +1,6 @@
 // Thresholds: quantiles with a bound, F1, regions, verdicts; diad calibrate.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -265,7 +266,24 @@ describe('diad calibrate', function () {
           assert.equal(done.code, 0, done.stderr);
           assert.deepEqual(parseCalibration(await readFile(file, 'utf8')).tile, { size: 200, overlap: 50 });
         }
-        await (await Diad.load(bundle, { warmup: false })).close();
+        const diad = await Diad.load(bundle, { warmup: false });
+        const warned = once(process, 'warning') as Promise<[Error & { code?: string }]>;
+        const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
+        const verdicts: unknown[] = [];
+        for (const tile of [{ size: 200 }, { size: 200, overlap: 40 }, undefined]) {
+          const { threshold, anomalous } = await diad.score(picture, tile === undefined ? {} : { tile });
+          verdicts.push([threshold === undefined, anomalous === undefined]);
+        }
+        await diad.close();
+        // A maximum over tiles is no measure for whole pictures.
+        assert.deepEqual(verdicts, [
+          [false, false],
+          [true, true],
+          [true, true],
+        ]);
+        const [warning] = await warned;
+        assert.equal(warning.code, 'DIAD_CALIBRATED_ON_OTHER_TILES');
+        assert.match(warning.message, /found on tiles of 200 pixels that share 50: results on tiles of 200 pixels that share 40 carry no/);
       }),
     ));
 

@@ -39,17 +39,17 @@ describe('tiles', () => {
     assert.deepEqual([...cropped], [18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35]);
   });
 
-  it('blend without seams: equal maps stay equal, a ramp from one level to another is gradual', () => {
+  it('blend without seams: equal maps stay equal, a ramp from one level to another is gradual', async () => {
     const options = { size: 64, overlap: 32 };
     const picture = { width: 256, height: 96 };
     const [flat, stepped] = [new TileCanvas(picture, options, 16), new TileCanvas(picture, options, 16)];
     for (const tile of coverWithTiles(picture.width, picture.height, options)) {
-      flat.add(tile, new Float32Array(256).fill(0.7), 16);
-      stepped.add(tile, new Float32Array(256).fill(tile.x < 100 ? 0 : 1), 16);
+      await flat.add(tile, new Float32Array(256).fill(0.7), 16);
+      await stepped.add(tile, new Float32Array(256).fill(tile.x < 100 ? 0 : 1), 16);
     }
     assert.deepEqual([flat.width, flat.height], [64, 24]);
-    for (const value of flat.finish()) assert.ok(Math.abs(value - 0.7) < 1e-6);
-    const row = stepped.finish().subarray(0, 64);
+    for (const value of await flat.finish()) assert.ok(Math.abs(value - 0.7) < 1e-6);
+    const row = (await stepped.finish()).subarray(0, 64);
     const steps = Array.from(row.subarray(1), (value, i) => value - row[i]!);
     assert.deepEqual([row[0], row[63]], [0, 1]);
     assert.ok(

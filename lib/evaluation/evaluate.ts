@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import path from 'node:path';
-import { normalisedScore, thresholdsFor, type Calibration } from '../calibration.js';
+import { isOfTiles, normalisedScore, thresholdsFor, type Calibration } from '../calibration.js';
 import { csv } from '../csv.js';
 import { calibrationOf, type Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
@@ -295,9 +295,10 @@ export async function evaluateDataSet(diad: Diad, data: DataSet, options: Evalua
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
   const experimental = changesOf(validateExperimental(options.experimental));
   const call = { seed: BigInt(options.seed ?? 0), ...(experimental === undefined ? {} : { experimental }) };
-  // Thresholds are of the published system: they say nothing of scores that were computed another way.
-  const calibration = experimental === undefined ? calibrationOf(diad) : undefined;
-  await refuseCalibrationPictures(data, calibration);
+  const own = experimental === undefined ? calibrationOf(diad) : undefined;
+  await refuseCalibrationPictures(data, own);
+  // Thresholds are of the published system and of how pictures are cut: they say nothing of scores that were computed another way.
+  const calibration = own !== undefined && isOfTiles(own, undefined) ? own : undefined;
   const scores = await ScoredPictures.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {
     const failed = await scoreAll(diad, data, scores, call, options);
