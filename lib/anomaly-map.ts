@@ -119,7 +119,8 @@ export class AnomalyMap {
     if (given.threshold === undefined && this.#pixelThreshold === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        'Expected a threshold for the regions, since the bundle has no pixel threshold: pass { threshold }, or run `diad calibrate`',
+        'Expected a threshold for the regions, since no pixel threshold holds for this result: pass { threshold }, or run `diad calibrate` ' +
+          'where the bundle has none',
       );
     }
     const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.#pixelThreshold ?? 0);

@@ -44,7 +44,7 @@ export interface Calibration extends Thresholds, Partial<CalibrationOrigin> {
 export const CALIBRATION_FILE = 'calibration.json';
 
 const broken = (problem: string, cause?: unknown): DiadError =>
-  new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json: ${problem}`, cause === undefined ? {} : { cause });
+  new DiadError('ERR_DIAD_BUNDLE_INVALID', `${CALIBRATION_FILE}: ${problem}`, cause === undefined ? {} : { cause });
 
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);

@@ -1,7 +1,8 @@
 // Files that survive a crash: replaced as a whole or not at all, appended line by line.
 import { randomUUID } from 'node:crypto';
-import { mkdir, open, rename, rm, type FileHandle } from 'node:fs/promises';
+import { access, constants, mkdir, open, rename, rm, type FileHandle } from 'node:fs/promises';
 import path from 'node:path';
+import { DiadError } from './errors.js';
 
 async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, 'r');
@@ -9,6 +10,22 @@ async function syncFolder(folder: string): Promise<void> {
     await handle.sync();
   } finally {
     await handle.close();
+  }
+}
+
+/**
+ * Refuses, before long work, a folder that its result could not be written into.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
+ */
+export async function requireWritable(folder: string): Promise<void> {
+  try {
+    await access(folder, constants.W_OK);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder that can be written to but received ${folder}: ${reason}`, {
+      cause: error,
+    });
   }
 }
 

@@ -2,7 +2,7 @@
 import type { SharpOptions } from 'sharp';
 import { DiadError } from './errors.js';
 import { countFrames, countScans } from './image-structure.js';
-import { invalid } from './validate.js';
+import { integer, invalid } from './validate.js';
 
 /** An 8-bit picture, rows without gaps: grey (1), RGB (3) or RGBA (4, alpha is dropped). */
 export interface RawFrame {
@@ -139,9 +139,11 @@ function undecodable(cause: unknown): DiadError {
  * @param bytes - the encoded picture
  * @param maxFrames - pages or frames it may have
  * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
- * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
  */
 export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ format: ImageFormat; width: number; height: number }> {
+  if (!(bytes instanceof Uint8Array)) throw invalid('a Buffer or Uint8Array', 'bytes', bytes);
+  integer(maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1);
   if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
   const format = sniffFormat(bytes);
   if (format === undefined) {

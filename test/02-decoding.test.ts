@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { countFrames, countScans } from '../lib/image-structure.js';
-import { decodeImage, NO_LIMITS, sniffFormat, takeImage } from '../lib/image.js';
+import { decodeImage, inspectImage, NO_LIMITS, sniffFormat, takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 
 const LIMIT = 1_000_000;
@@ -170,6 +170,13 @@ describe('decoding', () => {
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /30000 x 30000/);
     const frame = { data: new Uint8Array(12), width: 2, height: 2, channels: 3 as const };
     await rejects(decodeImage(takeImage(frame), { maxPixels: 3, maxFrames: 1 }), 'ERR_DIAD_IMAGE_TOO_LARGE');
+  });
+
+  it('inspectImage checks its arguments: no limit is stepped over', async () => {
+    await rejects(inspectImage('x' as never), 'ERR_DIAD_INVALID_ARGUMENT', /bytes/);
+    const png = await raw([0, 0, 0], 1, 1, 3).png().toBuffer();
+    for (const frames of [NaN, 0, 1.5, '2']) await rejects(inspectImage(png, frames as number), 'ERR_DIAD_INVALID_ARGUMENT', /maxFrames/);
+    assert.deepEqual(await inspectImage(png), { format: 'png', width: 1, height: 1 });
   });
 
   it('truncated, empty and foreign bytes', async () => {

@@ -1,5 +1,7 @@
 // npx diad.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { inFolder, root, runProgram } from './support.js';
@@ -20,7 +22,7 @@ async function withPictures<T>(use: (folder: string) => Promise<T>): Promise<T> 
 describe('command line', () => {
   it('score --json: an object per picture of a folder; --csv and --out beside it', () =>
     withPictures(async (folder) => {
-      const [csv, out] = [path.join(folder, 'out', 'scores.csv'), path.join(folder, 'out')];
+      const [csv, out] = [path.join(folder, 'tables', 'scores.csv'), path.join(folder, 'out')];
       const { code, stdout, stderr } = await diad(['score', folder, '--json', '--csv', csv, '--out', out, '--seed', '4']);
       assert.equal(code, 0, stderr);
       const rows = stdout
@@ -56,6 +58,23 @@ describe('command line', () => {
       assert.match(stderr, /notes\.txt: Expected PNG, JPEG/);
       assert.match(stderr, /gone\.png: .*ENOENT/);
     }));
+
+  it('who reads the output may leave early: no stack trace, no failure', () =>
+    withPictures(async (folder) => {
+      for (let i = 0; i < 30; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
+      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'score', folder, '--json'], { cwd: root });
+      let said = '';
+      child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
+      child.stdout.once('data', () => child.stdout.destroy());
+      const [code] = (await once(child, 'close')) as [number | null];
+      assert.deepEqual([code, said], [0, '']);
+    }));
+
+  it('tiles and stage dumps do not go together, which is told before anything is loaded', async () => {
+    const { code, stderr } = await diad(['score', 'x.png', '--tile', '128', '--dump', 'd'], { DIAD_LIBTORCH: '/nowhere' });
+    assert.equal(code, 1);
+    assert.match(stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected --tile or --dump but received both/);
+  });
 
   it('globs; text output; stage dumps', () =>
     withPictures(async (folder) => {

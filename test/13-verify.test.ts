@@ -95,6 +95,15 @@ describe('verify', () => {
       await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /golden\.json cannot be understood/);
     }));
 
+  it('a calibration of another model is no reason not to verify; --model is another name for --bundle', () =>
+    withBundleCopy(async (bundle) => {
+      await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify({ threshold: 1, model: 'f'.repeat(64) }));
+      const { code, stdout } = await cli('--model', bundle);
+      assert.equal(code, 0);
+      assert.ok(stdout.startsWith(bundle));
+      assert.equal((await cli('--model', bundle, '--bundle', bundle)).code, 1);
+    }));
+
   it('a bundle without golden results says how to get them', () =>
     withBundleCopy(async (bundle) => {
       await rm(path.join(bundle, 'golden'), { recursive: true });

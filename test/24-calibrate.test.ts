@@ -1,10 +1,11 @@
 // Thresholds: quantiles with a bound, F1, regions, verdicts; diad calibrate.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
-import { setImmediate } from 'node:timers/promises';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import { AnomalyMap } from '../lib/anomaly-map.js';
 import { normalisedScore, parseCalibration, thresholdsFor, type Calibration } from '../lib/calibration.js';
 import { boundedQuantile, calibrate, f1maxThreshold, picturesNeeded, writeCalibration } from '../lib/evaluation/calibrate.js';
@@ -249,9 +250,13 @@ describe('diad calibrate', function () {
         const tested = await run(['eval', '--data', set, '--model', bundle, '--out', path.join(folder, 'out')]);
         assert.equal(tested.code, 1);
         assert.match(tested.stderr, /1 of 2 pictures are in both this test set and the set the thresholds were found on .*renamed\.png/);
+        // A copy of a picture says nothing new.
+        await cp(path.join(good, 'hard', 'gear.png'), path.join(good, 'hard', 'gear-again.png'));
+        const copied = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.19']);
+        assert.match(copied.stderr, /at least 5 different normal pictures .* received 4: /);
         const again = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--test', set]);
         assert.equal(again.code, 1);
-        assert.match(again.stderr, /1 of 4 pictures are in both the calibration and the test set .*screw\.png/);
+        assert.match(again.stderr, /1 of 5 pictures are in both the calibration and the test set .*screw\.png/);
       }),
     ));
 
@@ -287,6 +292,26 @@ describe('diad calibrate', function () {
       }),
     ));
 
+  it('what it could not write is told before pictures are scored; Ctrl-C ends it with 130 and leaves the bundle as it was', () =>
+    withBundleCopy(async (bundle) =>
+      inFolder(async (folder) => {
+        const good = await goodFolder(folder);
+        const nowhere = await run(['calibrate', '--good', good, '--model', path.join(folder, 'none'), '--target-fpr', '0.4']);
+        assert.equal(nowhere.code, 1);
+        assert.match(nowhere.stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected a folder that can be written to but received .*none/);
+
+        for (let i = 0; i < 256; i++) await writePicture(path.join(good, 'many', `${i}.png`), i);
+        const child = spawn(process.execPath, [cli, 'calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4'], { cwd: root });
+        let said = '';
+        child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
+        while (!(await readFile(`/proc/${child.pid}/maps`, 'utf8')).includes('libtorch_cpu')) await setTimeout(20);
+        child.kill('SIGINT');
+        const [code] = (await once(child, 'close')) as [number | null];
+        assert.deepEqual([code, said], [130, 'diad: interrupted\n']);
+        await assert.rejects(readFile(path.join(bundle, 'calibration.json')), /ENOENT/);
+      }),
+    ));
+
   it('F1 on a validation set; too few pictures and a set without defects are refused', () =>
     inFolder(async (folder) => {
       const good = await readGoodPictures(await goodFolder(folder));
@@ -297,7 +322,7 @@ describe('diad calibrate', function () {
         await rejects(
           calibrate(diad, { good }),
           'ERR_DIAD_INVALID_ARGUMENT',
-          /at least 99 normal pictures .* received 4: .*rate of at least 0\.200/,
+          /at least 99 different normal pictures .* received 4: .*rate of at least 0\.200/,
         );
         await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
         const harmless = validation.filter(({ defective }) => !defective);

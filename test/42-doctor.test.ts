@@ -121,6 +121,12 @@ describe('doctor', function () {
       ],
       [failed(open, 'LibTorch cannot be opened: x.so: failed to map segment from shared object'), 'not-permitted', /noexec/],
       [failed('ERR_DIAD_DEVICE_UNAVAILABLE', 'no cuda', 'bundle'), 'device-unavailable', /no NVIDIA driver/],
+      [failed('ERR_DIAD_BUNDLE_INVALID', 'manifest.json: Expected version 1', 'bundle'), 'bundle-invalid', /export the bundle again/],
+      [
+        failed('ERR_DIAD_BUNDLE_INVALID', 'calibration.json: Expected thresholds of this model', 'bundle'),
+        'calibration-invalid',
+        /calibrate --good .*\n.*delete calibration\.json/,
+      ],
       [failed('ERR_DIAD_INTERNAL', 'Could not load the "sharp" module', 'picture'), 'pictures-unreadable', /--include=optional sharp/],
     ];
     for (const [outcome, cause, help] of cases) {

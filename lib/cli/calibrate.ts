@@ -5,6 +5,7 @@ import { SingleBar } from 'cli-progress';
 import { calibrate, writeCalibration } from '../evaluation/calibrate.js';
 import { readGoodPictures } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
+import { requireWritable } from '../durable.js';
 import { demoBundle } from '../native.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 
@@ -20,15 +21,17 @@ interface Options extends ModelOptions {
 
 /** Scores normal pictures, writes calibration.json into the bundle and prints the thresholds. */
 export async function calibrateBundle(options: Options): Promise<void> {
-  const good = await readGoodPictures(options.good);
-  const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
-  const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
-  const diad = await loadModel(options, false); // an old one, whatever it holds, is about to be replaced
+  const bundle = options.model ?? demoBundle;
+  await requireWritable(bundle);
   const interrupted = new AbortController();
   const stop = (): void => {
     interrupted.abort();
   };
   process.once('SIGINT', stop);
+  const good = await readGoodPictures(options.good);
+  const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
+  const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
+  const diad = await loadModel(options, false); // an old one, whatever it holds, is about to be replaced
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
   if (process.stderr.isTTY) bar.start(good.length + (validation?.length ?? 0), 0);
   try {
@@ -45,7 +48,6 @@ export async function calibrateBundle(options: Options): Promise<void> {
         bar.update(done);
       },
     });
-    const bundle = options.model ?? demoBundle;
     await writeCalibration(bundle, calibration);
     bar.stop();
     const lines = [['all', calibration] as const, ...Object.entries(calibration.classes ?? {})].map(
@@ -56,6 +58,11 @@ export async function calibrateBundle(options: Options): Promise<void> {
     for (const { className, images } of tooFew) {
       process.stderr.write(`diad: ${className} has too few pictures (${images}) for thresholds of its own and uses the global ones\n`);
     }
+  } catch (error) {
+    if (!interrupted.signal.aborted) throw error;
+    bar.stop();
+    process.stderr.write('diad: interrupted\n');
+    process.exitCode = 130;
   } finally {
     bar.stop();
     process.removeListener('SIGINT', stop);

@@ -107,6 +107,7 @@ program
   .command('verify')
   .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
   .option('--bundle <dir>', 'bundle folder (default: the demo model)')
+  .addOption(new Option('--model <dir>', 'the same, as the other commands call it').conflicts('bundle'))
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .addOption(precisionOption())
   .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
@@ -199,6 +200,12 @@ withModelOptions(program.command('watch'))
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--settle <ms>', 'a file counts as written when its size has not changed for this long', wholeNumber, 500)
   .action(watch);
+
+// Who reads the output may have seen enough (`| head`).
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit();
+});
 
 try {
   await program.parseAsync();

@@ -4,6 +4,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { csv } from '../csv.js';
 import type { ScoreResult } from '../diad.js';
+import { DiadError } from '../errors.js';
 import type { ExperimentalOptions } from '../experimental.js';
 import { experimentalOf } from './experimental.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
@@ -50,8 +51,12 @@ function classOfPath(file: string, classes: readonly string[]): string | undefin
 
 /** Scores files and prints a line for each. */
 export async function score(inputs: string[], options: Options): Promise<void> {
+  if (options.tile !== undefined && options.dump !== undefined) {
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tile or --dump but received both: stages are of whole pictures');
+  }
   const files = await expandInputs(inputs);
-  for (const folder of [options.out, options.dump]) if (folder !== undefined) await mkdir(folder, { recursive: true });
+  const table = options.csv === undefined ? undefined : path.dirname(options.csv);
+  for (const folder of [options.out, options.dump, table]) if (folder !== undefined) await mkdir(folder, { recursive: true });
   const diad = await loadModel(options);
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {

@@ -5,6 +5,7 @@ import { verifyBundle, type VerifyReport } from '../verify.js';
 
 interface Options {
   readonly bundle?: string;
+  readonly model?: string;
   readonly device: string;
   readonly precision: Precision;
   readonly threads?: number;
@@ -31,7 +32,7 @@ function asText(report: VerifyReport): string {
 
 /** Prints how far this machine's results are from the reference's; exit code 1 when further than promised. */
 export async function verify(options: Options): Promise<void> {
-  const { bundle, device, precision, threads, json } = options;
+  const { model, bundle = model, device, precision, threads, json } = options;
   const report = await verifyBundle(bundle, { device, precision, ...(threads === undefined || threads === 0 ? {} : { threads }) });
   process.stdout.write(`${json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);
   if (!report.passed) process.exitCode = 1;

@@ -1,4 +1,5 @@
 // From how a probe ended to what is wrong and what to do about it.
+import { CALIBRATION_FILE } from '../calibration.js';
 import type { ProbeOutcome } from './probe.js';
 import { libtorchPackage } from '../libtorch/platform.js';
 
@@ -23,6 +24,7 @@ export type Cause =
   | 'bundle-not-found'
   | 'bundle-invalid'
   | 'bundle-corrupt'
+  | 'calibration-invalid'
   | 'pictures-unreadable'
   | 'golden-differs'
   | 'unknown';
@@ -48,6 +50,11 @@ const GET_LIBTORCH = [
   'npx diad libtorch install   (fetches it with your pip into the cache)',
   `npm install ${libtorchPackage()}   (the CPU libraries as a package)`,
   'or set DIAD_LIBTORCH to a folder that holds lib/, or DIAD_PYTHON to a Python that has torch',
+];
+
+const CALIBRATE = [
+  'npx diad calibrate --good <folder> --model <bundle>   (finds the thresholds of this model)',
+  'or delete calibration.json: scores stay as they are, without verdicts',
 ];
 
 interface Pattern {
@@ -205,6 +212,7 @@ export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Pro
     }
     if (stage === 'picture')
       return { cause: 'pictures-unreadable', code, message, help: CODES['ERR_DIAD_IMAGE_DECODE']!.help(surroundings) };
+    if (message.startsWith(`${CALIBRATION_FILE}: `)) return { cause: 'calibration-invalid', code, message, help: CALIBRATE };
     const known = CODES[code];
     return { cause: known?.cause ?? 'unknown', code, message, help: known?.help(surroundings) ?? ['please report it with this report'] };
   }

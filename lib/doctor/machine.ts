@@ -25,7 +25,20 @@ export interface Machine {
   readonly nvidiaDriver: string | null;
 }
 
-const FEATURES = ['sse4_2', 'avx', 'avx2', 'fma', 'f16c', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_tile', 'asimd', 'sve'];
+const FEATURES = [
+  'sse4_2',
+  'avx',
+  'avx2',
+  'fma',
+  'f16c',
+  'avx512f',
+  'avx512_vnni',
+  'avx512_bf16',
+  'avx512_fp16',
+  'amx_tile',
+  'asimd',
+  'sve',
+];
 
 const gibibytes = (bytes: number): number => Math.round((bytes / 2 ** 30) * 10) / 10;
 

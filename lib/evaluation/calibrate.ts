@@ -138,7 +138,8 @@ function thresholdsOf(good: readonly Scored[], validation: readonly Scored[] | u
   return { threshold, pixelThreshold, scale: scaleOf(threshold, scores), images: good.length };
 }
 
-async function hashedWithoutOverlap({ good, validation = [], test = [] }: CalibrateOptions): Promise<string[]> {
+/** The normal pictures that differ from one another, and the hashes of all; a copy of a picture says nothing new. */
+async function distinct({ good, validation = [], test = [] }: CalibrateOptions): Promise<{ good: CalibrationPicture[]; hashes: string[] }> {
   const files = [...good, ...validation].map(({ file }) => file);
   const hashes = await contentHashes(files);
   refuseOverlap(files, hashes, new Set(await contentHashes(test)), 'the calibration and the test set');
@@ -148,7 +149,8 @@ async function hashedWithoutOverlap({ good, validation = [], test = [] }: Calibr
     new Set(hashes.slice(0, good.length)),
     'the validation set and the normal pictures',
   );
-  return [...new Set(hashes)].sort();
+  const unseen = new Set(hashes);
+  return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), hashes: [...new Set(hashes)].sort() };
 }
 
 /**
@@ -162,19 +164,20 @@ async function hashedWithoutOverlap({ good, validation = [], test = [] }: Calibr
  */
 export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<Calibrated> {
   const targetFpr = number(options.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, 0.01);
-  const { good, validation, perClass = false } = options;
-  const needed = picturesNeeded(targetFpr);
-  if (good.length < needed || good.length === 0) {
-    throw new DiadError(
-      'ERR_DIAD_INVALID_ARGUMENT',
-      `Expected at least ${Math.max(1, needed)} normal pictures for a false positive rate of ${targetFpr} but received ${good.length}: ` +
-        `add pictures, or accept a rate of at least ${(1 / (good.length + 1)).toPrecision(3)} (--target-fpr)`,
-    );
-  }
+  const { validation, perClass = false } = options;
+  if (options.good.length === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected normal pictures but received 0');
   if (validation !== undefined && !validation.some(({ defective }) => defective === true)) {
     throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected defective pictures in the validation set but found none');
   }
-  const pictures = await hashedWithoutOverlap(options);
+  const { good, hashes: pictures } = await distinct(options);
+  const needed = picturesNeeded(targetFpr);
+  if (good.length < needed) {
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected at least ${needed} different normal pictures for a false positive rate of ${targetFpr} but received ${good.length}: ` +
+        `add pictures, or accept a rate of at least ${(1 / (good.length + 1)).toPrecision(3)} (--target-fpr)`,
+    );
+  }
   const scored = await scoreAll(diad, [...good, ...(validation ?? [])], options);
   const [goodScored, validationScored] = [scored.slice(0, good.length), validation === undefined ? undefined : scored.slice(good.length)];
   const all = thresholdsOf(goodScored, validationScored, targetFpr);
