@@ -1,6 +1,7 @@
 #include "batcher.h"
 
 #include <algorithm>
+#include <cmath>
 #include <future>
 #include <numeric>
 
@@ -28,6 +29,9 @@ Distribution distribution(const std::deque<double>& values) {
 
 const Failure kClosedFailure{code::kClosed, "The model was closed before this picture was done"};
 
+const Failure kNotFinite{
+    code::kInternal, "The score of this picture is no finite number: the networks overflowed; use float32 or bfloat16, or check the model"};
+
 }  // namespace
 
 struct Batcher::Item {
@@ -40,6 +44,8 @@ struct Batcher::Item {
   std::recursive_mutex callbacks;  // on_step and done never overlap; a callback may cancel its own picture
   bool silent = false;             // guarded by callbacks: done was called
 };
+
+std::pair<int64_t, uint64_t> Batcher::place_of(const Item& item) { return {-item.submission.priority, item.id}; }
 
 Batcher::Batcher(BatcherOptions options, BatchRunner runner) : options_(options), runner_(std::move(runner)) {
   worker_ = std::thread([this] { work(); });
@@ -75,15 +81,19 @@ uint64_t Batcher::submit(Submission submission) {
   if (timed) item->deadline = item->submitted + item->submission.timeout;
   const std::lock_guard lock(mutex_);
   if (closing_) throw EngineError(code::kClosed, "The model is closed");
-  if (waiting_ >= static_cast<uint64_t>(options_.queue_limit)) {
-    throw EngineError(code::kQueueFull, "The queue already holds " + std::to_string(waiting_) +
+  if (queue_.size() >= static_cast<size_t>(options_.queue_limit)) {
+    throw EngineError(code::kQueueFull, "The queue already holds " + std::to_string(queue_.size()) +
                                             " pictures, its limit; submit more slowly or raise queueLimit");
   }
   item->id = next_id_++;
   if (timed && !watcher_.joinable()) watcher_ = std::thread([this] { watch_deadlines(); });
-  queue_.emplace(std::pair(-item->submission.priority, item->id), item);
   pending_.emplace(item->id, item);
-  ++waiting_;
+  try {
+    queue_.emplace(place_of(*item), item);
+  } catch (...) {
+    pending_.erase(item->id);
+    throw;
+  }
   queue_changed_.notify_one();
   if (timed) deadlines_changed_.notify_one();
   return item->id;
@@ -121,7 +131,11 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
   {
     const std::lock_guard lock(mutex_);
     if (item->state == Item::State::kDone) return;
-    --(item->state == Item::State::kQueued ? waiting_ : running_);
+    if (item->state == Item::State::kQueued) {
+      queue_.erase(place_of(*item));  // and with it its picture
+    } else {
+      --running_;
+    }
     if (running_ == 0) unwanted_ = true;
     item->state = Item::State::kDone;
     pending_.erase(item->id);
@@ -142,7 +156,7 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
 
 // Pictures of the next batch, of those that wait: a preferred number where one can be formed.
 size_t Batcher::batch_size() const {
-  const auto waiting = static_cast<int64_t>(waiting_);
+  const auto waiting = static_cast<int64_t>(queue_.size());
   if (waiting >= options_.max_batch) return static_cast<size_t>(options_.max_batch);
   const auto above = std::upper_bound(options_.preferred.begin(), options_.preferred.end(), waiting);
   return static_cast<size_t>(above == options_.preferred.begin() ? waiting : *std::prev(above));
@@ -150,34 +164,28 @@ size_t Batcher::batch_size() const {
 
 Batcher::Clock::time_point Batcher::oldest() const {
   auto time = Clock::time_point::max();
-  for (const auto& [key, item] : queue_) {
-    if (item->state == Item::State::kQueued) time = std::min(time, item->submitted);
-  }
+  for (const auto& [place, item] : queue_) time = std::min(time, item->submitted);
   return time;
 }
 
 std::vector<Batcher::ItemPtr> Batcher::next_batch() {
   std::unique_lock lock(mutex_);
-  const auto enough = static_cast<uint64_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
+  const auto enough = static_cast<size_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
   std::vector<ItemPtr> batch;
   while (batch.empty()) {
     queue_changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
     if (closing_) return {};
-    if (options_.max_delay.count() > 0 && waiting_ > 0) {
-      queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || waiting_ >= enough; });
+    if (options_.max_delay.count() > 0) {
+      queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || queue_.size() >= enough; });
       if (closing_) return {};
     }
-    const size_t size = batch_size();
-    while (!queue_.empty() && batch.size() < size) {
+    for (size_t size = batch_size(); size > 0; --size) {  // 0: all were cancelled meanwhile
       ItemPtr item = std::move(queue_.begin()->second);
       queue_.erase(queue_.begin());
-      if (item->state != Item::State::kQueued) continue;  // cancelled while it waited
       item->state = Item::State::kRunning;
-      --waiting_;
       ++running_;
       batch.push_back(std::move(item));
     }
-    if (size == 0) queue_.clear();  // all were cancelled
   }
   ++batches_;
   batched_ += batch.size();
@@ -209,11 +217,6 @@ void Batcher::run_alike(std::vector<ItemPtr> batch) {
 
 void Batcher::run(std::span<const ItemPtr> batch) {
   const auto started = Clock::now();
-  std::vector<PictureRequest> requests;
-  for (const ItemPtr& item : batch) {
-    const Submission& submission = item->submission;
-    requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.experimental});
-  }
   const auto on_step = [&](int64_t done, int64_t total) {
     bool wanted = false;
     for (const ItemPtr& item : batch) {
@@ -226,8 +229,17 @@ void Batcher::run(std::span<const ItemPtr> batch) {
   };
   try {
     const InterruptionScope scope([this] { return unwanted_.load(std::memory_order_relaxed); });
+    std::vector<PictureRequest> requests;
+    for (const ItemPtr& item : batch) {
+      const Submission& submission = item->submission;
+      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.experimental});
+    }
     std::vector<PictureResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {
+      if (!std::isfinite(results[i].score)) {  // it would pass for a good picture: no number is above a threshold
+        finish(batch[i], kNotFinite);
+        continue;
+      }
       results[i].timings.queue = std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
       finish(batch[i], std::move(results[i]));
     }
@@ -264,7 +276,8 @@ void Batcher::watch_deadlines() {
 
 BatcherStats Batcher::stats() const {
   const std::lock_guard lock(mutex_);
-  BatcherStats stats{waiting_, running_, completed_, failed_, cancelled_, batches_, 0, distribution(queue_ms_), distribution(compute_ms_)};
+  BatcherStats stats{
+      queue_.size(), running_, completed_, failed_, cancelled_, batches_, 0, distribution(queue_ms_), distribution(compute_ms_)};
   if (batches_ > 0) stats.mean_batch = static_cast<double>(batched_) / static_cast<double>(batches_);
   return stats;
 }

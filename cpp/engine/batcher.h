@@ -96,6 +96,7 @@ class Batcher {
   [[nodiscard]] Clock::time_point oldest() const;
   void run(std::span<const ItemPtr> batch);
   void run_alike(std::vector<ItemPtr> batch);
+  [[nodiscard]] static std::pair<int64_t, uint64_t> place_of(const Item& item);  // in the queue
   void finish(const ItemPtr& item, Outcome outcome);
   void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
 
@@ -103,9 +104,9 @@ class Batcher {
   BatchRunner runner_;  // set before the first batch
   mutable std::mutex mutex_;
   std::condition_variable queue_changed_, deadlines_changed_;
-  std::map<std::pair<int64_t, uint64_t>, ItemPtr> queue_;  // by falling priority, then id; holds some that were cancelled
+  std::map<std::pair<int64_t, uint64_t>, ItemPtr> queue_;  // by place_of: those that wait
   std::unordered_map<uint64_t, ItemPtr> pending_;          // queued or running
-  uint64_t waiting_ = 0, running_ = 0, next_id_ = 1;
+  uint64_t running_ = 0, next_id_ = 1;
   uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
   std::deque<double> queue_ms_, compute_ms_;
   std::atomic<bool> unwanted_{false};  // nobody waits for the running batch any more; written under mutex_

@@ -1,8 +1,10 @@
 #include "cpu_layers.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <string_view>
@@ -53,13 +55,13 @@ at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const Optiona
 }
 
 at::Tensor convolve_and_add(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, const OptionalTensor& bias,
-                            const ConvLayer::Shape& shape) {
+                            const ConvLayer::Shape& shape, bool relu) {
   static const auto convolution =
       operator_of<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef,
                              c10::IntArrayRef, c10::IntArrayRef, int64_t, std::string_view, std::optional<at::Scalar>, OptionalText,
                              Scalars, OptionalText)>("mkldnn::_convolution_pointwise", "binary");
   return convolution.call(x, residual, weight, bias, shape.padding, shape.stride, shape.dilation, 1, "add", std::nullopt,
-                          shape.relu ? OptionalText("relu") : std::nullopt, Scalars(), std::nullopt);
+                          relu ? OptionalText("relu") : std::nullopt, Scalars(), std::nullopt);
 }
 
 at::Tensor convolve_upsampled(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
@@ -86,7 +88,7 @@ at::Tensor folded_upsampling(const at::Tensor& weight) {
 }
 
 ConvLayer::ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape)
-    : plain_(std::move(weight)), bias_(std::move(bias)), shape_(std::move(shape)) {
+    : plain_(std::move(weight)), bias_(std::move(bias)), shape_(std::move(shape)), type_(plain_.scalar_type()) {
   for (size_t i = 0; i < size_.size(); ++i) size_[i] = plain_.size(static_cast<int64_t>(i));
 }
 
@@ -130,7 +132,7 @@ void ConvLayer::choose_for(const at::Tensor& x) {
   const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
   const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
-  const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled, shape_.relu};
+  const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled};
   if (shape_.quantised && square && QuantisedConv::takes(plain_)) {
     quantised_ = std::make_unique<QuantisedConv>(plain_, bias_, shape);
     plain_.reset();
@@ -138,8 +140,7 @@ void ConvLayer::choose_for(const at::Tensor& x) {
   }
   if (all(shape_.stride, 1) && all(shape_.padding, 1) && all(shape_.dilation, 1) && WinogradConv::available(plain_)) {
     const auto [tile, stored] = choose_winograd(pixels, size_[0] * size_[1], shape_.runs);
-    if (tile > 0)
-      winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, shape_.relu, stored});
+    if (tile > 0) winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, stored});
   }
   if (!winograd_ && DirectConv::available() && square && pixels <= kFewPixels) {
     direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
@@ -147,36 +148,60 @@ void ConvLayer::choose_for(const at::Tensor& x) {
   if (winograd_ || direct_) plain_.reset();
 }
 
+void ConvLayer::check(const at::Tensor& x) const {
+  TORCH_CHECK(x.dim() == 4 && x.size(1) == size_[1], "Expected [N, ", size_[1], ", H, W] for a convolution but received ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == type_, "Expected ", type_, " for a convolution but received ", x.scalar_type());
+  for (size_t i = 0; i < 2; ++i) {
+    const int64_t side = x.size(static_cast<int64_t>(i) + 2) * (shape_.upsampled ? 2 : 1);
+    TORCH_CHECK(side + 2 * shape_.padding[i] > shape_.dilation[i] * (size_[i + 2] - 1),
+                "Expected a picture larger than the kernel of a convolution but received ", x.sizes());
+  }
+}
+
 at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  check(x);
+  if (!residual || (residual->scalar_type() == type_ && at::is_expandable_to(residual->sizes(), output_size(x)))) {
+    return computed(x, residual, shape_.relu);
+  }
+  const at::Tensor y = computed(x, std::nullopt, false) + *residual;
+  return shape_.relu ? y.relu() : y;
+}
+
+at::Tensor ConvLayer::computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) {
   if (!chosen_) choose_for(x);
-  if (quantised_) return quantised_->run(x, residual);
-  if (winograd_) return winograd_->run(x, residual);
-  if (direct_) return direct_->run(x, residual);
-  if (!shape_.upsampled) return convolved(x, residual);
+  if (quantised_) return quantised_->run(x, residual, relu);
+  if (winograd_) return winograd_->run(x, residual, relu);
+  if (direct_) return direct_->run(x, residual, relu);
+  if (!shape_.upsampled) return convolved(x, residual, relu);
   if (!folding_pays(x)) {
     const at::Tensor enlarged = at::upsample_nearest2d(x.contiguous(at::MemoryFormat::ChannelsLast), {2 * x.size(2), 2 * x.size(3)});
-    return convolved(enlarged, residual);
+    return convolved(enlarged, residual, relu);
   }
   if (!folded_.defined()) {
     folded_ = reordered_transposed(folded_upsampling(plain_.defined() ? plain_ : packed_.front().weight.to_dense()));
   }
   at::Tensor y = convolve_upsampled(x, folded_, bias_);
   if (residual) y = y + *residual;
-  return shape_.relu ? y.relu() : y;
+  return relu ? y.relu() : y;
 }
 
-at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) {
   const at::Tensor& weight = packed_for(x);
-  if (!residual) return convolve(x, weight, bias_, shape_, shape_.relu);
+  if (!residual) return convolve(x, weight, bias_, shape_, relu);
   if (residual->sizes() != c10::IntArrayRef(output_size(x, 1))) {  // broadcast
     const at::Tensor y = convolve(x, weight, bias_, shape_, false) + *residual;
-    return shape_.relu ? y.relu() : y;
+    return relu ? y.relu() : y;
   }
-  return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_);
+  return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_, relu);
 }
 
 LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised)
-    : plain_(weight), wants_quantised_(quantised), bias_(std::move(bias)), out_features_(weight.size(0)) {}
+    : plain_(weight),
+      wants_quantised_(quantised),
+      bias_(std::move(bias)),
+      in_features_(weight.size(1)),
+      out_features_(weight.size(0)),
+      type_(weight.scalar_type()) {}
 
 void LinearLayer::pack(int64_t rows) {
   const at::Tensor kernel = plain_.unsqueeze(2).unsqueeze(3);
@@ -192,6 +217,16 @@ void LinearLayer::pack(int64_t rows) {
 }
 
 at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  TORCH_CHECK(x.dim() > 0 && x.size(-1) == in_features_, "Expected [..., ", in_features_, "] for a linear layer but received ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == type_, "Expected ", type_, " for a linear layer but received ", x.scalar_type());
+  if (!residual) return computed(x, residual);
+  std::vector<int64_t> size = x.sizes().vec();
+  size.back() = out_features_;
+  return residual->scalar_type() == type_ && residual->sizes() == c10::IntArrayRef(size) ? computed(x, residual)
+                                                                                         : computed(x, std::nullopt) + *residual;
+}
+
+at::Tensor LinearLayer::computed(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   if (plain_.defined()) pack(x.dim() > 1 ? x.size(-2) : 1);  // of one picture, whatever the batch
   if (quantised_) return quantised_->multiply(x, residual);
   if (direct_) return direct_->multiply(x, residual);

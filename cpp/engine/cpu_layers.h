@@ -34,7 +34,8 @@ class ConvLayer final : public torch::CustomClassHolder {
 
   ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
 
-  // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual` [N, K, H', W'] is added before the relu.
+  // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual`, of that size or broadcast with it, is added before the relu.
+  // Throws c10::Error where x does not fit the weight.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x) const { return output_size(x, shape_.upsampled ? 2 : 1); }
@@ -48,7 +49,10 @@ class ConvLayer final : public torch::CustomClassHolder {
   };
 
   void choose_for(const at::Tensor& x);  // packs for one of the three below, or none
-  at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual);
+  void check(const at::Tensor& x) const;
+  // The residual is none or broadcasts to the output's size.
+  at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
+  at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
   const at::Tensor& packed_for(const at::Tensor& x);
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x, int64_t times) const;  // x enlarged `times`
 
@@ -63,6 +67,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   std::optional<at::Tensor> bias_;
   Shape shape_;
   std::array<int64_t, 4> size_;  // of the weight
+  c10::ScalarType type_;
 };
 
 // y = x W^T + b, float32, or bfloat16 with oneDNN alone.
@@ -70,7 +75,7 @@ class LinearLayer final : public torch::CustomClassHolder {
  public:
   LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised = false);
 
-  // x [..., I] -> [..., O]; `residual` [..., O] is added.
+  // x [..., I] -> [..., O]; `residual`, of that size or broadcast with it, is added. Throws c10::Error where x does not fit the weight.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
   [[nodiscard]] int64_t out_features() const { return out_features_; }
@@ -78,6 +83,8 @@ class LinearLayer final : public torch::CustomClassHolder {
 
  private:
   void pack(int64_t rows);
+  // The residual is none or of the output's size.
+  at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
   at::Tensor plain_;  // undefined once packed, for the number of rows of a picture that came first
   bool wants_quantised_;
@@ -85,7 +92,8 @@ class LinearLayer final : public torch::CustomClassHolder {
   std::unique_ptr<QuantisedConv> quantised_;
   at::Tensor packed_;  // oneDNN's
   std::optional<at::Tensor> bias_;
-  int64_t out_features_;
+  int64_t in_features_, out_features_;
+  c10::ScalarType type_;
 };
 
 // The weights of a 4 x 4 transposed convolution, stride 2, padding 1, that equals nearest 2x upsampling followed by a 3 x 3 convolution

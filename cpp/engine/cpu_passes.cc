@@ -3,6 +3,8 @@
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "cpu_layers.h"
 #include "graph_rewriter.h"
 #include "group_norm.h"
@@ -23,6 +25,7 @@ const c10::Symbol kGroupNorm = c10::Symbol::fromQualString("aten::group_norm");
 const c10::Symbol kRelu = c10::Symbol::fromQualString("aten::relu");
 const c10::Symbol kAdd = c10::Symbol::fromQualString("aten::add");
 const c10::Symbol kUnsqueeze = c10::Symbol::fromQualString("aten::unsqueeze");
+const c10::Symbol kView = c10::Symbol::fromQualString("aten::view");
 const c10::Symbol kUpsample = c10::Symbol::fromQualString("aten::upsample_nearest2d");
 
 at::Tensor run_conv(const at::Tensor& x, const OptionalTensor& residual, const c10::intrusive_ptr<ConvLayer>& layer) {
@@ -55,6 +58,13 @@ class CpuRewriter final : GraphRewriter {
   CpuRewriter(const std::shared_ptr<Graph>& graph, const CpuOptions& options) : GraphRewriter(graph), options_(options) {}
 
   CpuRewrites run() {
+    if (writes_in_place(graph_->block())) return done_;
+    // What our layers return lies channels last, which view() may not be able to see in other sizes.
+    visit(graph_->block(), kView, [this](Node* node) {
+      if (node->input(1)->type()->kind() != c10::TypeKind::ListType) return;  // view(dtype)
+      replace(node, "aten::reshape", {node->input(0), node->input(1)});
+      node->destroy();
+    });
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite_norm(node); });
     for (const c10::Symbol kind : {kConvolution, kConv2d}) {
       visit(graph_->block(), kind, [this](Node* node) { rewrite_convolution(node); });
@@ -69,9 +79,20 @@ class CpuRewriter final : GraphRewriter {
     return weight && weight->dim() == dimensions && weight->scalar_type() == options_.computed_in && weight->device().is_cpu();
   }
 
+  // Strides, paddings or dilations with which sizes stay far from overflowing; others are LibTorch's to refuse.
+  static bool are_within(const std::vector<int64_t>& values, int64_t least) {
+    constexpr int64_t kMost = 1 << 20;
+    return std::all_of(values.begin(), values.end(), [least](int64_t value) { return value >= least && value <= kMost; });
+  }
+
+  static bool is_bias_of(const OptionalTensor& bias, const at::Tensor& weight) {
+    return !bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) && bias->scalar_type() == weight.scalar_type());
+  }
+
   void rewrite_norm(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
     if (!is_packable(weight, 1) || !is_packable(bias, 1)) return;
+    if (node->input(1)->type() != c10::IntType::get() || node->input(4)->type() != c10::FloatType::get()) return;
     const auto [x, shift, silu] = surroundings_of_norm(node);
     replace(
         silu ? silu : node, "diad::group_norm",
@@ -91,7 +112,8 @@ class CpuRewriter final : GraphRewriter {
     if (full && torch::jit::toIValue(node->input(6)) != c10::IValue(false)) return;
     const auto stride = constant_ints(node->input(3), 2), padding = constant_ints(node->input(4), 2),
                dilation = constant_ints(node->input(5), 2);
-    if (!stride || !padding || !dilation) return;
+    if (!stride || !padding || !dilation || !are_within(*stride, 1) || !are_within(*padding, 0) || !are_within(*dilation, 1)) return;
+    if (weight->numel() == 0 || !is_bias_of(bias, *weight)) return;
 
     ConvLayer::Shape shape{*padding, *stride, *dilation, false, false, options_.runs, options_.quantised};
     Value* x = node->input(0);
@@ -130,7 +152,7 @@ class CpuRewriter final : GraphRewriter {
 
   void rewrite_linear(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(1)), bias = constant_tensor(node->input(2));
-    if (!is_packable(weight, 2) || !(bias || is_none(node->input(2)))) return;
+    if (!is_packable(weight, 2) || !(bias || is_none(node->input(2))) || weight->numel() == 0 || !is_bias_of(bias, *weight)) return;
     Node* last = node;
     Value* residual = nullptr;
     if (Node* const add = only_user(node, kAdd)) {

@@ -85,7 +85,10 @@ at::Tensor DeviceGroupNorm::by_operators(const at::Tensor& x, const std::optiona
 }
 
 at::Tensor DeviceGroupNorm::run(const at::Tensor& x, const std::optional<at::Tensor>& shift) const {
-  if (!fits_ || x.dim() != 4 || x.scalar_type() != weight_.scalar_type() || x.numel() == 0) return by_operators(x, shift);
+  if (!fits_ || x.dim() != 4 || x.scalar_type() != weight_.scalar_type() || x.numel() == 0 || x.size(1) != weight_.numel() ||
+      (shift && !is_value_a_channel(*shift, x))) {
+    return by_operators(x, shift);
+  }
   const at::Tensor input = in_pairs(x.contiguous(at::MemoryFormat::ChannelsLast));
   const int64_t pictures = x.size(0), channels = x.size(1);
   int64_t pixels = x.size(2) * x.size(3);

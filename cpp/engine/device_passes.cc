@@ -32,6 +32,7 @@ class NormRewriter final : GraphRewriter {
   NormRewriter(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) : GraphRewriter(graph), launch_(launch) {}
 
   int run() {
+    if (writes_in_place(graph_->block())) return 0;
     visit(graph_->block(), kGroupNorm, [this](Node* node) { rewrite(node); });
     torch::jit::EliminateDeadCode(graph_);
     return done_;
@@ -79,6 +80,7 @@ class RowRewriter final : GraphRewriter {
   explicit RowRewriter(const std::shared_ptr<Graph>& graph) : GraphRewriter(graph) {}
 
   int run() {
+    if (writes_in_place(graph_->block())) return 0;
     visit(graph_->block(), kIndexSelect, [this](Node* node) { rewrite(node); });
     torch::jit::EliminateDeadCode(graph_);
     return done_;
@@ -184,9 +186,7 @@ bool is_constant(const Node* node) { return node->kind() == c10::prim::Constant;
 // Whether the order of nodes matters beyond what they read and return.
 bool has_effects(const torch::jit::Block* block) {
   return std::any_of(block->nodes().begin(), block->nodes().end(), [](const Node* node) {
-    const auto* const schema = node->maybeSchema();
-    return node->hasSideEffects() || (schema != nullptr && schema->is_mutable()) ||
-           std::any_of(node->blocks().begin(), node->blocks().end(), has_effects);
+    return node->hasSideEffects() || std::any_of(node->blocks().begin(), node->blocks().end(), has_effects);
   });
 }
 
@@ -214,7 +214,7 @@ int view_rows(const std::shared_ptr<Graph>& graph) { return RowRewriter(graph).r
 int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) { return NormRewriter(graph, launch).run(); }
 
 size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
-  if (has_effects(graph->block())) return 0;
+  if (writes_in_place(graph->block()) || has_effects(graph->block())) return 0;
   const Dependants dependants(graph->inputs().at(input));
   Nodes constants, nodes;
   for (Node* node : graph->nodes()) (is_constant(node) ? constants : nodes).push_back(node);

@@ -47,7 +47,7 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }
 
-at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t height = x.size(2), width = x.size(3);
   const PaddedPictures pictures{x.size(0), height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
@@ -69,6 +69,7 @@ at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>&
   }
   a.residual = residual ? added.const_data_ptr<float>() : nullptr;
   a.y = y.mutable_data_ptr<float>();
+  a.relu = relu;
   compute(a, x.size(0) * a.at.height * a.at.width);
   return y;
 }
@@ -94,7 +95,6 @@ void DirectConv::compute(ConvArguments& a, int64_t pixels) const {
   a.half = half();
   a.bias = bias_.const_data_ptr<float>();
   a.out_channels = out_channels_;
-  a.relu = shape_.relu;
   const kernels::ConvKernel kernel = cpu_kernels()->convolution;
   in_blocks(out_channels_, pixels, a.at.runs * a.at.run_length, 1,
             [&](int64_t block, int64_t first, int64_t last) { kernel(a, block, first, last); });

@@ -14,7 +14,6 @@ class DirectConv {
   struct Shape {
     int64_t stride = 1, padding = 0;
     bool upsampled = false;  // the input is first enlarged 2x by repetition
-    bool relu = false;
   };
 
   // Whether this machine has the instructions (AVX2 with FMA and F16C, or AVX-512).
@@ -26,7 +25,7 @@ class DirectConv {
 
   // x [N, C, H, W] (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or broadcast to it, is added before
   // the relu.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
 
   // x [..., C] -> [..., K], for a 1 x 1 kernel; `residual` likewise.
   [[nodiscard]] at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;

@@ -1,5 +1,7 @@
 #include "graph_rewriter.h"
 
+#include <algorithm>
+
 namespace diad {
 
 namespace {
@@ -34,6 +36,13 @@ Value* other_summand(Node* add, const Value* known) {
   if (!alpha || !alpha->isInt() || alpha->toInt() != 1) return nullptr;
   Value* const other = add->input(0) == known ? add->input(1) : add->input(0);
   return other == known || !other->type()->isSubtypeOf(*c10::TensorType::get()) ? nullptr : other;
+}
+
+bool writes_in_place(const torch::jit::Block* block) {
+  return std::any_of(block->nodes().begin(), block->nodes().end(), [](const Node* node) {
+    const auto* const schema = node->maybeSchema();
+    return (schema != nullptr && schema->is_mutable()) || std::any_of(node->blocks().begin(), node->blocks().end(), writes_in_place);
+  });
 }
 
 GraphRewriter::Norm GraphRewriter::surroundings_of_norm(Node* norm) {

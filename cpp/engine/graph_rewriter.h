@@ -24,6 +24,9 @@ using OptionalTensor = std::optional<at::Tensor>;
 // x of add(x, y, alpha = 1) or add(y, x, 1), given y.
 [[nodiscard]] torch::jit::Value* other_summand(torch::jit::Node* add, const torch::jit::Value* known);
 
+// Whether anything in a block, or in blocks inside it, writes into a tensor: then what reads it must not be moved.
+[[nodiscard]] bool writes_in_place(const torch::jit::Block* block);
+
 class GraphRewriter {
  public:
   explicit GraphRewriter(std::shared_ptr<torch::jit::Graph> graph) : graph_(std::move(graph)) {}

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <bit>
@@ -98,8 +99,20 @@ class Pixels {
 
 }  // namespace
 
+bool is_value_a_channel(const at::Tensor& shift, const at::Tensor& x) {
+  return x.dim() == 4 && shift.dim() == 4 && (shift.size(0) == 1 || shift.size(0) == x.size(0)) && shift.size(1) == x.size(1) &&
+         shift.size(2) == 1 && shift.size(3) == 1 && (shift.scalar_type() == x.scalar_type() || shift.scalar_type() == at::kBFloat16);
+}
+
 at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight, const at::Tensor& bias,
                       const GroupNormShape& shape) {
+  if (shift && !is_value_a_channel(*shift, x)) return group_norm(x + *shift, std::nullopt, weight, bias, shape);
+  const bool fits = x.dim() == 4 && x.numel() > 0 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
+                    shape.groups > 0 && x.size(1) % shape.groups == 0 && weight.numel() == x.size(1) && bias.numel() == x.size(1);
+  if (!fits) {
+    const at::Tensor y = at::group_norm(shift ? x + *shift : x, shape.groups, weight, bias, shape.eps);
+    return shape.silu ? at::silu(y) : y;
+  }
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t pictures = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   at::Tensor output = pooled_empty(input.sizes(), input.scalar_type(), at::MemoryFormat::ChannelsLast);

@@ -14,7 +14,11 @@ struct GroupNormShape {
   bool silu = false;  // y / (1 + exp(-y)) at the end
 };
 
-// x [N, C, H, W]; shift [N or 1, C, 1, 1] is added to x first; weight, bias [C]. Statistics are biased, per picture and group of C / groups
+// Whether a tensor that is added to x [N, C, H, W] has one value a channel, for each picture or for all: [N or 1, C, 1, 1].
+[[nodiscard]] bool is_value_a_channel(const at::Tensor& shift, const at::Tensor& x);
+
+// x [N, C, H, W]; shift [N or 1, C, 1, 1] is added to x first; weight, bias [C]. What is of other sizes or types goes through LibTorch's
+// operators, which also tell what cannot be. Statistics are biased, per picture and group of C / groups
 // channels, and computed in float32. Result channels last, of x's type.
 [[nodiscard]] at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight,
                                     const at::Tensor& bias, const GroupNormShape& shape);

@@ -91,7 +91,7 @@ QuantisedConv::QuantisedConv(const at::Tensor& weight, const std::optional<at::T
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }
 
-at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t height = x.size(2), width = x.size(3), pictures = x.size(0);
   const PaddedPictures padded{pictures, height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
@@ -102,7 +102,7 @@ at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tenso
   const float* const residuals = residual ? added.const_data_ptr<float>() : nullptr;
   const auto* const source = input.const_data_ptr<float>();
   if (height_ == 1 && width_ == 1 && shape_.stride == 1 && shape_.padding == 0 && !shape_.upsampled) {
-    products(source, pictures * height * width, residuals, y.mutable_data_ptr<float>());
+    products(source, pictures * height * width, residuals, relu, y.mutable_data_ptr<float>());
     return y;
   }
 
@@ -122,6 +122,7 @@ at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tenso
   a.pixels_of_each = a.at.height * a.at.width;
   a.residual = residuals;
   a.y = y.mutable_data_ptr<float>();
+  a.relu = relu;
   compute(a, pictures * a.pixels_of_each);
   return y;
 }
@@ -132,12 +133,12 @@ at::Tensor QuantisedConv::multiply(const at::Tensor& x, const std::optional<at::
   size.back() = out_channels_;
   at::Tensor y = pooled_empty(size, at::kFloat);
   const at::Tensor added = residual ? residual->expand(size).contiguous() : at::Tensor();
-  products(input.const_data_ptr<float>(), input.numel() / channels_, residual ? added.const_data_ptr<float>() : nullptr,
+  products(input.const_data_ptr<float>(), input.numel() / channels_, residual ? added.const_data_ptr<float>() : nullptr, false,
            y.mutable_data_ptr<float>());
   return y;
 }
 
-void QuantisedConv::products(const float* rows, int64_t count, const float* residual, float* y) const {
+void QuantisedConv::products(const float* rows, int64_t count, const float* residual, bool relu, float* y) const {
   constexpr int64_t kValuesOfAThread = 1 << 15;
   std::vector<Quantisation> quantisations(static_cast<size_t>(count));
   const at::Tensor bytes = pooled_empty({count * channels_}, at::kByte);
@@ -158,6 +159,7 @@ void QuantisedConv::products(const float* rows, int64_t count, const float* resi
   a.pixels_of_each = 1;
   a.residual = residual;
   a.y = y;
+  a.relu = relu;
   compute(a, count);
 }
 
@@ -168,7 +170,6 @@ void QuantisedConv::compute(kernels::QuantisedArguments& a, int64_t pixels) cons
   a.scales = scales_.const_data_ptr<float>();
   a.bias = bias_.const_data_ptr<float>();
   a.out_channels = out_channels_;
-  a.relu = shape_.relu;
   const auto kernel = cpu_kernels()->quantised->convolution;
   in_blocks(out_channels_, pixels, height_ * width_ * channels_, kSpeed,
             [&](int64_t block, int64_t first, int64_t last) { kernel(a, block, first, last); });

@@ -27,13 +27,13 @@ class QuantisedConv {
 
   // x [N, C, H, W] float32 (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or broadcast to it, is added
   // before the relu. Values that are not finite make all of a picture's output NaN.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
 
   // x [..., C] -> [..., K], for a 1 x 1 kernel; `residual` likewise.
   [[nodiscard]] at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
 
  private:
-  void products(const float* rows, int64_t count, const float* residual, float* y) const;
+  void products(const float* rows, int64_t count, const float* residual, bool relu, float* y) const;
   void compute(kernels::QuantisedArguments& arguments, int64_t pixels) const;
 
   at::Tensor weights_;        // [ceil(K / 32), h, w, C / 4, 32, 4] signed bytes

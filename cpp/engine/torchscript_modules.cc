@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/passes/frozen_graph_optimizations.h>
 #include <torch/csrc/jit/passes/lower_graph.h>
 #include <torch/csrc/jit/passes/peephole.h>
+#include <torch/csrc/jit/passes/remove_mutation.h>
 #include <torch/csrc/jit/passes/tensorexpr_fuser.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 
@@ -81,6 +82,7 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
     graph->eraseInput(arguments + i);
   }
   torch::jit::EliminateDeadCode(graph);
+  torch::jit::RemoveTensorMutation(graph);
   torch::jit::EliminateCommonSubexpression(graph);
   check_interruption();
   torch::jit::PeepholeOptimize(graph);

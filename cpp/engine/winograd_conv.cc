@@ -96,7 +96,7 @@ at::Tensor WinogradConv::transform(const at::Tensor& taps, c10::Allocator* alloc
   return result;
 }
 
-at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const {
+at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t times = shape_.upsampled ? 2 : 1, height = x.size(2) * times, width = x.size(3) * times;
   const Tiling inputs{x.size(0), height, width, channels_, shape_.tile, times},
@@ -152,7 +152,7 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
       outputs.pixels<float>(start + tile, shape_.tile, 0, to, nullptr, pixels);
       if (residuals) outputs.pixels<const float>(start + tile, shape_.tile, 0, residuals, nullptr, summands);
       transform_output({m + tile * out_channels_, tiles * out_channels_, out_channels_, bias_.const_data_ptr<float>(),
-                        residuals ? summands : nullptr, pixels, shape_.relu});
+                        residuals ? summands : nullptr, pixels, relu});
     });
   }
   return y;

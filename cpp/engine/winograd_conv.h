@@ -17,8 +17,7 @@ class WinogradConv {
   struct Shape {
     int64_t tile = 4;        // m: 2 or 4
     bool upsampled = false;  // the input is first enlarged 2x by repetition
-    bool relu = false;
-    bool stored = true;  // the transformed weights are kept; else the plain ones
+    bool stored = true;      // the transformed weights are kept; else the plain ones
   };
 
   // weight [K, C, 3, 3] float32, bias [K].
@@ -26,7 +25,7 @@ class WinogradConv {
 
   // x [N, C, H, W] (any strides) -> [N, K, H, W] (twice H and W where upsampled), channels last; `residual`, of the output's size or
   // broadcast to it, is added before the relu.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
 
   [[nodiscard]] int64_t tile() const { return shape_.tile; }
 

@@ -35,12 +35,12 @@ TEST_CASE("the direct convolution equals the plain one, for odd sizes, strides, 
             const at::Tensor x = random_tensor({seed % 2 == 0 ? 1 : 3, channels, side, side + 1}, ++seed);
             const at::Tensor plain = at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), stride, padding);
             const at::Tensor residual = random_tensor(plain.sizes().vec(), ++seed), each = random_tensor({1, outputs, 1, 1}, ++seed);
-            const DirectConv layer(weight, bias, {stride, padding, false, false}), rectified(weight, bias, {stride, padding, false, true});
+            const DirectConv layer(weight, bias, {stride, padding, false});
             const at::Tensor y = layer.run(x, std::nullopt);
             CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
             CHECK(difference(y, plain) < 3e-5);
             CHECK(difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual), plain + residual) < 3e-5);
-            CHECK(difference(rectified.run(x, each), (plain + each).relu()) < 3e-5);
+            CHECK(difference(layer.run(x, each, true), (plain + each).relu()) < 3e-5);
           }
         }
       }
@@ -54,7 +54,7 @@ TEST_CASE("the direct convolution enlarges its input on the way in") {
   const at::Tensor x = random_tensor({2, 24, 4, 5}, 1), weight = random_tensor({40, 24, 3, 3}, 2), bias = random_tensor({40}, 3);
   const at::Tensor expected =
       at::conv2d(at::upsample_nearest2d(x.to(at::kDouble), {8, 10}), weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
-  CHECK(difference(DirectConv(weight, bias, {1, 1, true, false}).run(x, std::nullopt), expected) < 5e-5);
+  CHECK(difference(DirectConv(weight, bias, {1, 1, true}).run(x, std::nullopt), expected) < 5e-5);
 }
 
 TEST_CASE("the direct product equals the plain one for any number of rows") {

@@ -55,13 +55,12 @@ TEST_CASE("the quantised convolution equals sums of rounded factors, for odd siz
             const at::Tensor rounded = row_by_row ? rounded_input(x, {1}) : rounded_input(x, {1, 2, 3});
             const at::Tensor expected = at::conv2d(rounded, rounded_weight(weight), bias.to(at::kDouble), stride, padding);
             const at::Tensor residual = random_tensor(expected.sizes().vec(), ++seed), each = random_tensor({1, outputs, 1, 1}, ++seed);
-            const QuantisedConv layer(weight, bias, {stride, padding, false, false}),
-                rectified(weight, bias, {stride, padding, false, true});
+            const QuantisedConv layer(weight, bias, {stride, padding, false});
             const at::Tensor y = layer.run(x, std::nullopt);
             CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
             CHECK(difference(y, expected) < 3e-5);
             CHECK(difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual), expected + residual) < 3e-5);
-            CHECK(difference(rectified.run(x, each), (expected + each).relu()) < 3e-5);
+            CHECK(difference(layer.run(x, each, true), (expected + each).relu()) < 3e-5);
           }
         }
       }
@@ -75,7 +74,7 @@ TEST_CASE("the quantised convolution enlarges its input on the way in, and is ne
   const at::Tensor x = random_tensor({2, 64, 5, 6}, 1), weight = random_tensor({40, 64, 3, 3}, 2), bias = random_tensor({40}, 3);
   const auto enlarged = [](const at::Tensor& y) { return at::upsample_nearest2d(y, {10, 12}); };
   const at::Tensor expected = at::conv2d(enlarged(rounded_input(x, {1, 2, 3})), rounded_weight(weight), bias.to(at::kDouble), 1, 1);
-  const at::Tensor y = QuantisedConv(weight, bias, {1, 1, true, false}).run(x, std::nullopt);
+  const at::Tensor y = QuantisedConv(weight, bias, {1, 1, true}).run(x, std::nullopt);
   CHECK(difference(y, expected) < 1e-4);
   const at::Tensor exact = at::conv2d(enlarged(x), weight, bias, 1, 1);
   CHECK((y - exact).norm().item<double>() < 0.02 * exact.norm().item<double>());
@@ -118,11 +117,11 @@ TEST_CASE("values that are not finite reach the quantised convolution's output, 
   if (!QuantisedConv::available()) return;
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 16, 3, 3}, 1);
-  const QuantisedConv layer(weight, std::nullopt, {1, 1, false, true});
+  const QuantisedConv layer(weight, std::nullopt, {1, 1, false});
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     at::Tensor x = random_tensor({2, 16, 4, 4}, 2);
     x[0][3][2][1] = bad;
-    const at::Tensor y = layer.run(x, std::nullopt);
+    const at::Tensor y = layer.run(x, std::nullopt, true);
     CHECK(y[0].isnan().all().item<bool>());
     CHECK(y[1].isfinite().all().item<bool>());
   }

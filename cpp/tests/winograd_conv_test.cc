@@ -46,17 +46,17 @@ TEST_CASE("Winograd's convolution equals the plain one, for sides that tiles do 
            std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {1, 2, 3}, {3, 5, 4}, {2, 17, 19}, {1, 64, 70}}) {
         const at::Tensor x = random_tensor({pictures, channels, height, width}, ++seed), expected = plain(x, weight, bias);
         const at::Tensor residual = random_tensor(expected.sizes().vec(), ++seed), each = random_tensor({1, outputs, 1, 1}, ++seed);
-        const WinogradConv layer(weight, bias, {tile, false, false}), rectified(weight, bias, {tile, false, true});
+        const WinogradConv layer(weight, bias, {tile, false});
         const at::Tensor y = layer.run(x, std::nullopt);
-        CHECK(y.equal(WinogradConv(weight, bias, {tile, false, false, false}).run(x, std::nullopt)));
+        CHECK(y.equal(WinogradConv(weight, bias, {tile, false, false}).run(x, std::nullopt)));
         CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
         CHECK(relative_difference(y, expected) < tolerance(tile));
         CHECK(relative_difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual), expected + residual) <
               tolerance(tile));
-        CHECK(relative_difference(rectified.run(x, each), (expected + each).relu()) < tolerance(tile));
+        CHECK(relative_difference(layer.run(x, each, true), (expected + each).relu()) < tolerance(tile));
       }
       const at::Tensor x = random_tensor({2, channels, 5, 6}, ++seed), enlarged = at::upsample_nearest2d(x, {10, 12});
-      CHECK(relative_difference(WinogradConv(weight, bias, {tile, true, false}).run(x, std::nullopt), plain(enlarged, weight, bias)) <
+      CHECK(relative_difference(WinogradConv(weight, bias, {tile, true}).run(x, std::nullopt), plain(enlarged, weight, bias)) <
             tolerance(tile));
       CHECK(WinogradConv(weight, std::nullopt, {tile}).run(random_tensor({0, channels, 4, 4}, 1), std::nullopt).numel() == 0);
     }
@@ -69,7 +69,7 @@ TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are
   if (!WinogradConv::available(weight)) return;
   at::Tensor x = random_tensor({1, 16, 32, 32}, 3);
   x[0][3][9][9] = std::numeric_limits<float>::quiet_NaN();
-  const at::Tensor y = WinogradConv(weight, bias, {4, false, true}).run(x, std::nullopt);
+  const at::Tensor y = WinogradConv(weight, bias, {4, false}).run(x, std::nullopt, true);
   CHECK(y.select(2, 9).select(2, 9).isnan().all().item<bool>());
   CHECK(at::isfinite(y.slice(2, 16)).all().item<bool>());
 }
