@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kFormatVersion = 1;
 constexpr uintmax_t kLargestManifest = 4 << 20;  // bytes
+constexpr int kDeepestManifest = 64;
 
 [[noreturn]] void invalid(const std::string& what) { throw EngineError(code::kBundleInvalid, "manifest.json: " + what); }
 
@@ -133,7 +134,13 @@ void check_file(const fs::path& folder, const std::string& name, const json& ent
 }  // namespace
 
 Manifest parse_manifest(const std::string& source) {
-  const json root = json::parse(source, nullptr, false);
+  bool too_deep = false;  // for what is written out again, which recurses
+  const auto keep = [&too_deep](int depth, json::parse_event_t, const json&) {
+    too_deep = too_deep || depth > kDeepestManifest;
+    return !too_deep;
+  };
+  const json root = json::parse(source, keep, false);
+  if (too_deep) invalid("Expected at most " + std::to_string(kDeepestManifest) + " levels of brackets");
   if (root.is_discarded()) invalid("Expected JSON but the file does not parse");
   if (!root.is_object()) invalid("Expected an object but received " + shown(root));
   if (text(root, "format", "") != "diad-bundle") invalid("Expected \"diad-bundle\" for format but received " + shown(root["format"]));

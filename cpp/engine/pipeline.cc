@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <sstream>
 
 #include "anomaly_map.h"
 #include "ddim.h"
 #include "device.h"
+#include "error.h"
 #include "interruption.h"
 #include "mapped_allocator.h"
 #include "noise.h"
@@ -75,12 +77,21 @@ Features half_of(const Features& features, int64_t first, int64_t count) {
 
 }  // namespace
 
+// What a network returned, if it is of the size that the manifest gives.
+at::Tensor of_size(at::Tensor result, at::IntArrayRef size, const char* file) {
+  if (result.sizes() == size) return result;
+  std::ostringstream words;
+  words << file << ": Expected a result of " << size << " but received " << result.sizes();
+  throw EngineError(code::kBundleInvalid, words.str());
+}
+
 Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy)
     : manifest_(std::move(manifest)), modules_(std::move(modules)), device_(device), precision_(precision), tidy_(tidy) {}
 
 at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   const auto size = static_cast<uint32_t>(manifest_.image_size);
   const auto resized = [&](const PictureRequest& request) {
+    check_interruption();
     const Frame& frame = *request.frame;
     return resize_rgb(to_rgb(frame), frame.width, frame.height, size);
   };
@@ -121,7 +132,8 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   timings.resize = lap();
   check_interruption();
 
-  kept.moments = modules_->encode(x).to(at::kFloat);
+  const int64_t side = manifest_.image_size, channels = manifest_.latent_channels, latent_side = manifest_.latent_size;
+  kept.moments = of_size(modules_->encode(x), {count, 2 * channels, latent_side, latent_side}, "encoder.pt").to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
   kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
   timings.encode = end_of_network();
@@ -131,7 +143,8 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   at::Tensor latent = kept.x_start;
   const auto total = static_cast<int64_t>(plan.steps.size());
   for (const SamplerStep& step : plan.steps) {
-    const at::Tensor eps = modules_->denoise(latent.to(precision_), hint, step.index).to(at::kFloat);
+    const at::Tensor eps =
+        of_size(modules_->denoise(latent.to(precision_), hint, step.index), latent.sizes(), "denoiser.pt").to(at::kFloat);
     latent = ddim_update(latent, eps, step.step);
     kept.step_x.push_back(latent);
     wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
@@ -139,7 +152,9 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   }
   timings.denoise = end_of_network();
 
-  const auto decode = [&](const at::Tensor& z) { return modules_->decode((z / manifest_.latent_scale).to(precision_)).to(at::kFloat); };
+  const auto decode = [&](const at::Tensor& z) {
+    return of_size(modules_->decode((z / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt").to(at::kFloat);
+  };
   kept.reconstruction = decode(latent);
   const at::Tensor compared = experimental.compare_with == CompareWith::kInput ? kept.x : decode(kept.z);
   timings.decode = end_of_network();

@@ -1,6 +1,7 @@
 #include "torchscript_archive.h"
 
 #include <caffe2/serialize/inline_container.h>
+#include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/serialization/import_source.h>
 #include <torch/csrc/jit/serialization/unpickler.h>
 
@@ -15,6 +16,7 @@
 #include "mapped_allocator.h"
 #include "operator_allowlist.h"
 #include "pickle_check.h"
+#include "source_depth.h"
 
 namespace diad {
 
@@ -28,6 +30,8 @@ using torch::jit::Module;
 constexpr size_t kLargestText = size_t{64} << 20;  // bytes of code and of one pickle, unpacked
 constexpr int64_t kLargestSide = int64_t{1} << 40;
 constexpr size_t kDeepestBrackets = 100, kMostOperators = 2000, kDeepestIndent = 200, kMostBranches = 1000;
+constexpr int64_t kDeepestCalls = 5000;
+constexpr size_t kMostInlined = 2'000'000;  // nodes
 
 [[noreturn]] void invalid(const std::string& what) { throw EngineError(code::kBundleInvalid, what); }
 [[noreturn]] void corrupt(const std::string& what) { throw EngineError(code::kBundleCorrupt, what); }
@@ -90,6 +94,7 @@ class Archive {
   }
 
   Module read() {
+    check_sources();
     const IValue constants = unpickle("constants");
     if (!constants.isTuple()) corrupt(file_ + ": constants.pkl holds no tuple");
     check_value(constants);
@@ -101,6 +106,26 @@ class Archive {
   }
 
  private:
+  // All that could be compiled, before any of it is.
+  void check_sources() {
+    std::vector<std::pair<std::string, std::string>> sources;
+    constexpr std::string_view kFolder = "code/", kEnding = ".py";
+    size_t bytes = 0;
+    for (const std::string& name : reader_.getAllRecords()) {
+      if (!name.starts_with(kFolder) || !name.ends_with(kEnding)) continue;
+      check_interruption();
+      std::string space = name.substr(kFolder.size(), name.size() - kFolder.size() - kEnding.size());
+      std::replace(space.begin(), space.end(), '/', '.');
+      sources.emplace_back(std::move(space), record(name));
+      check_source(sources.back().second, file_ + ": " + name);
+      bytes += sources.back().second.size();
+      if (bytes > kLargestText) invalid(file_ + " has more than 64 MiB of code");
+    }
+    const int64_t deepest = deepest_calls(sources);
+    if (deepest < 0) invalid(file_ + " has classes that name one another in a circle");
+    if (deepest > kDeepestCalls) invalid(file_ + " has functions that call one another too deeply");
+  }
+
   std::string record(const std::string& name) {
     if (!reader_.hasRecord(name)) corrupt(file_ + " has no " + name);
     if (reader_.getRecordSize(name) > kLargestText) invalid(file_ + ": " + name + " is larger than 64 MiB");
@@ -115,9 +140,6 @@ class Archive {
     name += ".py";
     if (!reader_.hasRecord(name)) return nullptr;
     std::string text = record(name);
-    code_bytes_ += text.size();
-    if (code_bytes_ > kLargestText) invalid(file_ + " has more than 64 MiB of code");
-    check_source(text, file_ + ": " + name);
     return std::make_shared<torch::jit::Source>(std::move(text), name, 1);
   }
 
@@ -225,7 +247,35 @@ class Archive {
   torch::jit::SourceImporter importer_;
   std::unordered_map<const void*, size_t> storages_;  // bytes really read, by address
   std::unordered_set<IValue, IValue::HashIdentityIValue, IValue::CompIdentityIValues> checked_;
-  size_t tensor_bytes_ = 0, code_bytes_ = 0;
+  size_t tensor_bytes_ = 0;
+};
+
+// A function that calls another twice, which calls a third twice, and so on: each is small, all together are not.
+class InlinedSize {
+ public:
+  explicit InlinedSize(std::string file) : file_(std::move(file)) {}
+
+  size_t of(torch::jit::Function& function) {
+    const auto [found, is_new] = known_.try_emplace(&function, 0);
+    if (!is_new) return found->second;
+    const size_t size = of(torch::jit::toGraphFunction(function).graph()->block());
+    return known_[&function] = size;
+  }
+
+ private:
+  size_t of(torch::jit::Block* block) {
+    size_t size = 0;
+    for (torch::jit::Node* node : block->nodes()) {
+      ++size;
+      for (torch::jit::Block* inner : node->blocks()) size += of(inner);
+      if (torch::jit::GraphFunction* const called = torch::jit::tryToGraphFunction(node)) size += of(*called);
+      if (size > kMostInlined) invalid(file_ + " has functions that come to more than " + std::to_string(kMostInlined) + " operators");
+    }
+    return size;
+  }
+
+  std::string file_;
+  std::unordered_map<const torch::jit::Function*, size_t> known_;
 };
 
 }  // namespace
@@ -236,6 +286,8 @@ Module read_torchscript(const std::filesystem::path& file, const std::string& na
   if (std::memcmp(magic, "PK\3\4", sizeof magic) != 0) corrupt(name + " is no TorchScript archive");
   Module module = Archive(file, name).read();
   require_allowed_operators(module, name);
+  InlinedSize size(name);
+  for (const torch::jit::Method& method : module.get_methods()) static_cast<void>(size.of(method.function()));
   return module;
 }
 

@@ -1,6 +1,9 @@
 // The queue with a runner that is no model: cancellation, deadlines, shutdown, failures.
 #include <atomic>
+#include <limits>
 #include <map>
+#include <memory>
+#include <string>
 #include <thread>
 
 #include "batcher_support.h"
@@ -158,4 +161,51 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
   const diad::BatcherStats stats = batcher.stats();
   CHECK(stats.queued + stats.running == 0);
   CHECK(stats.completed + stats.failed + stats.cancelled == 3000);
+}
+
+TEST_CASE("queue: a picture that is cancelled while it waits is let go at once, not when its turn comes") {
+  Gate gate;
+  Batcher batcher({.max_batch = 1}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    gate.wait();
+    return seeds_as_scores(batch, on_step);
+  });
+  std::future<Outcome> running = submit(batcher, 1);
+  while (batcher.stats().running == 0) std::this_thread::sleep_for(1ms);
+  const auto held = std::make_shared<int>(0);  // lives as long as the submission
+  diad::Submission submission;
+  std::promise<Outcome> cancelled;
+  submission.done = [&cancelled, held](Outcome outcome) { cancelled.set_value(std::move(outcome)); };
+  const uint64_t id = batcher.submit(std::move(submission));
+  CHECK(held.use_count() > 1);
+  CHECK(batcher.cancel(id));
+  CHECK(held.use_count() == 1);
+  CHECK(batcher.stats().queued == 0);
+  gate.open();
+  CHECK(code_of(running) == "done");
+}
+
+TEST_CASE("queue: a score that is no number fails its picture, not the others of its batch") {
+  Gate gate;
+  Batcher batcher({.max_batch = 3}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+    gate.wait();
+    std::vector<PictureResult> results = seeds_as_scores(batch, on_step);
+    for (PictureResult& result : results) {
+      if (result.score == 2) result.score = std::numeric_limits<double>::quiet_NaN();
+      if (result.score == 3) result.score = std::numeric_limits<double>::infinity();
+    }
+    return results;
+  });
+  std::future<Outcome> first = submit(batcher, 9);
+  std::vector<std::future<Outcome>> others;
+  for (const uint64_t seed : {1, 2, 3}) others.push_back(submit(batcher, seed));
+  gate.open();
+  CHECK(code_of(first) == "done");
+  CHECK(code_of(others[0]) == "done");
+  for (const size_t i : {1, 2}) {
+    const Outcome outcome = others[i].get();
+    const auto* const failure = std::get_if<Failure>(&outcome);
+    REQUIRE(failure != nullptr);
+    CHECK(std::string(failure->code) == "ERR_DIAD_INTERNAL");
+    CHECK(contains(failure->message, "is no finite number"));
+  }
 }

@@ -84,6 +84,17 @@ TEST_CASE("manifest: a good one is read") {
   CHECK(m.steps[1].alpha_bar_prev == doctest::Approx(0.9));
 }
 
+TEST_CASE("manifest: brackets in brackets are bounded") {
+  const std::string good = good_manifest().dump();
+  const auto with = [&](size_t depth) {
+    return error_of([&] {
+      (void)diad::parse_manifest(good.substr(0, good.size() - 1) + ",\"x\":" + std::string(depth, '[') + std::string(depth, ']') + "}");
+    });
+  };
+  CHECK(with(10) == "no error");
+  CHECK(with(1'000'000) == "ERR_DIAD_BUNDLE_INVALID: manifest.json: Expected at most 64 levels of brackets");
+}
+
 TEST_CASE("manifest: every violation names its key and value") {
   json m = good_manifest();
   m["formatVersion"] = 3;

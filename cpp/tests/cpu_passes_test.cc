@@ -152,6 +152,67 @@ TEST_CASE("prepacked layers equal the plain ones, with residual and ReLU, for sh
   CHECK(difference(LinearLayer(matrix, std::nullopt).run(tokens, residual), expected - offset + residual) < 2e-5);
 }
 
+TEST_CASE("layers add residuals of any size that broadcasts with theirs, and of other types, as plain addition does") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({32, 16, 3, 3}, 1) * 0.1, x = random_tensor({2, 16, 1, 1}, 2);
+  const at::Tensor plain = at::conv2d(x, weight, {}, 1, 1);
+  for (const bool relu : {false, true}) {
+    ConvLayer layer(weight, std::nullopt, {{1, 1}, {1, 1}, {1, 1}, false, relu});
+    for (const at::Tensor& residual : {random_tensor({2, 32, 5, 7}, 3), random_tensor({3, 1, 32, 4, 4}, 4).select(0, 0),
+                                       random_tensor({2, 32, 1, 1}, 5).to(at::kDouble)}) {
+      const at::Tensor sum = plain + residual, y = layer.run(x, residual);
+      CHECK((y.scalar_type() == sum.scalar_type()));
+      CHECK(difference(y, relu ? sum.relu() : sum) < 5e-5);
+    }
+  }
+  const at::Tensor matrix = random_tensor({20, 12}, 6);
+  for (const int64_t rows : {5, 300}) {  // our kernel, oneDNN's
+    LinearLayer layer(matrix, std::nullopt);
+    const at::Tensor tokens = random_tensor({2, rows, 12}, 8), expected = at::linear(tokens, matrix);
+    for (const at::Tensor& residual : {random_tensor({1, rows, 20}, 9), random_tensor({20}, 10), random_tensor({4, 2, rows, 20}, 11)}) {
+      CHECK(difference(layer.run(tokens, residual), expected + residual) < 2e-5);
+    }
+  }
+}
+
+TEST_CASE("layers refuse what does not fit their weights, instead of reading beyond it") {
+  const c10::InferenceMode guard;
+  ConvLayer layer(random_tensor({32, 16, 3, 3}, 1), std::nullopt, {{0, 0}, {2, 2}, {1, 1}, false, false});
+  const auto picture = [](int64_t channels, int64_t width) { return random_tensor({1, channels, 9, width}, 2); };
+  CHECK_THROWS_WITH(layer.run(picture(8, 9), std::nullopt), doctest::Contains("Expected [N, 16, H, W]"));
+  CHECK_THROWS_WITH(layer.run(picture(16, 9)[0], std::nullopt), doctest::Contains("Expected [N, 16, H, W]"));
+  CHECK_THROWS_WITH(layer.run(picture(16, 9).to(at::kDouble), std::nullopt), doctest::Contains("Expected Float"));
+  CHECK_THROWS_WITH(layer.run(picture(16, 2), std::nullopt), doctest::Contains("larger than the kernel"));
+  CHECK(layer.run(picture(16, 9), std::nullopt).sizes() == at::IntArrayRef({1, 32, 4, 4}));
+  LinearLayer linear(random_tensor({256, 1}, 3), std::nullopt);
+  const at::Tensor wide = random_tensor({1, 768}, 4), half = random_tensor({4, 1}, 4).to(at::kHalf);
+  CHECK_THROWS_WITH(linear.run(wide, std::nullopt), doctest::Contains("Expected [..., 1]"));
+  CHECK_THROWS_WITH(linear.run(half, std::nullopt), doctest::Contains("Expected Float"));
+}
+
+TEST_CASE("a norm of other sizes and types than ours is for is LibTorch's, and so is what it refuses") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({8}, 1), bias = random_tensor({8}, 2);
+  const auto plain = [&](const at::Tensor& x) { return at::silu(at::group_norm(x, 4, weight, bias, 1e-5)); };
+  const GroupNormShape shape{4, 1e-5, true};
+  for (const at::Tensor& x : {random_tensor({2, 8, 30}, 3), random_tensor({2, 8, 2, 3, 4}, 4)}) {
+    CHECK(difference(group_norm(x, std::nullopt, weight, bias, shape), plain(x)) < 1e-5);
+  }
+  CHECK(group_norm(at::zeros({0, 8, 4, 4}), std::nullopt, weight, bias, shape).sizes() == at::IntArrayRef({0, 8, 4, 4}));
+  const at::Tensor half = random_tensor({2, 8, 3, 3}, 6).to(at::kHalf);
+  CHECK(group_norm(half, std::nullopt, weight, bias, shape).equal(plain(half)));
+  // Summands that are no value a channel, though they have as many values.
+  const at::Tensor x = random_tensor({2, 8, 3, 8}, 7);
+  for (const at::Tensor& shift : {random_tensor({1, 1, 1, 8}, 8), random_tensor({8, 1, 1}, 9), random_tensor({1, 1, 3, 1}, 10)}) {
+    CHECK(difference(group_norm(x, shift, weight, bias, shape), plain(x + shift)) < 1e-5);
+  }
+  for (const int64_t groups : {0, 3, -4}) {
+    const GroupNormShape impossible{groups, 1e-5, false};
+    CHECK_THROWS(group_norm(x, std::nullopt, weight, bias, impossible));
+  }
+  CHECK_THROWS(group_norm(x, std::nullopt, weight.narrow(0, 0, 4), bias, shape));
+}
+
 namespace {
 
 // Upsampling, convolutions, a norm, a linear layer, and what is fused into them.
@@ -315,6 +376,63 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
   }
   (void)program.run({x});
   CHECK(end_operator_profile() == "[]");
+}
+
+TEST_CASE("nothing is moved past what writes in place; views see what our layers return") {
+  const c10::InferenceMode guard;
+  // The convolution reads x before the ReLU that overwrites it, although its only user comes after.
+  Program program(R"IR(
+graph(%z : Tensor, %w : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %x : Tensor = aten::neg(%z)
+  %y : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
+  %h : Tensor = aten::relu_(%x)
+  %sum : Tensor = aten::add(%y, %h, %one)
+  return (%sum))IR",
+                  {{"w", random_tensor({16, 16, 3, 3}, 1) * 0.1}});
+  const at::Tensor z = random_tensor({1, 16, 8, 8}, 2), expected = program.run({z});
+  CHECK(optimise_for_cpu(program.graph, {}).convolutions == 0);
+  CHECK(program.run({z}).equal(expected));
+
+  Program viewed(R"IR(
+graph(%x : Tensor, %w : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %flat : int[] = prim::Constant[value=[1, -1]]()
+  %y : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
+  %v : Tensor = aten::view(%y, %flat)
+  return (%v))IR",
+                 {{"w", random_tensor({16, 16, 3, 3}, 1) * 0.1}});
+  const at::Tensor flat = viewed.run({z});
+  CHECK(optimise_for_cpu(viewed.graph, {}).convolutions == 1);
+  CHECK(difference(viewed.run({z}), flat) < 1e-5);
+}
+
+TEST_CASE("layers whose constants do not fit together stay LibTorch's to refuse") {
+  const c10::InferenceMode guard;
+  const auto rewritten = [](const char* stride, const char* padding, const std::vector<int64_t>& bias) {
+    Program program(std::string(R"IR(
+graph(%x : Tensor, %w : Tensor, %b : Tensor):
+  %one : int = prim::Constant[value=1]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %stride : int[] = prim::Constant[value=[)IR") +
+                        stride + R"IR(]]()
+  %padding : int[] = prim::Constant[value=[)IR" +
+                        padding + R"IR(]]()
+  %y : Tensor = aten::conv2d(%x, %w, %b, %stride, %padding, %ones, %one)
+  return (%y))IR",
+                    {{"w", random_tensor({16, 16, 3, 3}, 1)}, {"b", random_tensor(bias, 2)}});
+    return optimise_for_cpu(program.graph, {}).convolutions;
+  };
+  CHECK(rewritten("1, 1", "1, 1", {16}) == 1);
+  CHECK(rewritten("0, 1", "1, 1", {16}) == 0);
+  CHECK(rewritten("1, 1", "1, -1", {16}) == 0);
+  CHECK(rewritten("4611686018427387904, 1", "4611686018427387904, 1", {16}) == 0);
+  CHECK(rewritten("1, 1", "1, 1", {8}) == 0);
+  CHECK(rewritten("1, 1", "1, 1", {16, 1}) == 0);
 }
 
 TEST_CASE("what is not known to be equal is left alone") {

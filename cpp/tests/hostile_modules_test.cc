@@ -181,6 +181,28 @@ TEST_CASE("TorchScript: source that would exhaust the compiler's stack is refuse
   CHECK(contains(refusal(std::string(100000, '-')), "nested too deeply"));
 }
 
+TEST_CASE("TorchScript: functions that call one another too deeply, or come to too many operators, are refused") {
+  // forward calls the first of `count` methods, each of which calls the next in `expression`, where # stands for its name.
+  const auto with_methods = [](int count, const std::string& expression) {
+    return refusal_of_changed("code/__torch__.py", [&](std::string& source) {
+      const size_t begin = source.find("self: ") + 6;
+      const std::string type = source.substr(begin, source.find(',', begin) - begin);
+      for (int i = 0; i <= count; ++i) {
+        std::string body = i == count ? "x" : expression;
+        const std::string next = "(self).m" + std::to_string(i + 1);
+        for (size_t at = body.find('#'); at != body.npos; at = body.find('#')) body.replace(at, 1, next);
+        source += "  def m" + std::to_string(i) + "(self: " + type + ",\n    x: Tensor) -> Tensor:\n    return " + body + "\n";
+      }
+      replace(source, "return ", "return (self).m0(");
+      source.insert(source.find('\n', source.find("(self).m0(")), ")");
+    });
+  };
+  CHECK(with_methods(100, "#(x)") == "no error");
+  CHECK(contains(with_methods(2000, "#(x)"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that call one another too deeply"));
+  CHECK(with_methods(8, "torch.add(#(x), #(x))") == "no error");
+  CHECK(contains(with_methods(60, "torch.add(#(x), #(x))"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that come to more than"));
+}
+
 TEST_CASE("TorchScript: hooks that are listed but nowhere defined are refused before LibTorch compiles the class") {
   for (const std::string list : {"__forward_hooks__", "__forward_pre_hooks__"}) {
     const auto list_hook = [&](std::string& source) { replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__"); };

@@ -55,7 +55,7 @@ class Noting final : public Modules {
   at::Tensor encode(const at::Tensor& x) override {
     note("encode");
     const at::Tensor mean = at::adaptive_avg_pool2d(x, {4, 4});
-    return at::cat({mean, mean - 3}, 1);
+    return misshapen == "encoder" ? mean : at::cat({mean, mean - 3}, 1);
   }
   at::Tensor guide(const at::Tensor& x) override {
     note("guide");
@@ -63,18 +63,18 @@ class Noting final : public Modules {
   }
   at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
     note("denoise " + std::to_string(step));
-    return z * 0.5 - hint * 0.25;
+    return misshapen == "denoiser" ? z.narrow(1, 0, 1) : z * 0.5 - hint * 0.25;
   }
   at::Tensor decode(const at::Tensor& z) override {
     note("decode");
-    return at::upsample_nearest2d(z, {kSize, kSize}).tanh();
+    return at::upsample_nearest2d(z, {kSize, misshapen == "decoder" ? kSize / 2 : kSize}).tanh();
   }
   Features extract(const at::Tensor& x) override {
     note("extract");
     return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}), at::adaptive_avg_pool2d(x, {2, 2})};
   }
 
-  std::string failing;
+  std::string failing, misshapen;
 
  private:
   void note(const std::string& network) {
@@ -163,6 +163,19 @@ TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes"
   CHECK(names(stopped.calls) == std::vector<std::string>{"encode", "guide", "denoise 0"});
   CHECK(stopped.results.empty());
   CHECK(pool_bytes().waiting == 0);
+}
+
+TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by the file's name") {
+  const Frame frame = frame_of(1);
+  for (const std::string network : {"encoder", "denoiser", "decoder"}) {
+    std::vector<Call> calls;
+    auto networks = std::make_unique<Noting>(calls);
+    networks->misshapen = network;
+    Pipeline pipeline(small_manifest(), std::move(networks), c10::kCPU, at::kFloat);
+    const std::vector<PictureRequest> batch{{&frame, 1, {}, {.sampler = {}, .compare_with = CompareWith::kAutoencoder}}};
+    CHECK(contains(error_of([&] { (void)pipeline.run(batch, always); }),
+                   "ERR_DIAD_BUNDLE_INVALID: " + network + ".pt: Expected a result of [1, "));
+  }
 }
 
 #ifndef _WIN32
