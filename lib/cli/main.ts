@@ -189,7 +189,7 @@ program
 withModelOptions(program.command('watch'))
   .description('score pictures as they appear in a folder')
   .argument('<folder>', 'watched with its subfolders')
-  .option('--done <dir>', 'move scored pictures there')
+  .option('--done <dir>', 'move scored pictures there, under another name where theirs is taken')
   .option('--journal <file>', 'what has been scored and delivered (default: .diad-watch.jsonl in the folder)')
   .option('--jsonl <file>', 'append results there')
   .option('--webhook <url>', 'POST each result there, again until it is received')
@@ -197,6 +197,7 @@ withModelOptions(program.command('watch'))
   .option('--mqtt <url>', 'publish each result with QoS 1')
   .option('--topic <topic>', 'of MQTT', 'diad/results')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
   .option('--settle <ms>', 'a file counts as written when its size has not changed for this long', wholeNumber, 500)
   .action(watch);
 
