@@ -387,8 +387,11 @@ describe('watch', () => {
       await writeFile(path.join(folder, 'bad.png'), 'no picture');
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
-      const child = spawn(process.execPath, [main, 'watch', folder, '--jsonl', jsonl, '--threads', '1'], { stdio: 'ignore' });
+      const done = path.join(folder, 'done');
+      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--threads', '1'];
+      const child = spawn(process.execPath, [main, 'watch', folder, ...options], { stdio: 'ignore' });
       await until(async () => (await lines(jsonl)).length === 2, 'two events');
+      await until(async () => (await readdir(done)).length === 2, 'both moved');
       child.kill('SIGTERM');
       assert.deepEqual(await once(child, 'exit'), [0, null]);
       const events = new Map((await lines(jsonl)).map((event) => [event.file, event]));

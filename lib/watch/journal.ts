@@ -12,11 +12,11 @@ export interface WatchEvent {
   readonly time: string;
   /** 0 (as reconstructed) and up. */
   readonly score?: number;
-  /** Of the picture's class, else the global one; only of a calibrated bundle, as the next two. */
+  /** Of the picture's class, else the global one; only of a calibrated bundle. */
   readonly threshold?: number;
-  /** score > threshold. */
+  /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;
-  /** 0 to 1, 0.5 at the threshold. */
+  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
   readonly normalisedScore?: number;
   readonly error?: { readonly code: string; readonly message: string };
 }
