@@ -1,10 +1,14 @@
 // diad serve: from the start to the last answer: health, failures, shutdown.
 import assert from 'node:assert/strict';
+import os from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad, DiadError } from '../lib/index.js';
 import { createServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
+import { isLoopback } from '../lib/server/options.js';
 import { post, refused, stubScorer, withServer } from './server-support.js';
 import { example, rejects } from './support.js';
+
+const hasIPv6 = Object.values(os.networkInterfaces()).some((of) => of?.some(({ family }) => family === 'IPv6'));
 
 describe('server: start, failure, shutdown', () => {
   it('is alive before the bundle is there, ready after the warm-up score', async () => {
@@ -95,7 +99,23 @@ describe('server: start, failure, shutdown', () => {
     await rejects(createServer({ load, host: '0.0.0.0' }), 'ERR_DIAD_INVALID_ARGUMENT', /--token-file/);
     await rejects(createServer({ load, host: '::' }), 'ERR_DIAD_INVALID_ARGUMENT', /loopback/);
     await rejects(createServer({ load, tokens: ['short'] }), 'ERR_DIAD_INVALID_ARGUMENT', /16 characters/);
+    await rejects(createServer({ load, auth: false, tokens: ['t'.repeat(16)] }), 'ERR_DIAD_INVALID_ARGUMENT', /no tokens .* auth: false/);
     await rejects(createServer({ load, port: 70_000 }), 'ERR_DIAD_INVALID_ARGUMENT', /port/);
     await rejects(createServer({} as ServerOptions), 'ERR_DIAD_INVALID_ARGUMENT', /load/);
+  });
+
+  it('the url is that of the address it listens on', async () => {
+    for (const [host, expected] of [
+      ['127.0.0.1', '127.0.0.1'],
+      ['0.0.0.0', '0.0.0.0'],
+      ['::', '[::]'],
+      ['::1', '[::1]'],
+    ] as const) {
+      if (host.includes(':') && !hasIPv6) continue;
+      await withServer({ host, auth: isLoopback(host) }, async (server) => {
+        assert.equal(server.url, `http://${expected}:${server.port}`);
+        assert.equal((await fetch(`${server.url}/v2/health/live`)).status, 200);
+      });
+    }
   });
 });

@@ -31,7 +31,8 @@ describe('server: answers', () => {
         const sent = Buffer.from(map!.data, 'base64');
         const values = new Float32Array(sent.buffer, sent.byteOffset, map!.width * map!.height);
         for (const [i, value] of values.entries()) closeTo(value, expected.map.data[i] ?? NaN);
-        const verdict = expected.threshold === undefined ? {} : { threshold: expected.threshold, anomalous: expected.anomalous };
+        const { threshold, anomalous, normalisedScore } = expected;
+        const verdict = threshold === undefined ? {} : { threshold, anomalous, normalisedScore };
         assert.deepEqual(rest, verdict);
       }
     }

@@ -1,9 +1,12 @@
 // The Open Inference Protocol, the metrics, and the published description of the service.
 import assert from 'node:assert/strict';
-import type { Diad, ScoreResult } from '../lib/index.js';
+import { writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { Diad, type ScoreResult } from '../lib/index.js';
 import type { DiadServer, Scorer } from '../lib/server/index.js';
-import { besideDemoServer, closeTo, refused, sample, stubScorer, withServer } from './server-support.js';
-import { example } from './support.js';
+import type { ScoreAnswer } from '../lib/server/schemas.js';
+import { besideDemoServer, closeTo, post, refused, sample, stubScorer, withServer } from './server-support.js';
+import { example, withBundleCopy } from './support.js';
 
 interface Tensor {
   readonly name: string;
@@ -45,7 +48,12 @@ describe('Open Inference Protocol', () => {
       inputs: [{ name: 'image', datatype: 'BYTES', shape: [-1] }],
       outputs: [
         { name: 'score', datatype: 'FP64', shape: [-1] },
-        ...(threshold === undefined ? [] : [{ name: 'anomalous', datatype: 'BOOL', shape: [-1] }]),
+        ...(threshold === undefined
+          ? []
+          : [
+              { name: 'anomalous', datatype: 'BOOL', shape: [-1] },
+              { name: 'normalisedScore', datatype: 'FP64', shape: [-1] },
+            ]),
         { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
       ],
     });
@@ -135,7 +143,7 @@ describe('calibrated bundles', () => {
       Promise.resolve({
         ...stub,
         info: { bundle: { ...stub.info.bundle, threshold: 10 } } as Scorer['info'],
-        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true }),
+        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true, normalisedScore: 0.75 }),
       });
     await withServer({ load }, async (server) => {
       const picture = await example('gear-good.png');
@@ -143,14 +151,61 @@ describe('calibrated bundles', () => {
         string,
         unknown
       >;
-      assert.deepEqual([scored['threshold'], scored['anomalous']], [10, true]);
+      assert.deepEqual([scored['threshold'], scored['anomalous'], scored['normalisedScore']], [10, true, 0.75]);
       const { outputs } = (await (await infer(server, { inputs: [input([picture])] }, 'stub')).json()) as { outputs: Tensor[] };
       assert.deepEqual(outputs, [
         { name: 'score', shape: [1], datatype: 'FP64', data: [picture.length] },
         { name: 'anomalous', shape: [1], datatype: 'BOOL', data: [true] },
+        { name: 'normalisedScore', shape: [1], datatype: 'FP64', data: [0.75] },
       ]);
+      const { outputs: described } = (await (await fetch(`${server.url}/v2/models/stub`)).json()) as { outputs: Tensor[] };
+      assert.deepEqual(
+        described.map(({ name, datatype }) => [name, datatype]),
+        [...outputs.map(({ name, datatype }) => [name, datatype]), ['map', 'FP32']],
+      );
     });
   });
+
+  it('class names the thresholds that hold, those of the map too; the global ones for an unknown one', () =>
+    withBundleCopy(async (bundle) => {
+      const gear = { threshold: 0.001, pixelThreshold: 1e-4, scale: 2 };
+      const calibration = { threshold: 1000, pixelThreshold: 1000, classes: { gear, bolt: { threshold: 0.5 } } };
+      await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
+      await withServer({ load: () => Diad.load(bundle, { threads: 1 }) }, async (server) => {
+        const picture = await example('circuit_board-missing_part.png');
+        for (const [className, threshold, regions] of [
+          [undefined, 1000, 'none'],
+          ['unknown', 1000, 'none'],
+          ['gear', 0.001, 'some'],
+          ['bolt', 0.5, undefined], // calibrated, but not for pixels
+        ] as const) {
+          const query = className === undefined ? '' : `?class=${className}`;
+          const answer = (await (await post(server, `/v1/score${query}`, picture)).json()) as ScoreAnswer;
+          const { score } = answer;
+          assert.deepEqual([answer.threshold, answer.anomalous], [threshold, score > threshold]);
+          const normalised = className === 'gear' ? 1 / (1 + Math.exp((0.001 - score) / 2)) : score / (score + threshold);
+          closeTo(answer.normalisedScore!, normalised);
+          assert.equal(answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none', regions);
+          const parameters = className === undefined ? {} : { class: className };
+          const { outputs } = (await (await infer(server, { parameters, inputs: [input([picture])] })).json()) as { outputs: Tensor[] };
+          assert.deepEqual(
+            outputs.map(({ name, data }) => [name, data.length]),
+            [
+              ['score', 1],
+              ['anomalous', 1],
+              ['normalisedScore', 1],
+            ],
+          );
+          assert.equal(outputs[1]!.data[0], score > threshold);
+          closeTo(outputs[2]!.data[0] as number, normalised);
+        }
+        const tiled = (await (await post(server, '/v1/score?class=gear&tile=200', picture)).json()) as ScoreAnswer;
+        assert.equal(tiled.threshold, 0.001);
+        await refused(await post(server, '/v1/score?class=', picture), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
+        await refused(await post(server, '/v1/score?class=%00', picture), 400, 'ERR_DIAD_INVALID_ARGUMENT', /className/);
+        await refused(await infer(server, { parameters: { class: '' }, inputs: [input([picture])] }), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
+      });
+    }));
 });
 
 describe('bundles calibrated for pixels', () => {
@@ -175,7 +230,7 @@ describe('bundles calibrated for pixels', () => {
         assert.deepEqual(((await answer.json()) as { regions: unknown }).regions, [region]);
       }
       assert.deepEqual(asked, [
-        { threshold: 0.7, minArea: 0 },
+        { minArea: 0 }, // at the map's own threshold, that of its class
         { threshold: 0.2, minArea: 5 },
       ]);
     });
@@ -192,6 +247,7 @@ describe('/openapi.json', () => {
       };
       assert.match(document.openapi, /^3\.1\./);
       assert.deepEqual(Object.keys(document.paths).sort(), [
+        '/metrics',
         '/v1/reconstruct',
         '/v1/score',
         '/v2',
@@ -203,9 +259,18 @@ describe('/openapi.json', () => {
       ]);
       const score = document.paths['/v1/score']!['post']!;
       assert.deepEqual(['200', '400', '401', '403', '406', '408', '413', '415', '422', '429', '503'], Object.keys(score.responses).sort());
-      assert.deepEqual(score.parameters?.map(({ name }) => name).sort(), ['map', 'minArea', 'overlap', 'regionThreshold', 'seed', 'tile']);
+      assert.deepEqual(score.parameters?.map(({ name }) => name).sort(), [
+        'class',
+        'map',
+        'minArea',
+        'overlap',
+        'regionThreshold',
+        'seed',
+        'tile',
+      ]);
       const seed = score.parameters?.find(({ name }) => name === 'seed');
       assert.deepEqual(seed?.schema, { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 });
+      assert.deepEqual(Object.keys(document.paths['/metrics']!['get']!.responses).sort(), ['200', '400', '401', '403', '429', '503']);
       assert.deepEqual(document.paths['/v2/health/live']!['get']!.security, []);
       assert.deepEqual(document.components.securitySchemes, { token: { type: 'http', scheme: 'bearer' } });
     }));

@@ -61,6 +61,7 @@ describe('diad serve', () => {
       const file = path.join(folder, 'tokens');
       await writeFile(file, `# of line 7\n${TOKEN}\n`);
       await serving(['--host', '0.0.0.0', '--token-file', file, '--log-level', 'trace'], async ({ url, log }) => {
+        assert.match(url, /^http:\/\/0\.0\.0\.0:\d+$/, 'the address that was bound');
         const local = url.replace('0.0.0.0', '127.0.0.1');
         assert.equal((await fetch(`${local}/v2`)).status, 401);
         assert.equal((await fetch(`${local}/v2`, { headers: { authorization: `Bearer ${TOKEN}` } })).status, 200);
@@ -116,6 +117,9 @@ describe('diad serve', () => {
 
   it('what cannot be served is told with exit code 1', async () => {
     for (const [args, message] of [
+      [['--workers', '0'], /Expected an integer from 1 to 1024 for --workers but received 0/],
+      [['--workers', '1025'], /for --workers but received 1025/],
+      [['--no-auth', '--token-file', 'SECURITY.md'], /Expected no tokens \(--token-file\) beside auth: false \(--no-auth\)/],
       [['--host', '0.0.0.0'], /Expected a loopback address, or tokens \(--token-file\), or auth: false \(--no-auth\), for host/],
       [['--token-file', '/nowhere'], /--token-file: \/nowhere cannot be read/],
       [['--tls-cert', 'x.pem'], /--tls-cert and --tls-key together/],

@@ -2,14 +2,16 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { appendFile, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import mqtt from 'mqtt';
+import { Diad } from '../lib/index.js';
+import { identify, moveInto } from '../lib/watch/done.js';
 import { mqttSink, signature, watch, webhookSink, type Sink, type WatchEvent, type WatchOptions } from '../lib/watch/index.js';
 import { freePort, stubScore, stubScorer, writePictures } from './queue-support.js';
-import { example, inFolder, rejects, root, runProgram } from './support.js';
+import { example, inFolder, rejects, root, runProgram, withBundleCopy } from './support.js';
 
 /** Waits until a condition holds. */
 async function until(holds: () => boolean | Promise<boolean>, what: string, limitMs = 40_000): Promise<void> {
@@ -93,6 +95,191 @@ describe('watch', () => {
         [stubScore(bytes)],
       );
       assert.deepEqual((await readdir(folder)).sort(), ['.diad-watch.jsonl', 'done']);
+    }));
+
+  it('what is done keeps every picture: a camera that uses its names again, names that meet, names that are taken', () =>
+    inFolder(async (folder) => {
+      const [sink, done] = [collecting(), path.join(folder, 'done')];
+      const pictures = (await writePictures(folder, 4)).map(({ bytes }) => bytes);
+      for (const name of await readdir(folder)) await rm(path.join(folder, name));
+      await mkdir(path.join(folder, 'a'));
+      await mkdir(done);
+      await writeFile(path.join(done, 'image.png'), 'of an earlier day');
+      const log: string[] = [];
+      await watching({ folder, done, sinks: [sink], log: (line) => log.push(line) }, async () => {
+        for (const [i, name] of ['image.png', 'image.png', 'a/b.png', 'a__b.png'].entries()) {
+          await writeFile(path.join(folder, name), pictures[i]!);
+          await until(async () => (await readdir(done)).length === i + 2, `${name} moved`);
+        }
+        await until(() => sink.events.length === 4, 'all told');
+      });
+      const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name))));
+      assert.deepEqual(kept.map(stubScore).sort(), [Buffer.from('of an earlier day'), ...pictures].map(stubScore).sort());
+      assert.equal(await readFile(path.join(done, 'image.png'), 'utf8'), 'of an earlier day');
+      // Its own name where that is free, else the first digits of the event's id beside it; the journal and the log say which.
+      const ids = sink.events.map(({ id }) => id);
+      const names = [
+        `image.${ids[0]!.slice(0, 12)}.png`,
+        `image.${ids[1]!.slice(0, 12)}.png`,
+        'a__b.png',
+        `a__b.${ids[3]!.slice(0, 12)}.png`,
+      ];
+      const entries = (await lines(journalOf(folder))) as unknown as { moved?: string; name?: string }[];
+      assert.deepEqual(
+        entries.filter(({ moved }) => moved !== undefined),
+        ids.map((moved, i) => ({ moved, name: names[i] })),
+      );
+      for (const [i, name] of names.entries()) assert.deepEqual(await readFile(path.join(done, name)), pictures[i]);
+      assert.deepEqual(
+        log,
+        ['image.png', 'image.png', undefined, 'a__b.png'].flatMap((file, i) =>
+          file === undefined ? [] : [`${file}: moved to ${path.join(done, names[i]!)}`],
+        ),
+      );
+    }));
+
+  it('twenty that move pictures of one name, size and time at once each find a name of their own', () =>
+    inFolder(async (folder) => {
+      const done = path.join(folder, 'done');
+      await mkdir(done);
+      const files = Array.from({ length: 20 }, (_, i) => path.join(folder, String(i), 'image.png'));
+      for (const [i, file] of files.entries()) {
+        await mkdir(path.dirname(file));
+        await writeFile(file, String(10 + i));
+        await utimes(file, 0, 0);
+      }
+      const id = await identify(files[0]!, 'image.png');
+      const moved = await Promise.all(files.map((file) => moveInto(done, file, 'image.png', id)));
+      assert.equal(new Set(moved.map((one) => one!.name)).size, 20);
+      const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name), 'utf8')));
+      assert.deepEqual(
+        kept.sort(),
+        files.map((_, i) => String(10 + i)),
+      );
+    }));
+
+  it('a name that is longer than file systems allow, as a deep folder gives one, is cut', () =>
+    inFolder(async (folder) => {
+      const relative = path.join(...Array.from({ length: 5 }, () => 'ü'.repeat(60)), 'image.png');
+      const [file, done] = [path.join(folder, 'image.png'), path.join(folder, 'done')];
+      await mkdir(done);
+      for (const content of ['one', 'two']) {
+        await writeFile(file, content);
+        const { name } = (await moveInto(done, file, relative, await identify(file, relative)))!;
+        assert.match(name, /^ü+__ü+(\.[0-9a-f]{12})?\.png$/);
+        assert.equal(await readFile(path.join(done, name), 'utf8'), content);
+      }
+    }));
+
+  it('what is done goes to another file system too, complete under its name, and leaves the folder', () =>
+    inFolder(async (folder) => {
+      const done = await mkdtemp('/dev/shm/diad-');
+      try {
+        assert.notEqual((await stat(done)).dev, (await stat(folder)).dev, 'two file systems');
+        const pictures = await writePictures(folder, 2);
+        await writeFile(path.join(done, '0001.png'), 'earlier');
+        const { mtimeMs } = await stat(path.join(folder, '0000.png'));
+        const [sink, log] = [collecting(), [] as string[]];
+        await watching({ folder, done, sinks: [sink], log: (line) => log.push(line) }, () =>
+          until(async () => sink.events.length === 2 && (await readdir(folder)).length === 1, 'only the journal is left'),
+        );
+        const id = sink.events.find(({ file }) => file === '0001.png')!.id.slice(0, 12);
+        assert.deepEqual((await readdir(done)).sort(), ['0000.png', `0001.${id}.png`, '0001.png'].sort());
+        assert.deepEqual(await readFile(path.join(done, '0000.png')), pictures[0]!.bytes);
+        assert.deepEqual(await readFile(path.join(done, `0001.${id}.png`)), pictures[1]!.bytes);
+        assert.equal(Math.round((await stat(path.join(done, '0000.png'))).mtimeMs), Math.round(mtimeMs));
+        assert.deepEqual(log, [`0001.png: moved to ${path.join(done, `0001.${id}.png`)}`]);
+      } finally {
+        await rm(done, { recursive: true, force: true });
+      }
+    }));
+
+  it('a picture that is replaced while it is scored is not taken for the new one: that is scored, then moved', () =>
+    inFolder(async (folder) => {
+      const [sink, done, file] = [collecting(), path.join(folder, 'done'), path.join(folder, 'image.png')];
+      const [first, second] = await writePictures(folder, 2);
+      await rm(path.join(folder, '0001.png'));
+      await rename(path.join(folder, '0000.png'), file);
+      const stub = stubScorer(1);
+      let calls = 0;
+      const score: typeof stub.score = async (image, options) => {
+        const result = await stub.score(image, options);
+        if (calls++ === 0) {
+          await writeFile(path.join(folder, 'next.tmp'), Buffer.concat([second!.bytes, Buffer.from('more')]));
+          await rename(path.join(folder, 'next.tmp'), file);
+          await sleep(50);
+        }
+        return result;
+      };
+      await watching({ folder, done, sinks: [sink], scorer: { info: stub.info, score } }, () =>
+        until(async () => sink.events.length === 2 && (await readdir(done)).length > 0, 'moved'),
+      );
+      const newer = Buffer.concat([second!.bytes, Buffer.from('more')]);
+      assert.deepEqual(
+        sink.events.map(({ score }) => score),
+        [first!.bytes, newer].map(stubScore),
+      );
+      assert.deepEqual(await readFile(path.join(done, 'image.png')), newer);
+    }));
+
+  it("thresholds are those of the folder's class, or of the class that is named; the score also normalised", () =>
+    withBundleCopy(async (bundle) => {
+      const calibration = { threshold: 1000, scale: 100, classes: { gear: { threshold: 0.001 }, bolt: { threshold: 2000 } } };
+      await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
+      const diad = await Diad.load(bundle, { threads: 1 });
+      try {
+        const bytes = await example('gear-good.png');
+        for (const [named, thresholds] of [
+          [undefined, [0.001, 0.001, 1000]],
+          ['bolt', [2000, 2000, 2000]],
+          ['unknown', [1000, 1000, 1000]],
+        ] as const) {
+          await inFolder(async (folder) => {
+            for (const file of ['gear/1.png', 'gear/late/2.png', 'other/3.png']) {
+              await mkdir(path.dirname(path.join(folder, file)), { recursive: true });
+              await writeFile(path.join(folder, file), bytes);
+            }
+            const sink = collecting();
+            const options = { folder, scorer: diad, sinks: [sink], concurrency: 1, ...(named === undefined ? {} : { className: named }) };
+            await watching(options, () => until(() => sink.events.length === 3, 'all'));
+            const events = sink.events.sort((one, other) => one.file.localeCompare(other.file));
+            for (const [i, { score = NaN, threshold, anomalous, normalisedScore = NaN }] of events.entries()) {
+              assert.deepEqual([threshold, anomalous], [thresholds[i], score > thresholds[i]!]);
+              // The global thresholds have a scale, those of the classes none.
+              const expected = threshold === 1000 ? 1 / (1 + Math.exp((1000 - score) / 100)) : score / (score + threshold!);
+              assert.ok(Math.abs(normalisedScore - expected) < 1e-12, `${normalisedScore} ${expected}`);
+            }
+          });
+        }
+      } finally {
+        await diad.close();
+      }
+    })).timeout(120_000);
+
+  it('options that cannot be are refused', () =>
+    inFolder(async (folder) => {
+      const good = { folder, scorer: stubScorer(1), sinks: [] };
+      const start = watch as (options?: unknown) => ReturnType<typeof watch>;
+      for (const [options, message] of [
+        [undefined, /Expected a folder to watch for folder but received undefined/],
+        [null, /Expected an object for watch options but received null/],
+        [{ ...good, folder: 7 }, /for folder but received 7 of type number/],
+        [{ ...good, folder: '/nowhere' }, /\/nowhere is none/],
+        [{ ...good, scorer: {} }, /Expected a loaded bundle for scorer/],
+        [{ ...good, sinks: undefined }, /Expected an array of receivers for sinks/],
+        [{ ...good, sinks: [collecting(), null] }, /send\(\) and close\(\) for sinks\[1\] but received null/],
+        [{ ...good, journal: '' }, /for journal/],
+        [{ ...good, done: `${folder}/.` }, /Expected another folder than the watched one for done/],
+        [{ ...good, className: 3 }, /for className but received 3/],
+        [{ ...good, seed: -1 }, /for seed but received -1/],
+        [{ ...good, settleMs: 0.5 }, /Expected an integer from 0 to 3600000 for settleMs but received 0.5/],
+        [{ ...good, concurrency: 0 }, /Expected an integer from 1 to 1000000 for concurrency but received 0/],
+        [{ ...good, log: true }, /Expected a function for log/],
+        [{ ...good, folders: [] }, /unknown key folders/],
+      ] as const) {
+        await rejects(start(options), 'ERR_DIAD_INVALID_ARGUMENT', message);
+      }
+      assert.deepEqual(await readdir(folder), [], 'nothing has been made');
     }));
 
   it('a burst of 500 files with a kill -9 in the middle: none lost, none twice', () =>
@@ -200,8 +387,11 @@ describe('watch', () => {
       await writeFile(path.join(folder, 'bad.png'), 'no picture');
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
-      const child = spawn(process.execPath, [main, 'watch', folder, '--jsonl', jsonl, '--threads', '1'], { stdio: 'ignore' });
+      const done = path.join(folder, 'done');
+      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--threads', '1'];
+      const child = spawn(process.execPath, [main, 'watch', folder, ...options], { stdio: 'ignore' });
       await until(async () => (await lines(jsonl)).length === 2, 'two events');
+      await until(async () => (await readdir(done)).length === 2, 'both moved');
       child.kill('SIGTERM');
       assert.deepEqual(await once(child, 'exit'), [0, null]);
       const events = new Map((await lines(jsonl)).map((event) => [event.file, event]));
@@ -209,6 +399,5 @@ describe('watch', () => {
       assert.ok(events.get('good.png')!.score! > 0);
       const gone = await runProgram(process.execPath, [main, 'watch', '/nowhere']);
       assert.equal(gone.code, 1);
-      await rejects(watch({ folder: '/nowhere', scorer: stubScorer(1), sinks: [] }), 'ERR_DIAD_INVALID_ARGUMENT', /\/nowhere is none/);
     })).timeout(120_000);
 });

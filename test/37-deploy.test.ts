@@ -18,9 +18,17 @@ import { stubScorer } from './server-support.js';
 import { demoBundle, inFolder, python, root, runProgram } from './support.js';
 
 type Document = Readonly<Record<string, unknown>> & { readonly kind: string; readonly spec: Readonly<Record<string, unknown>> };
+interface Probe {
+  readonly httpGet?: { readonly path: string };
+  readonly periodSeconds?: number;
+  readonly timeoutSeconds?: number;
+  readonly failureThreshold?: number;
+}
 interface Container {
   readonly args?: readonly string[];
   readonly command?: readonly string[];
+  readonly livenessProbe?: Probe;
+  readonly readinessProbe?: Probe;
 }
 
 const deploy = (file: string): Promise<string> => readFile(path.join(root, 'deploy', file), 'utf8');
@@ -149,14 +157,31 @@ describe('deploy', () => {
     assert.ok(valid(extension), JSON.stringify(valid.errors));
     const { code, stderr } = await validated({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'predictor' }, spec: pod });
     assert.equal(code, 0, stderr);
-    const [container] = pod['containers'] as (Container & Record<'livenessProbe' | 'readinessProbe', { httpGet: { path: string } }>)[];
+    const [container] = pod['containers'] as Container[];
     await known(container!.args!);
     const server = await createServer({ load: () => Promise.resolve(stubScorer()), port: 0, logLevel: 'silent' });
     await server.ready;
     for (const probe of [container!.livenessProbe, container!.readinessProbe]) {
-      assert.equal((await fetch(`${server.url}${probe.httpGet.path}`)).status, 200);
+      assert.equal((await fetch(`${server.url}${probe!.httpGet!.path}`)).status, 200);
     }
     await server.close();
+  });
+
+  it('probes wait longer than the second that Kubernetes gives them, and one late answer ends nothing', async () => {
+    const [service] = await documents('inference-service.yaml');
+    const sets = (await documents('workers.yaml')).filter(({ kind }) => kind === 'StatefulSet');
+    const pods = [service!.spec['predictor'], ...sets.map(({ spec }) => (spec['template'] as { spec: unknown }).spec)];
+    const containers = (pods as { containers: Container[] }[]).flatMap((pod) => pod.containers);
+    const probes = containers.flatMap(({ livenessProbe, readinessProbe }) =>
+      [livenessProbe, readinessProbe].filter((one) => one !== undefined),
+    );
+    assert.equal(probes.length, 3);
+    for (const { periodSeconds = 10, timeoutSeconds = 1, failureThreshold = 3 } of probes) {
+      assert.ok(timeoutSeconds >= 5 && timeoutSeconds <= periodSeconds, `${timeoutSeconds} s of ${periodSeconds} s`);
+      assert.ok(failureThreshold >= 3);
+    }
+    const { periodSeconds = 10, failureThreshold = 3 } = containers[0]!.livenessProbe!;
+    assert.ok(periodSeconds * failureThreshold >= 60, 'a server is not killed before it has been silent for a minute');
   });
 
   it('the image runs as nobody in particular, and copies what is there', async () => {

@@ -67,7 +67,7 @@ export function stubScorer(delayMs: number, onScore: () => void = () => undefine
     await sleep(delayMs);
     return { score: stubScore(image as Uint8Array) };
   };
-  return { info: { bundle: { name: 'stub', digest: STUB_MODEL } }, score } as unknown as WorkerScorer;
+  return { info: { bundle: { name: 'stub', digest: STUB_MODEL, calibratedClasses: [] } }, score } as unknown as WorkerScorer;
 }
 
 export const stubScore = (bytes: Uint8Array): number => parseInt(sha256(bytes).slice(0, 8), 16) / 2 ** 32;

@@ -6,6 +6,7 @@ import type { ServerOptions } from '../server/index.js';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { tuneAllocator } from '../native.js';
+import { integer } from '../validate.js';
 import type { ModelOptions } from './inputs.js';
 
 /** Options of `diad serve` as the command line gives them. */
@@ -94,6 +95,7 @@ export async function serve(options: ServeOptions): Promise<void> {
   const { createServer } = await import('../server/index.js');
   const { isClusterWorker, runPrimary } = await import('../server/cluster.js');
   const { validateServerOptions } = await import('../server/options.js');
+  integer(options.workers, '--workers', 1, 1024, 1);
   const given = await serverOptions(options);
   validateServerOptions(given);
   if (options.workers > 1 && !isClusterWorker) {

@@ -13,6 +13,7 @@ interface WatchCliOptions extends ModelOptions {
   readonly mqtt?: string;
   readonly topic: string;
   readonly jsonl?: string;
+  readonly class?: string;
   readonly seed: number;
   readonly settle: number;
 }
@@ -48,6 +49,7 @@ export async function watch(folder: string, options: WatchCliOptions): Promise<v
       log,
       ...(options.done === undefined ? {} : { done: options.done }),
       ...(options.journal === undefined ? {} : { journal: options.journal }),
+      ...(options.class === undefined ? {} : { className: options.class }),
     });
     log(`watching ${folder}`);
     await new Promise<void>((resolve) => {

@@ -23,6 +23,8 @@ interface Call {
 }
 
 interface ScoreCall extends Call {
+  /** Kind of part, whose thresholds count. */
+  readonly className?: string | undefined;
   readonly tile?: TileOptions;
 }
 
@@ -151,8 +153,9 @@ export class Engine {
   }
 
   /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for tiles that do not fit together or are too many, and what the library throws */
-  async score(picture: Picture, { tile, ...call }: ScoreCall): Promise<ScoreResult> {
-    if (tile === undefined) return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, options));
+  async score(picture: Picture, { tile, className, ...call }: ScoreCall): Promise<ScoreResult> {
+    const its = className === undefined ? {} : { className };
+    if (tile === undefined) return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, ...its }));
     const tiles = countTiles(picture.width, picture.height, validateTiles(tile));
     if (tiles > MOST_TILES) {
       throw new DiadError(
@@ -160,7 +163,7 @@ export class Engine {
         `Expected at most ${MOST_TILES} tiles but the picture needs ${tiles}; take larger ones or less overlap`,
       );
     }
-    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, tile }));
+    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, ...its, tile }));
   }
 
   reconstruct(picture: Picture, call: Call): Promise<ReconstructResult> {

@@ -5,7 +5,7 @@ import type { ScoreResult } from '../diad.js';
 import type { Engine } from './engine.js';
 import { clientSignal } from './pictures.js';
 import { HttpFailure } from './problem.js';
-import { COMMON_PROBLEMS, content, PICTURE_PROBLEMS, problems } from './schemas.js';
+import { ClassName, COMMON_PROBLEMS, content, PICTURE_PROBLEMS, problems } from './schemas.js';
 
 const MOST_PICTURES = 32;
 
@@ -20,7 +20,10 @@ const ModelMetadata = Type.Object({
   inputs: Type.Array(TensorMetadata),
   outputs: Type.Array(TensorMetadata),
 });
-const Parameters = Type.Object({ seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })) });
+const Parameters = Type.Object({
+  class: Type.Optional(ClassName),
+  seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })),
+});
 const InferRequest = Type.Object({
   id: Type.Optional(Type.String({ maxLength: 256 })),
   parameters: Type.Optional(Parameters),
@@ -40,7 +43,7 @@ const InferRequest = Type.Object({
   outputs: Type.Optional(
     Type.Array(
       Type.Object({
-        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('map')]),
+        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('normalisedScore'), Type.Literal('map')]),
         parameters: Type.Optional(Type.Object({})),
       }),
     ),
@@ -73,18 +76,24 @@ function decodeBase64(text: string): Buffer {
   return Buffer.from(text, 'base64');
 }
 
+/** Outputs of a calibrated model beside its scores and maps. */
+const CALIBRATED = [
+  { name: 'anomalous', datatype: 'BOOL' },
+  { name: 'normalisedScore', datatype: 'FP64' },
+] as const;
+
 function outputsOf(results: readonly ScoreResult[], names: readonly string[]): InferAnswer['outputs'] {
   const count = results.length;
+  const calibrated = ({ name, datatype }: (typeof CALIBRATED)[number]): InferAnswer['outputs'][number] => {
+    const data = results.map(({ [name]: value }) => {
+      if (value === undefined) throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The model is not calibrated: there is no output "${name}"`);
+      return value;
+    });
+    return { name, shape: [count], datatype, data };
+  };
   const all: Record<string, () => InferAnswer['outputs'][number]> = {
     score: () => ({ name: 'score', shape: [count], datatype: 'FP64', data: results.map(({ score }) => score) }),
-    anomalous: () => {
-      const data = results.map(({ anomalous }) => {
-        if (anomalous === undefined)
-          throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The model is not calibrated: there is no output "anomalous"');
-        return anomalous;
-      });
-      return { name: 'anomalous', shape: [count], datatype: 'BOOL', data };
-    },
+    ...Object.fromEntries(CALIBRATED.map((one) => [one.name, () => calibrated(one)])),
     map: () => {
       const { width, height } = results[0]!.map;
       return { name: 'map', shape: [count, height, width], datatype: 'FP32', data: results.flatMap(({ map }) => [...map.data]) };
@@ -141,7 +150,7 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       const { name, digest, imageSize, threshold } = named(params.name);
       const outputs = [
         { name: 'score', datatype: 'FP64', shape: [-1] },
-        ...(threshold === undefined ? [] : [{ name: 'anomalous', datatype: 'BOOL', shape: [-1] }]),
+        ...(threshold === undefined ? [] : CALIBRATED.map((one) => ({ ...one, shape: [-1] }))),
         { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
       ];
       return {
@@ -169,7 +178,9 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
     schema: {
       operationId: 'infer',
       summary: 'Score pictures',
-      description: 'Outputs score (FP64), anomalous (BOOL, of a calibrated model) and map (FP32); without "outputs" all but the map.',
+      description:
+        'Outputs score (FP64), of a calibrated model anomalous (BOOL) and normalisedScore (FP64), and map (FP32); without "outputs" all but ' +
+        'the map. The parameters hold for all pictures.',
       params: ModelName,
       body: { content: { 'application/json': { schema: InferRequest } } },
       response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...PICTURE_PROBLEMS, ...notFound }) },
@@ -185,9 +196,13 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
           `Expected ${shape[0]!} pictures by the shape of the input "image" but received ${data.length}`,
         );
       }
-      const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(threshold === undefined ? [] : ['anomalous'])];
+      const wanted = body.outputs?.map((output) => output.name) ?? [
+        'score',
+        ...(threshold === undefined ? [] : CALIBRATED.map((one) => one.name)),
+      ];
       const pictures = await Promise.all(data.map((text) => engine.admit(decodeBase64(text))));
-      const call = { seed: body.parameters?.seed ?? 0, signal: clientSignal(reply) };
+      const { seed = 0, class: className } = body.parameters ?? {};
+      const call = { seed, className, signal: clientSignal(reply) };
       const settled = await Promise.allSettled(pictures.map((picture) => engine.score(picture, call)));
       const failed = settled.find((one) => one.status === 'rejected');
       if (failed !== undefined) throw failed.reason;

@@ -18,7 +18,7 @@ export interface ServerOptions {
   readonly port?: number;
   /** Bearer tokens that are accepted, each 16 characters or longer. Default none. */
   readonly tokens?: readonly string[];
-  /** false: no token is asked for, whatever the address. Default true. */
+  /** false: no token is asked for, whatever the address; not together with `tokens`. Default true. */
   readonly auth?: boolean;
   /** Largest request body, bytes. Default 32 MiB. */
   readonly bodyLimit?: number;
@@ -93,6 +93,8 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
   if (typeof given.load !== 'function') throw invalid('a function that loads a bundle', 'load', given.load);
   const host = text(given.host, 'host') ?? '127.0.0.1';
   const tokens = given.tokens ?? [];
+  const auth = boolean(given.auth, 'auth', true);
+  if (!auth && tokens.length > 0) throw invalid('no tokens (--token-file) beside auth: false (--no-auth)', 'tokens', tokens);
   for (const token of tokens) {
     if (typeof token !== 'string' || token.length < 16 || /\s/.test(token)) {
       throw invalid(
@@ -102,7 +104,6 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
       );
     }
   }
-  const auth = boolean(given.auth, 'auth', true);
   if (auth && tokens.length === 0 && !isLoopback(host)) {
     throw invalid('a loopback address, or tokens (--token-file), or auth: false (--no-auth),', 'host', host);
   }

@@ -3,7 +3,7 @@ import multipart from '@fastify/multipart';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { codeOf } from '../errors.js';
-import type { Point } from '../regions.js';
+import type { Point, Region } from '../regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Picture } from './engine.js';
 import { HttpFailure } from './problem.js';
@@ -44,12 +44,23 @@ function wanted(request: FastifyRequest): 'json' | 'png' {
   }
 }
 
+/** Regions at the threshold of the picture's class; undefined when that has none for pixels although the bundle has. */
+function calibratedRegions(map: ScoreResult['map'], minArea: number): readonly Region[] | undefined {
+  try {
+    return map.regions({ minArea });
+  } catch (error) {
+    if (codeOf(error) === 'ERR_DIAD_INVALID_ARGUMENT') return undefined;
+    throw error;
+  }
+}
+
 /** Defect regions: at the threshold asked for, else at the calibration's, else none. */
 function regionsOf(engine: Engine, { map }: ScoreResult, { regionThreshold, minArea = 0 }: ScoreQuery): Pick<ScoreAnswer, 'regions'> {
-  const threshold = regionThreshold ?? engine.bundle!.pixelThreshold; // there is a result: it is loaded
-  if (threshold === undefined) return {};
+  const calibrated = engine.bundle!.pixelThreshold !== undefined; // there is a result: it is loaded
+  if (regionThreshold === undefined && !calibrated) return {};
+  const found = regionThreshold === undefined ? calibratedRegions(map, minArea) : map.regions({ threshold: regionThreshold, minArea });
+  if (found === undefined) return {};
   const points = (ring: readonly Point[]): number[][] => ring.map(([x, y]) => [x, y]);
-  const found = map.regions({ threshold, minArea });
   return { regions: found.map(({ contour, holes, ...rest }) => ({ ...rest, contour: points(contour), holes: holes.map(points) })) };
 }
 
@@ -113,17 +124,17 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
     handler: async (request, reply) => {
       const as = wanted(request);
       const picture = await engine.admit(sentPicture(request));
-      const { seed = 0, tile, overlap } = request.query;
+      const { seed = 0, tile, overlap, class: className } = request.query;
       if (overlap !== undefined && tile === undefined) {
         throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected the side of the tiles, tile=, beside overlap=');
       }
       const cut = tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
-      const result = await engine.score(picture, { seed, signal: clientSignal(reply), ...cut });
+      const result = await engine.score(picture, { seed, className, signal: clientSignal(reply), ...cut });
       if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
-      const { threshold, anomalous } = result;
+      const { threshold, anomalous, normalisedScore } = result;
       const answer: ScoreAnswer = {
         ...common(engine, result, picture),
-        ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
+        ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false, normalisedScore: normalisedScore ?? 0 }),
         ...regionsOf(engine, result, request.query),
         ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
       };

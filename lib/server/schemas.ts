@@ -65,8 +65,16 @@ export const pictureBody = {
   },
 };
 
+/** A kind of part; one that the calibration does not know is judged by the global thresholds. */
+export const ClassName = Type.String({
+  minLength: 1,
+  maxLength: 256,
+  description: 'Kind of part, for its own thresholds; the global ones hold where it has none, and without it',
+});
+
 export const ScoreQuery = Type.Object(
   {
+    class: Type.Optional(ClassName),
     seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' })),
     map: Type.Optional(Type.Boolean({ default: false, description: 'Put the anomaly map into the JSON' })),
     tile: Type.Optional(
@@ -87,7 +95,8 @@ export const ScoreQuery = Type.Object(
       Type.Number({
         minimum: -1e6,
         maximum: 1e6,
-        description: "Find defect regions where the map lies above it. By default the calibration's; without one there are no regions",
+        description:
+          "Find defect regions where the map lies above it. By default the calibration's, that of the class; without one there are no regions",
       }),
     ),
     minArea: Type.Optional(
@@ -138,6 +147,9 @@ export const ScoreAnswer = Type.Object({
   ...Common,
   threshold: Type.Optional(Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' })),
   anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
+  normalisedScore: Type.Optional(
+    Type.Number({ minimum: 0, maximum: 1, description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle' }),
+  ),
   regions: Type.Optional(
     Type.Array(RegionSchema, { description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold' }),
   ),

@@ -1,5 +1,6 @@
 // The HTTP service: puts plug-ins, routes and limits together, listens, and shuts down in order.
 import { readFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import process from 'node:process';
 import accepts from '@fastify/accepts';
@@ -10,6 +11,7 @@ import staticFiles from '@fastify/static';
 import swagger from '@fastify/swagger';
 import underPressure from '@fastify/under-pressure';
 import fastify, { type FastifyInstance } from 'fastify';
+import { Type } from 'typebox';
 import { packageRoot } from '../native.js';
 import { callerKey, protect } from './auth.js';
 import { Budget } from './budget.js';
@@ -21,10 +23,11 @@ import { Metrics } from './metrics.js';
 import { validateServerOptions, type ServerOptions, type ValidatedServer } from './options.js';
 import { pictureRoutes } from './pictures.js';
 import { HttpFailure } from './problem.js';
+import { COMMON_PROBLEMS, content, problems } from './schemas.js';
 
 /** A server that listens. */
 export interface DiadServer {
-  /** For example 'http://127.0.0.1:8080'. */
+  /** Of the address that is listened on, for example 'http://127.0.0.1:8080'; 'http://0.0.0.0:8080' stands for every address of the machine. */
   readonly url: string;
   readonly port: number;
   /** Fulfilled when pictures are taken; rejected when the bundle cannot be loaded. */
@@ -121,7 +124,11 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
   );
   const together = isClusterWorker ? new ClusterMetrics(metrics.registry) : undefined;
   scope.get('/metrics', {
-    schema: { hide: true },
+    schema: {
+      operationId: 'metrics',
+      summary: 'Counts and times, of all server processes together',
+      response: { 200: content("Prometheus's text format", { 'text/plain': Type.String() }), ...problems(COMMON_PROBLEMS) },
+    },
     handler: async (_request, reply) =>
       reply.type(metrics.registry.contentType).send(await (together === undefined ? metrics.registry.metrics() : together.read())),
   });
@@ -190,7 +197,7 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
   const app = await assemble(validated, engine, metrics);
   // Node would tell every client to go on before anything has looked at its headers.
   app.server.on('checkContinue', (request, reply) => app.server.emit('request', request, reply));
-  const url = await app.listen({ host: validated.host, port: validated.port });
+  await app.listen({ host: validated.host, port: validated.port });
   const ready = engine.start();
   ready.catch(() => undefined); // told to whoever waits for it
   const close = async (): Promise<boolean> => {
@@ -205,6 +212,7 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
     return drained;
   };
   let closing: Promise<boolean> | undefined;
-  const { port } = app.server.address() as { port: number };
+  const { address, port } = app.server.address() as AddressInfo;
+  const url = `${validated.tls === undefined ? 'http' : 'https'}://${address.includes(':') ? `[${address}]` : address}:${port}`;
   return { url, port, ready, metrics: () => metrics.registry.metrics(), close: () => (closing ??= close()) };
 }

@@ -6,11 +6,18 @@ import { open, type FileHandle } from 'node:fs/promises';
 export interface WatchEvent {
   /** SHA-256 of path, size and time of change: a file that is replaced is a new picture. */
   readonly id: string;
+  /** Within the watched folder. */
   readonly file: string;
+  /** Of the score, ISO 8601. */
   readonly time: string;
+  /** 0 (as reconstructed) and up. */
   readonly score?: number;
+  /** Of the picture's class, else the global one; only of a calibrated bundle. */
   readonly threshold?: number;
+  /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;
+  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
+  readonly normalisedScore?: number;
   readonly error?: { readonly code: string; readonly message: string };
 }
 
@@ -18,6 +25,9 @@ interface Entry {
   readonly event?: WatchEvent;
   /** Id of an event that all receivers have. */
   readonly sent?: string;
+  /** Id of a picture that lies among the scored ones now, and its name there. */
+  readonly moved?: string;
+  readonly name?: string;
 }
 
 /**
@@ -75,6 +85,11 @@ export class Journal {
   async delivered(id: string): Promise<void> {
     this.#undelivered.delete(id);
     await this.#append({ sent: id });
+  }
+
+  /** Keeps under which name a picture lies among the scored ones: not always its own. */
+  async moved(id: string, name: string): Promise<void> {
+    await this.#append({ moved: id, name });
   }
 
   async close(): Promise<void> {

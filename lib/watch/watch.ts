@@ -1,30 +1,15 @@
 // Scores pictures as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
-import { createHash } from 'node:crypto';
-import { mkdir, readFile, rename, stat } from 'node:fs/promises';
+import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
-import type { Diad } from '../diad.js';
+import { classOfPath } from '../class-of-path.js';
 import { codeOf, DiadError } from '../errors.js';
+import type { ScoreResult } from '../results.js';
+import { identify, moveInto } from './done.js';
 import { Journal, type WatchEvent } from './journal.js';
+import { validateWatchOptions, type WatchOptions } from './options.js';
 import type { Sink } from './sinks.js';
-
-/** Options of {@link watch}. */
-export interface WatchOptions {
-  readonly folder: string;
-  readonly scorer: Pick<Diad, 'score'>;
-  readonly sinks: readonly Sink[];
-  /** Where the journal is kept. Default `.diad-watch.jsonl` in the folder. */
-  readonly journal?: string;
-  /** Scored files are moved there. Default: they stay. */
-  readonly done?: string;
-  readonly seed?: number;
-  /** A file counts as written when its size has not changed for this long, milliseconds. Default 500. */
-  readonly settleMs?: number;
-  /** Pictures at once. Default 16. */
-  readonly concurrency?: number;
-  readonly log?: (line: string) => void;
-}
 
 /** A running watch. */
 export interface Watching {
@@ -36,13 +21,6 @@ export interface Watching {
 
 const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif)$/i;
 const LONGEST_WAIT_MS = 30_000;
-
-async function identify(file: string, relative: string): Promise<string> {
-  const { size, mtimeMs } = await stat(file);
-  return createHash('sha256')
-    .update(JSON.stringify([relative, size, mtimeMs]))
-    .digest('hex');
-}
 
 /** Delivers events in their order, one after the other, each to every sink, until it has arrived. */
 class Delivery {
@@ -83,18 +61,30 @@ class Delivery {
   }
 }
 
+/** What an event tells of a score. */
+function told({ score, threshold, anomalous, normalisedScore }: ScoreResult): Partial<WatchEvent> {
+  if (threshold === undefined) return { score };
+  return { score, threshold, anomalous: anomalous ?? false, normalisedScore: normalisedScore ?? 0 };
+}
+
+/** What an event tells of a picture that has none. */
+function refused(error: unknown): Partial<WatchEvent> {
+  if (codeOf(error) === 'ERR_DIAD_CLOSED') throw error;
+  return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) } };
+}
+
 /**
  * Starts watching.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder is not there
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, or when the folder is not there; the system's error when the journal or `done` cannot be
+ *   made
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
-  const { folder, scorer, sinks, done, seed = 0, settleMs = 500, concurrency = 16 } = options;
-  const log = options.log ?? (() => undefined);
+  const { folder, scorer, sinks, done, className, seed, settleMs, concurrency, log, ...given } = validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
   if (status?.isDirectory() !== true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
   if (done !== undefined) await mkdir(done, { recursive: true });
-  const journal = await Journal.open(options.journal ?? path.join(folder, '.diad-watch.jsonl'));
+  const journal = await Journal.open(given.journal);
   const delivery = new Delivery(sinks, journal, log);
   for (const event of journal.undelivered) delivery.add(event);
 
@@ -102,23 +92,27 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const active = new Set<Promise<void>>();
   let closed = false;
 
+  /** Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class. */
+  const scoreOnce = async (at: string, relative: string, id: string): Promise<void> => {
+    if (journal.has(id)) return;
+    const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
+    const call = { seed, ...(its === undefined ? {} : { className: its }) };
+    const outcome = await scorer.score(await readFile(at), call).then(told, refused);
+    const event: WatchEvent = { id, file: relative, time: new Date().toISOString(), ...outcome };
+    await journal.record(event);
+    delivery.add(event);
+  };
   const scoreFile = async (file: string): Promise<void> => {
     const relative = path.relative(folder, file);
     const id = await identify(file, relative);
-    if (!journal.has(id)) {
-      const outcome = await scorer.score(await readFile(file), { seed }).then(
-        ({ score, threshold, anomalous }) => ({ score, ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }) }),
-        (error: unknown) => {
-          if (codeOf(error) === 'ERR_DIAD_CLOSED') throw error;
-          return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) } };
-        },
-      );
-      const event: WatchEvent = { id, file: relative, time: new Date().toISOString(), ...outcome };
-      await journal.record(event);
-      delivery.add(event);
-    }
+    await scoreOnce(file, relative, id);
+    if (done === undefined) return;
     // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
-    if (done !== undefined) await rename(file, path.join(done, relative.replaceAll(path.sep, '__')));
+    const moved = await moveInto(done, file, relative, id);
+    if (moved === undefined) return; // the watcher tells of the picture that has replaced it
+    if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
+    await scoreOnce(path.join(done, moved.name), relative, moved.id);
+    await journal.moved(moved.id, moved.name);
   };
   const next = (): void => {
     while (!closed && active.size < concurrency && waiting.length > 0) {

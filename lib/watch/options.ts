@@ -1,0 +1,76 @@
+// Options of the watch, with their defaults and bounds.
+import path from 'node:path';
+import type { Diad } from '../diad.js';
+import { callback, integer, invalid, optionsObject, seed, text } from '../validate.js';
+import type { Sink } from './sinks.js';
+
+/** Options of {@link watch}. */
+export interface WatchOptions {
+  /** Watched with its subfolders. */
+  readonly folder: string;
+  /** A loaded bundle. */
+  readonly scorer: Pick<Diad, 'score' | 'info'>;
+  /** Each is handed every event, in this order. */
+  readonly sinks: readonly Sink[];
+  /** Where the journal is kept. Default `.diad-watch.jsonl` in the folder. */
+  readonly journal?: string;
+  /**
+   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The journal says which. Default: they
+   * stay.
+   */
+  readonly done?: string;
+  /** Kind of part, for its own thresholds. Default: the nearest folder of a picture's path that has some. */
+  readonly className?: string;
+  /** Of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
+  readonly seed?: number | bigint;
+  /** A file counts as written when its size has not changed for this long, milliseconds, 0 to 3,600,000. Default 500. */
+  readonly settleMs?: number;
+  /** Pictures at once, 1 to 1,000,000. Default 16. */
+  readonly concurrency?: number;
+  /** Told of what goes wrong and is tried again, and of pictures that had to be given another name. */
+  readonly log?: (line: string) => void;
+}
+
+/** Options after validation. */
+export type ValidatedWatch = Required<Omit<WatchOptions, 'done' | 'className' | 'seed'>> & {
+  readonly done: string | undefined;
+  readonly className: string | undefined;
+  readonly seed: bigint;
+};
+
+const KEYS = ['folder', 'scorer', 'sinks', 'journal', 'done', 'className', 'seed', 'settleMs', 'concurrency', 'log'] as const;
+
+function isSink(value: unknown): value is Sink {
+  return typeof (value as Partial<Sink> | null)?.send === 'function' && typeof (value as Partial<Sink>).close === 'function';
+}
+
+function sinksOf(sinks: unknown): readonly Sink[] {
+  if (!Array.isArray(sinks)) throw invalid('an array of receivers', 'sinks', sinks);
+  return sinks.map((sink: unknown, i) => {
+    if (!isSink(sink)) throw invalid('a receiver with send() and close()', `sinks[${i}]`, sink);
+    return sink;
+  });
+}
+
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
+export function validateWatchOptions(options: WatchOptions | undefined): ValidatedWatch {
+  const given: Partial<WatchOptions> = optionsObject(options, 'watch options', KEYS);
+  const folder = text(given.folder, 'folder');
+  if (folder === undefined) throw invalid('a folder to watch', 'folder', folder);
+  const { scorer } = given;
+  if (typeof scorer?.score !== 'function' || typeof scorer.info !== 'object') throw invalid('a loaded bundle', 'scorer', scorer);
+  const done = text(given.done, 'done');
+  if (done !== undefined && path.resolve(done) === path.resolve(folder)) throw invalid('another folder than the watched one', 'done', done);
+  return {
+    folder,
+    scorer,
+    sinks: sinksOf(given.sinks),
+    journal: text(given.journal, 'journal') ?? path.join(folder, '.diad-watch.jsonl'),
+    done,
+    className: text(given.className, 'className'),
+    seed: seed(given.seed),
+    settleMs: integer(given.settleMs, 'settleMs', 0, 3_600_000, 500),
+    concurrency: integer(given.concurrency, 'concurrency', 1, 1_000_000, 16),
+    log: callback(given.log, 'log') ?? (() => undefined),
+  };
+}
