@@ -31,6 +31,30 @@ describe('lifecycle', () => {
     await diad.close();
   });
 
+  it('arguments that the addon cannot read are errors, an object it did not make is one, and nothing of it keeps the process', async () => {
+    const { stdout, stderr, code } = await runModule(`
+      import { createRequire } from 'node:module';
+      await (await Diad.load()).close();
+      const addon = createRequire(import.meta.url)(${JSON.stringify(path.join(root, 'build', 'Release', 'diad.node'))});
+      const trap = new Proxy({}, { get() { throw new Error('trapped'); } });
+      const libtorch = { toString() { throw new Error('trapped'); } };
+      for (const call of [
+        () => addon.load('bundle', trap), () => addon.open(libtorch, ''), () => addon.classMetrics(trap), () => addon.classMetrics({}),
+      ]) {
+        try { await call(); console.log('done'); } catch (error) { console.log(error.code ?? error.message); }
+      }
+      const made = await addon.load(${JSON.stringify(path.join(root, 'models', 'demo'))}, { device: 'cpu', precision: 'float32', threads: 0, maxBatch: 1,
+        maxDelayMs: 0, queueLimit: 1, preferredBatches: [], verify: true, warmup: false });
+      const own = new made.constructor();
+      for (const method of ['stats', 'submit', 'cancel', 'close']) {
+        try { own[method]({}, {}); console.log('done'); } catch (error) { console.log(error.name); }
+      }
+      await made.close();`);
+    const invalid = 'ERR_DIAD_INVALID_ARGUMENT';
+    assert.deepEqual(stdout.trim().split('\n'), ['trapped', 'trapped', invalid, invalid, ...Array<string>(4).fill('TypeError')], stderr);
+    assert.equal(code, 0);
+  });
+
   it('await using closes', async () => {
     const outcome = await runModule(
       `${PRELUDE} await diad[Symbol.asyncDispose](); await diad.score(image).catch((e) => console.log(e.code));`,

@@ -52,6 +52,9 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
  private:
   // open(libtorchFolder, enginePath): Promise<EngineVersion>.
   Napi::Value open(const Napi::CallbackInfo& info) {
+    // What may throw comes first: an operation that has begun keeps the process alive until it ends.
+    std::string libtorch = info[0].ToString(), engine = info[1].ToString();
+    bound_spinning();
     auto operation = std::make_shared<Operation>(info.Env(), environment_);
     const Napi::Promise promise = operation->promise();
     if (environment_->closed()) {
@@ -59,8 +62,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       return promise;
     }
     // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
-    const bool started = environment_->run_in_background([environment = environment_, operation, libtorch = info[0].ToString().Utf8Value(),
-                                                          engine = info[1].ToString().Utf8Value()]() mutable {
+    const bool started = environment_->run_in_background([environment = environment_, operation, libtorch = std::move(libtorch),
+                                                          engine = std::move(engine)]() mutable {
       CodedError error = open_engine_library(libtorch, engine);
       const char* version = error.code.empty() ? engine_api()->version() : nullptr;
       if (error.code.empty() && version == nullptr) error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
@@ -79,6 +82,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
 
   // load(bundle, options): Promise<NativeEngine>.
   Napi::Value load(const Napi::CallbackInfo& info) {
+    LoadRequest given = read_load_request(info);
     auto operation = std::make_shared<Operation>(info.Env(), environment_);
     const Napi::Promise promise = operation->promise();
     const EngineApi* api = engine_api();
@@ -87,7 +91,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       return promise;
     }
     const bool started =
-        environment_->run_in_background([this, api, environment = environment_, operation, request = read_load_request(info)]() mutable {
+        environment_->run_in_background([this, api, environment = environment_, operation, request = std::move(given)]() mutable {
           request.options.device = request.device.c_str();
           request.options.preferred_batches = request.preferred_batches.data();
           request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());

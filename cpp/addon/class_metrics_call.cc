@@ -1,5 +1,6 @@
 #include "class_metrics_call.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <new>
 #include <stdexcept>
@@ -56,14 +57,17 @@ Request read_request(const Napi::Object& object) {
   const auto masks = object.Get("masks").As<Napi::Uint8Array>();
   const auto indices = object.Get("indices").As<Napi::Uint32Array>();
   request.pictures = indices.ElementLength();
+  const size_t whole = std::min(maps.ElementLength(), masks.ElementLength()) / std::max<size_t>(1, pixels);  // pictures
+  for (size_t i = 0; i < request.pictures; ++i) {
+    if (indices[i] >= whole) {
+      throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
+                                  " for every picture but they end before picture " + std::to_string(indices[i]));
+    }
+  }
   request.maps.reserve(request.pictures * map_bytes);
   request.masks.reserve(request.pictures * pixels);
   for (size_t i = 0; i < request.pictures; ++i) {
     const size_t start = static_cast<size_t>(indices[i]) * pixels;
-    if (start + pixels > maps.ElementLength() || start + pixels > masks.ElementLength()) {
-      throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
-                                  " for every picture but they end before picture " + std::to_string(indices[i]));
-    }
     const std::byte* map = first_map + start * maps.ElementSize();
     request.maps.insert(request.maps.end(), map, map + map_bytes);
     request.masks.insert(request.masks.end(), masks.Data() + start, masks.Data() + start + pixels);
@@ -118,11 +122,11 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared
   std::shared_ptr<Request> request;
   try {
     request = std::make_shared<Request>(read_request(info[0].As<Napi::Object>()));
-  } catch (const std::invalid_argument& error) {
-    operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
-    return promise;
   } catch (const std::bad_alloc&) {
     operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+    return promise;
+  } catch (const std::exception& error) {  // JavaScript's own included
+    operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
     return promise;
   }
   const bool started = environment->run_in_background([environment, operation, request = std::move(request)]() mutable {
@@ -132,7 +136,13 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared
     try {
       const std::function<bool()> stop = [&environment] { return environment->closed(); };
       auto found = request->single ? compute<float>(*request, stop) : compute<double>(*request, stop);
-      environment->post([operation, found = std::move(found)](Napi::Env loop) { operation->resolve(loop, convert(loop, found)); });
+      environment->post([operation, found = std::move(found)](Napi::Env loop) {
+        try {
+          operation->resolve(loop, convert(loop, found));
+        } catch (const Napi::Error&) {  // V8 has no room for the curve
+          operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+        }
+      });
     } catch (const metrics::Stopped&) {
       reject("ERR_DIAD_CLOSED", "diad was shut down in this environment");
     } catch (const std::bad_alloc&) {

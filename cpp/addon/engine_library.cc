@@ -36,17 +36,6 @@ bool exists(const std::string& file) {
   return std::filesystem::exists(utf8_path(file), ignored);
 }
 
-// OpenMP's threads spin at each barrier, by default for milliseconds: on a machine that has other work, inference becomes ten times slower.
-// Asleep at once, they are woken a thousand times a picture, which costs more than the work of a small model. So they spin for a fraction
-// of a millisecond. libgomp reads this once, when LibTorch brings it in; what the user has set stays.
-void bound_spinning() {
-#if defined(_WIN32)
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) _putenv_s("OMP_WAIT_POLICY", "PASSIVE");
-#else
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) setenv("GOMP_SPINCOUNT", "20000", /*overwrite=*/0);
-#endif
-}
-
 template <typename Function>
 bool resolve(void* handle, const char* name, Function& function) {
   function = reinterpret_cast<Function>(find_symbol(handle, name));
@@ -63,6 +52,14 @@ bool resolve_all(void* handle, EngineApi& api) {
 
 }  // namespace
 
+void bound_spinning() {
+#if defined(_WIN32)
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr) _putenv_s("OMP_WAIT_POLICY", "PASSIVE");
+#else
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr) setenv("GOMP_SPINCOUNT", "20000", /*overwrite=*/0);
+#endif
+}
+
 CodedError open_engine_library(const std::string& libtorch_folder, const std::string& engine_path) {
   Library& shared = library();
   const std::lock_guard lock(shared.mutex);
@@ -75,7 +72,6 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
   if (!exists(engine_path))
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
-  bound_spinning();
   // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
   std::string reason;
   if (open_library(libtorch, Visibility::kGlobal, reason) == nullptr) {

@@ -41,6 +41,8 @@ void Environment::call_js(napi_env env, napi_value /*callback*/, void* /*context
   } catch (const Napi::Error& error) {
     // A worker that is being terminated refuses every call, this one too: its promises will never be looked at again.
     error.ThrowAsJavaScriptException();
+  } catch (const std::exception& error) {
+    Napi::Error::New(env, error.what()).ThrowAsJavaScriptException();
   }
 }
 
@@ -83,7 +85,7 @@ bool Environment::run_in_background(std::function<void()> work) {
       self->background_over();
     }).detach();
     return true;
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {  // no thread, or no memory for one
     background_over();
     return false;
   }

@@ -143,12 +143,17 @@ void NativeEngine::attach(std::shared_ptr<Environment> environment, std::shared_
   engine_->with([this](const EngineApi& api, diad_engine* handle) { info_ = api.info(handle); });
 }
 
+EngineHandle& NativeEngine::engine(Napi::Env env) const {
+  if (!engine_) throw Napi::TypeError::New(env, "This object was not made by load()");
+  return *engine_;
+}
+
 Napi::Value NativeEngine::info(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), info_); }
 
 Napi::Value NativeEngine::stats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   diad_stats s{};
-  if (!engine_->with([&s](const EngineApi& api, diad_engine* handle) { api.stats(handle, &s); })) {
+  if (!engine(info.Env()).with([&s](const EngineApi& api, diad_engine* handle) { api.stats(handle, &s); })) {
     throw Napi::Error(env, closed_error(env));
   }
   const auto distribution = [env](double p50, double p99, double mean) {
@@ -170,6 +175,7 @@ Napi::Value NativeEngine::stats(const Napi::CallbackInfo& info) {
 
 Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
+  EngineHandle& model = engine(env);
   diad_request request{};
   if (!read_frame(info[0].As<Napi::Object>(), request)) {
     throw Napi::Error(env,
@@ -198,7 +204,7 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   request.done = &picture_done;
 
   uint64_t id = 0;
-  const bool open = engine_->with([&](const EngineApi& api, diad_engine* handle) {
+  const bool open = model.with([&](const EngineApi& api, diad_engine* handle) {
     pending->api = &api;
     Pending* handed_over = pending.release();
     if (api.submit(handle, &request, &id) == 0) return;
@@ -217,12 +223,13 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
 Napi::Value NativeEngine::cancel(const Napi::CallbackInfo& info) {
   const auto id = static_cast<uint64_t>(info[0].ToNumber().Int64Value());
   int32_t cancelled = 0;
-  engine_->with([&](const EngineApi& api, diad_engine* handle) { cancelled = api.cancel(handle, id); });
+  engine(info.Env()).with([&](const EngineApi& api, diad_engine* handle) { cancelled = api.cancel(handle, id); });
   return Napi::Boolean::New(info.Env(), cancelled != 0);
 }
 
 Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
+  static_cast<void>(engine(env));
   auto operation = std::make_shared<Operation>(env, environment_);
   const Napi::Promise promise = operation->promise();
   // Closing waits for the end of a layer: not on this thread. The environment's own teardown waits for whoever comes first.

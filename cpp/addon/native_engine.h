@@ -26,6 +26,9 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   Napi::Value cancel(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
+  // Throws a TypeError for an object that attach() never saw.
+  [[nodiscard]] EngineHandle& engine(Napi::Env env) const;
+
   std::shared_ptr<Environment> environment_;
   std::shared_ptr<EngineHandle> engine_;
   std::string info_;
