@@ -2,6 +2,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
+import { classOfPath } from '../class-of-path.js';
 import { csv } from '../csv.js';
 import type { ScoreResult } from '../diad.js';
 import type { ExperimentalOptions } from '../experimental.js';
@@ -36,16 +37,6 @@ async function dumpStages(result: ScoreResult, folder: string, index: number): P
   for (const [name, { shape, data }] of Object.entries(result.stages ?? {})) {
     await writeNpy(path.join(folder, `${number}.${name}.npy`), shape, data);
   }
-}
-
-/** The folder nearest to a file that is a class with thresholds of its own. */
-function classOfPath(file: string, classes: readonly string[]): string | undefined {
-  return path
-    .resolve(file)
-    .split(path.sep)
-    .slice(0, -1)
-    .reverse()
-    .find((part) => classes.includes(part));
 }
 
 /** Scores files and prints a line for each. */
