@@ -15,6 +15,7 @@ export type DiadErrorCode =
   | 'ERR_DIAD_QUEUE_FULL'
   | 'ERR_DIAD_TIMEOUT'
   | 'ERR_DIAD_CLOSED'
+  | 'ERR_DIAD_BROKER_UNAVAILABLE'
   | 'ERR_DIAD_INTERNAL';
 
 const CODES: ReadonlySet<string> = new Set<DiadErrorCode>([
@@ -31,6 +32,7 @@ const CODES: ReadonlySet<string> = new Set<DiadErrorCode>([
   'ERR_DIAD_QUEUE_FULL',
   'ERR_DIAD_TIMEOUT',
   'ERR_DIAD_CLOSED',
+  'ERR_DIAD_BROKER_UNAVAILABLE',
   'ERR_DIAD_INTERNAL',
 ]);
 

@@ -22,23 +22,22 @@ import {
   type WorkerOptions,
 } from '../lib/queue/index.js';
 import { sha256 } from '../lib/queue/reference.js';
-import { Broker, freePort, STUB_MODEL, startWorkerProcess, stubScore, stubScorer, writePictures } from './queue-support.js';
+import {
+  asFile,
+  Broker,
+  collect,
+  freePort,
+  STUB_MODEL,
+  startWorkerProcess,
+  stubInfo,
+  stubScore,
+  stubScorer,
+  writePictures,
+} from './queue-support.js';
 import { example, inFolder, rejects, root as projectRoot, runProgram } from './support.js';
-
-async function collect(run: string, redis: string): Promise<RunResult[]> {
-  const all: RunResult[] = [];
-  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(50_000) })) all.push(result);
-  return all;
-}
 
 const scores = (results: readonly RunResult[]): (number | string)[] =>
   results.map((one) => (one.status === 'done' ? one.score : one.status));
-
-const asFile = ({ file, sha256: digest }: { file: string; sha256: string }): Submission => ({
-  file,
-  sha256: digest,
-  reference: { kind: 'file', path: file },
-});
 
 describe('queue', () => {
   let folder: string;
@@ -79,20 +78,21 @@ describe('queue', () => {
             score: stubScore(bytes),
             seed: 1,
             model: STUB_MODEL,
+            precision: 'float32',
           })),
         );
         assert.equal(computed, 12);
         const again = await submit();
         assert.deepEqual(await collect(again, broker.url), results);
         assert.equal(computed, 12);
-        assert.deepEqual(await runProgress(again, broker.url), { done: 12, failed: 0, waiting: 0 });
+        assert.deepEqual(await runProgress(again, broker.url), { done: 12, failed: 0, waiting: 0, expired: 0 });
       });
     }));
 
   it('what is not there yet is said to wait; an unknown run is an error', () =>
     inFolder(async (root) => {
       const run = await submitRun((await writePictures(root, 3)).map(asFile), { redis: broker.url, model: 'cd'.repeat(32) });
-      assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 3 });
+      assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 3, expired: 0 });
       await rejects(collect('no-such-run', broker.url), 'ERR_DIAD_INVALID_ARGUMENT', /no run no-such-run/);
     }));
 
@@ -163,7 +163,7 @@ describe('queue', () => {
           {
             root,
             hosts: ['localhost'],
-            scorer: { ...stubScorer(0), info: { bundle: { digest: 'ef'.repeat(32) } } } as WorkerOptions['scorer'],
+            scorer: { ...stubScorer(0), info: stubInfo('ef'.repeat(32)) } as WorkerOptions['scorer'],
           },
           async () => {
             const [only] = await collect(await submitRun([byName], { redis: broker.url, model: 'ef'.repeat(32) }), broker.url);
@@ -229,6 +229,27 @@ describe('queue', () => {
     const large = { kind: 'inline', base64: Buffer.alloc(65 * 1024).toString('base64') } as const;
     await rejects(submit({ file: 'x', sha256: 'a'.repeat(64), reference: large }), 'ERR_DIAD_INVALID_ARGUMENT', /65536 bytes/);
     await rejects(submitRun([], { redis: 'http://x', model: STUB_MODEL }), 'ERR_DIAD_INVALID_ARGUMENT', /redis:\/\//);
+  });
+
+  it('a priority, seed or number of attempts out of range is refused before anything is written', async () => {
+    const redis = new Redis(broker.url);
+    const before = await redis.dbsize();
+    const submission = { file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'file', path: 'x.png' } } as const;
+    for (const wrong of [
+      { priority: 3_000_000 },
+      { priority: 2 ** 21 },
+      { priority: -1 },
+      { priority: 1.5 },
+      { seed: -1 },
+      { attempts: 0 },
+    ]) {
+      const [name] = Object.keys(wrong);
+      const submitted = submitRun([submission], { redis: broker.url, model: 'cd'.repeat(32), ...wrong });
+      await rejects(submitted, 'ERR_DIAD_INVALID_ARGUMENT', new RegExp(`Expected an integer from \\d+ to \\d+ for ${name} but received`));
+    }
+    assert.equal(await redis.dbsize(), before);
+    await submitRun([submission], { redis: broker.url, model: 'cd'.repeat(32), priority: 2 ** 21 - 1 });
+    redis.disconnect();
   });
 
   it('a broker that evicts or keeps no append-only file is refused, unless told otherwise', () =>

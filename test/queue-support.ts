@@ -8,7 +8,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import sharp from 'sharp';
-import type { WorkerScorer } from '../lib/queue/index.js';
+import { runResults, type RunResult, type Submission, type WorkerScorer } from '../lib/queue/index.js';
 import { sha256 } from '../lib/queue/reference.js';
 
 export const STUB_MODEL = 'ab'.repeat(32);
@@ -23,14 +23,29 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** A redis-server of its own, with an append-only file in `folder`. */
+/** All results of a run, waited for. */
+export async function collect(run: string, redis: string): Promise<RunResult[]> {
+  const all: RunResult[] = [];
+  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(50_000) })) all.push(result);
+  return all;
+}
+
+/** A picture by its path below the worker's root. */
+export const asFile = ({ file, sha256: digest }: { file: string; sha256: string }): Submission => ({
+  file,
+  sha256: digest,
+  reference: { kind: 'file', path: file },
+});
+
+/** A redis-server of its own, with an append-only file in `folder`; `requirepass` of the settings is in its URL. */
 export class Broker {
   readonly url: string;
   readonly #args: readonly string[];
   #child: ChildProcess | undefined;
 
   constructor(port: number, folder: string, settings: Readonly<Record<string, string>> = {}) {
-    this.url = `redis://127.0.0.1:${port}`;
+    const password = settings['requirepass'];
+    this.url = `redis://${password === undefined ? '' : `:${password}@`}127.0.0.1:${port}`;
     const all = {
       port: String(port),
       bind: '127.0.0.1',
@@ -60,6 +75,9 @@ export class Broker {
   }
 }
 
+/** What a stub says of itself. */
+export const stubInfo = (digest: string): object => ({ bundle: { name: 'stub', digest, calibratedClasses: [] }, precision: 'float32' });
+
 /** A scorer without an engine: the score is a number made of the picture's hash. */
 export function stubScorer(delayMs: number, onScore: () => void = () => undefined): WorkerScorer {
   const score = async (image: unknown): Promise<unknown> => {
@@ -67,7 +85,7 @@ export function stubScorer(delayMs: number, onScore: () => void = () => undefine
     await sleep(delayMs);
     return { score: stubScore(image as Uint8Array) };
   };
-  return { info: { bundle: { name: 'stub', digest: STUB_MODEL, calibratedClasses: [] } }, score } as unknown as WorkerScorer;
+  return { info: stubInfo(STUB_MODEL), score } as unknown as WorkerScorer;
 }
 
 export const stubScore = (bytes: Uint8Array): number => parseInt(sha256(bytes).slice(0, 8), 16) / 2 ** 32;

@@ -1,8 +1,7 @@
 // Worker processes killed with SIGKILL at random moments: every picture has exactly one result, that of the undisturbed run.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
-import { startWorker, submitRun } from '../../lib/queue/index.ts';
-import { resultKey } from '../../lib/queue/broker.ts';
+import { resultKey, startWorker, submitRun } from '../../lib/queue/index.ts';
 import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
 import { quantile } from './record.mjs';
 import { asFile, collect, withPictures } from './runs.mjs';
@@ -26,7 +25,7 @@ async function disturbed({ root, pictures, broker }, kills, delayMs) {
   try {
     const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 2 });
     const stored = async () => {
-      const keys = pictures.map(({ sha256 }) => resultKey(STUB_MODEL, sha256, { seed: 2 }));
+      const keys = pictures.map(({ sha256 }) => resultKey(sha256, { model: STUB_MODEL, seed: 2, precision: 'float32' }));
       return connection.exists(...keys);
     };
     let inTime = 0;

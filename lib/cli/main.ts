@@ -175,7 +175,7 @@ program
   .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
   .option('--model <dir>', 'bundle folder (default: the demo model)')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option('--priority <n>', '1 is the most urgent, 0 comes before all that have one', wholeNumber, 0)
+  .option('--priority <n>', 'from 1, the most urgent, to 2097151; 0 comes before all that have one', wholeNumber, 0)
   .action(submit);
 
 program

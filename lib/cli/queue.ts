@@ -9,7 +9,7 @@ import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
 import { demoBundle } from '../native.js';
 import { expandInputs, loadModel, type ModelOptions } from './inputs.js';
-import type { Reference, Submission } from '../queue/index.js';
+import type { Reference, RunResult, Submission } from '../queue/index.js';
 
 interface WorkerCliOptions extends ModelOptions {
   readonly redis: string;
@@ -122,14 +122,19 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   process.stdout.write(`${await submitRun(all(), { redis, model, seed, priority })}\n`);
 }
 
-/** Prints a line for each picture of a run; exit code 1 when some failed, 2 when some are still waiting. */
+/** What the text output says of a picture. */
+function summary(result: RunResult): string {
+  if (result.status === 'done') return result.score.toFixed(4);
+  return result.status === 'failed' ? `failed: ${result.error}` : result.status;
+}
+
+/** Prints a line for each picture of a run; exit code 1 when some failed, else 2 when some are still waiting, else 3 when some results have expired. */
 export async function results(run: string, options: { redis: string; wait?: boolean; json?: boolean }): Promise<void> {
   const { runResults } = await import('../queue/index.js');
   const seen = new Set<string>();
   for await (const result of runResults(run, { redis: options.redis, wait: options.wait === true })) {
     seen.add(result.status);
-    const text = result.status === 'done' ? result.score.toFixed(4) : result.status === 'failed' ? `failed: ${result.error}` : 'waiting';
-    process.stdout.write(options.json === true ? `${JSON.stringify(result)}\n` : `${text}  ${result.file}\n`);
+    process.stdout.write(options.json === true ? `${JSON.stringify(result)}\n` : `${summary(result)}  ${result.file}\n`);
   }
-  process.exitCode = seen.has('failed') ? 1 : seen.has('waiting') ? 2 : 0;
+  process.exitCode = seen.has('failed') ? 1 : seen.has('waiting') ? 2 : seen.has('expired') ? 3 : 0;
 }

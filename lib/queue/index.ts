@@ -1,13 +1,14 @@
 // diad/queue: runs of pictures over many machines, on BullMQ and Redis.
-export { deadLetterName, queueName, resultKey, type ScoreSettings } from './broker.js';
+export { deadLetterName, queueName } from './broker.js';
 export { INLINE_LIMIT, type ReadPolicy, type Reference } from './reference.js';
+export { resultKey, type ResultBasis, type StoredScore } from './results.js';
 export {
   bundleDigest,
   runProgress,
   runResults,
   submitRun,
   type RunResult,
-  type StoredScore,
+  type ScoreSettings,
   type Submission,
   type SubmitOptions,
 } from './run.js';

@@ -32,6 +32,32 @@ export interface ReadPolicy {
   readonly maxBytes?: number;
 }
 
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // percent signs that encode nothing
+  }
+}
+
+/**
+ * The path whose folders may name a picture's class: a file's below the worker's root, a URL's, an object's key.
+ *
+ * @param label - what results call the picture: the path of one that has no other
+ */
+export function classPath(reference: Reference, label: string, root = '/'): string {
+  switch (reference.kind) {
+    case 'file':
+      return path.resolve(root, reference.path);
+    case 'url':
+      return URL.canParse(reference.url) ? decoded(new URL(reference.url).pathname) : '/';
+    case 's3':
+      return `/${reference.key}`;
+    case 'inline':
+      return `/${label}`;
+  }
+}
+
 /** A reference that will never be readable: trying again would not help. */
 export class Unreadable extends DiadError {
   constructor(message: string, options?: ErrorOptions) {

@@ -3,11 +3,14 @@ import { createHash, randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Queue } from 'bullmq';
+import { PRIORITY_LIMIT, Queue } from 'bullmq';
 import type { Redis } from 'ioredis';
 import { DiadError } from '../errors.js';
-import { connect, itemsKey, queueName, resultKey, runKey, type ScoreSettings } from './broker.js';
+import { integer } from '../validate.js';
+import { endedKey, itemsKey, jobName, queueName, runKey } from './broker.js';
+import { BrokerConnection } from './connection.js';
 import { INLINE_LIMIT, type Reference } from './reference.js';
+import { readStored, type StoredScore } from './results.js';
 
 /** A picture to be scored. */
 export interface Submission {
@@ -18,41 +21,37 @@ export interface Submission {
   readonly sha256: string;
 }
 
+/** Options of a job that change its result. */
+export interface ScoreSettings {
+  readonly seed: number;
+}
+
 /** What a job carries. */
 export interface JobBody extends Submission {
   readonly model: string;
   readonly settings: ScoreSettings;
 }
 
-/** A stored result. */
-export interface StoredScore {
-  readonly score: number;
-  readonly threshold?: number;
-  readonly anomalous?: boolean;
-  readonly seed: number;
-  readonly model: string;
-}
-
-/** What became of a picture of a run. */
+/** What became of a picture of a run; 'expired': it had a result, which was not kept for longer. */
 export type RunResult = { readonly file: string; readonly sha256: string } & (
-  ({ readonly status: 'done' } & StoredScore) | { readonly status: 'failed'; readonly error: string } | { readonly status: 'waiting' }
+  | ({ readonly status: 'done' } & StoredScore)
+  | { readonly status: 'failed'; readonly error: string }
+  | { readonly status: 'waiting' }
+  | { readonly status: 'expired' }
 );
 
-interface Item {
-  readonly file: string;
-  readonly sha256: string;
-  readonly key: string;
-}
+type Item = Pick<Submission, 'file' | 'sha256'>;
 
 /** Options of {@link submitRun}. */
 export interface SubmitOptions {
   readonly redis: string;
   /** Digest of the model, see {@link bundleDigest}. */
   readonly model: string;
+  /** Of the noise, an integer from 0. Default 0. */
   readonly seed?: number;
-  /** 1 is the most urgent; default 0: before all that have one. */
+  /** 1 is the most urgent, 2097151 the least; default 0: before all that have one. */
   readonly priority?: number;
-  /** How often a job is tried when it fails for a reason that may pass. Default 5. */
+  /** How often a job is tried when it fails for a reason that may pass, from 1. Default 5. */
   readonly attempts?: number;
 }
 
@@ -82,7 +81,7 @@ function checkSubmission({ file, reference, sha256 }: Submission): void {
 
 function openQueue(model: string, connection: Redis): Queue<JobBody> {
   const queue = new Queue<JobBody>(queueName(model), { connection });
-  queue.on('error', () => undefined); // a lost broker is waited for
+  queue.on('error', () => undefined); // told by the commands that it fails
   return queue;
 }
 
@@ -90,24 +89,30 @@ function openQueue(model: string, connection: Redis): Queue<JobBody> {
  * Hands a run of pictures in. Nothing is taken back when the process dies on the way: the run then has the pictures handed in so far.
  *
  * @returns the run's id, for {@link runResults}
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for 30 s, or refuses
  */
 export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<Submission>, options: SubmitOptions): Promise<string> {
-  const { model, seed = 0, priority = 0, attempts = 5 } = options;
-  const connection = connect(options.redis);
-  const queue = openQueue(model, connection);
+  const { model } = options;
+  const seed = integer(options.seed, 'seed', 0, Number.MAX_SAFE_INTEGER, 0);
+  const priority = integer(options.priority, 'priority', 0, PRIORITY_LIMIT, 0);
+  const attempts = integer(options.attempts, 'attempts', 1, 1000, 5);
+  const broker = await BrokerConnection.open(options.redis);
+  const { redis } = broker;
+  const queue = openQueue(model, redis);
   const run = randomUUID();
   let count = 0;
   let chunk: Submission[] = [];
   const send = async (): Promise<void> => {
-    const items = chunk.map(({ file, sha256 }) => JSON.stringify({ file, sha256, key: resultKey(model, sha256, { seed }) } satisfies Item));
-    // Items first: a job without its item could be computed and never be asked for.
-    await connection.rpush(itemsKey(run), ...items);
+    const items = chunk.map(({ file, sha256 }) => JSON.stringify({ file, sha256 } satisfies Item));
+    // Items first: a job without its item could be computed and never be asked for. Pictures that have all ended made the run expire.
+    const write = redis.multi().rpush(itemsKey(run), ...items);
+    for (const key of [runKey(run), itemsKey(run), endedKey(run)]) write.persist(key);
+    await broker.ask(write.exec());
     const jobs = chunk.map((picture, i) => ({
       name: 'score',
       data: { ...picture, model, settings: { seed } },
       opts: {
-        jobId: `${run}-${count + i}`,
+        jobId: jobName(run, count + i),
         attempts,
         priority,
         backoff: { type: 'exponential', delay: 500, jitter: 0.5 },
@@ -115,12 +120,12 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
         removeOnFail: false,
       },
     }));
-    await queue.addBulk(jobs);
+    await broker.ask(queue.addBulk(jobs));
     count += chunk.length;
     chunk = [];
   };
   try {
-    await connection.hset(runKey(run), { model, seed, submitted: new Date().toISOString() });
+    await broker.ask(redis.hset(runKey(run), { model, seed, submitted: new Date().toISOString() }));
     for await (const picture of pictures) {
       checkSubmission(picture);
       chunk.push(picture);
@@ -130,66 +135,78 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
     return run;
   } finally {
     await queue.close();
-    connection.disconnect();
+    broker.close();
   }
 }
 
-async function resolveItem(item: Item, stored: string | null, jobId: string, queue: Queue<JobBody>): Promise<RunResult> {
-  const { file, sha256 } = item;
-  if (stored !== null) return { file, sha256, status: 'done', ...(JSON.parse(stored) as StoredScore) };
+interface OpenRun {
+  readonly run: string;
+  readonly redis: Redis;
+  readonly queue: Queue<JobBody>;
+}
+
+/** What became of an item, by what is stored for its place: see {@link readStored}. */
+async function resolveItem(open: OpenRun, { file, sha256 }: Item, place: number, stored: string | null | undefined): Promise<RunResult> {
+  if (stored === null) return { file, sha256, status: 'expired' };
+  if (stored !== undefined) return { file, sha256, status: 'done', ...(JSON.parse(stored) as StoredScore) };
+  const name = jobName(open.run, place);
   // The state first: a job that was read before it failed has no reason yet.
-  if ((await queue.getJobState(jobId)) === 'failed') {
-    const job = await queue.getJob(jobId);
+  const state = await open.queue.getJobState(name);
+  if (state === 'failed') {
+    const job = await open.queue.getJob(name);
     if (job !== undefined) return { file, sha256, status: 'failed', error: job.failedReason };
   }
-  return { file, sha256, status: 'waiting' };
-}
-
-async function* readItems(
-  redis: Redis,
-  run: string,
-): AsyncGenerator<{ item: Item; index: number; stored: string | null }, void, undefined> {
-  for (let start = 0; ; start += CHUNK) {
-    const texts = await redis.lrange(itemsKey(run), start, start + CHUNK - 1);
-    if (texts.length === 0) return;
-    const items = texts.map((text) => JSON.parse(text) as Item);
-    const stored = await redis.mget(...items.map(({ key }) => key));
-    for (const [i, item] of items.entries()) yield { item, index: start + i, stored: stored[i] ?? null };
-  }
+  if (state !== 'unknown') return { file, sha256, status: 'waiting' };
+  // It has ended since the look for its result, or somebody has removed it.
+  const [ended] = await readStored(open.redis, open.run, [place]);
+  if (ended !== undefined) return resolveItem(open, { file, sha256 }, place, ended);
+  return { file, sha256, status: 'failed', error: 'The broker has neither a job nor a result of this picture any more' };
 }
 
 /**
  * The results of a run in the order of submission.
  *
  * @param options - `wait`: each picture is waited for; otherwise what is not there yet is handed out as 'waiting'
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; the signal's reason
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for
+ *   30 s, or refuses; the signal's reason
  */
 export async function* runResults(
   run: string,
   options: { readonly redis: string; readonly wait?: boolean; readonly signal?: AbortSignal },
 ): AsyncGenerator<RunResult, void, undefined> {
-  const connection = connect(options.redis);
+  const broker = await BrokerConnection.open(options.redis);
+  let queue: Queue<JobBody> | undefined;
   try {
-    const model = await connection.hget(runKey(run), 'model');
+    const model = await broker.ask(broker.redis.hget(runKey(run), 'model'));
     if (model === null) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `There is no run ${run} in this broker`);
-    const queue = openQueue(model, connection);
-    for await (const { item, index, stored } of readItems(connection, run)) {
-      let result = await resolveItem(item, stored, `${run}-${index}`, queue);
-      while (result.status === 'waiting' && options.wait === true) {
-        await sleep(250, undefined, options.signal === undefined ? {} : { signal: options.signal });
-        result = await resolveItem(item, await connection.get(item.key), `${run}-${index}`, queue);
+    queue = openQueue(model, broker.redis);
+    const { redis } = broker;
+    const open = { run, redis, queue };
+    for (let start = 0; ; start += CHUNK) {
+      const items = await broker.ask(redis.lrange(itemsKey(run), start, start + CHUNK - 1));
+      if (items.length === 0) return;
+      const places = items.map((_, i) => start + i);
+      const stored = await broker.ask(readStored(redis, run, places));
+      for (const [i, place] of places.entries()) {
+        const item = JSON.parse(items[i]!) as Item;
+        let result = await broker.ask(resolveItem(open, item, place, stored[i]));
+        while (result.status === 'waiting' && options.wait === true) {
+          await sleep(250, undefined, options.signal === undefined ? {} : { signal: options.signal });
+          const [now] = await broker.ask(readStored(redis, run, [place]));
+          result = await broker.ask(resolveItem(open, item, place, now));
+        }
+        yield result;
       }
-      yield result;
     }
-    await queue.close();
   } finally {
-    connection.disconnect();
+    await queue?.close();
+    broker.close();
   }
 }
 
 /** How far a run is. */
-export async function runProgress(run: string, redis: string): Promise<{ done: number; failed: number; waiting: number }> {
-  const progress = { done: 0, failed: 0, waiting: 0 };
+export async function runProgress(run: string, redis: string): Promise<Readonly<Record<RunResult['status'], number>>> {
+  const progress = { done: 0, failed: 0, waiting: 0, expired: 0 };
   for await (const { status } of runResults(run, { redis })) progress[status]++;
   return progress;
 }

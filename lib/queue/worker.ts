@@ -1,10 +1,14 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
 import { Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
-import type { Diad } from '../diad.js';
+import { thresholdsFor } from '../calibration.js';
+import { classOfPath } from '../class-of-path.js';
+import { calibrationOf, type Diad } from '../diad.js';
 import { codeOf, DiadError } from '../errors.js';
-import { brokerProblems, connect, deadLetterName, queueName, resultKey } from './broker.js';
-import { readReference, Unreadable, type ReadPolicy } from './reference.js';
-import type { JobBody, StoredScore } from './run.js';
+import { brokerProblems, deadLetterName, queueName } from './broker.js';
+import { BrokerConnection, REMIND_MS } from './connection.js';
+import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
+import { isKept, keep, noteEnd, resultKey, type ResultBasis, type StoredScore } from './results.js';
+import type { JobBody } from './run.js';
 
 /** What a worker needs of a loaded bundle. */
 export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
@@ -53,47 +57,91 @@ function isFinal(job: Job<JobBody>, error: Error): boolean {
   return error instanceof UnrecoverableError || stalled || job.attemptsMade >= (job.opts.attempts ?? 1);
 }
 
+/** Says the same line once a minute at most. */
+function seldom(log: (line: string) => void): (line: string) => void {
+  const saidAt = new Map<string, number>();
+  return (line) => {
+    if (Date.now() - (saidAt.get(line) ?? -Infinity) < REMIND_MS) return;
+    saidAt.set(line, Date.now());
+    log(line);
+  };
+}
+
+/** Connects to a broker that keeps what it is given; one that cannot be reached is waited for. */
+async function reachBroker({ redis, allowUnsafeBroker }: WorkerOptions, log: (line: string) => void): Promise<BrokerConnection> {
+  const broker = new BrokerConnection(redis);
+  broker.report(log);
+  try {
+    await broker.reach();
+    const problems = await broker.ask(brokerProblems(broker.redis));
+    if (problems.length > 0 && allowUnsafeBroker !== true) {
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker may lose jobs: ${problems.join('; ')}`);
+    }
+    for (const problem of problems) log(`the broker may lose jobs: ${problem}`);
+    return broker;
+  } catch (error) {
+    broker.close();
+    throw error;
+  }
+}
+
 /**
- * Starts a worker.
+ * What a picture's score and verdict will follow from. A scorer that is no Diad may judge by thresholds of classes that only it knows.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`
+ * @param root - of the worker's files
+ */
+function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, root: string | undefined): ResultBasis {
+  const { bundle, precision } = scorer.info;
+  const className = classOfPath(classPath(reference, file, root), bundle.calibratedClasses);
+  const calibration = calibrationOf(scorer as Diad);
+  const threshold = calibration === undefined ? bundle.threshold : thresholdsFor(calibration, className).threshold;
+  return {
+    seed: settings.seed,
+    model: bundle.digest,
+    precision,
+    ...(threshold === undefined ? {} : { threshold }),
+    ...(className === undefined ? {} : { className }),
+  };
+}
+
+/**
+ * Starts a worker. A broker that cannot be reached is waited for, and `log` told.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`;
+ *   ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
   const { scorer, concurrency = 16, jobsPerSecond, keepSeconds = 0, lockMs = 30_000, maxStalls = 1, silentMs = 15_000 } = options;
   const log = options.log ?? (() => undefined);
   const { digest } = scorer.info.bundle;
-  const connection = connect(options.redis);
-  const problems = await brokerProblems(connection);
-  if (problems.length > 0 && options.allowUnsafeBroker !== true) {
-    connection.disconnect();
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker may lose jobs: ${problems.join('; ')}`);
-  }
-  for (const problem of problems) log(`the broker may lose jobs: ${problem}`);
+  const broker = await reachBroker(options, log);
+  const connection = broker.redis;
+  const sayAgain = seldom(log);
 
   let [completed, restarts, running] = [0, 0, 0];
   let lastSign = Date.now();
 
-  const compute = async ({ sha256, reference, model, settings }: JobBody): Promise<void> => {
+  /** Scores a job's picture unless its result is there; where the result is. */
+  const compute = async (body: JobBody): Promise<string> => {
+    const { sha256, reference, model } = body;
     if (model !== digest) throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
-    const key = resultKey(model, sha256, settings);
-    if ((await connection.exists(key)) === 1) return; // a duplicate, or a retry after the result was written
+    const basis = basisOf(body, scorer, options.root);
+    const expected = resultKey(sha256, basis);
+    if (await isKept(connection, expected, keepSeconds)) return expected; // a duplicate, or a retry after the result was written
     const bytes = await readReference(reference, sha256, options);
-    const { score, threshold, anomalous } = await scorer.score(bytes, { seed: settings.seed });
-    const stored: StoredScore = {
-      score,
-      ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
-      seed: settings.seed,
-      model,
-    };
-    // NX: of two workers that computed the same the first one's result stands.
-    if (keepSeconds > 0) await connection.set(key, JSON.stringify(stored), 'EX', keepSeconds, 'NX');
-    else await connection.set(key, JSON.stringify(stored), 'NX');
+    const { seed, className } = basis;
+    const { score, threshold, anomalous } = await scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
+    const stored: StoredScore = { ...basis, score, ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }) };
+    const key = resultKey(sha256, stored);
+    await keep(connection, key, stored, keepSeconds);
+    return key;
   };
   const processor = async (job: Job<JobBody>): Promise<void> => {
     running++;
     lastSign = Date.now();
     try {
-      await compute(job.data);
+      const key = await compute(job.data);
+      await noteEnd(connection, job.id ?? '', key, keepSeconds);
     } catch (error) {
       // What the same picture would meet again is not tried again.
       if (error instanceof DiadError && LASTING.has(codeOf(error))) throw new UnrecoverableError(`${error.code}: ${error.message}`);
@@ -105,7 +153,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   };
 
   const deadLetters = new Queue<JobBody & { reason: string }>(deadLetterName(digest), { connection });
-  const quiet = (): void => undefined; // the consumer and the watchdog tell of a lost broker
+  const quiet = (): void => undefined; // the connection tells of a lost broker
   deadLetters.on('error', quiet);
   const consume = (): Worker<JobBody> => {
     const worker = new Worker<JobBody>(queueName(digest), processor, {
@@ -120,13 +168,18 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     worker.on('failed', (job, error) => {
       if (job === undefined || !isFinal(job, error)) return;
       log(`${job.data.file}: ${error.message}`);
+      noteEnd(connection, job.id ?? '', '', keepSeconds).catch((failed: unknown) => {
+        log(`${job.data.file}: its end is not noted, its run will not expire: ${String(failed)}`);
+      });
       const letter = { ...job.data, reason: error.message };
       deadLetters.add('dead', letter, { jobId: `${job.id ?? ''}-dead` }).catch((failed: unknown) => {
         log(`${job.data.file}: not in the dead letters: ${String(failed)}`);
       });
     });
     worker.on('error', (error) => {
-      log(`broker: ${error.message}`);
+      void broker.isOutage(error).then((told) => {
+        if (!told) sayAgain(`broker: ${error.message}`);
+      });
     });
     return worker;
   };
@@ -148,7 +201,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       await silent.close(true);
     };
     look().catch((error: unknown) => {
-      log(`watchdog: ${String(error)}`);
+      sayAgain(`watchdog: ${String(error)}`);
     });
   }, silentMs / 3);
 
@@ -162,10 +215,11 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     },
     close: async () => {
       clearInterval(watchdog);
-      await worker.close();
+      // Without the broker no job can be ended: its lock runs out, and another worker takes it.
+      await worker.close(connection.status !== 'ready');
       await deadLetters.close();
       await queue.close();
-      connection.disconnect();
+      broker.close();
     },
   };
 }

@@ -1,0 +1,158 @@
+// Brokers that cannot be reached, refuse or say nothing: who submits or asks hears so in seconds, a worker says so and waits.
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import net from 'node:net';
+import path from 'node:path';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { inspect } from 'node:util';
+import { Redis } from 'ioredis';
+import { runResults, startWorker, submitRun } from '../lib/queue/index.js';
+import { brokerProblems } from '../lib/queue/broker.js';
+import { Broker, freePort, STUB_MODEL, stubScorer } from './queue-support.js';
+import { inFolder, rejects, root, runProgram } from './support.js';
+
+const PASSWORD = 'a-secret';
+
+/** Asserts that submitting and asking for results both end within seconds, with that reason and without the password. */
+async function refused(redis: string, reason: RegExp): Promise<void> {
+  const started = Date.now();
+  const ask = async (): Promise<void> => {
+    for await (const result of runResults('any', { redis, wait: true })) assert.fail(result.status);
+  };
+  const withoutSecret = async (asked: Promise<unknown>): Promise<unknown> => {
+    try {
+      return await asked;
+    } catch (error) {
+      assert.doesNotMatch(inspect(error, { depth: 10 }), new RegExp(PASSWORD));
+      throw error;
+    }
+  };
+  const asked = [submitRun([], { redis, model: STUB_MODEL }), ask()];
+  await Promise.all(asked.map((one) => rejects(withoutSecret(one), 'ERR_DIAD_BROKER_UNAVAILABLE', reason)));
+  assert.ok(Date.now() - started < 8000, `${Date.now() - started} ms`);
+}
+
+/** A server that takes connections and says nothing. */
+async function silentServer(port: number): Promise<{ close: () => void }> {
+  const sockets = new Set<net.Socket>();
+  const server = net.createServer((socket) => sockets.add(socket)).listen(port, '127.0.0.1');
+  await once(server, 'listening');
+  const close = (): void => {
+    server.close();
+    for (const socket of sockets) socket.destroy();
+  };
+  return { close };
+}
+
+describe('queue: the broker', function () {
+  this.timeout(60_000);
+
+  it('one that cannot be reached, or says nothing, is named', async () => {
+    const [port, silentPort] = [await freePort(), await freePort()];
+    const silent = await silentServer(silentPort);
+    await Promise.all([
+      refused(`redis://user:${PASSWORD}@127.0.0.1:${port}`, new RegExp(`at 127\\.0\\.0\\.1:${port} cannot be reached: .*ECONNREFUSED`)),
+      refused('redis://nowhere.invalid', /at nowhere\.invalid:6379 cannot be reached: .*nowhere\.invalid/),
+      refused(`redis://127.0.0.1:${silentPort}`, new RegExp(`at 127\\.0\\.0\\.1:${silentPort} gives no answer`)),
+    ]);
+    silent.close();
+  });
+
+  it('a wrong or missing password, and a database that is not there, are said', () =>
+    inFolder(async (folder) => {
+      const broker = new Broker(await freePort(), folder, { requirepass: 'right' });
+      await broker.start();
+      const place = broker.url.replace(/.*@/, '');
+      try {
+        await refused(`redis://:${PASSWORD}@${place}`, new RegExp(`The broker at ${place} refuses the URL's user or password`));
+        await refused(`redis://${place}`, new RegExp(`The broker at ${place} asks for a password`));
+        await refused(`${broker.url}/99`, /refuses: ERR DB index is out of range/);
+        const worker = (redis: string): Promise<unknown> => startWorker({ redis, scorer: stubScorer(0), allowUnsafeBroker: true });
+        await rejects(worker(`redis://:${PASSWORD}@${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /refuses the URL's user or password/);
+        await rejects(worker(`redis://${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /asks for a password/);
+        await submitRun([], { redis: broker.url, model: STUB_MODEL });
+      } finally {
+        await broker.kill();
+      }
+    }));
+
+  it('the commands end with the reason', async () => {
+    const redis = `redis://127.0.0.1:${await freePort()}`;
+    const main = path.join(root, 'dist', 'cli', 'main.js');
+    const commands = [
+      ['submit', 'examples/gear-good.png'],
+      ['results', 'any', '--wait'],
+    ];
+    const ended = commands.map((args) => runProgram(process.execPath, [main, ...args, '--redis', redis], {}, root, 20_000));
+    for (const { code, stderr } of await Promise.all(ended)) {
+      assert.equal(code, 1, stderr);
+      assert.match(stderr, /^diad: ERR_DIAD_BROKER_UNAVAILABLE: The broker at 127\.0\.0\.1:\d+ cannot be reached: [^\n]*\n$/);
+    }
+  });
+
+  it('a worker tells once of a broker that is away, works when it is there, and can be ended without it', () =>
+    inFolder(async (folder) => {
+      const broker = new Broker(await freePort(), folder);
+      const lines: string[] = [];
+      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), silentMs: 600, log: (line) => lines.push(line) });
+      await sleep(3000);
+      await broker.start();
+      const worker = await started;
+      const soFar = lines.length;
+      await broker.kill();
+      await sleep(4000);
+      await broker.start();
+      while (lines.length < soFar + 2) await sleep(50);
+      await broker.kill();
+      while (lines.length < soFar + 3) await sleep(50);
+      await worker.close(); // ends, although the broker is away
+      await sleep(500);
+      const away = /^The broker at 127\.0\.0\.1:\d+ cannot be reached: .*ECONNREFUSED.*; trying again$/;
+      const back = /^The broker at 127\.0\.0\.1:\d+ answers$/;
+      assert.equal(lines.length, 5, lines.join('\n'));
+      for (const [i, line] of lines.entries()) assert.match(line, i % 2 === 0 ? away : back);
+    }));
+
+  it('a worker tells of a broker that takes connections and says nothing', () =>
+    inFolder(async (folder) => {
+      const port = await freePort();
+      const silent = await silentServer(port);
+      const broker = new Broker(port, folder);
+      const lines: string[] = [];
+      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), log: (line) => lines.push(line) });
+      await sleep(6000);
+      assert.match(lines.join('\n'), /^The broker at 127\.0\.0\.1:\d+ gives no answer; trying again$/);
+      silent.close();
+      await broker.start();
+      await (await started).close();
+      await broker.kill();
+    }));
+
+  it('only a CONFIG that is forbidden leaves the broker unchecked', () =>
+    inFolder(async (folder) => {
+      const answering = (message: string): Redis => ({ config: () => Promise.reject(new Error(message)) }) as unknown as Redis;
+      for (const forbidden of [
+        "NOPERM User worker has no permissions to run the 'config|get' command",
+        "ERR unknown command 'CONFIG', with args beginning with: 'GET'",
+        "ERR Command is not available: 'CONFIG'",
+      ]) {
+        assert.deepEqual(await brokerProblems(answering(forbidden)), []);
+      }
+      for (const other of ['WRONGPASS invalid username-password pair', 'NOAUTH Authentication required.', 'Connection is closed.']) {
+        await assert.rejects(brokerProblems(answering(other)), new RegExp(other));
+      }
+      const broker = new Broker(await freePort(), folder, { appendonly: 'no' });
+      await broker.start();
+      const admin = new Redis(broker.url);
+      await admin.call('ACL', 'SETUSER', 'worker', 'on', '>right', '~*', '&*', '+@all', '-config');
+      try {
+        await rejects(startWorker({ redis: broker.url, scorer: stubScorer(0) }), 'ERR_DIAD_INVALID_ARGUMENT', /appendonly is no/);
+        const limited = await startWorker({ redis: broker.url.replace('//', '//worker:right@'), scorer: stubScorer(0) });
+        await limited.close();
+      } finally {
+        admin.disconnect();
+        await broker.kill();
+      }
+    }));
+});

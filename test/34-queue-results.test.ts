@@ -1,0 +1,254 @@
+// What is kept of a run: results by precision, thresholds and class; how long they and the run are known.
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import http from 'node:http';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Queue } from 'bullmq';
+import { Redis } from 'ioredis';
+import { classOfPath } from '../lib/class-of-path.js';
+import { Diad } from '../lib/index.js';
+import {
+  queueName,
+  runProgress,
+  startWorker,
+  submitRun,
+  type RunResult,
+  type Submission,
+  type WorkerOptions,
+  type WorkerScorer,
+} from '../lib/queue/index.js';
+import { classPath, sha256, type Reference } from '../lib/queue/reference.js';
+import { asFile, Broker, collect, freePort, STUB_MODEL, stubScore, stubScorer, writePictures } from './queue-support.js';
+import { example, inFolder, root as projectRoot, runProgram, withBundleCopy } from './support.js';
+
+/** A stub that judges, and computes in a precision of its own. */
+function judge(precision: string, threshold: number, onScore: () => void): WorkerScorer {
+  const { info } = stubScorer(0);
+  const score = (image: Uint8Array): Promise<unknown> => {
+    onScore();
+    const its = stubScore(image);
+    return Promise.resolve({ score: its, threshold, anomalous: its > threshold });
+  };
+  return { info: { ...info, precision, bundle: { ...info.bundle, threshold } }, score } as unknown as WorkerScorer;
+}
+
+const verdicts = (results: readonly RunResult[]): unknown[] =>
+  results.map((one) => (one.status === 'done' ? [one.threshold, one.anomalous, one.className] : one.status));
+
+describe('queue: results', () => {
+  let folder: string;
+  let broker: Broker;
+  let redis: Redis;
+  before(async () => {
+    folder = await mkdtemp(path.join(os.tmpdir(), 'diad-results-'));
+    broker = new Broker(await freePort(), folder);
+    await broker.start();
+    redis = new Redis(broker.url);
+  });
+  after(async () => {
+    redis.disconnect();
+    await broker.kill();
+    await rm(folder, { recursive: true, force: true });
+  });
+  beforeEach(() => redis.flushall());
+
+  async function working<T>(options: Partial<WorkerOptions>, use: () => Promise<T>): Promise<T> {
+    const worker = await startWorker({ redis: broker.url, scorer: stubScorer(0), ...options });
+    try {
+      return await use();
+    } finally {
+      await worker.close();
+    }
+  }
+  const score = async (submissions: Submission[], model = STUB_MODEL): Promise<RunResult[]> =>
+    collect(await submitRun(submissions, { redis: broker.url, model }), broker.url);
+
+  it('another precision or threshold is another result; the same one again computes nothing', () =>
+    inFolder(async (root) => {
+      const pictures = (await writePictures(root, 3)).map(asFile);
+      let computed = 0;
+      const by = (precision: string, threshold: number): Promise<RunResult[]> =>
+        working({ root, scorer: judge(precision, threshold, () => computed++) }, () => score(pictures));
+      for (const [precision, threshold, after] of [
+        ['float32', -1, 3],
+        ['bfloat16', -1, 6],
+        ['float32', 2, 9],
+        ['float32', -1, 9],
+        ['bfloat16', -1, 9],
+      ] as const) {
+        const results = await by(precision, threshold);
+        for (const one of results) {
+          assert.ok(one.status === 'done');
+          assert.deepEqual([one.precision, one.threshold, one.anomalous], [precision, threshold, threshold < 0]);
+        }
+        assert.equal(computed, after, `${precision}, ${threshold}`);
+      }
+    }));
+
+  it('two workers of different precision: each result says which one it is of', () =>
+    inFolder(async (root) => {
+      const pictures = await writePictures(root, 40);
+      const slow = (precision: string): WorkerScorer => {
+        const { info, score: its } = stubScorer(20);
+        return { info: { ...info, precision }, score: its };
+      };
+      const results = await working({ root, scorer: slow('float32'), concurrency: 1 }, () =>
+        working({ root, scorer: slow('bfloat16'), concurrency: 1 }, () => score(pictures.map(asFile))),
+      );
+      assert.deepEqual(new Set(results.map((one) => one.status === 'done' && one.precision)), new Set(['float32', 'bfloat16']));
+    }));
+
+  it('thresholds of a class hold for pictures below its folder, and a result says so', () =>
+    withBundleCopy((bundle) =>
+      inFolder(async (root) => {
+        const bytes = await example('gear-good.png');
+        const digest = sha256(bytes);
+        for (const name of ['gear', 'other']) {
+          await mkdir(path.join(root, name));
+          await writeFile(path.join(root, name, 'a.png'), bytes);
+        }
+        const server = http.createServer((_request, answer) => answer.end(bytes)).listen(0, '127.0.0.1');
+        await once(server, 'listening');
+        const url = `http://127.0.0.1:${(server.address() as { port: number }).port}/line/gear/a.png`;
+        const policy = { root, hosts: ['127.0.0.1'], privateHosts: ['127.0.0.1'] };
+        const submissions = [
+          ...['gear/a.png', 'other/a.png'].map((file) => asFile({ file, sha256: digest })),
+          { file: 'url', sha256: digest, reference: { kind: 'url', url } as const },
+        ];
+        const judged = async (calibration: object): Promise<unknown[]> => {
+          await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
+          const diad = await Diad.load(bundle, { threads: 1 });
+          try {
+            return await working({ ...policy, scorer: diad }, async () => verdicts(await score(submissions, diad.info.bundle.digest)));
+          } finally {
+            await diad.close();
+          }
+        };
+        const kept = async (): Promise<number> => (await redis.keys('diad:result:*')).length;
+        const [gear, other] = [
+          [0, true, 'gear'],
+          [1000, false, undefined],
+        ];
+        const calibration = { threshold: 1000, classes: { gear: { threshold: 0 } } };
+        assert.deepEqual(await judged(calibration), [gear, other, gear]);
+        assert.equal(await kept(), 2);
+        // What decides no verdict makes no other result.
+        assert.deepEqual(await judged({ ...calibration, createdAt: new Date().toISOString(), images: 200 }), [gear, other, gear]);
+        assert.equal(await kept(), 2);
+        assert.deepEqual(await judged({ threshold: 1000, classes: { gear: { threshold: 999 } } }), [
+          [999, false, 'gear'],
+          other,
+          [999, false, 'gear'],
+        ]);
+        assert.equal(await kept(), 3);
+        server.close();
+      }),
+    )).timeout(120_000);
+
+  it('the folders that may name a class', () => {
+    const cases: [Reference, string | undefined][] = [
+      [{ kind: 'file', path: 'gear/good/1.png' }, 'gear'],
+      [{ kind: 'file', path: 'screw/gear/1.png' }, 'gear'],
+      [{ kind: 'file', path: '1.png' }, 'screw'], // of the root
+      [{ kind: 'file', path: 'gear.png' }, 'screw'],
+      [{ kind: 'url', url: 'https://gear.example/a/screw/1.png?gear/' }, 'screw'],
+      [{ kind: 'url', url: 'https://x.example/hex%20nut/1.png' }, 'hex nut'],
+      [{ kind: 'url', url: 'https://x.example/gear/%zz.png' }, 'gear'],
+      [{ kind: 'url', url: 'https://x.example/gear' }, undefined],
+      [{ kind: 's3', bucket: 'gear', key: 'screw/1.png' }, 'screw'],
+      [{ kind: 's3', bucket: 'gear', key: '1.png' }, undefined],
+      [{ kind: 'inline', base64: '' }, 'hex nut'],
+    ];
+    for (const [reference, expected] of cases) {
+      const found = classOfPath(classPath(reference, 'hex nut/7', '/data/screw'), ['gear', 'screw', 'hex nut']);
+      assert.equal(found, expected, JSON.stringify(reference));
+    }
+  });
+
+  it('results that have expired end the wait, and have an exit code of their own', () =>
+    inFolder(async (root) => {
+      const pictures = (await writePictures(root, 2)).map(asFile);
+      await working({ root, keepSeconds: 1 }, async () => {
+        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        assert.deepEqual(
+          (await collect(run, broker.url)).map(({ status }) => status),
+          ['done', 'done'],
+        );
+        await sleep(1500);
+        assert.deepEqual(
+          await collect(run, broker.url),
+          pictures.map(({ file, sha256: digest }) => ({ file, sha256: digest, status: 'expired' })),
+        );
+        assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 0, expired: 2 });
+        const cli = [path.join(projectRoot, 'dist', 'cli', 'main.js'), 'results', run, '--redis', broker.url, '--wait'];
+        const { code, stdout } = await runProgram(process.execPath, cli, {}, undefined, 20_000);
+        assert.equal(stdout, 'expired  0000.png\nexpired  0001.png\n');
+        assert.equal(code, 3);
+        // The picture itself may be handed in again.
+        assert.deepEqual(
+          (await score(pictures)).map(({ status }) => status),
+          ['done', 'done'],
+        );
+      });
+    }));
+
+  it('a run expires later than the last of its results, and only when all its pictures have ended', () =>
+    inFolder(async (root) => {
+      const pictures = (await writePictures(root, 3)).map(asFile);
+      const gone = { file: 'gone', sha256: sha256('gone'), reference: { kind: 'file', path: 'gone.png' } as const };
+      const left = async (run: string): Promise<number[]> => {
+        const keys = (await redis.keys(`diad:run:${run}*`)).sort();
+        assert.equal(keys.length, 3, keys.join());
+        return Promise.all(keys.map((key) => redis.ttl(key)));
+      };
+      const stub = stubScorer(0);
+      let [scored, release] = [0, (): void => undefined];
+      const released = new Promise<void>((resolve) => (release = resolve));
+      const scorer: WorkerScorer = {
+        ...stub,
+        score: async (image) => {
+          if (++scored === 3) await released;
+          return stub.score(image);
+        },
+      };
+      await working({ root, scorer, keepSeconds: 600 }, async () => {
+        const run = await submitRun([...pictures, gone], { redis: broker.url, model: STUB_MODEL });
+        while ((await redis.hlen(`diad:run:${run}:ended`)) < 3) await sleep(20);
+        assert.deepEqual(await left(run), [-1, -1, -1]);
+        release();
+        while ((await left(run)).includes(-1)) await sleep(20);
+        for (const seconds of await left(run)) assert.ok(seconds > 600 + 3600, String(seconds));
+        assert.deepEqual(await runProgress(run, broker.url), { done: 3, failed: 1, waiting: 0, expired: 0 });
+      });
+      // A result that is there already lives as long as a new one would; a run, as long as the worker that keeps longest says.
+      await working({ root, keepSeconds: 6000 }, async () => {
+        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        await collect(run, broker.url);
+        const [key] = await redis.keys('diad:result:*');
+        assert.ok((await redis.ttl(key!)) > 600);
+        for (const seconds of await left(run)) assert.ok(seconds > 6000, String(seconds));
+      });
+      await working({ root }, async () => {
+        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        await collect(run, broker.url);
+        for (const key of await redis.keys('diad:result:*')) assert.equal(await redis.ttl(key), -1);
+        assert.deepEqual(await left(run), [-1, -1, -1]);
+      });
+    }));
+
+  it('a picture whose job somebody has removed is not waited for', () =>
+    inFolder(async (root) => {
+      const run = await submitRun((await writePictures(root, 1)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+      const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
+      const queue = new Queue(queueName(STUB_MODEL), { connection });
+      await queue.remove(`${run}-0`);
+      await queue.close();
+      connection.disconnect();
+      const [result] = await collect(run, broker.url);
+      assert.ok(result?.status === 'failed');
+      assert.match(result.error, /neither a job nor a result/);
+    }));
+});
