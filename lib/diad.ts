@@ -1,5 +1,9 @@
 // Diad: a loaded bundle that scores pictures.
+import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
 import {
   checkOrigin,
@@ -86,16 +90,10 @@ export class Diad {
     const native = await openNative(validated.libtorch);
     try {
       const calibration = validated.calibration ? await readCalibration(folder) : undefined;
+      if (calibration !== undefined) checkOrigin(calibration, await digestOf(folder), validated.native.precision);
       const engine = await native.addon.load(folder, validated.native);
       const { queueLimit } = validated.native;
-      const diad = new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
-      try {
-        if (calibration !== undefined) checkOrigin(calibration, diad.info.bundle.digest, diad.info.precision);
-      } catch (error) {
-        await diad.close();
-        throw error;
-      }
-      return diad;
+      return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
     } catch (error) {
       throw fromNative(error);
     }
@@ -139,7 +137,7 @@ export class Diad {
   ): AsyncGenerator<ScoreResult, void, undefined>;
   /**
    * Scores pictures as they are taken: results in the order of the pictures, at most `concurrency` pictures in flight, the source read no
-   * faster than results are taken. Leaving the loop early cancels what is in flight.
+   * faster than results are taken, a result handed out as soon as it is there and the source lets the next picture wait. Leaving the loop early cancels what is in flight.
    *
    * @param images - a source of images; may be endless
    * @param options - `onError: 'throw'` (default) ends at the first failure, `'yield'` hands failures out in their place
@@ -153,22 +151,50 @@ export class Diad {
     const abandoned = new AbortController();
     const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
     setMaxListeners(0, signal); // one per picture in flight
+    const source: Iterator<ImageInput> | AsyncIterator<ImageInput> =
+      Symbol.asyncIterator in images ? images[Symbol.asyncIterator]() : images[Symbol.iterator]();
     const inFlight: Promise<SettledScore>[] = [];
-    let taken = 0;
+    let [taken, ended] = [0, false];
+    const next = async (): Promise<IteratorResult<ImageInput>> => {
+      try {
+        return await source.next();
+      } catch (error) {
+        ended = true; // a source that threw is over
+        throw error;
+      }
+    };
+    let coming: Promise<IteratorResult<ImageInput>> | undefined;
     const hand = (settled: SettledScore): ScoreResult | SettledScore => {
       if (onError === 'yield') return settled;
       if (settled.status === 'rejected') throw settled.reason;
       return settled.value;
     };
     try {
-      for await (const image of images) {
-        inFlight.push(this.#settle(image, { ...call, signal }, taken++));
-        if (inFlight.length >= concurrency) yield hand(await inFlight.shift()!);
+      while (!ended || inFlight.length > 0) {
+        if (!ended && inFlight.length < concurrency && coming === undefined) {
+          coming = next();
+          coming.catch(() => undefined); // it may fail when nobody waits for it any more
+        }
+        // A picture that is there is taken first; while the source lets one wait, results that are done go out.
+        const oldest = inFlight.slice(0, 1);
+        const taking = coming === undefined ? undefined : await Promise.race([coming, setImmediate(undefined)]);
+        const first = taking ?? (await Promise.race([...(coming === undefined ? [] : [coming]), ...oldest]));
+        if ('status' in first) {
+          void inFlight.shift();
+          yield hand(first);
+          continue;
+        }
+        coming = undefined;
+        ended = first.done === true;
+        if (first.done !== true) inFlight.push(this.#settle(await Promise.resolve(first.value), { ...call, signal }, taken++));
       }
-      while (inFlight.length > 0) yield hand(await inFlight.shift()!);
     } finally {
       abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
       await Promise.all(inFlight);
+      if (!ended) {
+        const closing = Promise.resolve(source.return?.()).catch(() => undefined);
+        if (coming === undefined) await closing; // else it may come after the picture that nobody waits for any more
+      }
     }
   }
 
@@ -253,7 +279,10 @@ export class Diad {
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);
-        return { ...(await scoreTiles(frame, call, call.tile, concurrency, submit)), ...rest };
+        return {
+          ...(await scoreTiles(frame, call, call.tile, concurrency, (part, its) => patiently(() => submit(part, its), its.signal))),
+          ...rest,
+        };
       }
       const result = await submit(frame, call);
       return { result, mapWidth: result.size, mapHeight: result.size, ...rest };
@@ -297,6 +326,25 @@ export class Diad {
       throw fromNative(error);
     } finally {
       signal?.removeEventListener('abort', abort);
+    }
+  }
+}
+
+/** The digest of a bundle, from its manifest alone; undefined where it cannot be read, which the engine will tell. */
+async function digestOf(folder: string): Promise<string | undefined> {
+  const manifest = await readFile(path.join(folder, 'manifest.json')).catch(() => undefined);
+  return manifest === undefined ? undefined : createHash('sha256').update(manifest).digest('hex');
+}
+
+/** The picture of a tile has its place already: where the queue is full of others' tiles, a tile waits for one. */
+async function patiently<T>(submit: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  for (;;) {
+    try {
+      return await submit();
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_DIAD_QUEUE_FULL') throw error;
+      signal?.throwIfAborted();
+      await setTimeout(10);
     }
   }
 }

@@ -167,6 +167,50 @@ describe('scoring', () => {
     assert.ok(Math.abs(first! - second!) > 1e-4);
   });
 
+  it('scoreMany hands a result out while its source lets the next picture wait', async () => {
+    let wake = (): void => undefined;
+    let closed = false;
+    async function* camera(): AsyncGenerator<Buffer> {
+      try {
+        yield gear;
+        await new Promise<void>((resolve) => (wake = resolve));
+        yield board;
+        await new Promise<void>(() => undefined); // nothing more comes
+      } finally {
+        closed = true;
+      }
+    }
+    const scores: number[] = [];
+    for await (const { score } of diad.scoreMany(camera())) {
+      scores.push(score);
+      if (scores.length === 2) break; // the source is in the middle of its wait
+      wake();
+    }
+    assert.equal(scores.length, 2);
+    assert.equal(closed, false);
+    async function* broken(): AsyncGenerator<Buffer> {
+      yield gear;
+      await Promise.resolve();
+      throw new Error('camera unplugged');
+    }
+    await assert.rejects(async () => {
+      for await (const result of diad.scoreMany(broken())) assert.ok(result.score > 0);
+    }, /camera unplugged/);
+    let left = false;
+    function* endless(): Generator<Buffer> {
+      try {
+        for (;;) yield gear;
+      } finally {
+        left = true;
+      }
+    }
+    for await (const result of diad.scoreMany(endless(), { concurrency: 2 })) {
+      assert.ok(result.score > 0);
+      break;
+    }
+    assert.ok(left, 'the source was told that nobody wants more');
+  });
+
   it('scoreMany: a bad picture ends the loop, or is handed out in its place', async () => {
     const images = [gear, Buffer.from('no picture'), board];
     const results: ScoreResult[] = [];

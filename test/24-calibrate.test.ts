@@ -81,7 +81,14 @@ describe('thresholds', () => {
     assert.equal(thresholdsFor(calibration, 'gear').threshold, 2);
     assert.equal(thresholdsFor(calibration, 'toString').threshold, 1);
     assert.equal(thresholdsFor(calibration, undefined).threshold, 1);
-    for (const source of ['{', '[]', '{"threshold":"1"}', '{"threshold":1,"classes":{"a":{}}}', '{"threshold":1,"pictures":"x"}']) {
+    for (const source of [
+      '{',
+      '[]',
+      '{"threshold":"1"}',
+      '{"threshold":1,"classes":{"a":{}}}',
+      '{"threshold":1,"pictures":"x"}',
+      '{"threshold":1,"model":5}',
+    ]) {
       assert.throws(
         () => parseCalibration(source),
         (error) => error instanceof DiadError && error.code === 'ERR_DIAD_BUNDLE_INVALID',

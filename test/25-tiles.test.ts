@@ -117,6 +117,14 @@ describe('tiles', () => {
       assert.equal((await tiled.map.toHeatmap()).subarray(1, 4).toString(), 'PNG');
     });
 
+    it('tiles of several pictures wait for places in a short queue', async () => {
+      const narrow = await Diad.load(undefined, { maxBatch: 2, queueLimit: 4, warmup: false });
+      const frames = [0, 1, 2, 3].map((i) => speckled(96 + i, true));
+      const results = await Promise.all(frames.map((frame) => narrow.score(frame, { tile: { size: 32, overlap: 0 } })));
+      await narrow.close();
+      assert.ok(results.every(({ batchSize }) => batchSize >= 9));
+    });
+
     it('options are checked; an abort ends all tiles', async () => {
       const frame = speckled(300, false);
       await rejects(diad.score(frame, { tile: { size: 8 } }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.size/);

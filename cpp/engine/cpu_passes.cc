@@ -1,5 +1,6 @@
 #include "cpu_passes.h"
 
+#include <ATen/Context.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/library.h>
 
@@ -58,7 +59,7 @@ class CpuRewriter final : GraphRewriter {
   CpuRewriter(const std::shared_ptr<Graph>& graph, const CpuOptions& options) : GraphRewriter(graph), options_(options) {}
 
   CpuRewrites run() {
-    if (writes_in_place(graph_->block())) return done_;
+    if (writes_in_place(graph_->block()) || !at::hasMKLDNN()) return done_;
     // What our layers return lies channels last, which view() may not be able to see in other sizes.
     visit(graph_->block(), kView, [this](Node* node) {
       if (node->input(1)->type()->kind() != c10::TypeKind::ListType) return;  // view(dtype)
