@@ -9,6 +9,9 @@ import { download } from './download.js';
 /** Pictures up to this size may travel in the job, bytes. */
 export const INLINE_LIMIT = 64 * 1024;
 
+/** Of one object, from the request to its last byte. */
+const S3_TIMEOUT_MS = 60_000;
+
 /** A picture by reference. `file` is relative to the worker's root. */
 export type Reference =
   | { readonly kind: 'file'; readonly path: string }
@@ -71,7 +74,7 @@ export const sha256 = (bytes: Uint8Array | string): string => createHash('sha256
 /**
  * Resolves a path below a root; neither `..` nor links lead out.
  *
- * @throws Unreadable when it lies outside or does not exist
+ * @throws Unreadable when it lies outside; another error when it does not exist
  */
 export async function insideRoot(root: string, file: string): Promise<string> {
   const base = await realpath(root);
@@ -79,11 +82,12 @@ export async function insideRoot(root: string, file: string): Promise<string> {
   try {
     full = await realpath(path.resolve(base, file));
   } catch (error) {
-    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR')
-      throw new Unreadable(`There is no file ${file} under ${root}`, { cause: error });
-    throw error;
+    if (codeOf(error) !== 'ENOENT' && codeOf(error) !== 'ENOTDIR') throw error;
+    // Not for good: a network share shows a new file to its other clients later.
+    throw new Error(`There is no file ${file} under ${root}`, { cause: error });
   }
-  if (full !== base && !full.startsWith(`${base}${path.sep}`)) throw new Unreadable(`${file} is outside of the allowed root ${root}`);
+  if (full !== base && !full.startsWith(base.endsWith(path.sep) ? base : `${base}${path.sep}`))
+    throw new Unreadable(`${file} is outside of the allowed root ${root}`);
   return full;
 }
 
@@ -105,10 +109,12 @@ async function readObject(bucket: string, key: string, { buckets = [], s3Endpoin
   const { S3Client, GetObjectCommand } = await import('@aws-sdk/client-s3').catch((error: unknown) => {
     throw new Unreadable('S3 objects need the package @aws-sdk/client-s3: npm install @aws-sdk/client-s3', { cause: error });
   });
+  const signal = AbortSignal.timeout(S3_TIMEOUT_MS); // a store that stalls must not hold the job, whose lock would be renewed for ever
   const client = new S3Client(s3Endpoint === undefined ? {} : { endpoint: s3Endpoint, forcePathStyle: true });
   try {
-    const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key }));
+    const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key }), { abortSignal: signal });
     const body = Body as Readable | undefined; // in Node
+    signal.addEventListener('abort', () => body?.destroy(new Error(`s3://${bucket}/${key} took longer than ${S3_TIMEOUT_MS / 1000} s`)));
     body?.on('error', () => undefined); // one that is left unread fails when the client is destroyed; whoever reads is told all the same
     if (ContentLength > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
     const parts: Uint8Array[] = [];
@@ -133,7 +139,7 @@ async function readObject(bucket: string, key: string, { buckets = [], s3Endpoin
  * Reads a picture and checks that it is the one that was submitted.
  *
  * @param expected - SHA-256 in hex
- * @throws Unreadable when the policy forbids it, it is not there, or its hash is another; other errors may pass
+ * @throws Unreadable when the policy forbids it or its hash is another; what may pass, a file that is not there among it, is another error
  */
 export async function readReference(reference: Reference, expected: string, policy: ReadPolicy): Promise<Buffer> {
   const maxBytes = policy.maxBytes ?? 32 * 2 ** 20;

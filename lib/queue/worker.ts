@@ -1,6 +1,6 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
 import { Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
-import { thresholdsFor } from '../calibration.js';
+import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
 import { codeOf, DiadError } from '../errors.js';
@@ -94,7 +94,9 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
   const { bundle, precision } = scorer.info;
   const className = classOfPath(classPath(reference, file, root), bundle.calibratedClasses);
   const calibration = calibrationOf(scorer as Diad);
-  const threshold = calibration === undefined ? bundle.threshold : thresholdsFor(calibration, className).threshold;
+  // One found on tiles judges no whole picture.
+  const limits = calibration !== undefined && isOfTiles(calibration, undefined) ? thresholdsFor(calibration, className) : undefined;
+  const threshold = calibration === undefined ? bundle.threshold : limits?.threshold;
   return {
     seed: settings.seed,
     model: bundle.digest,
