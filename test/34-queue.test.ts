@@ -137,7 +137,6 @@ describe('queue', () => {
         [{ kind: 'file', path: '../../etc/passwd' }, digest, /outside of the allowed root|no file/],
         [{ kind: 'file', path: '/etc/hostname' }, digest, /outside of the allowed root/],
         [{ kind: 'file', path: 'link.png' }, digest, /outside of the allowed root/],
-        [{ kind: 'file', path: 'gone.png' }, digest, /no file gone\.png/],
         [{ kind: 'file', path: '0000.png' }, sha256('other'), /not the one submitted/],
         [{ kind: 'url', url: 'https://evil.example/x.png' }, digest, /host evil\.example is not among those allowed/],
         [{ kind: 'url', url: 'ftp://localhost/x.png' }, digest, /ftp: is not read/],
@@ -188,16 +187,32 @@ describe('queue', () => {
 
   it('a result that is read in the moment of its failure has its reason', () =>
     inFolder(async (root) => {
-      const submission = { file: 'gone', sha256: sha256('gone'), reference: { kind: 'file', path: 'gone.png' } as const };
+      const submission = { file: 'outside', sha256: sha256('outside'), reference: { kind: 'file', path: '/etc/hostname' } as const };
       await withWorker({ root }, async () => {
         for (let i = 0; i < 40; i++) {
           const run = await submitRun([submission], { redis: broker.url, model: STUB_MODEL, seed: 8 });
           let result: RunResult | undefined;
           while (result?.status !== 'failed') {
             for await (const one of runResults(run, { redis: broker.url })) result = one;
-            if (result?.status === 'failed') assert.match(result.error, /no file gone\.png/);
+            if (result?.status === 'failed') assert.match(result.error, /outside of the allowed root/);
           }
         }
+      });
+    }));
+
+  it('a file that is not there yet is tried again; one that never comes fails with its name', () =>
+    inFolder(async (root) => {
+      const [picture] = await writePictures(root, 1);
+      const late = { file: 'late', sha256: picture!.sha256, reference: { kind: 'file', path: 'late.png' } as const };
+      const never = { file: 'never', sha256: sha256('never'), reference: { kind: 'file', path: 'never.png' } as const };
+      await withWorker({ root }, async () => {
+        const run = await submitRun([late, never], { redis: broker.url, model: STUB_MODEL, seed: 12, attempts: 3 });
+        await new Promise((resolve) => setTimeout(resolve, 300)); // the first attempt is over
+        await writeFile(path.join(root, 'late.png'), picture!.bytes);
+        const [came, missing] = await collect(run, broker.url);
+        assert.equal(came!.status, 'done');
+        assert.ok(missing!.status === 'failed');
+        assert.match(missing!.error, /no file never\.png/);
       });
     }));
 
