@@ -1,7 +1,6 @@
 // diad watch
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
-import { DiadError } from '../errors.js';
 import type { Sink } from '../watch/index.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 
@@ -23,8 +22,6 @@ async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
   const sinks: Sink[] = [];
   if (options.jsonl !== undefined) sinks.push(await jsonlSink(options.jsonl));
   if (options.webhook !== undefined) {
-    if (!URL.canParse(options.webhook))
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a URL for --webhook but received ${options.webhook}`);
     const secret = options.webhookSecretFile === undefined ? undefined : (await readFile(options.webhookSecretFile, 'utf8')).trim();
     sinks.push(webhookSink(options.webhook, secret));
   }

@@ -10,13 +10,12 @@ export interface WatchOptions {
   readonly folder: string;
   /** A loaded bundle. */
   readonly scorer: Pick<Diad, 'score' | 'info'>;
-  /** Each is handed every event, in this order. */
+  /** Each is handed every event, in the order of their scores; one that is away keeps no other waiting. */
   readonly sinks: readonly Sink[];
-  /** Where the journal is kept. Default `.diad-watch.jsonl` in the folder. */
+  /** Where the journal is kept; beside it, with `.refused` at its end, events that a receiver refuses. Default `.diad-watch.jsonl` in the folder. */
   readonly journal?: string;
   /**
-   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The journal says which. Default: they
-   * stay.
+   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The log says which. Default: they stay.
    */
   readonly done?: string;
   /** Kind of part, for its own thresholds. Default: the nearest folder of a picture's path that has some. */
