@@ -1,7 +1,7 @@
 // diad watch: journals and results of any size, disks that are full, receivers and shares that are away.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import fs from 'node:fs';
 import { appendFile, open, readdir, readFile, rename, rm, stat, truncate, writeFile, type FileHandle } from 'node:fs/promises';
 import http from 'node:http';
@@ -261,6 +261,26 @@ describe('watch: faults', () => {
         broker.kill('SIGKILL');
       }
     })).timeout(30_000);
+
+  it('poll finds what the system does not tell of', () =>
+    inFolder(async (folder) => {
+      const sink = collecting();
+      const silent = (): EventEmitter =>
+        Object.assign(new EventEmitter(), { close: () => undefined, ref: () => undefined, unref: () => undefined });
+      await replacing(fs, { watch: silent }, async () => {
+        await watching({ folder, sinks: [sink] }, async () => {
+          await writePictures(folder, 1);
+          await sleep(600);
+          assert.deepEqual(sink.events, [], 'as on a share');
+        });
+        await watching({ folder, sinks: [sink], poll: 50 }, async () => {
+          await until(() => sink.events.length === 1, 'what was there');
+          await writePictures(folder, 3);
+          await until(() => sink.events.length >= 3, 'what has come');
+        });
+      });
+      assert.deepEqual([...new Set(sink.events.map(({ file }) => file))].sort(), ['0000.png', '0001.png', '0002.png']);
+    }));
 
   it('a picture that cannot be read for a moment is read again, one that is gone is not', () =>
     inFolder(async (folder) => {

@@ -235,6 +235,7 @@ describe('watch', () => {
         [{ ...good, className: 3 }, /for className but received 3/],
         [{ ...good, seed: -1 }, /for seed but received -1/],
         [{ ...good, settleMs: 0.5 }, /Expected an integer from 0 to 3600000 for settleMs but received 0.5/],
+        [{ ...good, poll: 0 }, /Expected an integer from 10 to 3600000 for poll but received 0/],
         [{ ...good, concurrency: 0 }, /Expected an integer from 1 to 1000000 for concurrency but received 0/],
         [{ ...good, log: true }, /Expected a function for log/],
         [{ ...good, folders: [] }, /unknown key folders/],
@@ -350,7 +351,7 @@ describe('watch', () => {
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
       const done = path.join(folder, 'done');
-      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--threads', '1'];
+      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--poll', '200', '--threads', '1'];
       const child = spawn(process.execPath, [main, 'watch', folder, ...options], { stdio: 'ignore' });
       await until(async () => (await lines<WatchEvent>(jsonl)).length === 2, 'two events');
       await until(async () => (await readdir(done)).length === 2, 'both moved');

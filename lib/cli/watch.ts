@@ -15,6 +15,7 @@ interface WatchCliOptions extends ModelOptions {
   readonly class?: string;
   readonly seed: number;
   readonly settle: number;
+  readonly poll?: number;
 }
 
 async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
@@ -46,6 +47,7 @@ export async function watch(folder: string, options: WatchCliOptions): Promise<v
       log,
       ...(options.done === undefined ? {} : { done: options.done }),
       ...(options.journal === undefined ? {} : { journal: options.journal }),
+      ...(options.poll === undefined ? {} : { poll: options.poll }),
       ...(options.class === undefined ? {} : { className: options.class }),
     });
     log(`watching ${folder}`);

@@ -55,7 +55,7 @@ function refused(error: unknown): Partial<WatchEvent> {
  *   made
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
-  const { folder, scorer, sinks, done, className, seed, settleMs, concurrency, log, ...given } = validateWatchOptions(options);
+  const { folder, scorer, sinks, done, className, seed, settleMs, poll, concurrency, log, ...given } = validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
   if (status?.isDirectory() !== true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
   if (done !== undefined) await mkdir(done, { recursive: true });
@@ -129,6 +129,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const watcher: FSWatcher = watchFolder(folder, {
     awaitWriteFinish: { stabilityThreshold: settleMs, pollInterval: Math.max(20, Math.floor(settleMs / 5)) },
     ignored: (file, found) => path.resolve(file) === inside || (found?.isFile() === true && !PICTURE.test(file)),
+    ...(poll === undefined ? {} : { usePolling: true, interval: poll, binaryInterval: poll }),
   });
   watcher.on('add', found).on('change', found);
   watcher.on('error', (error) => {
