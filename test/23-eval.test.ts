@@ -1,11 +1,11 @@
 // diad eval: killed and resumed, judged by the Python reference, its report opened in Chromium.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, open, readdir, readFile, rm, stat, truncate, writeFile, type FileHandle } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import sharp from 'sharp';
-import { JsonLines } from '../lib/durable.js';
+import { JsonLines, LineFile, type CompleteLine } from '../lib/durable.js';
 import { METRIC_NAMES, type Metrics } from '../lib/evaluation/metrics.js';
 import { ScoredPictures, type RunIdentity } from '../lib/evaluation/scored-pictures.js';
 import { withPage } from './browser.js';
@@ -212,6 +212,58 @@ describe('what is on disk', () => {
       await lines.append({ a: 3 });
       await lines.close();
       assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":2}\n{"a":3}\n');
+    }));
+
+  it('a file of more than a buffer holds is read line by line: what a crash left behind the lines is taken away', () =>
+    inFolder(async (folder) => {
+      const file = path.join(folder, 'lines.jsonl');
+      await writeFile(file, '{"a":1}\n{"a":2}\n');
+      await truncate(file, 2.1 * 2 ** 30); // zeros that take no room on the disk
+      const { file: lines, lines: found } = await JsonLines.open<{ a: number }>(file);
+      await lines.close();
+      assert.deepEqual(found, [{ a: 1 }, { a: 2 }]);
+      assert.equal((await stat(file)).size, 16);
+    }));
+
+  it('lines come whole out of any cut: longer than a read, of characters of several bytes; one of more than 1 MiB is none', () =>
+    inFolder(async (folder) => {
+      const file = path.join(folder, 'lines.jsonl');
+      const texts = ['', 'ü'.repeat(200_000), 'short', '€'.repeat(300_000), 'x'.repeat(2 ** 21), 'last'];
+      await writeFile(file, `${texts.join('\n')}\nwithout newline`);
+      const lines = await LineFile.open(file);
+      const found: CompleteLine[] = [];
+      for await (const line of lines.lines()) found.push(line);
+      await lines.close();
+      assert.deepEqual(
+        found.map(({ text }) => text),
+        texts.map((text) => (text.startsWith('x') ? '' : text)),
+      );
+      let end = 0;
+      for (const [i, text] of texts.entries()) assert.equal(found[i]!.end, (end += Buffer.byteLength(text) + 1));
+    }));
+
+  it('a line that could not be written leaves nothing before the next one', () =>
+    inFolder(async (folder) => {
+      const file = path.join(folder, 'lines.jsonl');
+      const { file: lines } = await JsonLines.open<{ a: number }>(file);
+      await lines.append({ a: 1 });
+      const handle = await open(file);
+      const prototype = Object.getPrototypeOf(handle) as FileHandle;
+      await handle.close();
+      const { appendFile } = prototype;
+      prototype.appendFile = async function (text) {
+        await appendFile.call(this, (text as string).slice(0, 4));
+        throw new Error('no space');
+      };
+      try {
+        await assert.rejects(lines.append({ a: 2 }), /no space/);
+      } finally {
+        prototype.appendFile = appendFile;
+      }
+      assert.equal(await readFile(file, 'utf8'), '{"a":1}\n');
+      await lines.append({ a: 3 });
+      await lines.close();
+      assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":3}\n');
     }));
 
   it('a picture whose map is short counts as not done', () =>

@@ -9,48 +9,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import mqtt from 'mqtt';
 import { Diad } from '../lib/index.js';
 import { identify, moveInto } from '../lib/watch/done.js';
-import { mqttSink, signature, watch, webhookSink, type Sink, type WatchEvent, type WatchOptions } from '../lib/watch/index.js';
+import { mqttSink, signature, watch, webhookSink, type WatchEvent } from '../lib/watch/index.js';
 import { freePort, stubScore, stubScorer, writePictures } from './queue-support.js';
 import { example, inFolder, rejects, root, runProgram, withBundleCopy } from './support.js';
-
-/** Waits until a condition holds. */
-async function until(holds: () => boolean | Promise<boolean>, what: string, limitMs = 40_000): Promise<void> {
-  const end = Date.now() + limitMs;
-  while (!(await holds())) {
-    if (Date.now() > end) assert.fail(`never: ${what}`);
-    await sleep(50);
-  }
-}
-
-function collecting(): Sink & { events: WatchEvent[] } {
-  const events: WatchEvent[] = [];
-  const send = (event: WatchEvent): Promise<void> => {
-    events.push(event);
-    return Promise.resolve();
-  };
-  return { name: 'test', events, send, close: () => Promise.resolve() };
-}
-
-async function watching(options: Omit<WatchOptions, 'scorer'> & Partial<WatchOptions>, use: () => Promise<void>): Promise<void> {
-  const running = await watch({ scorer: stubScorer(1), settleMs: 100, ...options });
-  try {
-    await running.scanned;
-    await use();
-  } finally {
-    await running.close();
-  }
-}
-
-const lines = async (file: string): Promise<WatchEvent[]> => {
-  const text = await readFile(file, 'utf8').catch(() => '');
-  const complete = text.slice(0, text.lastIndexOf('\n') + 1);
-  return complete
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => JSON.parse(line) as WatchEvent);
-};
-
-const journalOf = (folder: string): string => path.join(folder, '.diad-watch.jsonl');
+import { collecting, eventsIn, journalOf, lines, until, watching } from './watch-support.js';
 
 describe('watch', () => {
   it('scores what is there and what comes, once each over a restart; a file that is replaced again', () =>
@@ -124,7 +86,7 @@ describe('watch', () => {
         'a__b.png',
         `a__b.${ids[3]!.slice(0, 12)}.png`,
       ];
-      const entries = (await lines(journalOf(folder))) as unknown as { moved?: string; name?: string }[];
+      const entries = await lines<{ moved?: string; name?: string }>(journalOf(folder));
       assert.deepEqual(
         entries.filter(({ moved }) => moved !== undefined),
         ids.map((moved, i) => ({ moved, name: names[i] })),
@@ -273,6 +235,7 @@ describe('watch', () => {
         [{ ...good, className: 3 }, /for className but received 3/],
         [{ ...good, seed: -1 }, /for seed but received -1/],
         [{ ...good, settleMs: 0.5 }, /Expected an integer from 0 to 3600000 for settleMs but received 0.5/],
+        [{ ...good, poll: 0 }, /Expected an integer from 10 to 3600000 for poll but received 0/],
         [{ ...good, concurrency: 0 }, /Expected an integer from 1 to 1000000 for concurrency but received 0/],
         [{ ...good, log: true }, /Expected a function for log/],
         [{ ...good, folders: [] }, /unknown key folders/],
@@ -293,15 +256,15 @@ describe('watch', () => {
       };
       const first = await start();
       const pictures = await writePictures(folder, 500);
-      await until(async () => (await lines(jsonl)).length > 50, 'some');
+      await until(async () => (await lines<WatchEvent>(jsonl)).length > 50, 'some');
       first.kill('SIGKILL');
       await once(first, 'exit');
-      assert.ok((await lines(jsonl)).length < 500, 'killed in the middle');
+      assert.ok((await lines<WatchEvent>(jsonl)).length < 500, 'killed in the middle');
       const second = await start();
-      await until(async () => (await lines(jsonl)).length >= 500, 'all', 80_000);
+      await until(async () => (await lines<WatchEvent>(jsonl)).length >= 500, 'all', 80_000);
       await sleep(500);
       second.kill('SIGKILL');
-      const events = await lines(jsonl);
+      const events = await lines<WatchEvent>(jsonl);
       assert.deepEqual(
         events.map(({ file }) => file).sort(),
         pictures.map(({ file }) => file),
@@ -333,7 +296,7 @@ describe('watch', () => {
       const log: string[] = [];
       // The receiver is away: the results are kept, and the watch ends.
       await watching({ folder, sinks: [webhookSink(url, 'secret')], log: (line) => log.push(line) }, async () => {
-        await until(async () => (await lines(journalOf(folder))).length === 2, 'both in the journal');
+        await until(async () => (await eventsIn(journalOf(folder))).length === 2, 'both in the journal');
         await until(() => log.length > 0, 'a failed attempt');
       });
       receiver.listen(port, '127.0.0.1');
@@ -388,13 +351,13 @@ describe('watch', () => {
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
       const done = path.join(folder, 'done');
-      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--threads', '1'];
+      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--poll', '200', '--threads', '1'];
       const child = spawn(process.execPath, [main, 'watch', folder, ...options], { stdio: 'ignore' });
-      await until(async () => (await lines(jsonl)).length === 2, 'two events');
+      await until(async () => (await lines<WatchEvent>(jsonl)).length === 2, 'two events');
       await until(async () => (await readdir(done)).length === 2, 'both moved');
       child.kill('SIGTERM');
       assert.deepEqual(await once(child, 'exit'), [0, null]);
-      const events = new Map((await lines(jsonl)).map((event) => [event.file, event]));
+      const events = new Map((await lines<WatchEvent>(jsonl)).map((event) => [event.file, event]));
       assert.equal(events.get('bad.png')!.error?.code, 'ERR_DIAD_IMAGE_DECODE');
       assert.ok(events.get('good.png')!.score! > 0);
       const gone = await runProgram(process.execPath, [main, 'watch', '/nowhere']);

@@ -200,6 +200,7 @@ withModelOptions(program.command('watch'))
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
   .option('--settle <ms>', 'a file counts as written when its size has not changed for this long', wholeNumber, 500)
+  .option('--poll <ms>', 'look into the folder this often, for shares that other hosts write to (NFS, SMB)', wholeNumber)
   .action(watch);
 
 // Who reads the output may have seen enough (`| head`).

@@ -1,7 +1,6 @@
 // diad watch
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
-import { DiadError } from '../errors.js';
 import type { Sink } from '../watch/index.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 
@@ -16,6 +15,7 @@ interface WatchCliOptions extends ModelOptions {
   readonly class?: string;
   readonly seed: number;
   readonly settle: number;
+  readonly poll?: number;
 }
 
 async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
@@ -23,8 +23,6 @@ async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
   const sinks: Sink[] = [];
   if (options.jsonl !== undefined) sinks.push(await jsonlSink(options.jsonl));
   if (options.webhook !== undefined) {
-    if (!URL.canParse(options.webhook))
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a URL for --webhook but received ${options.webhook}`);
     const secret = options.webhookSecretFile === undefined ? undefined : (await readFile(options.webhookSecretFile, 'utf8')).trim();
     sinks.push(webhookSink(options.webhook, secret));
   }
@@ -49,6 +47,7 @@ export async function watch(folder: string, options: WatchCliOptions): Promise<v
       log,
       ...(options.done === undefined ? {} : { done: options.done }),
       ...(options.journal === undefined ? {} : { journal: options.journal }),
+      ...(options.poll === undefined ? {} : { poll: options.poll }),
       ...(options.class === undefined ? {} : { className: options.class }),
     });
     log(`watching ${folder}`);

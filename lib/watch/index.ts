@@ -1,5 +1,5 @@
 // diad/watch: a folder's pictures scored as they appear.
-export type { WatchEvent } from './journal.js';
-export { jsonlSink, mqttSink, signature, stdoutSink, webhookSink, type Sink } from './sinks.js';
+export type { WatchEvent } from './event.js';
+export { EventRefused, jsonlSink, mqttSink, signature, stdoutSink, webhookSink, type Sink } from './sinks.js';
 export type { WatchOptions } from './options.js';
 export { watch, type Watching } from './watch.js';

@@ -1,108 +1,144 @@
 // What has been scored already, on disk, so that a restart neither loses nor repeats a picture.
-import { existsSync, readFileSync } from 'node:fs';
-import { open, type FileHandle } from 'node:fs/promises';
+import { EventEmitter, once } from 'node:events';
+import { realpath } from 'node:fs/promises';
+import { LineFile, writeAtomic } from '../durable.js';
+import type { WatchEvent } from './event.js';
+import { compacted, entryOf, readPast, stillThere, type Entry } from './journal-file.js';
+import { waitAfter } from './wait.js';
 
-/** What is told of a picture; `id` is the same however often it is sent. */
-export interface WatchEvent {
-  /** SHA-256 of path, size and time of change: a file that is replaced is a new picture. */
-  readonly id: string;
-  /** Within the watched folder. */
-  readonly file: string;
-  /** Of the score, ISO 8601. */
-  readonly time: string;
-  /** 0 (as reconstructed) and up. */
-  readonly score?: number;
-  /** Of the picture's class, else the global one; only of a calibrated bundle. */
-  readonly threshold?: number;
-  /** score > threshold; only of a calibrated bundle. */
-  readonly anomalous?: boolean;
-  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
-  readonly normalisedScore?: number;
-  readonly error?: { readonly code: string; readonly message: string };
+/** An event that a receiver has not had. */
+export interface Undelivered {
+  readonly event: WatchEvent;
+  /** Place behind it in the journal. */
+  readonly end: number;
 }
 
-interface Entry {
-  readonly event?: WatchEvent;
-  /** Id of an event that all receivers have. */
-  readonly sent?: string;
-  /** Id of a picture that lies among the scored ones now, and its name there. */
-  readonly moved?: string;
-  readonly name?: string;
+/** What a journal needs beside its file. */
+export interface JournalOptions {
+  /** Of the pictures. */
+  readonly folder: string;
+  /** Each a name of its own. */
+  readonly sinks: readonly string[];
+  /** Ends what waits: for events, and to try a write again. */
+  readonly signal: AbortSignal;
+  readonly log: (line: string) => void;
 }
 
 /**
- * An append-only file of events and of what has been delivered. Each line is flushed to the disk before anything is told, so that an event
- * survives a kill -9: at the next start it is delivered if it was not, and its picture is not scored again.
+ * A file of events and of what has been delivered, appended to. Each event is flushed to the disk before it is told, so that it survives a kill -9: at
+ * the next start it is delivered if it was not, and its picture is not scored again. Receivers read their events from the file: none is held in
+ * memory.
  */
 export class Journal {
-  readonly #handle: FileHandle;
-  readonly #known = new Set<string>();
-  readonly #undelivered = new Map<string, WatchEvent>();
+  readonly #file: LineFile;
+  readonly #options: JournalOptions;
+  /** Ids by the path in the folder; the latest of each. */
+  readonly #known: Map<string, string>;
+  /** How far each receiver has got, bytes from the file's start. */
+  readonly #positions: Map<string, number>;
+  readonly #grown = new EventEmitter().setMaxListeners(0);
+  #size: number;
+  #pending = '';
+  #next: Promise<void> | undefined;
   #writing: Promise<void> = Promise.resolve();
 
-  private constructor(handle: FileHandle, text: string) {
-    this.#handle = handle;
-    for (const line of text.split('\n')) {
-      if (line === '') continue;
-      let entry: Entry;
-      try {
-        entry = JSON.parse(line) as Entry;
-      } catch {
-        continue; // cut short by a kill: its picture was not told of yet
+  private constructor(file: LineFile, size: number, known: Map<string, string>, positions: Map<string, number>, options: JournalOptions) {
+    this.#file = file;
+    this.#size = size;
+    this.#known = known;
+    this.#positions = positions;
+    this.#options = options;
+  }
+
+  /** Opens or makes a journal, and writes it anew without what is needed no more. */
+  static async open(file: string, options: JournalOptions): Promise<Journal> {
+    const before = await LineFile.open(file);
+    const positions = new Map<string, number>();
+    let known: Map<string, string>;
+    try {
+      const past = await readPast(before);
+      const there = await stillThere(options.folder, past);
+      await writeAtomic(await realpath(file), compacted(before, past, there, options.sinks, positions));
+      known = past.known;
+      for (const name of known.keys()) if (!there.names.has(name)) known.delete(name);
+    } finally {
+      await before.close();
+    }
+    const lines = await LineFile.open(file);
+    return new Journal(lines, await lines.size(), known, positions, options);
+  }
+
+  /** Whether a picture's event is on the disk. */
+  has(file: string, id: string): boolean {
+    return this.#known.get(file) === id;
+  }
+
+  /** The events that a receiver has not had, oldest first, and those to come; ends by the signal. */
+  async *undelivered(sink: string): AsyncGenerator<Undelivered> {
+    const { signal } = this.#options;
+    for (let at = this.#positions.get(sink) ?? 0; ;) {
+      for await (const { text, end } of this.#file.lines(at, this.#size)) {
+        if (signal.aborted) return;
+        at = end;
+        const event = entryOf(text)?.event;
+        if (event !== undefined) yield { event, end };
       }
-      if (entry.event !== undefined) {
-        this.#known.add(entry.event.id);
-        this.#undelivered.set(entry.event.id, entry.event);
-      }
-      if (entry.sent !== undefined) this.#undelivered.delete(entry.sent);
+      if (signal.aborted) return;
+      if (at < this.#size) continue;
+      await once(this.#grown, 'grown', { signal }).catch(() => undefined);
     }
   }
 
-  static async open(file: string): Promise<Journal> {
-    const text = existsSync(file) ? readFileSync(file, 'utf8') : '';
-    const handle = await open(file, 'a');
-    // A line that was cut short must not swallow the next one.
-    if (text !== '' && !text.endsWith('\n')) await handle.write('\n');
-    return new Journal(handle, text);
-  }
-
-  has(id: string): boolean {
-    return this.#known.has(id);
-  }
-
-  /** Events that not all receivers have, oldest first. */
-  get undelivered(): WatchEvent[] {
-    return [...this.#undelivered.values()];
-  }
-
-  /** Keeps an event; fulfilled when it is on the disk. */
+  /** Keeps an event; fulfilled when it is on the disk. Rejected only by the signal, and then it is not kept. */
   async record(event: WatchEvent): Promise<void> {
-    this.#known.add(event.id);
-    this.#undelivered.set(event.id, event);
     await this.#append({ event });
+    this.#known.set(event.file, event.id);
   }
 
-  async delivered(id: string): Promise<void> {
-    this.#undelivered.delete(id);
-    await this.#append({ sent: id });
+  /** Keeps that a receiver has an event, and all before it. */
+  async delivered(sink: string, { end }: Undelivered): Promise<void> {
+    await this.#append({ sink, to: end });
+    this.#positions.set(sink, end);
   }
 
   /** Keeps under which name a picture lies among the scored ones: not always its own. */
-  async moved(id: string, name: string): Promise<void> {
+  async moved(file: string, id: string, name: string): Promise<void> {
     await this.#append({ moved: id, name });
+    if (this.has(file, id)) this.#known.delete(file);
   }
 
   async close(): Promise<void> {
     await this.#writing;
-    await this.#handle.close();
+    await this.#file.close();
   }
 
+  /** One write for all that has come while the last one was on its way. */
   #append(entry: Entry): Promise<void> {
-    const append = async (): Promise<void> => {
-      await this.#handle.write(`${JSON.stringify(entry)}\n`);
-      await this.#handle.datasync();
-    };
-    this.#writing = this.#writing.then(append);
-    return this.#writing;
+    this.#pending += `${JSON.stringify(entry)}\n`;
+    if (this.#next === undefined) {
+      this.#next = this.#writing.then(() => {
+        const text = this.#pending;
+        this.#pending = '';
+        this.#next = undefined;
+        return this.#write(text);
+      });
+      this.#writing = this.#next.catch(() => undefined); // told to those who wait for their own lines
+    }
+    return this.#next;
+  }
+
+  /** Tries until the lines are on the disk: with a full one nothing goes on, and nothing is lost. */
+  async #write(text: string): Promise<void> {
+    const { signal, log } = this.#options;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        this.#size = await this.#file.append(text);
+        this.#grown.emit('grown');
+        return;
+      } catch (error) {
+        if (signal.aborted) throw error;
+        await waitAfter('journal', error, attempt, signal, log).catch(() => undefined); // closed: once more, then no longer
+      }
+    }
   }
 }

@@ -10,13 +10,12 @@ export interface WatchOptions {
   readonly folder: string;
   /** A loaded bundle. */
   readonly scorer: Pick<Diad, 'score' | 'info'>;
-  /** Each is handed every event, in this order. */
+  /** Each is handed every event, in the order of their scores; one that is away keeps no other waiting. */
   readonly sinks: readonly Sink[];
-  /** Where the journal is kept. Default `.diad-watch.jsonl` in the folder. */
+  /** Where the journal is kept; beside it, with `.refused` at its end, events that a receiver refuses. Default `.diad-watch.jsonl` in the folder. */
   readonly journal?: string;
   /**
-   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The journal says which. Default: they
-   * stay.
+   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The log says which. Default: they stay.
    */
   readonly done?: string;
   /** Kind of part, for its own thresholds. Default: the nearest folder of a picture's path that has some. */
@@ -25,6 +24,11 @@ export interface WatchOptions {
   readonly seed?: number | bigint;
   /** A file counts as written when its size has not changed for this long, milliseconds, 0 to 3,600,000. Default 500. */
   readonly settleMs?: number;
+  /**
+   * Look into the folder every so many milliseconds, 10 to 3,600,000, instead of being told by the system, which does not tell of what other hosts
+   * write to a share (NFS, SMB). Default: be told.
+   */
+  readonly poll?: number;
   /** Pictures at once, 1 to 1,000,000. Default 16. */
   readonly concurrency?: number;
   /** Told of what goes wrong and is tried again, and of pictures that had to be given another name. */
@@ -32,13 +36,14 @@ export interface WatchOptions {
 }
 
 /** Options after validation. */
-export type ValidatedWatch = Required<Omit<WatchOptions, 'done' | 'className' | 'seed'>> & {
+export type ValidatedWatch = Required<Omit<WatchOptions, 'done' | 'className' | 'seed' | 'poll'>> & {
   readonly done: string | undefined;
   readonly className: string | undefined;
   readonly seed: bigint;
+  readonly poll: number | undefined;
 };
 
-const KEYS = ['folder', 'scorer', 'sinks', 'journal', 'done', 'className', 'seed', 'settleMs', 'concurrency', 'log'] as const;
+const KEYS = ['folder', 'scorer', 'sinks', 'journal', 'done', 'className', 'seed', 'settleMs', 'poll', 'concurrency', 'log'] as const;
 
 function isSink(value: unknown): value is Sink {
   return typeof (value as Partial<Sink> | null)?.send === 'function' && typeof (value as Partial<Sink>).close === 'function';
@@ -70,6 +75,7 @@ export function validateWatchOptions(options: WatchOptions | undefined): Validat
     className: text(given.className, 'className'),
     seed: seed(given.seed),
     settleMs: integer(given.settleMs, 'settleMs', 0, 3_600_000, 500),
+    poll: given.poll === undefined ? undefined : integer(given.poll, 'poll', 10, 3_600_000, 0),
     concurrency: integer(given.concurrency, 'concurrency', 1, 1_000_000, 16),
     log: callback(given.log, 'log') ?? (() => undefined),
   };

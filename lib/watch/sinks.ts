@@ -1,14 +1,43 @@
 // Where results go: standard output, a JSONL file, a webhook, MQTT.
 import { createHmac } from 'node:crypto';
-import { open } from 'node:fs/promises';
+import path from 'node:path';
 import process from 'node:process';
-import type { WatchEvent } from './journal.js';
+import { LineFile, parsedLine } from '../durable.js';
+import { DiadError } from '../errors.js';
+import type { WatchEvent } from './event.js';
 
-/** A receiver; `send` is fulfilled when it has the event for good. */
+/** A receiver. */
 export interface Sink {
+  /** In the log, and in the journal, which keeps under it how far the receiver has got. */
   readonly name: string;
-  send(event: WatchEvent): Promise<void>;
+  /**
+   * Fulfilled when the receiver has the event for good; rejected, it is tried again.
+   *
+   * @param signal - aborted some time after the watch is closed: nobody waits any more
+   * @throws EventRefused when the receiver will not have this event, however often
+   */
+  send(event: WatchEvent, signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;
+}
+
+/** A receiver's word that it will not have an event. After six of them the event is set aside and the next one has its turn. */
+export class EventRefused extends Error {
+  override readonly name = 'EventRefused';
+}
+
+/** Answers that are about the event, not about the receiver's state, its address or who may talk to it. */
+const REFUSALS: ReadonlySet<number> = new Set([400, 409, 413, 422]);
+
+/** Bytes at the end of a JSONL file that are searched for events it has already: some ten thousand. */
+const TAIL = 1 << 22;
+
+/** An address for logs: without user and password, values in the query, and parts of the path as long as a token. */
+export function shownAddress(address: string): string {
+  if (!URL.canParse(address)) return '…';
+  const url = new URL(address);
+  if (url.host === '') return `${url.protocol}…`;
+  const query = [...url.searchParams.keys()].map((key) => `${key}=…`).join('&');
+  return `${url.protocol}//${url.host}${url.pathname.replace(/[^/]{20,}/g, '…')}${query === '' ? '' : `?${query}`}`;
 }
 
 export function stdoutSink(): Sink {
@@ -25,28 +54,24 @@ export function stdoutSink(): Sink {
   };
 }
 
-/** Appends; on start the ids that the file has already are read, so that an event cut off between file and journal is not written twice. */
+/** Appends; on start the ids at the file's end are read, so that an event cut off between file and journal is not written twice. */
 export async function jsonlSink(file: string): Promise<Sink> {
-  const handle = await open(file, 'a+');
-  const text = (await handle.readFile()).toString('utf8');
+  const lines = await LineFile.open(file);
+  const size = await lines.size();
   const written = new Set<string>();
-  for (const line of text.split('\n')) {
-    try {
-      written.add((JSON.parse(line) as WatchEvent).id);
-    } catch {
-      // empty, or cut short
-    }
+  let whole = Math.max(0, size - TAIL);
+  for await (const { text, end } of lines.lines(whole)) {
+    const event: Partial<WatchEvent> | undefined = parsedLine(text);
+    if (event?.id !== undefined) written.add(event.id);
+    whole = end;
   }
-  if (text !== '' && !text.endsWith('\n')) await handle.write('\n');
+  if (whole < size) await lines.append('\n'); // a line that was cut short must not swallow the next one
   return {
-    name: file,
+    name: path.resolve(file),
     send: async (event) => {
-      if (written.has(event.id)) return;
-      await handle.write(`${JSON.stringify(event)}\n`);
-      await handle.datasync();
-      written.add(event.id);
+      if (!written.has(event.id)) await lines.append(`${JSON.stringify(event)}\n`);
     },
-    close: () => handle.close(),
+    close: () => lines.close(),
   };
 }
 
@@ -57,19 +82,38 @@ export function signature(secret: string, timestamp: string, body: string): stri
 
 /**
  * POSTs JSON. Headers: `diad-event-id` (the same for every attempt, for receivers to drop repeats), `diad-timestamp` (seconds),
- * `diad-signature: sha256=…`, see {@link signature}. Any 2xx counts as received.
+ * `diad-signature: sha256=…`, see {@link signature}; user and password of the address as `authorization`. Any 2xx counts as received; 400, 409, 413
+ * and 422 refuse the event, everything else is tried again.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the address is not http(s)
  */
 export function webhookSink(url: string, secret: string | undefined): Sink {
+  if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
+    // The address is not told: what is wrong with it may be a password.
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected an address with http:// or https:// for the webhook');
+  }
+  const name = shownAddress(url);
+  const address = new URL(url);
+  const user = [address.username, address.password].map(decodeURIComponent).join(':');
+  [address.username, address.password] = ['', '']; // fetch() refuses an address that has them
+  const authorization = user === ':' ? {} : { authorization: `Basic ${Buffer.from(user).toString('base64')}` };
   return {
-    name: url,
-    send: async (event) => {
+    name,
+    send: async (event, signal) => {
       const body = JSON.stringify(event);
       const timestamp = String(Math.floor(Date.now() / 1000));
       const signed = secret === undefined ? {} : { 'diad-signature': `sha256=${signature(secret, timestamp, body)}` };
-      const headers = { 'content-type': 'application/json', 'diad-event-id': event.id, 'diad-timestamp': timestamp, ...signed };
-      const answer = await fetch(url, { method: 'POST', body, headers, redirect: 'error', signal: AbortSignal.timeout(10_000) });
+      const told = { 'content-type': 'application/json', 'diad-event-id': event.id, 'diad-timestamp': timestamp };
+      const answer = await fetch(address, {
+        method: 'POST',
+        body,
+        headers: { ...told, ...signed, ...authorization },
+        redirect: 'error',
+        signal: AbortSignal.any([AbortSignal.timeout(10_000), ...(signal === undefined ? [] : [signal])]),
+      });
       await answer.body?.cancel();
-      if (!answer.ok) throw new Error(`${url} answers ${answer.status}`);
+      if (REFUSALS.has(answer.status)) throw new EventRefused(`answers ${answer.status}`);
+      if (!answer.ok) throw new Error(`answers ${answer.status}`);
     },
     close: () => Promise.resolve(),
   };
@@ -81,9 +125,9 @@ export async function mqttSink(url: string, topic: string): Promise<Sink> {
   const client = connect(url, { reconnectPeriod: 1000 });
   client.on('error', () => undefined); // told by the publication that waits
   return {
-    name: url,
+    name: shownAddress(url),
     send: async (event) => {
-      if (!client.connected) throw new Error(`${url} is not connected`);
+      if (!client.connected) throw new Error('not connected');
       await client.publishAsync(topic, JSON.stringify(event), { qos: 1 });
     },
     close: () => client.endAsync(true),

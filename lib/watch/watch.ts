@@ -1,64 +1,39 @@
 // Scores pictures as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
 import { classOfPath } from '../class-of-path.js';
 import { codeOf, DiadError } from '../errors.js';
 import type { ScoreResult } from '../results.js';
+import { Delivery } from './delivery.js';
 import { identify, moveInto } from './done.js';
-import { Journal, type WatchEvent } from './journal.js';
+import type { WatchEvent } from './event.js';
+import { Journal } from './journal.js';
 import { validateWatchOptions, type WatchOptions } from './options.js';
 import type { Sink } from './sinks.js';
+import { messageOf, waitAfter } from './wait.js';
 
 /** A running watch. */
 export interface Watching {
   /** Fulfilled when the files that were there at the start have been found. */
   readonly scanned: Promise<void>;
-  /** Ends what is being scored and stops; what is not delivered stays in the journal. */
+  /** Ends what is being scored and stops; what is not delivered within two seconds stays in the journal. */
   close(): Promise<void>;
 }
 
 const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif)$/i;
-const LONGEST_WAIT_MS = 30_000;
 
-/** Delivers events in their order, one after the other, each to every sink, until it has arrived. */
-class Delivery {
-  readonly #stop = new AbortController();
-  #tail: Promise<void> = Promise.resolve();
+/** Attempts with a file that cannot be read or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
+const ATTEMPTS = 8;
 
-  constructor(
-    private readonly sinks: readonly Sink[],
-    private readonly journal: Journal,
-    private readonly log: (line: string) => void,
-  ) {}
-
-  add(event: WatchEvent): void {
-    this.#tail = this.#tail.then(() => this.#deliver(event)).catch(() => undefined); // stopped: the journal keeps it
-  }
-
-  async close(): Promise<void> {
-    this.#stop.abort();
-    await this.#tail;
-    await Promise.all(this.sinks.map((sink) => sink.close()));
-  }
-
-  async #deliver(event: WatchEvent): Promise<void> {
-    for (const sink of this.sinks) {
-      for (let attempt = 0; ; attempt++) {
-        this.#stop.signal.throwIfAborted();
-        try {
-          await sink.send(event);
-          break;
-        } catch (error) {
-          const wait = Math.min(LONGEST_WAIT_MS, 250 * 2 ** attempt) * (0.5 + Math.random() / 2);
-          this.log(`${sink.name}: ${error instanceof Error ? error.message : String(error)}; again in ${Math.round(wait)} ms`);
-          await sleep(wait, undefined, { signal: this.#stop.signal });
-        }
-      }
-    }
-    await this.journal.delivered(event.id);
-  }
+/** Names by which the journal tells receivers apart: their own, with a number where several have the same. */
+function namesOf(sinks: readonly Sink[]): string[] {
+  const seen = new Map<string, number>();
+  return sinks.map(({ name }) => {
+    const count = (seen.get(name) ?? 0) + 1;
+    seen.set(name, count);
+    return count === 1 ? name : `${name} ${count}`;
+  });
 }
 
 /** What an event tells of a score. */
@@ -70,7 +45,7 @@ function told({ score, threshold, anomalous, normalisedScore }: ScoreResult): Pa
 /** What an event tells of a picture that has none. */
 function refused(error: unknown): Partial<WatchEvent> {
   if (codeOf(error) === 'ERR_DIAD_CLOSED') throw error;
-  return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) } };
+  return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: messageOf(error) } };
 }
 
 /**
@@ -80,27 +55,26 @@ function refused(error: unknown): Partial<WatchEvent> {
  *   made
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
-  const { folder, scorer, sinks, done, className, seed, settleMs, concurrency, log, ...given } = validateWatchOptions(options);
+  const { folder, scorer, sinks, done, className, seed, settleMs, poll, concurrency, log, ...given } = validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
   if (status?.isDirectory() !== true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
   if (done !== undefined) await mkdir(done, { recursive: true });
-  const journal = await Journal.open(given.journal);
-  const delivery = new Delivery(sinks, journal, log);
-  for (const event of journal.undelivered) delivery.add(event);
+  const stop = new AbortController();
+  const names = namesOf(sinks);
+  const journal = await Journal.open(given.journal, { folder, sinks: names, signal: stop.signal, log });
+  const deliveries = sinks.map((sink, i) => new Delivery(sink, names[i]!, journal, `${given.journal}.refused`, stop.signal, log));
 
-  const waiting: string[] = [];
-  const active = new Set<Promise<void>>();
-  let closed = false;
+  const waiting = new Set<string>();
+  const active = new Map<string, Promise<void>>();
+  const failures = new Map<string, number>();
 
   /** Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class. */
   const scoreOnce = async (at: string, relative: string, id: string): Promise<void> => {
-    if (journal.has(id)) return;
+    if (journal.has(relative, id)) return;
     const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
     const call = { seed, ...(its === undefined ? {} : { className: its }) };
     const outcome = await scorer.score(await readFile(at), call).then(told, refused);
-    const event: WatchEvent = { id, file: relative, time: new Date().toISOString(), ...outcome };
-    await journal.record(event);
-    delivery.add(event);
+    await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
   };
   const scoreFile = async (file: string): Promise<void> => {
     const relative = path.relative(folder, file);
@@ -112,32 +86,51 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     if (moved === undefined) return; // the watcher tells of the picture that has replaced it
     if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
     await scoreOnce(path.join(done, moved.name), relative, moved.id);
-    await journal.moved(moved.id, moved.name);
+    await journal.moved(relative, moved.id, moved.name);
+  };
+  const failed = async (file: string, error: unknown): Promise<void> => {
+    const attempt = failures.get(file) ?? 0;
+    failures.delete(file);
+    if (codeOf(error) === 'ENOENT') return; // gone again
+    if (stop.signal.aborted || attempt + 1 === ATTEMPTS || codeOf(error) === 'ERR_DIAD_CLOSED') {
+      log(`${file}: ${messageOf(error)}; again at the next start`);
+      return;
+    }
+    failures.set(file, attempt + 1);
+    await waitAfter(file, error, attempt, stop.signal, log);
+    found(file);
   };
   const next = (): void => {
-    while (!closed && active.size < concurrency && waiting.length > 0) {
-      const file = waiting.shift()!;
+    for (const file of waiting) {
+      if (stop.signal.aborted || active.size >= concurrency) return;
+      if (active.has(file)) continue; // told of again meanwhile: one after the other, so that it is scored once
+      waiting.delete(file);
       const task = scoreFile(file)
-        .catch((error: unknown) => {
-          if (codeOf(error) !== 'ENOENT') log(`${file}: ${error instanceof Error ? error.message : String(error)}`); // gone again
-        })
+        .then(
+          () => failures.delete(file),
+          (error: unknown) => {
+            failed(file, error).catch(() => undefined); // closed
+          },
+        )
         .finally(() => {
-          active.delete(task);
+          active.delete(file);
           next();
-        });
-      active.add(task);
+        })
+        .then(() => undefined);
+      active.set(file, task);
     }
+  };
+  const found = (file: string): void => {
+    waiting.add(file);
+    next();
   };
 
   const inside = done === undefined ? undefined : path.resolve(done);
   const watcher: FSWatcher = watchFolder(folder, {
     awaitWriteFinish: { stabilityThreshold: settleMs, pollInterval: Math.max(20, Math.floor(settleMs / 5)) },
     ignored: (file, found) => path.resolve(file) === inside || (found?.isFile() === true && !PICTURE.test(file)),
+    ...(poll === undefined ? {} : { usePolling: true, interval: poll, binaryInterval: poll }),
   });
-  const found = (file: string): void => {
-    waiting.push(file);
-    next();
-  };
   watcher.on('add', found).on('change', found);
   watcher.on('error', (error) => {
     log(`watching: ${String(error)}`);
@@ -146,10 +139,10 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   return {
     scanned,
     close: async () => {
-      closed = true;
+      stop.abort();
       await watcher.close();
-      await Promise.all(active);
-      await delivery.close();
+      await Promise.all(active.values());
+      await Promise.all(deliveries.map((delivery) => delivery.close()));
       await journal.close();
     },
   };
