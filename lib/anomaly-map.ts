@@ -86,10 +86,11 @@ export class AnomalyMap {
   readonly height: number;
   /** Row-major, width x height. */
   readonly data: Float32Array;
+  /** Values above it belong to a defect; undefined when the bundle has no pixel threshold that holds for this result. */
+  readonly pixelThreshold: number | undefined;
   readonly #picture: TakenImage;
   readonly #pictureSize: { readonly width: number; readonly height: number };
   readonly #threshold: number | undefined;
-  readonly #pixelThreshold: number | undefined;
 
   /** @internal */
   constructor(
@@ -106,7 +107,7 @@ export class AnomalyMap {
     this.#picture = picture;
     this.#pictureSize = pictureSize;
     this.#threshold = limits?.threshold;
-    this.#pixelThreshold = limits?.pixelThreshold;
+    this.pixelThreshold = limits?.pixelThreshold;
   }
 
   /**
@@ -118,14 +119,14 @@ export class AnomalyMap {
    */
   regions(options?: RegionsOptions): readonly Region[] {
     const given = optionsObject(options, 'region options', ['threshold', 'minArea']);
-    if (given.threshold === undefined && this.#pixelThreshold === undefined) {
+    if (given.threshold === undefined && this.pixelThreshold === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
         'Expected a threshold for the regions, since no pixel threshold holds for this result: pass { threshold }, or run `diad calibrate` ' +
           'where the bundle has none',
       );
     }
-    const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.#pixelThreshold ?? 0);
+    const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.pixelThreshold ?? 0);
     const minArea = number(given.minArea, 'minArea', 0, Number.MAX_SAFE_INTEGER, 0);
     return findRegions(this, this.#pictureSize, threshold).filter(({ area }) => area >= minArea);
   }
