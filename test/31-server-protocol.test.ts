@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { Diad, type ScoreResult } from '../lib/index.js';
+import { Diad, DiadError, type ScoreResult } from '../lib/index.js';
 import type { DiadServer, Scorer } from '../lib/server/index.js';
 import type { ScoreAnswer } from '../lib/server/schemas.js';
 import { besideDemoServer, closeTo, post, refused, sample, stubScorer, withServer } from './server-support.js';
@@ -133,6 +133,39 @@ describe('Open Inference Protocol', () => {
     assert.match(text, /^diad_queue_depth 0$/m);
     assert.match(text, /^process_resident_memory_bytes \d+/m);
     assert.match(text, /^nodejs_eventloop_lag_p99_seconds /m);
+  });
+});
+
+describe('several pictures in one request', () => {
+  it('413 for more pictures or pixels than there may ever be at once', async () => {
+    const pictures = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
+    for (const [options, detail] of [
+      [{ load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) }, /at most 2 pictures at once but the request has 3/],
+      [{ maxPixels: 150_000, pixelsInFlight: 150_000 }, /at most 150000 pixels at once but the pictures of the request have 196608/],
+    ] as const) {
+      await withServer(options, async (server) => {
+        const answer = await infer(server, { inputs: [input(pictures)] }, 'stub');
+        assert.equal(answer.headers.get('retry-after'), null);
+        await refused(answer, 413, 'ERR_HTTP_TOO_LARGE', detail);
+        assert.equal((await infer(server, { inputs: [input(pictures.slice(1))] }, 'stub')).status, 200);
+      });
+    }
+  });
+
+  it('one that fails aborts the others, and its failure is the answer', async () => {
+    const [broken, ...others] = await Promise.all(['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example));
+    const [warmUp, slow] = [stubScorer(), stubScorer({ computeMs: 20_000 })];
+    const score: Scorer['score'] = (image, options) => {
+      if (!Buffer.isBuffer(image)) return warmUp.score(image, options);
+      return image.equals(broken!) ? Promise.reject(new DiadError('ERR_DIAD_IMAGE_DECODE', 'broken')) : slow.score(image, options);
+    };
+    await withServer({ load: () => Promise.resolve({ ...slow, score }) }, async (server) => {
+      const started = performance.now();
+      await refused(await infer(server, { inputs: [input([...others, broken!])] }, 'stub'), 422, 'ERR_DIAD_IMAGE_DECODE', /broken/);
+      assert.ok(performance.now() - started < 10_000);
+      assert.equal(sample(await server.metrics(), 'diad_decode_failures_total'), 1);
+      assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);
+    });
   });
 });
 

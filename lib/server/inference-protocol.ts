@@ -199,13 +199,10 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
           `Expected ${shape[0]!} pictures by the shape of the input "image" but received ${data.length}`,
         );
       }
-      const pictures = await Promise.all(data.map((text) => engine.admit(decodeBase64(text))));
+      const pictures = await engine.admitAll(data.map(decodeBase64));
       const { seed = 0, class: className } = body.parameters ?? {};
       const call = { seed, className, signal: clientSignal(reply) };
-      const settled = await Promise.allSettled(pictures.map((picture) => engine.score(picture, call)));
-      const failed = settled.find((one) => one.status === 'rejected');
-      if (failed !== undefined) throw failed.reason;
-      const results = settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+      const results = await engine.scoreAll(pictures, call);
       // Whether the calibration holds is known by the results: it may be one of pictures that were cut into tiles.
       const judged = results.every(({ anomalous }) => anomalous !== undefined);
       const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(judged ? CALIBRATED.map((one) => one.name) : [])];
