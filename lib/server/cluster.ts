@@ -46,7 +46,7 @@ class Primary {
   readonly #ready = new WeakSet<Worker>();
   #served = false;
   #failedStarts = 0;
-  #restarts = 0; // that wait for their time
+  readonly #restarts = new Set<NodeJS.Timeout>(); // that wait for their time
   #stopping = false;
   #code = 0;
 
@@ -74,7 +74,7 @@ class Primary {
 
   #fork(): void {
     const worker = cluster.fork();
-    // Also a message that a dying process no longer takes, prom-client's too; that it died is told by "exit", unless it never was.
+    // Also of a message that a dying process no longer takes, prom-client's too: its end is told by "exit", but for one that never began.
     worker.on('error', (error) => {
       if (worker.process.pid === undefined) this.#ended(worker, 1, error.message);
     });
@@ -109,30 +109,31 @@ class Primary {
     if (!ready) this.#failedStarts++;
     const gone = `diad: server process ${worker.process.pid ?? '?'} ended${ready ? '' : ' before it was ready'} (${how})`;
     if (this.#failedStarts >= MOST_FAILED_STARTS) {
-      this.#code = 1;
       process.stderr.write(`${gone}; no other is started, ${this.#failedStarts} in a row have ended like this\n`);
       return;
     }
     process.stderr.write(`${gone}; starting another\n`);
-    this.#restarts++;
-    setTimeout(
+    const restart = setTimeout(
       () => {
-        this.#restarts--;
-        if (!this.#stopping) this.#fork();
+        this.#restarts.delete(restart);
+        this.#fork();
       },
       RESTART_DELAY_MS * 2 ** this.#failedStarts,
     );
+    this.#restarts.add(restart);
   }
 
   #stop(): void {
     this.#stopping = true;
+    for (const restart of this.#restarts) clearTimeout(restart);
     for (const worker of Object.values(cluster.workers ?? {})) worker?.process.kill('SIGTERM');
     this.#endWhenNoneIsLeft();
   }
 
   #endWhenNoneIsLeft(): void {
-    const alive = Object.values(cluster.workers ?? {}).some((one) => one?.isDead() === false);
-    if (!alive && (this.#stopping || this.#restarts === 0)) this.#done(this.#code);
+    if (Object.values(cluster.workers ?? {}).some((one) => one?.isDead() === false)) return;
+    if (this.#stopping) this.#done(this.#code);
+    else if (this.#restarts.size === 0) this.#done(1);
   }
 }
 
