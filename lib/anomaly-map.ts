@@ -86,10 +86,11 @@ export class AnomalyMap {
   readonly height: number;
   /** Row-major, width x height. */
   readonly data: Float32Array;
+  /** Values above it belong to a defect; undefined when the bundle has no pixel threshold that holds for this result. */
+  readonly pixelThreshold: number | undefined;
   readonly #picture: TakenImage;
   readonly #pictureSize: { readonly width: number; readonly height: number };
   readonly #threshold: number | undefined;
-  readonly #pixelThreshold: number | undefined;
 
   /** @internal */
   constructor(
@@ -106,24 +107,26 @@ export class AnomalyMap {
     this.#picture = picture;
     this.#pictureSize = pictureSize;
     this.#threshold = limits?.threshold;
-    this.#pixelThreshold = limits?.pixelThreshold;
+    this.pixelThreshold = limits?.pixelThreshold;
   }
 
   /**
-   * Where the map lies above a threshold, as regions in the picture's own pixels, the largest first.
+   * Where the map lies above a threshold, as regions in the picture's own pixels, the largest first. Found on the map as it is up to 4,194,304 pixels
+   * and 65,536 points of all outlines together; of a map of more (a threshold within its noise), on one that is halved until it has no more, each
+   * pixel the largest of four.
    *
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, also when neither a threshold is given nor the bundle calibrated for pixels
    */
   regions(options?: RegionsOptions): readonly Region[] {
     const given = optionsObject(options, 'region options', ['threshold', 'minArea']);
-    if (given.threshold === undefined && this.#pixelThreshold === undefined) {
+    if (given.threshold === undefined && this.pixelThreshold === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
         'Expected a threshold for the regions, since no pixel threshold holds for this result: pass { threshold }, or run `diad calibrate` ' +
           'where the bundle has none',
       );
     }
-    const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.#pixelThreshold ?? 0);
+    const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.pixelThreshold ?? 0);
     const minArea = number(given.minArea, 'minArea', 0, Number.MAX_SAFE_INTEGER, 0);
     return findRegions(this, this.#pictureSize, threshold).filter(({ area }) => area >= minArea);
   }

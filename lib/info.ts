@@ -1,5 +1,5 @@
 // What a loaded Diad says about itself.
-import type { Calibration } from './calibration.js';
+import { isOfTiles, type Calibration } from './calibration.js';
 import type { Native } from './native.js';
 
 /** The bundle, the device and LibTorch behind a Diad. */
@@ -24,6 +24,8 @@ export interface DiadInfo {
     readonly threshold?: number;
     /** Of a calibration that looked at maps: map values above it belong to a defect. */
     readonly pixelThreshold?: number;
+    /** Of a calibration on pictures that were cut into tiles, pixels: its thresholds hold for pictures that are cut like that alone. */
+    readonly calibratedTile?: { readonly size: number; readonly overlap: number };
     /** Classes with thresholds of their own. */
     readonly calibratedClasses: readonly string[];
   };
@@ -76,6 +78,7 @@ export function describeBundle(
       timesteps: manifest.schedule.steps.map(({ timestep }) => timestep),
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
       ...(calibration?.pixelThreshold === undefined ? {} : { pixelThreshold: calibration.pixelThreshold }),
+      ...(calibration?.tile === undefined || isOfTiles(calibration, undefined) ? {} : { calibratedTile: calibration.tile }),
       calibratedClasses: Object.keys(calibration?.classes ?? {}),
     },
     device,

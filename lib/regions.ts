@@ -32,6 +32,61 @@ interface MapValues {
   readonly data: Float32Array;
 }
 
+/** Pixels of a map whose outlines are looked for as they are: some hundred milliseconds. */
+const MOST_PIXELS = 1 << 22;
+/** Points that the outlines may have together: which hole is whose takes a time that grows with their square. */
+const MOST_POINTS = 1 << 16;
+
+/** Points of all outlines: one between each two neighbours on different sides of the threshold, beyond the edge being below. */
+function countPoints({ width, height, data }: MapValues, threshold: number): number {
+  let points = 0;
+  for (let y = 0, at = 0; y < height; y++) {
+    let left = false;
+    for (let x = 0; x < width; x++, at++) {
+      const above = data[at]! >= threshold;
+      if (above !== left) points++;
+      if (above !== (y > 0 && data[at - width]! >= threshold)) points++;
+      if (above && y === height - 1) points++;
+      left = above;
+    }
+    if (left) points++;
+  }
+  return points;
+}
+
+/** The map at half its size: each pixel the largest of four, so that no defect is lost. */
+function halve({ width, height, data }: MapValues): MapValues {
+  const half = { width: Math.ceil(width / 2), height: Math.ceil(height / 2) };
+  const largest = new Float32Array(half.width * half.height).fill(-Infinity);
+  for (let y = 0, from = 0; y < height; y++) {
+    for (let x = 0, row = (y >> 1) * half.width; x < width; x++, from++) {
+      const at = row + (x >> 1);
+      if (data[from]! > largest[at]!) largest[at] = data[from]!;
+    }
+  }
+  return { ...half, data: largest };
+}
+
+/** A map whose outlines are found in some hundred milliseconds: the map itself, or halved as often as that needs. */
+function ofBoundedCost(map: MapValues, threshold: number): { readonly map: MapValues; readonly reduction: number } {
+  let [reduced, reduction] = [map, 1];
+  while (reduced.data.length > MOST_PIXELS || countPoints(reduced, threshold) > MOST_POINTS) {
+    [reduced, reduction] = [halve(reduced), 2 * reduction];
+  }
+  return { map: reduced, reduction };
+}
+
+/** Smallest box of whole pixels around an outline, within the picture. */
+function boxOf(outline: readonly Point[], { width, height }: { readonly width: number; readonly height: number }): Region['box'] {
+  let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
+  for (const [x, y] of outline) {
+    [left, right] = [Math.min(left, x), Math.max(right, x)];
+    [top, bottom] = [Math.min(top, y), Math.max(bottom, y)];
+  }
+  [left, top] = [Math.max(0, Math.floor(left)), Math.max(0, Math.floor(top))];
+  return { x: left, y: top, width: Math.min(width, Math.ceil(right)) - left, height: Math.min(height, Math.ceil(bottom)) - top };
+}
+
 /** Shoelace formula, without sign. */
 function areaOf(ring: readonly Point[]): number {
   let sum = 0;
@@ -74,25 +129,28 @@ function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], 
 /**
  * Regions above a threshold, by marching squares with linear interpolation on the map, scaled to the picture; the largest first.
  *
- * @param map - covers the whole picture
+ * A map of more than 4,194,304 pixels, or whose outlines would have more than 65,536 points (a threshold within its noise), is halved first until it
+ * has no more, each pixel the largest of four: regions are then coarser and a little larger, and none is lost.
+ *
+ * @param given - covers the whole picture
  * @param size - of the picture, pixels
  */
-export function findRegions(map: MapValues, size: { readonly width: number; readonly height: number }, threshold: number): Region[] {
-  const [scaleX, scaleY] = [size.width / map.width, size.height / map.height];
+export function findRegions(given: MapValues, size: { readonly width: number; readonly height: number }, threshold: number): Region[] {
+  const { map, reduction } = ofBoundedCost(given, threshold);
+  const [scaleX, scaleY] = [(size.width / given.width) * reduction, (size.height / given.height) * reduction];
+  // The last pixel of a halved map may reach beyond the picture.
+  const scaled = (ring: readonly Point[]): Point[] =>
+    reduction === 1
+      ? ring.map(([x, y]) => [x * scaleX, y * scaleY])
+      : ring.map(([x, y]) => [Math.min(size.width, x * scaleX), Math.min(size.height, y * scaleY)]);
   const shape = contours().size([map.width, map.height]).contour(Array.from(map.data), threshold);
   const regions = shape.coordinates.map((rings): Region => {
     // Rings of GeoJSON repeat their first point.
     const [outline = [], ...inner] = rings.map((ring) => ring.slice(0, -1).map(([x, y]): Point => [x!, y!]));
-    const scaled = (ring: readonly Point[]): Point[] => ring.map(([x, y]) => [x * scaleX, y * scaleY]);
     const contour = scaled(outline);
     const holes = inner.map(scaled);
-    const [xs, ys] = [contour.map(([x]) => x), contour.map(([, y]) => y)];
-    const left = Math.max(0, Math.floor(Math.min(...xs)));
-    const top = Math.max(0, Math.floor(Math.min(...ys)));
-    const right = Math.min(size.width, Math.ceil(Math.max(...xs)));
-    const bottom = Math.min(size.height, Math.ceil(Math.max(...ys)));
     return {
-      box: { x: left, y: top, width: right - left, height: bottom - top },
+      box: boxOf(contour, size),
       area: areaOf(contour) - holes.reduce((sum, hole) => sum + areaOf(hole), 0),
       peak: peakWithin(map, outline, threshold),
       contour,

@@ -70,6 +70,32 @@ describe('command line', () => {
       assert.deepEqual([code, said], [0, '']);
     }));
 
+  it('watch without a reader is a failure: a supervisor starts it again', () =>
+    withPictures(async (folder) => {
+      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], { cwd: root });
+      child.stderr.resume();
+      child.stdout.once('data', () => {
+        child.stdout.destroy();
+        void cp(path.join(folder, 'b.png'), path.join(folder, 'late.png'));
+      });
+      const [code] = (await once(child, 'close')) as [number | null];
+      assert.equal(code, 1);
+    }));
+
+  it('--version behind a command is that of the command', async () => {
+    const { version } = JSON.parse(await readFile(path.join(root, 'package.json'), 'utf8')) as { version: string };
+    for (const option of ['--version', '-V']) assert.equal((await diad([option])).stdout, `${version}\n`);
+    for (const args of [['--version', '2.x'], ['--version=2.x']]) {
+      const { code, stdout, stderr } = await diad(['libtorch', 'install', ...args]);
+      assert.deepEqual([code, stdout], [1, '']);
+      assert.match(stderr, /three numbers.*2\.x/);
+    }
+    for (const command of ['convert', 'train']) {
+      const { stdout } = await diad([command, '--version'], { DIAD_PYTHON: '/bin/echo' });
+      assert.equal(stdout, `-m diad_reference ${command} --version${command === 'train' ? ' --json' : ''}\n`);
+    }
+  });
+
   it('tiles and stage dumps do not go together, which is told before anything is loaded', async () => {
     const { code, stderr } = await diad(['score', 'x.png', '--tile', '128', '--dump', 'd'], { DIAD_LIBTORCH: '/nowhere' });
     assert.equal(code, 1);

@@ -85,6 +85,29 @@ describe('server: limits', () => {
       assert.match(received, /^HTTP\/1\.1 413 [\s\S]*ERR_HTTP_TOO_LARGE/);
     }));
 
+  it('404 and 405 before a body is sent, and it is not waited for', () =>
+    withServer({ corsOrigins: ['https://line.example'] }, async (server) => {
+      const started = performance.now();
+      for (const [path, status, code] of [
+        ['/nope', 404, 'ERR_HTTP_NOT_FOUND'],
+        ['/v2/health/live', 405, 'ERR_HTTP_METHOD_NOT_ALLOWED'],
+        ['/openapi.json', 405, 'ERR_HTTP_METHOD_NOT_ALLOWED'],
+      ] as const) {
+        for (const length of ['Content-Length: 10000000', 'Transfer-Encoding: chunked']) {
+          const head = `POST ${path} HTTP/1.1\r\nHost: localhost\r\nOrigin: https://line.example\r\nContent-Type: image/png\r\n${length}\r\n\r\n`;
+          const received = await converse(server, head);
+          assert.match(received, new RegExp(`^HTTP/1\\.1 ${status} [\\s\\S]*${code}`));
+          assert.match(received, /\r\nconnection: close\r\n/i);
+          assert.match(received, /\r\nx-content-type-options: nosniff\r\n/i, 'with the headers of every answer');
+          assert.match(received, /\r\naccess-control-allow-origin: https:\/\/line\.example\r\n/i);
+        }
+      }
+      assert.ok(performance.now() - started < 5000, 'sooner than a body would have been missed');
+      // Without a body the connection stays.
+      const kept = await fetch(`${server.url}/nope`, { method: 'DELETE' });
+      assert.deepEqual([kept.status, kept.headers.get('connection')], [404, 'keep-alive']);
+    }));
+
   it('503 with Retry-After on a full queue, on too many pixels and on too many bytes', async () => {
     const bytes = await example('gear-good.png'); // 256 x 256
     const slow = (): Promise<Scorer> => Promise.resolve(stubScorer({ computeMs: 100 }));

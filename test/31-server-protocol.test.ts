@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { Diad, type ScoreResult } from '../lib/index.js';
+import { Diad, DiadError, type ScoreResult } from '../lib/index.js';
 import type { DiadServer, Scorer } from '../lib/server/index.js';
 import type { ScoreAnswer } from '../lib/server/schemas.js';
 import { besideDemoServer, closeTo, post, refused, sample, stubScorer, withServer } from './server-support.js';
@@ -136,6 +136,39 @@ describe('Open Inference Protocol', () => {
   });
 });
 
+describe('several pictures in one request', () => {
+  it('413 for more pictures or pixels than there may ever be at once', async () => {
+    const pictures = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
+    for (const [options, detail] of [
+      [{ load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) }, /at most 2 pictures at once but the request has 3/],
+      [{ maxPixels: 150_000, pixelsInFlight: 150_000 }, /at most 150000 pixels at once but the pictures of the request have 196608/],
+    ] as const) {
+      await withServer(options, async (server) => {
+        const answer = await infer(server, { inputs: [input(pictures)] }, 'stub');
+        assert.equal(answer.headers.get('retry-after'), null);
+        await refused(answer, 413, 'ERR_HTTP_TOO_LARGE', detail);
+        assert.equal((await infer(server, { inputs: [input(pictures.slice(1))] }, 'stub')).status, 200);
+      });
+    }
+  });
+
+  it('one that fails aborts the others, and its failure is the answer', async () => {
+    const [broken, ...others] = await Promise.all(['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example));
+    const [warmUp, slow] = [stubScorer(), stubScorer({ computeMs: 20_000 })];
+    const score: Scorer['score'] = (image, options) => {
+      if (!Buffer.isBuffer(image)) return warmUp.score(image, options);
+      return image.equals(broken!) ? Promise.reject(new DiadError('ERR_DIAD_IMAGE_DECODE', 'broken')) : slow.score(image, options);
+    };
+    await withServer({ load: () => Promise.resolve({ ...slow, score }) }, async (server) => {
+      const started = performance.now();
+      await refused(await infer(server, { inputs: [input([...others, broken!])] }, 'stub'), 422, 'ERR_DIAD_IMAGE_DECODE', /broken/);
+      assert.ok(performance.now() - started < 10_000);
+      assert.equal(sample(await server.metrics(), 'diad_decode_failures_total'), 1);
+      assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);
+    });
+  });
+});
+
 describe('calibrated bundles', () => {
   it('threshold and verdict appear in /v1/score and as the output anomalous', async () => {
     const stub = stubScorer();
@@ -208,6 +241,45 @@ describe('calibrated bundles', () => {
     }));
 });
 
+describe('bundles calibrated on tiles', () => {
+  it('whole pictures are scored without verdict and regions, and the metadata promises neither; tiles like those have both', () =>
+    withBundleCopy(async (bundle) => {
+      const diad = await Diad.load(bundle, { threads: 1 });
+      const { info } = diad;
+      await diad.close();
+      const calibration = {
+        threshold: 0.001,
+        classes: { gear: { threshold: 0.002, pixelThreshold: 1e-4 } },
+        model: info.bundle.digest,
+        precision: info.precision,
+        tile: { size: 200, overlap: 50 },
+      };
+      await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
+      await withServer({ load: () => Diad.load(bundle, { threads: 1 }) }, async (server) => {
+        const picture = await example('circuit_board-missing_part.png');
+        const inputs = [input([picture])];
+        const { outputs } = (await (await infer(server, { inputs })).json()) as { outputs: Tensor[] };
+        const namesOf = (tensors: readonly Tensor[]): string[] => tensors.map(({ name }) => name);
+        assert.deepEqual(namesOf(outputs), ['score']);
+        const described = (await (await fetch(`${server.url}/v2/models/demo`)).json()) as { outputs: Tensor[] };
+        assert.deepEqual(namesOf(described.outputs), ['score', 'map']);
+        const asked = await infer(server, { inputs, outputs: [{ name: 'anomalous' }] });
+        await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole pictures/);
+        for (const [query, threshold, regions] of [
+          ['', undefined, undefined],
+          ['?class=gear', undefined, undefined],
+          ['?tile=200&overlap=50', 0.001, undefined], // calibrated, but not for pixels
+          ['?tile=200&overlap=50&class=gear', 0.002, 'some'],
+          ['?tile=100&class=gear', undefined, undefined],
+        ] as const) {
+          const answer = (await (await post(server, `/v1/score${query}`, picture)).json()) as ScoreAnswer;
+          const found = answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none';
+          assert.deepEqual([answer.threshold, answer.anomalous, found], [threshold, threshold && answer.score > threshold, regions], query);
+        }
+      });
+    }));
+});
+
 describe('bundles calibrated for pixels', () => {
   it('/v1/score has regions without being asked, at the threshold of the calibration', () => {
     const stub = stubScorer();
@@ -220,8 +292,10 @@ describe('bundles calibrated for pixels', () => {
     const load = (): Promise<Scorer> =>
       Promise.resolve({
         ...stub,
-        info: { bundle: { ...stub.info.bundle, pixelThreshold: 0.7 } } as Scorer['info'],
-        score: async (image, options) => ({ ...(await stub.score(image, options)), map: { regions } as unknown as ScoreResult['map'] }),
+        score: async (image, options) => ({
+          ...(await stub.score(image, options)),
+          map: { regions, pixelThreshold: 0.7 } as unknown as ScoreResult['map'],
+        }),
       });
     return withServer({ load }, async (server) => {
       const picture = Uint8Array.from(await example('gear-good.png'));
@@ -230,7 +304,7 @@ describe('bundles calibrated for pixels', () => {
         assert.deepEqual(((await answer.json()) as { regions: unknown }).regions, [region]);
       }
       assert.deepEqual(asked, [
-        { minArea: 0 }, // at the map's own threshold, that of its class
+        { threshold: 0.7, minArea: 0 }, // the map's own, that of its class
         { threshold: 0.2, minArea: 5 },
       ]);
     });

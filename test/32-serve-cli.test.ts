@@ -1,11 +1,11 @@
 // diad serve as a process: its options, its signals, several processes, TLS.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import https from 'node:https';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { example, inFolder, root, runProgram } from './support.js';
+import { example, inFolder, root, runProgram, withBundleCopy } from './support.js';
 
 const main = path.join(root, 'dist', 'cli', 'main.js');
 const TOKEN = 'token-of-the-command-line';
@@ -15,6 +15,18 @@ interface Serving {
   readonly url: string;
   readonly exited: Promise<number | null>;
   log(): string;
+}
+
+/** The server processes behind a primary. */
+function workersOf({ pid }: ChildProcess): number[] {
+  const listed = execFileSync('ps', ['--ppid', String(pid), '-o', 'pid='], { encoding: 'utf8' });
+  return listed.trim().split(/\s+/).map(Number);
+}
+
+/** Whether a process is there, a zombie not counted. */
+async function runs(pid: number): Promise<boolean> {
+  const status = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+  return status !== '' && !/\) Z /.test(status);
 }
 
 /** Starts `diad serve` on a free port, hands it over when it says that it is ready, and ends it afterwards. */
@@ -81,10 +93,7 @@ describe('diad serve', () => {
       }
       const metrics = await (await fetch(`${url}/metrics`)).text();
       assert.match(metrics, /diad_http_requests_total\{[^}]*route="\/v1\/score"[^}]*code="200"[^}]*\} 4\n/);
-      const workers = execFileSync('ps', ['--ppid', String(child.pid), '-o', 'pid='], { encoding: 'utf8' })
-        .trim()
-        .split(/\s+/)
-        .map(Number);
+      const workers = workersOf(child);
       assert.equal(workers.length, 2);
       process.kill(workers[0]!, 'SIGKILL');
       while (log().split('diad: ready\n').length < 4) await sleep(50);
@@ -92,6 +101,63 @@ describe('diad serve', () => {
       assert.ok(await alive());
       child.kill('SIGTERM');
       assert.equal(await exited, 0);
+    })).timeout(120_000);
+
+  it('--workers: metrics that a process cannot give are refused, and nothing ends', () =>
+    serving(['--workers', '2'], async ({ child, url, exited, log }) => {
+      while (log().split('diad: ready\n').length < 3) await sleep(50);
+      const ask = (): Promise<Response> => fetch(`${url}/metrics`, { headers: { connection: 'close' } });
+      const [stopped] = workersOf(child);
+      process.kill(stopped!, 'SIGSTOP');
+      // One of them may be given to the process that is stopped.
+      const asked = [ask(), ask(), ask()];
+      const first = await Promise.race(asked);
+      assert.equal(first.status, 503);
+      assert.match(await first.text(), /ERR_HTTP_UNAVAILABLE.*Not every server process has told its metrics in time/);
+      process.kill(stopped!, 'SIGCONT');
+      await Promise.all(asked);
+      assert.equal((await ask()).status, 200);
+      assert.match(log(), /the metrics cannot be put together/);
+      child.kill('SIGTERM');
+      assert.equal(await exited, 0);
+    })).timeout(120_000);
+
+  it('--workers: with a bundle that cannot be loaded exit code 1, and no process is left', async () => {
+    const { code, stderr } = await runProgram(process.execPath, [main, 'serve', '--workers', '2', '--port', '0', '--model', '/nowhere']);
+    assert.equal(code, 1, stderr);
+    assert.match(stderr, /ERR_DIAD_BUNDLE_NOT_FOUND/);
+    const pids = [...stderr.matchAll(/"pid":(\d+)/g)].map(([, pid]) => Number(pid));
+    assert.ok(pids.length > 0);
+    for (const pid of pids) assert.equal(await runs(pid), false);
+  });
+
+  it('--workers: replacements that cannot load are given up after five; the rest serves on, and its end is exit code 1', () =>
+    withBundleCopy((bundle) =>
+      serving(['--workers', '2', '--model', bundle], async ({ child, url, exited, log }) => {
+        while (log().split('diad: ready\n').length < 3) await sleep(50);
+        const [first, second] = workersOf(child);
+        await rm(path.join(bundle, 'manifest.json'));
+        process.kill(first!, 'SIGKILL');
+        while (!log().includes('no other is started, 5 in a row')) await sleep(100);
+        assert.equal(log().split('ended before it was ready').length - 1, 5);
+        assert.equal((await fetch(`${url}/v2/health/ready`)).status, 200);
+        process.kill(second!, 'SIGKILL');
+        assert.equal(await exited, 1);
+      }),
+    )).timeout(180_000);
+
+  it('--workers: when the primary dies, requests that run are answered before the processes end', () =>
+    serving(['--workers', '2'], async ({ child, url, log }) => {
+      while (log().split('diad: ready\n').length < 3) await sleep(50);
+      const workers = workersOf(child);
+      const body = Uint8Array.from(await example('gear-good.png'));
+      let answered = false;
+      const running = fetch(`${url}/v1/score?tile=32&overlap=8`, { method: 'POST', body }).finally(() => (answered = true));
+      await sleep(300);
+      assert.equal(answered, false, 'the test needs a picture that takes longer');
+      child.kill('SIGKILL');
+      assert.equal((await running).status, 200);
+      for (const worker of workers) while (await runs(worker)) await sleep(50);
     })).timeout(120_000);
 
   it('--tls-cert and --tls-key', () =>

@@ -122,11 +122,16 @@ describe('page', function () {
       const stub = stubScorer();
       const contour = [[20, 30], [60, 30], [60, 90], [20, 90]]; // prettier-ignore
       const regions = (): unknown => [{ box: { x: 20, y: 30, width: 40, height: 60 }, area: 2400, peak: 1.5, contour, holes: [] }];
-      const map = { width: 2, height: 1, data: Float32Array.of(0, 4 * threshold), regions } as unknown as ScoreResult['map'];
+      const map = {
+        width: 2,
+        height: 1,
+        data: Float32Array.of(0, 4 * threshold),
+        pixelThreshold: 1,
+        regions,
+      } as unknown as ScoreResult['map'];
       const load = (): Promise<Scorer> =>
         Promise.resolve({
           ...stub,
-          info: { bundle: { ...stub.info.bundle, pixelThreshold: 1 } } as Scorer['info'],
           score: async (image, call) => {
             const result = await stub.score(image, call);
             return { ...result, map, threshold, anomalous: result.score > threshold };

@@ -33,7 +33,7 @@ export function stubScorer({
         const late = timeoutMs > 0 && timeoutMs < computeMs;
         await sleep(late ? timeoutMs : computeMs, undefined, signal === undefined ? {} : { signal }).catch(() => signal?.throwIfAborted());
         if (late) throw new DiadError('ERR_DIAD_TIMEOUT', 'late');
-        return { score: bytes.length, seed: BigInt(seed), timings, batchSize: 1 } as unknown as Scored;
+        return { score: bytes.length, seed: BigInt(seed), timings, batchSize: 1, map: {} } as unknown as Scored;
       } finally {
         inFlight--;
       }

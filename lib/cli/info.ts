@@ -11,13 +11,14 @@ export async function info(options: ModelOptions & { readonly json?: boolean }):
     process.stdout.write(`${JSON.stringify(diad.info, null, 2)}\n`);
     return;
   }
+  const cut = bundle.calibratedTile === undefined ? '' : `, for tiles of ${bundle.calibratedTile.size} pixels`;
   const lines: [string, string][] = [
     ['bundle', `${bundle.name} (${bundle.path})`],
     ['', bundle.description],
     ['classes', bundle.classes.join(', ') || 'not said'],
     ['picture', `${bundle.imageSize} x ${bundle.imageSize}, ${bundle.steps} steps`],
     ['size', `${(bundle.sizeBytes / 2 ** 20).toFixed(1)} MiB`],
-    ['threshold', bundle.threshold === undefined ? 'not calibrated' : String(bundle.threshold)],
+    ['threshold', bundle.threshold === undefined ? 'not calibrated' : `${bundle.threshold}${cut}`],
     ['digest', bundle.digest],
     ['device', `${device}, ${precision}, ${threads} threads`],
     ['LibTorch', `${libtorch.version}, ${libtorch.source} (${libtorch.path})`],

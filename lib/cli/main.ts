@@ -40,7 +40,11 @@ function withModelOptions(command: Command): Command {
     .option('--max-frames <n>', 'pages or frames a picture may have, of which the first is read (default: 1)', wholeNumber);
 }
 
-const program = new Command('diad').description('Visual anomaly detection with DiAD').version(version).showHelpAfterError();
+const program = new Command('diad')
+  .description('Visual anomaly detection with DiAD')
+  .version(version)
+  .showHelpAfterError()
+  .enablePositionalOptions(); // else --version of `libtorch install` and of the reference's commands were this one
 
 withExperimentalOptions(withModelOptions(program.command('score')))
   .description('score pictures')
@@ -203,9 +207,17 @@ withModelOptions(program.command('watch'))
   .option('--poll <ms>', 'look into the folder this often, for shares that other hosts write to (NFS, SMB)', wholeNumber)
   .action(watch);
 
+/** What runs until it is told to end: to end without being told is a failure, after which a supervisor starts it again. */
+const SERVICES: readonly string[] = ['serve', 'watch', 'worker'];
+let isService = false;
+program.hook('preAction', (_program, command) => {
+  isService = SERVICES.includes(command.name());
+});
+
 // Who reads the output may have seen enough (`| head`).
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error;
+  if (isService) process.exitCode = 1;
   process.exit();
 });
 

@@ -90,19 +90,11 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
   };
 }
 
-/** Serves until SIGTERM or SIGINT; exit code 0 when everything that ran could end. */
-export async function serve(options: ServeOptions): Promise<void> {
+/** Listens and loads; from then on signals, and the primary's death, end the process. */
+async function serveHere(options: ServerOptions): Promise<void> {
   const { createServer } = await import('../server/index.js');
-  const { isClusterWorker, runPrimary } = await import('../server/cluster.js');
-  const { validateServerOptions } = await import('../server/options.js');
-  integer(options.workers, '--workers', 1, 1024, 1);
-  const given = await serverOptions(options);
-  validateServerOptions(given);
-  if (options.workers > 1 && !isClusterWorker) {
-    process.exitCode = await runPrimary(options.workers);
-    return;
-  }
-  const server = await createServer(given);
+  const { tellReady, whenPrimaryDies } = await import('../server/cluster.js');
+  const server = await createServer(options);
   const stop = async (): Promise<void> => {
     const drained = await server.close();
     if (!drained) process.stderr.write('diad: requests were still running and have been cut off\n');
@@ -110,6 +102,7 @@ export async function serve(options: ServeOptions): Promise<void> {
   };
   process.once('SIGTERM', () => void stop());
   process.once('SIGINT', () => void stop());
+  whenPrimaryDies(() => void stop());
   process.stderr.write(`diad: listening on ${server.url}\n`);
   try {
     await server.ready;
@@ -118,5 +111,24 @@ export async function serve(options: ServeOptions): Promise<void> {
     throw error;
   }
   process.stderr.write('diad: ready\n');
-  if (isClusterWorker) process.once('disconnect', () => void stop()); // the primary is gone
+  tellReady();
+}
+
+/** Serves until SIGTERM or SIGINT; exit code 0 when everything that ran could end. */
+export async function serve(options: ServeOptions): Promise<void> {
+  const { isClusterWorker, leaveCluster, runPrimary } = await import('../server/cluster.js');
+  const { validateServerOptions } = await import('../server/options.js');
+  integer(options.workers, '--workers', 1, 1024, 1);
+  const given = await serverOptions(options);
+  validateServerOptions(given);
+  if (options.workers > 1 && !isClusterWorker) {
+    process.exitCode = await runPrimary(options.workers);
+    return;
+  }
+  try {
+    await serveHere(given);
+  } catch (error) {
+    leaveCluster();
+    throw error;
+  }
 }

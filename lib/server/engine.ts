@@ -1,4 +1,5 @@
 // The bundle behind the server: loads after the server listens, is ready after a warm-up score, scores within the server's limits.
+import { setMaxListeners } from 'node:events';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { inspectImage, type ImageFormat } from '../image.js';
@@ -148,6 +149,46 @@ export class Engine {
       if (error instanceof DiadError && error.code === 'ERR_DIAD_IMAGE_DECODE' && error.cause === undefined) {
         throw new HttpFailure('ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', error.message); // no format that is read, as opposed to damaged bytes
       }
+      throw error;
+    }
+  }
+
+  /**
+   * The same for the pictures of one request.
+   *
+   * @throws what `admit` does; HttpFailure 413 for more pictures or pixels than there may be at once: such a request would never be taken
+   */
+  async admitAll(all: readonly Buffer[]): Promise<Picture[]> {
+    const { queueLimit } = this.scorer.info;
+    if (all.length > queueLimit) {
+      throw new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${queueLimit} pictures at once but the request has ${all.length}`);
+    }
+    const pictures = await Promise.all(all.map((bytes) => this.admit(bytes)));
+    const pixels = pictures.reduce((sum, { width, height }) => sum + width * height, 0);
+    if (pixels > this.pixels.limit) {
+      throw new HttpFailure(
+        'ERR_HTTP_TOO_LARGE',
+        `Expected at most ${this.pixels.limit} pixels at once but the pictures of the request have ${pixels}`,
+      );
+    }
+    return pictures;
+  }
+
+  /**
+   * Scores the pictures of one request; the first failure aborts the others.
+   *
+   * @throws what `score` does
+   */
+  async scoreAll(pictures: readonly Picture[], call: ScoreCall): Promise<ScoreResult[]> {
+    const failed = new AbortController();
+    const signal = AbortSignal.any([call.signal, failed.signal]);
+    setMaxListeners(0, signal); // one per picture
+    const scores = pictures.map((picture) => this.score(picture, { ...call, signal }));
+    try {
+      return await Promise.all(scores);
+    } catch (error) {
+      failed.abort();
+      await Promise.allSettled(scores);
       throw error;
     }
   }

@@ -1,7 +1,7 @@
 // Every failure leaves as problem+json: those of handlers, unknown paths and methods, and of connections that never became a request.
 import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest, onRequestHookHandler } from 'fastify';
 import type { Engine } from './engine.js';
 import { ClientGone, type Metrics } from './metrics.js';
 import { Pacer } from './pacer.js';
@@ -33,8 +33,13 @@ class Methods {
   }
 }
 
-/** Installs the handlers. */
-export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Metrics): void {
+/**
+ * Installs the handlers.
+ *
+ * @returns a hook for requests that nothing answers, to be added behind those that set headers: such a request is refused before its body is read,
+ *   which counts against no budget
+ */
+export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Metrics): onRequestHookHandler {
   const methods = new Methods();
   const pacer = new Pacer();
   app.addHook('onRoute', ({ url, method }) => {
@@ -56,11 +61,6 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
       reply.hijack(); // nobody is left to be answered
       return;
     }
-    // What is wrong with the body of a request that nothing answers is no matter.
-    if (request.is404 && (error.statusCode ?? 500) < 500) {
-      answerMissing(request, reply);
-      return;
-    }
     const problem = toProblem(error, request.id);
     metrics.rejected(problem.code);
     if (problem.status === 503 && !reply.hasHeader('retry-after')) void reply.header('retry-after', String(engine.retryAfterSeconds()));
@@ -74,6 +74,15 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     else setTimeout(answer, delayMs, request, reply, problem);
   });
   app.setNotFoundHandler(answerMissing);
+  return (request, reply, done) => {
+    if (!request.is404) {
+      done();
+      return;
+    }
+    const { 'content-length': length = '0', 'transfer-encoding': encoding } = request.headers;
+    if (length !== '0' || encoding !== undefined) void reply.header('connection', 'close'); // the body is not read
+    answerMissing(request, reply);
+  };
 }
 
 const CONNECTION_FAILURES: Readonly<Record<string, () => HttpFailure>> = {

@@ -86,7 +86,9 @@ function outputsOf(results: readonly ScoreResult[], names: readonly string[]): I
   const count = results.length;
   const calibrated = ({ name, datatype }: (typeof CALIBRATED)[number]): InferAnswer['outputs'][number] => {
     const data = results.map(({ [name]: value }) => {
-      if (value === undefined) throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The model is not calibrated: there is no output "${name}"`);
+      if (value === undefined) {
+        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `There is no output "${name}": the model is not calibrated for whole pictures`);
+      }
       return value;
     });
     return { name, shape: [count], datatype, data };
@@ -147,10 +149,11 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       response: { 200: content('Metadata', { 'application/json': ModelMetadata }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
     },
     handler: ({ params }) => {
-      const { name, digest, imageSize, threshold } = named(params.name);
+      const { name, digest, imageSize, threshold, calibratedTile } = named(params.name);
+      const calibrated = threshold !== undefined && calibratedTile === undefined;
       const outputs = [
         { name: 'score', datatype: 'FP64', shape: [-1] },
-        ...(threshold === undefined ? [] : CALIBRATED.map((one) => ({ ...one, shape: [-1] }))),
+        ...(calibrated ? CALIBRATED.map((one) => ({ ...one, shape: [-1] })) : []),
         { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
       ];
       return {
@@ -179,14 +182,14 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       operationId: 'infer',
       summary: 'Score pictures',
       description:
-        'Outputs score (FP64), of a calibrated model anomalous (BOOL) and normalisedScore (FP64), and map (FP32); without "outputs" all but ' +
-        'the map. The parameters hold for all pictures.',
+        'Outputs score (FP64), of a model calibrated for whole pictures anomalous (BOOL) and normalisedScore (FP64), and map (FP32); without ' +
+        '"outputs" all but the map. The parameters hold for all pictures.',
       params: ModelName,
       body: { content: { 'application/json': { schema: InferRequest } } },
       response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...PICTURE_PROBLEMS, ...notFound }) },
     },
     handler: async ({ params, body }, reply) => {
-      const { name, digest, threshold } = named(params.name);
+      const { name, digest } = named(params.name);
       if (typeof body !== 'object' || body === null) throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected a JSON object as the body');
       const [input] = body.inputs;
       const { data, shape } = input!;
@@ -196,17 +199,13 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
           `Expected ${shape[0]!} pictures by the shape of the input "image" but received ${data.length}`,
         );
       }
-      const wanted = body.outputs?.map((output) => output.name) ?? [
-        'score',
-        ...(threshold === undefined ? [] : CALIBRATED.map((one) => one.name)),
-      ];
-      const pictures = await Promise.all(data.map((text) => engine.admit(decodeBase64(text))));
+      const pictures = await engine.admitAll(data.map(decodeBase64));
       const { seed = 0, class: className } = body.parameters ?? {};
       const call = { seed, className, signal: clientSignal(reply) };
-      const settled = await Promise.allSettled(pictures.map((picture) => engine.score(picture, call)));
-      const failed = settled.find((one) => one.status === 'rejected');
-      if (failed !== undefined) throw failed.reason;
-      const results = settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+      const results = await engine.scoreAll(pictures, call);
+      // Whether the calibration holds is known by the results: it may be one of pictures that were cut into tiles.
+      const judged = results.every(({ anomalous }) => anomalous !== undefined);
+      const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(judged ? CALIBRATED.map((one) => one.name) : [])];
       return {
         ...(body.id === undefined ? {} : { id: body.id }),
         model_name: name,

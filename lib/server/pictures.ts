@@ -3,7 +3,7 @@ import multipart from '@fastify/multipart';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { codeOf } from '../errors.js';
-import type { Point, Region } from '../regions.js';
+import type { Point } from '../regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Picture } from './engine.js';
 import { HttpFailure } from './problem.js';
@@ -44,22 +44,11 @@ function wanted(request: FastifyRequest): 'json' | 'png' {
   }
 }
 
-/** Regions at the threshold of the picture's class; undefined when that has none for pixels although the bundle has. */
-function calibratedRegions(map: ScoreResult['map'], minArea: number): readonly Region[] | undefined {
-  try {
-    return map.regions({ minArea });
-  } catch (error) {
-    if (codeOf(error) === 'ERR_DIAD_INVALID_ARGUMENT') return undefined;
-    throw error;
-  }
-}
-
-/** Defect regions: at the threshold asked for, else at the calibration's, else none. */
-function regionsOf(engine: Engine, { map }: ScoreResult, { regionThreshold, minArea = 0 }: ScoreQuery): Pick<ScoreAnswer, 'regions'> {
-  const calibrated = engine.bundle!.pixelThreshold !== undefined; // there is a result: it is loaded
-  if (regionThreshold === undefined && !calibrated) return {};
-  const found = regionThreshold === undefined ? calibratedRegions(map, minArea) : map.regions({ threshold: regionThreshold, minArea });
-  if (found === undefined) return {};
+/** Defect regions: at the threshold asked for, else at the one that holds for the map, else none. */
+function regionsOf({ map }: ScoreResult, { regionThreshold, minArea = 0 }: ScoreQuery): Pick<ScoreAnswer, 'regions'> {
+  const threshold = regionThreshold ?? map.pixelThreshold;
+  if (threshold === undefined) return {};
+  const found = map.regions({ threshold, minArea });
   const points = (ring: readonly Point[]): number[][] => ring.map(([x, y]) => [x, y]);
   return { regions: found.map(({ contour, holes, ...rest }) => ({ ...rest, contour: points(contour), holes: holes.map(points) })) };
 }
@@ -135,7 +124,7 @@ export async function pictureRoutes(scope: FastifyInstance, { engine, bodyLimit 
       const answer: ScoreAnswer = {
         ...common(engine, result, picture),
         ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false, normalisedScore: normalisedScore ?? 0 }),
-        ...regionsOf(engine, result, request.query),
+        ...regionsOf(result, request.query),
         ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
       };
       return reply.type('application/json').send(answer);

@@ -96,7 +96,7 @@ export const ScoreQuery = Type.Object(
         minimum: -1e6,
         maximum: 1e6,
         description:
-          "Find defect regions where the map lies above it. By default the calibration's, that of the class; without one there are no regions",
+          "Find defect regions where the map lies above it. By default the calibration's, that of the class; where none holds for the picture there are no regions",
       }),
     ),
     minArea: Type.Optional(

@@ -136,7 +136,7 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
 
 async function assemble(options: ValidatedServer, engine: Engine, metrics: Metrics): Promise<FastifyInstance> {
   const app = build(options, metrics);
-  handleFailures(app, engine, metrics);
+  const refuseMissing = handleFailures(app, engine, metrics);
   app.addHook('onResponse', (request, reply, done) => {
     metrics.answered(request.routeOptions.url ?? 'none', request.method, reply.statusCode, reply.elapsedTime / 1000);
     done();
@@ -163,6 +163,7 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
       allowedHeaders: ['authorization', 'content-type'],
     });
   }
+  app.addHook('onRequest', refuseMissing);
   await app.register(accepts);
   const bearer = options.tokenDigests.length > 0;
   await app.register(swagger, {
