@@ -129,8 +129,8 @@ export async function readCalibration(bundle: string): Promise<Calibration | und
  *
  * @throws DiadError ERR_DIAD_BUNDLE_INVALID when its pictures were scored by another model: its thresholds say nothing of this one's scores
  */
-export function checkOrigin(calibration: Calibration, model: string | undefined, precision: string): void {
-  if (calibration.model !== undefined && model !== undefined && calibration.model !== model) {
+export function checkOrigin(calibration: Calibration, model: string, precision: string): void {
+  if (calibration.model !== undefined && calibration.model !== model) {
     throw broken(
       `Expected thresholds of this model (${model.slice(0, 12)}) but received those of another (${calibration.model.slice(0, 12)}): ` +
         'run `diad calibrate` again, or load with { calibration: false }',

@@ -1,10 +1,8 @@
 // Diad: a loaded bundle that scores pictures.
-import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
-import { setImmediate, setTimeout } from 'node:timers/promises';
+import { setTimeout } from 'node:timers/promises';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
+import { bundleDigest } from './bundle-digest.js';
 import {
   checkOrigin,
   isOfTiles,
@@ -18,6 +16,7 @@ import {
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { changesOf } from './experimental.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
+import { inOrder } from './in-order.js';
 import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
 import {
   validateCallOptions,
@@ -90,7 +89,7 @@ export class Diad {
     const native = await openNative(validated.libtorch);
     try {
       const calibration = validated.calibration ? await readCalibration(folder) : undefined;
-      if (calibration !== undefined) checkOrigin(calibration, await digestOf(folder), validated.native.precision);
+      if (calibration !== undefined) checkOrigin(calibration, await bundleDigest(folder), validated.native.precision);
       const engine = await native.addon.load(folder, validated.native);
       const { queueLimit } = validated.native;
       return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
@@ -151,50 +150,13 @@ export class Diad {
     const abandoned = new AbortController();
     const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
     setMaxListeners(0, signal); // one per picture in flight
-    const source: Iterator<ImageInput> | AsyncIterator<ImageInput> =
-      Symbol.asyncIterator in images ? images[Symbol.asyncIterator]() : images[Symbol.iterator]();
-    const inFlight: Promise<SettledScore>[] = [];
-    let [taken, ended] = [0, false];
-    const next = async (): Promise<IteratorResult<ImageInput>> => {
-      try {
-        return await source.next();
-      } catch (error) {
-        ended = true; // a source that threw is over
-        throw error;
-      }
-    };
-    let coming: Promise<IteratorResult<ImageInput>> | undefined;
-    const hand = (settled: SettledScore): ScoreResult | SettledScore => {
-      if (onError === 'yield') return settled;
-      if (settled.status === 'rejected') throw settled.reason;
-      return settled.value;
-    };
-    try {
-      while (!ended || inFlight.length > 0) {
-        if (!ended && inFlight.length < concurrency && coming === undefined) {
-          coming = next();
-          coming.catch(() => undefined); // it may fail when nobody waits for it any more
-        }
-        // A picture that is there is taken first; while the source lets one wait, results that are done go out.
-        const oldest = inFlight.slice(0, 1);
-        const taking = coming === undefined ? undefined : await Promise.race([coming, setImmediate(undefined)]);
-        const first = taking ?? (await Promise.race([...(coming === undefined ? [] : [coming]), ...oldest]));
-        if ('status' in first) {
-          void inFlight.shift();
-          yield hand(first);
-          continue;
-        }
-        coming = undefined;
-        ended = first.done === true;
-        if (first.done !== true) inFlight.push(this.#settle(await Promise.resolve(first.value), { ...call, signal }, taken++));
-      }
-    } finally {
+    const settle = (image: ImageInput, index: number): Promise<SettledScore> => this.#settle(image, { ...call, signal }, index);
+    const abandon = (): void => {
       abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
-      await Promise.all(inFlight);
-      if (!ended) {
-        const closing = Promise.resolve(source.return?.()).catch(() => undefined);
-        if (coming === undefined) await closing; // else it may come after the picture that nobody waits for any more
-      }
+    };
+    for await (const settled of inOrder(images, concurrency, settle, abandon)) {
+      if (onError === 'throw' && settled.status === 'rejected') throw settled.reason;
+      yield onError === 'throw' && settled.status === 'fulfilled' ? settled.value : settled;
     }
   }
 
@@ -328,12 +290,6 @@ export class Diad {
       signal?.removeEventListener('abort', abort);
     }
   }
-}
-
-/** The digest of a bundle, from its manifest alone; undefined where it cannot be read, which the engine will tell. */
-async function digestOf(folder: string): Promise<string | undefined> {
-  const manifest = await readFile(path.join(folder, 'manifest.json')).catch(() => undefined);
-  return manifest === undefined ? undefined : createHash('sha256').update(manifest).digest('hex');
 }
 
 /** The picture of a tile has its place already: where the queue is full of others' tiles, a tile waits for one. */

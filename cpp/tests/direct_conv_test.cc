@@ -6,17 +6,13 @@
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 
+#include "difference.h"
 #include "random_tensor.h"
 #include "support.h"
 
 namespace {
 
 using namespace diad;
-
-double difference(const at::Tensor& a, const at::Tensor& b) {
-  REQUIRE(a.sizes() == b.sizes());
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
 
 }  // namespace
 

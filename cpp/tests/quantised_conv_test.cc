@@ -10,6 +10,7 @@
 #include <limits>
 #include <utility>
 
+#include "difference.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -28,11 +29,6 @@ at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
   const at::Tensor scale = ((greatest - least) / 255.F).clamp_min(1e-30), zero = at::round(-least / scale);
   const at::Tensor bytes = (at::round(x * (1 / scale)) + zero).clamp(0, 255);
   return (bytes - zero).to(at::kDouble) * scale.to(at::kDouble);
-}
-
-double difference(const at::Tensor& a, const at::Tensor& b) {
-  REQUIRE(a.sizes() == b.sizes());
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
 }  // namespace

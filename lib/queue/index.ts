@@ -1,15 +1,7 @@
 // diad/queue: runs of pictures over many machines, on BullMQ and Redis.
+export { bundleDigest } from '../bundle-digest.js';
 export { deadLetterName, queueName } from './broker.js';
 export { INLINE_LIMIT, type ReadPolicy, type Reference } from './reference.js';
 export { resultKey, type ResultBasis, type StoredScore } from './results.js';
-export {
-  bundleDigest,
-  runProgress,
-  runResults,
-  submitRun,
-  type RunResult,
-  type ScoreSettings,
-  type Submission,
-  type SubmitOptions,
-} from './run.js';
+export { runProgress, runResults, submitRun, type RunResult, type ScoreSettings, type Submission, type SubmitOptions } from './run.js';
 export { startWorker, type QueueWorker, type WorkerOptions, type WorkerScorer } from './worker.js';

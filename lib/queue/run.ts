@@ -1,7 +1,5 @@
 // Runs: handing pictures in, and reading what became of them.
-import { createHash, randomUUID } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
+import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { PRIORITY_LIMIT, Queue } from 'bullmq';
 import type { Redis } from 'ioredis';
@@ -45,7 +43,7 @@ type Item = Pick<Submission, 'file' | 'sha256'>;
 /** Options of {@link submitRun}. */
 export interface SubmitOptions {
   readonly redis: string;
-  /** Digest of the model, see {@link bundleDigest}. */
+  /** Digest of the model, see `bundleDigest`. */
   readonly model: string;
   /** Of the noise, an integer from 0. Default 0. */
   readonly seed?: number;
@@ -56,17 +54,6 @@ export interface SubmitOptions {
 }
 
 const CHUNK = 500;
-
-/** The digest of a bundle, from its manifest alone: what `diad.info.bundle.digest` says once it is loaded. */
-export async function bundleDigest(folder: string): Promise<string> {
-  try {
-    return createHash('sha256')
-      .update(await readFile(path.join(folder, 'manifest.json')))
-      .digest('hex');
-  } catch (error) {
-    throw new DiadError('ERR_DIAD_BUNDLE_NOT_FOUND', `${folder} holds no manifest.json`, { cause: error });
-  }
-}
 
 function checkSubmission({ file, reference, sha256 }: Submission): void {
   if (!/^[0-9a-f]{64}$/.test(sha256))

@@ -1,0 +1,20 @@
+// What identifies a bundle, before it is loaded.
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { DiadError } from './errors.js';
+
+/**
+ * The digest of a bundle, from its manifest alone: what `diad.info.bundle.digest` says once it is loaded.
+ *
+ * @throws DiadError ERR_DIAD_BUNDLE_NOT_FOUND
+ */
+export async function bundleDigest(folder: string): Promise<string> {
+  try {
+    return createHash('sha256')
+      .update(await readFile(path.join(folder, 'manifest.json')))
+      .digest('hex');
+  } catch (error) {
+    throw new DiadError('ERR_DIAD_BUNDLE_NOT_FOUND', `${folder} holds no manifest.json`, { cause: error });
+  }
+}
