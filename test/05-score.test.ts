@@ -234,10 +234,12 @@ describe('scoring', () => {
     async function* endless(): AsyncGenerator<Buffer> {
       for (;;) yield Promise.resolve(gear);
     }
-    for await (const { score } of diad.scoreMany(endless(), { concurrency: 4 })) {
+    const before = diad.stats().cancelled;
+    for await (const { score } of diad.scoreMany(endless(), { concurrency: 30 })) {
       assert.ok(score > 0);
       break;
     }
+    assert.ok(diad.stats().cancelled > before, 'more than a batch was in flight');
     const controller = new AbortController();
     await assert.rejects(async () => {
       for await (const result of diad.scoreMany(endless(), { signal: controller.signal })) {
