@@ -52,6 +52,12 @@ export class DiadError extends Error {
   }
 }
 
+/** Whether the same picture would meet an error again, whatever becomes of the engine and the machine. */
+export function isOfPicture(error: unknown): error is DiadError {
+  const lasting: readonly DiadErrorCode[] = ['ERR_DIAD_IMAGE_DECODE', 'ERR_DIAD_IMAGE_TOO_LARGE', 'ERR_DIAD_INVALID_ARGUMENT'];
+  return error instanceof DiadError && lasting.includes(error.code);
+}
+
 /** The `code` of an error that has one. */
 export function codeOf(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;

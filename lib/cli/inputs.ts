@@ -46,6 +46,16 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
   return [...files];
 }
 
+/** Fulfilled by SIGTERM or SIGINT. */
+export function stopSignal(): Promise<undefined> {
+  return new Promise((resolve) => {
+    const stop = (): void => {
+      resolve(undefined);
+    };
+    process.once('SIGTERM', stop).once('SIGINT', stop);
+  });
+}
+
 /** Loads the model the options name, with or without its calibration. */
 export async function loadModel(options: ModelOptions, calibration = true): Promise<Diad> {
   const { model, device, precision, threads, maxFrames } = options;

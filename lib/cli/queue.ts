@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
 import { demoBundle } from '../native.js';
-import { expandInputs, loadModel, type ModelOptions } from './inputs.js';
+import { expandInputs, loadModel, stopSignal, type ModelOptions } from './inputs.js';
 import type { Reference, RunResult, Submission } from '../queue/index.js';
 
 interface WorkerCliOptions extends ModelOptions {
@@ -51,11 +51,9 @@ export async function worker(options: WorkerCliOptions): Promise<void> {
       log,
     });
     log(`working for the model ${diad.info.bundle.name}`);
-    await new Promise<void>((resolve) => {
-      process.once('SIGTERM', resolve);
-      process.once('SIGINT', resolve);
-    });
+    const lost = await Promise.race([stopSignal(), running.lost]);
     await running.close();
+    if (lost !== undefined) throw lost;
   } finally {
     await diad.close();
   }

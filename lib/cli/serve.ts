@@ -95,11 +95,15 @@ async function serveHere(options: ServerOptions): Promise<void> {
   const { createServer } = await import('../server/index.js');
   const { tellReady, whenPrimaryDies } = await import('../server/cluster.js');
   const server = await createServer(options);
-  const stop = async (): Promise<void> => {
+  const stop = async (code = 0): Promise<void> => {
     const drained = await server.close();
     if (!drained) process.stderr.write('diad: requests were still running and have been cut off\n');
-    process.exit(drained ? 0 : 1);
+    process.exit(drained ? code : 1);
   };
+  void server.lost.then((error) => {
+    process.stderr.write(`diad: the engine is lost: ${error.message}\n`);
+    return stop(1);
+  });
   process.once('SIGTERM', () => void stop());
   process.once('SIGINT', () => void stop());
   whenPrimaryDies(() => void stop());

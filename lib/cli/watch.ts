@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import type { Sink } from '../watch/index.js';
-import { loadModel, type ModelOptions } from './inputs.js';
+import { loadModel, stopSignal, type ModelOptions } from './inputs.js';
 
 interface WatchCliOptions extends ModelOptions {
   readonly done?: string;
@@ -51,11 +51,9 @@ export async function watch(folder: string, options: WatchCliOptions): Promise<v
       ...(options.class === undefined ? {} : { className: options.class }),
     });
     log(`watching ${folder}`);
-    await new Promise<void>((resolve) => {
-      process.once('SIGTERM', resolve);
-      process.once('SIGINT', resolve);
-    });
+    const lost = await Promise.race([stopSignal(), watching.lost]);
     await watching.close();
+    if (lost !== undefined) throw lost;
   } finally {
     await diad.close();
   }

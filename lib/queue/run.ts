@@ -55,6 +55,15 @@ export interface SubmitOptions {
 
 const CHUNK = 500;
 
+// KEYS: the run, its items, what has ended. ARGV: how many items there are, then those to append. A command whose answer was lost with the connection
+// is sent again, and must not append twice. Pictures that have all ended made the run expire.
+const APPEND = `
+local there = redis.call('LLEN', KEYS[2])
+if there < tonumber(ARGV[1]) then return redis.error_reply('ERR items of the run are gone') end
+if there == tonumber(ARGV[1]) then redis.call('RPUSH', KEYS[2], unpack(ARGV, 2)) end
+for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
+`;
+
 function checkSubmission({ file, reference, sha256 }: Submission): void {
   if (!/^[0-9a-f]{64}$/.test(sha256))
     throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file}: Expected a SHA-256 in hex but received "${sha256}"`);
@@ -91,10 +100,8 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
   let chunk: Submission[] = [];
   const send = async (): Promise<void> => {
     const items = chunk.map(({ file, sha256 }) => JSON.stringify({ file, sha256 } satisfies Item));
-    // Items first: a job without its item could be computed and never be asked for. Pictures that have all ended made the run expire.
-    const write = redis.multi().rpush(itemsKey(run), ...items);
-    for (const key of [runKey(run), itemsKey(run), endedKey(run)]) write.persist(key);
-    await broker.ask(write.exec());
+    // Items first: a job without its item could be computed and never be asked for.
+    await broker.ask(redis.eval(APPEND, 3, runKey(run), itemsKey(run), endedKey(run), count, ...items));
     const jobs = chunk.map((picture, i) => ({
       name: 'score',
       data: { ...picture, model, settings: { seed } },

@@ -3,7 +3,8 @@ import { Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
-import { codeOf, DiadError } from '../errors.js';
+import { EngineHealth, RECHECK_MS } from '../engine-health.js';
+import { DiadError, isOfPicture } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
 import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
@@ -29,6 +30,8 @@ export interface WorkerOptions extends ReadPolicy {
   readonly maxStalls?: number;
   /** After how long without activity, with jobs waiting, the worker is replaced, milliseconds. Default 15,000. */
   readonly silentMs?: number;
+  /** How often an engine that fails is asked whether it scores again, milliseconds; meanwhile no jobs are taken. Default 5,000. */
+  readonly recheckMs?: number;
   /** Work although the broker may lose jobs. Default false. */
   readonly allowUnsafeBroker?: boolean;
   /** Receives what an operator should know. */
@@ -41,15 +44,11 @@ export interface QueueWorker {
   readonly completed: number;
   /** How often the watchdog had to replace the consumer. */
   readonly restarts: number;
+  /** Fulfilled with the reason when the engine has failed for good: no more jobs are taken, the process should be started anew. */
+  readonly lost: Promise<Error>;
   /** Takes no more jobs, ends those that run, disconnects. */
   close(): Promise<void>;
 }
-
-const LASTING: ReadonlySet<string | undefined> = new Set([
-  'ERR_DIAD_IMAGE_DECODE',
-  'ERR_DIAD_IMAGE_TOO_LARGE',
-  'ERR_DIAD_INVALID_ARGUMENT',
-]);
 
 /** Whether a failed job will not be tried again. */
 function isFinal(job: Job<JobBody>, error: Error): boolean {
@@ -132,7 +131,16 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     if (await isKept(connection, expected, keepSeconds)) return expected; // a duplicate, or a retry after the result was written
     const bytes = await readReference(reference, sha256, options);
     const { seed, className } = basis;
-    const { score, threshold, anomalous } = await scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
+    const scored = scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
+    scored.then(
+      () => {
+        health.saw();
+      },
+      (error: unknown) => {
+        health.saw(error);
+      },
+    );
+    const { score, threshold, anomalous } = await scored;
     const stored: StoredScore = { ...basis, score, ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }) };
     const key = resultKey(sha256, stored);
     await keep(connection, key, stored, keepSeconds);
@@ -145,8 +153,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       const key = await compute(job.data);
       await noteEnd(connection, job.id ?? '', key, keepSeconds);
     } catch (error) {
-      // What the same picture would meet again is not tried again.
-      if (error instanceof DiadError && LASTING.has(codeOf(error))) throw new UnrecoverableError(`${error.code}: ${error.message}`);
+      if (isOfPicture(error)) throw new UnrecoverableError(`${error.code}: ${error.message}`);
       throw error;
     } finally {
       running--;
@@ -186,6 +193,11 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     return worker;
   };
   let worker = consume();
+  // Jobs that an engine fails on are for other workers, and not to be worn out here.
+  const changed = (well: boolean): void => {
+    (well ? worker.resume() : worker.pause(true)).catch(quiet);
+  };
+  const health = new EngineHealth({ scorer, log, changed, recheckMs: options.recheckMs ?? RECHECK_MS });
   const queue = new Queue<JobBody>(queueName(digest), { connection });
   queue.on('error', quiet);
 
@@ -193,7 +205,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   const watchdog = setInterval(() => {
     const look = async (): Promise<void> => {
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
-      if (waiting + prioritized === 0 || running > 0 || Date.now() - lastSign < silentMs) return;
+      if (!health.well || waiting + prioritized === 0 || running > 0 || Date.now() - lastSign < silentMs) return;
       if (await queue.isPaused()) return;
       log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
       restarts++;
@@ -215,8 +227,10 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     get restarts() {
       return restarts;
     },
+    lost: health.lost,
     close: async () => {
       clearInterval(watchdog);
+      health.close();
       // Without the broker no job can be ended: its lock runs out, and another worker takes it.
       await worker.close(connection.status !== 'ready');
       await deadLetters.close();

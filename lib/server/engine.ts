@@ -1,6 +1,7 @@
 // The bundle behind the server: loads after the server listens, is ready after a warm-up score, scores within the server's limits.
 import { setMaxListeners } from 'node:events';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
+import { EngineHealth, scoreGrey } from '../engine-health.js';
 import { DiadError } from '../errors.js';
 import { inspectImage, type ImageFormat } from '../image.js';
 import { validateTiles } from '../options.js';
@@ -37,20 +38,32 @@ export class Engine {
   readonly pixels: Budget;
   readonly #options: ValidatedServer;
   readonly #metrics: Metrics;
+  readonly #log: (line: string) => void;
+  #tellLost!: (error: Error) => void;
+  /** Fulfilled with the reason when the engine scores no more and will not again in this process. */
+  readonly lost = new Promise<Error>((resolve) => (this.#tellLost = resolve));
   #scorer: Scorer | undefined;
+  #health: EngineHealth | undefined;
   #ready = false;
+  #lost = false;
   #draining = false;
   #inFlight = 0;
 
-  constructor(options: ValidatedServer, metrics: Metrics) {
+  constructor(options: ValidatedServer, metrics: Metrics, log: (line: string) => void) {
     this.#options = options;
     this.#metrics = metrics;
+    this.#log = log;
     this.pixels = new Budget(options.pixelsInFlight, 'pixels');
   }
 
-  /** Whether pictures are taken: loaded, warmed up, not shutting down. */
+  /** Whether pictures are taken: loaded, warmed up, well, not shutting down. */
   get ready(): boolean {
-    return this.#ready && !this.#draining;
+    return this.#ready && this.#health?.well !== false && !this.#draining;
+  }
+
+  /** False when no picture will be scored by this process any more. */
+  get live(): boolean {
+    return !this.#lost;
   }
 
   /**
@@ -66,6 +79,7 @@ export class Engine {
   #refuseUnlessReady(): void {
     if (!this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
+    if (this.#health?.well === false) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
   }
 
   /**
@@ -96,9 +110,12 @@ export class Engine {
     const scorer = await this.#options.load();
     this.#scorer = scorer;
     this.#metrics.watch(scorer, this.pixels);
-    const side = scorer.info.bundle.imageSize;
-    const { score } = await scorer.score({ data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 });
-    if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `The warm-up picture scored ${score}`);
+    await scoreGrey(scorer);
+    this.#health = new EngineHealth({ scorer, log: this.#log, recheckMs: this.#options.recheckMs });
+    void this.#health.lost.then((error) => {
+      this.#lost = true;
+      this.#tellLost(error);
+    });
     this.#ready = true;
   }
 
@@ -109,12 +126,13 @@ export class Engine {
 
   async close(): Promise<void> {
     this.#draining = true;
+    this.#health?.close();
     await this.#scorer?.close();
   }
 
   /** Seconds after which a refused client should come back: about what the queue needs to empty. */
   retryAfterSeconds(): number {
-    if (this.#scorer === undefined || !this.#ready) return 5;
+    if (this.#scorer === undefined || !this.ready) return 5;
     const { queued, running, meanBatch, computeMs } = this.#scorer.stats();
     const batches = (queued + running) / Math.max(1, meanBatch);
     return Math.min(60, Math.max(1, Math.ceil((batches * computeMs.mean) / 1000)));
@@ -222,9 +240,11 @@ export class Engine {
     try {
       const result = await compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs });
       this.#metrics.computed(result);
+      this.#health?.saw();
       return result;
     } catch (error) {
       this.#metrics.refusedPicture(error);
+      this.#health?.saw(error);
       throw error;
     } finally {
       this.#inFlight--;

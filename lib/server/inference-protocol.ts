@@ -111,9 +111,9 @@ export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engin
       operationId: 'live',
       summary: 'The process answers',
       security: [],
-      response: { 200: content('Alive', { 'application/json': Live }) },
+      response: { 200: content('Alive', { 'application/json': Live }), 503: content('To be started anew', { 'application/json': Live }) },
     },
-    handler: () => ({ live: true }),
+    handler: (_request, reply) => reply.status(engine.live ? 200 : 503).send({ live: engine.live }),
   });
   const answers = { 200: content('Ready', { 'application/json': Ready }), 503: content('Not ready', { 'application/json': Ready }) };
   scope.get('/v2/health/ready', {

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import type { Diad } from '../diad.js';
+import { RECHECK_MS } from '../engine-health.js';
 import { NO_LIMITS } from '../image.js';
 import { boolean, integer, invalid, oneOf, optionsObject, text } from '../validate.js';
 
@@ -34,6 +35,8 @@ export interface ServerOptions {
   readonly requestTimeoutMs?: number;
   /** How long a picture may take from its arrival to its score, milliseconds. Default 60,000. */
   readonly scoreTimeoutMs?: number;
+  /** How often an engine that fails is asked whether it scores again, milliseconds; after six times it counts as lost. Default 5,000. */
+  readonly recheckMs?: number;
   /** Requests a minute and token (or address, without tokens). Default 6,000. */
   readonly rateLimit?: number;
   /** Origins whose pages may call the server. Default none but its own. */
@@ -66,6 +69,7 @@ const KEYS = [
   'pixelsInFlight',
   'requestTimeoutMs',
   'scoreTimeoutMs',
+  'recheckMs',
   'rateLimit',
   'corsOrigins',
   'tls',
@@ -122,6 +126,7 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
     pixelsInFlight: integer(given.pixelsInFlight, 'pixelsInFlight', maxPixels, Number.MAX_SAFE_INTEGER, Math.max(128_000_000, maxPixels)),
     requestTimeoutMs: integer(given.requestTimeoutMs, 'requestTimeoutMs', 100, 3_600_000, 30_000),
     scoreTimeoutMs: integer(given.scoreTimeoutMs, 'scoreTimeoutMs', 1, 3_600_000, 60_000),
+    recheckMs: integer(given.recheckMs, 'recheckMs', 1, 3_600_000, RECHECK_MS),
     rateLimit: integer(given.rateLimit, 'rateLimit', 1, 1_000_000_000, 6_000),
     corsOrigins: given.corsOrigins ?? [],
     tls: given.tls,

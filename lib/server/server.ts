@@ -32,6 +32,11 @@ export interface DiadServer {
   readonly port: number;
   /** Fulfilled when pictures are taken; rejected when the bundle cannot be loaded. */
   readonly ready: Promise<void>;
+  /**
+   * Fulfilled with the reason when the engine has failed for good, as after an error of its device: neither alive nor ready from then on, the process
+   * should be started anew.
+   */
+  readonly lost: Promise<Error>;
   /** The metrics in Prometheus's text format. */
   metrics(): Promise<string>;
   /**
@@ -194,7 +199,9 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
 export async function createServer(options: ServerOptions): Promise<DiadServer> {
   const validated = validateServerOptions(options);
   const metrics = new Metrics();
-  const engine = new Engine(validated, metrics);
+  const engine = new Engine(validated, metrics, (line) => {
+    app.log.error(line);
+  });
   const app = await assemble(validated, engine, metrics);
   // Node would tell every client to go on before anything has looked at its headers.
   app.server.on('checkContinue', (request, reply) => app.server.emit('request', request, reply));
@@ -215,5 +222,5 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
   let closing: Promise<boolean> | undefined;
   const { address, port } = app.server.address() as AddressInfo;
   const url = `${validated.tls === undefined ? 'http' : 'https'}://${address.includes(':') ? `[${address}]` : address}:${port}`;
-  return { url, port, ready, metrics: () => metrics.registry.metrics(), close: () => (closing ??= close()) };
+  return { url, port, ready, lost: engine.lost, metrics: () => metrics.registry.metrics(), close: () => (closing ??= close()) };
 }

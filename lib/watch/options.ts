@@ -1,6 +1,7 @@
 // Options of the watch, with their defaults and bounds.
 import path from 'node:path';
 import type { Diad } from '../diad.js';
+import { RECHECK_MS } from '../engine-health.js';
 import { callback, integer, invalid, optionsObject, seed, text } from '../validate.js';
 import type { Sink } from './sinks.js';
 
@@ -31,6 +32,8 @@ export interface WatchOptions {
   readonly poll?: number;
   /** Pictures at once, 1 to 1,000,000. Default 16. */
   readonly concurrency?: number;
+  /** How often an engine that fails is asked whether it scores again, milliseconds, 1 to 3,600,000; meanwhile pictures wait. Default 5,000. */
+  readonly recheckMs?: number;
   /** Told of what goes wrong and is tried again, and of pictures that had to be given another name. */
   readonly log?: (line: string) => void;
 }
@@ -43,7 +46,20 @@ export type ValidatedWatch = Required<Omit<WatchOptions, 'done' | 'className' | 
   readonly poll: number | undefined;
 };
 
-const KEYS = ['folder', 'scorer', 'sinks', 'journal', 'done', 'className', 'seed', 'settleMs', 'poll', 'concurrency', 'log'] as const;
+const KEYS = [
+  'folder',
+  'scorer',
+  'sinks',
+  'journal',
+  'done',
+  'className',
+  'seed',
+  'settleMs',
+  'poll',
+  'concurrency',
+  'recheckMs',
+  'log',
+] as const;
 
 function isSink(value: unknown): value is Sink {
   return typeof (value as Partial<Sink> | null)?.send === 'function' && typeof (value as Partial<Sink>).close === 'function';
@@ -77,6 +93,7 @@ export function validateWatchOptions(options: WatchOptions | undefined): Validat
     settleMs: integer(given.settleMs, 'settleMs', 0, 3_600_000, 500),
     poll: given.poll === undefined ? undefined : integer(given.poll, 'poll', 10, 3_600_000, 0),
     concurrency: integer(given.concurrency, 'concurrency', 1, 1_000_000, 16),
+    recheckMs: integer(given.recheckMs, 'recheckMs', 1, 3_600_000, RECHECK_MS),
     log: callback(given.log, 'log') ?? (() => undefined),
   };
 }

@@ -3,7 +3,8 @@ import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
 import { classOfPath } from '../class-of-path.js';
-import { codeOf, DiadError } from '../errors.js';
+import { EngineHealth } from '../engine-health.js';
+import { codeOf, DiadError, isOfPicture } from '../errors.js';
 import type { ScoreResult } from '../results.js';
 import { Delivery } from './delivery.js';
 import { identify, moveInto } from './done.js';
@@ -17,13 +18,15 @@ import { messageOf, waitAfter } from './wait.js';
 export interface Watching {
   /** Fulfilled when the files that were there at the start have been found. */
   readonly scanned: Promise<void>;
+  /** Fulfilled with the reason when the engine has failed for good: pictures wait for the process to be started anew. */
+  readonly lost: Promise<Error>;
   /** Ends what is being scored and stops; what is not delivered within two seconds stays in the journal. */
   close(): Promise<void>;
 }
 
 const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif)$/i;
 
-/** Attempts with a file that cannot be read or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
+/** Attempts with a file that cannot be read, scored or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
 const ATTEMPTS = 8;
 
 /** Names by which the journal tells receivers apart: their own, with a number where several have the same. */
@@ -42,9 +45,14 @@ function told({ score, threshold, anomalous, normalisedScore }: ScoreResult): Pa
   return { score, threshold, anomalous: anomalous ?? false, normalisedScore: normalisedScore ?? 0 };
 }
 
-/** What an event tells of a picture that has none. */
-function refused(error: unknown): Partial<WatchEvent> {
-  if (codeOf(error) === 'ERR_DIAD_CLOSED') throw error;
+/**
+ * What an event tells of a picture that has none.
+ *
+ * @param last - whether it will not be tried again
+ * @throws `error` when it will, because it may pass
+ */
+function refused(error: unknown, last: boolean): Partial<WatchEvent> {
+  if (codeOf(error) === 'ERR_DIAD_CLOSED' || !(isOfPicture(error) || last)) throw error;
   return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: messageOf(error) } };
 }
 
@@ -55,7 +63,8 @@ function refused(error: unknown): Partial<WatchEvent> {
  *   made
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
-  const { folder, scorer, sinks, done, className, seed, settleMs, poll, concurrency, log, ...given } = validateWatchOptions(options);
+  const { folder, scorer, sinks, done, className, seed, settleMs, poll, concurrency, recheckMs, log, ...given } =
+    validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
   if (status?.isDirectory() !== true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
   if (done !== undefined) await mkdir(done, { recursive: true });
@@ -69,29 +78,45 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const failures = new Map<string, number>();
 
   /** Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class. */
-  const scoreOnce = async (at: string, relative: string, id: string): Promise<void> => {
+  const scoreOnce = async (at: string, relative: string, id: string, last: boolean): Promise<void> => {
     if (journal.has(relative, id)) return;
     const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
     const call = { seed, ...(its === undefined ? {} : { className: its }) };
-    const outcome = await scorer.score(await readFile(at), call).then(told, refused);
+    const bytes = await readFile(at);
+    const outcome = await scorer.score(bytes, call).then(
+      (result) => {
+        health.saw();
+        return told(result);
+      },
+      (error: unknown) => {
+        health.saw(error);
+        // While the engine fails nothing is put down to a picture.
+        return refused(error, last && health.well);
+      },
+    );
     await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
   };
   const scoreFile = async (file: string): Promise<void> => {
     const relative = path.relative(folder, file);
     const id = await identify(file, relative);
-    await scoreOnce(file, relative, id);
+    const last = failures.get(file) === ATTEMPTS - 1;
+    await scoreOnce(file, relative, id, last);
     if (done === undefined) return;
     // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
     const moved = await moveInto(done, file, relative, id);
     if (moved === undefined) return; // the watcher tells of the picture that has replaced it
     if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
-    await scoreOnce(path.join(done, moved.name), relative, moved.id);
+    await scoreOnce(path.join(done, moved.name), relative, moved.id, last);
     await journal.moved(relative, moved.id, moved.name);
   };
   const failed = async (file: string, error: unknown): Promise<void> => {
     const attempt = failures.get(file) ?? 0;
     failures.delete(file);
     if (codeOf(error) === 'ENOENT') return; // gone again
+    if (!health.well && !stop.signal.aborted) {
+      found(file); // its turn comes when the engine is well
+      return;
+    }
     if (stop.signal.aborted || attempt + 1 === ATTEMPTS || codeOf(error) === 'ERR_DIAD_CLOSED') {
       log(`${file}: ${messageOf(error)}; again at the next start`);
       return;
@@ -102,7 +127,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   };
   const next = (): void => {
     for (const file of waiting) {
-      if (stop.signal.aborted || active.size >= concurrency) return;
+      if (stop.signal.aborted || !health.well || active.size >= concurrency) return;
       if (active.has(file)) continue; // told of again meanwhile: one after the other, so that it is scored once
       waiting.delete(file);
       const task = scoreFile(file)
@@ -124,6 +149,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     waiting.add(file);
     next();
   };
+  const health = new EngineHealth({ scorer, log, changed: next, recheckMs });
 
   const inside = done === undefined ? undefined : path.resolve(done);
   const watcher: FSWatcher = watchFolder(folder, {
@@ -138,8 +164,10 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const scanned = new Promise<void>((resolve) => watcher.once('ready', resolve));
   return {
     scanned,
+    lost: health.lost,
     close: async () => {
       stop.abort();
+      health.close();
       await watcher.close();
       await Promise.all(active.values());
       await Promise.all(deliveries.map((delivery) => delivery.close()));

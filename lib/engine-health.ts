@@ -1,0 +1,110 @@
+// Whether an engine that fails picture after picture still scores: it is asked with a picture of our own, before the failures are put down to theirs.
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Diad } from './diad.js';
+import { codeOf, DiadError } from './errors.js';
+
+/** Failures in a row after which the engine is asked. */
+const FAILURES = 3;
+/** Default time between questions, milliseconds. */
+export const RECHECK_MS = 5000;
+/** Questions in a row without a score, after which no more are asked. */
+const QUESTIONS = 6;
+
+type Scorer = Pick<Diad, 'score' | 'info'>;
+
+/** What an {@link EngineHealth} looks after, and whom it tells. */
+export interface HealthOptions {
+  readonly scorer: Scorer;
+  readonly log: (line: string) => void;
+  /** Told when `well` has changed. */
+  readonly changed?: (well: boolean) => void;
+  /** Between questions, milliseconds. */
+  readonly recheckMs: number;
+}
+
+/**
+ * Scores a grey picture.
+ *
+ * @throws DiadError ERR_DIAD_INTERNAL when its score is no finite number, and what `score` throws
+ */
+export async function scoreGrey(scorer: Scorer): Promise<void> {
+  const side = scorer.info.bundle.imageSize;
+  const grey = { data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 } as const;
+  const { score } = await scorer.score(grey, { priority: 1000 }); // before all that waits
+  if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `A grey picture scored ${score}`);
+}
+
+/** Whether an error is the engine's, and another picture may meet it too. */
+const isOfEngine = (error: unknown): boolean => ['ERR_DIAD_INTERNAL', 'ERR_DIAD_OUT_OF_MEMORY'].includes(codeOf(error) ?? '');
+
+/**
+ * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a grey picture. While it cannot, it is not well, and
+ * is asked again every few seconds; after six questions in a row without a score it is lost: a device that has failed serves no process that had it
+ * open.
+ */
+export class EngineHealth {
+  /** Fulfilled with what the engine failed with last, once it is lost. */
+  readonly lost: Promise<Error>;
+  readonly #options: HealthOptions;
+  readonly #closed = new AbortController();
+  #tellLost!: (error: Error) => void;
+  #well = true;
+  #failures = 0;
+  #asking = false;
+
+  constructor(options: HealthOptions) {
+    this.#options = options;
+    this.lost = new Promise((resolve) => (this.#tellLost = resolve));
+  }
+
+  /** Whether pictures should be handed to the engine. */
+  get well(): boolean {
+    return this.#well;
+  }
+
+  /** Takes note of a score, or of why there is none. */
+  saw(error?: unknown): void {
+    if (error === undefined) this.#failures = 0;
+    else if (isOfEngine(error)) this.#failures++;
+    if (this.#failures >= FAILURES && !this.#asking) void this.#ask();
+  }
+
+  /** Asks no more. */
+  close(): void {
+    this.#closed.abort();
+  }
+
+  async #ask(): Promise<void> {
+    const { scorer, log, recheckMs } = this.#options;
+    const { signal } = this.#closed;
+    this.#asking = true;
+    for (let failed = 0; !signal.aborted;) {
+      try {
+        await scoreGrey(scorer);
+        this.#asking = false;
+        this.#failures = 0;
+        if (!this.#well) log('the engine scores again');
+        this.#becomes(true);
+        return;
+      } catch (error) {
+        if (codeOf(error) === 'ERR_DIAD_CLOSED' || signal.aborted) return;
+        if (isOfEngine(error)) {
+          const why = error instanceof Error ? error : new Error(String(error));
+          log(`the engine fails: ${why.message}`);
+          this.#becomes(false);
+          if (++failed === QUESTIONS) {
+            this.#tellLost(why);
+            return;
+          }
+        }
+        await sleep(recheckMs, undefined, { signal, ref: false }).catch(() => undefined); // closed
+      }
+    }
+  }
+
+  #becomes(well: boolean): void {
+    if (this.#well === well) return;
+    this.#well = well;
+    this.#options.changed?.(well);
+  }
+}
