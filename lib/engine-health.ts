@@ -7,7 +7,7 @@ import { codeOf, DiadError } from './errors.js';
 const FAILURES = 3;
 /** Default time between questions, milliseconds. */
 export const RECHECK_MS = 5000;
-/** Questions in a row without a score, after which no more are asked. */
+/** Questions that end in an error other than a lack of memory, after which no more are asked. */
 const QUESTIONS = 6;
 
 type Scorer = Pick<Diad, 'score' | 'info'>;
@@ -39,8 +39,8 @@ const isOfEngine = (error: unknown): boolean => ['ERR_DIAD_INTERNAL', 'ERR_DIAD_
 
 /**
  * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a grey picture. While it cannot, it is not well, and
- * is asked again every few seconds; after six questions in a row without a score it is lost: a device that has failed serves no process that had it
- * open.
+ * is asked again every few seconds. When it has failed six times it is lost: a device that has met an error serves no process that had it open. Memory
+ * that it lacks may come back, and is waited for.
  */
 export class EngineHealth {
   /** Fulfilled with what the engine failed with last, once it is lost. */
@@ -92,7 +92,7 @@ export class EngineHealth {
           const why = error instanceof Error ? error : new Error(String(error));
           log(`the engine fails: ${why.message}`);
           this.#becomes(false);
-          if (++failed === QUESTIONS) {
+          if (codeOf(error) === 'ERR_DIAD_INTERNAL' && ++failed === QUESTIONS) {
             this.#tellLost(why);
             return;
           }

@@ -109,7 +109,7 @@ const MOST_SCANS = 100;
 const tooLarge = (width: number, height: number, maxPixels: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
-    `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels if it is meant to be read`,
+    `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels (--max-pixels) if it is meant to be read`,
   );
 
 /** A picture of which the first page or frame alone would be looked at; nobody should learn that from a defect that was missed. */

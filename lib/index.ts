@@ -8,7 +8,7 @@ export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from '
 export type { DiadInfo } from './info.js';
 export { tuneAllocator } from './native.js';
 export type { Distribution, QueueStats, Timings } from './native.js';
-export type { Region, RegionsOptions } from './regions.js';
-export type { CallOptions, LoadOptions, ScoreManyOptions, ScoreOptions } from './options.js';
+export type { Point, Region, RegionsOptions } from './regions.js';
+export type { CallOptions, LoadOptions, Precision, ScoreManyOptions, ScoreOptions } from './options.js';
 export type { TileOptions } from './tiles.js';
 export { verifyBundle, type StageComparison, type VerifyReport } from './verify.js';

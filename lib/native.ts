@@ -169,7 +169,7 @@ export function addonPath(): string {
   } catch (error) {
     throw new DiadError(
       'ERR_DIAD_INTERNAL',
-      `diad has no addon for ${process.platform}-${process.arch}, Node ${process.versions.node}: build it with \`npm run build\``,
+      `diad has no addon for ${process.platform}-${process.arch}, Node ${process.versions.node}: build it with \`npm run build:native\` in the package folder`,
       { cause: error },
     );
   }

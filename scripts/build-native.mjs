@@ -42,9 +42,8 @@ function findLibTorch(option) {
   const named = option ?? process.env.DIAD_LIBTORCH;
   if (named) return isLibTorch(named) ? named : fail(`${named} holds no share/cmake/Torch/TorchConfig.cmake`);
   const found = [...torchOfVenv(), ...torchOfPython()].find(isLibTorch);
-  return (
-    found ?? fail('no LibTorch found: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`, which installs torch into .venv')
-  );
+  const setUp = existsSync(path.join(root, 'scripts', 'setup.mjs')) ? ', or run `npm run setup`, which installs torch into .venv' : '';
+  return found ?? fail(`no LibTorch found: pass --libtorch DIR or set DIAD_LIBTORCH to a folder like site-packages/torch${setUp}`);
 }
 
 function findNodeHeaders(require) {

@@ -59,6 +59,13 @@ describe('command line', () => {
       assert.match(stderr, /gone\.png: .*ENOENT/);
     }));
 
+  it('--max-pixels bounds pictures for every command that loads a model', () =>
+    withPictures(async (folder) => {
+      const { code, stderr } = await diad(['score', path.join(folder, 'b.png'), '--max-pixels', '100']);
+      assert.equal(code, 1);
+      assert.match(stderr, /at most 100 pixels .* raise maxPixels \(--max-pixels\)/);
+    }));
+
   it('who reads the output may leave early: no stack trace, no failure', () =>
     withPictures(async (folder) => {
       for (let i = 0; i < 30; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));

@@ -122,6 +122,11 @@ describe('diad train', function () {
       assert.match(help.stdout, /--stable-diffusion/);
       const nowhere = await runProgram(process.execPath, [cli, 'train', 'all'], { DIAD_PYTHON: path.join(folder, 'python') });
       assert.equal(nowhere.code, 1);
-      assert.match(nowhere.stderr, /diad train cannot start .*DIAD_PYTHON/s);
+      assert.match(nowhere.stderr, /diad train cannot start .*pip install .*python.*DIAD_PYTHON/s);
+      const { code } = await runProgram('python3', ['-m', 'venv', '--without-pip', path.join(folder, 'bare')]);
+      assert.equal(code, 0);
+      const bare = await runProgram(process.execPath, [cli, 'train', 'all'], { DIAD_PYTHON: path.join(folder, 'bare', 'bin', 'python') });
+      assert.equal(bare.code, 1);
+      assert.match(bare.stderr, /^diad_reference train: No module named '\w+'; install PyTorch .*, then: pip install .*python\n$/);
     }));
 });

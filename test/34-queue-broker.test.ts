@@ -91,6 +91,15 @@ describe('queue: the broker', function () {
     }
   });
 
+  it('addresses without a list are refused, with a word on lists', async () => {
+    const main = path.join(root, 'dist', 'cli', 'main.js');
+    for (const address of ['https://pictures.example.com/a.png?b', 's3://parts/a.png']) {
+      const { code, stderr } = await runProgram(process.execPath, [main, 'submit', address, '--redis', 'redis://127.0.0.1:1']);
+      assert.equal(code, 1);
+      assert.match(stderr, /^diad: ERR_DIAD_INVALID_ARGUMENT: .*in a list NAME\.sha256/);
+    }
+  });
+
   it('a worker tells once of a broker that is away, works when it is there, and can be ended without it', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
+import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -237,6 +238,77 @@ describe('queue: results', () => {
         for (const key of await redis.keys('diad:result:*')) assert.equal(await redis.ttl(key), -1);
         assert.deepEqual(await left(run), [-1, -1, -1]);
       });
+    }));
+
+  it('failed jobs are let go a day after a result of the same time would be; without --keep they stay', () =>
+    inFolder(async (root) => {
+      const failed = `bull:${queueName(STUB_MODEL)}:failed`;
+      const missing = (name: string): Submission => ({
+        file: name,
+        sha256: sha256(name),
+        reference: { kind: 'file', path: '/etc/hostname' },
+      });
+      for (const [keepSeconds, left] of [
+        [0, 2],
+        [60, 1],
+      ] as const) {
+        await redis.flushall();
+        await working({ root, keepSeconds }, async () => {
+          await score([missing('old')]);
+          const [old] = await redis.zrange(failed, '0', '-1');
+          await redis.zadd(failed, String(Date.now() - 86_400_000 - 61_000), old!);
+          assert.equal((await score([missing('new')]))[0]!.status, 'failed');
+          assert.equal(await redis.zcard(failed), left);
+        });
+      }
+    }));
+
+  it('an answer lost with the connection: what is sent again is not appended twice', () =>
+    inFolder(async (root) => {
+      const pictures = await writePictures(root, 20);
+      let cut = 0;
+      // Between submitRun and the broker: hands a script that appends on, and closes the connection in place of its answer.
+      const between = net.createServer((client) => {
+        const server = net.connect(Number(new URL(broker.url).port), '127.0.0.1');
+        let losing = false;
+        client.on('data', (sent) => {
+          losing ||= cut === 0 && /rpush/i.test(sent.toString());
+          server.write(sent);
+        });
+        server.on('data', (answer) => {
+          if (!losing) client.write(answer);
+        });
+        const appended = setInterval(() => {
+          if (losing)
+            void redis.keys('diad:run:*:items').then(({ length }) => {
+              if (length === 0 || client.destroyed) return;
+              cut++;
+              client.destroy();
+            });
+        }, 20);
+        client.once('close', () => {
+          clearInterval(appended);
+        });
+        for (const [one, other] of [
+          [client, server],
+          [server, client],
+        ] as const) {
+          one.on('error', () => undefined).on('close', () => other.destroy());
+        }
+      });
+      await once(between.listen(0, '127.0.0.1'), 'listening');
+      try {
+        const url = `redis://127.0.0.1:${(between.address() as net.AddressInfo).port}`;
+        const run = await submitRun(pictures.map(asFile), { redis: url, model: STUB_MODEL });
+        assert.equal(cut, 1);
+        const results = await working({ root }, () => collect(run, broker.url));
+        assert.deepEqual(
+          results.map((one) => [one.file, one.status === 'done' && one.score]),
+          pictures.map(({ file, bytes }) => [file, stubScore(bytes)]),
+        );
+      } finally {
+        between.close();
+      }
     }));
 
   it('a picture whose job somebody has removed is not waited for', () =>

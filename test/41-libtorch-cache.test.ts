@@ -1,7 +1,7 @@
 // diad libtorch: real pip on small wheels made here, with every way a download can go wrong.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { chmod, mkdir, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { damagedFiles, listInstalled, listPartial } from '../lib/libtorch/cache.js';
@@ -166,15 +166,33 @@ describe('LibTorch in the cache', function () {
       );
     }));
 
-  it('one installation at a time; a lock whose owner is gone does not count', () =>
+  it('one installation at a time: others wait for it and find it done', () =>
+    withWheels(async (wheels, install) => {
+      await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
+      const messages: string[] = [];
+      const onMessage = (message: string): unknown => messages.push(message);
+      const both = await Promise.all([install({ onMessage }), install({ onMessage })]);
+      assert.deepEqual(both.map(({ already }) => already).sort(), [false, true]);
+      assert.deepEqual(
+        messages.filter((message) => message.includes('waiting')),
+        ['Another process is installing LibTorch 2.13.0 (cpu): waiting for it\n'],
+      );
+    }));
+
+  it('who waits can be told to stop; a lock that nobody has touched for long does not count', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
-      await mkdir(path.join(cache, '.partial'), { recursive: true });
       const lock = path.join(cache, '.partial', '2.13.0-cpu.lock');
-      await writeFile(lock, String(process.ppid));
-      await rejects(install(), 'ERR_DIAD_INVALID_ARGUMENT', new RegExp(`Process ${process.ppid} is installing`));
-      await writeFile(lock, '4194303'); // above the kernel's default limit: nobody
+      await mkdir(lock, { recursive: true });
+      const stop = new AbortController();
+      const onMessage = (): void => {
+        stop.abort(new Error('stopped'));
+      };
+      await assert.rejects(install({ signal: stop.signal, onMessage }), /stopped/);
+      const longAgo = new Date(Date.now() - 20_000);
+      await utimes(lock, longAgo, longAgo);
       assert.equal((await install()).already, false);
+      await assert.rejects(stat(lock), /ENOENT/);
     }));
 
   it('bad versions, addresses and Pythons are told', () =>

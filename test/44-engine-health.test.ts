@@ -66,11 +66,23 @@ describe('engine health', () => {
     const engine = failingEngine();
     const { health, changes } = of(engine);
     engine.failing = true;
-    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_OUT_OF_MEMORY'));
+    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
     assert.match((await health.lost).message, new RegExp(DEVICE_LOST));
     for (let i = 0; i < 9; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
     await sleep(30);
     assert.deepEqual([engine.questions, health.well, changes], [6, false, [false]]);
+  });
+
+  it('memory that it lacks is waited for', async () => {
+    const engine = failingEngine();
+    let questions = 0;
+    const score: typeof engine.scorer.score = (image) =>
+      ++questions < 20 ? Promise.reject(failure('ERR_DIAD_OUT_OF_MEMORY')) : engine.scorer.score(image);
+    const { health, changes } = of({ ...engine, scorer: { ...engine.scorer, score } });
+    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_OUT_OF_MEMORY'));
+    await until(() => questions === 20, 'asked on');
+    await until(() => health.well, 'well');
+    assert.deepEqual(changes, [false, true]);
   });
 
   it('a full queue says nothing of the engine; closed, it asks no more', async () => {
@@ -164,7 +176,7 @@ describe('an engine that fails', () => {
       try {
         const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, attempts: 2 });
         await until(() => engine.questions === 1, 'asked');
-        await sleep(100);
+        await sleep(500);
         const { asked, questions } = engine;
         assert.ok(asked < 20, `${asked} pictures were tried`);
         await until(() => engine.questions === 4, 'asked again');
@@ -217,9 +229,11 @@ describe('an engine that fails', () => {
         const { stdout } = await runProgram(process.execPath, [main, 'submit', pictures, '--root', pictures, '--redis', broker.url]);
         for (const { ended, log } of all) {
           assert.deepEqual(await ended, [1, null], log());
-          assert.match(log(), new RegExp(DEVICE_LOST));
+          assert.match(log(), new RegExp(`^diad: (the engine is lost|ERR_DIAD_INTERNAL): ${DEVICE_LOST}$`, 'm'));
         }
-        for await (const { status } of runResults(stdout.trim(), { redis: broker.url })) assert.equal(status, 'waiting');
+        const left: string[] = [];
+        for await (const { status } of runResults(stdout.trim(), { redis: broker.url })) left.push(status);
+        assert.deepEqual(left, ['waiting', 'waiting', 'waiting', 'waiting']);
       } finally {
         for (const { child } of all) child.kill('SIGKILL');
         await broker.kill();

@@ -15,6 +15,7 @@ export interface ModelOptions {
   readonly device: string;
   readonly precision: Precision;
   readonly threads?: number;
+  readonly maxPixels?: number;
   readonly maxFrames?: number;
 }
 
@@ -58,13 +59,14 @@ export function stopSignal(): Promise<undefined> {
 
 /** Loads the model the options name, with or without its calibration. */
 export async function loadModel(options: ModelOptions, calibration = true): Promise<Diad> {
-  const { model, device, precision, threads, maxFrames } = options;
+  const { model, device, precision, threads, maxPixels, maxFrames } = options;
   tuneAllocator();
   return Diad.load(model, {
     device,
     precision,
     calibration,
     ...(threads === undefined || threads === 0 ? {} : { threads }),
+    ...(maxPixels === undefined ? {} : { maxPixels }),
     ...(maxFrames === undefined ? {} : { maxFrames }),
   });
 }

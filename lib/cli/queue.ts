@@ -18,6 +18,7 @@ interface WorkerCliOptions extends ModelOptions {
   readonly allowPrivateHost?: readonly string[];
   readonly allowBucket?: readonly string[];
   readonly s3Endpoint?: string;
+  readonly maxBytes?: number;
   readonly concurrency: number;
   readonly rate?: number;
   readonly keep: number;
@@ -42,6 +43,7 @@ export async function worker(options: WorkerCliOptions): Promise<void> {
       privateHosts: options.allowPrivateHost ?? [],
       buckets: options.allowBucket ?? [],
       ...(options.s3Endpoint === undefined ? {} : { s3Endpoint: options.s3Endpoint }),
+      ...(options.maxBytes === undefined ? {} : { maxBytes: options.maxBytes }),
       concurrency: options.concurrency,
       ...(options.rate === undefined ? {} : { jobsPerSecond: options.rate }),
       keepSeconds: options.keep,
@@ -109,6 +111,13 @@ interface SubmitCliOptions {
 /** Hands pictures in and prints the run's id. */
 export async function submit(inputs: string[], options: SubmitCliOptions): Promise<void> {
   const { bundleDigest, submitRun } = await import('../queue/index.js');
+  const address = inputs.find((input) => /^(https?|s3):\/\//.test(input));
+  if (address !== undefined) {
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `${address}: Expected files, folders or globs; name addresses and objects in a list NAME.sha256, a line each: SHA-256, two spaces, address`,
+    );
+  }
   const manifests = inputs.filter((input) => input.endsWith('.sha256'));
   const files = await expandInputs(inputs.filter((input) => !input.endsWith('.sha256')));
   const all = async function* (): AsyncGenerator<Submission, void, undefined> {

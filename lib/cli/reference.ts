@@ -7,14 +7,14 @@ import process from 'node:process';
 import type { Readable } from 'node:stream';
 import { packageRoot } from '../native.js';
 
-/** The Python that has the reference's dependencies: DIAD_PYTHON, the project's .venv, python3. */
+/** The Python that has the reference's dependencies: DIAD_PYTHON, that of ./.venv, of the package's .venv, python3. */
 function findPython(): string {
-  const ofProject = path.join(packageRoot, '.venv', 'bin', 'python');
-  return process.env['DIAD_PYTHON'] ?? (existsSync(ofProject) ? ofProject : 'python3');
+  const ofVenv = ['', packageRoot].map((folder) => path.resolve(folder, '.venv', 'bin', 'python')).find((python) => existsSync(python));
+  return process.env['DIAD_PYTHON'] ?? ofVenv ?? 'python3';
 }
 
-const NEEDED =
-  'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference (python/ of the repository); name it with DIAD_PYTHON';
+const source = path.join(packageRoot, 'python');
+const NEEDED = `it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference (pip install ${source}); name it with DIAD_PYTHON`;
 
 /**
  * Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. SIGINT and SIGTERM go on to it.
@@ -23,7 +23,6 @@ const NEEDED =
  */
 export async function runReference(command: string, args: readonly string[], show?: (output: Readable) => Promise<void>): Promise<void> {
   const python = findPython();
-  const source = path.join(packageRoot, 'python');
   const paths = [...(existsSync(source) ? [source] : []), ...(process.env['PYTHONPATH'] ?? '').split(path.delimiter).filter(Boolean)];
   const child = spawn(python, ['-m', 'diad_reference', command, ...args], {
     stdio: ['inherit', show === undefined ? 'inherit' : 'pipe', 'inherit'],

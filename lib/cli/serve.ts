@@ -17,7 +17,6 @@ export interface ServeOptions extends ModelOptions {
   readonly auth: boolean;
   readonly workers: number;
   readonly maxBatch?: number;
-  readonly maxPixels?: number;
   readonly queueLimit: number;
   readonly bodyLimit?: number;
   readonly timeout?: number;

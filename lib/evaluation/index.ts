@@ -25,4 +25,5 @@ export {
   type MetricsOptions,
 } from './metrics.js';
 export { readEvaluationNpz } from './npz.js';
+export type { ScoredPicture, ScoredPictures } from './scored-pictures.js';
 export { writeReport } from './report/index.js';

@@ -47,7 +47,7 @@ const SPARE_BYTES = 64 * 2 ** 20;
 
 /**
  * Fetches and unpacks a LibTorch. Interrupted at any point, the next call goes on from what is there; other processes see the LibTorch only
- * once it is complete and every hash was right.
+ * once it is complete and every hash was right, and wait while another one installs the same.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_LIBTORCH_NOT_FOUND when it cannot be fetched or unpacked; the signal's reason
  */
@@ -66,14 +66,15 @@ export async function installLibTorch(options: InstallOptions): Promise<Installa
     );
   }
   const work = path.join(cache, WORK, `${version}-${variant}`);
-  const busy = (pid: number): DiadError =>
-    new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Process ${pid} is installing LibTorch ${version} (${variant}) already; wait for it`);
-  return withLock(`${work}.lock`, busy, async () => {
+  const onWait = (): void => {
+    onMessage(`Another process is installing LibTorch ${version} (${variant}): waiting for it\n`);
+  };
+  return withLock(work, { signal: options.signal, onWait }, async (signal) => {
     const present = await intact(cache, version, variant, onMessage);
     if (present !== undefined) return { installed: present, already: true };
-    const wheels = await fetchWheels(options, work, onMessage);
+    const wheels = await fetchWheels({ ...options, signal }, work, onMessage);
     try {
-      const installed = await unpack(wheels, options, work, cache);
+      const installed = await unpack(wheels, { ...options, signal }, work, cache);
       await rm(work, { recursive: true, force: true });
       return { installed, already: false };
     } finally {

@@ -147,7 +147,7 @@ function notFound(mismatches: readonly string[], minors: readonly string[], miss
     `Ways out: npx diad libtorch install; npm install ${libtorchPackage()}; pip install "torch==${newest}.*" into ./.venv; ` +
     `or set DIAD_LIBTORCH to a folder that holds lib/${libraryNames().libtorch}. npx diad doctor says more.`;
   if (mismatches.length > 0) {
-    const text = `${mismatches.join(' and ')} does not fit: this diad has engines for LibTorch ${minors.join(', ') || '(none, run npm run build)'}.`;
+    const text = `${mismatches.join(' and ')} does not fit: this diad has engines for LibTorch ${minors.join(', ') || '(none; npm run build:native in the package folder builds one)'}.`;
     return new DiadError('ERR_DIAD_LIBTORCH_MISMATCH', `${text} Tried:\n${tried}\n${ways}`);
   }
   return new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `No LibTorch was found. Tried:\n${tried}\n${ways}`);

@@ -43,7 +43,7 @@ export async function keep(redis: Redis, key: string, stored: StoredScore, keepS
 }
 
 /** How much longer than its last result a run is known, seconds: time to hear that results have expired. */
-const RUN_OUTLIVES = 86_400;
+export const RUN_OUTLIVES = 86_400;
 
 // KEYS: the run, its items, what has ended. ARGV: place, key of the result, seconds that it is kept, RUN_OUTLIVES.
 // The run expires when all its pictures have ended, by the longest time that one of its results is kept, 0 being for ever.

@@ -111,7 +111,6 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
         priority,
         backoff: { type: 'exponential', delay: 500, jitter: 0.5 },
         removeOnComplete: true, // the result is kept under its own key
-        removeOnFail: false,
       },
     }));
     await broker.ask(queue.addBulk(jobs));

@@ -1,5 +1,5 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
-import { Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
+import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
@@ -8,7 +8,7 @@ import { DiadError, isOfPicture } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
 import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
-import { isKept, keep, noteEnd, resultKey, type ResultBasis, type StoredScore } from './results.js';
+import { isKept, keep, noteEnd, resultKey, RUN_OUTLIVES, type ResultBasis, type StoredScore } from './results.js';
 import type { JobBody } from './run.js';
 
 /** What a worker needs of a loaded bundle. */
@@ -112,7 +112,16 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
  *   ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
-  const { scorer, concurrency = 16, jobsPerSecond, keepSeconds = 0, lockMs = 30_000, maxStalls = 1, silentMs = 15_000 } = options;
+  const {
+    scorer,
+    concurrency = 16,
+    jobsPerSecond,
+    keepSeconds = 0,
+    lockMs = 30_000,
+    maxStalls = 1,
+    silentMs = 15_000,
+    recheckMs = RECHECK_MS,
+  } = options;
   const log = options.log ?? (() => undefined);
   const { digest } = scorer.info.bundle;
   const broker = await reachBroker(options, log);
@@ -146,7 +155,12 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     await keep(connection, key, stored, keepSeconds);
     return key;
   };
-  const processor = async (job: Job<JobBody>): Promise<void> => {
+  const processor = async (job: Job<JobBody>, token?: string): Promise<void> => {
+    if (!health.well) {
+      // It was on its way when the worker paused.
+      await job.moveToDelayed(Date.now() + recheckMs, token);
+      throw new DelayedError();
+    }
     running++;
     lastSign = Date.now();
     try {
@@ -171,6 +185,8 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       lockDuration: lockMs,
       stalledInterval: Math.max(500, Math.floor(lockMs / 2)),
       maxStalledCount: maxStalls,
+      // As long after its end as a run is known whose last result has that age.
+      ...(keepSeconds === 0 ? {} : { removeOnFail: { age: keepSeconds + RUN_OUTLIVES } }),
       ...(jobsPerSecond === undefined ? {} : { limiter: { max: jobsPerSecond, duration: 1000 } }),
     });
     worker.on('completed', () => completed++);
@@ -195,9 +211,10 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   let worker = consume();
   // Jobs that an engine fails on are for other workers, and not to be worn out here.
   const changed = (well: boolean): void => {
+    lastSign = Date.now();
     (well ? worker.resume() : worker.pause(true)).catch(quiet);
   };
-  const health = new EngineHealth({ scorer, log, changed, recheckMs: options.recheckMs ?? RECHECK_MS });
+  const health = new EngineHealth({ scorer, log, changed, recheckMs });
   const queue = new Queue<JobBody>(queueName(digest), { connection });
   queue.on('error', quiet);
 
@@ -205,8 +222,8 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   const watchdog = setInterval(() => {
     const look = async (): Promise<void> => {
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
-      if (!health.well || waiting + prioritized === 0 || running > 0 || Date.now() - lastSign < silentMs) return;
-      if (await queue.isPaused()) return;
+      if (waiting + prioritized === 0 || (await queue.isPaused())) return;
+      if (!health.well || running > 0 || Date.now() - lastSign < silentMs) return;
       log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
       restarts++;
       lastSign = Date.now();

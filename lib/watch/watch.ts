@@ -75,10 +75,20 @@ export async function watch(options: WatchOptions): Promise<Watching> {
 
   const waiting = new Set<string>();
   const active = new Map<string, Promise<void>>();
+  /** Attempts that have failed, and scores among them. */
   const failures = new Map<string, number>();
+  const failedScores = new Map<string, number>();
+  const forget = (file: string): void => {
+    failures.delete(file);
+    failedScores.delete(file);
+  };
 
-  /** Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class. */
-  const scoreOnce = async (at: string, relative: string, id: string, last: boolean): Promise<void> => {
+  /**
+   * Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class.
+   *
+   * @param isLast - asked when the score fails: whether it will not be tried again
+   */
+  const scoreOnce = async (at: string, relative: string, id: string, isLast: () => boolean): Promise<void> => {
     if (journal.has(relative, id)) return;
     const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
     const call = { seed, ...(its === undefined ? {} : { className: its }) };
@@ -90,8 +100,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
       },
       (error: unknown) => {
         health.saw(error);
-        // While the engine fails nothing is put down to a picture.
-        return refused(error, last && health.well);
+        return refused(error, isLast());
       },
     );
     await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
@@ -99,25 +108,32 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const scoreFile = async (file: string): Promise<void> => {
     const relative = path.relative(folder, file);
     const id = await identify(file, relative);
-    const last = failures.get(file) === ATTEMPTS - 1;
-    await scoreOnce(file, relative, id, last);
+    await scoreOnce(file, relative, id, () => {
+      const failed = (failedScores.get(file) ?? 0) + 1;
+      failedScores.set(file, failed);
+      return failed >= ATTEMPTS && health.well; // while the engine fails nothing is put down to a picture
+    });
     if (done === undefined) return;
     // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
     const moved = await moveInto(done, file, relative, id);
     if (moved === undefined) return; // the watcher tells of the picture that has replaced it
     if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
-    await scoreOnce(path.join(done, moved.name), relative, moved.id, last);
+    await scoreOnce(path.join(done, moved.name), relative, moved.id, () => true); // nobody would find it there again
     await journal.moved(relative, moved.id, moved.name);
   };
   const failed = async (file: string, error: unknown): Promise<void> => {
     const attempt = failures.get(file) ?? 0;
     failures.delete(file);
-    if (codeOf(error) === 'ENOENT') return; // gone again
+    if (codeOf(error) === 'ENOENT') {
+      forget(file); // gone again
+      return;
+    }
     if (!health.well && !stop.signal.aborted) {
       found(file); // its turn comes when the engine is well
       return;
     }
     if (stop.signal.aborted || attempt + 1 === ATTEMPTS || codeOf(error) === 'ERR_DIAD_CLOSED') {
+      forget(file);
       log(`${file}: ${messageOf(error)}; again at the next start`);
       return;
     }
@@ -132,7 +148,9 @@ export async function watch(options: WatchOptions): Promise<Watching> {
       waiting.delete(file);
       const task = scoreFile(file)
         .then(
-          () => failures.delete(file),
+          () => {
+            forget(file);
+          },
           (error: unknown) => {
             failed(file, error).catch(() => undefined); // closed
           },

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "generate": ("generate.cli", "write a generated inspection data set"),
@@ -25,7 +26,12 @@ def main(argv: list[str] | None = None) -> int:
         sub = subparsers.add_parser(name, help=text, description=text)
         if name not in argv[:1]:  # each command's own dependencies are imported for that command only
             continue
-        command = importlib.import_module(f"{__package__}.{module}")
+        try:
+            command = importlib.import_module(f"{__package__}.{module}")
+        except ImportError as error:
+            folder = Path(__file__).parents[1]
+            print(f"diad_reference {name}: {error}; install PyTorch 2.11 to 2.13, then: pip install {folder}", file=sys.stderr)
+            return 1
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     args = parser.parse_args(argv)
