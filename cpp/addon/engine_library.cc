@@ -71,7 +71,7 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   const std::string libtorch = libtorch_folder + "/" + kLibTorch;
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
   if (!exists(engine_path))
-    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build`"};
+    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build:native`"};
   // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
   std::string reason;
   if (open_library(libtorch, Visibility::kGlobal, reason) == nullptr) {

@@ -1,19 +1,19 @@
 // TorchScript behind the Modules interface.
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
-#include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/csrc/jit/passes/frozen_graph_optimizations.h>
 #include <torch/csrc/jit/passes/lower_graph.h>
 #include <torch/csrc/jit/passes/peephole.h>
 #include <torch/csrc/jit/passes/remove_mutation.h>
-#include <torch/csrc/jit/passes/tensorexpr_fuser.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
 
+#include <algorithm>
 #include <future>
-#include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "cpu_passes.h"
@@ -31,15 +31,7 @@ namespace {
 
 using torch::jit::Graph;
 using torch::jit::Module;
-
-// Profiling would specialise the first calls on their shapes and compile again for others; the fuser would compile kernels at run time.
-void configure_executor() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    torch::jit::getProfilingMode() = false;
-    torch::jit::setTensorExprFuserEnabled(false);
-  });
-}
+using torch::jit::Node;
 
 void require_method(const Module& module, const char* file, const char* method, size_t arguments) {
   const auto found = module.find_method(method);
@@ -66,10 +58,39 @@ Module load_module(const Bundle& bundle, const char* file) {
   }
 }
 
+// Puts methods where they are called, each as its text has it: torch::jit::Inline() alone would optimise every one by itself first, and its
+// copy of what it calls with it.
+void inline_methods(torch::jit::Block* block) {
+  for (auto at = block->nodes().begin(); at != block->nodes().end();) {
+    Node* const node = *at;
+    torch::jit::GraphFunction* callee = nullptr;
+    if (node->kind() == c10::prim::CallMethod) {
+      if (const auto type = node->input(0)->type()->cast<c10::ClassType>()) {
+        callee = torch::jit::tryToGraphFunction(type->getMethod(node->s(c10::attr::name)));
+      }
+    }
+    if (callee == nullptr) {
+      for (torch::jit::Block* const inner : node->blocks()) inline_methods(inner);
+      ++at;
+      continue;
+    }
+    check_interruption();
+    Node* const before = node->prev();
+    torch::jit::inlineCallTo(node, callee, callee->graph().get());
+    at = before->next()->iterator();  // of what has come in its place: it may call others
+  }
+}
+
 // A method with the module's weights as constants: what torch::jit::freeze makes too, in less time. With `channels_last` those of
 // convolutions lie as half-precision kernels read them.
 std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method, bool channels_last) {
-  auto [graph, weights] = torch::jit::LowerGraph(*module.get_method(method).graph(), module._ivalue());
+  const std::shared_ptr<Graph> whole = module.get_method(method).graph()->copy();
+  inline_methods(whole->block());
+  auto [graph, weights] = torch::jit::LowerGraph(*whole, module._ivalue());
+  torch::jit::EliminateDeadCode(graph);
+  // While weights are inputs: as constants each would be compared with all others.
+  torch::jit::EliminateCommonSubexpression(graph);
+  check_interruption();
   const size_t arguments = graph->inputs().size() - weights.size();
   for (size_t i = weights.size(); i-- > 0;) {
     const torch::jit::WithInsertPoint at(*graph->nodes().begin());
@@ -81,31 +102,51 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
     graph->inputs()[arguments + i]->replaceAllUsesWith(graph->insertConstant(value));
     graph->eraseInput(arguments + i);
   }
-  torch::jit::EliminateDeadCode(graph);
   torch::jit::RemoveTensorMutation(graph);
-  torch::jit::EliminateCommonSubexpression(graph);
-  check_interruption();
   torch::jit::PeepholeOptimize(graph);
   torch::jit::ConstantPropagation(graph);
   check_interruption();
-  torch::jit::ConstantPooling(graph);
   torch::jit::OptimizeFrozenGraph(graph);
   check_interruption();
   return graph;
 }
 
-// A method that can be run.
+// The interpreter descends from a value that is used once to those that it is computed of, a level of the stack for each.
+void refuse_long_chains(const torch::jit::Block* block, const char* name) {
+  constexpr int64_t kLongest = 5000;
+  std::unordered_map<const torch::jit::Value*, int64_t> chains;
+  for (const Node* node : block->nodes()) {
+    int64_t longest = 0;
+    for (const torch::jit::Value* input : node->inputs()) {
+      const auto found = chains.find(input);
+      if (found != chains.end()) longest = std::max(longest, found->second);
+    }
+    if (longest == kLongest) {
+      throw EngineError(code::kBundleInvalid, std::string(name) + ": Expected at most " + std::to_string(kLongest) +
+                                                  " operations of which each is for the next one alone, but there are more");
+    }
+    if (node->outputs().size() == 1 && node->output()->uses().size() == 1) chains.emplace(node->output(), longest + 1);
+    for (const torch::jit::Block* inner : node->blocks()) refuse_long_chains(inner, name);
+  }
+}
+
+// A method that can be run, as it is: torch::jit::GraphExecutor would go through the passes of above once more, at the first call.
 class Program {
  public:
-  Program(const std::shared_ptr<Graph>& graph, const char* name) : executor_(graph, name) {}
+  Program(const std::shared_ptr<Graph>& graph, const char* name) : code_(checked(graph, name), name) {}
 
   c10::IValue operator()(torch::jit::Stack arguments) {
-    executor_.run(arguments);
+    torch::jit::InterpreterState(code_).run(arguments);
     return std::move(arguments.front());
   }
 
  private:
-  torch::jit::GraphExecutor executor_;
+  static const std::shared_ptr<Graph>& checked(const std::shared_ptr<Graph>& graph, const char* name) {
+    refuse_long_chains(graph->block(), name);
+    return graph;
+  }
+
+  torch::jit::Code code_;
 };
 
 class TorchScriptModules final : public Modules {
@@ -186,7 +227,6 @@ class TorchScriptModules final : public Modules {
 }  // namespace
 
 std::unique_ptr<Modules> load_torchscript(const Bundle& bundle, c10::Device device, Precision precision) {
-  configure_executor();
   const c10::InferenceMode guard;
   return std::make_unique<TorchScriptModules>(bundle, device, precision);
 }

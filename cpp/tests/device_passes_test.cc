@@ -65,24 +65,6 @@ TEST_CASE("the branch without the hint goes to a stream of its own, what it need
   }
 }
 
-TEST_CASE("the executor's own optimisations leave the marks where they are") {
-  const c10::InferenceMode guard;
-  Program program(kBranches);
-  REQUIRE(overlap_branches(program.graph, 1) == 2);
-  torch::jit::GraphExecutor executor(program.graph, "test");
-  torch::jit::Stack stack{random_tensor({2, 3}, 1), random_tensor({2, 3}, 2)};
-  const bool profiling = torch::jit::getProfilingMode().exchange(false);  // as the engine runs graphs
-  const auto plan = executor.getPlanFor(stack, 1);
-  torch::jit::getProfilingMode() = profiling;
-  const std::vector<std::string> found = order(*plan.graph);
-  const auto place = [&](const char* kind) { return std::find(found.begin(), found.end(), kind) - found.begin(); };
-  CHECK(place("aten::rsub") < place("diad::enter_side"));
-  CHECK(place("diad::leave_side") - place("diad::enter_side") == 3);
-  CHECK(place("diad::leave_side") < place("aten::exp"));
-  CHECK(place("aten::exp") < place("diad::join_side"));
-  CHECK(place("diad::join_side") < static_cast<std::ptrdiff_t>(found.size()));
-}
-
 TEST_CASE("on a device the stretch has a stream of its own, which begins after the first and is waited for; an error leaves none open") {
   const c10::InferenceMode guard;
   // Of z only the size is read: the device computes nothing.
@@ -97,7 +79,7 @@ TEST_CASE("on a device the stretch has a stream of its own, which begins after t
   const auto run = [&](int64_t dim) {
     const OverlapScope scope;
     torch::jit::Stack stack{fake_device::tensor(), at::ones({1}), dim};
-    torch::jit::GraphExecutor(program.graph->copy(), "test").run(stack);
+    torch::jit::InterpreterState(torch::jit::Code(program.graph, "test")).run(stack);
     return stack.at(0).toTensor().item<float>();
   };
   const std::vector<std::string> wanted{"1 after 0", "stream 1", "stream 0", "0 after 1"};
@@ -157,7 +139,7 @@ TEST_CASE("rows of tables at a step are views, without a tensor made of the step
                   {{"table", random_tensor({10, 4}, 1)}, {"other", random_tensor({10, 4}, 2)}});
   const auto run = [&](int64_t step) {
     torch::jit::Stack stack{at::zeros({1}), step};
-    torch::jit::GraphExecutor(program.graph->copy(), "test").run(stack);
+    torch::jit::InterpreterState(torch::jit::Code(program.graph, "test")).run(stack);
     return stack.at(0).toTensor();
   };
   const at::Tensor first = run(0), last = run(9);

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/jit/ir/irparser.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <memory>
 #include <string>
@@ -28,7 +28,7 @@ struct Program {
 
   at::Tensor run(const std::vector<at::Tensor>& inputs) const {
     torch::jit::Stack stack(inputs.begin(), inputs.end());
-    torch::jit::GraphExecutor(graph->copy(), "test").run(stack);
+    torch::jit::InterpreterState(torch::jit::Code(graph, "test")).run(stack);
     return stack.at(0).toTensor();
   }
 

@@ -1,6 +1,9 @@
 // The demo bundle's networks as TorchScript.
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/api/module.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -14,6 +17,32 @@ namespace {
 diad::Bundle demo_bundle() {
   return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "demo", false);
 }
+
+// A bundle of the demo's networks with another encoder; its folder goes with the object.
+class BundleWith {
+ public:
+  explicit BundleWith(const torch::jit::Module& encoder) {
+    const std::filesystem::path of_demo = bundle_.folder;
+    bundle_.folder = std::filesystem::temp_directory_path() /
+                     (std::string("diad-networks-").append(std::to_string(getpid())).append("-").append(std::to_string(made++)));
+    std::filesystem::create_directories(bundle_.folder);
+    for (const char* name : {"decoder.pt", "extractor.pt", "denoiser.pt"}) {
+      std::filesystem::copy(of_demo / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
+    }
+    encoder.save((bundle_.folder / "encoder.pt").string());
+  }
+  BundleWith(const BundleWith&) = delete;
+  BundleWith& operator=(const BundleWith&) = delete;
+  ~BundleWith() {
+    std::error_code ignored;
+    std::filesystem::remove_all(bundle_.folder, ignored);
+  }
+  [[nodiscard]] const diad::Bundle& bundle() const { return bundle_; }
+
+ private:
+  static inline int made = 0;
+  diad::Bundle bundle_ = demo_bundle();
+};
 
 }  // namespace
 
@@ -48,4 +77,53 @@ TEST_CASE("an error inside a network names the functions it passed through, long
     CHECK(contains(told, "Traceback of TorchScript"));
     CHECK(contains(told, "in forward"));
   }
+}
+
+TEST_CASE("methods that call others, in branches too, compute what they say; weights may be read in many places and be alike") {
+  const c10::InferenceMode guard;
+  torch::jit::Module network("__torch__.Network");
+  const at::Tensor weight = random_tensor({4}, 1);
+  network.register_parameter("weight", weight, /*is_buffer=*/true);
+  network.register_parameter("alike", weight.clone(), /*is_buffer=*/true);
+  network.define(R"(
+    def scaled(self, x):
+      return x * self.weight + self.alike
+    def twice(self, x):
+      y = self.scaled(x)
+      y.add_(1.0)
+      return self.scaled(y)
+    def forward(self, x):
+      y = self.twice(x)
+      if x.size(0) > 1:
+        y = self.twice(self.scaled(y))
+      else:
+        y = y - self.weight
+      return y
+  )");
+  const BundleWith other(network);
+  const auto modules = diad::load_torchscript(other.bundle(), c10::Device(c10::kCPU), {});
+  const auto scaled = [&](const at::Tensor& x) { return x * weight + weight; };
+  const auto twice = [&](const at::Tensor& x) { return scaled(scaled(x) + 1.0); };
+  for (int round = 0; round < 2; ++round) {
+    const at::Tensor one = random_tensor({1, 4}, 2), two = random_tensor({2, 4}, 3);
+    CHECK(modules->encode(one).equal(twice(one) - weight));
+    CHECK(modules->encode(two).equal(twice(scaled(twice(two)))));
+  }
+}
+
+TEST_CASE("operations of which each is for the next one alone: as many as the interpreter's stack bears") {
+  const c10::InferenceMode guard;
+  const auto chain = [](int64_t length) {
+    std::string text = "def forward(self, x):\n";
+    for (int64_t i = 0; i < length; ++i) text += "  x = x + self.one\n";
+    torch::jit::Module network("__torch__.Chain");
+    network.register_parameter("one", at::ones({1}), /*is_buffer=*/true);
+    network.define(text + "  return x\n");
+    return network;
+  };
+  const BundleWith good(chain(4000));
+  CHECK(diad::load_torchscript(good.bundle(), c10::Device(c10::kCPU), {})->encode(at::zeros({1})).item<float>() == 4000);
+  const BundleWith hostile(chain(6000));
+  CHECK(contains(error_of([&] { (void)diad::load_torchscript(hostile.bundle(), c10::Device(c10::kCPU), {}); }),
+                 "ERR_DIAD_BUNDLE_INVALID: encoder.pt: Expected at most 5000 operations"));
 }
