@@ -62,6 +62,18 @@ export class EngineHealth {
     return this.#well;
   }
 
+  /** Hands a score on, and takes note of it, or of why there is none. */
+  async follow<T>(score: Promise<T>): Promise<T> {
+    try {
+      const result = await score;
+      this.saw();
+      return result;
+    } catch (error) {
+      this.saw(error);
+      throw error;
+    }
+  }
+
   /** Takes note of a score, or of why there is none. */
   saw(error?: unknown): void {
     if (error === undefined) this.#failures = 0;

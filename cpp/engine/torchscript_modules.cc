@@ -133,7 +133,7 @@ void refuse_long_chains(const torch::jit::Block* block, const char* name) {
 // A method that can be run, as it is: torch::jit::GraphExecutor would go through the passes of above once more, at the first call.
 class Program {
  public:
-  Program(const std::shared_ptr<Graph>& graph, const char* name) : code_(checked(graph, name), name) {}
+  Program(const std::shared_ptr<Graph>& graph, const char* name) : code_(graph, name) {}
 
   c10::IValue operator()(torch::jit::Stack arguments) {
     torch::jit::InterpreterState(code_).run(arguments);
@@ -141,11 +141,6 @@ class Program {
   }
 
  private:
-  static const std::shared_ptr<Graph>& checked(const std::shared_ptr<Graph>& graph, const char* name) {
-    refuse_long_chains(graph->block(), name);
-    return graph;
-  }
-
   torch::jit::Code code_;
 };
 
@@ -174,7 +169,8 @@ class TorchScriptModules final : public Modules {
     const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
       if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimise_for_cpu(compiled, {runs, computed_in.type, computed_in.quantised});
       if (kernels) use_device_norms(compiled, kernels);
-      return std::make_unique<Program>(std::move(compiled), name);
+      refuse_long_chains(compiled->block(), name);
+      return std::make_unique<Program>(compiled, name);
     };
     const auto program_of = [&](const char* file, Precision computed_in) {
       check_interruption();

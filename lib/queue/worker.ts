@@ -141,15 +141,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     const bytes = await readReference(reference, sha256, options);
     const { seed, className } = basis;
     const scored = scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
-    scored.then(
-      () => {
-        health.saw();
-      },
-      (error: unknown) => {
-        health.saw(error);
-      },
-    );
-    const { score, threshold, anomalous } = await scored;
+    const { score, threshold, anomalous } = await health.follow(scored);
     const stored: StoredScore = { ...basis, score, ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }) };
     const key = resultKey(sha256, stored);
     await keep(connection, key, stored, keepSeconds);

@@ -43,8 +43,7 @@ export class Engine {
   /** Fulfilled with the reason when the engine scores no more and will not again in this process. */
   readonly lost = new Promise<Error>((resolve) => (this.#tellLost = resolve));
   #scorer: Scorer | undefined;
-  #health: EngineHealth | undefined;
-  #ready = false;
+  #health: EngineHealth | undefined; // from the end of the warm-up on
   #lost = false;
   #draining = false;
   #inFlight = 0;
@@ -58,7 +57,7 @@ export class Engine {
 
   /** Whether pictures are taken: loaded, warmed up, well, not shutting down. */
   get ready(): boolean {
-    return this.#ready && this.#health?.well !== false && !this.#draining;
+    return this.#health?.well === true && !this.#draining;
   }
 
   /** False when no picture will be scored by this process any more. */
@@ -77,9 +76,9 @@ export class Engine {
   }
 
   #refuseUnlessReady(): void {
-    if (!this.#ready) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
+    if (this.#health === undefined) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
-    if (this.#health?.well === false) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
+    if (!this.#health.well) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
   }
 
   /**
@@ -116,7 +115,6 @@ export class Engine {
       this.#lost = true;
       this.#tellLost(error);
     });
-    this.#ready = true;
   }
 
   /** From now on not ready. */
@@ -238,13 +236,11 @@ export class Engine {
     const release = this.pixels.take(width * height);
     this.#inFlight++;
     try {
-      const result = await compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs });
+      const result = await this.#health!.follow(compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs }));
       this.#metrics.computed(result);
-      this.#health?.saw();
       return result;
     } catch (error) {
       this.#metrics.refusedPicture(error);
-      this.#health?.saw(error);
       throw error;
     } finally {
       this.#inFlight--;

@@ -93,16 +93,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
     const call = { seed, ...(its === undefined ? {} : { className: its }) };
     const bytes = await readFile(at);
-    const outcome = await scorer.score(bytes, call).then(
-      (result) => {
-        health.saw();
-        return told(result);
-      },
-      (error: unknown) => {
-        health.saw(error);
-        return refused(error, isLast());
-      },
-    );
+    const outcome = await health.follow(scorer.score(bytes, call)).then(told, (error: unknown) => refused(error, isLast()));
     await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
   };
   const scoreFile = async (file: string): Promise<void> => {
