@@ -1,13 +1,12 @@
 // What DirectConv and QuantisedConv share: the padded picture and the division of the work.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "cpu_kernels.h"
+#include "helpers.h"
 
 namespace diad {
 
@@ -23,7 +22,7 @@ void in_blocks(int64_t out_channels, int64_t pixels, int64_t products, double sp
   const int64_t blocks = blocks_of(out_channels), chunks = (pixels + kChunk - 1) / kChunk;
   const double work = 2.0 * static_cast<double>(kernels::kBlock * std::min(kChunk, pixels)) * static_cast<double>(products) / speed;
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
-  at::parallel_for(0, blocks * chunks, grain, [&](int64_t begin, int64_t end) {
+  in_parallel(blocks * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / chunks, first = task % chunks * kChunk;
       kernel(block, first, std::min(first + kChunk, pixels));
@@ -58,7 +57,7 @@ struct PaddedPictures {
   void fill(T* padded, const RowOf& row_of, const BorderOf& border_of) const {
     constexpr int64_t kValuesOfAThread = 1 << 16;
     const int64_t grain = std::max<int64_t>(1, kValuesOfAThread / std::max<int64_t>(1, columns() * channels));
-    at::parallel_for(0, pictures * rows(), grain, [&](int64_t begin, int64_t end) {
+    in_parallel(pictures * rows(), grain, [&](int64_t begin, int64_t end) {
       std::vector<T> space(static_cast<size_t>(width * channels));
       for (int64_t i = begin; i < end; ++i) {
         const int64_t picture = i / rows(), inner = i % rows() - border;

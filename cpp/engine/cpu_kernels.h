@@ -3,6 +3,7 @@
 
 #include "kernels/direct_conv_kernel.h"
 #include "kernels/quantised_kernel.h"
+#include "kernels/row_kernel.h"
 #include "kernels/winograd_kernel.h"
 
 namespace diad {
@@ -10,6 +11,7 @@ namespace diad {
 struct CpuKernels {
   kernels::ConvKernel convolution;
   kernels::WinogradKernels winograd;
+  kernels::RowKernels rows;
   const kernels::QuantisedKernels* quantised;  // null without AVX-512 VNNI
 };
 
@@ -17,6 +19,6 @@ struct CpuKernels {
 [[nodiscard]] const CpuKernels* cpu_kernels();
 
 // Floating-point operations below which a second thread costs more than it brings.
-inline constexpr double kWorkOfAThread = 4e6;
+inline constexpr double kWorkOfAThread = 1e6;
 
 }  // namespace diad

@@ -73,9 +73,6 @@ at::Tensor convolve_upsampled(const at::Tensor& x, const at::Tensor& weight, con
   return convolution.call(x, weight, bias, padding, output_padding, stride, dilation, 1, "none", Scalars(), std::nullopt);
 }
 
-// With so few pixels a weight is used little: getting it from memory, and setting oneDNN up, take longer than the arithmetic.
-constexpr int64_t kFewPixels = 256;
-
 }  // namespace
 
 at::Tensor folded_upsampling(const at::Tensor& weight) {
@@ -142,7 +139,7 @@ void ConvLayer::choose_for(const at::Tensor& x) {
     const auto [tile, stored] = choose_winograd(pixels, size_[0] * size_[1], shape_.runs);
     if (tile > 0) winograd_ = std::make_unique<WinogradConv>(plain_, bias_, WinogradConv::Shape{tile, shape_.upsampled, stored});
   }
-  if (!winograd_ && DirectConv::available() && square && pixels <= kFewPixels) {
+  if (!winograd_ && DirectConv::available() && square) {
     direct_ = std::make_unique<DirectConv>(plain_, bias_, shape);
   }
   if (winograd_ || direct_) plain_.reset();
@@ -203,11 +200,11 @@ LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bia
       out_features_(weight.size(0)),
       type_(weight.scalar_type()) {}
 
-void LinearLayer::pack(int64_t rows) {
+void LinearLayer::pack() {
   const at::Tensor kernel = plain_.unsqueeze(2).unsqueeze(3);
   if (wants_quantised_ && QuantisedConv::takes(kernel)) {
     quantised_ = std::make_unique<QuantisedConv>(kernel, bias_, QuantisedConv::Shape{});
-  } else if (plain_.scalar_type() == at::kFloat && DirectConv::available() && rows <= kFewPixels) {
+  } else if (plain_.scalar_type() == at::kFloat && DirectConv::available()) {
     direct_ = std::make_unique<DirectConv>(kernel, bias_, DirectConv::Shape{});
   } else {
     static const auto reorder = operator_of<at::Tensor(const at::Tensor&, std::optional<int64_t>)>("mkldnn::_reorder_linear_weight");
@@ -227,7 +224,7 @@ at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>
 }
 
 at::Tensor LinearLayer::computed(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
-  if (plain_.defined()) pack(x.dim() > 1 ? x.size(-2) : 1);  // of one picture, whatever the batch
+  if (plain_.defined()) pack();
   if (quantised_) return quantised_->multiply(x, residual);
   if (direct_) return direct_->multiply(x, residual);
   static const auto linear =

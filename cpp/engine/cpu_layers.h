@@ -82,11 +82,11 @@ class LinearLayer final : public torch::CustomClassHolder {
   [[nodiscard]] const char* kernel() const { return quantised_ ? "int8" : direct_ ? "direct" : "oneDNN"; }  // once it has run
 
  private:
-  void pack(int64_t rows);
+  void pack();
   // The residual is none or of the output's size.
   at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
-  at::Tensor plain_;  // undefined once packed, for the number of rows of a picture that came first
+  at::Tensor plain_;  // undefined once packed
   bool wants_quantised_;
   std::unique_ptr<DirectConv> direct_;
   std::unique_ptr<QuantisedConv> quantised_;

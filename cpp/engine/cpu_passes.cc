@@ -10,6 +10,7 @@
 #include "graph_rewriter.h"
 #include "group_norm.h"
 #include "interruption.h"
+#include "transformer_ops.h"
 
 namespace diad {
 
@@ -27,6 +28,13 @@ const c10::Symbol kRelu = c10::Symbol::fromQualString("aten::relu");
 const c10::Symbol kAdd = c10::Symbol::fromQualString("aten::add");
 const c10::Symbol kUnsqueeze = c10::Symbol::fromQualString("aten::unsqueeze");
 const c10::Symbol kView = c10::Symbol::fromQualString("aten::view");
+const c10::Symbol kInstanceNorm = c10::Symbol::fromQualString("aten::instance_norm");
+const c10::Symbol kLayerNorm = c10::Symbol::fromQualString("aten::layer_norm");
+const c10::Symbol kAttention = c10::Symbol::fromQualString("aten::scaled_dot_product_attention");
+const c10::Symbol kGelu = c10::Symbol::fromQualString("aten::gelu");
+const c10::Symbol kMul = c10::Symbol::fromQualString("aten::mul");
+const c10::Symbol kChunk = c10::Symbol::fromQualString("aten::chunk");
+const c10::Symbol kSilu = c10::Symbol::fromQualString("aten::silu");
 const c10::Symbol kUpsample = c10::Symbol::fromQualString("aten::upsample_nearest2d");
 
 at::Tensor run_conv(const at::Tensor& x, const OptionalTensor& residual, const c10::intrusive_ptr<ConvLayer>& layer) {
@@ -43,6 +51,26 @@ at::Tensor run_group_norm(const at::Tensor& x, const OptionalTensor& shift, cons
                           int64_t groups, double eps, bool silu) {
   check_interruption();
   return group_norm(x, shift, weight, bias, {groups, eps, silu});
+}
+
+at::Tensor run_instance_norm(const at::Tensor& x, double eps, bool silu) {
+  check_interruption();
+  return instance_norm(x, eps, silu);
+}
+
+at::Tensor run_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  check_interruption();
+  return attention(q, k, v);
+}
+
+at::Tensor run_layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  check_interruption();
+  return layer_norm(x, weight, bias, eps);
+}
+
+at::Tensor run_geglu(const at::Tensor& x) {
+  check_interruption();
+  return geglu(x);
 }
 
 std::optional<std::vector<int64_t>> constant_ints(const Value* value, size_t count) {
@@ -71,6 +99,12 @@ class CpuRewriter final : GraphRewriter {
       visit(graph_->block(), kind, [this](Node* node) { rewrite_convolution(node); });
     }
     visit(graph_->block(), kLinear, [this](Node* node) { rewrite_linear(node); });
+    if (options_.computed_in == at::kFloat) {
+      visit(graph_->block(), kInstanceNorm, [this](Node* node) { rewrite_instance_norm(node); });
+      visit(graph_->block(), kLayerNorm, [this](Node* node) { rewrite_layer_norm(node); });
+      visit(graph_->block(), kAttention, [this](Node* node) { rewrite_attention(node); });
+      visit(graph_->block(), kGelu, [this](Node* node) { rewrite_gate(node); });
+    }
     torch::jit::EliminateDeadCode(graph_);
     return done_;
   }
@@ -166,6 +200,58 @@ class CpuRewriter final : GraphRewriter {
     ++done_.linears;
   }
 
+  // instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn) without weights, SiLU after it.
+  void rewrite_instance_norm(Node* node) {
+    for (const size_t i : {1, 2, 3, 4}) {
+      if (!is_none(node->input(i))) return;
+    }
+    if (torch::jit::toIValue(node->input(5)) != c10::IValue(true) || node->input(7)->type() != c10::FloatType::get()) return;
+    Node* const silu = only_user(node, kSilu);
+    replace(silu ? silu : node, "diad::instance_norm", {node->input(0), node->input(7), constant(node, silu != nullptr)});
+    if (silu) silu->destroy();
+    node->destroy();
+    ++done_.instance_norms;
+  }
+
+  // layer_norm(x, normalized_shape, weight, bias, eps, cudnn) over the last axis.
+  void rewrite_layer_norm(Node* node) {
+    const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
+    if (!is_packable(weight, 1) || !is_packable(bias, 1) || weight->numel() != bias->numel()) return;
+    const auto shape = torch::jit::toIValue(node->input(1));
+    if (!shape || !shape->isIntList() || shape->toIntVector() != weight->sizes() || node->input(4)->type() != c10::FloatType::get()) return;
+    replace(node, "diad::layer_norm",
+            {node->input(0), constant(node, weight->contiguous()), constant(node, bias->contiguous()), node->input(4)});
+    node->destroy();
+    ++done_.layer_norms;
+  }
+
+  // scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale, enable_gqa), each as by default.
+  void rewrite_attention(Node* node) {
+    if (node->inputs().size() != 8 || !is_none(node->input(3)) || !is_none(node->input(6))) return;
+    const auto is = [&](size_t input, const c10::IValue& value) { return torch::jit::toIValue(node->input(input)) == value; };
+    if (!is(4, 0.0) || !is(5, false) || !is(7, false)) return;
+    replace(node, "diad::attention", {node->input(0), node->input(1), node->input(2)});
+    node->destroy();
+    ++done_.attentions;
+  }
+
+  // value * gelu(gate) of the halves of one tensor, which chunk(x, 2, -1) has made.
+  void rewrite_gate(Node* node) {
+    const auto approximation = torch::jit::toIValue(node->input(1));
+    Node* const mul = only_user(node, kMul);
+    Node* const halves = node->input(0)->node();
+    if (!approximation || !approximation->isString() || approximation->toStringRef() != "none" || mul == nullptr) return;
+    if (halves->kind() != c10::prim::ListUnpack || halves->outputs().size() != 2 || node->input(0) != halves->output(1)) return;
+    const Node* const chunk = halves->input()->node();
+    if (chunk->kind() != kChunk || torch::jit::toIValue(chunk->input(1)) != c10::IValue(2)) return;
+    if (torch::jit::toIValue(chunk->input(2)) != c10::IValue(-1)) return;
+    if (mul->input(0) != halves->output(0) && mul->input(1) != halves->output(0)) return;
+    replace(mul, "diad::geglu", {chunk->input(0)});
+    mul->destroy();
+    node->destroy();
+    ++done_.gates;
+  }
+
   // Takes the replaced chain out, last first, and with it its weight, so that plain and packed weights do not pile up.
   void retire(Node* first, Node* last) {
     while (last != first) {
@@ -207,6 +293,10 @@ TORCH_LIBRARY(diad, library) {
   library.def("linear(Tensor x, Tensor? residual, __torch__.torch.classes.diad.Linear layer) -> Tensor", run_linear);
   library.def("group_norm(Tensor x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor",
               run_group_norm);
+  library.def("instance_norm(Tensor x, float eps, bool silu) -> Tensor", run_instance_norm);
+  library.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", run_layer_norm);
+  library.def("attention(Tensor q, Tensor k, Tensor v) -> Tensor", run_attention);
+  library.def("geglu(Tensor x) -> Tensor", run_geglu);
 }
 
 }  // namespace diad

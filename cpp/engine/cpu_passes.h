@@ -10,7 +10,7 @@ namespace diad {
 
 // What a rewriting found; for tests and the profile.
 struct CpuRewrites {
-  int convolutions = 0, upsampled_convolutions = 0, linears = 0, norms = 0;
+  int convolutions = 0, upsampled_convolutions = 0, linears = 0, norms = 0, instance_norms = 0, layer_norms = 0, attentions = 0, gates = 0;
 };
 
 // Whether this machine has instructions for sums of products in that type, so that rewriting pays: float32 always, bfloat16 with AMX or

@@ -1,7 +1,6 @@
 #include "group_norm.h"
 
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
@@ -9,6 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu_kernels.h"
+#include "helpers.h"
 #include "mapped_allocator.h"
 
 // The loops below vectorise; the widest version the CPU has is chosen when the library is loaded: under ThreadSanitizer that is before its
@@ -24,6 +25,8 @@ namespace diad {
 namespace {
 
 constexpr int64_t kRows = 64;  // pixels whose sums are kept in float before they go to double
+// Values that are worth a thread.
+constexpr int64_t kValuesToSum = 32768, kValuesToScale = 16384;
 
 // Sums of (x - pivot) and of its square over `rows` pixels, per channel.
 DIAD_VECTORISED void channel_sums(const float* x, const float* pivot, int64_t rows, int64_t channels, float* sum, float* square) {
@@ -97,6 +100,105 @@ class Pixels {
   const void* data_;
 };
 
+at::Tensor in_float(const at::Tensor& values) {
+  return values.scalar_type() == at::kFloat && values.is_contiguous() ? values : values.to(at::kFloat).contiguous();
+}
+
+// What normalising multiplies a picture's channels by and adds to them.
+struct Coefficients {
+  float *scale, *offset;
+};
+
+// Of one picture. sums, squares: those of x less the pivot, per channel. gain, base: null for 1 and 0; added to x: null for nothing.
+void find_coefficients(const double* sums, const double* squares, const float* pivot, const float* added, double pixels, int64_t channels,
+                       int64_t of_a_group, double eps, const float* gain, const float* base, Coefficients to) {
+  const auto within = static_cast<double>(of_a_group);
+  for (int64_t first = 0; first < channels; first += of_a_group) {
+    const int64_t last = first + of_a_group;
+    const auto mean_of = [&](int64_t c) { return sums[c] / pixels + pivot[c] + (added ? added[c] : 0.0F); };
+    double mean = 0, variance = 0;
+    for (int64_t c = first; c < last; ++c) mean += mean_of(c);
+    mean /= within;
+    for (int64_t c = first; c < last; ++c) {
+      const double between = mean_of(c) - mean;
+      variance += (squares[c] - sums[c] * sums[c] / pixels) / pixels + between * between;
+    }
+    const double inverse = 1 / std::sqrt(std::max(variance / within, 0.0) + eps);
+    for (int64_t c = first; c < last; ++c) {
+      const double factor = gain ? inverse * gain[c] : inverse;
+      to.scale[c] = static_cast<float>(factor);
+      to.offset[c] = static_cast<float>((base ? base[c] : 0.0F) + ((added ? added[c] : 0.0F) - mean) * factor);
+    }
+  }
+}
+
+// x [N, C, H, W] with at least a pixel, float32 or bfloat16; shift, weight and bias of C values in float, or undefined.
+at::Tensor normalised(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& weight, const at::Tensor& bias,
+                      const GroupNormShape& shape) {
+  const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
+  const int64_t pictures = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  at::Tensor output = pooled_empty(input.sizes(), input.scalar_type(), at::MemoryFormat::ChannelsLast);
+  const int64_t chunks = (pixels + kRows - 1) / kRows;
+  const Pixels in(input);
+  const bool half = output.scalar_type() == at::kBFloat16;
+  void* const out = output.mutable_data_ptr();
+  const auto values_of = [](const at::Tensor& values) { return values.defined() ? values.const_data_ptr<float>() : nullptr; };
+  const float *const gain = values_of(weight), *const base = values_of(bias), *const added = values_of(shift);
+  const auto size_of_chunk = [&](int64_t chunk) { return std::min(kRows, pixels - chunk * kRows); };
+
+  // Sums of x less its first pixel, which keeps them small beside the variance; a fixed split, so that thread counts change nothing.
+  const int64_t tasks = pictures * chunks;
+  std::vector<float> space(static_cast<size_t>((2 * tasks + 3 * pictures) * channels));
+  float *const sums = space.data(), *const squares = sums + tasks * channels, *const pivots = squares + tasks * channels,
+               *const scale = pivots + pictures * channels, *const offset = scale + pictures * channels;
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    std::vector<float> copy;
+    std::copy_n(in.read(picture * pixels * channels, channels, copy), channels, pivots + picture * channels);
+  }
+  in_parallel(tasks, std::max<int64_t>(1, kValuesToSum / (kRows * channels)), [&](int64_t begin, int64_t end) {
+    std::vector<float> copy;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
+      const float* const x_rows = in.read((picture * pixels + chunk * kRows) * channels, rows * channels, copy);
+      channel_sums(x_rows, pivots + picture * channels, rows, channels, sums + task * channels, squares + task * channels);
+    }
+  });
+
+  std::vector<double> totals(static_cast<size_t>(2 * channels));
+  double *const sum = totals.data(), *const square = sum + channels;
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    std::fill(totals.begin(), totals.end(), 0.0);
+    for (int64_t task = picture * chunks; task < (picture + 1) * chunks; ++task) {
+      for (int64_t c = 0; c < channels; ++c) {
+        sum[c] += sums[task * channels + c];
+        square[c] += squares[task * channels + c];
+      }
+    }
+    const float* const of_picture = added ? added + (shift.size(0) == 1 ? 0 : picture) * channels : nullptr;
+    find_coefficients(sum, square, pivots + picture * channels, of_picture, static_cast<double>(pixels), channels, channels / shape.groups,
+                      shape.eps, gain, base, {scale + picture * channels, offset + picture * channels});
+  }
+
+  auto* const with_silu = cpu_kernels() ? cpu_kernels()->rows.scale_silu : scale_rows_silu;
+  auto* const apply = shape.silu ? with_silu : scale_rows;
+  in_parallel(tasks, std::max<int64_t>(1, kValuesToScale / (kRows * channels)), [&](int64_t begin, int64_t end) {
+    std::vector<float> copy, result;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
+      const int64_t first = (picture * pixels + chunk * kRows) * channels, count = rows * channels;
+      if (half) result.resize(static_cast<size_t>(count));
+      apply(in.read(first, count, copy), scale + picture * channels, offset + picture * channels, rows, channels,
+            half ? result.data() : static_cast<float*>(out) + first);
+      if (half) narrow(result.data(), count, static_cast<uint16_t*>(out) + first);
+    }
+  });
+  return output;
+}
+
+bool is_picture(const at::Tensor& x) {
+  return x.dim() == 4 && x.numel() > 0 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+}
+
 }  // namespace
 
 bool is_value_a_channel(const at::Tensor& shift, const at::Tensor& x) {
@@ -107,89 +209,21 @@ bool is_value_a_channel(const at::Tensor& shift, const at::Tensor& x) {
 at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight, const at::Tensor& bias,
                       const GroupNormShape& shape) {
   if (shift && !is_value_a_channel(*shift, x)) return group_norm(x + *shift, std::nullopt, weight, bias, shape);
-  const bool fits = x.dim() == 4 && x.numel() > 0 && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
-                    shape.groups > 0 && x.size(1) % shape.groups == 0 && weight.numel() == x.size(1) && bias.numel() == x.size(1);
+  const bool fits =
+      is_picture(x) && shape.groups > 0 && x.size(1) % shape.groups == 0 && weight.numel() == x.size(1) && bias.numel() == x.size(1);
   if (!fits) {
     const at::Tensor y = at::group_norm(shift ? x + *shift : x, shape.groups, weight, bias, shape.eps);
     return shape.silu ? at::silu(y) : y;
   }
-  const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const int64_t pictures = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  at::Tensor output = pooled_empty(input.sizes(), input.scalar_type(), at::MemoryFormat::ChannelsLast);
-  const int64_t chunks = (pixels + kRows - 1) / kRows, per_group = channels / shape.groups;
-  const auto in_float = [](const at::Tensor& values) { return values.to(at::kFloat).contiguous(); };
-  const at::Tensor shifts = shift ? in_float(shift->reshape({shift->size(0), channels})) : at::Tensor();
-  const at::Tensor gains = in_float(weight), bases = in_float(bias);
-  const Pixels in(input);
-  const bool half = output.scalar_type() == at::kBFloat16;
-  void* const out = output.mutable_data_ptr();
-  const auto* gain = gains.const_data_ptr<float>();
-  const auto* base = bases.const_data_ptr<float>();
-  const auto size_of_chunk = [&](int64_t chunk) { return std::min(kRows, pixels - chunk * kRows); };
+  return normalised(x, shift ? in_float(*shift) : at::Tensor(), in_float(weight), in_float(bias), shape);
+}
 
-  // Sums of x less its first pixel, which keeps them small beside the variance; a fixed split, so that thread counts change nothing.
-  const auto width = static_cast<size_t>(channels);
-  std::vector<float> sums(static_cast<size_t>(pictures * chunks) * width), squares(sums.size());
-  std::vector<float> pivots(static_cast<size_t>(pictures) * width);
-  for (int64_t picture = 0; picture < pictures; ++picture) {
-    std::vector<float> copy;
-    const float* const first = in.read(picture * pixels * channels, channels, copy);
-    std::copy(first, first + channels, &pivots[static_cast<size_t>(picture) * width]);
+at::Tensor instance_norm(const at::Tensor& x, double eps, bool silu) {
+  if (!is_picture(x)) {
+    const at::Tensor y = at::instance_norm(x, {}, {}, {}, {}, /*use_input_stats=*/true, /*momentum=*/0, eps, /*cudnn_enabled=*/false);
+    return silu ? at::silu(y) : y;
   }
-  at::parallel_for(0, pictures * chunks, std::max<int64_t>(1, 32768 / (kRows * channels)), [&](int64_t begin, int64_t end) {
-    std::vector<float> copy;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
-      const float* const x_rows = in.read((picture * pixels + chunk * kRows) * channels, rows * channels, copy);
-      const size_t at = static_cast<size_t>(task) * width;
-      channel_sums(x_rows, &pivots[static_cast<size_t>(picture) * width], rows, channels, &sums[at], &squares[at]);
-    }
-  });
-
-  std::vector<float> scale(static_cast<size_t>(pictures) * width), offset(scale.size());
-  for (int64_t picture = 0; picture < pictures; ++picture) {
-    std::vector<double> sum(width), square(width);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const size_t at = static_cast<size_t>(picture * chunks + chunk) * width;
-      for (size_t c = 0; c < width; ++c) {
-        sum[c] += sums[at + c];
-        square[c] += squares[at + c];
-      }
-    }
-    const float* pivot = &pivots[static_cast<size_t>(picture) * width];
-    const float* added = shift ? shifts.const_data_ptr<float>() + (shifts.size(0) == 1 ? 0 : picture) * channels : nullptr;
-    const auto count = static_cast<double>(pixels);
-    for (int64_t group = 0; group < shape.groups; ++group) {
-      const auto first = static_cast<size_t>(group * per_group), last = first + static_cast<size_t>(per_group);
-      const auto mean_of = [&](size_t c) { return sum[c] / count + pivot[c] + (added ? added[c] : 0.0F); };
-      double mean = 0, variance = 0;
-      for (size_t c = first; c < last; ++c) mean += mean_of(c) / static_cast<double>(per_group);
-      for (size_t c = first; c < last; ++c) {
-        const double within = (square[c] - sum[c] * sum[c] / count) / count, between = mean_of(c) - mean;
-        variance += (within + between * between) / static_cast<double>(per_group);
-      }
-      const double inverse = 1 / std::sqrt(std::max(variance, 0.0) + shape.eps);
-      for (size_t c = first; c < last; ++c) {
-        const size_t at = static_cast<size_t>(picture) * width + c;
-        scale[at] = static_cast<float>(inverse * gain[c]);
-        offset[at] = static_cast<float>(base[c] + ((added ? added[c] : 0.0F) - mean) * inverse * gain[c]);
-      }
-    }
-  }
-
-  at::parallel_for(0, pictures * chunks, std::max<int64_t>(1, 16384 / (kRows * channels)), [&](int64_t begin, int64_t end) {
-    std::vector<float> copy, result;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t picture = task / chunks, chunk = task % chunks, rows = size_of_chunk(chunk);
-      const int64_t first = (picture * pixels + chunk * kRows) * channels, count = rows * channels;
-      auto* const apply = shape.silu ? scale_rows_silu : scale_rows;
-      if (half) result.resize(static_cast<size_t>(count));
-      apply(in.read(first, count, copy), &scale[static_cast<size_t>(picture) * width], &offset[static_cast<size_t>(picture) * width], rows,
-            channels, half ? result.data() : static_cast<float*>(out) + first);
-      if (half) narrow(result.data(), count, static_cast<uint16_t*>(out) + first);
-    }
-  });
-  return output;
+  return normalised(x, {}, {}, {}, {x.size(1), eps, silu});
 }
 
 }  // namespace diad

@@ -23,4 +23,7 @@ struct GroupNormShape {
 [[nodiscard]] at::Tensor group_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight,
                                     const at::Tensor& bias, const GroupNormShape& shape);
 
+// The same with one channel to a group, without weights: (x - mean) / sqrt(variance + eps) over each channel's pixels.
+[[nodiscard]] at::Tensor instance_norm(const at::Tensor& x, double eps, bool silu);
+
 }  // namespace diad

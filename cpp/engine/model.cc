@@ -11,9 +11,11 @@
 #include <nlohmann/json.hpp>
 
 #include "captured_modules.h"
+#include "cpu_kernels.h"
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
+#include "helpers.h"
 #include "interruption.h"
 #include "process_memory.h"
 
@@ -78,8 +80,13 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
     at::set_num_threads(threads);
     if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);  // of this thread, for good
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
+    const auto helpers = std::make_shared<Helpers>(device.is_cpu() ? threads - 1 : 0);
+    const HelperScope while_loading(*helpers);
     auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision.type, tidy);
-    return [pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
+    // Where our own layers compute, OpenMP's threads would be in the helpers' way for the little that is left to LibTorch.
+    if (device.is_cpu() && precision.type == at::kFloat && cpu_kernels() != nullptr) at::set_num_threads(1);
+    return [helpers, pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
+      const HelperScope sharing(*helpers);
       return pipeline->run(batch, on_step);
     };
   };

@@ -73,17 +73,18 @@ void describe_other(const std::string& name, c10::ArrayRef<const c10::IValue> in
   for (const c10::IValue& input : inputs) {
     if (input.isTensor() && input.toTensor().defined()) tensors.push_back(input.toTensor());
   }
+  const bool attends = name == "diad::attention" || name == "aten::scaled_dot_product_attention";
   call.label = name;
   if (tensors.empty()) return;
   const at::Tensor& x = tensors.front();
-  if (x.dim() == 4 && name != "aten::scaled_dot_product_attention") call.label += ", " + by(x.size(2), x.size(3));
+  if (x.dim() == 4 && !attends) call.label += ", " + by(x.size(2), x.size(3));
   if (tensors.size() < 2) return;
   const at::Tensor& y = tensors[1];
   if ((name == "aten::matmul" || name == "aten::bmm" || name == "aten::mm") && x.dim() > 1 && y.dim() > 1) {
     call.gflop = gflop_of({x.numel(), y.size(-1)});
   } else if (name == "aten::linear") {
     call.gflop = gflop_of({x.numel(), y.size(0)});
-  } else if (name == "aten::scaled_dot_product_attention" && tensors.size() > 2) {
+  } else if (attends && tensors.size() > 2) {
     call.label += ", " + std::to_string(x.size(-2)) + " queries";
     call.gflop = gflop_of({x.numel(), y.size(-2)}) + gflop_of({x.numel() / x.size(-1), y.size(-2), tensors[2].size(-1)});
   }

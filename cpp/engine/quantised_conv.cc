@@ -2,7 +2,6 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 
 #include "conv_tasks.h"
 #include "cpu_kernels.h"
+#include "helpers.h"
 #include "mapped_allocator.h"
 
 namespace diad {
@@ -41,7 +41,7 @@ std::vector<Quantisation> quantisations_of(const float* x, int64_t pictures, int
   constexpr int64_t kPiece = 1 << 15;
   const int64_t pieces = (each + kPiece - 1) / kPiece;
   std::vector<Range> ranges(static_cast<size_t>(pictures * pieces));
-  at::parallel_for(0, pictures * pieces, 4, [&](int64_t begin, int64_t end) {
+  in_parallel(pictures * pieces, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * kPiece;
       cpu_kernels()->quantised->extend(x + i / pieces * each + first, std::min(kPiece, each - first), ranges[static_cast<size_t>(i)]);
@@ -143,7 +143,7 @@ void QuantisedConv::products(const float* rows, int64_t count, const float* resi
   std::vector<Quantisation> quantisations(static_cast<size_t>(count));
   const at::Tensor bytes = pooled_empty({count * channels_}, at::kByte);
   auto* const to = bytes.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, count, std::max<int64_t>(1, kValuesOfAThread / channels_), [&](int64_t begin, int64_t end) {
+  in_parallel(count, std::max<int64_t>(1, kValuesOfAThread / channels_), [&](int64_t begin, int64_t end) {
     const auto& kernels = *cpu_kernels()->quantised;
     for (int64_t row = begin; row < end; ++row) {
       Range range{};

@@ -160,10 +160,8 @@ class TorchScriptModules final : public Modules {
       units_.push_back(module._ivalue()->compilation_unit());
       module.to(device, computed_in.type);
       std::shared_ptr<Graph> compiled = with_constant_weights(module, method, computed_in.type != c10::kFloat);
-      if (!device.is_cpu()) {
-        forbid_tf32(compiled);
-        view_rows(compiled);
-      }
+      if (!device.is_cpu()) forbid_tf32(compiled);
+      view_rows(compiled);
       return compiled;
     };
     const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {

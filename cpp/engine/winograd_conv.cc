@@ -2,13 +2,13 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "cpu_kernels.h"
+#include "helpers.h"
 #include "mapped_allocator.h"
 
 namespace diad {
@@ -54,8 +54,8 @@ struct Tiling {
 };
 
 // `work`: floating-point operations of one action.
-void in_parallel(int64_t count, double work, const auto& action) {
-  at::parallel_for(0, count, std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work)), [&](int64_t begin, int64_t end) {
+void each_in_parallel(int64_t count, double work, const auto& action) {
+  in_parallel(count, std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) action(i);
   });
 }
@@ -90,7 +90,7 @@ at::Tensor WinogradConv::transform(const at::Tensor& taps, c10::Allocator* alloc
   const auto transform_block = shape_.tile == 2 ? cpu_kernels()->winograd.weights2 : cpu_kernels()->winograd.weights4;
   const auto* const from = taps.const_data_ptr<float>();
   auto* const to = result.mutable_data_ptr<float>();
-  in_parallel(blocks, static_cast<double>(4 * positions * of_a_block), [&](int64_t block) {
+  each_in_parallel(blocks, static_cast<double>(4 * positions * of_a_block), [&](int64_t block) {
     transform_block(from + 9 * block * of_a_block, channels_, to + block * of_a_block, blocks * of_a_block);
   });
   return result;
@@ -123,7 +123,7 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
 
   for (int64_t start = 0; start < inputs.count(); start += most) {
     const int64_t tiles = std::min(most, inputs.count() - start);
-    in_parallel(tiles, static_cast<double>(4 * positions * channels_), [&](int64_t tile) {
+    each_in_parallel(tiles, static_cast<double>(4 * positions * channels_), [&](int64_t tile) {
       const float* pixels[kMostPositions];
       inputs.pixels(start + tile, side, 1, from, nothing, pixels);
       transform_input(pixels, channels_, v + tile * channels_, tiles * channels_);
@@ -131,7 +131,7 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
 
     const int64_t chunks = (tiles + kernels::kMostPixels - 1) / kernels::kMostPixels;
     const double work = 2.0 * static_cast<double>(std::min(tiles, kernels::kMostPixels) * channels_ * kBlock);
-    in_parallel(positions * chunks * blocks, work, [&](int64_t task) {
+    each_in_parallel(positions * chunks * blocks, work, [&](int64_t task) {
       const int64_t position = task / (chunks * blocks), chunk = task / blocks % chunks, block = task % blocks;
       kernels::ConvArguments a{};
       a.x = v + position * tiles * channels_;
@@ -146,7 +146,7 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
       kernels.convolution(a, block, first, std::min(first + kernels::kMostPixels, tiles));
     });
 
-    in_parallel(tiles, static_cast<double>(4 * positions * out_channels_), [&](int64_t tile) {
+    each_in_parallel(tiles, static_cast<double>(4 * positions * out_channels_), [&](int64_t tile) {
       float* pixels[kMostOutputs];
       const float* summands[kMostOutputs];
       outputs.pixels<float>(start + tile, shape_.tile, 0, to, nullptr, pixels);

@@ -74,6 +74,75 @@ TEST_CASE("a residual block's graph becomes norms and layers, and computes the s
   CHECK(difference(program.run({x, emb}), expected) < 2e-5);
 }
 
+namespace {
+
+// A transformer block's operators, and an InstanceNorm; each with a twin that is a little different.
+const char* const kTransformer = R"IR(
+graph(%x : Tensor, %q : Tensor, %p : Tensor, %g : Tensor, %o : Tensor):
+  %none : NoneType = prim::Constant()
+  %zero : float = prim::Constant[value=0.]()
+  %eps : float = prim::Constant[value=0.0001]()
+  %scale : float = prim::Constant[value=0.3]()
+  %no : bool = prim::Constant[value=0]()
+  %yes : bool = prim::Constant[value=1]()
+  %two : int = prim::Constant[value=2]()
+  %one : int = prim::Constant[value=1]()
+  %last : int = prim::Constant[value=-1]()
+  %axis : int = prim::Constant[value=2]()
+  %shape : int[] = prim::Constant[value=[16]]()
+  %exact : str = prim::Constant[value="none"]()
+  %tanh : str = prim::Constant[value="tanh"]()
+  %n : Tensor = aten::layer_norm(%x, %shape, %g, %o, %eps, %no)
+  %n2 : Tensor = aten::layer_norm(%x, %shape, %none, %none, %eps, %no)
+  %a : Tensor = aten::scaled_dot_product_attention(%q, %q, %q, %none, %zero, %no, %none, %no)
+  %a2 : Tensor = aten::scaled_dot_product_attention(%q, %q, %q, %none, %zero, %no, %scale, %no)
+  %a3 : Tensor = aten::scaled_dot_product_attention(%q, %q, %q, %none, %zero, %yes, %none, %no)
+  %halves : Tensor[] = aten::chunk(%n, %two, %last)
+  %value : Tensor, %gate : Tensor = prim::ListUnpack(%halves)
+  %curved : Tensor = aten::gelu(%gate, %exact)
+  %h : Tensor = aten::mul(%value, %curved)
+  %halves2 : Tensor[] = aten::chunk(%n2, %two, %last)
+  %value2 : Tensor, %gate2 : Tensor = prim::ListUnpack(%halves2)
+  %curved2 : Tensor = aten::gelu(%gate2, %tanh)
+  %h2 : Tensor = aten::mul(%value2, %curved2)
+  %curved3 : Tensor = aten::gelu(%value2, %exact)
+  %h3 : Tensor = aten::mul(%gate2, %curved3)
+  %i : Tensor = aten::instance_norm(%p, %none, %none, %none, %none, %yes, %zero, %eps, %no)
+  %s : Tensor = aten::silu(%i)
+  %i2 : Tensor = aten::instance_norm(%p, %g, %o, %none, %none, %yes, %zero, %eps, %no)
+  %r1 : Tensor = aten::add(%h, %h2, %one)
+  %r2 : Tensor = aten::add(%r1, %h3, %one)
+  %m : Tensor = aten::sum(%r2, %none)
+  %m1 : Tensor = aten::add(%s, %i2, %one)
+  %m2 : Tensor = aten::sum(%m1, %none)
+  %b1 : Tensor = aten::add(%a, %a2, %one)
+  %b2 : Tensor = aten::add(%b1, %a3, %one)
+  %b3 : Tensor = aten::add(%b2, %m, %one)
+  %y : Tensor = aten::add(%b3, %m2, %one)
+  return (%y))IR";
+
+}  // namespace
+
+TEST_CASE("attention, LayerNorm, GEGLU and InstanceNorm as the networks have them become one operator each; others stay") {
+  const c10::InferenceMode guard;
+  const at::Tensor x = random_tensor({2, 5, 16}, 1), q = random_tensor({2, 3, 5, 8}, 2), p = random_tensor({2, 16, 4, 4}, 3),
+                   g = random_tensor({16}, 4), o = random_tensor({16}, 5);
+  Program program(kTransformer, {{"g", g}, {"o", o}});
+  const at::Tensor expected = program.run({x, q, p});
+  const CpuRewrites done = optimise_for_cpu(program.graph);
+  CHECK(done.layer_norms == 1);
+  CHECK(done.attentions == 1);
+  CHECK(done.gates == 1);
+  CHECK(done.instance_norms == 1);
+  CHECK(program.count("aten::layer_norm") == 1);
+  CHECK(program.count("aten::scaled_dot_product_attention") == 2);
+  CHECK(program.count("aten::gelu") == 2);
+  CHECK(program.count("aten::instance_norm") == 1);
+  CHECK(program.count("aten::silu") == 0);
+  CHECK(difference(program.run({x, q, p}), expected) < 1e-4);
+  CHECK(optimise_for_cpu(Program(kTransformer, {{"g", g}, {"o", o}}).graph, {.computed_in = at::kBFloat16}).attentions == 0);
+}
+
 TEST_CASE("in bfloat16 the same, where the machine multiplies in it; elsewhere nothing") {
   const c10::InferenceMode guard;
   std::vector<std::pair<std::string, at::Tensor>> exact{{"w1", random_tensor({16, 16, 3, 3}, 1) * 0.1},

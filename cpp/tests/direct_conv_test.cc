@@ -2,11 +2,11 @@
 #include "direct_conv.h"
 
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 
 #include "difference.h"
+#include "helpers.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -85,15 +85,13 @@ TEST_CASE("weights are kept in half precision only where that changes none of th
   CHECK(difference(DirectConv(tiny, std::nullopt, {}).run(at::ones({1, 1, 1, 1}), std::nullopt), tiny.view({1, 32, 1, 1})) == 0);
 }
 
-TEST_CASE("the number of threads changes no bit of the direct convolution" * doctest::skip(kOpenMpLooksRacy)) {
+TEST_CASE("the number of threads changes no bit of the direct convolution") {
   if (!DirectConv::available()) return;
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 192, 3, 3}, 1), x = random_tensor({2, 192, 8, 8}, 2);
   const DirectConv layer(weight, std::nullopt, {1, 1});
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
   const at::Tensor alone = layer.run(x, std::nullopt);
-  at::set_num_threads(3);
+  Helpers helpers(2);
+  const HelperScope sharing(helpers);
   CHECK(alone.equal(layer.run(x, std::nullopt)));
-  at::set_num_threads(threads);
 }

@@ -2,7 +2,6 @@
 #include "quantised_conv.h"
 
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 
@@ -11,6 +10,7 @@
 #include <utility>
 
 #include "difference.h"
+#include "helpers.h"
 #include "random_tensor.h"
 #include "support.h"
 
@@ -134,15 +134,13 @@ TEST_CASE("what the quantised convolution does not take") {
   CHECK_FALSE(QuantisedConv::takes(at::zeros({16, 16, 3, 3}, at::kBFloat16)));
 }
 
-TEST_CASE("the number of threads changes no bit of the quantised convolution" * doctest::skip(kOpenMpLooksRacy)) {
+TEST_CASE("the number of threads changes no bit of the quantised convolution") {
   if (!QuantisedConv::available()) return;
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 192, 3, 3}, 1), x = random_tensor({2, 192, 20, 20}, 2);
   const QuantisedConv layer(weight, std::nullopt, {1, 1});
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
   const at::Tensor alone = layer.run(x, std::nullopt);
-  at::set_num_threads(3);
+  Helpers helpers(2);
+  const HelperScope sharing(helpers);
   CHECK(alone.equal(layer.run(x, std::nullopt)));
-  at::set_num_threads(threads);
 }

@@ -9,13 +9,6 @@
 
 #include "error.h"
 
-// ThreadSanitizer takes what GNU's OpenMP lets several threads do for races: it does not see how they wait for one another.
-#ifdef __SANITIZE_THREAD__
-inline constexpr bool kOpenMpLooksRacy = true;
-#else
-inline constexpr bool kOpenMpLooksRacy = false;
-#endif
-
 // Reads a fixture of plain little-endian numbers.
 template <typename T>
 std::vector<T> read_numbers(const std::string& name) {

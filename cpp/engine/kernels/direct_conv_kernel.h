@@ -23,10 +23,21 @@ struct ConvGeometry {
   int64_t height, width;   // of the output
 };
 
-// Where the inputs of an output pixel (counted over all pictures) begin.
-static inline int64_t first_input(const ConvGeometry& at, int64_t pixel) {
-  const int64_t picture = pixel / (at.height * at.width), within = pixel % (at.height * at.width);
-  return picture * at.picture_stride + within / at.width * at.row_step + within % at.width * at.pixel_step;
+// Calls action(p, where the inputs of output pixel first + p begin) for `count` pixels, which are counted over all pictures.
+template <typename Action>
+static inline void each_pixel(const ConvGeometry& at, int64_t first, int64_t count, const Action& action) {
+  const int64_t within = first % (at.height * at.width);
+  int64_t row = within / at.width, column = within % at.width;
+  int64_t start = first / (at.height * at.width) * at.picture_stride + row * at.row_step;  // of the row
+  for (int64_t p = 0; p < count; ++p) {
+    action(p, start + column * at.pixel_step);
+    if (++column < at.width) continue;
+    column = 0;
+    start += at.row_step;
+    if (++row < at.height) continue;
+    row = 0;
+    start += at.picture_stride - at.height * at.row_step;
+  }
 }
 
 // What a call computes: y[p][k] = bias[k] + residual[p][k] + sum over runs r and i < run_length of x[p](r, i) w[k / 32][r][i][k % 32].
@@ -97,33 +108,36 @@ struct ConvLoops {
     }
   }
 
-  template <typename Weight, int kPixels>
+  template <typename Weight, int kPixels, int kUsed>
   static void pixels(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, Scalar* sums, Upcoming& upcoming) {
-    constexpr int kParts = Vector::kPartsAtOnce;
-    for (int v = 0; v < kVectors; v += kParts) {
+    constexpr int kParts = kUsed < Vector::kPartsAtOnce ? kUsed : Vector::kPartsAtOnce;
+    for (int v = 0; v < kUsed; v += kParts) {
       tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth, upcoming);
     }
   }
 
-  // `next` are the weights that come after, `bytes` of them: the passes share in asking for them.
-  template <typename Weight>
+  // Whether the first half of a block's channels, of which `left` and more are there, is all.
+  static bool is_half(int64_t left) { return left <= kBlock / 2; }
+
+  // For the first kUsed vectors of the block. `next` are the weights that come after, `bytes` of them: the passes share in asking for them.
+  template <int kUsed, typename Weight>
   static void all_pixels(const Weight* weights, const Scalar* const* inputs, int64_t count, int64_t offset, int64_t steps, Scalar* sums,
                          const void* next, int64_t bytes) {
-    constexpr int kMost = Vector::kPixels;
-    const int64_t rest = count % kMost, passes = (count / kMost + rest / 2 + rest % 2) * (kVectors / Vector::kPartsAtOnce);
+    constexpr int kMost = Vector::kPixels, kPasses = kUsed < Vector::kPartsAtOnce ? 1 : kUsed / Vector::kPartsAtOnce;
+    const int64_t rest = count % kMost, passes = (count / kMost + rest / 2 + rest % 2) * kPasses;
     const int64_t times = passes * (steps / kSteps), advance = times == 0 ? 0 : (bytes + times - 1) / times;
     Upcoming upcoming{static_cast<const char*>(next), (advance + kLine - 1) / kLine, advance};
     int64_t p = 0;
-    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
-    for (; p + 2 <= count; p += 2) pixels<Weight, 2>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
-    if (p < count) pixels<Weight, 1>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    for (; p + 2 <= count; p += 2) pixels<Weight, 2, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    if (p < count) pixels<Weight, 1, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
   }
 };
 
 template <typename Vector>
 struct DirectConvLoops : ConvLoops<Vector> {
   using Loops = ConvLoops<Vector>;
-  using Loops::all_pixels, Loops::kDepth;
+  using Loops::kDepth;
 
   template <typename Weight>
   static void widen(const Weight* from, int64_t count, float* to) {
@@ -132,26 +146,33 @@ struct DirectConvLoops : ConvLoops<Vector> {
 
   static void finish(const ConvArguments& a, int64_t block, int64_t first, int64_t count, const float* sums) {
     const int64_t from = block * kBlock, left = a.out_channels - from, filled = left < kBlock ? left : kBlock;
-    for (int64_t p = 0; p < count; ++p) {
+    const int64_t whole = filled / Vector::kWidth * Vector::kWidth, rest = filled - whole;
+    const auto zero = Vector::broadcast(0);
+    for (int64_t p = 0; p < count; ++p, sums += kBlock) {
       const int64_t at = (first + p) * a.out_channels + from;
-      const float* result = sums + p * kBlock;
-      for (int64_t k = 0; k < filled; ++k) {
-        float value = result[k];
-        if (a.residual) value += a.residual[at + k];
-        a.y[at + k] = a.relu && value < 0 ? 0 : value;
+      float* const y = a.y + at;
+      const float* const residual = a.residual ? a.residual + at : nullptr;
+      for (int64_t k = 0; k < whole; k += Vector::kWidth) {
+        auto value = Vector::load(sums + k);
+        if (residual) value = Vector::add(value, Vector::load(residual + k));
+        Vector::store(y + k, a.relu ? Vector::max(zero, value) : value);  // a NaN stays one
       }
+      if (rest == 0) continue;
+      auto value = Vector::load(sums + whole);
+      if (residual) value = Vector::add(value, Vector::load_first(residual + whole, rest));
+      Vector::store_first(y + whole, rest, a.relu ? Vector::max(zero, value) : value);
     }
   }
 
-  template <typename Weight>
+  template <typename Weight, int kUsed>
   static void block(const ConvArguments& a, int64_t block, int64_t first, int64_t last) {
     alignas(64) float sums[kMostPixels * kBlock];
     const float* inputs[kMostPixels];
     const int64_t count = last - first;
-    for (int64_t p = 0; p < count; ++p) {
-      inputs[p] = a.x + first_input(a.at, first + p);
-      for (int64_t k = 0; k < kBlock; ++k) sums[p * kBlock + k] = a.bias[block * kBlock + k];
-    }
+    each_pixel(a.at, first, count, [&](int64_t p, int64_t start) {
+      inputs[p] = a.x + start;
+      for (int64_t k = 0; k < kBlock; k += Vector::kWidth) Vector::store(sums + p * kBlock + k, Vector::load(a.bias + block * kBlock + k));
+    });
     const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.at.runs * a.at.run_length * kBlock;
     for (int64_t run = 0; run < a.at.runs; ++run) {
       for (int64_t i = 0; i < a.at.run_length; i += kDepth) {
@@ -162,9 +183,9 @@ struct DirectConvLoops : ConvLoops<Vector> {
         if (sizeof(Weight) < sizeof(float) && count >= 4 * Vector::kPixels) {
           alignas(64) float widened[kDepth * kBlock];
           widen(weights, steps * kBlock, widened);
-          all_pixels(widened, inputs, count, offset, steps, sums, next, bytes);
+          Loops::template all_pixels<kUsed>(widened, inputs, count, offset, steps, sums, next, bytes);
         } else {
-          all_pixels(weights, inputs, count, offset, steps, sums, next, bytes);
+          Loops::template all_pixels<kUsed>(weights, inputs, count, offset, steps, sums, next, bytes);
         }
         weights += steps * kBlock;
       }
@@ -172,9 +193,15 @@ struct DirectConvLoops : ConvLoops<Vector> {
     finish(a, block, first, count, sums);
   }
 
+  template <int kUsed>
+  static void in_weights_type(const ConvArguments& a, int64_t index, int64_t first, int64_t last) {
+    if (a.half) block<uint16_t, kUsed>(a, index, first, last);
+    else block<float, kUsed>(a, index, first, last);
+  }
+
   static void run(const ConvArguments& a, int64_t index, int64_t first, int64_t last) {
-    if (a.half) block<uint16_t>(a, index, first, last);
-    else block<float>(a, index, first, last);
+    if (Loops::is_half(a.out_channels - index * kBlock)) in_weights_type<Loops::kVectors / 2>(a, index, first, last);
+    else in_weights_type<Loops::kVectors>(a, index, first, last);
   }
 };
 

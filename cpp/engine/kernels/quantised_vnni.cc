@@ -48,18 +48,18 @@ void convolution(const QuantisedArguments& a, int64_t block, int64_t first, int6
   alignas(64) int32_t sums[kMostPixels * kBlock];
   const int32_t* inputs[kMostPixels];
   const int64_t count = last - first;
-  for (int64_t p = 0; p < count; ++p) {
-    inputs[p] = a.x + first_input(a.at, first + p);
+  each_pixel(a.at, first, count, [&](int64_t p, int64_t start) {
+    inputs[p] = a.x + start;
     const int32_t zero = a.quantisations[(first + p) / a.pixels_of_each].zero;
     for (int64_t k = 0; k < kBlock; ++k) sums[p * kBlock + k] = -zero * a.weight_sums[block * kBlock + k];
-  }
+  });
   const int32_t* weights = a.weights + block * a.at.runs * a.at.run_length * kBlock;
   for (int64_t run = 0; run < a.at.runs; ++run) {
     for (int64_t i = 0; i < a.at.run_length; i += Loops::kDepth) {
       const int64_t steps = a.at.run_length - i < Loops::kDepth ? a.at.run_length - i : Loops::kDepth;
       const int32_t* const next = weights + steps * kBlock;
-      Loops::all_pixels(weights, inputs, count, run * a.at.run_stride + i, steps, sums, next,
-                        steps * kBlock * static_cast<int64_t>(sizeof(int32_t)));
+      Loops::all_pixels<Loops::kVectors>(weights, inputs, count, run * a.at.run_stride + i, steps, sums, next,
+                                         steps * kBlock * static_cast<int64_t>(sizeof(int32_t)));
       weights = next;
     }
   }
