@@ -66,6 +66,7 @@ constexpr uint64_t number(uint64_t state) { return state / kNumber; }
 class HelperPool {
  public:
   explicit HelperPool(int count) : parts_(static_cast<size_t>(most_of(count)) + 1) {
+    threads_.reserve(parts_.size() - 1);
     try {
       for (int i = 0; i < most_of(count); ++i) threads_.emplace_back([this, i] { help(i + 1); });
     } catch (const std::system_error&) {  // with those that there are
@@ -84,7 +85,7 @@ class HelperPool {
   HelperPool(const HelperPool&) = delete;
   HelperPool& operator=(const HelperPool&) = delete;
 
-  [[nodiscard]] int count() const { return static_cast<int>(threads_.size()); }
+  [[nodiscard]] int threads() const { return static_cast<int>(threads_.size()); }
 
   void share(int64_t count, int64_t grain, LoopBody body) {
     const int64_t grains = (count + grain - 1) / grain, helpers = sharing_ ? 0 : useful(grains);
@@ -105,12 +106,7 @@ class HelperPool {
     }
     failed_.store(false, std::memory_order_relaxed);
     state_.store((number(state_.load(std::memory_order_relaxed)) + 1) * kNumber + static_cast<uint64_t>(helpers) * kPlace);
-    if (asleep_.load() > 0) {
-      {
-        const std::lock_guard lock(mutex_);
-      }
-      wake_.notify_all();
-    }
+    if (const int64_t awake = threads() - asleep_.load(); awake < helpers) call(helpers - awake);
     const Clock::time_point started = Clock::now();
     take_pieces(0);
     close(started);
@@ -128,7 +124,16 @@ class HelperPool {
       if (Clock::now() < alone_until_) return 0;
       alone_until_ = {};
     }
-    return std::min<int64_t>(count(), grains - 1);
+    return std::min<int64_t>(threads(), grains - 1);
+  }
+
+  // Wakes so many of those that are asleep; the others go on sleeping.
+  void call(int64_t helpers) {
+    {
+      const std::lock_guard lock(mutex_);
+      calls_ = helpers;
+    }
+    for (int64_t i = 0; i < helpers; ++i) wake_.notify_one();
   }
 
   // Those of the thread's own part, in their order, which is that of weights in memory; then what is left of the others'.
@@ -178,9 +183,11 @@ class HelperPool {
       if (!spin(kHelperSpins, is_open)) {
         std::unique_lock lock(mutex_);
         asleep_.fetch_add(1);
-        wake_.wait(lock, [&] { return ending_ || is_open(); });
+        wake_.wait(lock, [&] { return ending_ || calls_ > 0 || is_open(); });
         asleep_.fetch_sub(1);
         if (ending_) return;
+        calls_ = std::max<int64_t>(0, calls_ - 1);
+        continue;  // perhaps too late for this loop, but awake for the next
       }
       if (!state_.compare_exchange_strong(state, state - kPlace + kInside)) continue;
       last = number(state);
@@ -215,6 +222,7 @@ class HelperPool {
 
   std::mutex mutex_;
   std::condition_variable wake_, over_;
+  int64_t calls_ = 0;  // that nobody who was asleep has followed yet
   bool ending_ = false;
   std::vector<std::thread> threads_;
 };
@@ -229,7 +237,7 @@ Helpers::Helpers(int count) : pool_(std::make_unique<HelperPool>(count)) {}
 
 Helpers::~Helpers() = default;
 
-int Helpers::count() const { return pool_->count(); }
+int Helpers::count() const { return pool_->threads(); }
 
 HelperScope::HelperScope(Helpers& helpers) : before_(std::exchange(of_this_thread, helpers.pool_.get())) {}
 
