@@ -20,8 +20,6 @@ const LARGEST_PLATFORM = 5_000_000; // bytes of one platform's folder
 const NODE_API = 'v9';
 const SYSTEM = /^(libc|libm|libdl|libpthread|librt)\.so\.\d+$|^ld-linux[\w-]*\.so\.\d+$/;
 const LIBTORCH = /^(libtorch|libtorch_cpu|libc10|libtorch_cuda|libc10_cuda)\.so$/;
-// LibTorch itself needs it by this name and is opened first. One with a name of its own (libgomp-0123abcd.so.1) belongs to a single wheel.
-const OPENMP = /^libgomp\.so\.1$/;
 const UNWINDER = /^libgcc_s\.so\.\d+$/;
 const CXX = /^libstdc\+\+\.so\.\d+$/;
 const BUILD_MACHINE = /(?<![\w.$-])\/(?:home|root|Users|github|__w|tmp|var\/tmp|opt|work|build)\/[\w./+-]+/g;
@@ -95,7 +93,7 @@ function checkPlatform(folder, platform, minors, floors) {
   const files = present.map((name) => {
     const file = path.join(here, name);
     const isAddon = name === addon;
-    const what = { allowed: isAddon ? [SYSTEM, UNWINDER] : [SYSTEM, UNWINDER, LIBTORCH, OPENMP, CXX], floors, isAddon };
+    const what = { allowed: isAddon ? [SYSTEM, UNWINDER] : [SYSTEM, UNWINDER, LIBTORCH, CXX], floors, isAddon };
     const elf = platform.startsWith('linux-') ? checkElf(file, what, (problem) => problems.push(`${platform}/${name} ${problem}`)) : {};
     return { file: `${platform}/${name}`, bytes: statSync(file).size, ...elf };
   });

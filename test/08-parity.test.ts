@@ -87,7 +87,13 @@ describe('parity with the reference', () => {
       assert.ok(Math.abs(counted / NEEDED_GFLOP - 1) < 0.01, `${counted} GFLOP counted`);
       const layers = operators.filter(({ operator }) => operator.startsWith('diad::'));
       const names = new Set(layers.map(({ operator }) => operator.split(',')[0]));
-      assert.deepEqual([...names].toSorted(), ['diad::attention', 'diad::geglu', 'diad::group_norm', 'diad::instance_norm', 'diad::layer_norm']);
+      assert.deepEqual([...names].toSorted(), [
+        'diad::attention',
+        'diad::geglu',
+        'diad::group_norm',
+        'diad::instance_norm',
+        'diad::layer_norm',
+      ]);
       const wrong = await runProgram(engine, ['profile', '--bundle', demoBundle]);
       assert.equal(wrong.code, 1);
       assert.match(wrong.stderr, /Expected one FILE but received 0/);
