@@ -52,15 +52,24 @@ function nvrtc() {
   return path.join(packages, 'nvidia', 'cu13', 'lib', 'libnvrtc.so.13');
 }
 
-function cppSuite() {
-  const { status, stdout } = run('C++ tests', path.join(root, 'build', 'Release', 'diad_engine_tests'), [], {
+function cppTests(name, args, env) {
+  const { status, stdout } = run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), args, {
     quiet: true,
     // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
-    env: { LD_LIBRARY_PATH: path.join(root, 'build', 'Release'), MALLOC_PERTURB_: '165', DIAD_NVRTC: nvrtc() },
+    env: { LD_LIBRARY_PATH: path.join(root, 'build', 'Release'), MALLOC_PERTURB_: '165', DIAD_NVRTC: nvrtc(), ...env },
   });
   console.log(stdout ?? '');
   const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(stdout ?? '');
-  count('C++ tests', Number(line?.[1] ?? 0), Number(line?.[2] ?? 0), status ?? 1);
+  count(name, Number(line?.[1] ?? 0), Number(line?.[2] ?? 0), status ?? 1);
+}
+
+function cppSuite() {
+  cppTests('C++ tests', [], {});
+  // What computes on lesser processors.
+  const layers = ['cpu_layers', 'cpu_passes', 'direct_conv', 'transformer_ops', 'winograd_conv'].map((name) => `*${name}_test*`).join(',');
+  for (const capability of ['avx2', 'default']) {
+    cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
+  }
 }
 
 function pythonSuite() {
