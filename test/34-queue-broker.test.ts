@@ -9,7 +9,7 @@ import { inspect } from 'node:util';
 import { Redis } from 'ioredis';
 import { runResults, startWorker, submitRun } from '../lib/queue/index.js';
 import { brokerProblems } from '../lib/queue/broker.js';
-import { Broker, freePort, STUB_MODEL, stubScorer } from './queue-support.js';
+import { asFile, Broker, freePort, STUB_MODEL, stubScorer, writePictures } from './queue-support.js';
 import { inFolder, rejects, root, runProgram } from './support.js';
 
 const PASSWORD = 'a-secret';
@@ -122,6 +122,42 @@ describe('queue: the broker', function () {
       assert.equal(lines.length, 5, lines.join('\n'));
       for (const [i, line] of lines.entries()) assert.match(line, i % 2 === 0 ? away : back);
     }));
+
+  it('a worker whose broker dies or falls silent while it closes ends all the same, after the jobs that run', async () => {
+    const closes = async (fail: (broker: Broker) => unknown, jobs: number): Promise<void> =>
+      inFolder(async (folder) => {
+        const broker = new Broker(await freePort(), folder);
+        await broker.start();
+        const lines: string[] = [];
+        let begun = 0;
+        let ended = 0;
+        const stub = stubScorer(1500, () => begun++);
+        const score = (...args: Parameters<typeof stub.score>): ReturnType<typeof stub.score> => stub.score(...args).finally(() => ended++);
+        const scorer = { info: stub.info, score } as typeof stub;
+        const worker = await startWorker({ redis: broker.url, scorer, root: folder, log: (line) => lines.push(line) });
+        try {
+          if (jobs > 0) await submitRun((await writePictures(folder, jobs)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+          while (begun < jobs) await sleep(20);
+          const closed = worker.close();
+          await fail(broker);
+          await closed;
+          assert.equal(ended, jobs);
+          assert.equal(worker.completed, 0);
+          await sleep(500);
+          assert.deepEqual(
+            lines.filter((line) => !line.startsWith('The broker at')),
+            [],
+          );
+        } finally {
+          await broker.kill();
+        }
+      });
+    const dies = (broker: Broker): Promise<void> => broker.kill();
+    const silent = (broker: Broker): void => {
+      broker.freeze();
+    };
+    await Promise.all([closes(dies, 3), closes(silent, 3), closes(dies, 0), closes(silent, 0)]);
+  });
 
   it('a worker tells of a broker that takes connections and says nothing', () =>
     inFolder(async (folder) => {

@@ -66,6 +66,11 @@ export class Broker {
     redis.disconnect();
   }
 
+  /** It keeps its connections and says nothing more. */
+  freeze(): void {
+    this.#child?.kill('SIGSTOP');
+  }
+
   async kill(): Promise<void> {
     if (this.#child === undefined || this.#child.exitCode !== null) return;
     const ended = once(this.#child, 'exit');

@@ -38,6 +38,7 @@ export class BrokerConnection {
   readonly place: string;
   #lastError: Error | undefined;
   #silence: NodeJS.Timeout | undefined;
+  #readyAt = -Infinity;
 
   /**
    * Opens a connection that waits for the broker rather than fail, for workers.
@@ -61,6 +62,7 @@ export class BrokerConnection {
     });
     this.redis.on('ready', () => {
       this.#lastError = undefined;
+      this.#readyAt = Date.now();
     });
   }
 
@@ -129,8 +131,25 @@ export class BrokerConnection {
   /** Whether an error says no more than that the broker is lost, which {@link BrokerConnection.report} tells. */
   async isOutage(error: Error): Promise<boolean> {
     if (!isTrouble(error)) return false;
+    const since = Date.now() - NOTICE_MS;
     await sleep(NOTICE_MS, undefined, { ref: false }); // another connection may have noticed before this one
-    return this.redis.status !== 'ready';
+    return this.redis.status !== 'ready' || this.#readyAt >= since; // or this one be back already
+  }
+
+  /**
+   * Fulfilled when the broker, lost or not, has not answered for 5 s, or when this connection is closed.
+   *
+   * @param signal - ends the asking; what was returned is then rejected
+   */
+  async noAnswer(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      const answer = this.redis.ping().then(
+        () => true,
+        () => false,
+      );
+      if (!(await Promise.race([answer, sleep(REACH_MS, false, { signal, ref: false })]))) return;
+      await sleep(NOTICE_MS, undefined, { signal, ref: false });
+    }
   }
 
   /** Tells of the broker's loss at once, again each minute while it lasts, and of its end. */
@@ -152,9 +171,11 @@ export class BrokerConnection {
     });
   }
 
-  /** Disconnects. */
+  /** Disconnects; what still waits for an answer is rejected. */
   close(): void {
     clearInterval(this.#silence);
+    // Between two attempts nothing is connected that could end, and commands would wait for ever: one more attempt, which is given up, ends them.
+    if (this.redis.status === 'reconnecting') this.redis.connect().catch(() => undefined);
     this.redis.disconnect();
   }
 }

@@ -1,4 +1,5 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
@@ -130,6 +131,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
 
   let [completed, restarts, running] = [0, 0, 0];
   let lastSign = Date.now();
+  let closing = false;
 
   /** Scores a job's picture unless its result is there; where the result is. */
   const compute = async (body: JobBody): Promise<string> => {
@@ -224,7 +226,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       await silent.close(true);
     };
     look().catch((error: unknown) => {
-      sayAgain(`watchdog: ${String(error)}`);
+      if (!closing) sayAgain(`watchdog: ${String(error)}`);
     });
   }, silentMs / 3);
 
@@ -238,13 +240,19 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     },
     lost: health.lost,
     close: async () => {
+      closing = true;
       clearInterval(watchdog);
       health.close();
       // Without the broker no job can be ended: its lock runs out, and another worker takes it.
-      await worker.close(connection.status !== 'ready');
+      const ended = worker.close(connection.status !== 'ready');
+      const waiting = new AbortController();
+      await Promise.race([ended, broker.noAnswer(waiting.signal).catch(quiet)]);
+      waiting.abort();
+      broker.close();
+      worker.disconnect().catch(quiet); // BullMQ itself would wait for a broker that has been lost
+      while (running > 0) await sleep(20);
       await deadLetters.close();
       await queue.close();
-      broker.close();
     },
   };
 }
