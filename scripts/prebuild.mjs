@@ -1,9 +1,9 @@
 // npm run prebuild: writes prebuilds/<platform>-<arch>/ - the addon and one engine library for each LibTorch minor built here.
 //
-//   node scripts/prebuild.mjs [--libtorch DIR] [--reuse-build]
+//   node scripts/prebuild.mjs [--libtorch DIR] [--reuse-build [--to FOLDER]]
 //
 // prebuildify starts from nothing (node-gyp removes build/), so it works on a copy of what the package ships, which also shows that those
-// sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them.
+// sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them; with --to into another folder than prebuilds/.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
 import path from 'node:path';
@@ -15,7 +15,6 @@ const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 // Of what the package ships, the part that is compiled: what is missing there fails here.
 const { files } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
 const SOURCES = ['package.json', 'binding.gyp', ...files.filter((file) => /^(CMakeLists\.txt|cpp\/|scripts\/)/.test(file))];
-const target = path.join(root, 'prebuilds', `${process.platform}-${process.arch}`);
 
 function libtorch(option) {
   const named = option ?? process.env.DIAD_LIBTORCH;
@@ -55,7 +54,7 @@ function prebuildify(named) {
   });
 }
 
-function reuseBuild() {
+function reuseBuild(target) {
   if (process.platform !== 'linux') throw new Error('--reuse-build is for Linux');
   const built = path.join(root, 'build', 'Release');
   const engines = readdirSync(built).filter((name) => /^libdiad_engine-torch[\d.]+\.so$/.test(name));
@@ -68,10 +67,14 @@ function reuseBuild() {
 }
 
 try {
-  const { values } = parseArgs({ options: { libtorch: { type: 'string' }, 'reuse-build': { type: 'boolean', default: false } } });
+  const { values } = parseArgs({
+    options: { libtorch: { type: 'string' }, 'reuse-build': { type: 'boolean', default: false }, to: { type: 'string' } },
+  });
+  if (values.to !== undefined && !values['reuse-build']) throw new Error('--to goes with --reuse-build');
+  const target = path.join(values.to ?? path.join(root, 'prebuilds'), `${process.platform}-${process.arch}`);
   rmSync(target, { recursive: true, force: true });
   mkdirSync(target, { recursive: true });
-  if (values['reuse-build']) reuseBuild();
+  if (values['reuse-build']) reuseBuild(target);
   else prebuildify(values.libtorch);
   process.stdout.write(`${path.relative(process.cwd(), target)}: ${readdirSync(target).sort().join(', ')}\n`);
 } catch (error) {

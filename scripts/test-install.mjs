@@ -78,7 +78,7 @@ function main() {
     libtorchFolder: torchFolder(),
     // Packed for the first case that installs it: that takes minutes.
     get libtorch() {
-      return (libtorch ??= packLibTorch());
+      return (libtorch ??= packLibTorch({ quick: values.short }));
     },
   };
   console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);

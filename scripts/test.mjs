@@ -1,5 +1,5 @@
 // npm test: set-up, then every check and suite; ends with the line "N passed, N failed".
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -12,12 +12,26 @@ const venv = (name) => path.join(root, '.venv', 'bin', name);
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'diad-test-'));
 const totals = { passed: 0, failed: 0 };
 
-function run(name, command, args, { quiet = false, env = {} } = {}) {
-  console.log(`\n== ${name}`);
-  const options = { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28, env: { ...process.env, ...env } };
-  const result = spawnSync(command, args, { ...options, stdio: ['ignore', quiet ? 'pipe' : 'inherit', 'inherit'] });
-  if (result.error) console.log(result.error.message);
-  return result;
+/** Runs a program; what it prints appears at once, or together when it has ended. */
+async function run(name, command, args, { together = true, env = {} } = {}) {
+  if (!together) console.log(`\n== ${name}`);
+  const child = spawn(command, args, {
+    cwd: root,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', together ? 'pipe' : 'inherit', together ? 'pipe' : 'inherit'],
+  });
+  const printed = [];
+  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (part) => printed.push(part));
+  const status = await new Promise((resolve) => {
+    child.once('error', (error) => {
+      printed.push(Buffer.from(`${error.message}\n`));
+      resolve(1);
+    });
+    child.once('close', (code) => resolve(code ?? 1));
+  });
+  const output = Buffer.concat(printed).toString();
+  if (together) process.stdout.write(`\n== ${name}\n${output}`);
+  return { status, output };
 }
 
 function count(name, passed, failed, status) {
@@ -29,22 +43,22 @@ function count(name, passed, failed, status) {
 }
 
 /** A check is one test: it passes or not. */
-function check(name, command, args) {
-  const { status } = run(name, command, args);
-  count(name, status === 0 ? 1 : 0, status === 0 ? 0 : 1, status ?? 1);
+async function check(name, command, args) {
+  const { status } = await run(name, command, args);
+  count(name, status === 0 ? 1 : 0, status === 0 ? 0 : 1, status);
 }
 
-function mochaSuite() {
+async function mochaSuite() {
   const report = path.join(scratch, 'mocha.json');
   const reporters = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
-  const { status } = run('mocha', bin('mocha'), reporters);
+  const { status } = await run('mocha', bin('mocha'), reporters, { together: false });
   let stats = { passes: 0, failures: 0 };
   try {
     stats = JSON.parse(readFileSync(report, 'utf8'));
   } catch (error) {
     console.log(`mocha left no report: ${error.message}`);
   }
-  count('mocha', stats.passes, stats.failures, status ?? 1);
+  count('mocha', stats.passes, stats.failures, status);
 }
 
 function nvrtc() {
@@ -52,29 +66,29 @@ function nvrtc() {
   return path.join(packages, 'nvidia', 'cu13', 'lib', 'libnvrtc.so.13');
 }
 
-function cppTests(name, args, env) {
-  const { status, stdout } = run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), args, {
-    quiet: true,
+async function cppTests(name, args, env) {
+  const { status, output } = await run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), args, {
     // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
     env: { LD_LIBRARY_PATH: path.join(root, 'build', 'Release'), MALLOC_PERTURB_: '165', DIAD_NVRTC: nvrtc(), ...env },
   });
-  console.log(stdout ?? '');
-  const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(stdout ?? '');
-  count(name, Number(line?.[1] ?? 0), Number(line?.[2] ?? 0), status ?? 1);
+  const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
+  count(name, Number(line?.[1] ?? 0), Number(line?.[2] ?? 0), status);
 }
 
-function cppSuite() {
-  cppTests('C++ tests', [], {});
+async function cppSuite() {
+  await cppTests('C++ tests', [], {});
   // What computes on lesser processors.
   const layers = ['cpu_layers', 'cpu_passes', 'direct_conv', 'transformer_ops', 'winograd_conv'].map((name) => `*${name}_test*`).join(',');
   for (const capability of ['avx2', 'default']) {
-    cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
+    await cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
   }
 }
 
-function pythonSuite() {
+async function pythonSuite() {
   const report = path.join(scratch, 'pytest.xml');
-  const { status } = run('Python tests', python, ['-m', 'pytest', '-q', 'python/tests', `--junitxml=${report}`, '-p', 'no:cacheprovider']);
+  const args = ['-m', 'pytest', '-q', 'python/tests', `--junitxml=${report}`, '-p', 'no:cacheprovider'];
+  // One thread: beside other tests OpenMP's would wait for one another.
+  const { status } = await run('Python tests', python, args, { env: { OMP_NUM_THREADS: '1' } });
   let attributes = '';
   try {
     attributes = /<testsuite [^>]*>/.exec(readFileSync(report, 'utf8'))?.[0] ?? '';
@@ -83,25 +97,27 @@ function pythonSuite() {
   }
   const number = (name) => Number(new RegExp(`${name}="(\\d+)"`).exec(attributes)?.[1] ?? 0);
   const failed = number('failures') + number('errors');
-  count('Python tests', number('tests') - failed - number('skipped'), failed, status ?? 1);
+  count('Python tests', number('tests') - failed - number('skipped'), failed, status);
+}
+
+/** All but mocha's, which waits a lot: beside it they take little more time. */
+async function otherSuites() {
+  await check('eslint', bin('eslint'), ['.']);
+  await check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
+  await check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
+  await check('types of the page', bin('tsc'), ['-p', 'lib/server/page']);
+  await check('ruff check', venv('ruff'), ['check', 'python']);
+  await check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
+  const sources = "find cpp/engine cpp/metrics cpp/addon cpp/fuzz cpp/tests -name '*.cc' -o -name '*.h'";
+  await check('clang-format', 'sh', ['-c', `${sources} | xargs ${venv('clang-format')} --dry-run -Werror`]);
+  await cppSuite();
+  await pythonSuite();
 }
 
 try {
   installSystemPackages();
   setUp({ withPython: true });
-  check('eslint', bin('eslint'), ['.']);
-  check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
-  check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
-  check('types of the page', bin('tsc'), ['-p', 'lib/server/page']);
-  check('ruff check', venv('ruff'), ['check', 'python']);
-  check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
-  check('clang-format', 'sh', [
-    '-c',
-    `find cpp/engine cpp/metrics cpp/addon cpp/fuzz cpp/tests -name '*.cc' -o -name '*.h' | xargs ${venv('clang-format')} --dry-run -Werror`,
-  ]);
-  cppSuite();
-  mochaSuite();
-  pythonSuite();
+  for (const { reason } of await Promise.allSettled([mochaSuite(), otherSuites()])) if (reason !== undefined) throw reason;
 } catch (error) {
   console.error(error.message);
   totals.failed += 1;

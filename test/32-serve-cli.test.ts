@@ -152,7 +152,7 @@ describe('diad serve', () => {
       const workers = workersOf(child);
       const body = Uint8Array.from(await example('gear-good.png'));
       let answered = false;
-      const running = fetch(`${url}/v1/score?tile=32&overlap=8`, { method: 'POST', body }).finally(() => (answered = true));
+      const running = fetch(`${url}/v1/score?tile=48&overlap=8`, { method: 'POST', body }).finally(() => (answered = true));
       await sleep(300);
       assert.equal(answered, false, 'the test needs a picture that takes longer');
       child.kill('SIGKILL');

@@ -15,14 +15,10 @@ interface Checked {
 
 /** A private copy of what this build makes, stripped as for a release. */
 async function withPrebuilds(use: (folder: string, binaries: string) => Promise<void>): Promise<void> {
-  const made = await script('prebuild.mjs', '--reuse-build');
-  assert.equal(made.code, 0, made.stderr);
   await inFolder(async (folder) => {
-    const binaries = path.join(folder, platform);
-    await mkdir(binaries);
-    const from = path.join(root, 'prebuilds', platform);
-    for (const name of await readdir(from)) await copyFile(path.join(from, name), path.join(binaries, name));
-    await use(folder, binaries);
+    const made = await script('prebuild.mjs', '--reuse-build', '--to', folder);
+    assert.equal(made.code, 0, made.stderr);
+    await use(folder, path.join(folder, platform));
   });
 }
 

@@ -82,11 +82,11 @@ async function scoresAgain(url, bytes) {
 }
 
 export async function run({ short }) {
-  const seconds = short ? 10 : 60;
+  const seconds = short ? 6 : 60;
   const { bytes } = await golden();
   const args = ['--queue-limit', String(QUEUE_LIMIT), '--rate-limit', '1000000000'];
   const { result, exit } = await serving(args, async ({ url, pid }) => {
-    const few = await hammer(url, bytes, FEW, short ? 8 : 30);
+    const few = await hammer(url, bytes, FEW, short ? 5 : 30);
     const memory = [];
     let stop = false;
     const watch = (async () => {

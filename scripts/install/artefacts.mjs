@@ -30,8 +30,8 @@ export function packDiad({ reuseBuild }) {
   return { tarball, size, unpackedSize, files: files.map((file) => file.path) };
 }
 
-/** Packs LibTorch's libraries, once as long as neither they nor the script change: compressing 345 MB takes a while. */
-export function packLibTorch() {
+/** Packs LibTorch's libraries, once as long as neither they nor the script change: compressing 345 MB takes a while, less so with `quick`. */
+export function packLibTorch({ quick }) {
   const out = path.join(root, 'out', 'libtorch');
   const stamp = path.join(out, 'stamp');
   const sources = ['scripts/pack-libtorch.mjs', 'package.json'].map((file) => readFileSync(path.join(root, file)));
@@ -39,7 +39,7 @@ export function packLibTorch() {
   const tarballs = () => (existsSync(out) ? readdirSync(out).filter((name) => name.endsWith('.tgz')) : []);
   if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== current || tarballs().length !== 1) {
     for (const old of tarballs()) rmSync(path.join(out, old));
-    script('pack-libtorch.mjs', '--out', out);
+    script('pack-libtorch.mjs', '--out', out, ...(quick ? ['--quick'] : []));
     writeFileSync(stamp, current);
   }
   return path.join(out, tarballs()[0]);
