@@ -1,9 +1,10 @@
 #include "cpu_layers.h"
 
 #include <ATen/ExpandUtils.h>
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/upsample_nearest2d.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>

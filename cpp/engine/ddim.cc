@@ -1,6 +1,5 @@
 #include "ddim.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
 #include <cmath>

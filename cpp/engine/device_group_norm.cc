@@ -1,7 +1,13 @@
 #include "device_group_norm.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/group_norm.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/sin.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>

@@ -1,7 +1,9 @@
 #include "group_norm.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/group_norm.h>
+#include <ATen/ops/instance_norm.h>
+#include <ATen/ops/silu.h>
 
 #include <algorithm>
 #include <bit>

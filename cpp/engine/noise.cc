@@ -1,8 +1,8 @@
 #include "noise.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/randn.h>
 
 namespace diad {
 

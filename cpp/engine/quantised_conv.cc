@@ -1,8 +1,10 @@
 #include "quantised_conv.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/round.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // Frames of any size and content: resized to exactly size x size, normalised to finite numbers.
-#include <ATen/Functions.h>
+#include <ATen/ops/isfinite.h>
 
 #include <cstdint>
 #include <cstdlib>

@@ -1,6 +1,10 @@
 // Frame, noise, DDIM, anomaly map and score: against Pillow, torch and SciPy (fixtures), and by hand.
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <cstring>

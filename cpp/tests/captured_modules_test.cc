@@ -1,7 +1,6 @@
 // CapturedModules with recorders that repeat the work themselves: what a device's graphs do to memory, without a device.
 #include "captured_modules.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 

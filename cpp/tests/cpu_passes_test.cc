@@ -1,7 +1,6 @@
 // Each rewriting for the CPU against the plain operators, in double where that says which is right.
 #include "cpu_passes.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 

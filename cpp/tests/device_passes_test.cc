@@ -1,8 +1,9 @@
 // Rewritings for an accelerator, on the CPU: what becomes of a graph, and that its values stay.
 #include "device_passes.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>

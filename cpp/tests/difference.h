@@ -1,7 +1,6 @@
 // How far two tensors are apart.
 #pragma once
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <doctest/doctest.h>
 

@@ -1,8 +1,12 @@
 // DirectConv against the plain operators in double.
 #include "direct_conv.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/upsample_nearest2d.h>
 #include <c10/core/InferenceMode.h>
 
 #include "difference.h"

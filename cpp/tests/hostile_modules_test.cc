@@ -1,4 +1,7 @@
 // TorchScript files that a bundle must not hold: refused before anything of them runs.
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/tensor.h>
 #include <caffe2/serialize/inline_container.h>
 #include <unistd.h>
 

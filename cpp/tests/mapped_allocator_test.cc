@@ -1,7 +1,6 @@
 // Memory outside the heap: what waits in the pool, what serves again, what goes back.
 #include "mapped_allocator.h"
 
-#include <ATen/Functions.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 

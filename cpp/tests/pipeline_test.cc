@@ -1,8 +1,10 @@
 // Pipeline with networks that only note how they are called: order, ends, and where their memory comes from.
 #include "pipeline.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/adaptive_avg_pool2d.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/upsample_nearest2d.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <cstdint>

@@ -1,8 +1,10 @@
 // WinogradConv against the plain operators in double.
 #include "winograd_conv.h"
 
-#include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/upsample_nearest2d.h>
 #include <c10/core/InferenceMode.h>
 
 #include <limits>
