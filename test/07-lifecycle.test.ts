@@ -112,7 +112,10 @@ describe('lifecycle', () => {
       do parentPort.postMessage((await diad.score(workerData.image, { onStep: () => {} })).score); while (workerData.forever);
       await diad.close();`;
     const start = (forever: boolean): Worker =>
-      new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), { workerData: { image: readFileSync(PICTURE), forever } });
+      new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
+        execArgv: [], // without the tests' TypeScript loader, which starts a thread of its own in each
+        workerData: { image: readFileSync(PICTURE), forever },
+      });
     const firstMessage = (worker: Worker): Promise<number> =>
       new Promise((resolve, reject) => {
         worker.once('message', resolve).once('error', reject);
