@@ -28,6 +28,13 @@ using Clock = std::chrono::steady_clock;
 // Bytes of a bundle beside whose computing time it does not show that memory is given back for every picture.
 constexpr uint64_t kLargeModel = uint64_t{1} << 30;
 
+// Of a model that was given no number: what LibTorch begins with. Asked before any model sets its own, which every thread that comes later
+// would begin with.
+int default_threads() {
+  static const int threads = at::get_num_threads();
+  return threads;
+}
+
 // One picture through everything, so that the first real one finds code and memory ready.
 void warm_up(Batcher& queue, int64_t size) {
   const auto finished = std::make_shared<std::promise<void>>();
@@ -74,7 +81,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
     at::globalContext().setAllowTF32CuDNN(false);
     at::globalContext().setSDPUseCuDNN(false);  // it plans anew for every shape
   }
-  const int threads = options.threads > 0 ? options.threads : at::get_num_threads();
+  const int unless_given = default_threads();
+  const int threads = options.threads > 0 ? options.threads : unless_given;
   const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
@@ -136,7 +144,7 @@ std::string engine_version() {
                         {"libtorchBuilt", TORCH_VERSION},
                         {"cudaDevices", cuda_devices()},
                         {"cpuCapability", at::get_cpu_capability()},
-                        {"threads", at::get_num_threads()}}
+                        {"threads", default_threads()}}
       .dump();
 }
 
