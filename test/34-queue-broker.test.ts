@@ -33,8 +33,8 @@ async function refused(redis: string, reason: RegExp): Promise<void> {
   assert.ok(Date.now() - started < 8000, `${Date.now() - started} ms`);
 }
 
-/** A server that takes connections and says nothing. */
-async function silentServer(port: number): Promise<{ close: () => void }> {
+/** A server that takes connections and says nothing; `taken` is how many. */
+async function silentServer(port: number): Promise<{ readonly taken: number; close: () => void }> {
   const sockets = new Set<net.Socket>();
   const server = net.createServer((socket) => sockets.add(socket)).listen(port, '127.0.0.1');
   await once(server, 'listening');
@@ -42,7 +42,12 @@ async function silentServer(port: number): Promise<{ close: () => void }> {
     server.close();
     for (const socket of sockets) socket.destroy();
   };
-  return { close };
+  return {
+    get taken() {
+      return sockets.size;
+    },
+    close,
+  };
 }
 
 describe('queue: the broker', function () {
@@ -143,7 +148,11 @@ describe('queue: the broker', function () {
           await closed;
           assert.equal(ended, jobs);
           assert.equal(worker.completed, 0);
-          await sleep(500);
+          await broker.kill();
+          const inItsPlace = await silentServer(Number(new URL(broker.url).port));
+          await sleep(3000); // longer than any time between two attempts
+          inItsPlace.close();
+          assert.equal(inItsPlace.taken, 0, 'something still looks for the broker');
           assert.deepEqual(
             lines.filter((line) => !line.startsWith('The broker at')),
             [],

@@ -47,7 +47,10 @@ export interface QueueWorker {
   readonly restarts: number;
   /** Fulfilled with the reason when the engine has failed for good: no more jobs are taken, the process should be started anew. */
   readonly lost: Promise<Error>;
-  /** Takes no more jobs, ends those that run, disconnects. */
+  /**
+   * Takes no more jobs, ends those that run, disconnects. A broker that gives no answer for 5 s is not waited for: jobs that run are then done again by
+   * another worker, once their locks have run out.
+   */
   close(): Promise<void>;
 }
 
@@ -217,7 +220,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     const look = async (): Promise<void> => {
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
       if (waiting + prioritized === 0 || (await queue.isPaused())) return;
-      if (!health.well || running > 0 || Date.now() - lastSign < silentMs) return;
+      if (closing || !health.well || running > 0 || Date.now() - lastSign < silentMs) return;
       log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
       restarts++;
       lastSign = Date.now();
@@ -248,8 +251,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       const waiting = new AbortController();
       await Promise.race([ended, broker.noAnswer(waiting.signal).catch(quiet)]);
       waiting.abort();
-      broker.close();
-      worker.disconnect().catch(quiet); // BullMQ itself would wait for a broker that has been lost
+      broker.close(); // and with it what BullMQ would still wait for
       while (running > 0) await sleep(20);
       await deadLetters.close();
       await queue.close();
