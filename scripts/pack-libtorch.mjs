@@ -3,7 +3,7 @@
 //   node scripts/pack-libtorch.mjs [--from FOLDER] [--out out/libtorch] [--no-tarball | --quick]
 //
 // --from: a LibTorch as `diad libtorch install` leaves it (torch/lib, torch/version.py, licenses); default: one is installed into out/ first.
-// --quick: compressed in a tenth of the time, to a larger tarball, for tests.
+// --quick: a larger tarball, for tests: compressing takes most of the time.
 // Taken is what libtorch.so needs, directly or not, and lies beside it; symbol tables go (linking against the libraries still works). Linux only.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -66,7 +66,7 @@ The CPU libraries of the PyTorch ${version} wheel, stripped of symbol tables and
 itself. The licences of PyTorch and of what it contains are in \`licenses/\`.
 `;
 
-/** What npm publishes; its compression takes most of the time. */
+/** As npm publishes it. */
 function pack(folder) {
   const out = path.dirname(folder);
   const [{ filename }] = JSON.parse(execFileSync('npm', ['pack', '--json', '--pack-destination', out], { cwd: folder, encoding: 'utf8' }));

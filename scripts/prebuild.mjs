@@ -3,7 +3,8 @@
 //   node scripts/prebuild.mjs [--libtorch DIR] [--reuse-build [--to FOLDER]]
 //
 // prebuildify starts from nothing (node-gyp removes build/), so it works on a copy of what the package ships, which also shows that those
-// sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them; with --to into another folder than prebuilds/.
+// sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them;
+// with --to into another folder than prebuilds/.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
 import path from 'node:path';

@@ -35,7 +35,11 @@ export function packLibTorch({ quick }) {
   const out = path.join(root, 'out', 'libtorch');
   const stamp = path.join(out, 'stamp');
   const sources = ['scripts/pack-libtorch.mjs', 'package.json'].map((file) => readFileSync(path.join(root, file)));
-  const current = createHash('sha256').update(sources[0]).update(JSON.parse(sources[1]).diad.libtorch.join()).digest('hex');
+  const current = createHash('sha256')
+    .update(sources[0])
+    .update(JSON.parse(sources[1]).diad.libtorch.join())
+    .update(String(quick))
+    .digest('hex');
   const tarballs = () => (existsSync(out) ? readdirSync(out).filter((name) => name.endsWith('.tgz')) : []);
   if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== current || tarballs().length !== 1) {
     for (const old of tarballs()) rmSync(path.join(out, old));
