@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,7 +27,7 @@ thread_local bool in_scope = false;
 
 constexpr size_t kOwnMapping = 1 << 20;  // bytes
 constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: mappings are read from end to end, again and again
-constexpr size_t kSlack = 4;             // a waiting piece serves if at most one part in so many stays unused
+constexpr size_t kPage = 4 << 10;        // bytes; what is taken of a waiting piece ends with a page, so that the rest can be unmapped
 
 struct Mapping {
   void* address;
@@ -44,19 +45,17 @@ Mapping map(size_t bytes) {
 
 void unmap(const Mapping& mapping) { munmap(mapping.address, mapping.bytes); }
 
-// Mappings of tensors that have been let go, by size.
+// What tensors have let go, by address. Neighbours become one piece, of which the next tensor takes as much as it needs.
 class Pool {
  public:
-  Mapping take(size_t bytes) {
+  Mapping take(size_t wanted) {
     const std::scoped_lock lock(mutex_);
-    const auto found = waiting_.lower_bound(bytes);
-    if (found != waiting_.end() && found->first - bytes <= found->first / kSlack) {
-      const Mapping mapping{found->second, found->first};
-      waiting_.erase(found);
-      of_.waiting -= mapping.bytes;
-      use(mapping.bytes);
-      return mapping;
+    const size_t bytes = whole_pages(wanted);
+    auto best = waiting_.end();
+    for (auto piece = waiting_.begin(); piece != waiting_.end(); ++piece) {
+      if (piece->second >= bytes && (best == waiting_.end() || piece->second < best->second)) best = piece;
     }
+    if (best != waiting_.end()) return from(best, bytes);
     const size_t most = std::max(most_used_, of_.used + bytes);
     while (of_.waiting > 0 && of_.used + of_.waiting + bytes > most) drop_largest();
     const Mapping mapping = map(bytes);
@@ -69,11 +68,7 @@ class Pool {
     const std::scoped_lock lock(mutex_);
     of_.used -= mapping.bytes;
     try {
-      if (again) {
-        waiting_.emplace(mapping.bytes, mapping.address);
-        of_.waiting += mapping.bytes;
-        return;
-      }
+      if (again) return wait(mapping);
     } catch (const std::bad_alloc&) {  // nothing left to remember it by
     }
     unmap(mapping);
@@ -81,7 +76,9 @@ class Pool {
 
   void release() {
     const std::scoped_lock lock(mutex_);
-    while (!waiting_.empty()) drop_largest();
+    for (const auto& [address, bytes] : waiting_) unmap({address, bytes});
+    waiting_.clear();
+    of_.waiting = 0;
     most_used_ = of_.used;
   }
 
@@ -91,20 +88,57 @@ class Pool {
   }
 
  private:
+  using Pieces = std::map<char*, size_t>;
+
+  static size_t whole_pages(size_t bytes) {
+    if (bytes > std::numeric_limits<size_t>::max() - kPage) throw std::bad_alloc();
+    return (bytes + kPage - 1) / kPage * kPage;
+  }
+
+  Mapping from(Pieces::iterator piece, size_t bytes) {
+    char* const address = piece->first;
+    const size_t rest = piece->second - bytes;
+    auto node = waiting_.extract(piece);
+    if (rest > 0) {
+      node.key() = address + bytes;
+      node.mapped() = rest;
+      waiting_.insert(std::move(node));
+    }
+    of_.waiting -= bytes;
+    use(bytes);
+    return {address, bytes};
+  }
+
+  void wait(const Mapping& mapping) {
+    auto* const address = static_cast<char*>(mapping.address);
+    const auto after = waiting_.lower_bound(address);
+    auto piece = waiting_.emplace_hint(after, address, mapping.bytes);
+    of_.waiting += mapping.bytes;
+    join(piece, after);
+    if (piece != waiting_.begin()) join(std::prev(piece), piece);
+  }
+
+  void join(Pieces::iterator piece, Pieces::iterator next) {
+    if (next == waiting_.end() || piece->first + piece->second != next->first) return;
+    piece->second += next->second;
+    waiting_.erase(next);
+  }
+
   void use(size_t bytes) {
     of_.used += bytes;
     most_used_ = std::max(most_used_, of_.used);
   }
 
   void drop_largest() {
-    const auto last = std::prev(waiting_.end());
-    unmap({last->second, last->first});
-    of_.waiting -= last->first;
-    waiting_.erase(last);
+    const auto largest =
+        std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    unmap({largest->first, largest->second});
+    of_.waiting -= largest->second;
+    waiting_.erase(largest);
   }
 
   std::mutex mutex_;
-  std::multimap<size_t, void*> waiting_;
+  Pieces waiting_;
   PoolBytes of_{0, 0};
   size_t most_used_ = 0;
 };

@@ -10,10 +10,10 @@ namespace diad {
 // LibTorch's allocator. Plain weights go one by one while packed ones are made.
 [[nodiscard]] c10::Allocator* mapped_allocator();
 
-// While one that is on lives, what this thread's layers compute is mapped likewise (pooled_empty). Pieces that are let go wait for the next
-// layer, which need not have the system clear memory again, as long as all together take no more than was in use at once since the last
-// release_waiting(); the scope's end, however it comes about, unmaps them, as does letting go of one after it. In the heap they would take
-// more: an aligned piece does not fit where one of its size was.
+// While one that is on lives, what this thread's layers compute is mapped likewise (pooled_empty). Pieces that are let go wait, joined with
+// their neighbours, for the next layers, which take of them what they need: the system need not clear memory again. All together take no
+// more than was in use at once since the last release_waiting(); the scope's end, however it comes about, unmaps what waits, as does
+// letting go of a piece after it. In the heap they would take more: an aligned piece does not fit where one of its size was.
 class PooledScope {
  public:
   explicit PooledScope(bool on);

@@ -67,8 +67,8 @@ using StepCallback = std::function<bool(int64_t done, int64_t total)>;
 
 class Pipeline {
  public:
-  // `tidy`: what networks compute is pooled outside the heap (PooledScope), and memory that one has cut up goes back to the system before
-  // the next asks for pieces of other sizes.
+  // `tidy`: what networks compute is pooled outside the heap (PooledScope) until the batch ends, and what one has left in the heap's middle
+  // goes back to the system before the next begins.
   Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy = false);
 
   // Computes a batch whose pictures have the same experimental options; a picture's result does not depend on its company beyond float32

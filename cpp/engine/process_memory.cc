@@ -1,7 +1,5 @@
 #include "process_memory.h"
 
-#include "mapped_allocator.h"
-
 #if __has_include(<gnu/libc-version.h>)
 #include <malloc.h>
 #define DIAD_HAS_MALLOC_TRIM 1
@@ -10,7 +8,6 @@
 namespace diad {
 
 void give_memory_back() {
-  release_waiting();
 #ifdef DIAD_HAS_MALLOC_TRIM
   malloc_trim(0);
 #endif

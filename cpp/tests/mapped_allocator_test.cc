@@ -4,11 +4,14 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <new>
 #include <optional>
+#include <random>
 #include <stdexcept>
+#include <vector>
 
 #include "random_tensor.h"
 #include "support.h"
@@ -51,47 +54,66 @@ TEST_CASE("outside a PooledScope, and below 1 MiB, memory is LibTorch's") {
   CHECK(pooled_allocator() == c10::GetCPUAllocator());
 }
 
-TEST_CASE("a piece that was let go serves again where little of it stays unused") {
+TEST_CASE("of a piece that was let go the next takes what it needs, and the rest waits on") {
   const Held held;
   const PooledScope scope(true);
   at::Tensor first = piece(8 * kMiB);
-  void* const place = first.mutable_data_ptr();
+  const auto* const place = first.const_data_ptr<uint8_t>();
   first = at::Tensor();
   CHECK(held.used() == 0);
   CHECK(Held::waiting() == 8 * kMiB);
 
-  at::Tensor second = piece(6 * kMiB);
-  CHECK(second.mutable_data_ptr() == place);
+  const at::Tensor front = piece(3 * kMiB - 1), behind = piece(5 * kMiB);  // whole pages
+  CHECK(front.const_data_ptr<uint8_t>() == place);
+  CHECK(behind.const_data_ptr<uint8_t>() == place + 3 * kMiB);
   CHECK(held.used() == 8 * kMiB);
   CHECK(Held::waiting() == 0);
-  second = at::Tensor();
+}
 
-  at::Tensor third = piece(8 * kMiB);  // the usual case: the same size again
-  CHECK(third.mutable_data_ptr() == place);
-  third = at::Tensor();
+TEST_CASE("neighbours that were let go become one piece, in whatever order") {
+  const Held held;
+  const PooledScope scope(true);
+  const std::vector<std::vector<size_t>> orders{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+  piece(9 * kMiB);
+  for (const auto& order : orders) {
+    std::vector<at::Tensor> pieces{piece(2 * kMiB), piece(3 * kMiB), piece(4 * kMiB)};
+    const auto* const place = pieces[0].const_data_ptr<uint8_t>();
+    CHECK(Held::waiting() == 0);
+    for (const size_t which : order) pieces[which] = at::Tensor();
+    CHECK(Held::waiting() == 9 * kMiB);
+    CHECK(piece(9 * kMiB).const_data_ptr<uint8_t>() == place);
+  }
+}
 
-  const at::Tensor much_smaller = piece(6 * kMiB - 1);
-  CHECK(held.used() == 6 * kMiB - 1);
+TEST_CASE("the smallest piece that is enough serves") {
+  const Held held;
+  const PooledScope scope(true);
+  std::vector<at::Tensor> pieces{piece(8 * kMiB), piece(kMiB), piece(3 * kMiB), piece(kMiB), piece(2 * kMiB)};  // neighbours or not
+  const auto* const place = pieces[2].const_data_ptr<uint8_t>();
+  for (const size_t which : {0, 2, 4}) pieces[which] = at::Tensor();
+  CHECK(piece(2 * kMiB + 1).const_data_ptr<uint8_t>() == place);
 }
 
 TEST_CASE("what waits gives way before all together exceed what was in use at once") {
   const Held held;
   const PooledScope scope(true);
-  {
-    const at::Tensor a = piece(10 * kMiB), b = piece(4 * kMiB);
-  }
+  at::Tensor large = piece(10 * kMiB);
+  const at::Tensor between = piece(kMiB);
+  at::Tensor small = piece(4 * kMiB);
+  large = small = at::Tensor();
   CHECK(Held::waiting() == 14 * kMiB);
   {
-    const at::Tensor fits_beside_the_small_one = piece(6 * kMiB);  // the largest goes first
-    CHECK(held.used() == 6 * kMiB);
-    CHECK(Held::waiting() == 4 * kMiB);
+    const at::Tensor fits_nowhere = piece(11 * kMiB);  // the largest goes first
+    CHECK(held.used() == 12 * kMiB);
+    CHECK(Held::waiting() <= 3 * kMiB);
     const at::Tensor largest_yet = piece(20 * kMiB);
-    CHECK(held.used() == 26 * kMiB);
+    CHECK(held.used() == 32 * kMiB);
     CHECK(Held::waiting() == 0);
   }
-  CHECK(Held::waiting() == 26 * kMiB);
+  CHECK(Held::waiting() == 31 * kMiB);
   release_waiting();
   CHECK(Held::waiting() == 0);
+  CHECK(held.used() == kMiB);
 }
 
 TEST_CASE("releasing forgets how much was in use") {
@@ -99,21 +121,47 @@ TEST_CASE("releasing forgets how much was in use") {
   const PooledScope scope(true);
   piece(64 * kMiB);
   release_waiting();
-  piece(8 * kMiB);
   piece(4 * kMiB);
-  CHECK(Held::waiting() == 4 * kMiB);
+  piece(8 * kMiB);
+  CHECK(Held::waiting() == 8 * kMiB);
 }
 
 TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
   const Held held;
   const PooledScope scope(true);
-  piece(8 * kMiB);
-  CHECK_THROWS_AS(piece(int64_t{1} << 60), std::bad_alloc);
+  piece(4 * kMiB);
+  for (const int64_t bytes : {int64_t{1} << 60, std::numeric_limits<int64_t>::max()}) CHECK_THROWS_AS(piece(bytes), std::bad_alloc);
   CHECK(held.used() == 0);
   CHECK(Held::waiting() == 0);
-  piece(8 * kMiB);
   piece(4 * kMiB);
-  CHECK(Held::waiting() == 4 * kMiB);  // as if what could not be had had never been asked for
+  piece(8 * kMiB);
+  CHECK(Held::waiting() == 8 * kMiB);  // as if what could not be had had never been asked for
+}
+
+TEST_CASE("pieces of many sizes, let go in any order, never share a byte") {
+  const Held held;
+  const PooledScope scope(true);
+  std::mt19937 random(5);
+  std::vector<at::Tensor> pieces(24);
+  int64_t most = 0;
+  for (int round = 0; round < 2000; ++round) {
+    const auto which = static_cast<size_t>(random() % pieces.size());
+    at::Tensor& one = pieces[which];
+    if (one.defined()) {
+      CHECK(one[0].item<uint8_t>() == which);
+      CHECK(one[-1].item<uint8_t>() == which);
+      one = at::Tensor();
+    } else {
+      one = piece(kMiB + static_cast<int64_t>(random() % (3 * kMiB)));
+      one[0] = one[-1] = static_cast<int64_t>(which);
+    }
+    most = std::max(most, held.used());
+    REQUIRE(held.used() + Held::waiting() <= most);
+  }
+  pieces.clear();
+  CHECK(held.used() == 0);
+  release_waiting();
+  CHECK(Held::waiting() == 0);
 }
 
 TEST_CASE("nothing waits after the scope, nor after one that an error ends; a scope inside another ends nothing") {
