@@ -30,6 +30,32 @@ void in_blocks(int64_t out_channels, int64_t pixels, int64_t products, double sp
   });
 }
 
+// rows [count, depth], `row_stride` floats apart, times packed columns [ceil(out / 32), depth, 32], plus bias: y [count, out], rows
+// `y_stride` apart.
+struct PlainProduct {
+  const float* rows;
+  int64_t row_stride, count, depth;
+  const float *packed, *bias;
+  int64_t out;
+  float* y;
+  int64_t y_stride;
+
+  [[nodiscard]] kernels::ConvArguments arguments() const {
+    kernels::ConvArguments a{};
+    a.at.runs = a.at.height = 1;
+    a.at.run_length = depth;
+    a.at.pixel_step = row_stride;
+    a.at.width = count;
+    a.x = rows;
+    a.weights = packed;
+    a.bias = bias;
+    a.y = y;
+    a.out_channels = out;
+    a.y_stride = y_stride;
+    return a;
+  }
+};
+
 // Channels-last pictures, each pixel `times` times in both directions, then a border around them.
 struct PaddedPictures {
   int64_t pictures, height, width, channels, border, times;

@@ -94,7 +94,7 @@ void DirectConv::compute(ConvArguments& a, int64_t pixels) const {
   a.weights = weights_.const_data_ptr();
   a.half = half();
   a.bias = bias_.const_data_ptr<float>();
-  a.out_channels = out_channels_;
+  a.out_channels = a.y_stride = out_channels_;
   const kernels::ConvKernel kernel = cpu_kernels()->convolution;
   in_blocks(out_channels_, pixels, a.at.runs * a.at.run_length, 1,
             [&](int64_t block, int64_t first, int64_t last) { kernel(a, block, first, last); });

@@ -22,6 +22,7 @@ using kernels::kBlock;
 
 constexpr int64_t kValuesOfAThread = 1 << 14;
 constexpr int64_t kQueriesAtOnce = 64;  // whose products with all keys lie in the second cache
+constexpr int64_t kBetweenRows = 16;    // floats, lest rows of a power of two contend for the same places of the first cache
 
 // [count, width] with rows `stride` apart -> [count / 32, width, 32], zeros behind the last.
 void pack_rows(const float* from, int64_t stride, int64_t count, int64_t width, float* to) {
@@ -45,20 +46,9 @@ void pack_columns(const float* from, int64_t stride, int64_t count, int64_t widt
   }
 }
 
-// rows [count, depth], `stride` apart, times packed columns [out / 32, depth, 32] -> [count, out].
-void multiply(const float* rows, int64_t stride, int64_t count, int64_t depth, const float* packed, int64_t out, const float* zeros,
-              float* y) {
-  kernels::ConvArguments a{};
-  a.at.runs = a.at.height = 1;
-  a.at.run_length = depth;
-  a.at.pixel_step = stride;
-  a.at.width = count;
-  a.x = rows;
-  a.weights = packed;
-  a.bias = zeros;
-  a.y = y;
-  a.out_channels = out;
-  for (int64_t block = 0; block < blocks_of(out); ++block) cpu_kernels()->convolution(a, block, 0, count);
+void multiply(const PlainProduct& product) {
+  const kernels::ConvArguments arguments = product.arguments();
+  for (int64_t block = 0; block < blocks_of(product.out); ++block) cpu_kernels()->convolution(arguments, block, 0, product.count);
 }
 
 bool is_plain(const at::Tensor& x) { return x.dim() == 4 && x.scalar_type() == at::kFloat && x.device().is_cpu() && x.numel() > 0; }
@@ -91,21 +81,22 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     }
   });
 
+  const int64_t between = count + kBetweenRows;
   const int64_t pieces = (length + kQueriesAtOnce - 1) / kQueriesAtOnce;
   const double work = 4.0 * static_cast<double>(std::min(length, kQueriesAtOnce) * count * (depth + 8));
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(depth)));
   in_parallel(pictures * heads * pieces, grain, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> space;
-    space.resize(std::max(space.size(), static_cast<size_t>(kQueriesAtOnce * (count + depth + 1))));
-    float *const products = space.data(), *const sums = products + kQueriesAtOnce * count, *const rows = sums + kQueriesAtOnce;
+    space.resize(std::max(space.size(), static_cast<size_t>(kQueriesAtOnce * (between + depth + 1))));
+    float *const products = space.data(), *const sums = products + kQueriesAtOnce * between, *const rows = sums + kQueriesAtOnce;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / pieces, first = task % pieces * kQueriesAtOnce, some = std::min(kQueriesAtOnce, length - first);
       const float* const packed_keys = weights + head * (of_keys + of_values);
-      multiply(start_of(queries, head) + first * queries.stride(2), queries.stride(2), some, depth, packed_keys, count, zeros.data(),
-               products);
-      cpu_kernels()->rows.exponentiate(products, some, count, scale, sums);
-      multiply(products, count, some, count, packed_keys + of_keys, depth, zeros.data(), rows);
+      const float* const from = start_of(queries, head) + first * queries.stride(2);
+      multiply({from, queries.stride(2), some, depth, packed_keys, zeros.data(), count, products, between});
+      cpu_kernels()->rows.exponentiate(products, some, count, between, scale, sums);
+      multiply({products, between, some, count, packed_keys + of_keys, zeros.data(), depth, rows, depth});
       cpu_kernels()->rows.divide(rows, sums, some, depth, heads * depth,
                                  to + ((head / heads * length + first) * heads + head % heads) * depth);
     }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "conv_tasks.h"
 #include "cpu_kernels.h"
 #include "helpers.h"
 #include "mapped_allocator.h"
@@ -133,17 +134,17 @@ at::Tensor WinogradConv::run(const at::Tensor& x, const std::optional<at::Tensor
     const double work = 2.0 * static_cast<double>(std::min(tiles, kernels::kMostPixels) * channels_ * kBlock);
     each_in_parallel(positions * chunks * blocks, work, [&](int64_t task) {
       const int64_t position = task / (chunks * blocks), chunk = task / blocks % chunks, block = task % blocks;
-      kernels::ConvArguments a{};
-      a.x = v + position * tiles * channels_;
-      a.at.runs = a.at.height = 1;
-      a.at.run_length = a.at.pixel_step = channels_;
-      a.at.width = tiles;
-      a.weights = weights + position * blocks * channels_ * kBlock;
-      a.bias = nothing;
-      a.y = m + position * tiles * out_channels_;
-      a.out_channels = out_channels_;
+      const PlainProduct product{v + position * tiles * channels_,
+                                 channels_,
+                                 tiles,
+                                 channels_,
+                                 weights + position * blocks * channels_ * kBlock,
+                                 nothing,
+                                 out_channels_,
+                                 m + position * tiles * out_channels_,
+                                 out_channels_};
       const int64_t first = chunk * kernels::kMostPixels;
-      kernels.convolution(a, block, first, std::min(first + kernels::kMostPixels, tiles));
+      kernels.convolution(product.arguments(), block, first, std::min(first + kernels::kMostPixels, tiles));
     });
 
     each_in_parallel(tiles, static_cast<double>(4 * positions * out_channels_), [&](int64_t tile) {

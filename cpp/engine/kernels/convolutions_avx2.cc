@@ -17,6 +17,7 @@ struct Avx2 {
   static Type load(const float* from) { return _mm256_loadu_ps(from); }
   static Type load(const uint16_t* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
+  static void prefetch_soon(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
   static Type broadcast(float value) { return _mm256_set1_ps(value); }
   static Type multiply_add(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
   static Type negative_multiply_add(Type a, Type b, Type c) { return _mm256_fnmadd_ps(a, b, c); }

@@ -19,6 +19,7 @@ struct Avx512 {
     return _mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
+  static void prefetch_soon(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
   static Type broadcast(float value) { return _mm512_set1_ps(value); }
   static Type multiply_add(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
   static Type negative_multiply_add(Type a, Type b, Type c) { return _mm512_fnmadd_ps(a, b, c); }

@@ -6,6 +6,13 @@
 
 #include <stdint.h>
 
+// Before a loop over registers: rolled up, it would need them in memory.
+#if defined(__GNUC__)
+#define DIAD_UNROLLED _Pragma("GCC unroll 8")
+#else
+#define DIAD_UNROLLED
+#endif
+
 namespace diad::kernels {
 
 // Output channels whose weights lie side by side.
@@ -48,8 +55,8 @@ struct ConvArguments {
   bool half;              // weights are halves
   const float* bias;      // [ceil(out_channels / 32) * 32]
   const float* residual;  // as y, or null
-  float* y;               // [pixels][out_channels]
-  int64_t out_channels;
+  float* y;               // [pixels][out_channels], pixels y_stride floats apart
+  int64_t out_channels, y_stride;
   bool relu;
 };
 
@@ -79,18 +86,20 @@ struct ConvLoops {
   static constexpr int64_t kDepth = 256;                        // steps whose weights stay in the first cache while all pixels pass by
   static constexpr int64_t kVectors = kBlock / Vector::kWidth;  // of a block
 
-  // Adds `steps` products to the sums of kPixels pixels, kParts vectors each.
-  template <typename Weight, int kPixels, int kParts>
-  static void tile(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, Scalar* sums, Upcoming& upcoming) {
+  // Adds `steps` products to the sums of kPixels pixels from `first` on, of kParts vectors from `part` on. Where sums come from and go to,
+  // and what is brought near for that, Ends says.
+  template <typename Weight, int kPixels, int kParts, typename Ends>
+  static void tile(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, const Ends& ends, int64_t first,
+                   int part, Upcoming& upcoming) {
     V sum[kPixels][kParts];
     const Scalar* row[kPixels];
     for (int p = 0; p < kPixels; ++p) {
-      row[p] = inputs[p] + offset;
-      for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::load(sums + p * kBlock + v * Vector::kWidth);
+      row[p] = inputs[first + p] + offset;
+      for (int v = 0; v < kParts; ++v) sum[p][v] = ends.begin(first + p, part + v);
     }
     const auto step = [&](int64_t i) {
       V w[kParts];
-      for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + i * kBlock + v * Vector::kWidth);
+      for (int v = 0; v < kParts; ++v) w[v] = Vector::load(weights + i * kBlock + (part + v) * Vector::kWidth);
       for (int p = 0; p < kPixels; ++p) {
         const V value = Vector::broadcast(row[p][i]);
         for (int v = 0; v < kParts; ++v) sum[p][v] = Vector::multiply_add(value, w[v], sum[p][v]);
@@ -103,40 +112,52 @@ struct ConvLoops {
       for (int64_t j = 0; j < kSteps; ++j) step(i + j);
     }
     for (; i < steps; ++i) step(i);
+    DIAD_UNROLLED
     for (int p = 0; p < kPixels; ++p) {
-      for (int v = 0; v < kParts; ++v) Vector::store(sums + p * kBlock + v * Vector::kWidth, sum[p][v]);
+      DIAD_UNROLLED
+      for (int v = 0; v < kParts; ++v) ends.end(first + p, part + v, sum[p][v]);
     }
   }
 
-  template <typename Weight, int kPixels, int kUsed>
-  static void pixels(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, Scalar* sums, Upcoming& upcoming) {
+  template <typename Weight, int kPixels, int kUsed, typename Ends>
+  static void pixels(const Weight* weights, const Scalar* const* inputs, int64_t offset, int64_t steps, const Ends& ends, int64_t first,
+                     Upcoming& upcoming) {
     constexpr int kParts = kUsed < Vector::kPartsAtOnce ? kUsed : Vector::kPartsAtOnce;
-    for (int v = 0; v < kUsed; v += kParts) {
-      tile<Weight, kPixels, kParts>(weights + v * Vector::kWidth, inputs, offset, steps, sums + v * Vector::kWidth, upcoming);
+    for (int part = 0; part < kUsed; part += kParts) {
+      tile<Weight, kPixels, kParts>(weights, inputs, offset, steps, ends, first, part, upcoming);
     }
   }
+
+  // Sums in memory, kBlock of each pixel.
+  struct InMemory {
+    Scalar* sums;
+
+    [[nodiscard]] V begin(int64_t pixel, int part) const { return Vector::load(sums + pixel * kBlock + part * Vector::kWidth); }
+    void end(int64_t pixel, int part, V sum) const { Vector::store(sums + pixel * kBlock + part * Vector::kWidth, sum); }
+  };
 
   // Whether the first half of a block's channels, of which `left` and more are there, is all.
   static bool is_half(int64_t left) { return left <= kBlock / 2; }
 
   // For the first kUsed vectors of the block. `next` are the weights that come after, `bytes` of them: the passes share in asking for them.
-  template <int kUsed, typename Weight>
-  static void all_pixels(const Weight* weights, const Scalar* const* inputs, int64_t count, int64_t offset, int64_t steps, Scalar* sums,
+  template <int kUsed, typename Weight, typename Ends>
+  static void all_pixels(const Weight* weights, const Scalar* const* inputs, int64_t count, int64_t offset, int64_t steps, const Ends& ends,
                          const void* next, int64_t bytes) {
     constexpr int kMost = Vector::kPixels, kPasses = kUsed < Vector::kPartsAtOnce ? 1 : kUsed / Vector::kPartsAtOnce;
     const int64_t rest = count % kMost, passes = (count / kMost + rest / 2 + rest % 2) * kPasses;
     const int64_t times = passes * (steps / kSteps), advance = times == 0 ? 0 : (bytes + times - 1) / times;
     Upcoming upcoming{static_cast<const char*>(next), (advance + kLine - 1) / kLine, advance};
     int64_t p = 0;
-    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
-    for (; p + 2 <= count; p += 2) pixels<Weight, 2, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
-    if (p < count) pixels<Weight, 1, kUsed>(weights, inputs + p, offset, steps, sums + p * kBlock, upcoming);
+    for (; p + kMost <= count; p += kMost) pixels<Weight, kMost, kUsed>(weights, inputs, offset, steps, ends, p, upcoming);
+    for (; p + 2 <= count; p += 2) pixels<Weight, 2, kUsed>(weights, inputs, offset, steps, ends, p, upcoming);
+    if (p < count) pixels<Weight, 1, kUsed>(weights, inputs, offset, steps, ends, p, upcoming);
   }
 };
 
 template <typename Vector>
 struct DirectConvLoops : ConvLoops<Vector> {
   using Loops = ConvLoops<Vector>;
+  using V = typename Vector::Type;
   using Loops::kDepth;
 
   template <typename Weight>
@@ -144,53 +165,65 @@ struct DirectConvLoops : ConvLoops<Vector> {
     for (int64_t i = 0; i < count; i += Vector::kWidth) Vector::store(to + i, Vector::load(from + i));
   }
 
-  static void finish(const ConvArguments& a, int64_t block, int64_t first, int64_t count, const float* sums) {
-    const int64_t from = block * kBlock, left = a.out_channels - from, filled = left < kBlock ? left : kBlock;
-    const int64_t whole = filled / Vector::kWidth * Vector::kWidth, rest = filled - whole;
-    const auto zero = Vector::broadcast(0);
-    for (int64_t p = 0; p < count; ++p, sums += kBlock) {
-      const int64_t at = (first + p) * a.out_channels + from;
-      float* const y = a.y + at;
-      const float* const residual = a.residual ? a.residual + at : nullptr;
-      for (int64_t k = 0; k < whole; k += Vector::kWidth) {
-        auto value = Vector::load(sums + k);
-        if (residual) value = Vector::add(value, Vector::load(residual + k));
-        Vector::store(y + k, a.relu ? Vector::max(zero, value) : value);  // a NaN stays one
-      }
-      if (rest == 0) continue;
-      auto value = Vector::load(sums + whole);
-      if (residual) value = Vector::add(value, Vector::load_first(residual + whole, rest));
-      Vector::store_first(y + whole, rest, a.relu ? Vector::max(zero, value) : value);
+  // The first pass begins with the bias, the last one ends in the output; between passes sums lie in memory.
+  struct Ends {
+    float* sums;          // [pixels][kBlock]
+    const float* from;    // the bias, then the sums
+    int64_t from_stride;  // from a pixel to the next: 0, then kBlock
+    bool is_last;
+    float* y;                      // the block's channels of pixel 0
+    const float* residual;         // likewise, or null
+    int64_t pixel_stride, filled;  // floats from a pixel to the next, channels of the block
+    bool relu;
+
+    [[nodiscard]] V begin(int64_t pixel, int part) const {
+      const int64_t k = part * Vector::kWidth;
+      if (is_last) Vector::prefetch_soon(y + pixel * pixel_stride + k);  // the output, meanwhile
+      return Vector::load(from + pixel * from_stride + k);
     }
-  }
+
+    void end(int64_t pixel, int part, V sum) const {
+      const int64_t k = part * Vector::kWidth, left = filled - k, at = pixel * pixel_stride + k;
+      if (!is_last) {
+        Vector::store(sums + pixel * kBlock + k, sum);
+      } else if (left >= Vector::kWidth) {
+        if (residual) sum = Vector::add(sum, Vector::load(residual + at));
+        Vector::store(y + at, relu ? Vector::max(Vector::broadcast(0), sum) : sum);  // a NaN stays one
+      } else if (left > 0) {
+        if (residual) sum = Vector::add(sum, Vector::load_first(residual + at, left));
+        Vector::store_first(y + at, left, relu ? Vector::max(Vector::broadcast(0), sum) : sum);
+      }
+    }
+  };
 
   template <typename Weight, int kUsed>
   static void block(const ConvArguments& a, int64_t block, int64_t first, int64_t last) {
     alignas(64) float sums[kMostPixels * kBlock];
     const float* inputs[kMostPixels];
-    const int64_t count = last - first;
-    each_pixel(a.at, first, count, [&](int64_t p, int64_t start) {
-      inputs[p] = a.x + start;
-      for (int64_t k = 0; k < kBlock; k += Vector::kWidth) Vector::store(sums + p * kBlock + k, Vector::load(a.bias + block * kBlock + k));
-    });
+    const int64_t count = last - first, from = block * kBlock, left = a.out_channels - from, at = first * a.y_stride + from;
+    each_pixel(a.at, first, count, [&](int64_t p, int64_t start) { inputs[p] = a.x + start; });
+    Ends ends{sums,  a.bias + from, 0, false, a.y + at, a.residual ? a.residual + at : nullptr, a.y_stride, left < kBlock ? left : kBlock,
+              a.relu};
     const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.at.runs * a.at.run_length * kBlock;
     for (int64_t run = 0; run < a.at.runs; ++run) {
       for (int64_t i = 0; i < a.at.run_length; i += kDepth) {
         const int64_t steps = a.at.run_length - i < kDepth ? a.at.run_length - i : kDepth, offset = run * a.at.run_stride + i;
         const Weight* const next = weights + steps * kBlock;
         const int64_t bytes = steps * kBlock * static_cast<int64_t>(sizeof(Weight));
+        ends.is_last = run + 1 == a.at.runs && i + steps == a.at.run_length;
         // Widening takes the place of multiplications: for more than a few tiles it is done once, beforehand.
         if (sizeof(Weight) < sizeof(float) && count >= 4 * Vector::kPixels) {
           alignas(64) float widened[kDepth * kBlock];
           widen(weights, steps * kBlock, widened);
-          Loops::template all_pixels<kUsed>(widened, inputs, count, offset, steps, sums, next, bytes);
+          Loops::template all_pixels<kUsed>(widened, inputs, count, offset, steps, ends, next, bytes);
         } else {
-          Loops::template all_pixels<kUsed>(weights, inputs, count, offset, steps, sums, next, bytes);
+          Loops::template all_pixels<kUsed>(weights, inputs, count, offset, steps, ends, next, bytes);
         }
-        weights += steps * kBlock;
+        ends.from = sums;
+        ends.from_stride = kBlock;
+        weights = next;
       }
     }
-    finish(a, block, first, count, sums);
   }
 
   template <int kUsed>

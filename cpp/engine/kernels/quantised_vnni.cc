@@ -58,7 +58,7 @@ void convolution(const QuantisedArguments& a, int64_t block, int64_t first, int6
     for (int64_t i = 0; i < a.at.run_length; i += Loops::kDepth) {
       const int64_t steps = a.at.run_length - i < Loops::kDepth ? a.at.run_length - i : Loops::kDepth;
       const int32_t* const next = weights + steps * kBlock;
-      Loops::all_pixels<Loops::kVectors>(weights, inputs, count, run * a.at.run_stride + i, steps, sums, next,
+      Loops::all_pixels<Loops::kVectors>(weights, inputs, count, run * a.at.run_stride + i, steps, Loops::InMemory{sums}, next,
                                          steps * kBlock * static_cast<int64_t>(sizeof(int32_t)));
       weights = next;
     }
