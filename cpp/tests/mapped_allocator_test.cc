@@ -79,9 +79,14 @@ TEST_CASE("neighbours that were let go become one piece, in whatever order") {
     std::vector<at::Tensor> pieces{piece(2 * kMiB), piece(3 * kMiB), piece(4 * kMiB)};
     const auto* const place = pieces[0].const_data_ptr<uint8_t>();
     CHECK(Held::waiting() == 0);
-    for (const size_t which : order) pieces[which] = at::Tensor();
+    for (const size_t which : order) {
+      pieces[which].fill_(7);
+      pieces[which] = at::Tensor();
+    }
     CHECK(Held::waiting() == 9 * kMiB);
-    CHECK(piece(9 * kMiB).const_data_ptr<uint8_t>() == place);
+    const at::Tensor whole = piece(9 * kMiB);
+    CHECK(whole.const_data_ptr<uint8_t>() == place);
+    CHECK(whole.eq(7).all().item<bool>());  // mapped anew, perhaps at the same place, it would be zeros
   }
 }
 
