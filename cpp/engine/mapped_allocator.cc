@@ -58,7 +58,7 @@ class Pool {
     if (best != waiting_.end()) return from(best, bytes);
     const size_t most = std::max(most_used_, of_.used + bytes);
     while (of_.waiting > 0 && of_.used + of_.waiting + bytes > most) drop_largest();
-    const Mapping mapping = map(bytes);
+    const Mapping mapping = map_or_give_back(bytes);
     use(bytes);
     return mapping;
   }
@@ -76,9 +76,7 @@ class Pool {
 
   void release() {
     const std::scoped_lock lock(mutex_);
-    for (const auto& [address, bytes] : waiting_) unmap({address, bytes});
-    waiting_.clear();
-    of_.waiting = 0;
+    drop_all();
     most_used_ = of_.used;
   }
 
@@ -127,6 +125,23 @@ class Pool {
   void use(size_t bytes) {
     of_.used += bytes;
     most_used_ = std::max(most_used_, of_.used);
+  }
+
+  // What waits may be what the system lacks.
+  Mapping map_or_give_back(size_t bytes) {
+    try {
+      return map(bytes);
+    } catch (const std::bad_alloc&) {
+      if (waiting_.empty()) throw;
+    }
+    drop_all();
+    return map(bytes);
+  }
+
+  void drop_all() {
+    for (const auto& [address, bytes] : waiting_) unmap({address, bytes});
+    waiting_.clear();
+    of_.waiting = 0;
   }
 
   void drop_largest() {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <new>
 #include <optional>
@@ -16,6 +17,11 @@
 #include "random_tensor.h"
 #include "support.h"
 #include "winograd_conv.h"
+
+#ifdef __linux__
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
 
 #ifndef _WIN32
 
@@ -142,6 +148,49 @@ TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
   piece(8 * kMiB);
   CHECK(Held::waiting() == 8 * kMiB);  // as if what could not be had had never been asked for
 }
+
+#ifdef __linux__
+
+// While one lives, the system gives no mapping that would leave the process with more than so many bytes.
+class AddressLimit {
+ public:
+  explicit AddressLimit(int64_t bytes) {
+    REQUIRE(getrlimit(RLIMIT_AS, &before_) == 0);
+    const rlimit limit{static_cast<rlim_t>(bytes), before_.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
+  }
+  ~AddressLimit() { setrlimit(RLIMIT_AS, &before_); }
+  AddressLimit(const AddressLimit&) = delete;
+  AddressLimit& operator=(const AddressLimit&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+int64_t address_space() {
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+TEST_CASE("what waits is given back when the system refuses a piece") {
+  constexpr int64_t kPiece = 64 * kMiB;
+  const Held held;
+  const PooledScope scope(true);
+  std::vector<at::Tensor> pieces;
+  for (int i = 0; i < 8; ++i) pieces.push_back(piece(kPiece));
+  std::ranges::sort(pieces, {}, [](const at::Tensor& one) { return one.const_data_ptr<uint8_t>(); });
+  for (size_t i = 0; i < pieces.size(); i += 2) pieces[i].reset();  // none beside another
+  REQUIRE(Held::waiting() == 4 * kPiece);
+  // None of the four is large enough. Two go anyway, lest all together exceed what was in use; here that is not enough.
+  const AddressLimit limit(address_space() - 2 * kPiece);
+  const at::Tensor larger = piece(kPiece * 3 / 2);
+  CHECK(Held::waiting() == 0);
+  CHECK(held.used() == 4 * kPiece + kPiece * 3 / 2);
+  CHECK_THROWS_AS(piece(4 * kPiece), std::bad_alloc);
+}
+
+#endif
 
 TEST_CASE("pieces of many sizes, let go in any order, never share a byte") {
   const Held held;
