@@ -149,7 +149,7 @@ TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
   CHECK(Held::waiting() == 8 * kMiB);  // as if what could not be had had never been asked for
 }
 
-#ifdef __linux__
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
 
 // While one lives, the system gives no mapping that would leave the process with more than so many bytes.
 class AddressLimit {

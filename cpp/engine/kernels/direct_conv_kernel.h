@@ -1,4 +1,4 @@
-// The inner loops of DirectConv and QuantisedConv, compiled once for each instruction set (convolutions_*.cc).
+// The inner loops of DirectConv and QuantisedConv, compiled once for each instruction set (avx2.cc, avx512.cc).
 //
 // Nothing of the standard library is used here: a function that these files instantiate with wide instructions could be the copy that the
 // linker keeps for everybody.

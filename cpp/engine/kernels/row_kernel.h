@@ -1,4 +1,4 @@
-// Loops over rows of floats with an exponential or a sum in them, compiled once for each instruction set (convolutions_*.cc). As in
+// Loops over rows of floats with an exponential or a sum in them, compiled once for each instruction set (avx2.cc, avx512.cc). As in
 // direct_conv_kernel.h nothing of the standard library is used.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The transforms of WinogradConv, compiled once for each instruction set (convolutions_avx512.cc, convolutions_avx2.cc).
+// The transforms of WinogradConv, compiled once for each instruction set (avx512.cc, avx2.cc).
 //
 // Matrices: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4, for 3 x 3 kernels and tiles of 2 x 2 and
 // 4 x 4 output pixels. As in direct_conv_kernel.h nothing of the standard library is used.
