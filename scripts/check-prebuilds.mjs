@@ -24,6 +24,8 @@ const UNWINDER = /^libgcc_s\.so\.\d+$/;
 const CXX = /^libstdc\+\+\.so\.\d+$/;
 const BUILD_MACHINE = /(?<![\w.$-])\/(?:home|root|Users|github|__w|tmp|var\/tmp|opt|work|build)\/[\w./+-]+/g;
 
+const RECORDS_ON_CUDA = / WEAK .* UND _ZN2at4cuda9CUDAGraph13capture_begin/; // found in a LibTorch for CUDA, absent otherwise
+
 const minorOf = (version) => version.split('.').slice(0, 2).join('.');
 const readelf = (options, file) => execFileSync('readelf', [...options, '-W', file], { encoding: 'utf8', maxBuffer: 1 << 28 });
 
@@ -78,6 +80,8 @@ function checkElf(file, { allowed, floors, isAddon }, report) {
     const unknown = used.filter((name) => !known.has(name));
     if (used.length === 0) report('uses no Node-API function');
     if (unknown.length > 0) report(`uses ${unknown.join(', ')}, which Node-API ${NODE_API} does not have`);
+  } else if (!RECORDS_ON_CUDA.test(readelf(['--dyn-syms'], file))) {
+    report('records no graphs on CUDA: it was built without the headers of CUDA');
   }
   return { needed, versions };
 }

@@ -11,6 +11,8 @@ import { fileURLToPath } from 'node:url';
 export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 export const python = path.join(root, '.venv', 'bin', 'python');
 const TORCH = 'torch==2.13.0';
+/** Headers, for what the engine calls of LibTorch's on CUDA; nothing of them is linked. */
+const CUDA_HEADERS = ['nvidia-cuda-runtime==13.0.96', 'nvidia-cuda-crt==13.0.88'];
 
 function filesBelow(entry) {
   const full = path.join(root, entry);
@@ -62,9 +64,10 @@ export function setUp({ withPython = false } = {}) {
   step('node packages', ['package.json', 'package-lock.json'], ['node_modules/sharp/package.json'], () =>
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel', 'error']),
   );
-  step('PyTorch', [], ['.venv/bin/python'], () => {
+  step('PyTorch and headers of CUDA', [], ['.venv/bin/python'], () => {
     run(systemPython(), ['-m', 'venv', '.venv']);
     run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', TORCH]);
+    if (process.platform === 'linux') run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', ...CUDA_HEADERS]);
   });
   if (withPython) {
     step('Python reference', ['python/pyproject.toml'], [], () =>

@@ -2,6 +2,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -10,14 +12,8 @@
 #include <stdexcept>
 
 #include "device.h"
+#include "device_graph.h"
 #include "failure.h"
-
-#if __has_include(<ATen/accelerator/Graph.h>)
-#include <ATen/accelerator/Graph.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#define DIAD_HAS_GRAPHS 1
-#endif
 
 namespace diad {
 
@@ -44,37 +40,35 @@ bool same_result(const Tensors& a, const Tensors& b) {
   return true;
 }
 
-#ifdef DIAD_HAS_GRAPHS
-
 // What recordings of one model have in common. They run one after the other and can share memory: a device's allocator gives a block again
 // to the stream that it was given to first, within one pool.
 struct Shared {
+  DeviceGraphs graphs;
   std::optional<c10::Stream> stream;  // none may be recorded on the default one
-  at::MempoolId_t pool{0, 0};         // lives as long as one of its recordings
+  DeviceGraph::Pool pool{0, 0};       // lives as long as one of its recordings
   int recordings = 0;                 // in the pool
-  bool broken = false;                // one could not be ended: the allocator takes it for still going on
+  bool broken = false;                // one could not be ended: an allocator may take it for still going on
 };
 
 class GraphRecording final : public Recording {
  public:
-  explicit GraphRecording(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+  explicit GraphRecording(std::shared_ptr<Shared> shared) : shared_(std::move(shared)), graph_(shared_->graphs()) {}
   ~GraphRecording() override {
     if (in_pool_ && --shared_->recordings == 0) shared_->pool = {0, 0};
   }
 
-  // Other threads go on meanwhile: what they do is no part of the recording.
   void begin() {
-    whole([this] { graph_.capture_begin(shared_->pool, at::GraphCaptureMode::ThreadLocal); });
+    whole([this] { graph_->begin(shared_->pool); });
   }
 
   void end() {
-    whole([this] { graph_.capture_end(); });
-    shared_->pool = graph_.pool();
+    whole([this] { graph_->end(); });
+    shared_->pool = graph_->pool();
     ++shared_->recordings;
     in_pool_ = true;
   }
 
-  void replay() override { graph_.replay(); }
+  void replay() override { graph_->replay(); }
 
  private:
   template <typename Action>
@@ -88,7 +82,7 @@ class GraphRecording final : public Recording {
   }
 
   std::shared_ptr<Shared> shared_;
-  at::accelerator::Graph graph_;
+  std::unique_ptr<DeviceGraph> graph_;
   bool in_pool_ = false;
 };
 
@@ -112,17 +106,12 @@ std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_pt
   return recording;
 }
 
-#endif
-
 }  // namespace
 
-Recorder graph_recorder([[maybe_unused]] c10::Device device) {
-#ifdef DIAD_HAS_GRAPHS
-  if (at::has_graph_impl(device.type())) {
-    return
-        [device, shared = std::make_shared<Shared>()](const std::function<Tensors()>& work) { return record_graph(device, shared, work); };
-  }
-#endif
+Recorder graph_recorder(c10::Device device) {
+  const auto shared = std::make_shared<Shared>();
+  shared->graphs = device_graphs(device);
+  if (shared->graphs) return [device, shared](const std::function<Tensors()>& work) { return record_graph(device, shared, work); };
   if (!device.is_cpu()) TORCH_WARN("diad: this LibTorch records no graphs for ", device.str());
   return {};
 }

@@ -28,7 +28,7 @@ class Recording {
 // Records `work`, which may be done in recording or not. Throws what `work` or the device throws.
 using Recorder = std::function<std::unique_ptr<Recording>(const std::function<Tensors()>& work)>;
 
-// A recorder of `device`, empty where LibTorch has none for it (a CPU, LibTorch before 2.13).
+// A recorder of `device`, empty where there are no recordings of it (device_graphs).
 [[nodiscard]] Recorder graph_recorder(c10::Device device);
 
 // The modules with every call recorded, for each step and for batches of 1, 2, 4, ... 64 pictures: others are filled up with repetitions of
