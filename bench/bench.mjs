@@ -122,7 +122,7 @@ if (values['keep-load']) {
   if (lastLoad) Object.assign(results, { coldStartMs, load: lastLoad, loadCommit });
   else results.notRun.load = 'left out with --keep-load';
 } else {
-  results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png')));
+  results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png'), values.device));
   console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
   results.load = await load();
   results.loadCommit = commit;

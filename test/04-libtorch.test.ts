@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
+import { libtorchPackage } from '../lib/libtorch/platform.js';
 import { findLibTorch, type Miss } from '../lib/libtorch/search.js';
 import { minorOf } from '../lib/libtorch/version.js';
 import { openNative } from '../lib/native.js';
@@ -45,6 +46,26 @@ describe('LibTorch', () => {
       await rejects(findLibTorch(folder, root, ['2.13']), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /does not say its version/);
       await writeFile(path.join(folder, 'build-version'), '2.13.0+cu130\n');
       assert.equal((await findLibTorch(folder, root, ['2.13'])).version, '2.13.0+cu130');
+    }));
+
+  it('beside an NVIDIA driver a CUDA build of the cache comes before the package, otherwise after it', () =>
+    inFolder(async (folder) => {
+      const cached = path.join(folder, 'cache', 'diad', 'libtorch', '2.13.0+cu130');
+      const project = path.join(folder, 'project');
+      const packaged = path.join(project, 'node_modules', libtorchPackage());
+      await fakeTorch(path.join(cached, 'torch'), '2.13.0+cu130');
+      await fakeTorch(packaged, '2.13.0+cpu');
+      const manifest = { format: 'diad-libtorch', formatVersion: 1, version: '2.13.0+cu130', variant: 'cuda', wheels: {}, files: {} };
+      await writeFile(path.join(cached, 'diad-libtorch.json'), JSON.stringify(manifest));
+      await writeFile(path.join(packaged, 'package.json'), JSON.stringify({ name: libtorchPackage(), version: '2.13.0' }));
+      const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch', 'search.js'))};
+        for (const driver of [true, false]) {
+          const { version, source } = await findLibTorch(undefined, ${JSON.stringify(project)}, ['2.13'], [], driver);
+          console.log(version + ', ' + source);
+        }`;
+      const env = { DIAD_LIBTORCH: undefined, DIAD_PYTHON: undefined, XDG_CACHE_HOME: path.join(folder, 'cache') };
+      const { stdout } = await runProgram(process.execPath, ['--input-type=module', '-e', script], env, project);
+      assert.equal(stdout, `2.13.0+cu130, the CUDA builds of the cache\n2.13.0+cpu, the package ${libtorchPackage()}\n`);
     }));
 
   it('this checkout finds the PyTorch of its .venv and records what was passed over', async () => {

@@ -5,7 +5,7 @@
 #if defined(__linux__)
 
 #include <ATen/Context.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
@@ -173,7 +173,8 @@ KernelLauncher cuda_launcher(c10::Device device, const std::string& source, std:
   const auto driver = std::make_shared<const Driver>();
   const c10::impl::VirtualGuardImpl implementation(device.type());
   const c10::DeviceGuard guard(device);
-  static_cast<void>(at::empty({1}, at::TensorOptions(device)));  // from here on the device's context is there
+  // From here on the device's context is this thread's, too; memory alone may come from LibTorch's cache, without a call to the device.
+  static_cast<void>(at::zeros({1}, at::TensorOptions(device)));
   int number = 0, major = 0, minor = 0;
   driver->check(driver->current_device(&number), "asking for the device");
   driver->check(driver->attribute(&major, kComputeCapabilityMajor, number), "asking for its architecture");

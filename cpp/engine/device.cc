@@ -4,16 +4,33 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#if __has_include(<c10/core/CachingDeviceAllocator.h>)
+#include <c10/core/CachingDeviceAllocator.h>
+#define DIAD_HAS_DEVICE_ALLOCATORS 1
+#endif
+
 #include <charconv>
 #include <cstdlib>
+#include <exception>
 #include <string_view>
 
 #include "error.h"
+#include "failure.h"
 #include "quantised_conv.h"
 
 namespace diad {
 
 namespace {
+
+// Why LibTorch can use no CUDA device, in its own words: it says so when it is to begin.
+std::string why_no_cuda() {
+  try {
+    at::globalContext().lazyInitDevice(c10::kCUDA);
+  } catch (const std::exception& error) {
+    return " (" + describe_failure(error).message + ")";
+  }
+  return "";
+}
 
 int cuda_count() { return at::hasCUDA() ? static_cast<int>(at::detail::getCUDAHooks().deviceCount()) : 0; }
 
@@ -34,7 +51,7 @@ c10::Device parse_device(const std::string& name) {
     }
   }
   if (index >= count) {
-    const std::string available = count == 0 ? "this LibTorch sees no CUDA device; use cpu or auto"
+    const std::string available = count == 0 ? "this LibTorch sees no CUDA device" + why_no_cuda() + "; use cpu or auto"
                                              : "there are " + std::to_string(count) + " CUDA devices, numbered from 0";
     throw EngineError(code::kDeviceUnavailable, "The device " + name + " is not available: " + available);
   }
@@ -64,6 +81,16 @@ void wait_for(c10::Device device) {
   if (device.is_cpu()) return;
   const c10::impl::VirtualGuardImpl implementation(device.type());
   implementation.synchronizeStream(implementation.getStream(device));
+}
+
+void give_cache_back([[maybe_unused]] c10::Device device) noexcept {
+#ifdef DIAD_HAS_DEVICE_ALLOCATORS
+  if (device.is_cpu()) return;
+  try {
+    c10::getDeviceAllocator(device.type())->emptyCache();
+  } catch (const std::exception&) {  // another model records, or the device is lost
+  }
+#endif
 }
 
 std::vector<std::string> cuda_devices() {

@@ -30,6 +30,10 @@ struct Precision {
 // another model's work on it is recorded.
 void wait_for(c10::Device device);
 
+// Gives what LibTorch keeps of an accelerator's memory for later, and nobody uses, back to the device, for other processes. Nothing for the
+// CPU.
+void give_cache_back(c10::Device device) noexcept;
+
 // Names of the CUDA devices LibTorch sees; empty without CUDA.
 [[nodiscard]] std::vector<std::string> cuda_devices();
 

@@ -62,16 +62,15 @@ KernelLauncher group_norm_launcher(c10::Device device) {
   static std::mutex mutex;
   static auto* const made = new std::map<std::string, KernelLauncher>;  // never destroyed: models may outlive static destructors
   const std::lock_guard lock(mutex);
-  const auto [found, is_new] = made->try_emplace(device.str());
-  if (!is_new) return found->second;
+  if (const auto found = made->find(device.str()); found != made->end()) return found->second;
   try {
     KernelLauncher launch = cuda_launcher(device, kGroupNormSource, kKernels);
     check_group_norm(launch, device);
-    found->second = std::move(launch);
+    return made->try_emplace(device.str(), std::move(launch)).first->second;
   } catch (const std::exception& error) {
     TORCH_WARN("diad: GroupNorm stays LibTorch's on ", device.str(), ": ", error.what());
   }
-  return found->second;
+  return {};  // the next model tries again
 }
 
 DeviceGroupNorm::DeviceGroupNorm(at::Tensor weight, at::Tensor bias, const GroupNormShape& shape, KernelLauncher launch)

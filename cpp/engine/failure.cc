@@ -16,10 +16,18 @@ namespace {
 
 // LibTorch's allocators say it in words, and so does oneDNN, whose error carries no type that survives TorchScript: creating a primitive or
 // a memory object fails where it cannot map memory for code or scratch.
-// CUDA's libraries have a status for it.
-constexpr std::string_view kAllocationFailures[] = {"not enough memory",  "can't allocate memory",        "out of memory",
-                                                    "bad_alloc",          "could not create a primitive", "could not create a memory",
-                                                    "STATUS_ALLOC_FAILED"};
+// CUDA's libraries have statuses for it, and one that a full device gives when they start; LibTorch tries cuDNN's ways to compute a
+// convolution until one finds memory, and then says that there was none.
+constexpr std::string_view kAllocationFailures[] = {"not enough memory",
+                                                    "can't allocate memory",
+                                                    "out of memory",
+                                                    "bad_alloc",
+                                                    "could not create a primitive",
+                                                    "could not create a memory",
+                                                    "STATUS_ALLOC_FAILED",
+                                                    "_ALLOCATION_FAILED",
+                                                    "STATUS_NOT_INITIALIZED",
+                                                    "unable to find an engine to execute this computation"};
 
 bool is_allocation_failure(std::string_view message) {
   return std::ranges::any_of(kAllocationFailures, [&](std::string_view words) { return message.find(words) != std::string_view::npos; });

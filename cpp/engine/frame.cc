@@ -9,6 +9,8 @@
 #include <initializer_list>
 #include <tuple>
 
+#include "helpers.h"
+
 namespace diad {
 
 namespace {
@@ -49,13 +51,23 @@ std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
 
 uint8_t clip8(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kPrecisionBits, 0, 255)); }
 
+// Calls each(row) for all rows; `values`: how many are read for one.
+template <typename Each>
+void in_rows(uint32_t rows, size_t values, const Each& each) {
+  constexpr size_t kValuesOfAThread = 1 << 17;
+  const auto grain = static_cast<int64_t>(std::max<size_t>(1, kValuesOfAThread / std::max<size_t>(1, values)));
+  in_parallel(rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) each(static_cast<size_t>(row));
+  });
+}
+
 // [height, width, 3] -> [height, to, 3].
 std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
   const std::vector<Taps> taps = bilinear_taps(width, to);
   std::vector<uint8_t> result(static_cast<size_t>(height) * to * 3);
-  for (uint32_t y = 0; y < height; ++y) {
-    const uint8_t* row = rgb.data() + static_cast<size_t>(y) * width * 3;
-    uint8_t* out = result.data() + static_cast<size_t>(y) * to * 3;
+  in_rows(height, static_cast<size_t>(width) * 3, [&](size_t y) {
+    const uint8_t* row = rgb.data() + y * width * 3;
+    uint8_t* out = result.data() + y * to * 3;
     for (const Taps& tap : taps) {
       int32_t r = kHalf, g = kHalf, b = kHalf;
       const uint8_t* in = row + static_cast<size_t>(tap.first) * 3;
@@ -69,7 +81,7 @@ std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t widt
       *out++ = clip8(g);
       *out++ = clip8(b);
     }
-  }
+  });
   return result;
 }
 
@@ -77,24 +89,22 @@ std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t widt
 std::vector<uint8_t> vertical_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
   const size_t stride = static_cast<size_t>(width) * 3;
   std::vector<uint8_t> result(to * stride);
-  std::vector<int32_t> sums(stride);
   const std::vector<Taps> taps = bilinear_taps(height, to);
-  for (uint32_t y = 0; y < to; ++y) {
-    std::fill(sums.begin(), sums.end(), kHalf);
+  in_rows(to, stride * taps[0].weights.size(), [&](size_t y) {
+    std::vector<int32_t> sums(stride, kHalf);
     const uint8_t* row = rgb.data() + taps[y].first * stride;
     for (const int32_t weight : taps[y].weights) {
       for (size_t i = 0; i < stride; ++i) sums[i] += row[i] * weight;
       row += stride;
     }
     std::transform(sums.begin(), sums.end(), result.begin() + static_cast<std::ptrdiff_t>(y * stride), clip8);
-  }
+  });
   return result;
 }
 
 }  // namespace
 
 std::vector<uint8_t> to_rgb(const Frame& frame) {
-  if (frame.channels == 3) return frame.pixels;
   const size_t count = static_cast<size_t>(frame.width) * frame.height;
   std::vector<uint8_t> rgb(count * 3);
   for (size_t i = 0; i < count; ++i) {
@@ -105,10 +115,15 @@ std::vector<uint8_t> to_rgb(const Frame& frame) {
 }
 
 std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t size) {
-  std::vector<uint8_t> resized(rgb.begin(), rgb.end());
-  if (width != size) resized = horizontal_pass(resized, width, height, size);
-  if (height != size) resized = vertical_pass(resized, size, height, size);
-  return resized;
+  if (width == size && height == size) return {rgb.begin(), rgb.end()};
+  if (width == size) return vertical_pass(rgb, size, height, size);
+  std::vector<uint8_t> narrow = horizontal_pass(rgb, width, height, size);
+  return height == size ? narrow : vertical_pass(narrow, size, height, size);
+}
+
+std::vector<uint8_t> resized(const Frame& frame, uint32_t size) {
+  if (frame.channels == 3) return resize_rgb(frame.pixels, frame.width, frame.height, size);
+  return resize_rgb(to_rgb(frame), frame.width, frame.height, size);
 }
 
 at::Tensor normalised(std::span<const uint8_t> rgb, const Manifest& manifest) {

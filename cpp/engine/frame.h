@@ -19,11 +19,15 @@ struct Frame {
   uint32_t channels = 0;
 };
 
-// Drops alpha, repeats grey: [H, W, 1|3|4] -> RGB8 [H, W, 3].
+// Drops alpha, repeats grey: [H, W, 1|4] -> RGB8 [H, W, 3].
 [[nodiscard]] std::vector<uint8_t> to_rgb(const Frame& frame);
 
+// The frame as RGB8 [size, size, 3].
+[[nodiscard]] std::vector<uint8_t> resized(const Frame& frame, uint32_t size);
+
 // Resizes RGB8 [height, width, 3] to [size, size, 3], aspect ignored, as Pillow's Image.resize(BILINEAR) does: two passes, each
-// with the triangle filter widened by the scale when shrinking, coefficients in 22-bit fixed point, results rounded to 8 bits.
+// with the triangle filter widened by the scale when shrinking, coefficients in 22-bit fixed point, results rounded to 8 bits. Helpers
+// share in it.
 [[nodiscard]] std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t size);
 
 // The model's input [1, 3, S, S], float32: (value / 255 - mean) / std.

@@ -72,9 +72,9 @@ std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, 
 
 }  // namespace
 
-Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest) {
+Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest), device_(parse_device(options.device)) {
   const auto started = Clock::now();
-  const c10::Device device = parse_device(options.device);
+  const c10::Device device = device_;
   const Precision precision = parse_precision(options.precision, device);
   if (device.is_cuda()) {  // float32 means float32
     at::globalContext().setAllowTF32CuBLAS(false);
@@ -88,7 +88,7 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
     at::set_num_threads(threads);
     if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);  // of this thread, for good
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
-    const auto helpers = std::make_shared<Helpers>(device.is_cpu() ? threads - 1 : 0);
+    const auto helpers = std::make_shared<Helpers>(threads - 1);  // beside an accelerator for resizing pictures
     const HelperScope while_loading(*helpers);
     auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision.type, tidy);
     // Where our own layers compute, OpenMP's threads would be in the helpers' way for the little that is left to LibTorch.
@@ -111,6 +111,11 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundl
                          {"loadMs", load_ms},
                          {"sizeBytes", bundle.size_bytes}}
               .dump();
+}
+
+Model::~Model() {
+  queue_.reset();
+  give_cache_back(device_);
 }
 
 std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options) {

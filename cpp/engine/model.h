@@ -1,6 +1,8 @@
 // A loaded bundle with its thread and queue, shared by everybody who loads it with the same options.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -23,6 +25,9 @@ class Model {
  public:
   // Loads the networks and starts the inference thread. Throws EngineError.
   Model(const Bundle& bundle, const LoadOptions& options);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
@@ -31,6 +36,7 @@ class Model {
 
  private:
   const Manifest manifest_;
+  const c10::Device device_;
   std::string info_;
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };

@@ -92,20 +92,19 @@ Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Dev
 
 at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   const auto size = static_cast<uint32_t>(manifest_.image_size);
-  const auto resized = [&](const PictureRequest& request) {
+  const auto of = [size](const PictureRequest& request) {
     check_interruption();
-    const Frame& frame = *request.frame;
-    return resize_rgb(to_rgb(frame), frame.width, frame.height, size);
+    return resized(*request.frame, size);
   };
   if (!device_.is_cpu()) {  // bytes cross over, a quarter of the floats, from memory that the device reads by itself
     const auto count = static_cast<int64_t>(batch.size());
     const at::Tensor bytes = at::empty({count, size, size, 3}, at::TensorOptions(at::kByte).pinned_memory(true));
     auto* to = bytes.mutable_data_ptr<uint8_t>();
-    for (const PictureRequest& request : batch) to = std::ranges::copy(resized(request), to).out;
+    for (const PictureRequest& request : batch) to = std::ranges::copy(of(request), to).out;
     return normalised(bytes.to(device_, /*non_blocking=*/true), manifest_);
   }
   std::vector<at::Tensor> pictures;
-  for (const PictureRequest& request : batch) pictures.push_back(normalised(resized(request), manifest_));
+  for (const PictureRequest& request : batch) pictures.push_back(normalised(of(request), manifest_));
   return at::cat(pictures);
 }
 

@@ -13,6 +13,7 @@
 #include "anomaly_map.h"
 #include "ddim.h"
 #include "frame.h"
+#include "helpers.h"
 #include "noise.h"
 #include "support.h"
 
@@ -54,7 +55,20 @@ TEST_CASE("resize equals Pillow's to the byte") {
   }
 }
 
+TEST_CASE("a large picture is resized to the same bytes with helpers and without") {
+  std::vector<uint8_t> pixels(static_cast<size_t>(1301) * 977 * 3);
+  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * i % 251);
+  const diad::Frame frame{pixels, 1301, 977, 3};
+  const std::vector<uint8_t> alone = diad::resized(frame, 256);
+  CHECK(alone == diad::resize_rgb(pixels, 1301, 977, 256));
+  diad::Helpers helpers(3);
+  const diad::HelperScope sharing(helpers);
+  for (int i = 0; i < 20; ++i) CHECK(diad::resized(frame, 256) == alone);
+}
+
 TEST_CASE("channels: grey is repeated, alpha dropped") {
+  CHECK(diad::resized({{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, 2, 2, 3}, 2) ==
+        std::vector<uint8_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
   CHECK(diad::to_rgb({{7, 9}, 2, 1, 1}) == std::vector<uint8_t>{7, 7, 7, 9, 9, 9});
   CHECK(diad::to_rgb({{1, 2, 3, 0, 4, 5, 6, 255}, 2, 1, 4}) == std::vector<uint8_t>{1, 2, 3, 4, 5, 6});
 }

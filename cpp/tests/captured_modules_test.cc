@@ -140,7 +140,10 @@ TEST_CASE("an error of the modules is the caller's, and the next call is recorde
   CHECK(counting.recordings == 1);
 }
 
-TEST_CASE("a CPU has no recorder") { CHECK_FALSE(graph_recorder(c10::Device(c10::kCPU))); }
+TEST_CASE("a CPU has no recorder, nor has CUDA in a LibTorch for CPUs") {
+  CHECK_FALSE(graph_recorder(c10::Device(c10::kCPU)));
+  CHECK_FALSE(graph_recorder(c10::Device(c10::kCUDA, 0)));
+}
 
 #if __has_include(<ATen/accelerator/Graph.h>)
 

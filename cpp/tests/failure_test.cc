@@ -14,7 +14,9 @@ TEST_CASE("failures: the words of LibTorch's and oneDNN's allocators mean out of
        {"[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", "could not create a primitive",
         "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\n"
         "RuntimeError: std::bad_alloc",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"}) {
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling",
+        "GET was unable to find an engine to execute this computation"}) {
     CAPTURE(words);
     CHECK(code_of(words) == "ERR_DIAD_OUT_OF_MEMORY");
   }

@@ -6,7 +6,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { promisify } from 'node:util';
 import { DiadError } from '../errors.js';
-import { listInstalled } from './cache.js';
+import { hasNvidiaDriver, listInstalled } from './cache.js';
 import { libraryNames, libtorchCache, libtorchPackage } from './platform.js';
 import { compareVersions, minorOf, readVersion } from './version.js';
 
@@ -75,7 +75,14 @@ async function torchInCache(): Promise<readonly string[] | string> {
   return installed.length > 0 ? installed.map(({ folder }) => path.join(folder, 'torch')) : `${libtorchCache()} is empty`;
 }
 
-function places(option: string | undefined, packageRoot: string): readonly Place[] {
+/** Whoever has a device and put a CUDA build there wants it, although a package, which is for CPUs, may be installed too. */
+async function cudaInCache(hasDriver: boolean): Promise<readonly string[] | string> {
+  if (!hasDriver) return 'there is no NVIDIA driver';
+  const builds = (await listInstalled()).filter(({ manifest }) => manifest.variant === 'cuda');
+  return builds.length > 0 ? builds.map(({ folder }) => path.join(folder, 'torch')) : `${libtorchCache()} holds no CUDA build`;
+}
+
+function places(option: string | undefined, packageRoot: string, hasDriver: boolean): readonly Place[] {
   // Set to nothing is not set.
   const [variable, python] = [process.env['DIAD_LIBTORCH'] || undefined, process.env['DIAD_PYTHON'] || undefined];
   const packaged = libtorchPackage();
@@ -84,6 +91,7 @@ function places(option: string | undefined, packageRoot: string): readonly Place
   return [
     { source: 'the load option libtorch', find: () => named(option, 'the option') },
     { source: 'the variable DIAD_LIBTORCH', find: () => named(variable, 'the variable') },
+    { source: 'the CUDA builds of the cache', find: () => cudaInCache(hasDriver) },
     { source: `the package ${packaged}`, find: () => Promise.resolve(torchOfPackage(packaged, packageRoot)) },
     { source: 'the cache', find: torchInCache },
     {
@@ -106,6 +114,7 @@ function places(option: string | undefined, packageRoot: string): readonly Place
  * @param packageRoot - diad's own folder
  * @param minors - LibTorch minors an engine was built for, for example ["2.13"]
  * @param misses - receives every place tried in vain
+ * @param hasDriver - of NVIDIA: CUDA builds in the cache then come before the package
  * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH
  */
 export async function findLibTorch(
@@ -113,9 +122,10 @@ export async function findLibTorch(
   packageRoot: string,
   minors: readonly string[],
   misses: Miss[] = [],
+  hasDriver?: boolean,
 ): Promise<LibTorch> {
   const mismatches: string[] = [];
-  for (const [index, place] of places(option, packageRoot).entries()) {
+  for (const [index, place] of places(option, packageRoot, hasDriver ?? (await hasNvidiaDriver())).entries()) {
     const found = await place.find();
     const folders = typeof found === 'string' ? [] : found;
     if (typeof found === 'string') misses.push({ source: place.source, reason: found });
