@@ -14,8 +14,13 @@ namespace {
 
 constexpr size_t kRemembered = 1024;  // pictures in the distributions
 
-void remember(std::deque<double>& values, double value) {
-  values.push_back(value);
+constexpr std::chrono::milliseconds kBeforeTryingAgain{10};  // where there is no memory
+
+void remember(std::deque<double>& values, double value) noexcept {
+  try {
+    values.push_back(value);
+  } catch (const std::bad_alloc&) {  // without this one
+  }
   if (values.size() > kRemembered) values.pop_front();
 }
 
@@ -124,7 +129,7 @@ void Batcher::finish_all(const std::function<bool(const Item&)>& chosen, const F
     }
   }
   std::sort(items.begin(), items.end(), [](const ItemPtr& a, const ItemPtr& b) { return a->id < b->id; });
-  for (const ItemPtr& item : items) finish(item, failure);
+  for (const ItemPtr& item : items) fail(item, failure);
 }
 
 void Batcher::finish(const ItemPtr& item, Outcome outcome) {
@@ -154,6 +159,15 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
   item->submission.done(std::move(outcome));
 }
 
+void Batcher::fail(const ItemPtr& item, const Failure& failure) noexcept {
+  Failure told = no_memory();
+  try {
+    told = failure;
+  } catch (const std::bad_alloc&) {
+  }
+  finish(item, std::move(told));
+}
+
 // Pictures of the next batch, of those that wait: a preferred number where one can be formed.
 size_t Batcher::batch_size() const {
   const auto waiting = static_cast<int64_t>(queue_.size());
@@ -179,6 +193,7 @@ std::vector<Batcher::ItemPtr> Batcher::next_batch() {
       queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || queue_.size() >= enough; });
       if (closing_) return {};
     }
+    batch.reserve(batch_size());                          // may throw: before anything is taken
     for (size_t size = batch_size(); size > 0; --size) {  // 0: all were cancelled meanwhile
       ItemPtr item = std::move(queue_.begin()->second);
       queue_.erase(queue_.begin());
@@ -195,14 +210,20 @@ std::vector<Batcher::ItemPtr> Batcher::next_batch() {
 
 void Batcher::work() {
   for (;;) {
-    std::vector<ItemPtr> batch = next_batch();
-    if (batch.empty()) return;
-    run_alike(std::move(batch));
+    std::vector<ItemPtr> batch;
+    try {
+      batch = next_batch();
+      if (batch.empty()) return;
+      run_alike(batch);
+    } catch (const std::bad_alloc&) {
+      for (const ItemPtr& item : batch) fail(item, no_memory());
+      if (batch.empty()) std::this_thread::sleep_for(kBeforeTryingAgain);
+    }
   }
 }
 
 // Pictures with the same experimental options are one batch; of several kinds, each kind is one, the oldest picture's first.
-void Batcher::run_alike(std::vector<ItemPtr> batch) {
+void Batcher::run_alike(std::vector<ItemPtr>& batch) {
   for (auto first = batch.begin(); first != batch.end();) {
     const ExperimentalOptions kind = (*first)->submission.experimental;
     const auto end = std::stable_partition(first, batch.end(), [&](const ItemPtr& item) { return item->submission.experimental == kind; });
@@ -250,7 +271,7 @@ void Batcher::run(std::span<const ItemPtr> batch) {
       run(batch.subspan(batch.size() / 2));
       return;
     }
-    for (const ItemPtr& item : batch) finish(item, failure);
+    for (const ItemPtr& item : batch) fail(item, failure);
   }
 }
 
@@ -269,7 +290,11 @@ void Batcher::watch_deadlines() {
     }
     lock.unlock();
     const auto now = Clock::now();
-    finish_all([now](const Item& item) { return item.deadline <= now; }, Failure{code::kTimeout, "The request's timeout passed"});
+    try {
+      finish_all([now](const Item& item) { return item.deadline <= now; }, Failure{code::kTimeout, "The request's timeout passed"});
+    } catch (const std::bad_alloc&) {
+      std::this_thread::sleep_for(kBeforeTryingAgain);
+    }
     lock.lock();
   }
 }

@@ -95,9 +95,10 @@ class Batcher {
   [[nodiscard]] size_t batch_size() const;
   [[nodiscard]] Clock::time_point oldest() const;
   void run(std::span<const ItemPtr> batch);
-  void run_alike(std::vector<ItemPtr> batch);
+  void run_alike(std::vector<ItemPtr>& batch);
   [[nodiscard]] static std::pair<int64_t, uint64_t> place_of(const Item& item);  // in the queue
   void finish(const ItemPtr& item, Outcome outcome);
+  void fail(const ItemPtr& item, const Failure& failure) noexcept;
   void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
 
   const BatcherOptions options_;

@@ -42,7 +42,9 @@ int32_t guarded(Body&& body) noexcept {
 
 // A diad_result with everything it points to.
 struct OwnedResult : diad_result {
-  explicit OwnedResult(Outcome outcome) : diad_result{} {
+  OwnedResult() : diad_result{} {}
+
+  void set(Outcome outcome) {
     if (auto* why = std::get_if<Failure>(&outcome)) {
       failure = std::move(*why);
       error = {failure.code, failure.message.c_str()};
@@ -167,7 +169,17 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
     submission.priority = request->priority;
     submission.session = engine->session;
-    submission.done = [done = request->done, user = request->user](Outcome outcome) { done(user, new OwnedResult(std::move(outcome))); };
+    // There beforehand: whatever happens, somebody waits to be told.
+    submission.done = [done = request->done, user = request->user,
+                       place = std::make_shared<std::unique_ptr<OwnedResult>>(std::make_unique<OwnedResult>())](Outcome outcome) {
+      std::unique_ptr<OwnedResult> result = std::move(*place);
+      try {
+        result->set(std::move(outcome));
+      } catch (const std::bad_alloc&) {
+        result->set(diad::no_memory());
+      }
+      done(user, result.release());
+    };
     if (request->on_step != nullptr) {
       submission.on_step = [on_step = request->on_step, user = request->user](int64_t step, int64_t total) {
         on_step(user, static_cast<int32_t>(step), static_cast<int32_t>(total));
@@ -177,16 +189,21 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
   });
 }
 
-int32_t diad_engine_cancel(diad_engine* engine, uint64_t id) { return engine->model->queue().cancel(id) ? 1 : 0; }
+int32_t diad_engine_cancel(diad_engine* engine, uint64_t id) {
+  bool found = false;
+  static_cast<void>(guarded([&] { found = engine->model->queue().cancel(id); }));
+  return found ? 1 : 0;
+}
 
 void diad_engine_stats(diad_engine* engine, diad_stats* stats) {
-  const diad::BatcherStats s = engine->model->queue().stats();
+  diad::BatcherStats s{};
+  static_cast<void>(guarded([&] { s = engine->model->queue().stats(); }));
   *stats = {s.queued,       s.running,      s.completed,     s.failed,         s.cancelled,      s.batches,        s.mean_batch,
             s.queue_ms.p50, s.queue_ms.p99, s.queue_ms.mean, s.compute_ms.p50, s.compute_ms.p99, s.compute_ms.mean};
 }
 
 void diad_engine_close(diad_engine* engine) {
-  engine->model->queue().close_session(engine->session);
+  static_cast<void>(guarded([&] { engine->model->queue().close_session(engine->session); }));
   delete engine;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -62,7 +63,8 @@ struct PaddedPictures {
 
   [[nodiscard]] int64_t rows() const { return height * times + 2 * border; }
   [[nodiscard]] int64_t columns() const { return width * times + 2 * border; }
-  [[nodiscard]] int64_t size() const { return pictures * rows() * columns() * channels; }
+  // To allocate with, which checks that the product is a number.
+  [[nodiscard]] std::array<int64_t, 4> sizes() const { return {pictures, rows(), columns(), channels}; }
 
   // `together`: channels that are multiplied at a time.
   [[nodiscard]] kernels::ConvGeometry geometry(int64_t kernel_height, int64_t kernel_width, int64_t stride, int64_t together) const {

@@ -88,6 +88,7 @@ at::Tensor folded_upsampling(const at::Tensor& weight) {
 ConvLayer::ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape)
     : plain_(std::move(weight)), bias_(std::move(bias)), shape_(std::move(shape)), type_(plain_.scalar_type()) {
   for (size_t i = 0; i < size_.size(); ++i) size_[i] = plain_.size(static_cast<int64_t>(i));
+  if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
 }
 
 const at::Tensor& ConvLayer::packed_for(const at::Tensor& x) {
@@ -123,13 +124,19 @@ const char* ConvLayer::kernel() const {
   return folded_.defined() ? "oneDNN, folded" : "oneDNN";
 }
 
+// Only when all is packed is the choice made: where memory ran out on the way, the next call chooses again.
 void ConvLayer::choose_for(const at::Tensor& x) {
+  if (plain_.scalar_type() == at::kFloat) pack_for(x);
   chosen_ = true;
-  if (plain_.scalar_type() != at::kFloat) return;
+}
+
+void ConvLayer::pack_for(const at::Tensor& x) {
   const auto all = [](const std::vector<int64_t>& pair, int64_t value) { return pair == std::vector<int64_t>{value, value}; };
   const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
-  const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1);
+  // A border wider than the kernel holds pixels made of nothing else: LibTorch's, before memory for it is asked for here.
+  const bool bordered = shape_.padding[0] < size_[2] && shape_.padding[0] < size_[3];
+  const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] && all(shape_.dilation, 1) && bordered;
   const DirectConv::Shape shape{shape_.stride[0], shape_.padding[0], shape_.upsampled};
   if (shape_.quantised && square && QuantisedConv::takes(plain_)) {
     quantised_ = std::make_unique<QuantisedConv>(plain_, bias_, shape);
@@ -199,7 +206,9 @@ LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bia
       bias_(std::move(bias)),
       in_features_(weight.size(1)),
       out_features_(weight.size(0)),
-      type_(weight.scalar_type()) {}
+      type_(weight.scalar_type()) {
+  if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
+}
 
 void LinearLayer::pack() {
   const at::Tensor kernel = plain_.unsqueeze(2).unsqueeze(3);

@@ -49,6 +49,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   };
 
   void choose_for(const at::Tensor& x);  // packs for one of the three below, or none
+  void pack_for(const at::Tensor& x);
   void check(const at::Tensor& x) const;
   // The residual is none or broadcasts to the output's size.
   at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);

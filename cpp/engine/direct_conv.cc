@@ -60,7 +60,7 @@ at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>&
   a.x = source;
   at::Tensor padded;
   if (shape_.padding > 0 || shape_.upsampled) {
-    padded = pooled_empty({pictures.size()}, at::kFloat);
+    padded = pooled_empty(pictures.sizes(), at::kFloat);
     pictures.fill(
         padded.mutable_data_ptr<float>(),
         [&](int64_t picture, int64_t row, float*) { return source + (picture * height + row) * width * channels_; },

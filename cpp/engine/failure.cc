@@ -64,16 +64,22 @@ Failure describe_failure(const std::exception& error) {
   return {code::kInternal, std::move(said)};
 }
 
-Failure describe_current_failure() {
+Failure describe_current_failure() noexcept {
   try {
-    throw;
-  } catch (const std::exception& error) {
-    return describe_failure(error);
-  } catch (const Interrupted&) {
-    return {code::kClosed, "Nobody waited for the result any more"};
-  } catch (...) {
-    return {code::kInternal, "An unknown exception left LibTorch"};
+    try {
+      throw;
+    } catch (const std::exception& error) {
+      return describe_failure(error);
+    } catch (const Interrupted&) {
+      return {code::kClosed, "Nobody waited for the result any more"};
+    } catch (...) {
+      return {code::kInternal, "An unknown exception left LibTorch"};
+    }
+  } catch (...) {  // no memory for words
+    return no_memory();
   }
 }
+
+Failure no_memory() noexcept { return {code::kOutOfMemory, "Out of memory"}; }
 
 }  // namespace diad

@@ -16,6 +16,9 @@ struct Failure {
 [[nodiscard]] Failure describe_failure(const std::exception& error);
 
 // The same for the exception being handled; call it inside a catch (...) block.
-[[nodiscard]] Failure describe_current_failure();
+[[nodiscard]] Failure describe_current_failure() noexcept;
+
+// ERR_DIAD_OUT_OF_MEMORY in so few letters that the string needs no memory of its own.
+[[nodiscard]] Failure no_memory() noexcept;
 
 }  // namespace diad

@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -27,8 +26,8 @@ constexpr microseconds kHelperSpins{200};
 // A helper's last piece takes less, unless something else has its core.
 constexpr microseconds kOwnerSpins{50};
 // A helper that was waited for this long, and longer than the loop had taken, had lost its core: for so many times as long the owner is
-// quicker alone.
-constexpr microseconds kLate{500};
+// quicker alone, but not for longer than kMostAlone: perhaps the whole process stood still.
+constexpr microseconds kLate{500}, kMostAlone{1'000'000};
 constexpr int kAloneFactor = 10;
 // A thread's part of a loop is cut into pieces of at least so many grains, so many at most: each costs the order of what is read.
 constexpr int64_t kGrainsOfAPiece = 4, kPieces = 4;
@@ -69,7 +68,7 @@ class HelperPool {
     threads_.reserve(parts_.size() - 1);
     try {
       for (int i = 0; i < most_of(count); ++i) threads_.emplace_back([this, i] { help(i + 1); });
-    } catch (const std::system_error&) {  // with those that there are
+    } catch (const std::exception&) {  // with those that there are
     }
   }
 
@@ -169,7 +168,9 @@ class HelperPool {
       owner_waits_.store(false);
     }
     const Clock::time_point to = Clock::now();
-    if (to - from > std::max<Clock::duration>(kLate, from - started)) alone_until_ = to + kAloneFactor * (to - from);
+    if (to - from > std::max<Clock::duration>(kLate, from - started)) {
+      alone_until_ = to + std::min<Clock::duration>(kMostAlone, kAloneFactor * (to - from));
+    }
   }
 
   void help(int64_t thread) {

@@ -120,7 +120,7 @@ Model::~Model() {
 
 std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options) {
   struct Registry {
-    std::mutex mutex;
+    std::timed_mutex mutex;  // held while a model is loaded: two loads at once would each take longer
     std::map<std::string, std::weak_ptr<Model>> models;
   };
   static auto* registry = new Registry;  // never destroyed: threads may outlive static destructors
@@ -135,7 +135,8 @@ std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const Loa
                                          options.queue.queue_limit,
                                          options.queue.preferred}
                               .dump();
-  const std::lock_guard lock(registry->mutex);
+  std::unique_lock lock(registry->mutex, std::defer_lock);
+  while (!lock.try_lock_for(std::chrono::milliseconds(20))) check_interruption();
   std::weak_ptr<Model>& known = registry->models[key];
   if (std::shared_ptr<Model> model = known.lock()) return model;
   auto model = std::make_shared<Model>(bundle, options);

@@ -110,7 +110,7 @@ at::Tensor QuantisedConv::run(const at::Tensor& x, const std::optional<at::Tenso
 
   const std::vector<Quantisation> quantisations = quantisations_of(source, pictures, height * width * channels_);
   const auto of = [&](int64_t picture) { return quantisations[static_cast<size_t>(picture)]; };
-  const at::Tensor bytes = pooled_empty({padded.size()}, at::kByte);
+  const at::Tensor bytes = pooled_empty(padded.sizes(), at::kByte);
   padded.fill(
       bytes.mutable_data_ptr<uint8_t>(),
       [&](int64_t picture, int64_t row, uint8_t* space) {

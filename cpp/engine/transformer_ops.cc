@@ -51,7 +51,11 @@ void multiply(const PlainProduct& product) {
   for (int64_t block = 0; block < blocks_of(product.out); ++block) cpu_kernels()->convolution(arguments, block, 0, product.count);
 }
 
-bool is_plain(const at::Tensor& x) { return x.dim() == 4 && x.scalar_type() == at::kFloat && x.device().is_cpu() && x.numel() > 0; }
+// Not larger than any memory, as expanded tensors may be.
+bool is_plain(const at::Tensor& x) {
+  constexpr int64_t kMostValues = int64_t{1} << 40;
+  return x.dim() == 4 && x.scalar_type() == at::kFloat && x.device().is_cpu() && x.numel() > 0 && x.numel() <= kMostValues;
+}
 
 at::Tensor with_dense_rows(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
 
@@ -64,7 +68,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const at::Tensor queries = with_dense_rows(q), keys = with_dense_rows(k), values = with_dense_rows(v);
   const int64_t pictures = q.size(0), heads = q.size(1), length = q.size(2), depth = q.size(3), count = k.size(2);
   const int64_t of_keys = blocks_of(count) * kBlock * depth, of_values = blocks_of(depth) * kBlock * count;
-  const at::Tensor packed = pooled_empty({pictures * heads * (of_keys + of_values)}, at::kFloat);
+  const at::Tensor packed = pooled_empty({pictures, heads, of_keys + of_values}, at::kFloat);
   at::Tensor y = pooled_empty({pictures, length, heads, depth}, at::kFloat);
   const std::vector<float> zeros(static_cast<size_t>(blocks_of(std::max(count, depth)) * kBlock));
   auto* const weights = packed.mutable_data_ptr<float>();

@@ -124,7 +124,6 @@ struct RowLoops {
     }
   }
 
-  // The greatest is rounded when it is scaled: that multiplies all of a row, sum included, by the same factor.
   static void exponentiate(float* x, int64_t rows, int64_t width, int64_t stride, float scale, float* sums) {
     const int64_t whole = width / kWidth * kWidth;
     const V factor = number(scale * 1.44269504F);
@@ -133,8 +132,8 @@ struct RowLoops {
       for (int64_t i = 0; i < whole; i += kWidth) most = Vector::max(most, Vector::load(x + i));
       float greatest = Vector::greatest(most);
       for (int64_t i = whole; i < width; ++i) greatest = x[i] > greatest ? x[i] : greatest;
-      const V offset = Vector::multiply(number(-greatest), factor);
-      const auto power = [&](V value) { return power_of_two(Vector::multiply_add(value, factor, offset)); };
+      const V highest = number(greatest);
+      const auto power = [&](V value) { return power_of_two(Vector::multiply(Vector::subtract(value, highest), factor)); };
       V total = number(0);
       for (int64_t i = 0; i < whole; i += kWidth) {
         const V value = power(Vector::load(x + i));
