@@ -12,6 +12,7 @@
 
 #include "captured_modules.h"
 #include "cpu_kernels.h"
+#include "cpu_quota.h"
 #include "device.h"
 #include "diad_engine.h"
 #include "error.h"
@@ -28,10 +29,13 @@ using Clock = std::chrono::steady_clock;
 // Bytes of a bundle beside whose computing time it does not show that memory is given back for every picture.
 constexpr uint64_t kLargeModel = uint64_t{1} << 30;
 
-// Of a model that was given no number: what LibTorch begins with. Asked before any model sets its own, which every thread that comes later
-// would begin with.
+// Of a model that was given no number: what LibTorch begins with, which knows of the processors that the process may run on, but no more
+// than its quota of them. Asked before any model sets its own, which every thread that comes later would begin with.
 int default_threads() {
-  static const int threads = at::get_num_threads();
+  static const int threads = [] {
+    const int processors = at::get_num_threads(), quota = cpu_quota();
+    return quota == 0 ? processors : std::min(processors, quota);
+  }();
   return threads;
 }
 

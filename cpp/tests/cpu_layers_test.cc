@@ -1,6 +1,7 @@
 // The layers and the norm for the CPU against the plain operators, in double where that says which is right.
 #include "cpu_layers.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
@@ -15,10 +16,13 @@
 
 #include <limits>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "address_limit.h"
 #include "difference.h"
+#include "direct_conv.h"
 #include "group_norm.h"
 #include "random_tensor.h"
 #include "support.h"
@@ -176,6 +180,52 @@ TEST_CASE("layers add residuals of any size that broadcasts with theirs, and of 
     }
   }
 }
+
+TEST_CASE("a bias that is a view is read as such, whatever computes the layer") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({8, 6, 3, 3}, 1), x = random_tensor({2, 6, 9, 9}, 2), dense = random_tensor({16}, 3);
+  for (const at::Tensor& bias : {dense.slice(0, 0, 16, 2), dense.slice(0, 3, 4).expand({8})}) {
+    for (const std::vector<int64_t>& padding : {std::vector<int64_t>{1, 1}, std::vector<int64_t>{1, 2}}) {
+      const ConvLayer::Shape shape{padding, {1, 1}, {1, 1}};
+      const at::Tensor expected = at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), {1, 1}, padding);
+      CHECK(difference(ConvLayer(weight, bias, shape).run(x, std::nullopt), expected) < 1e-5);
+    }
+    const at::Tensor matrix = random_tensor({8, 6}, 4), rows = random_tensor({5, 6}, 5);
+    const at::Tensor expected = at::linear(rows.to(at::kDouble), matrix.to(at::kDouble), bias.to(at::kDouble));
+    CHECK(difference(LinearLayer(matrix, bias, false).run(rows, std::nullopt), expected) < 1e-5);
+    if (!at::hasMKLDNN()) continue;
+    const auto half = [](const at::Tensor& t) { return t.to(at::kBFloat16); };
+    const at::Tensor short_bias = half(dense).as_strided({8}, {bias.stride(0)}, bias.storage_offset());
+    CHECK(difference(LinearLayer(half(matrix), short_bias, false).run(half(rows), std::nullopt), expected) < 0.05);
+  }
+}
+
+TEST_CASE("a border wider than the kernel is LibTorch's") {
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({8, 6, 3, 3}, 1), x = random_tensor({1, 6, 4, 4}, 2);
+  ConvLayer layer(weight, std::nullopt, {{5, 5}, {1, 1}, {1, 1}});
+  CHECK(difference(layer.run(x, std::nullopt), at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), {}, {1, 1}, {5, 5})) < 1e-5);
+  CHECK(std::string(layer.kernel()) == "oneDNN");
+}
+
+#ifdef DIAD_HAS_ADDRESS_LIMIT
+
+TEST_CASE("a layer that ran out of memory when it was packed is packed by the next call as it would have been") {
+  if (!DirectConv::available()) return;
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({1024, 1024, 3, 3}, 1), x = random_tensor({1, 1024, 2, 2}, 2);  // 36 MiB
+  const ConvLayer::Shape shape{{1, 1}, {2, 2}, {1, 1}};
+  ConvLayer layer(weight, std::nullopt, shape), other(weight, std::nullopt, shape);
+  {
+    const AddressLimit limit(address_space() + (16 << 20));
+    CHECK_THROWS(layer.run(x, std::nullopt));
+  }
+  const at::Tensor expected = other.run(x, std::nullopt);
+  CHECK(layer.run(x, std::nullopt).equal(expected));
+  CHECK(std::string(layer.kernel()) == "direct");
+}
+
+#endif
 
 TEST_CASE("layers refuse what does not fit their weights, instead of reading beyond it") {
   const c10::InferenceMode guard;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
 #include <limits>
 #include <new>
 #include <optional>
@@ -14,14 +13,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "address_limit.h"
 #include "random_tensor.h"
 #include "support.h"
 #include "winograd_conv.h"
-
-#ifdef __linux__
-#include <sys/resource.h>
-#include <unistd.h>
-#endif
 
 #ifndef _WIN32
 
@@ -149,29 +144,7 @@ TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
   CHECK(Held::waiting() == 8 * kMiB);  // as if what could not be had had never been asked for
 }
 
-#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
-
-// While one lives, the system gives no mapping that would leave the process with more than so many bytes.
-class AddressLimit {
- public:
-  explicit AddressLimit(int64_t bytes) {
-    REQUIRE(getrlimit(RLIMIT_AS, &before_) == 0);
-    const rlimit limit{static_cast<rlim_t>(bytes), before_.rlim_max};
-    REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
-  }
-  ~AddressLimit() { setrlimit(RLIMIT_AS, &before_); }
-  AddressLimit(const AddressLimit&) = delete;
-  AddressLimit& operator=(const AddressLimit&) = delete;
-
- private:
-  rlimit before_{};
-};
-
-int64_t address_space() {
-  int64_t pages = 0;
-  std::ifstream("/proc/self/statm") >> pages;
-  return pages * sysconf(_SC_PAGESIZE);
-}
+#ifdef DIAD_HAS_ADDRESS_LIMIT
 
 TEST_CASE("what waits is given back when the system refuses a piece") {
   constexpr int64_t kPiece = 64 * kMiB;

@@ -76,6 +76,15 @@ TEST_CASE("attention takes pictures that share keys, other strides, great produc
   CHECK_FALSE(y.select(0, 0).isnan().any().item<bool>());
 }
 
+TEST_CASE("attention whose products are beyond what their exponents' rounding allows") {
+  const c10::InferenceMode guard;
+  const at::Tensor q = random_tensor({1, 2, 9, 8}, 1), k = random_tensor({1, 2, 50, 8}, 2), v = random_tensor({1, 2, 50, 8}, 3);
+  for (const double scale : {1e4, 1e5, 1e6}) {
+    CAPTURE(scale);
+    CHECK(difference(attention(scale * q, scale * k, v), in_double(scale * q, scale * k, v)) < 1e-5);
+  }
+}
+
 TEST_CASE("attention of what it does not compute is LibTorch's, errors too") {
   const c10::InferenceMode guard;
   const at::Tensor half = random_tensor({1, 2, 5, 8}, 1).to(at::kBFloat16), flat = random_tensor({2, 5, 8}, 2);

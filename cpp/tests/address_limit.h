@@ -1,0 +1,38 @@
+// A process whose system refuses memory, for tests of what then happens.
+#pragma once
+
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
+#define DIAD_HAS_ADDRESS_LIMIT 1
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <fstream>
+
+#include "support.h"
+
+// While one lives, the system gives no mapping that would leave the process with more than so many bytes.
+class AddressLimit {
+ public:
+  explicit AddressLimit(int64_t bytes) {
+    REQUIRE(getrlimit(RLIMIT_AS, &before_) == 0);
+    const rlimit limit{static_cast<rlim_t>(bytes), before_.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
+  }
+  ~AddressLimit() { setrlimit(RLIMIT_AS, &before_); }
+  AddressLimit(const AddressLimit&) = delete;
+  AddressLimit& operator=(const AddressLimit&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+// Bytes that the process has mapped.
+inline int64_t address_space() {
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+#endif
