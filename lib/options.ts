@@ -14,7 +14,7 @@ export interface LoadOptions {
   readonly device?: string;
   /** What the networks compute in. Default 'float32'; the others change the result (docs/accuracy.md). 'int8' needs a CPU with AVX-512 VNNI. */
   readonly precision?: Precision;
-  /** Threads of one operation on the CPU, 1 to 1024. Default: LibTorch's, usually one per core. */
+  /** Threads of one operation on the CPU, 1 to 1024. Default: one per core, at most a container's quota of processors. */
   readonly threads?: number;
   /** Pictures computed together at most, 1 to 256. Default 8. */
   readonly maxBatch?: number;
