@@ -148,14 +148,21 @@ at::Tensor normalised(const at::Tensor& x, const at::Tensor& shift, const at::Te
   const float *const gain = values_of(weight), *const base = values_of(bias), *const added = values_of(shift);
   const auto size_of_chunk = [&](int64_t chunk) { return std::min(kRows, pixels - chunk * kRows); };
 
-  // Sums of x less its first pixel, which keeps them small beside the variance; a fixed split, so that thread counts change nothing.
+  // Sums of x less a value of its size, which keeps them small beside the variance: the middle one of three pixels', of which one may be
+  // far from all others. A fixed split, so that thread counts change nothing.
   const int64_t tasks = pictures * chunks;
   std::vector<float> space(static_cast<size_t>((2 * tasks + 3 * pictures) * channels));
   float *const sums = space.data(), *const squares = sums + tasks * channels, *const pivots = squares + tasks * channels,
                *const scale = pivots + pictures * channels, *const offset = scale + pictures * channels;
   for (int64_t picture = 0; picture < pictures; ++picture) {
-    std::vector<float> copy;
-    std::copy_n(in.read(picture * pixels * channels, channels, copy), channels, pivots + picture * channels);
+    std::vector<float> copies[3];
+    const auto pixel = [&](int64_t index, std::vector<float>& copy) {
+      return in.read((picture * pixels + index) * channels, channels, copy);
+    };
+    const float *const a = pixel(0, copies[0]), *const b = pixel(pixels / 2, copies[1]), *const c = pixel(pixels - 1, copies[2]);
+    for (int64_t k = 0; k < channels; ++k) {
+      pivots[picture * channels + k] = std::max(std::min(a[k], b[k]), std::min(std::max(a[k], b[k]), c[k]));
+    }
   }
   in_parallel(tasks, std::max<int64_t>(1, kValuesToSum / (kRows * channels)), [&](int64_t begin, int64_t end) {
     std::vector<float> copy;
