@@ -120,6 +120,9 @@ const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
       'hand them in one by one, or raise maxFrames to have the first of them read',
   );
 
+/** Samples as sharp names them; others (of TIFFs) have no range of their own, and would become black or white. */
+const READ_DEPTHS: readonly (string | undefined)[] = ['uchar', 'ushort'];
+
 const READING: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
 
 /** How libvips, its decoders and V8 say that an allocation failed. */
@@ -161,6 +164,8 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
       throw undecodable(error);
     });
   if ((header.pages ?? 1) > maxFrames) throw tooMany(format, maxFrames);
+  if (!READ_DEPTHS.includes(header.depth))
+    throw undecodable(new Error(`its samples are of the type ${header.depth}; 8 and 16 bits are read`));
   return { format, width: header.width, height: header.pageHeight ?? header.height };
 }
 

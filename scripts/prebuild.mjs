@@ -1,4 +1,4 @@
-// npm run prebuild: writes prebuilds/<platform>-<arch>/ - the addon and one engine library for each LibTorch minor built here.
+// npm run prebuilds: writes prebuilds/<platform>-<arch>/ - the addon and one engine library for each LibTorch minor built here.
 //
 //   node scripts/prebuild.mjs [--libtorch DIR] [--reuse-build [--to FOLDER]]
 //

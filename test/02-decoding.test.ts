@@ -92,6 +92,39 @@ describe('decoding', () => {
     assert.ok(data[0]! > 200 && data[1]! > 200 && data[2]! > 200, [...data.subarray(0, 3)].join());
   });
 
+  it('a TIFF of floating-point or 32-bit samples has no range that says what is black and white: refused', async () => {
+    for (const [sampleFormat, name] of [
+      [3, 'float'],
+      [1, 'uint'],
+    ] as const) {
+      // Little-endian, 2 x 2 grey samples of 32 bits in one strip behind the directory.
+      const entries = [
+        [256, 3, 1, 2],
+        [257, 3, 1, 2],
+        [258, 3, 1, 32],
+        [259, 3, 1, 1],
+        [262, 3, 1, 1],
+        [273, 4, 1, 8 + 2 + 10 * 12 + 4],
+        [277, 3, 1, 1],
+        [278, 3, 1, 2],
+        [279, 4, 1, 16],
+        [339, 3, 1, sampleFormat],
+      ];
+      const file = Buffer.alloc(8 + 2 + entries.length * 12 + 4 + 16);
+      file.write('II*\0', 0, 'latin1');
+      file.writeUInt32LE(8, 4);
+      file.writeUInt16LE(entries.length, 8);
+      for (const [i, [tag, type, count, value]] of entries.entries()) {
+        file.writeUInt16LE(tag!, 10 + i * 12);
+        file.writeUInt16LE(type!, 12 + i * 12);
+        file.writeUInt32LE(count!, 14 + i * 12);
+        file.writeUInt32LE(value!, 18 + i * 12);
+      }
+      const reason = new RegExp(`its samples are of the type ${name}; 8 and 16 bits are read`);
+      await rejects(inspectImage(file), 'ERR_DIAD_IMAGE_DECODE', reason);
+    }
+  });
+
   for (const format of ['gif', 'webp', 'tiff'] as const) {
     it(`${format}: more than one page or frame is refused, or the first is read where that is asked for`, async () => {
       const frames = Array.from({ length: 3 * 4 * 4 }, (_, i) => (i < 16 ? [255, 255, 255] : [0, i, 0])).flat();

@@ -105,6 +105,17 @@ describe('queue: the broker', function () {
     }
   });
 
+  it('a worker with options that cannot be is refused before it takes a job, and leaves nothing open', () =>
+    inFolder(async (folder) => {
+      const redis = `redis://127.0.0.1:${await freePort()}`; // nobody there: it would be waited for
+      const start = (options: object): Promise<unknown> => startWorker({ redis, scorer: stubScorer(0), ...options });
+      const root = path.join(folder, 'not-mounted');
+      await rejects(start({ root }), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a folder for root but .*not-mounted is none/);
+      await rejects(start({ concurrency: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for concurrency/);
+      await rejects(start({ lockMs: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for lockMs/);
+      await rejects(start({ maxBytes: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for maxBytes/);
+    }));
+
   it('a worker tells once of a broker that is away, works when it is there, and can be ended without it', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);

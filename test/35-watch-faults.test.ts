@@ -1,6 +1,6 @@
 // diad watch: journals and results of any size, disks that are full, receivers and shares that are away.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import fs from 'node:fs';
 import { appendFile, open, readdir, readFile, rename, rm, stat, truncate, writeFile, type FileHandle } from 'node:fs/promises';
@@ -108,6 +108,20 @@ describe('watch: faults', () => {
       await handle.close();
       assert.equal(buffer.toString('utf8', 0, bytesRead), `{"id":\n${JSON.stringify(two)}\n`);
     })).timeout(60_000);
+
+  it('a named pipe called like a picture holds up neither the pictures nor the end', () =>
+    inFolder(async (folder) => {
+      const sink = collecting();
+      for (const name of ['a.png', 'b.png', 'c.png', 'd.png', 'e.png']) execFileSync('mkfifo', [path.join(folder, name)]);
+      await writePictures(folder, 2);
+      await watching({ folder, sinks: [sink], concurrency: 4 }, () => until(() => sink.events.length === 2, 'all told'));
+    }));
+
+  it('nobody can publish to a pattern of topics', async () => {
+    for (const topic of ['a/#', '+/b', '']) {
+      await rejects(mqttSink('mqtt://127.0.0.1:9', topic), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a topic without \+ and # for topic/);
+    }
+  });
 
   it('the journal is written anew at each start: ids of pictures that are there, events that a receiver has not had, how far each has got', () =>
     inFolder(async (folder) => {

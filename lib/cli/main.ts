@@ -217,7 +217,10 @@ program.hook('preAction', (_program, command) => {
 
 // Who reads the output may have seen enough (`| head`).
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
+  if (error.code !== 'EPIPE') {
+    process.stderr.write(`diad: ${error.message} (standard output)\n`);
+    process.exit(1);
+  }
   if (isService) process.exitCode = 1;
   process.exit();
 });
@@ -225,7 +228,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 try {
   await program.parseAsync();
 } catch (error) {
+  const message = error instanceof Error ? error.message : String(error);
   const code = error instanceof Error && 'code' in error ? `${String(error.code)}: ` : '';
-  process.stderr.write(`diad: ${code}${error instanceof Error ? error.message : String(error)}\n`);
+  process.stderr.write(`diad: ${message.startsWith(code) ? '' : code}${message}\n`); // the system's errors begin with theirs
   process.exitCode = 1;
 }

@@ -1,4 +1,5 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
+import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
@@ -11,6 +12,10 @@ import { BrokerConnection, REMIND_MS } from './connection.js';
 import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
 import { isKept, keep, noteEnd, resultKey, RUN_OUTLIVES, type ResultBasis, type StoredScore } from './results.js';
 import type { JobBody } from './run.js';
+import { integer } from '../validate.js';
+
+/** The longest time that a timer takes, milliseconds. */
+const MOST_MS = 2 ** 31 - 1;
 
 /** What a worker needs of a loaded bundle. */
 export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
@@ -112,7 +117,7 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
 /**
  * Starts a worker. A broker that cannot be reached is waited for, and `log` told.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`;
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, `root` being no folder among them, and when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`;
  *   ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
@@ -126,6 +131,13 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     silentMs = 15_000,
     recheckMs = RECHECK_MS,
   } = options;
+  integer(concurrency, 'concurrency', 1, 65_536, 16);
+  integer(lockMs, 'lockMs', 1, MOST_MS, 1);
+  integer(maxStalls, 'maxStalls', 0, 1_000_000, 1);
+  if (options.maxBytes !== undefined) integer(options.maxBytes, 'maxBytes', 1, Number.MAX_SAFE_INTEGER, 1);
+  if (options.root !== undefined && (await stat(options.root).catch(() => undefined))?.isDirectory() !== true) {
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for root but ${options.root} is none`);
+  }
   const log = options.log ?? (() => undefined);
   const { digest } = scorer.info.bundle;
   const broker = await reachBroker(options, log);

@@ -119,8 +119,16 @@ export function webhookSink(url: string, secret: string | undefined): Sink {
   };
 }
 
-/** Publishes with QoS 1: fulfilled when the broker has acknowledged. */
+/**
+ * Publishes with QoS 1: fulfilled when the broker has acknowledged.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for a topic that nobody can publish to
+ */
 export async function mqttSink(url: string, topic: string): Promise<Sink> {
+  // A broker ends the connection of whoever publishes to a pattern, again and again.
+  if (!/^[^+#\0]+$/.test(topic)) {
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a topic without + and # for topic but received "${topic}"`);
+  }
   const { connect } = await import('mqtt');
   const client = connect(url, { reconnectPeriod: 1000 });
   client.on('error', () => undefined); // told by the publication that waits

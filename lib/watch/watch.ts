@@ -1,4 +1,5 @@
 // Scores pictures as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
+import type { Stats } from 'node:fs';
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
@@ -25,6 +26,12 @@ export interface Watching {
 }
 
 const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif)$/i;
+
+/** Whether something is known to be neither a picture, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
+function isNoPicture(file: string, found: Stats | undefined): boolean {
+  if (found === undefined || found.isDirectory() || found.isSymbolicLink()) return false;
+  return !found.isFile() || !PICTURE.test(file);
+}
 
 /** Attempts with a file that cannot be read, scored or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
 const ATTEMPTS = 8;
@@ -163,7 +170,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const inside = done === undefined ? undefined : path.resolve(done);
   const watcher: FSWatcher = watchFolder(folder, {
     awaitWriteFinish: { stabilityThreshold: settleMs, pollInterval: Math.max(20, Math.floor(settleMs / 5)) },
-    ignored: (file, found) => path.resolve(file) === inside || (found?.isFile() === true && !PICTURE.test(file)),
+    ignored: (file, found) => path.resolve(file) === inside || isNoPicture(file, found),
     ...(poll === undefined ? {} : { usePolling: true, interval: poll, binaryInterval: poll }),
   });
   watcher.on('add', found).on('change', found);
