@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad, DiadError } from '../lib/index.js';
 import { createServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
 import { isLoopback } from '../lib/server/options.js';
-import { post, refused, stubScorer, withServer } from './server-support.js';
+import { heldScorer, post, refused, stubScorer, withServer } from './server-support.js';
 import { example, rejects } from './support.js';
 
 const hasIPv6 = Object.values(os.networkInterfaces()).some((of) => of?.some(({ family }) => family === 'IPv6'));
@@ -72,25 +72,21 @@ describe('server: start, failure, shutdown', () => {
       [20_000, true],
       [30, false],
     ] as const) {
-      let calls = 0;
-      const slow = stubScorer({
-        score: async (_image, options) => {
-          if (calls++ > 0) await sleep(600, undefined, options?.signal === undefined ? {} : { signal: options.signal });
-          return { score: 1, seed: 0n, timings: { decodeImageMs: 0 }, batchSize: 1 } as unknown as Awaited<ReturnType<Scorer['score']>>;
-        },
-      });
-      const server = await createServer({ load: () => Promise.resolve(slow), port: 0, logLevel: 'silent', drainMs });
+      const { scorer, begun, end } = heldScorer();
+      const server = await createServer({ load: () => Promise.resolve(scorer), port: 0, logLevel: 'silent', drainMs });
       await server.ready;
       const running = post(server, '/v1/score', bytes).then(
         ({ status }) => status,
         () => 'cut off',
       );
-      await sleep(200);
+      await begun;
       const closed = server.close();
       await sleep(20);
       await assert.rejects(fetch(`${server.url}/v2/health/live`), 'no new connection');
+      if (drained) end();
       assert.equal(await closed, drained);
       assert.equal((await running) === 'cut off', !drained);
+      end();
     }
   });
 

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad } from '../lib/index.js';
 import type { Scorer, ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
-import { converse, form, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
+import { converse, form, heldScorer, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
 import { example } from './support.js';
 
 const TOKEN = 'a-token-of-twenty-four-c';
@@ -102,7 +102,7 @@ describe('server: limits', () => {
           assert.match(received, /\r\naccess-control-allow-origin: https:\/\/line\.example\r\n/i);
         }
       }
-      assert.ok(performance.now() - started < 5000, 'sooner than a body would have been missed');
+      assert.ok(performance.now() - started < 20_000, 'sooner than a body would have been missed');
       // Without a body the connection stays.
       const kept = await fetch(`${server.url}/nope`, { method: 'DELETE' });
       assert.deepEqual([kept.status, kept.headers.get('connection')], [404, 'keep-alive']);
@@ -110,7 +110,7 @@ describe('server: limits', () => {
 
   it('503 with Retry-After on a full queue, on too many pixels and on too many bytes', async () => {
     const bytes = await example('gear-good.png'); // 256 x 256
-    const slow = (): Promise<Scorer> => Promise.resolve(stubScorer({ computeMs: 100 }));
+    const slow = (): Promise<Scorer> => Promise.resolve(stubScorer({ computeMs: 400 }));
     const cases: Partial<ServerOptions>[] = [
       { load: () => Diad.load(undefined, { queueLimit: 1, threads: 1 }) },
       { load: slow, maxPixels: 70_000, pixelsInFlight: 70_000 },
@@ -131,26 +131,27 @@ describe('server: limits', () => {
     }
   });
 
-  it('a full queue refuses by the headers, before a body is sent; else a client that asks is told to go on', () =>
-    withServer({ load: () => Promise.resolve(stubScorer({ computeMs: 500, queueLimit: 1 })) }, async (server) => {
+  it('a full queue refuses by the headers, before a body is sent; else a client that asks is told to go on', () => {
+    const { scorer, begun, end } = heldScorer(1);
+    return withServer({ load: () => Promise.resolve(scorer) }, async (server) => {
       const bytes = await example('gear-good.png');
       const head = (length: number): string =>
         `POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${length}\r\nConnection: close\r\n`;
       const running = post(server, '/v1/score', bytes);
-      await sleep(100);
-      const started = performance.now();
+      await begun;
       const unsent = await Promise.all([
         converse(server, `${head(30_000_000)}\r\n`),
         converse(server, `${head(30_000_000)}Expect: 100-continue\r\n\r\n`),
       ]);
       for (const received of unsent) assert.match(received, /^HTTP\/1\.1 503 [\s\S]*retry-after: [\s\S]*ERR_DIAD_QUEUE_FULL/i);
-      assert.ok(performance.now() - started < 400, 'refused while the picture is computed');
+      end();
       assert.equal((await running).status, 200);
       const told = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`);
       assert.match(told, /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 415 /);
       const stray = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`.replace('/v1/score', '/nothing'));
       assert.match(stray, /HTTP\/1\.1 404 /);
-    }));
+    });
+  });
 
   it('refusals in floods are spaced out, a few are not', () => {
     const pacer = new Pacer();
@@ -169,14 +170,14 @@ describe('server: limits', () => {
   it('a client that goes has its picture cancelled between steps', () =>
     withServer({ load: () => Diad.load(undefined, { threads: 1 }) }, async (server) => {
       const bytes = await example('gear-good.png');
-      const other = post(server, '/v1/score', bytes); // computed first, so that the next one waits
+      const others = Array.from({ length: 4 }, () => post(server, '/v1/score', bytes)); // computed first, so that the next one waits
       await sleep(20);
       const leaving = http.request(`${server.url}/v1/score`, { method: 'POST', headers: { 'content-type': 'image/png' } });
       leaving.on('error', () => undefined);
       leaving.end(bytes);
       await sleep(50);
       leaving.destroy();
-      assert.equal((await other).status, 200);
+      for (const other of others) assert.equal((await other).status, 200);
       for (let i = 0; i < 100 && sample(await server.metrics(), 'diad_cancelled_total') === 0; i++) await sleep(20);
       assert.equal(sample(await server.metrics(), 'diad_cancelled_total'), 1);
       assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);

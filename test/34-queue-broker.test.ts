@@ -30,7 +30,7 @@ async function refused(redis: string, reason: RegExp): Promise<void> {
   };
   const asked = [submitRun([], { redis, model: STUB_MODEL }), ask()];
   await Promise.all(asked.map((one) => rejects(withoutSecret(one), 'ERR_DIAD_BROKER_UNAVAILABLE', reason)));
-  assert.ok(Date.now() - started < 8000, `${Date.now() - started} ms`);
+  assert.ok(Date.now() - started < 30_000, `${Date.now() - started} ms`);
 }
 
 /** A server that takes connections and says nothing; `taken` is how many. */
@@ -120,13 +120,14 @@ describe('queue: the broker', function () {
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);
       const lines: string[] = [];
-      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), silentMs: 600, log: (line) => lines.push(line) });
-      await sleep(3000);
+      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), silentMs: 2000, log: (line) => lines.push(line) });
+      while (lines.length < 1) await sleep(50);
+      await sleep(4000); // several attempts
       await broker.start();
       const worker = await started;
       const soFar = lines.length;
       await broker.kill();
-      await sleep(4000);
+      await sleep(5000);
       await broker.start();
       while (lines.length < soFar + 2) await sleep(50);
       await broker.kill();
@@ -187,7 +188,7 @@ describe('queue: the broker', function () {
       const broker = new Broker(port, folder);
       const lines: string[] = [];
       const started = startWorker({ redis: broker.url, scorer: stubScorer(0), log: (line) => lines.push(line) });
-      await sleep(6000);
+      while (lines.length < 1) await sleep(50);
       assert.match(lines.join('\n'), /^The broker at 127\.0\.0\.1:\d+ gives no answer; trying again$/);
       silent.close();
       await broker.start();

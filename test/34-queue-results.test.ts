@@ -172,13 +172,20 @@ describe('queue: results', () => {
   it('results that have expired end the wait, and have an exit code of their own', () =>
     inFolder(async (root) => {
       const pictures = (await writePictures(root, 2)).map(asFile);
-      await working({ root, keepSeconds: 1 }, async () => {
+      await working({ root, keepSeconds: 60 }, async () => {
         const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
         assert.deepEqual(
           (await collect(run, broker.url)).map(({ status }) => status),
           ['done', 'done'],
         );
-        await sleep(1500);
+        const keys = await redis.keys('diad:result:*');
+        assert.equal(keys.length, 2);
+        for (const key of keys) {
+          const seconds = await redis.ttl(key);
+          assert.ok(seconds > 0 && seconds <= 60, `${seconds} s`);
+          await redis.pexpire(key, 1); // a minute later
+        }
+        while ((await redis.exists(keys)) > 0) await sleep(5);
         assert.deepEqual(
           await collect(run, broker.url),
           pictures.map(({ file, sha256: digest }) => ({ file, sha256: digest, status: 'expired' })),

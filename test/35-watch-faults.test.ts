@@ -268,13 +268,13 @@ describe('watch: faults', () => {
           await sleep(200);
           closing = Date.now();
         });
-        assert.ok(Date.now() - closing < 10_000, `${Date.now() - closing} ms`);
+        assert.ok(Date.now() - closing < 20_000, `${Date.now() - closing} ms`);
         const late = collecting();
         await watching({ folder, sinks: [late] }, () => until(() => late.events.length === 1, 'the journal keeps what was not delivered'));
       } finally {
         broker.kill('SIGKILL');
       }
-    })).timeout(30_000);
+    })).timeout(60_000);
 
   it('poll finds what the system does not tell of', () =>
     inFolder(async (folder) => {

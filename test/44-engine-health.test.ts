@@ -171,7 +171,7 @@ describe('an engine that fails', () => {
         root: folder,
         concurrency: 2,
         recheckMs: 1000,
-        silentMs: 500,
+        silentMs: 2000,
       });
       try {
         const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, attempts: 2 });

@@ -44,6 +44,22 @@ export function stubScorer({
   };
 }
 
+/** A stub whose pictures, its warm-up aside, wait for `end`; `begun` resolves with the first of them. */
+export function heldScorer(queueLimit = 64): { readonly scorer: Scorer; readonly begun: Promise<void>; end: () => void } {
+  const stub = stubScorer({ queueLimit });
+  let [begin, end] = [(): void => undefined, (): void => undefined];
+  const begun = new Promise<void>((resolve) => (begin = resolve));
+  const ended = new Promise<void>((resolve) => (end = resolve));
+  const score: Scorer['score'] = async (image, options) => {
+    if (image instanceof Uint8Array) {
+      begin();
+      await ended;
+    }
+    return stub.score(image, options);
+  };
+  return { scorer: { ...stub, score }, begun, end };
+}
+
 /** Runs `use` with a server on a free port that is ready; a stub behind it unless told otherwise. */
 export async function withServer(options: Partial<ServerOptions>, use: (server: DiadServer) => Promise<void>, ready = true): Promise<void> {
   const load = (): Promise<Scorer> => Promise.resolve(stubScorer());

@@ -4,5 +4,5 @@ import { jsonlSink, watch } from '../lib/watch/index.js';
 import { stubScorer } from './queue-support.js';
 
 const [folder = '', jsonl = ''] = process.argv.slice(2);
-await watch({ folder, scorer: stubScorer(10), sinks: [await jsonlSink(jsonl)], settleMs: 200 });
+await watch({ folder, scorer: stubScorer(20), sinks: [await jsonlSink(jsonl)], settleMs: 200 });
 process.stdout.write('watching\n');
