@@ -101,7 +101,7 @@ export class Diad {
   /**
    * Scores a picture.
    *
-   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF or GIF of at most `maxFrames` pages or frames) or a raw frame; copied before this returns
+   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP of at most `maxFrames` pages or frames) or a raw frame; copied before this returns
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE, ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT,
    *   ERR_DIAD_CLOSED, ERR_DIAD_OUT_OF_MEMORY; the signal's reason when it aborts
    */

@@ -1,5 +1,6 @@
 // From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, colour) gives it.
 import type { SharpOptions } from 'sharp';
+import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
 import { DiadError } from './errors.js';
 import { countFrames, countScans } from './image-structure.js';
 import { integer, invalid } from './validate.js';
@@ -14,7 +15,7 @@ export interface RawFrame {
   readonly channels: 1 | 3 | 4;
 }
 
-/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF or GIF of one page or frame (see `maxFrames` for more), or a raw frame. */
+/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP of one page or frame (see `maxFrames` for more), or a raw frame. */
 export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
 
 /** A private copy of what the caller passed: later changes of the caller's memory do not matter. */
@@ -77,7 +78,7 @@ function takeFrame(frame: RawFrame): RawFrame {
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
 
 /** Formats that are read. */
-export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif';
+export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | 'bmp';
 
 /**
  * The format of encoded bytes by their first bytes; undefined for anything not accepted (SVG, PDF, HEIF with HEVC and the rest).
@@ -89,6 +90,7 @@ export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   if (['II*\0', 'MM\0*', 'II+\0', 'MM\0+'].includes(ascii(bytes, 0, 4))) return 'tiff';
   if (['GIF87a', 'GIF89a'].includes(ascii(bytes, 0, 6))) return 'gif';
   if (ascii(bytes, 4, 8) === 'ftyp' && ['avif', 'avis'].includes(ascii(bytes, 8, 12))) return 'avif';
+  if (isBmp(bytes)) return 'bmp';
   return undefined;
 }
 
@@ -151,7 +153,15 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
   const format = sniffFormat(bytes);
   if (format === undefined) {
     const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF or GIF but the bytes begin with ${first}`);
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP but the bytes begin with ${first}`);
+  }
+  if (format === 'bmp') {
+    try {
+      const { width, height } = readBmpHeader(bytes);
+      return { format, width, height };
+    } catch (error) {
+      throw undecodable(error);
+    }
   }
   if (countFrames(bytes, format, maxFrames + 1) > maxFrames) throw tooMany(format, maxFrames);
   if (format === 'jpeg' && countScans(bytes, MOST_SCANS + 1) > MOST_SCANS) {
@@ -187,10 +197,11 @@ export async function decodeImage(image: TakenImage, { maxPixels, maxFrames }: I
     return image.frame;
   }
   const { bytes } = image;
-  const { width, height } = await inspectImage(bytes, maxFrames);
+  const { format, width, height } = await inspectImage(bytes, maxFrames);
   if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);
-  const { default: sharp } = await import('sharp');
   try {
+    if (format === 'bmp') return { ...(await decodeBmp(bytes)), channels: 3 };
+    const { default: sharp } = await import('sharp');
     const { data, info } = await sharp(bytes, READING)
       .autoOrient()
       .removeAlpha()

@@ -7,6 +7,7 @@ import { LAYOUT_NAMES, readDataSet, type LayoutName, type TestPicture } from '..
 import { maskOf, readPicture } from '../lib/evaluation/pictures.js';
 import { pillowResize } from '../lib/evaluation/pillow-resize.js';
 import { writeMask, writePicture, writeTree } from './dataset-trees.js';
+import { bmp } from './bmp.js';
 import { inFolder, python, rejects, runProgram } from './support.js';
 
 const size = { width: 16, height: 16 };
@@ -134,7 +135,12 @@ describe('data sets', () => {
         .toColourspace('grey16')
         .png()
         .toFile(file('deep.png'));
-      for (const name of ['grey.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png']) {
+      const palette = [0, 255].map((level) => [level, level, level] as const);
+      await writeFile(
+        file('bit.bmp'),
+        bmp({ width: 16, height: 16, bits: 1, palette, pixels: Array<number[]>(16).fill([0xff, 0, 0, 0]).flat() }),
+      );
+      for (const name of ['grey.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png', 'bit.bmp']) {
         assert.deepEqual(await maskOf(picture(file(name)), size, 8, 'half'), left, name);
       }
       await writeMask(file('wide.png'), 255, [0, 0, 1, 1], 32, 16);

@@ -1,9 +1,9 @@
 // Writes a miniature of each data set layout, with the oddities that the real ones have.
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { encode } from 'bmp-ts';
 import sharp from 'sharp';
 import type { LayoutName } from '../lib/evaluation/datasets/index.js';
+import { bmp } from './bmp.js';
 
 const SIDE = 16;
 
@@ -11,8 +11,8 @@ const SIDE = 16;
 export async function writePicture(file: string, level = 100, width = SIDE, height = SIDE): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true });
   if (/\.bmp$/i.test(file)) {
-    const { data } = encode({ data: Buffer.alloc(width * height * 4, level), width, height, bitPP: 24 });
-    await writeFile(file, data);
+    const pixels = Array<number>(4 * Math.ceil(width / 4) * height).fill(level);
+    await writeFile(file, bmp({ width, height, bits: 8, palette: Array.from({ length: 256 }, (_, i) => [i, i, i] as const), pixels }));
     return;
   }
   const picture = sharp({ create: { width, height, channels: 3, background: { r: level, g: level, b: level } } });

@@ -3,7 +3,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { isDiadError, library, megabytes, picture, randomNumbers, root, rss, within } from './harness.mjs';
 
-export const abuse = 'mutated PNG, JPEG, WebP, TIFF, GIF and AVIF: bit flips, truncations, spliced headers';
+export const abuse = 'mutated PNG, JPEG, WebP, TIFF, GIF, AVIF and BMP: bit flips, truncations, spliced headers';
 export const mustHold = 'a result or a DiadError; never a crash, 10 s or 1 GiB';
 export const amounts = { short: 400, full: 20_000 };
 
@@ -11,11 +11,45 @@ const LONGEST_MS = 10_000;
 const MOST_MB = 1024;
 const SCORED_EVERY = 20; // of what still decodes; decoding is what is abused here
 
+/** A BMP of rows that are multiples of four bytes; the lowest row is the first. */
+function bmp(pixels, { width, height, bits, compression = 0, palette = Buffer.alloc(0) }) {
+  const head = Buffer.alloc(54);
+  head.write('BM', 'latin1');
+  head.writeUInt32LE(54 + palette.length, 10);
+  head.writeUInt32LE(40, 14);
+  head.writeInt32LE(width, 18);
+  head.writeInt32LE(height, 22);
+  head.writeUInt16LE(1, 26);
+  head.writeUInt16LE(bits, 28);
+  head.writeUInt32LE(compression, 30);
+  return Buffer.concat([head, palette, pixels]);
+}
+
+/** Of a grey picture: as it is, and in runs of bytes. */
+function greyBmps(grey, size) {
+  const palette = Buffer.from(Array.from({ length: 256 }, (_, i) => [i, i, i, 0]).flat());
+  const runs = [];
+  for (let row = 0; row < size.height; row++) {
+    for (let x = 0, length = 1; x < size.width; x += length, length = 1) {
+      const at = row * size.width + x;
+      while (x + length < size.width && length < 255 && grey[at + length] === grey[at]) length++;
+      runs.push(length, grey[at]);
+    }
+    runs.push(0, 0);
+  }
+  runs.push(0, 1);
+  return [bmp(grey, { ...size, bits: 8, palette }), bmp(Buffer.from(runs), { ...size, bits: 8, compression: 1, palette })];
+}
+
 /** Seeds: a real picture, plain and with what each format can carry beside pixels. */
 async function seeds(sharp) {
   const base = () => sharp(picture()).resize(96, 80, { fit: 'fill' });
   const exif = () => base().withMetadata({ orientation: 6 });
+  const size = { width: 96, height: 80 };
+  const grey = await base().greyscale().raw().toBuffer();
   return Promise.all([
+    bmp(await base().removeAlpha().raw().toBuffer(), { ...size, bits: 24 }),
+    ...greyBmps(grey, size),
     base().png().toBuffer(),
     base().png({ palette: true, progressive: true }).toBuffer(),
     base().toColourspace('rgb16').png().toBuffer(),

@@ -1,8 +1,7 @@
 // Pictures and masks of data sets, from files.
 import { readFile } from 'node:fs/promises';
-import { decode as decodeBmp } from 'bmp-ts';
+import { decodeBmp, isBmp } from '../bmp.js';
 import { DiadError } from '../errors.js';
-import type { ImageInput } from '../image.js';
 import type { TestPicture } from './datasets/index.js';
 import { pillowResize } from './pillow-resize.js';
 
@@ -12,16 +11,13 @@ const unreadable = (file: string, error: unknown): DiadError =>
   });
 
 /**
- * A picture for `Diad.score`: its bytes, or a raw frame of a BMP, which only data sets still use.
+ * A picture's bytes, for `Diad.score`.
  *
  * @throws DiadError ERR_DIAD_IMAGE_DECODE that names the file
  */
-export async function readPicture(file: string): Promise<ImageInput> {
+export async function readPicture(file: string): Promise<Uint8Array> {
   try {
-    const bytes = await readFile(file);
-    if (bytes.toString('latin1', 0, 2) !== 'BM') return bytes;
-    const { data, width, height } = decodeBmp(bytes, { toRGBA: true });
-    return { data, width, height, channels: 4 };
+    return await readFile(file);
   } catch (error) {
     throw unreadable(file, error);
   }
@@ -42,7 +38,12 @@ const lossy = (format: string | undefined): boolean => format === 'jpeg' || form
 async function readMask(file: string): Promise<Mask> {
   const { default: sharp } = await import('sharp');
   try {
-    const picture = sharp(await readFile(file), { failOn: 'error', limitInputPixels: false, ignoreIcc: true });
+    const bytes = await readFile(file);
+    const bitmap = isBmp(bytes) ? await decodeBmp(bytes) : undefined;
+    const picture =
+      bitmap === undefined
+        ? sharp(bytes, { failOn: 'error', limitInputPixels: false, ignoreIcc: true })
+        : sharp(bitmap.data, { raw: { width: bitmap.width, height: bitmap.height, channels: 3 } });
     const { depth, format } = await picture.metadata();
     const deep = depth === 'ushort';
     const { data, info } = await picture

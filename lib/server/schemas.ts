@@ -47,13 +47,22 @@ export const PICTURE_PROBLEMS = {
   406: 'Neither JSON nor PNG is accepted',
   408: 'The request was not sent in time',
   413: 'Too many bytes or pixels',
-  415: 'By its first bytes no PNG, JPEG, WebP, TIFF, AVIF or GIF',
+  415: 'By its first bytes no PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP',
   422: 'The picture is damaged',
 } as const;
 
 export const Binary = (type: string): TSchema => Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
 
-const PICTURE_TYPES = ['image/png', 'image/jpeg', 'image/webp', 'image/tiff', 'image/avif', 'image/gif', 'application/octet-stream'];
+const PICTURE_TYPES = [
+  'image/png',
+  'image/jpeg',
+  'image/webp',
+  'image/tiff',
+  'image/avif',
+  'image/gif',
+  'image/bmp',
+  'application/octet-stream',
+];
 
 /** A picture as body or as form. The declared type of a raw body is not looked at: its first bytes decide. */
 export const pictureBody = {

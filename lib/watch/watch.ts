@@ -25,7 +25,7 @@ export interface Watching {
   close(): Promise<void>;
 }
 
-const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif)$/i;
+const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif|bmp)$/i;
 
 /** Whether something is known to be neither a picture, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
 function isNoPicture(file: string, found: Stats | undefined): boolean {

@@ -132,7 +132,7 @@ function App() {
           <input
             type="file"
             multiple
-            accept="image/png,image/jpeg,image/webp,image/tiff,image/avif,image/gif"
+            accept="image/png,image/jpeg,image/webp,image/tiff,image/avif,image/gif,image/bmp"
             onChange={(event) => {
               add(event.currentTarget.files ?? []);
               event.currentTarget.value = '';

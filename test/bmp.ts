@@ -1,0 +1,40 @@
+// BMP files for tests.
+
+/** What a BMP is made of. */
+export interface BmpParts {
+  readonly width: number;
+  /** Negative: the upper row first. */
+  readonly height: number;
+  readonly bits: number;
+  readonly pixels: readonly number[];
+  readonly compression?: number;
+  readonly palette?: readonly (readonly [blue: number, green: number, red: number])[];
+  /** Behind a header of 40 bytes, or part of a longer one. */
+  readonly masks?: readonly number[];
+  readonly header?: number;
+  /** Bytes between palette and pixels. */
+  readonly gap?: number;
+}
+
+/** Bytes of a BMP. */
+export function bmp({ width, height, bits, pixels, compression = 0, palette = [], masks = [], header = 40, gap = 0 }: BmpParts): Buffer {
+  const core = header === 12;
+  const masked = Math.max(14 + header, 14 + 40 + 4 * masks.length);
+  const head = Buffer.alloc(core ? 26 : masked);
+  head.write('BM', 'latin1');
+  head.writeUInt32LE(header, 14);
+  if (core) {
+    for (const [i, value] of [width, height, 1, bits].entries()) head.writeUInt16LE(value, 18 + 2 * i);
+  } else {
+    head.writeInt32LE(width, 18);
+    head.writeInt32LE(height, 22);
+    head.writeUInt16LE(1, 26);
+    head.writeUInt16LE(bits, 28);
+    head.writeUInt32LE(compression, 30);
+    head.writeUInt32LE(palette.length, 46);
+    for (const [i, mask] of masks.entries()) head.writeUInt32LE(mask, 54 + 4 * i);
+  }
+  const colours = Buffer.from(palette.flatMap((colour) => (core ? colour : [...colour, 0])));
+  head.writeUInt32LE(head.length + colours.length + gap, 10);
+  return Buffer.concat([head, colours, Buffer.alloc(gap, 0xee), Buffer.from(pixels)]);
+}
