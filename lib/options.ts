@@ -3,7 +3,7 @@ import { NO_LIMITS, type ImageInput, type ImageLimits } from './image.js';
 import { validateExperimental, type ExperimentalOptions } from './experimental.js';
 import type { NativeExperimental, NativeLoadOptions } from './native.js';
 import type { TileOptions } from './tiles.js';
-import { abortSignal, boolean, callback, integer, invalid, oneOf, optionsObject, seed, text } from './validate.js';
+import { abortSignal, boolean, callback, integer, invalid, iterable, oneOf, optionsObject, seed, text } from './validate.js';
 
 export const PRECISIONS = ['float32', 'bfloat16', 'float16', 'int8'] as const;
 export type Precision = (typeof PRECISIONS)[number];
@@ -209,8 +209,7 @@ export function validateManyOptions(
   options: ScoreManyOptions | undefined,
   defaultConcurrency: number,
 ): { call: ValidatedCall; concurrency: number; onError: 'throw' | 'yield' } {
-  const iterable = typeof images === 'object' && images !== null && (Symbol.iterator in images || Symbol.asyncIterator in images);
-  if (!iterable || images instanceof Uint8Array) throw invalid('an iterable of images', 'images', images);
+  iterable(images, 'an iterable of images', 'images');
   const { concurrency, onError, ...call } = optionsObject(options, 'scoreMany options', MANY_KEYS);
   return {
     call: validateCallOptions(call, true),

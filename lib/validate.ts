@@ -1,4 +1,5 @@
 // Checks of what callers pass, all in one sentence grammar: "Expected X for Y but received Z of type T".
+import type { Diad } from './diad.js';
 import { DiadError } from './errors.js';
 
 function shown(value: unknown): string {
@@ -69,6 +70,26 @@ export function oneOf<T extends string>(value: unknown, name: string, words: rea
 export function text(value: unknown, name: string): string | undefined {
   if (value === undefined) return undefined;
   if (typeof value !== 'string' || value === '' || value.includes('\0')) throw invalid('a string that is not empty', name, value);
+  return value;
+}
+
+/** A string that is not empty. */
+export function requiredText(value: unknown, name: string): string {
+  const given = text(value, name);
+  if (given === undefined) throw invalid('a string that is not empty', name, value);
+  return given;
+}
+
+/** A loaded bundle, or what stands for one. */
+export function loadedBundle<T extends Pick<Diad, 'score' | 'info'>>(value: T | undefined, name: string): T {
+  if (typeof value?.score !== 'function' || typeof value.info !== 'object') throw invalid('a loaded bundle', name, value);
+  return value;
+}
+
+/** Something to iterate over, at once or as it comes; no string and no bytes. */
+export function iterable<T extends object>(value: T, expected: string, name: string): T {
+  const fits = typeof value === 'object' && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value);
+  if (!fits || value instanceof Uint8Array) throw invalid(expected, name, value);
   return value;
 }
 

@@ -77,6 +77,37 @@ describe('command line', () => {
       assert.deepEqual([code, said], [0, '']);
     }));
 
+  it('who reads the output leaves early: files that were asked for are written all the same', () =>
+    withPictures(async (folder) => {
+      for (let i = 0; i < 12; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
+      const [out, csv] = [path.join(folder, 'maps'), path.join(folder, 'scores.csv')];
+      const args = ['score', folder, '--out', out, '--csv', csv];
+      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], { cwd: root });
+      let said = '';
+      child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
+      child.stdout.once('data', () => child.stdout.destroy());
+      const [code] = (await once(child, 'close')) as [number | null];
+      assert.deepEqual([code, said, (await readdir(out)).length], [0, '', 14]);
+      assert.equal((await readFile(csv, 'utf8')).trim().split('\n').length, 15);
+    }));
+
+  it('heat maps that lie in a folder are no pictures of it', () =>
+    withPictures(async (folder) => {
+      for (let run = 0; run < 2; run++) {
+        const { code, stdout, stderr } = await diad(['score', folder, '--out', folder]);
+        assert.equal(code, 0, stderr);
+        assert.equal(stdout.trim().split('\n').length, 2, stdout);
+      }
+      assert.equal((await readdir(folder)).filter((name) => name.endsWith('.heatmap.png')).length, 2);
+    }));
+
+  it('a table that cannot be written is told before anything is loaded', () =>
+    withPictures(async (folder) => {
+      const { code, stdout, stderr } = await diad(['score', folder, '--csv', folder], { DIAD_LIBTORCH: '/nowhere' });
+      assert.deepEqual([code, stdout], [1, '']);
+      assert.match(stderr, /^diad: EISDIR: /);
+    }));
+
   it('watch without a reader is a failure: a supervisor starts it again', () =>
     withPictures(async (folder) => {
       const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], { cwd: root });

@@ -189,6 +189,8 @@ describe('diad serve', () => {
       [['--host', '0.0.0.0'], /Expected a loopback address, or tokens \(--token-file\), or auth: false \(--no-auth\), for host/],
       [['--token-file', '/nowhere'], /--token-file: \/nowhere cannot be read/],
       [['--tls-cert', 'x.pem'], /--tls-cert and --tls-key together/],
+      [['--cors-origin', 'line.example'], /Expected an origin like .* for corsOrigins \(--cors-origin\) but received "line\.example"/],
+      [['--cors-origin', 'https://line.example/'], /Expected an origin/],
       [['--port', '99999'], /Expected an integer from 0 to 65535 for port/],
       [['--model', '/nowhere', '--port', '0'], /ERR_DIAD_BUNDLE_NOT_FOUND/],
       [['--host', '203.0.113.7', '--no-auth', '--port', '0'], /EADDRNOTAVAIL/],

@@ -244,6 +244,15 @@ describe('queue', () => {
     const large = { kind: 'inline', base64: Buffer.alloc(65 * 1024).toString('base64') } as const;
     await rejects(submit({ file: 'x', sha256: 'a'.repeat(64), reference: large }), 'ERR_DIAD_INVALID_ARGUMENT', /65536 bytes/);
     await rejects(submitRun([], { redis: 'http://x', model: STUB_MODEL }), 'ERR_DIAD_INVALID_ARGUMENT', /redis:\/\//);
+    for (const [wrong, message] of [
+      [null, /an object for a submission but received null/],
+      [{ sha256: 'a'.repeat(64), reference }, /for file but received undefined/],
+      [{ file: 'x', sha256: 'a'.repeat(64) }, /for x: reference but received undefined/],
+      [{ file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'ftp' } }, /of the kind file, url, s3 or inline for x: reference/],
+      [{ file: 'x', reference }, /SHA-256 in hex but received "undefined"/],
+    ] as const) {
+      await rejects(submit(wrong as unknown as Submission), 'ERR_DIAD_INVALID_ARGUMENT', message);
+    }
   });
 
   it('a priority, seed or number of attempts out of range is refused before anything is written', async () => {
@@ -338,6 +347,27 @@ describe('queue', () => {
         );
       });
     })).timeout(120_000);
+
+  it('diad submit: names as sha256sum escapes them; a list of nothing is told', () =>
+    inFolder(async (root) => {
+      const main = path.join(projectRoot, 'dist', 'cli', 'main.js');
+      const bytes = await example('gear-good.png');
+      const name = 'two\nlines\\and a back\rslash.png';
+      await writeFile(path.join(root, name), bytes);
+      const list = path.join(root, 'list.sha256');
+      const { stdout: sums } = await runProgram('sha256sum', [name], {}, root);
+      await writeFile(list, sums);
+      assert.equal(sums[0], '\\');
+      const submitted = await runProgram(process.execPath, [main, 'submit', list, '--root', root, '--redis', broker.url]);
+      assert.equal(submitted.code, 0, submitted.stderr);
+      for await (const { file, sha256: digest } of runResults(submitted.stdout.trim(), { redis: broker.url })) {
+        assert.deepEqual([file, digest], [name, sha256(bytes)]);
+      }
+      await writeFile(list, '\n');
+      const nothing = await runProgram(process.execPath, [main, 'submit', list, '--root', root, '--redis', broker.url]);
+      assert.deepEqual([nothing.code, nothing.stdout], [1, '']);
+      assert.match(nothing.stderr, /Expected pictures in .*list\.sha256 but found none/);
+    }));
 
   it('diad submit, worker, results: the scores of the demo model', () =>
     inFolder(async (root) => {

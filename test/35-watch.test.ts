@@ -44,7 +44,7 @@ describe('watch', () => {
       const [sink, done] = [collecting(), path.join(folder, 'done')];
       const bytes = await example('gear-good.png');
       const file = path.join(folder, 'slow.png');
-      await watching({ folder, done, sinks: [sink], settleMs: 400 }, async () => {
+      await watching({ folder, done, sinks: [sink], settleMs: 3000 }, async () => {
         for (let at = 0; at < bytes.length; at += 30_000) {
           await appendFile(file, bytes.subarray(at, at + 30_000));
           await sleep(150);
@@ -324,7 +324,18 @@ describe('watch', () => {
       const url = `mqtt://127.0.0.1:${port}`;
       await writePictures(folder, 2);
       const sink = await mqttSink(url, 'line/7');
-      await assert.rejects(sink.send({ id: 'x', file: 'x', time: '' }), /not connected/);
+      await assert.rejects(sink.send({ id: 'x', file: 'x', time: '' }), /^Error: not connected/);
+      await until(
+        () =>
+          sink.send({ id: 'x', file: 'x', time: '' }).then(
+            () => false,
+            (error: unknown) => /not connected: .*ECONNREFUSED/.test(String(error)),
+          ),
+        'why',
+      );
+      const hook = webhookSink(`http://127.0.0.1:${port}/`, undefined);
+      await assert.rejects(hook.send({ id: 'x', file: 'x', time: '' }), /ECONNREFUSED/);
+      await rejects(mqttSink('nonsense', 'line/7'), 'ERR_DIAD_INVALID_ARGUMENT', /mqtt:\/\/, mqtts:/);
       const broker = spawn('/usr/sbin/mosquitto', ['-p', String(port)], { stdio: 'ignore' });
       const listener = mqtt.connect(url, { reconnectPeriod: 100 });
       listener.on('error', () => undefined);

@@ -19,11 +19,13 @@ export interface ModelOptions {
   readonly maxFrames?: number;
 }
 
-const PICTURES = '**/*.{png,jpg,jpeg,webp,tif,tiff,avif,gif}';
+/** What `diad score --out` writes: where it wrote into the folder it read, the next run must not take its heat maps for pictures. */
+export const HEATMAP = '.heatmap.png';
+const PICTURES = '**/*.{png,jpg,jpeg,webp,tif,tiff,avif,gif,bmp}';
 
 /**
- * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all pictures below it, anything
- * else a glob. Order as given, files of one folder or glob sorted by name; a file named twice is taken once.
+ * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all pictures below it but heat maps,
+ * anything else a glob. Order as given, files of one folder or glob sorted by name; a file named twice is taken once.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when a folder or glob matches nothing
  */
@@ -38,7 +40,9 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
     }
     const found = isGlob
       ? await glob(input, { onlyFiles: true })
-      : (await glob(PICTURES, { cwd: input, caseSensitiveMatch: false, onlyFiles: true })).map((file) => path.join(input, file));
+      : (await glob(PICTURES, { cwd: input, caseSensitiveMatch: false, onlyFiles: true, ignore: `**/*${HEATMAP}` })).map((file) =>
+          path.join(input, file),
+        );
     if (found.length === 0) {
       throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected pictures for ${input} but found none`);
     }

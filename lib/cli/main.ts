@@ -211,8 +211,11 @@ withModelOptions(program.command('watch'))
 /** What runs until it is told to end: to end without being told is a failure, after which a supervisor starts it again. */
 const SERVICES: readonly string[] = ['serve', 'watch', 'worker'];
 let isService = false;
+let writesFiles = false;
 program.hook('preAction', (_program, command) => {
   isService = SERVICES.includes(command.name());
+  const { out, csv, dump } = command.opts<{ out?: string; csv?: string; dump?: string }>();
+  writesFiles = [out, csv, dump].some((option) => option !== undefined);
 });
 
 // Who reads the output may have seen enough (`| head`).
@@ -221,6 +224,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     process.stderr.write(`diad: ${error.message} (standard output)\n`);
     process.exit(1);
   }
+  if (writesFiles) return; // they are wanted all the same
   if (isService) process.exitCode = 1;
   process.exit();
 });

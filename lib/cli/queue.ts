@@ -78,13 +78,15 @@ function referenceOf(text: string): Reference {
 async function* manifestEntries(file: string): AsyncGenerator<Submission, void, undefined> {
   for await (const line of createInterface({ input: createReadStream(file), crlfDelay: Infinity })) {
     if (line.trim() === '') continue;
-    const [, sha256, text] = /^([0-9a-f]{64}) [ *](.+)$/.exec(line) ?? [];
-    if (sha256 === undefined || text === undefined) {
+    const [, escaped, sha256, written] = /^(\\?)([0-9a-f]{64}) [ *](.+)$/.exec(line) ?? [];
+    if (sha256 === undefined || written === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
         `${file}: Expected lines as sha256sum writes them but received "${line.slice(0, 80)}"`,
       );
     }
+    // A line that begins with a backslash has a name with backslashes or ends of lines in it.
+    const text = escaped === '' ? written : written.replace(/\\([\\nr])/g, (_, letter: string) => ({ n: '\n', r: '\r' })[letter] ?? '\\');
     yield { file: text, sha256, reference: referenceOf(text) };
   }
 }
@@ -120,9 +122,16 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   }
   const manifests = inputs.filter((input) => input.endsWith('.sha256'));
   const files = await expandInputs(inputs.filter((input) => !input.endsWith('.sha256')));
-  const all = async function* (): AsyncGenerator<Submission, void, undefined> {
+  const entries = async function* (): AsyncGenerator<Submission, void, undefined> {
     yield* fileEntries(files, options.root);
     for (const manifest of manifests) yield* manifestEntries(manifest);
+  };
+  const others = entries();
+  const first = await others.next();
+  if (first.done === true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected pictures in ${inputs.join(', ')} but found none`);
+  const all = async function* (): AsyncGenerator<Submission, void, undefined> {
+    yield first.value;
+    yield* others;
   };
   const model = await bundleDigest(options.model ?? demoBundle);
   const { redis, seed, priority } = options;

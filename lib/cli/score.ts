@@ -1,5 +1,5 @@
 // diad score
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { classOfPath } from '../class-of-path.js';
@@ -8,7 +8,7 @@ import type { ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import type { ExperimentalOptions } from '../experimental.js';
 import { experimentalOf } from './experimental.js';
-import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
+import { expandInputs, HEATMAP, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 import { writeNpy } from '../npy.js';
 
 interface Options extends ModelOptions, ExperimentalOptions {
@@ -48,6 +48,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
   const files = await expandInputs(inputs);
   const table = options.csv === undefined ? undefined : path.dirname(options.csv);
   for (const folder of [options.out, options.dump, table]) if (folder !== undefined) await mkdir(folder, { recursive: true });
+  if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before pictures are scored
   const diad = await loadModel(options);
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {
@@ -61,7 +62,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
     });
     if (options.dump !== undefined) await dumpStages(result, options.dump, index);
-    const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, '.heatmap.png'));
+    const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, HEATMAP));
     if (map !== undefined) await writeFile(map, await result.map.toHeatmap());
     return {
       file,

@@ -6,7 +6,7 @@ import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
 import { validateTiles } from '../options.js';
 import type { TileOptions } from '../tiles.js';
-import { number } from '../validate.js';
+import { boolean, invalid, loadedBundle, number, optionsObject, requiredText } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import { readPicture } from './pictures.js';
 
@@ -153,6 +153,16 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
   return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), hashes: [...new Set(hashes)].sort() };
 }
 
+const KEYS = ['good', 'targetFpr', 'perClass', 'validation', 'test', 'seed', 'tile', 'signal', 'onProgress'] as const;
+
+function pictureList(value: readonly CalibrationPicture[] | undefined, name: string): readonly CalibrationPicture[] | undefined {
+  if (value === undefined) return undefined;
+  const given: unknown = value;
+  const isPicture = (one: Partial<CalibrationPicture> | null): boolean => typeof one?.file === 'string';
+  if (!Array.isArray(given) || !given.every(isPicture)) throw invalid('an array of pictures { file, className }', name, given);
+  return value;
+}
+
 /**
  * Finds thresholds from normal pictures, and from a validation set where one is given.
  *
@@ -163,9 +173,12 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
  *   pictures are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's reason
  */
 export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<Calibrated> {
-  const targetFpr = number(options.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, 0.01);
-  const { validation, perClass = false } = options;
-  if (options.good.length === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected normal pictures but received 0');
+  loadedBundle(diad, 'diad');
+  optionsObject(options, 'calibrate options', KEYS);
+  const targetFpr = number(options?.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, 0.01);
+  const [perClass, validation] = [boolean(options?.perClass, 'perClass', false), pictureList(options?.validation, 'validation')];
+  if ((pictureList(options?.good, 'good') ?? []).length === 0)
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected normal pictures but received 0');
   if (validation !== undefined && !validation.some(({ defective }) => defective === true)) {
     throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected defective pictures in the validation set but found none');
   }
@@ -205,6 +218,6 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
 }
 
 /** Writes calibration.json into a bundle, as a whole or not at all. Bundles loaded before keep what they had. */
-export function writeCalibration(bundle: string, calibration: Calibration): Promise<void> {
-  return writeAtomic(path.join(bundle, CALIBRATION_FILE), `${JSON.stringify(calibration, null, 2)}\n`);
+export async function writeCalibration(bundle: string, calibration: Calibration): Promise<void> {
+  await writeAtomic(path.join(requiredText(bundle, 'bundle'), CALIBRATION_FILE), `${JSON.stringify(calibration, null, 2)}\n`);
 }

@@ -8,6 +8,7 @@ import { calibrationOf, type Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
 import { changesOf, validateExperimental, type ExperimentalOptions } from '../experimental.js';
+import { invalid, loadedBundle, optionsObject, requiredText } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import type { DataSet, TestPicture } from './datasets/index.js';
 import {
@@ -88,6 +89,7 @@ export interface Evaluation {
 }
 
 const CONCURRENCY = 16;
+const KEYS = ['out', 'resume', 'mode', 'seed', 'experimental', 'signal', 'onProgress'] as const;
 
 /** How every picture of a run is scored. */
 export interface EvaluationCall {
@@ -292,6 +294,10 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
  *   mask does not fit; the signal's reason when it aborts
  */
 export async function evaluateDataSet(diad: Diad, data: DataSet, options: EvaluateOptions): Promise<Evaluation> {
+  loadedBundle(diad, 'diad');
+  if (!Array.isArray((data as Partial<DataSet> | undefined)?.pictures)) throw invalid('a data set (readDataSet)', 'data', data);
+  const { out } = optionsObject(options, 'evaluate options', KEYS);
+  requiredText(out, 'out');
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
   const experimental = changesOf(validateExperimental(options.experimental));
   const call = { seed: BigInt(options.seed ?? 0), ...(experimental === undefined ? {} : { experimental }) };

@@ -142,6 +142,7 @@ export function meanMetrics(classes: readonly Metrics[]): Metrics {
 }
 
 function checkLengths(arrays: EvaluationArrays): void {
+  if (typeof arrays !== 'object' || arrays === null) throw invalid('an object of arrays', 'arrays', arrays);
   const { maps, masks, height, width, classNames, imageScores, imageLabels } = arrays;
   if (!(maps instanceof Float32Array || maps instanceof Float64Array)) throw invalid('a Float32Array or Float64Array', 'maps', maps);
   if (!(masks instanceof Uint8Array)) throw invalid('a Uint8Array', 'masks', masks);

@@ -4,6 +4,7 @@ import { promisify } from 'node:util';
 import yauzl from 'yauzl';
 import { DiadError } from '../errors.js';
 import type { EvaluationArrays } from './metrics.js';
+import { requiredText } from '../validate.js';
 import { parseNpy, type NpyArray, type NumberArray } from '../npy.js';
 
 const bad = (message: string, cause?: unknown): DiadError =>
@@ -109,6 +110,7 @@ function classNames(array: NpyArray | undefined, count: number, file: string): r
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names file and array
  */
 export async function readEvaluationNpz(file: string, maskAbove = 0): Promise<EvaluationArrays> {
+  requiredText(file, 'file');
   const arrays = await readNpz(file, ['preds', 'masks', 'clsname', 'image_scores', 'image_labels']);
   const preds = numberArray(arrays, 'preds', file);
   const masks = numberArray(arrays, 'masks', file);

@@ -1,12 +1,13 @@
 // Runs: handing pictures in, and reading what became of them.
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { PRIORITY_LIMIT, Queue } from 'bullmq';
+import { Queue } from 'bullmq';
 import type { Redis } from 'ioredis';
 import { DiadError } from '../errors.js';
-import { integer } from '../validate.js';
+import { invalid, iterable, requiredText } from '../validate.js';
 import { endedKey, itemsKey, jobName, queueName, runKey } from './broker.js';
 import { BrokerConnection } from './connection.js';
+import { validateReadRunOptions, validateSubmitOptions } from './options.js';
 import { INLINE_LIMIT, type Reference } from './reference.js';
 import { readStored, type StoredScore } from './results.js';
 
@@ -64,7 +65,12 @@ if there == tonumber(ARGV[1]) then redis.call('RPUSH', KEYS[2], unpack(ARGV, 2))
 for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
 `;
 
-function checkSubmission({ file, reference, sha256 }: Submission): void {
+function checkSubmission(submission: Submission): void {
+  if (typeof submission !== 'object' || submission === null) throw invalid('an object', 'a submission', submission);
+  const { file, reference, sha256 } = submission;
+  requiredText(file, 'file');
+  if (!['file', 'url', 's3', 'inline'].includes(reference?.kind))
+    throw invalid('a reference of the kind file, url, s3 or inline', `${file}: reference`, reference);
   if (!/^[0-9a-f]{64}$/.test(sha256))
     throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file}: Expected a SHA-256 in hex but received "${sha256}"`);
   if (reference.kind === 'inline' && reference.base64.length > Math.ceil(INLINE_LIMIT / 3) * 4) {
@@ -88,11 +94,9 @@ function openQueue(model: string, connection: Redis): Queue<JobBody> {
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for 30 s, or refuses
  */
 export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<Submission>, options: SubmitOptions): Promise<string> {
-  const { model } = options;
-  const seed = integer(options.seed, 'seed', 0, Number.MAX_SAFE_INTEGER, 0);
-  const priority = integer(options.priority, 'priority', 0, PRIORITY_LIMIT, 0);
-  const attempts = integer(options.attempts, 'attempts', 1, 1000, 5);
-  const broker = await BrokerConnection.open(options.redis);
+  iterable(pictures, 'an iterable of submissions', 'pictures');
+  const { redis: url, model, seed, priority, attempts } = validateSubmitOptions(options);
+  const broker = await BrokerConnection.open(url);
   const { redis } = broker;
   const queue = openQueue(model, redis);
   const run = randomUUID();
@@ -156,18 +160,24 @@ async function resolveItem(open: OpenRun, { file, sha256 }: Item, place: number,
   return { file, sha256, status: 'failed', error: 'The broker has neither a job nor a result of this picture any more' };
 }
 
+/** Options of {@link runResults}. */
+export interface ReadRunOptions {
+  readonly redis: string;
+  /** Each picture is waited for. Default false: what is not there yet is handed out as 'waiting'. */
+  readonly wait?: boolean;
+  readonly signal?: AbortSignal;
+}
+
 /**
  * The results of a run in the order of submission.
  *
- * @param options - `wait`: each picture is waited for; otherwise what is not there yet is handed out as 'waiting'
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for
  *   30 s, or refuses; the signal's reason
  */
-export async function* runResults(
-  run: string,
-  options: { readonly redis: string; readonly wait?: boolean; readonly signal?: AbortSignal },
-): AsyncGenerator<RunResult, void, undefined> {
-  const broker = await BrokerConnection.open(options.redis);
+export async function* runResults(run: string, options: ReadRunOptions): AsyncGenerator<RunResult, void, undefined> {
+  requiredText(run, 'run');
+  const { redis: url, wait, signal } = validateReadRunOptions(options);
+  const broker = await BrokerConnection.open(url);
   let queue: Queue<JobBody> | undefined;
   try {
     const model = await broker.ask(broker.redis.hget(runKey(run), 'model'));
@@ -183,8 +193,8 @@ export async function* runResults(
       for (const [i, place] of places.entries()) {
         const item = JSON.parse(items[i]!) as Item;
         let result = await broker.ask(resolveItem(open, item, place, stored[i]));
-        while (result.status === 'waiting' && options.wait === true) {
-          await sleep(250, undefined, options.signal === undefined ? {} : { signal: options.signal });
+        while (result.status === 'waiting' && wait) {
+          await sleep(250, undefined, signal === undefined ? {} : { signal });
           const [now] = await broker.ask(readStored(redis, run, [place]));
           result = await broker.ask(resolveItem(open, item, place, now));
         }

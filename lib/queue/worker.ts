@@ -1,21 +1,17 @@
 // A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
-import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
-import { EngineHealth, RECHECK_MS } from '../engine-health.js';
+import { EngineHealth } from '../engine-health.js';
 import { DiadError, isOfPicture } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
+import { validateWorkerOptions } from './options.js';
 import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
 import { isKept, keep, noteEnd, resultKey, RUN_OUTLIVES, type ResultBasis, type StoredScore } from './results.js';
 import type { JobBody } from './run.js';
-import { integer } from '../validate.js';
-
-/** The longest time that a timer takes, milliseconds. */
-const MOST_MS = 2 ** 31 - 1;
 
 /** What a worker needs of a loaded bundle. */
 export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
@@ -76,13 +72,13 @@ function seldom(log: (line: string) => void): (line: string) => void {
 }
 
 /** Connects to a broker that keeps what it is given; one that cannot be reached is waited for. */
-async function reachBroker({ redis, allowUnsafeBroker }: WorkerOptions, log: (line: string) => void): Promise<BrokerConnection> {
+async function reachBroker(redis: string, allowUnsafeBroker: boolean, log: (line: string) => void): Promise<BrokerConnection> {
   const broker = new BrokerConnection(redis);
   broker.report(log);
   try {
     await broker.reach();
     const problems = await broker.ask(brokerProblems(broker.redis));
-    if (problems.length > 0 && allowUnsafeBroker !== true) {
+    if (problems.length > 0 && !allowUnsafeBroker) {
       throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker may lose jobs: ${problems.join('; ')}`);
     }
     for (const problem of problems) log(`the broker may lose jobs: ${problem}`);
@@ -121,26 +117,10 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
  *   ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
-  const {
-    scorer,
-    concurrency = 16,
-    jobsPerSecond,
-    keepSeconds = 0,
-    lockMs = 30_000,
-    maxStalls = 1,
-    silentMs = 15_000,
-    recheckMs = RECHECK_MS,
-  } = options;
-  integer(concurrency, 'concurrency', 1, 65_536, 16);
-  integer(lockMs, 'lockMs', 1, MOST_MS, 1);
-  integer(maxStalls, 'maxStalls', 0, 1_000_000, 1);
-  if (options.maxBytes !== undefined) integer(options.maxBytes, 'maxBytes', 1, Number.MAX_SAFE_INTEGER, 1);
-  if (options.root !== undefined && (await stat(options.root).catch(() => undefined))?.isDirectory() !== true) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for root but ${options.root} is none`);
-  }
-  const log = options.log ?? (() => undefined);
+  const validated = await validateWorkerOptions(options);
+  const { scorer, concurrency, jobsPerSecond, keepSeconds, lockMs, maxStalls, silentMs, recheckMs, log, policy } = validated;
   const { digest } = scorer.info.bundle;
-  const broker = await reachBroker(options, log);
+  const broker = await reachBroker(validated.redis, validated.allowUnsafeBroker, log);
   const connection = broker.redis;
   const sayAgain = seldom(log);
 
@@ -152,10 +132,10 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   const compute = async (body: JobBody): Promise<string> => {
     const { sha256, reference, model } = body;
     if (model !== digest) throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
-    const basis = basisOf(body, scorer, options.root);
+    const basis = basisOf(body, scorer, policy.root);
     const expected = resultKey(sha256, basis);
     if (await isKept(connection, expected, keepSeconds)) return expected; // a duplicate, or a retry after the result was written
-    const bytes = await readReference(reference, sha256, options);
+    const bytes = await readReference(reference, sha256, policy);
     const { seed, className } = basis;
     const scored = scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
     const { score, threshold, anomalous } = await health.follow(scored);

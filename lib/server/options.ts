@@ -91,6 +91,17 @@ export function tokenDigest(token: string): Buffer {
   return createHash('sha256').update(token).digest();
 }
 
+/** Origins as browsers send them: one that is written otherwise would let nobody in. */
+function origins(given: unknown): readonly string[] {
+  if (given === undefined) return [];
+  if (!Array.isArray(given)) throw invalid('an array of origins', 'corsOrigins', given);
+  return given.map((origin: unknown) => {
+    const fits = typeof origin === 'string' && URL.canParse(origin) && new URL(origin).origin === origin;
+    if (!fits) throw invalid('an origin like https://line.example:8443, without a path,', 'corsOrigins (--cors-origin)', origin);
+    return origin;
+  });
+}
+
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
 export function validateServerOptions(options: ServerOptions): ValidatedServer {
   const given = optionsObject(options, 'server options', KEYS);
@@ -128,7 +139,7 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
     scoreTimeoutMs: integer(given.scoreTimeoutMs, 'scoreTimeoutMs', 1, 3_600_000, 60_000),
     recheckMs: integer(given.recheckMs, 'recheckMs', 1, 3_600_000, RECHECK_MS),
     rateLimit: integer(given.rateLimit, 'rateLimit', 1, 1_000_000_000, 6_000),
-    corsOrigins: given.corsOrigins ?? [],
+    corsOrigins: origins(given.corsOrigins),
     tls: given.tls,
     drainMs: integer(given.drainMs, 'drainMs', 0, 3_600_000, 30_000),
     logLevel: oneOf(given.logLevel, 'logLevel', LEVELS, 'info'),

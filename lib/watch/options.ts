@@ -2,7 +2,7 @@
 import path from 'node:path';
 import type { Diad } from '../diad.js';
 import { RECHECK_MS } from '../engine-health.js';
-import { callback, integer, invalid, optionsObject, seed, text } from '../validate.js';
+import { callback, integer, invalid, loadedBundle, optionsObject, seed, text } from '../validate.js';
 import type { Sink } from './sinks.js';
 
 /** Options of {@link watch}. */
@@ -78,13 +78,11 @@ export function validateWatchOptions(options: WatchOptions | undefined): Validat
   const given: Partial<WatchOptions> = optionsObject(options, 'watch options', KEYS);
   const folder = text(given.folder, 'folder');
   if (folder === undefined) throw invalid('a folder to watch', 'folder', folder);
-  const { scorer } = given;
-  if (typeof scorer?.score !== 'function' || typeof scorer.info !== 'object') throw invalid('a loaded bundle', 'scorer', scorer);
   const done = text(given.done, 'done');
   if (done !== undefined && path.resolve(done) === path.resolve(folder)) throw invalid('another folder than the watched one', 'done', done);
   return {
     folder,
-    scorer,
+    scorer: loadedBundle(given.scorer, 'scorer'),
     sinks: sinksOf(given.sinks),
     journal: text(given.journal, 'journal') ?? path.join(folder, '.diad-watch.jsonl'),
     done,

@@ -4,6 +4,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { LineFile, parsedLine } from '../durable.js';
 import { DiadError } from '../errors.js';
+import { invalid, requiredText } from '../validate.js';
 import type { WatchEvent } from './event.js';
 
 /** A receiver. */
@@ -40,6 +41,13 @@ export function shownAddress(address: string): string {
   return `${url.protocol}//${url.host}${url.pathname.replace(/[^/]{20,}/g, '…')}${query === '' ? '' : `?${query}`}`;
 }
 
+/** What went wrong at the bottom of an error: of several attempts, the first one's. */
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const below: unknown = error instanceof AggregateError ? error.errors[0] : error.cause;
+  return below instanceof Error ? reasonOf(below) : error.message;
+}
+
 export function stdoutSink(): Sink {
   return {
     name: 'stdout',
@@ -56,7 +64,7 @@ export function stdoutSink(): Sink {
 
 /** Appends; on start the ids at the file's end are read, so that an event cut off between file and journal is not written twice. */
 export async function jsonlSink(file: string): Promise<Sink> {
-  const lines = await LineFile.open(file);
+  const lines = await LineFile.open(requiredText(file, 'file'));
   const size = await lines.size();
   const written = new Set<string>();
   let whole = Math.max(0, size - TAIL);
@@ -110,6 +118,8 @@ export function webhookSink(url: string, secret: string | undefined): Sink {
         headers: { ...told, ...signed, ...authorization },
         redirect: 'error',
         signal: AbortSignal.any([AbortSignal.timeout(10_000), ...(signal === undefined ? [] : [signal])]),
+      }).catch((error: unknown) => {
+        throw new Error(reasonOf(error), { cause: error }); // fetch() itself says no more than that it failed
       });
       await answer.body?.cancel();
       if (REFUSALS.has(answer.status)) throw new EventRefused(`answers ${answer.status}`);
@@ -122,20 +132,24 @@ export function webhookSink(url: string, secret: string | undefined): Sink {
 /**
  * Publishes with QoS 1: fulfilled when the broker has acknowledged.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for a topic that nobody can publish to
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for a topic that nobody can publish to, and for what is no address of a broker
  */
 export async function mqttSink(url: string, topic: string): Promise<Sink> {
   // A broker ends the connection of whoever publishes to a pattern, again and again.
-  if (!/^[^+#\0]+$/.test(topic)) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a topic without + and # for topic but received "${topic}"`);
+  if (typeof topic !== 'string' || !/^[^+#\0]+$/.test(topic)) throw invalid('a topic without + and #', 'topic', topic);
+  if (!URL.canParse(url) || !/^(mqtts?|tcp|ssl|tls|wss?):$/.test(new URL(url).protocol)) {
+    // The address is not told: what is wrong with it may be a password.
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected an address with mqtt://, mqtts://, ws:// or wss:// for the broker');
   }
   const { connect } = await import('mqtt');
   const client = connect(url, { reconnectPeriod: 1000 });
-  client.on('error', () => undefined); // told by the publication that waits
+  let reason = '';
+  client.on('error', (error) => (reason = `: ${reasonOf(error)}`)); // told by the publication that waits
+  client.on('connect', () => (reason = ''));
   return {
     name: shownAddress(url),
     send: async (event) => {
-      if (!client.connected) throw new Error('not connected');
+      if (!client.connected) throw new Error(`not connected${reason}`);
       await client.publishAsync(topic, JSON.stringify(event), { qos: 1 });
     },
     close: () => client.endAsync(true),

@@ -184,6 +184,9 @@ def test_bad_input_is_a_message_and_exit_code_1(data: Path, tmp_path: Path, caps
     assert "none.pt" in capsys.readouterr().err
     assert main(["train", "denoiser", "--data", str(data), "--run", str(tmp_path / "r"), "--perturbed-share", "2"]) == 1
     assert "perturbed-share" in capsys.readouterr().err
+    for stage, before in (("denoiser", "autoencoder"), ("decoder", "denoiser"), ("extractor", "denoiser")):
+        assert main(["train", stage, "--data", str(data), "--run", str(tmp_path / "early"), "--config", "tiny"]) == 1
+        assert f"learns from the trained {before}, which this run does not have yet" in capsys.readouterr().err
 
 
 def test_checkpoint_with_other_shapes_is_refused(tmp_path: Path) -> None:

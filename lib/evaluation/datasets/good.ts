@@ -1,6 +1,7 @@
 // Normal pictures of a folder, with their classes.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
+import { requiredText } from '../../validate.js';
 import { foldersWith, isGoodName, list, problem } from './layout.js';
 
 /** A normal picture and its class. */
@@ -31,7 +32,7 @@ async function trainPictures(root: string): Promise<GoodPicture[]> {
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none
  */
 export async function readGoodPictures(folder: string): Promise<readonly GoodPicture[]> {
-  const root = path.resolve(folder);
+  const root = path.resolve(requiredText(folder, 'folder'));
   const status = await stat(root).catch(() => undefined);
   if (status?.isDirectory() !== true) throw problem(`There is no folder ${folder}`);
   const train = await trainPictures(root);

@@ -1,7 +1,7 @@
 // Data sets: finds out how a folder is laid out, and lists its test pictures.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
-import { oneOf } from '../../validate.js';
+import { oneOf, requiredText } from '../../validate.js';
 import { btad, folder, loco, mpdd, mvtec, mvtec2, mvtec3d, visaReorganised } from './folders.js';
 import { LAYOUT_NAMES, list, problem, type DataSet, type Layout, type LayoutName, type TestPicture } from './layout.js';
 import { realIad, visa } from './listed.js';
@@ -47,7 +47,7 @@ const inOrder = (a: TestPicture, b: TestPicture): number =>
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none, its layout is not known, or a file of it does not fit; names the file
  */
 export async function readDataSet(folderOfSet: string, layout?: LayoutName): Promise<DataSet> {
-  const root = path.resolve(folderOfSet);
+  const root = path.resolve(requiredText(folderOfSet, 'folderOfSet'));
   const status = await stat(root).catch((error: unknown) => {
     throw problem(`There is no folder ${folderOfSet}`, error);
   });

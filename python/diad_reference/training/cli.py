@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     model, record = _open_run(args)
     stages = [args.stage] if args.stage != ALL else _planned(args, record)
     for stage in stages:
+        _check_order(record, stage)
         settings = _settings(args, record, stage, progress)
         steps = settings.loop.steps
         if record.done.get(stage) == steps:
@@ -135,6 +136,19 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--extractor belongs to a run with --stable-diffusion; other runs train their extractor")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device")
+
+
+def _check_order(record: RunRecord, stage: str) -> None:
+    """A stage that learns from what another has made needs that one first.
+
+    Raises:
+        ValueError: it is not done.
+    """
+    before = {"denoiser": "autoencoder", "decoder": "denoiser", "extractor": "denoiser"}.get(stage)
+    if before == "autoencoder" and record.stable_diffusion is not None:
+        return  # it has come with the file
+    if before is not None and before not in record.done:
+        raise ValueError(f"The {stage} learns from the trained {before}, which this run does not have yet: train that first, or all")
 
 
 def _open_run(args: argparse.Namespace) -> tuple[DiadModel, RunRecord]:
