@@ -90,6 +90,22 @@ describe('server: start, failure, shutdown', () => {
     }
   });
 
+  it('close() does not wait for a bundle that is being loaded: it is given back when it is there', async () => {
+    let loaded: (scorer: Scorer) => void = () => undefined;
+    const load = (): Promise<Scorer> => new Promise((resolve) => (loaded = resolve));
+    const server = await createServer({ load, port: 0, logLevel: 'silent' });
+    assert.equal(await server.close(), true);
+    const closed = new Promise<void>((resolve) => {
+      const close = (): Promise<void> => {
+        resolve();
+        return Promise.resolve();
+      };
+      loaded(stubScorer({ close }));
+    });
+    await closed;
+    await rejects(server.ready, 'ERR_DIAD_CLOSED', /while the bundle was being loaded/);
+  });
+
   it('options are checked: addresses others can reach need a token', async () => {
     const load = (): Promise<Scorer> => Promise.resolve(stubScorer({}));
     await rejects(createServer({ load, host: '0.0.0.0' }), 'ERR_DIAD_INVALID_ARGUMENT', /--token-file/);

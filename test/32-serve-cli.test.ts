@@ -1,6 +1,7 @@
 // diad serve as a process: its options, its signals, several processes, TLS.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import https from 'node:https';
 import path from 'node:path';
@@ -67,6 +68,18 @@ describe('diad serve', () => {
       for (const answer of answered) assert.ok(((await answer.json()) as { score: number }).score > 0);
       assert.equal(await exited, 0);
     }));
+
+  it('SIGTERM while the bundle is being loaded: exit code 0, and nothing to say', async () => {
+    const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', '--log-level', 'silent'], { cwd: root });
+    let log = '';
+    child.stderr.setEncoding('utf8').on('data', (chunk: string) => {
+      log += chunk;
+      if (log.includes('diad: listening on ')) child.kill('SIGTERM');
+    });
+    const [code] = (await once(child, 'close')) as [number | null];
+    assert.equal(code, 0, log);
+    assert.match(log, /^diad: listening on \S+\n$/);
+  });
 
   it('a token file opens other addresses and is asked for; the log holds no token', () =>
     inFolder(async (folder) => {

@@ -94,7 +94,9 @@ async function serveHere(options: ServerOptions): Promise<void> {
   const { createServer } = await import('../server/index.js');
   const { tellReady, whenPrimaryDies } = await import('../server/cluster.js');
   const server = await createServer(options);
+  let stopping = false;
   const stop = async (code = 0): Promise<void> => {
+    stopping = true;
     const drained = await server.close();
     if (!drained) process.stderr.write('diad: requests were still running and have been cut off\n');
     process.exit(drained ? code : 1);
@@ -110,6 +112,7 @@ async function serveHere(options: ServerOptions): Promise<void> {
   try {
     await server.ready;
   } catch (error) {
+    if (stopping) return; // the bundle was given back before it was ready
     await server.close();
     throw error;
   }

@@ -46,6 +46,7 @@ export class Engine {
   #health: EngineHealth | undefined; // from the end of the warm-up on
   #lost = false;
   #draining = false;
+  #closed = false;
   #inFlight = 0;
 
   constructor(options: ValidatedServer, metrics: Metrics, log: (line: string) => void) {
@@ -107,6 +108,10 @@ export class Engine {
   /** Loads the bundle and scores a grey picture, so that readiness means that scores come out. */
   async start(): Promise<void> {
     const scorer = await this.#options.load();
+    if (this.#closed) {
+      await scorer.close();
+      throw new DiadError('ERR_DIAD_CLOSED', 'The server was closed while the bundle was being loaded');
+    }
     this.#scorer = scorer;
     this.#metrics.watch(scorer, this.pixels);
     await scoreGrey(scorer);
@@ -122,8 +127,10 @@ export class Engine {
     this.#draining = true;
   }
 
+  /** Gives the bundle back; one that is still being loaded, when it is there, which is not waited for. */
   async close(): Promise<void> {
     this.#draining = true;
+    this.#closed = true;
     this.#health?.close();
     await this.#scorer?.close();
   }

@@ -40,7 +40,8 @@ export interface DiadServer {
   /** The metrics in Prometheus's text format. */
   metrics(): Promise<string>;
   /**
-   * Stops accepting, lets running requests end for `drainMs` at most, then gives the engine back.
+   * Stops accepting, lets running requests end for `drainMs` at most, then gives the engine back. A bundle that is still being loaded is not waited for:
+   * it is given back when it is there, and `ready` rejects with ERR_DIAD_CLOSED.
    *
    * @returns whether all running requests ended by themselves
    */
@@ -65,6 +66,9 @@ const CONTENT_SECURITY_POLICY = {
     frameAncestors: ["'none'"],
   },
 };
+
+// A sample that saw no turn of the loop at all counts as an endless delay: shorter ones would turn a stall of a second into refusals.
+const EVENT_LOOP_LIMIT = { maxEventLoopDelay: 5000, sampleInterval: 5000 };
 
 function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
   const shared = {
@@ -117,7 +121,7 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
       new HttpFailure('ERR_HTTP_RATE_LIMITED', `Expected at most ${max} requests a minute; come back in ${after}`),
   });
   // The event loop does little here; when it lags by seconds, the machine is drowning.
-  await scope.register(underPressure, { maxEventLoopDelay: 5000, retryAfter: 5 });
+  await scope.register(underPressure, { ...EVENT_LOOP_LIMIT, retryAfter: 5 });
   limitBodies(scope, options, engine);
   await scope.register(pictureRoutes, { engine, bodyLimit: options.bodyLimit });
   await scope.register(
@@ -214,7 +218,6 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
     const expired = new Promise<boolean>((resolve) => setTimeout(resolve, validated.drainMs, false).unref());
     const drained = await Promise.race([closed, expired]);
     if (!drained) app.server.closeAllConnections();
-    await ready.catch(() => undefined);
     await engine.close();
     await closed;
     return drained;
