@@ -4,6 +4,7 @@ import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
 import { type DiadServer } from '../lib/server/index.js';
 import type { ReconstructAnswer, ScoreAnswer } from '../lib/server/schemas.js';
+import { bmp } from './bmp.js';
 import { besideDemoServer, closeTo, form, pngBomb, post, rawRequest, refused } from './server-support.js';
 import { example } from './support.js';
 
@@ -13,11 +14,13 @@ describe('server: answers', () => {
   besideDemoServer((both) => ({ server, diad } = both));
 
   it('/v1/score gives what diad.score gives, raw or as a form', async () => {
-    for (const [name, format] of [
-      ['capsule-crack.jpg', 'jpeg'],
-      ['gravel-blob.webp', 'webp'],
+    const palette = Array.from({ length: 256 }, (_, i) => [i, i, i] as const);
+    const grey = bmp({ width: 64, height: 48, bits: 8, palette, pixels: Array.from({ length: 64 * 48 }, (_, i) => (i * 7) % 256) });
+    for (const [bytes, format] of [
+      [await example('capsule-crack.jpg'), 'jpeg'],
+      [await example('gravel-blob.webp'), 'webp'],
+      [grey, 'bmp'],
     ] as const) {
-      const bytes = await example(name);
       const expected = await diad.score(bytes, { seed: 3 });
       for (const body of [bytes, form(bytes)]) {
         const answer = await post(server, '/v1/score?seed=3&map=true', body);
@@ -167,7 +170,7 @@ describe('server: answers', () => {
 
   it('415 by the first bytes, whatever type is declared; 422 for a damaged picture', async () => {
     const svg = '<svg xmlns="http://www.w3.org/2000/svg"/>';
-    for (const type of ['image/png', 'image/svg+xml', 'application/json']) {
+    for (const type of ['image/png', 'image/bmp', 'image/svg+xml', 'application/json']) {
       const answer = await post(server, '/v1/score', svg, { 'content-type': type });
       await refused(answer, 415, 'ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', /PNG, JPEG, WebP/);
     }
