@@ -17,8 +17,9 @@ export interface ScoreResult {
   readonly pictureSize: { readonly width: number; readonly height: number };
   /** Of the noise: a number, or beyond 2^53 - 1 a bigint. */
   readonly seed: number | bigint;
+  /** Milliseconds; of a picture that was cut into tiles the sums of its tiles', which share batches: more than the time that passed. */
   readonly timings: Timings & { readonly decodeImageMs: number };
-  /** Pictures that were computed together with this one, itself included. */
+  /** Pictures that were computed together with this one, itself included; of one that was cut into tiles, how many they are. */
   readonly batchSize: number;
   /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
   readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
