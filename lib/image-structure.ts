@@ -19,6 +19,30 @@ function tiffPages(bytes: Uint8Array, limit: number): number {
   return pages;
 }
 
+const [COMPRESSION, PHOTOMETRIC] = [259, 262]; // tags
+const [OLD_JPEG, JPEG, YCBCR] = [6, 7, 6];
+
+/** Whether a TIFF's first page has brightness and colour differences for samples, as JPEGs do, without being one: libvips takes them for RGB. */
+export function isPlainYcbcr(bytes: Uint8Array): boolean {
+  const at = view(bytes);
+  try {
+    const little = bytes[0] === 0x49;
+    const big = at.getUint16(2, little) === 43;
+    const directory = big ? Number(at.getBigUint64(8, little)) : at.getUint32(4, little);
+    const entries = big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
+    const [first, size, value] = big ? [directory + 8, 20, 12] : [directory + 2, 12, 8];
+    const found = new Map<number, number>();
+    for (let position = first; position < first + size * entries; position += size) {
+      const tag = at.getUint16(position, little);
+      if (tag === COMPRESSION || tag === PHOTOMETRIC) found.set(tag, at.getUint16(position + value, little));
+    }
+    return found.get(PHOTOMETRIC) === YCBCR && ![OLD_JPEG, JPEG].includes(found.get(COMPRESSION) ?? 1);
+  } catch (error) {
+    if (error instanceof RangeError) return false; // it breaks off: what it is worth is the decoder's to say
+    throw error;
+  }
+}
+
 /** Image blocks of a GIF. */
 function gifFrames(bytes: Uint8Array, limit: number): number {
   const at = view(bytes);

@@ -2,7 +2,7 @@
 import type { SharpOptions } from 'sharp';
 import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
 import { DiadError } from './errors.js';
-import { countFrames, countScans } from './image-structure.js';
+import { countFrames, countScans, isPlainYcbcr } from './image-structure.js';
 import { integer, invalid } from './validate.js';
 
 /** An 8-bit picture, rows without gaps: grey (1), RGB (3) or RGBA (4, alpha is dropped). */
@@ -164,6 +164,9 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
     }
   }
   if (countFrames(bytes, format, maxFrames + 1) > maxFrames) throw tooMany(format, maxFrames);
+  if (format === 'tiff' && isPlainYcbcr(bytes)) {
+    throw undecodable(new Error('its samples are YCbCr without JPEG compression; write it as RGB, or with JPEG compression'));
+  }
   if (format === 'jpeg' && countScans(bytes, MOST_SCANS + 1) > MOST_SCANS) {
     throw undecodable(new Error(`it has more than ${MOST_SCANS} scans`));
   }

@@ -1,7 +1,7 @@
 // Pictures as cv2.imread (colour) would read them.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
-import { countFrames, countScans } from '../lib/image-structure.js';
+import { countFrames, countScans, isPlainYcbcr } from '../lib/image-structure.js';
 import { decodeImage, inspectImage, NO_LIMITS, sniffFormat, takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 
@@ -122,6 +122,54 @@ describe('decoding', () => {
       }
       const reason = new RegExp(`its samples are of the type ${name}; 8 and 16 bits are read`);
       await rejects(inspectImage(file), 'ERR_DIAD_IMAGE_DECODE', reason);
+    }
+  });
+
+  it('a TIFF of YCbCr samples that no JPEG holds would be taken for RGB: refused', async () => {
+    for (const compression of ['none', 'lzw', 'deflate', 'jpeg'] as const) {
+      const file = Buffer.from(
+        await raw(Array<number>(16 * 16 * 3).fill(90), 16, 16, 3)
+          .tiff({ compression })
+          .toBuffer(),
+      );
+      await inspectImage(file);
+      const directory = file.readUInt32LE(4);
+      for (let i = 0; i < file.readUInt16LE(directory); i++) {
+        const entry = directory + 2 + 12 * i;
+        if (file.readUInt16LE(entry) === 262) file.writeUInt16LE(6, entry + 8);
+      }
+      if (compression === 'jpeg') await inspectImage(file);
+      else await rejects(decode(file), 'ERR_DIAD_IMAGE_DECODE', /YCbCr without JPEG compression; write it as RGB/);
+    }
+    for (const little of [true, false]) {
+      for (const big of [true, false]) {
+        for (const [compression, photometric, expected] of [
+          [1, 6, true],
+          [5, 6, true],
+          [6, 6, false],
+          [7, 6, false],
+          [1, 2, false],
+        ] as const) {
+          const at = new DataView(new ArrayBuffer(100));
+          at.setUint16(0, little ? 0x4949 : 0x4d4d);
+          at.setUint16(2, big ? 43 : 42, little);
+          const [start, first, size, value] = big ? [16, 24, 20, 12] : [8, 10, 12, 8];
+          if (big) {
+            at.setBigUint64(8, BigInt(start), little);
+            at.setBigUint64(start, 2n, little);
+          } else {
+            at.setUint32(4, start, little);
+            at.setUint16(start, 2, little);
+          }
+          for (const [i, [tag, content]] of [[259, compression] as const, [262, photometric] as const].entries()) {
+            at.setUint16(first + size * i, tag, little);
+            at.setUint16(first + size * i + value, content, little);
+          }
+          const bytes = new Uint8Array(at.buffer);
+          assert.equal(isPlainYcbcr(bytes), expected, `little ${little}, big ${big}, ${compression} ${photometric}`);
+          assert.equal(isPlainYcbcr(bytes.subarray(0, 20)), false, 'it breaks off');
+        }
+      }
     }
   });
 
