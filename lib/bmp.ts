@@ -1,5 +1,6 @@
 // BMP, which sharp does not read and machine-vision cameras write: as the published reader (cv2.imread, colour) reads it.
 import { setImmediate } from 'node:timers/promises';
+import { view } from './image-structure.js';
 
 /** Where things are in a BMP, and what they mean. */
 interface Header {
@@ -40,8 +41,6 @@ const MASKS_888 = [0xff0000, 0xff00, 0xff] as const;
 /** Pixels that are read before others have a turn. */
 const PIXELS_A_TURN = 1 << 20;
 
-const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-
 /** Whether bytes begin as a BMP does; two letters alone would let anything in. */
 export function isBmp(bytes: Uint8Array): boolean {
   return (
@@ -69,6 +68,8 @@ export function readBmpHeader(bytes: Uint8Array): Header {
   if (topDown && [RLE8, RLE4].includes(compression)) throw new Error('its rows are compressed, and the upper one is the first');
   const fields = compression === BIT_FIELDS || compression === ALPHA_BIT_FIELDS;
   const offset = at.getUint32(10, true);
+  const named = core ? 0 : at.getUint32(46, true); // 0: all there can be
+  const colours = Math.min(1 << bits, named || 1 << bits);
   return {
     width,
     height,
@@ -76,10 +77,7 @@ export function readBmpHeader(bytes: Uint8Array): Header {
     bits,
     compression,
     offset,
-    palette:
-      bits <= 8
-        ? readPalette(bytes, FILE_HEADER + size, core ? 3 : 4, Math.min(1 << bits, (core ? 0 : at.getUint32(46, true)) || 1 << bits))
-        : new Uint8Array(),
+    palette: bits <= 8 ? readPalette(bytes, FILE_HEADER + size, core ? 3 : 4, colours) : new Uint8Array(),
     masks: fields ? [at.getUint32(54, true), at.getUint32(58, true), at.getUint32(62, true)] : bits === 16 ? MASKS_555 : MASKS_888,
   };
 }

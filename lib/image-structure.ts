@@ -1,20 +1,40 @@
-// How many pictures an encoded file holds and in how many scans, from its structure alone: no decoder has seen the bytes yet.
+// How many pictures an encoded file holds, in how many scans, of which samples, from its structure alone: no decoder has seen the bytes yet.
 import type { ImageFormat } from './image.js';
 
-const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+/** For reading numbers. */
+export const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** Directories of a TIFF or BigTIFF: a chain of offsets, each to a directory of one page. A chain that bites its tail reaches any limit. */
-function tiffPages(bytes: Uint8Array, limit: number): number {
+/** What a reader finds, or what stands for it where the structure breaks off: what such a picture is worth is the decoder's to say. */
+function unlessCutShort<T>(read: () => T, otherwise: T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof RangeError) return otherwise;
+    throw error;
+  }
+}
+
+/** How numbers of a TIFF or BigTIFF are read, and the offset of its first directory. */
+function openTiff(bytes: Uint8Array) {
   const at = view(bytes);
   const little = bytes[0] === 0x49;
   const big = at.getUint16(2, little) === 43;
   const offset = (position: number): number => (big ? Number(at.getBigUint64(position, little)) : at.getUint32(position, little));
-  let directory = offset(big ? 8 : 4);
+  const entries = (directory: number): number => (big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little));
+  // Bytes of a directory's count, of an entry, and from an entry's start to its value.
+  const [countSize, entrySize, valueAt] = big ? [8, 20, 12] : [2, 12, 8];
+  const short = (position: number): number => at.getUint16(position, little);
+  return { offset, entries, short, countSize, entrySize, valueAt, first: offset(big ? 8 : 4) };
+}
+
+/** Directories of a TIFF or BigTIFF: a chain of offsets, each to a directory of one page. A chain that bites its tail reaches any limit. */
+function tiffPages(bytes: Uint8Array, limit: number): number {
+  const { offset, entries, countSize, entrySize, first } = openTiff(bytes);
+  let directory = first;
   let pages = 0;
   while (directory !== 0 && pages < limit) {
     pages++;
-    const entries = big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
-    directory = offset(directory + (big ? 8 + 20 * entries : 2 + 12 * entries));
+    directory = offset(directory + countSize + entrySize * entries(directory));
   }
   return pages;
 }
@@ -24,23 +44,16 @@ const [OLD_JPEG, JPEG, YCBCR] = [6, 7, 6];
 
 /** Whether a TIFF's first page has brightness and colour differences for samples, as JPEGs do, without being one: libvips takes them for RGB. */
 export function isPlainYcbcr(bytes: Uint8Array): boolean {
-  const at = view(bytes);
-  try {
-    const little = bytes[0] === 0x49;
-    const big = at.getUint16(2, little) === 43;
-    const directory = big ? Number(at.getBigUint64(8, little)) : at.getUint32(4, little);
-    const entries = big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
-    const [first, size, value] = big ? [directory + 8, 20, 12] : [directory + 2, 12, 8];
+  return unlessCutShort(() => {
+    const { entries, short, countSize, entrySize, valueAt, first } = openTiff(bytes);
     const found = new Map<number, number>();
-    for (let position = first; position < first + size * entries; position += size) {
-      const tag = at.getUint16(position, little);
-      if (tag === COMPRESSION || tag === PHOTOMETRIC) found.set(tag, at.getUint16(position + value, little));
+    const [start, end] = [first + countSize, first + countSize + entrySize * entries(first)];
+    for (let entry = start; entry < end; entry += entrySize) {
+      const tag = short(entry);
+      if (tag === COMPRESSION || tag === PHOTOMETRIC) found.set(tag, short(entry + valueAt));
     }
     return found.get(PHOTOMETRIC) === YCBCR && ![OLD_JPEG, JPEG].includes(found.get(COMPRESSION) ?? 1);
-  } catch (error) {
-    if (error instanceof RangeError) return false; // it breaks off: what it is worth is the decoder's to say
-    throw error;
-  }
+  }, false);
 }
 
 /** Image blocks of a GIF. */
@@ -86,12 +99,7 @@ function webpFrames(bytes: Uint8Array, limit: number): number {
  */
 export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: number): number {
   const counters: Partial<Record<ImageFormat, typeof gifFrames>> = { tiff: tiffPages, gif: gifFrames, webp: webpFrames };
-  try {
-    return Math.max(1, counters[format]?.(bytes, limit) ?? 1);
-  } catch (error) {
-    if (error instanceof RangeError) return 1; // it breaks off before the limit: what it is worth is the decoder's to say
-    throw error;
-  }
+  return unlessCutShort(() => Math.max(1, counters[format]?.(bytes, limit) ?? 1), 1);
 }
 
 /** Scans of a JPEG, counted up to `limit`. It finds the next marker as libjpeg does, across bytes that belong to nothing. */

@@ -77,6 +77,14 @@ function takeFrame(frame: RawFrame): RawFrame {
 
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
 
+/** Endings of the names of files that are read, in small letters. */
+export const PICTURE_ENDINGS = ['png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'avif', 'gif', 'bmp'] as const;
+
+const PICTURE_NAME = new RegExp(`\\.(${PICTURE_ENDINGS.join('|')})$`, 'i');
+
+/** Whether a file is called like a picture. */
+export const isPictureName = (file: string): boolean => PICTURE_NAME.test(file);
+
 /** Formats that are read. */
 export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | 'bmp';
 

@@ -6,6 +6,7 @@ import { SingleBar } from 'cli-progress';
 import { glob } from 'tinyglobby';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
+import { PICTURE_ENDINGS } from '../image.js';
 import { tuneAllocator } from '../native.js';
 import type { Precision } from '../options.js';
 
@@ -21,7 +22,7 @@ export interface ModelOptions {
 
 /** What `diad score --out` writes: where it wrote into the folder it read, the next run must not take its heat maps for pictures. */
 export const HEATMAP = '.heatmap.png';
-const PICTURES = '**/*.{png,jpg,jpeg,webp,tif,tiff,avif,gif,bmp}';
+const PICTURES = `**/*.{${PICTURE_ENDINGS.join(',')}}`;
 
 /**
  * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all pictures below it but heat maps,

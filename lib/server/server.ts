@@ -67,9 +67,6 @@ const CONTENT_SECURITY_POLICY = {
   },
 };
 
-// A sample that saw no turn of the loop at all counts as an endless delay: shorter ones would turn a stall of a second into refusals.
-const EVENT_LOOP_LIMIT = { maxEventLoopDelay: 5000, sampleInterval: 5000 };
-
 function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
   const shared = {
     bodyLimit: options.bodyLimit,
@@ -120,8 +117,9 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
     errorResponseBuilder: (_request, { after, max }) =>
       new HttpFailure('ERR_HTTP_RATE_LIMITED', `Expected at most ${max} requests a minute; come back in ${after}`),
   });
-  // The event loop does little here; when it lags by seconds, the machine is drowning.
-  await scope.register(underPressure, { ...EVENT_LOOP_LIMIT, retryAfter: 5 });
+  // The event loop does little here; when it lags by seconds, the machine is drowning. A sample without a turn of the loop counts as an endless delay:
+  // of shorter samples than the limit, a stall of a second right behind the start of one would be enough.
+  await scope.register(underPressure, { maxEventLoopDelay: 5000, sampleInterval: 5000, retryAfter: 5 });
   limitBodies(scope, options, engine);
   await scope.register(pictureRoutes, { engine, bodyLimit: options.bodyLimit });
   await scope.register(

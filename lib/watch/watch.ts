@@ -5,6 +5,7 @@ import path from 'node:path';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
 import { classOfPath } from '../class-of-path.js';
 import { EngineHealth } from '../engine-health.js';
+import { isPictureName } from '../image.js';
 import { codeOf, DiadError, isOfPicture } from '../errors.js';
 import type { ScoreResult } from '../results.js';
 import { Delivery } from './delivery.js';
@@ -25,12 +26,10 @@ export interface Watching {
   close(): Promise<void>;
 }
 
-const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif|bmp)$/i;
-
 /** Whether something is known to be neither a picture, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
 function isNoPicture(file: string, found: Stats | undefined): boolean {
   if (found === undefined || found.isDirectory() || found.isSymbolicLink()) return false;
-  return !found.isFile() || !PICTURE.test(file);
+  return !found.isFile() || !isPictureName(file);
 }
 
 /** Attempts with a file that cannot be read, scored or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */

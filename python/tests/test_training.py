@@ -167,6 +167,8 @@ def test_three_stages_then_evaluate_export_and_score(data: Path, tmp_path: Path,
     assert from_bundle["file"] == picture
     assert from_bundle["seed"] == 4
     assert from_bundle["score"] == pytest.approx(from_model["score"], rel=1e-4)
+    (run / "run.json").unlink()  # a run from before there were records
+    assert main(["train", "extractor", *common]) == 0
 
 
 def test_good_pictures_are_labelled_by_folder(data: Path) -> None:

@@ -2,6 +2,7 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, DiadError } from '../../errors.js';
+import { isPictureName } from '../../image.js';
 
 /** A test picture. Its label comes from the data set, never from a mask. */
 export interface TestPicture {
@@ -48,7 +49,6 @@ export interface Layout {
   read(root: string, only?: string): Promise<readonly TestPicture[]>;
 }
 
-const PICTURE = /\.(png|jpe?g|webp|tiff?|avif|gif|bmp)$/i;
 const GOOD = new Set(['good', 'ok', 'normal']);
 
 /** Whether a folder of this name holds normal pictures. */
@@ -70,8 +70,8 @@ export async function list(folder: string): Promise<Listing> {
     const names = (wanted: typeof entries): string[] => wanted.map(({ name }) => name).sort();
     // Links count as what their name says: data sets are often linked together.
     return {
-      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !PICTURE.test(entry.name)))),
-      pictures: names(entries.filter((entry) => !entry.isDirectory() && PICTURE.test(entry.name))),
+      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !isPictureName(entry.name)))),
+      pictures: names(entries.filter((entry) => !entry.isDirectory() && isPictureName(entry.name))),
     };
   } catch (error) {
     if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return { folders: [], pictures: [] };

@@ -14,7 +14,7 @@ from .loop import LoopSettings
 from .optimizers import OPTIMIZERS
 from .pictures import Split, class_folders
 from .progress import Progress
-from .run_record import MODEL_FILE, NEW_RUN_SHARE, RECIPES, RunRecord, agreed, read_record, write_record
+from .run_record import MODEL_FILE, NEW_RUN_SHARE, RECIPES, RECORD_FILE, RunRecord, agreed, read_record, write_record
 from .stable_diffusion import copy_encoder_to_control, model_from_stable_diffusion
 from .stages import STAGES, StageSettings, forget_caches, later_stages
 
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     model, record = _open_run(args)
     stages = [args.stage] if args.stage != ALL else _planned(args, record)
     for stage in stages:
-        _check_order(record, stage)
+        if (args.run_folder / RECORD_FILE).exists():  # a run from before there were records does not say what is done
+            _check_order(record, stage)
         settings = _settings(args, record, stage, progress)
         steps = settings.loop.steps
         if record.done.get(stage) == steps:
