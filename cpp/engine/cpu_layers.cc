@@ -3,6 +3,8 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/upsample_nearest2d.h>
 #include <c10/util/Exception.h>
@@ -85,8 +87,12 @@ at::Tensor folded_upsampling(const at::Tensor& weight) {
   return fold(fold(w, 2), 3).to(weight.scalar_type()).contiguous();
 }
 
-ConvLayer::ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape)
-    : plain_(std::move(weight)), bias_(std::move(bias)), shape_(std::move(shape)), type_(plain_.scalar_type()) {
+ConvLayer::ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape, const CpuFeatures& features)
+    : plain_(std::move(weight)),
+      bias_(std::move(bias)),
+      shape_(std::move(shape)),
+      type_(plain_.scalar_type()),
+      is_plain_(!onednn_accepts(type_, features)) {
   for (size_t i = 0; i < size_.size(); ++i) size_[i] = plain_.size(static_cast<int64_t>(i));
   if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
 }
@@ -121,6 +127,7 @@ const char* ConvLayer::kernel() const {
   if (quantised_) return "int8";
   if (winograd_) return winograd_->tile() == 4 ? "Winograd 4 x 4" : "Winograd 2 x 2";
   if (direct_) return "direct";
+  if (is_plain_) return "LibTorch";
   return folded_.defined() ? "oneDNN, folded" : "oneDNN";
 }
 
@@ -177,6 +184,7 @@ at::Tensor ConvLayer::computed(const at::Tensor& x, const std::optional<at::Tens
   if (quantised_) return quantised_->run(x, residual, relu);
   if (winograd_) return winograd_->run(x, residual, relu);
   if (direct_) return direct_->run(x, residual, relu);
+  if (is_plain_) return convolved_plainly(x, residual, relu);
   if (!shape_.upsampled) return convolved(x, residual, relu);
   if (!folding_pays(x)) {
     const at::Tensor enlarged = at::upsample_nearest2d(x.contiguous(at::MemoryFormat::ChannelsLast), {2 * x.size(2), 2 * x.size(3)});
@@ -200,14 +208,28 @@ at::Tensor ConvLayer::convolved(const at::Tensor& x, const std::optional<at::Ten
   return convolve_and_add(x, residual->contiguous(at::MemoryFormat::ChannelsLast), weight, bias_, shape_, relu);
 }
 
-LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised)
+at::Tensor ConvLayer::convolved_plainly(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
+  const at::Tensor input = shape_.upsampled ? at::upsample_nearest2d(x, {2 * x.size(2), 2 * x.size(3)}) : x;
+  at::Tensor y = at::conv2d(input, plain_, bias_, shape_.stride, shape_.padding, shape_.dilation);
+  if (residual) y = y + *residual;
+  return (relu ? y.relu() : y).contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised, const CpuFeatures& features)
     : plain_(weight),
       wants_quantised_(quantised),
       bias_(std::move(bias)),
       in_features_(weight.size(1)),
       out_features_(weight.size(0)),
-      type_(weight.scalar_type()) {
+      type_(weight.scalar_type()),
+      is_plain_(!onednn_accepts(type_, features)) {
   if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
+}
+
+const char* LinearLayer::kernel() const {
+  if (quantised_) return "int8";
+  if (direct_) return "direct";
+  return is_plain_ ? "LibTorch" : "oneDNN";
 }
 
 void LinearLayer::pack() {
@@ -234,6 +256,10 @@ at::Tensor LinearLayer::run(const at::Tensor& x, const std::optional<at::Tensor>
 }
 
 at::Tensor LinearLayer::computed(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
+  if (is_plain_) {
+    const at::Tensor y = at::linear(x, plain_, bias_);
+    return residual ? y + *residual : y;
+  }
   if (plain_.defined()) pack();
   if (quantised_) return quantised_->multiply(x, residual);
   if (direct_) return direct_->multiply(x, residual);

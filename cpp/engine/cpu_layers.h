@@ -13,15 +13,17 @@
 #include <optional>
 #include <vector>
 
+#include "cpu_features.h"
 #include "direct_conv.h"
 #include "quantised_conv.h"
 #include "winograd_conv.h"
 
 namespace diad {
 
-// A 2-d convolution, optionally after nearest 2x upsampling; float32, or bfloat16 with oneDNN alone; groups 1. The layout oneDNN wants
-// depends on the input's size, so a weight is laid out when a size is first seen and kept for the next time; the plain weight is then let
-// go. Not for several threads at a time.
+// A 2-d convolution, optionally after nearest 2x upsampling; float32, or bfloat16 with oneDNN alone; groups 1. In bfloat16 on a CPU that
+// oneDNN does not support (cpu_features.h) LibTorch's plain convolution computes it. The layout oneDNN wants depends on the input's size,
+// so a weight is laid out when a size is first seen and kept for the next time; the plain weight is then let go. Not for several threads at
+// a time.
 class ConvLayer final : public torch::CustomClassHolder {
  public:
   struct Shape {
@@ -32,7 +34,7 @@ class ConvLayer final : public torch::CustomClassHolder {
     bool quantised = false;  // in 8-bit integers, where QuantisedConv takes the weight
   };
 
-  ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
+  ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape, const CpuFeatures& features = cpu_features());
 
   // x [N, C, H, W] (any strides) -> [N, K, H', W'], channels last; `residual`, of that size or broadcast with it, is added before the relu.
   // Throws c10::Error where x does not fit the weight.
@@ -54,6 +56,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   // The residual is none or broadcasts to the output's size.
   at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
   at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
+  at::Tensor convolved_plainly(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const;
   const at::Tensor& packed_for(const at::Tensor& x);
   [[nodiscard]] std::array<int64_t, 4> output_size(const at::Tensor& x, int64_t times) const;  // x enlarged `times`
 
@@ -69,18 +72,20 @@ class ConvLayer final : public torch::CustomClassHolder {
   Shape shape_;
   std::array<int64_t, 4> size_;  // of the weight
   c10::ScalarType type_;
+  bool is_plain_;  // oneDNN does not accept the type on this CPU
 };
 
-// y = x W^T + b, float32, or bfloat16 with oneDNN alone.
+// y = x W^T + b, float32, or bfloat16 with oneDNN alone; as ConvLayer, LibTorch's plain operator where oneDNN does not accept bfloat16.
 class LinearLayer final : public torch::CustomClassHolder {
  public:
-  LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised = false);
+  LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bias, bool quantised = false,
+              const CpuFeatures& features = cpu_features());
 
   // x [..., I] -> [..., O]; `residual`, of that size or broadcast with it, is added. Throws c10::Error where x does not fit the weight.
   at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual);
 
   [[nodiscard]] int64_t out_features() const { return out_features_; }
-  [[nodiscard]] const char* kernel() const { return quantised_ ? "int8" : direct_ ? "direct" : "oneDNN"; }  // once it has run
+  [[nodiscard]] const char* kernel() const;  // what computes it, once it has run
 
  private:
   void pack();
@@ -95,6 +100,7 @@ class LinearLayer final : public torch::CustomClassHolder {
   std::optional<at::Tensor> bias_;
   int64_t in_features_, out_features_;
   c10::ScalarType type_;
+  bool is_plain_;  // oneDNN does not accept the type on this CPU
 };
 
 // The weights of a 4 x 4 transposed convolution, stride 2, padding 1, that equals nearest 2x upsampling followed by a 3 x 3 convolution

@@ -277,13 +277,6 @@ class CpuRewriter final : GraphRewriter {
 
 }  // namespace
 
-bool cpu_multiplies(c10::ScalarType type) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (type == at::kBFloat16) return __builtin_cpu_supports("amx-bf16") || __builtin_cpu_supports("avx512bf16");
-#endif
-  return type == at::kFloat;
-}
-
 CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, const CpuOptions& options) { return CpuRewriter(graph, options).run(); }
 
 TORCH_LIBRARY(diad, library) {

@@ -6,16 +6,14 @@
 
 #include <memory>
 
+#include "cpu_features.h"
+
 namespace diad {
 
 // What a rewriting found; for tests and the profile.
 struct CpuRewrites {
   int convolutions = 0, upsampled_convolutions = 0, linears = 0, norms = 0, instance_norms = 0, layer_norms = 0, attentions = 0, gates = 0;
 };
-
-// Whether this machine has instructions for sums of products in that type, so that rewriting pays: float32 always, bfloat16 with AMX or
-// AVX512_BF16.
-[[nodiscard]] bool cpu_multiplies(c10::ScalarType type);
 
 struct CpuOptions {
   int64_t runs = 1;                           // how often a picture passes through the graph

@@ -201,11 +201,51 @@ TEST_CASE("a bias that is a view is read as such, whatever computes the layer") 
     const at::Tensor matrix = random_tensor({8, 6}, 4), rows = random_tensor({5, 6}, 5);
     const at::Tensor expected = at::linear(rows.to(at::kDouble), matrix.to(at::kDouble), bias.to(at::kDouble));
     CHECK(difference(LinearLayer(matrix, bias, false).run(rows, std::nullopt), expected) < 1e-5);
-    if (!at::hasMKLDNN()) continue;
     const auto half = [](const at::Tensor& t) { return t.to(at::kBFloat16); };
     const at::Tensor short_bias = half(dense).as_strided({8}, {bias.stride(0)}, bias.storage_offset());
     CHECK(difference(LinearLayer(half(matrix), short_bias, false).run(half(rows), std::nullopt), expected) < 0.05);
   }
+}
+
+TEST_CASE("bfloat16 layers call LibTorch's plain operators on a CPU that oneDNN does not support") {
+  const c10::InferenceMode guard;
+  const auto half = [](const at::Tensor& t) { return t.to(at::kBFloat16); };
+  const at::Tensor weight = half(random_tensor({8, 6, 3, 3}, 1) * 0.2), bias = half(random_tensor({8}, 2)),
+                   x = half(random_tensor({2, 6, 8, 8}, 3));
+  const at::Tensor each = half(random_tensor({1, 8, 1, 1}, 4));
+  for (const bool upsampled : {false, true}) {
+    const at::Tensor input = upsampled ? at::upsample_nearest2d(x.to(at::kDouble), {16, 16}) : x.to(at::kDouble);
+    const at::Tensor plain = at::conv2d(input, weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
+    const at::Tensor residual = half(random_tensor(plain.sizes().vec(), 5));
+    ConvLayer layer(weight, bias, {{1, 1}, {1, 1}, {1, 1}, upsampled, true}, CpuFeatures{});
+    for (const at::Tensor& added : {residual, each}) CHECK(difference(layer.run(x, added), (plain + added).relu()) < 0.1);
+    const at::Tensor y = layer.run(x, std::nullopt);
+    CHECK(difference(y, plain.relu()) < 0.1);
+    CHECK((y.scalar_type() == at::kBFloat16));
+    CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
+    CHECK(std::string(layer.kernel()) == "LibTorch");
+  }
+  const at::Tensor matrix = half(random_tensor({20, 12}, 6)), offset = half(random_tensor({20}, 7)),
+                   tokens = half(random_tensor({2, 5, 12}, 8));
+  const at::Tensor expected = at::linear(tokens.to(at::kDouble), matrix.to(at::kDouble), offset.to(at::kDouble));
+  const at::Tensor residual = half(random_tensor({2, 5, 20}, 9));
+  LinearLayer layer(matrix, offset, false, CpuFeatures{});
+  CHECK(difference(layer.run(tokens, std::nullopt), expected) < 0.1);
+  CHECK(difference(layer.run(tokens, residual), expected + residual) < 0.1);
+  CHECK(std::string(layer.kernel()) == "LibTorch");
+}
+
+TEST_CASE("bfloat16 layers use oneDNN on a CPU that it supports") {
+  SKIP_UNLESS(at::hasMKLDNN() && onednn_accepts(at::kBFloat16), "needs AVX-512 BW, VL and DQ");
+  const c10::InferenceMode guard;
+  const at::Tensor weight = random_tensor({8, 6, 3, 3}, 1).to(at::kBFloat16), x = random_tensor({2, 6, 8, 8}, 2).to(at::kBFloat16);
+  ConvLayer convolution(weight, std::nullopt, {{1, 1}, {1, 1}, {1, 1}});
+  CHECK(difference(convolution.run(x, std::nullopt), at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), {}, 1, 1)) < 0.1);
+  CHECK(std::string(convolution.kernel()) == "oneDNN");
+  const at::Tensor matrix = random_tensor({20, 8}, 3).to(at::kBFloat16);
+  LinearLayer linear(matrix, std::nullopt);
+  CHECK(difference(linear.run(x, std::nullopt), at::linear(x.to(at::kDouble), matrix.to(at::kDouble))) < 0.1);
+  CHECK(std::string(linear.kernel()) == "oneDNN");
 }
 
 TEST_CASE("a border wider than the kernel is LibTorch's") {
@@ -219,7 +259,7 @@ TEST_CASE("a border wider than the kernel is LibTorch's") {
 #ifdef DIAD_HAS_ADDRESS_LIMIT
 
 TEST_CASE("a layer that ran out of memory when it was packed is packed by the next call as it would have been") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({1024, 1024, 3, 3}, 1), x = random_tensor({1, 1024, 2, 2}, 2);  // 36 MiB
   const ConvLayer::Shape shape{{1, 1}, {2, 2}, {1, 1}};

@@ -21,7 +21,7 @@ using namespace diad;
 }  // namespace
 
 TEST_CASE("the direct convolution equals the plain one, for odd sizes, strides, paddings, batches and channel counts") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   uint64_t seed = 0;
   for (const int64_t channels : {1, 3, 48}) {
@@ -49,7 +49,7 @@ TEST_CASE("the direct convolution equals the plain one, for odd sizes, strides, 
 }
 
 TEST_CASE("the direct convolution enlarges its input on the way in") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({2, 24, 4, 5}, 1), weight = random_tensor({40, 24, 3, 3}, 2), bias = random_tensor({40}, 3);
   const at::Tensor expected =
@@ -58,7 +58,7 @@ TEST_CASE("the direct convolution enlarges its input on the way in") {
 }
 
 TEST_CASE("the direct product equals the plain one for any number of rows") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor matrix = random_tensor({70, 33}, 1), bias = random_tensor({70}, 2);
   const DirectConv layer(matrix.view({70, 33, 1, 1}), bias, {});
@@ -73,7 +73,7 @@ TEST_CASE("the direct product equals the plain one for any number of rows") {
 }
 
 TEST_CASE("weights are kept in half precision only where that changes none of them") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({40, 20, 3, 3}, 1), x = random_tensor({1, 20, 4, 4}, 2);
   const at::Tensor rounded = weight.to(at::kHalf).to(at::kFloat);
@@ -90,7 +90,7 @@ TEST_CASE("weights are kept in half precision only where that changes none of th
 }
 
 TEST_CASE("the number of threads changes no bit of the direct convolution") {
-  if (!DirectConv::available()) return;
+  SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 192, 3, 3}, 1), x = random_tensor({2, 192, 8, 8}, 2);
   const DirectConv layer(weight, std::nullopt, {1, 1});

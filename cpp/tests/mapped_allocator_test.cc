@@ -230,7 +230,7 @@ TEST_CASE("pieces outlive their scope; then nothing waits for them") {
 TEST_CASE("a layer computes the same, to the bit, with the pool and without it, also into memory that another has filled") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 32, 3, 3}, 1), x = random_tensor({1, 32, 128, 128}, 2);
-  if (!WinogradConv::available(weight)) return;
+  SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");
   const WinogradConv conv(weight, std::nullopt, {.tile = 4, .stored = false});
   const at::Tensor expected = conv.run(x, std::nullopt);
   const Held held;

@@ -42,7 +42,7 @@ at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
 }  // namespace
 
 TEST_CASE("the quantised convolution equals sums of rounded factors, for odd sizes, strides, batches and channel counts") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   uint64_t seed = 0;
   for (const int64_t channels : {16, 20, 132}) {
@@ -73,7 +73,7 @@ TEST_CASE("the quantised convolution equals sums of rounded factors, for odd siz
 }
 
 TEST_CASE("the quantised convolution enlarges its input on the way in, and is near the exact one") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({2, 64, 5, 6}, 1), weight = random_tensor({40, 64, 3, 3}, 2), bias = random_tensor({40}, 3);
   const auto enlarged = [](const at::Tensor& y) { return at::upsample_nearest2d(y, {10, 12}); };
@@ -85,7 +85,7 @@ TEST_CASE("the quantised convolution enlarges its input on the way in, and is ne
 }
 
 TEST_CASE("the quantised product gives every row a scale of its own") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor matrix = random_tensor({70, 36}, 1), bias = random_tensor({70}, 2), kernel = matrix.view({70, 36, 1, 1});
   const QuantisedConv layer(kernel, bias, {});
@@ -102,7 +102,7 @@ TEST_CASE("the quantised product gives every row a scale of its own") {
 }
 
 TEST_CASE("a least value that rounds to a step below the first one stays within a step of itself") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const QuantisedConv identity(at::eye(16).view({16, 16, 1, 1}), std::nullopt, {});
   // Of these -least / scale, the zero point's quotient, lies below a half and least * (1 / scale) beyond it.
@@ -118,7 +118,7 @@ TEST_CASE("a least value that rounds to a step below the first one stays within 
 }
 
 TEST_CASE("values that are not finite reach the quantised convolution's output, of their own picture alone") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 16, 3, 3}, 1);
   const QuantisedConv layer(weight, std::nullopt, {1, 1, false});
@@ -133,7 +133,7 @@ TEST_CASE("values that are not finite reach the quantised convolution's output, 
 }
 
 TEST_CASE("what the quantised convolution does not take") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   CHECK(QuantisedConv::takes(at::zeros({16, 16, 3, 3})));
   CHECK_FALSE(QuantisedConv::takes(at::zeros({16, 18, 3, 3})));
   CHECK_FALSE(QuantisedConv::takes(at::zeros({16, 4, 3, 3})));
@@ -143,7 +143,7 @@ TEST_CASE("what the quantised convolution does not take") {
 }
 
 TEST_CASE("the number of threads changes no bit of the quantised convolution") {
-  if (!QuantisedConv::available()) return;
+  SKIP_UNLESS(QuantisedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 192, 3, 3}, 1), x = random_tensor({2, 192, 20, 20}, 2);
   const QuantisedConv layer(weight, std::nullopt, {1, 1});

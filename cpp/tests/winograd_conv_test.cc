@@ -43,7 +43,7 @@ TEST_CASE("Winograd's convolution equals the plain one, for sides that tiles do 
   for (const int64_t tile : {2, 4}) {
     for (const auto& [channels, outputs] : std::vector<std::pair<int64_t, int64_t>>{{16, 32}, {48, 16}, {32, 80}}) {
       const at::Tensor weight = random_tensor({outputs, channels, 3, 3}, ++seed), bias = random_tensor({outputs}, ++seed);
-      if (!WinogradConv::available(weight)) return;
+      SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");
       for (const auto& [pictures, height, width] :
            std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {1, 2, 3}, {3, 5, 4}, {2, 17, 19}, {1, 64, 70}}) {
         const at::Tensor x = random_tensor({pictures, channels, height, width}, ++seed), expected = plain(x, weight, bias);
@@ -68,7 +68,7 @@ TEST_CASE("Winograd's convolution equals the plain one, for sides that tiles do 
 TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({16, 16, 3, 3}, 1), bias = random_tensor({16}, 2);
-  if (!WinogradConv::available(weight)) return;
+  SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");
   at::Tensor x = random_tensor({1, 16, 32, 32}, 3);
   x[0][3][9][9] = std::numeric_limits<float>::quiet_NaN();
   const at::Tensor y = WinogradConv(weight, bias, {4, false}).run(x, std::nullopt, true);
@@ -96,7 +96,7 @@ TEST_CASE("a layer is right whichever convolution its size and channels lead to"
 TEST_CASE("the number of threads changes no bit of Winograd's convolution") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({96, 64, 3, 3}, 1), x = random_tensor({1, 64, 80, 80}, 2);
-  if (!WinogradConv::available(weight)) return;
+  SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");
   const WinogradConv layer(weight, std::nullopt, {4});
   const at::Tensor alone = layer.run(x, std::nullopt);
   Helpers helpers(2);
