@@ -20,6 +20,7 @@ export interface ServeOptions extends ModelOptions {
   readonly queueLimit: number;
   readonly bodyLimit?: number;
   readonly timeout?: number;
+  readonly drain?: number;
   readonly rateLimit?: number;
   readonly corsOrigin?: readonly string[];
   readonly tlsCert?: string;
@@ -82,6 +83,7 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
     ...(options.maxFrames === undefined ? {} : { maxFrames: options.maxFrames }),
     ...(options.bodyLimit === undefined ? {} : { bodyLimit: options.bodyLimit }),
     ...(options.timeout === undefined ? {} : { scoreTimeoutMs: options.timeout }),
+    ...(options.drain === undefined ? {} : { drainMs: options.drain }),
     // Connections are spread over the processes, and each counts for itself.
     ...(options.rateLimit === undefined ? {} : { rateLimit: Math.ceil(options.rateLimit / options.workers) }),
     ...(options.corsOrigin === undefined ? {} : { corsOrigins: options.corsOrigin }),
