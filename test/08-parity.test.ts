@@ -67,7 +67,7 @@ describe('parity with the reference', () => {
         assert.deepEqual(mine.shape, expected.shape);
         assert.ok(largestDifference(mine.data, expected.data) <= tolerance, `diad-engine: ${stage}`);
       }
-    })).timeout(120_000);
+    }));
 
   it('diad-engine profile says where the time of one picture goes', () =>
     inFolder(async (folder) => {
@@ -97,7 +97,7 @@ describe('parity with the reference', () => {
       const wrong = await runProgram(engine, ['profile', '--bundle', demoBundle]);
       assert.equal(wrong.code, 1);
       assert.match(wrong.stderr, /Expected one FILE but received 0/);
-    })).timeout(60_000);
+    }));
 
   it('the branch that knows nothing of the hint can run on a stream of its own: each step marks it, and the score keeps its bits', () =>
     inFolder(async (folder) => {
@@ -120,7 +120,7 @@ describe('parity with the reference', () => {
       assert.deepEqual(await marks('1'), { 'diad::enter_side': 10, 'diad::leave_side': 10, 'diad::join_side': 10 });
       const plain = (await run('score', '0')) as { score: number };
       assert.equal(((await run('score', '1')) as { score: number }).score, plain.score);
-    })).timeout(60_000);
+    }));
 
   it('diad-engine refuses what it cannot read and goes on', () =>
     inFolder(async (folder) => {

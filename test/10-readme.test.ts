@@ -77,7 +77,7 @@ describe('docs/service.md', () => {
       await running(folder, (said) => until(() => /a\.png \d\.\d+/.test(said()), 'told'));
     }));
 
-  it('the queue', async () => {
+  it('the queue @slow', async () => {
     const port = await freePort();
     const code = await exampleWith('diad/queue');
     await inProject(code?.replace('localhost:6379', `127.0.0.1:${port}`), async (folder) => {

@@ -7,7 +7,7 @@ import { example } from './support.js';
 const PICTURES = ['gear-missing_part.png', 'brick-good.png', 'capsule-crack.jpg', 'gravel-blob.webp', 'tile-crack.png'];
 const BATCH_TOLERANCE = 1e-5; // relative, of the score: other batch, other order of summation
 
-describe('determinism', () => {
+describe('determinism @slow', () => {
   let pictures: Buffer[];
   before(async () => {
     pictures = await Promise.all(PICTURES.map(example));
@@ -28,7 +28,7 @@ describe('determinism', () => {
       assert.equal(result.score, expected.score);
       assert.equal(largestDifference(result.map.data, expected.map.data), 0);
     }
-  }).timeout(120_000);
+  });
 
   it('100 concurrent calls, mixed, equal 100 sequential ones within the batch tolerance', async () => {
     const diad = await Diad.load();
@@ -50,7 +50,7 @@ describe('determinism', () => {
       if ('map' in result) assert.ok(largestDifference(result.map.data, expected.map.data) <= 2e-5, `call ${i}: map`);
     }
     assert.notEqual(sequential.get('0/0')!.score, sequential.get('0/1')!.score);
-  }).timeout(300_000);
+  });
 
   it('seeds beyond 53 bits are kept apart', async () => {
     const diad = await Diad.load();
@@ -58,5 +58,5 @@ describe('determinism', () => {
     const scores = await Promise.all(seeds.map(async (seed) => (await diad.score(pictures[0]!, { seed })).score));
     await diad.close();
     assert.equal(new Set(scores).size, 3);
-  }).timeout(60_000);
+  });
 });

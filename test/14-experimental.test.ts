@@ -50,9 +50,7 @@ async function compareStages(
   }
 }
 
-describe('experimental options', function () {
-  this.timeout(120_000);
-
+describe('experimental options', () => {
   it('Node against the reference, every stage, every option and all together; each changes the result', () =>
     inFolder(async (folder) => {
       const diad = await Diad.load(undefined, { maxBatch: 1 });

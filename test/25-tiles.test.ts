@@ -58,8 +58,7 @@ describe('tiles', () => {
     );
   });
 
-  describe('with the model', function () {
-    this.timeout(300_000);
+  describe('with the model', () => {
     let diad: Diad;
     before(async () => {
       diad = await Diad.load(undefined, { maxBatch: 4 });

@@ -9,9 +9,8 @@ import { parseCalibration } from '../lib/calibration.js';
 import { inFolder, python, root, runProgram, type Finished } from './support.js';
 
 const cli = path.join(root, 'dist', 'cli', 'main.js');
-const LIMIT_MS = 300_000;
 const environment = { DIAD_PYTHON: python };
-const diad = (...args: string[]): Promise<Finished> => runProgram(process.execPath, [cli, ...args], environment, root, LIMIT_MS);
+const diad = (...args: string[]): Promise<Finished> => runProgram(process.execPath, [cli, ...args], environment);
 
 interface Event {
   readonly event: string;
@@ -43,9 +42,7 @@ async function interruptedTraining(args: readonly string[]): Promise<{ code: num
   return { code, events, stderr };
 }
 
-describe('diad train', function () {
-  this.timeout(LIMIT_MS);
-
+describe('diad train @slow', () => {
   it('train, broken off and taken up again, then calibrate, eval and score', () =>
     inFolder(async (folder) => {
       const [data, run, bundle, out] = ['data', 'run', 'bundle', 'out'].map((name) => path.join(folder, name)) as [

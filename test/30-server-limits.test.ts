@@ -1,12 +1,11 @@
 // diad serve: what is refused before a picture is scored, and requests that end early, each with its status and code.
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad } from '../lib/index.js';
 import type { Scorer, ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
 import { converse, form, heldScorer, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
-import { example } from './support.js';
+import { example, until } from './support.js';
 
 const TOKEN = 'a-token-of-twenty-four-c';
 
@@ -87,7 +86,6 @@ describe('server: limits', () => {
 
   it('404 and 405 before a body is sent, and it is not waited for', () =>
     withServer({ corsOrigins: ['https://line.example'] }, async (server) => {
-      const started = performance.now();
       for (const [path, status, code] of [
         ['/nope', 404, 'ERR_HTTP_NOT_FOUND'],
         ['/v2/health/live', 405, 'ERR_HTTP_METHOD_NOT_ALLOWED'],
@@ -102,7 +100,6 @@ describe('server: limits', () => {
           assert.match(received, /\r\naccess-control-allow-origin: https:\/\/line\.example\r\n/i);
         }
       }
-      assert.ok(performance.now() - started < 20_000, 'sooner than a body would have been missed');
       // Without a body the connection stays.
       const kept = await fetch(`${server.url}/nope`, { method: 'DELETE' });
       assert.deepEqual([kept.status, kept.headers.get('connection')], [404, 'keep-alive']);
@@ -167,20 +164,33 @@ describe('server: limits', () => {
       await refused(await post(server, '/v1/score', await example('gear-good.png')), 503, 'ERR_DIAD_TIMEOUT');
     }));
 
-  it('a client that goes has its picture cancelled between steps', () =>
-    withServer({ load: () => Diad.load(undefined, { threads: 1 }) }, async (server) => {
+  it('a client that goes has its picture cancelled between steps', async () => {
+    const diad = await Diad.load(undefined, { threads: 1 });
+    let scored = 0; // encoded images that the engine was given: the warm-up is a frame
+    const score: Scorer['score'] = (image, options) => {
+      if (image instanceof Uint8Array) scored++;
+      return diad.score(image, options);
+    };
+    const scorer: Scorer = {
+      info: diad.info,
+      score,
+      stats: () => diad.stats(),
+      reconstruct: (image, options) => diad.reconstruct(image, options),
+      close: () => diad.close(),
+    };
+    await withServer({ load: () => Promise.resolve(scorer) }, async (server) => {
       const bytes = await example('gear-good.png');
       const others = Array.from({ length: 4 }, () => post(server, '/v1/score', bytes)); // computed first, so that the next one waits
-      await sleep(20);
+      await until(() => scored === 4, 'the others are queued');
       const leaving = http.request(`${server.url}/v1/score`, { method: 'POST', headers: { 'content-type': 'image/png' } });
       leaving.on('error', () => undefined);
       leaving.end(bytes);
-      await sleep(50);
+      await until(() => scored === 5, 'the last one is queued');
       leaving.destroy();
       for (const other of others) assert.equal((await other).status, 200);
-      for (let i = 0; i < 100 && sample(await server.metrics(), 'diad_cancelled_total') === 0; i++) await sleep(20);
-      assert.equal(sample(await server.metrics(), 'diad_cancelled_total'), 1);
+      await until(async () => sample(await server.metrics(), 'diad_cancelled_total') === 1, 'cancelled');
       assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);
       assert.equal((await post(server, '/v1/score', bytes)).status, 200);
-    }));
+    });
+  });
 });

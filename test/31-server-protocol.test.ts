@@ -154,15 +154,13 @@ describe('several pictures in one request', () => {
 
   it('one that fails aborts the others, and its failure is the answer', async () => {
     const [broken, ...others] = await Promise.all(['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example));
-    const [warmUp, slow] = [stubScorer(), stubScorer({ computeMs: 20_000 })];
+    const [warmUp, slow] = [stubScorer(), stubScorer({ computeMs: 3_600_000 })];
     const score: Scorer['score'] = (image, options) => {
       if (!Buffer.isBuffer(image)) return warmUp.score(image, options);
       return image.equals(broken!) ? Promise.reject(new DiadError('ERR_DIAD_IMAGE_DECODE', 'broken')) : slow.score(image, options);
     };
     await withServer({ load: () => Promise.resolve({ ...slow, score }) }, async (server) => {
-      const started = performance.now();
       await refused(await infer(server, { inputs: [input([...others, broken!])] }, 'stub'), 422, 'ERR_DIAD_IMAGE_DECODE', /broken/);
-      assert.ok(performance.now() - started < 10_000);
       assert.equal(sample(await server.metrics(), 'diad_decode_failures_total'), 1);
       assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);
     });

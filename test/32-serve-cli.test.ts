@@ -5,8 +5,8 @@ import { once } from 'node:events';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import https from 'node:https';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { example, inFolder, root, runProgram, withBundleCopy } from './support.js';
+import { sample } from './server-support.js';
+import { example, HANG_GUARD_MS, inFolder, root, runProgram, until, withBundleCopy } from './support.js';
 
 const main = path.join(root, 'dist', 'cli', 'main.js');
 const TOKEN = 'token-of-the-command-line';
@@ -37,10 +37,8 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
   child.stderr.setEncoding('utf8').on('data', (chunk: string) => (log += chunk));
   const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
   try {
-    while (!log.includes('diad: ready\n')) {
-      assert.equal(child.exitCode, null, log);
-      await sleep(50);
-    }
+    await until(() => log.includes('diad: ready\n') || child.exitCode !== null, 'ready');
+    assert.equal(child.exitCode, null, log);
     const url = /diad: listening on (\S+)/.exec(log)![1]!;
     await use({ child, url, exited, log: () => log });
   } finally {
@@ -51,7 +49,7 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
 
 describe('diad serve', () => {
   it('SIGTERM: running and waiting requests are answered, then exit code 0', () =>
-    serving([], async ({ child, url, exited }) => {
+    serving(['--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)], async ({ child, url, exited }) => {
       const body = Uint8Array.from(await example('gear-good.png'));
       const answered: Response[] = [];
       const running = Array.from({ length: 24 }, async () => {
@@ -99,7 +97,7 @@ describe('diad serve', () => {
     serving(['--workers', '2'], async ({ child, url, exited, log }) => {
       const bytes = await example('gear-good.png');
       const alive = async (): Promise<boolean> => (await fetch(`${url}/v2/health/ready`).catch(() => ({ ok: false }))).ok;
-      while (log().split('diad: ready\n').length < 3) await sleep(50);
+      await until(() => log().split('diad: ready\n').length >= 3, 'ready');
       for (let i = 0; i < 4; i++) {
         const answer = await fetch(`${url}/v1/score`, { method: 'POST', body: Uint8Array.from(bytes), headers: { connection: 'close' } });
         assert.equal(answer.status, 200);
@@ -109,16 +107,16 @@ describe('diad serve', () => {
       const workers = workersOf(child);
       assert.equal(workers.length, 2);
       process.kill(workers[0]!, 'SIGKILL');
-      while (log().split('diad: ready\n').length < 4) await sleep(50);
+      await until(() => log().split('diad: ready\n').length >= 4, 'ready');
       assert.match(log(), /server process \d+ ended \(SIGKILL\); starting another/);
       assert.ok(await alive());
       child.kill('SIGTERM');
       assert.equal(await exited, 0);
-    })).timeout(120_000);
+    }));
 
   it('--workers: metrics that a process cannot give are refused, and nothing ends', () =>
     serving(['--workers', '2'], async ({ child, url, exited, log }) => {
-      while (log().split('diad: ready\n').length < 3) await sleep(50);
+      await until(() => log().split('diad: ready\n').length >= 3, 'ready');
       const ask = (): Promise<Response> => fetch(`${url}/metrics`, { headers: { connection: 'close' } });
       const [stopped] = workersOf(child);
       process.kill(stopped!, 'SIGSTOP');
@@ -133,7 +131,7 @@ describe('diad serve', () => {
       assert.match(log(), /the metrics cannot be put together/);
       child.kill('SIGTERM');
       assert.equal(await exited, 0);
-    })).timeout(120_000);
+    }));
 
   it('--workers: with a bundle that cannot be loaded exit code 1, and no process is left', async () => {
     const { code, stderr } = await runProgram(process.execPath, [main, 'serve', '--workers', '2', '--port', '0', '--model', '/nowhere']);
@@ -147,31 +145,33 @@ describe('diad serve', () => {
   it('--workers: replacements that cannot load are given up after five; the rest serves on, and its end is exit code 1', () =>
     withBundleCopy((bundle) =>
       serving(['--workers', '2', '--model', bundle], async ({ child, url, exited, log }) => {
-        while (log().split('diad: ready\n').length < 3) await sleep(50);
+        await until(() => log().split('diad: ready\n').length >= 3, 'ready');
         const [first, second] = workersOf(child);
         await rm(path.join(bundle, 'manifest.json'));
         process.kill(first!, 'SIGKILL');
-        while (!log().includes('no other is started, 5 in a row')) await sleep(100);
+        await until(() => log().includes('no other is started, 5 in a row'), 'given up');
         assert.equal(log().split('ended before it was ready').length - 1, 5);
         assert.equal((await fetch(`${url}/v2/health/ready`)).status, 200);
         process.kill(second!, 'SIGKILL');
         assert.equal(await exited, 1);
       }),
-    )).timeout(180_000);
+    ));
 
   it('--workers: when the primary dies, requests that run are answered before the processes end', () =>
-    serving(['--workers', '2'], async ({ child, url, log }) => {
-      while (log().split('diad: ready\n').length < 3) await sleep(50);
+    serving(['--workers', '2', '--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)], async ({ child, url, log }) => {
+      await until(() => log().split('diad: ready\n').length >= 3, 'ready');
       const workers = workersOf(child);
       const body = Uint8Array.from(await example('gear-good.png'));
       let answered = false;
       const running = fetch(`${url}/v1/score?tile=48&overlap=8`, { method: 'POST', body }).finally(() => (answered = true));
-      await sleep(300);
-      assert.equal(answered, false, 'the test needs a picture that takes longer');
+      // A request that no server process has taken yet ends with the primary.
+      const inFlight = async (): Promise<boolean> => sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
+      await until(async () => (await inFlight()) || answered, 'a server process scores');
+      assert.equal(answered, false, 'the test needs an image that takes longer');
       child.kill('SIGKILL');
       assert.equal((await running).status, 200);
-      for (const worker of workers) while (await runs(worker)) await sleep(50);
-    })).timeout(120_000);
+      for (const worker of workers) await until(async () => !(await runs(worker)), 'the processes end');
+    }));
 
   it('--tls-cert and --tls-key', () =>
     inFolder(async (folder) => {

@@ -7,7 +7,7 @@ import { chromium, type Browser, type BrowserContext, type Page } from 'playwrig
 import type { Diad, ScoreResult } from '../lib/index.js';
 import type { DiadServer, Scorer } from '../lib/server/index.js';
 import { besideDemoServer, stubScorer, withServer } from './server-support.js';
-import { example, root } from './support.js';
+import { example, HANG_GUARD_MS, root } from './support.js';
 
 const screenshots = path.join(root, 'out', 'page');
 const TOKEN = 'token-of-the-page-0123';
@@ -51,8 +51,7 @@ async function seriousViolations(page: Page): Promise<string[]> {
   return serious.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(' ')}`);
 }
 
-describe('page', function () {
-  this.timeout(120_000);
+describe('page @slow', () => {
   let browser: Browser;
   before(async () => {
     await mkdir(screenshots, { recursive: true });
@@ -80,7 +79,7 @@ describe('page', function () {
       await page
         .getByRole('status')
         .filter({ hasText: /(?<!of )2 scored/ })
-        .waitFor({ timeout: 60_000 });
+        .waitFor({ timeout: HANG_GUARD_MS });
       for (const [name, { score, anomalous }] of expected) {
         const card = page.getByRole('listitem').filter({ has: page.getByRole('heading', { name }) });
         const shown = await card.locator('.score').innerText();

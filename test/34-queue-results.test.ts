@@ -39,7 +39,7 @@ function judge(precision: string, threshold: number, onScore: () => void): Worke
 const verdicts = (results: readonly RunResult[]): unknown[] =>
   results.map((one) => (one.status === 'done' ? [one.threshold, one.anomalous, one.className] : one.status));
 
-describe('queue: results', () => {
+describe('queue: results @slow', () => {
   let folder: string;
   let broker: Broker;
   let redis: Redis;
@@ -147,7 +147,7 @@ describe('queue: results', () => {
         assert.equal(await kept(), 3);
         server.close();
       }),
-    )).timeout(120_000);
+    ));
 
   it('the folders that may name a class', () => {
     const cases: [Reference, string | undefined][] = [
@@ -192,7 +192,7 @@ describe('queue: results', () => {
         );
         assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 0, expired: 2 });
         const cli = [path.join(projectRoot, 'dist', 'cli', 'main.js'), 'results', run, '--redis', broker.url, '--wait'];
-        const { code, stdout } = await runProgram(process.execPath, cli, {}, undefined, 20_000);
+        const { code, stdout } = await runProgram(process.execPath, cli);
         assert.equal(stdout, 'expired  0000.png\nexpired  0001.png\n');
         assert.equal(code, 3);
         // The picture itself may be handed in again.

@@ -39,7 +39,7 @@ import { example, inFolder, rejects, root as projectRoot, runProgram } from './s
 const scores = (results: readonly RunResult[]): (number | string)[] =>
   results.map((one) => (one.status === 'done' ? one.score : one.status));
 
-describe('queue', () => {
+describe('queue @slow', () => {
   let folder: string;
   let broker: Broker;
   before(async () => {
@@ -308,7 +308,7 @@ describe('queue', () => {
         pictures.map(({ bytes }) => stubScore(bytes)),
       );
       for (const worker of workers) worker.kill('SIGKILL');
-    })).timeout(120_000);
+    }));
 
   it('a job whose worker dies twice goes to the dead letters', () =>
     inFolder(async (root) => {
@@ -330,7 +330,7 @@ describe('queue', () => {
       });
       await queue.close();
       connection.disconnect();
-    })).timeout(120_000);
+    }));
 
   it('the broker killed and started again in the middle: all jobs end without a hand', () =>
     inFolder(async (root) => {
@@ -346,7 +346,7 @@ describe('queue', () => {
           pictures.map(({ bytes }) => stubScore(bytes)),
         );
       });
-    })).timeout(120_000);
+    }));
 
   it('diad submit: names as sha256sum escapes them; a list of nothing is told', () =>
     inFolder(async (root) => {
@@ -409,5 +409,5 @@ describe('queue', () => {
       }
       assert.equal(rows[2]!.status, 'failed');
       await diad.close();
-    })).timeout(120_000);
+    }));
 });

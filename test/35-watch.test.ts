@@ -216,7 +216,7 @@ describe('watch', () => {
       } finally {
         await diad.close();
       }
-    })).timeout(120_000);
+    }));
 
   it('options that cannot be are refused', () =>
     inFolder(async (folder) => {
@@ -261,7 +261,7 @@ describe('watch', () => {
       await once(first, 'exit');
       assert.ok((await lines<WatchEvent>(jsonl)).length < 500, 'killed in the middle');
       const second = await start();
-      await until(async () => (await lines<WatchEvent>(jsonl)).length >= 500, 'all', 80_000);
+      await until(async () => (await lines<WatchEvent>(jsonl)).length >= 500, 'all');
       await sleep(500);
       second.kill('SIGKILL');
       const events = await lines<WatchEvent>(jsonl);
@@ -271,7 +271,7 @@ describe('watch', () => {
       );
       const scores = new Map(events.map(({ file, score }) => [file, score]));
       for (const { file, bytes } of pictures) assert.equal(scores.get(file), stubScore(bytes));
-    })).timeout(150_000);
+    }));
 
   it('webhook: signed, again while the receiver is away, also after a restart', () =>
     inFolder(async (folder) => {
@@ -318,7 +318,7 @@ describe('watch', () => {
       );
     }));
 
-  it('MQTT with QoS 1 against mosquitto; without it a failure that is tried again', () =>
+  it('MQTT with QoS 1 against mosquitto; without it a failure that is tried again @slow', () =>
     inFolder(async (folder) => {
       const port = await freePort();
       const url = `mqtt://127.0.0.1:${port}`;
@@ -373,5 +373,5 @@ describe('watch', () => {
       assert.ok(events.get('good.png')!.score! > 0);
       const gone = await runProgram(process.execPath, [main, 'watch', '/nowhere']);
       assert.equal(gone.code, 1);
-    })).timeout(120_000);
+    }));
 });

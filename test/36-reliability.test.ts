@@ -4,10 +4,9 @@ import process from 'node:process';
 import { runProgram } from './support.js';
 
 const short = (script: string, ...args: string[]): ReturnType<typeof runProgram> =>
-  runProgram(process.execPath, ['--import', 'tsx', script, ...args, '--short'], {}, undefined, 280_000);
+  runProgram(process.execPath, ['--import', 'tsx', script, ...args, '--short']);
 
-describe('load and faults', function () {
-  this.timeout(300_000);
+describe('load and faults @slow', () => {
   for (const name of ['load', 'queue-faults', 'redis-restart', 'schemathesis', 'mutants', 'bad-clients']) {
     it(name, async () => {
       const { code, stdout, stderr } = await short('bench/reliability.mjs', name);

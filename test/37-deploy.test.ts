@@ -108,7 +108,7 @@ describe('deploy', () => {
     await known(worker.template.spec.containers[0]!.args!);
   });
 
-  it('the ScaledObject is valid and looks at the keys where the queue keeps its jobs', () =>
+  it('the ScaledObject is valid and looks at the keys where the queue keeps its jobs @slow', () =>
     inFolder(async (folder) => {
       const scaler = (await documents('workers.yaml')).find(({ kind }) => kind === 'ScaledObject')!;
       new ScaledObject(scaler as never).validate();

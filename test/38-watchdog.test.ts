@@ -7,9 +7,9 @@ import { Redis } from 'ioredis';
 import { Queue } from 'bullmq';
 import { queueName, runResults, startWorker, submitRun, type RunResult, type Submission } from '../lib/queue/index.js';
 import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writePictures } from './queue-support.js';
+import { HANG_GUARD_MS } from './support.js';
 
-describe('queue: watchdog', function () {
-  this.timeout(60_000);
+describe('queue: watchdog @slow', () => {
   let folder: string;
   let broker: Broker;
   let pictures: Awaited<ReturnType<typeof writePictures>>;
@@ -28,7 +28,7 @@ describe('queue: watchdog', function () {
   async function collect(submissions: readonly Submission[], seed: number): Promise<RunResult[]> {
     const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed, attempts: 2 });
     const all: RunResult[] = [];
-    for await (const one of runResults(run, { redis: broker.url, wait: true, signal: AbortSignal.timeout(30_000) })) all.push(one);
+    for await (const one of runResults(run, { redis: broker.url, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) })) all.push(one);
     return all;
   }
 

@@ -8,7 +8,7 @@ import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client
 import { runResults, startWorker, submitRun, type RunResult, type Submission } from '../lib/queue/index.js';
 import { sha256 } from '../lib/queue/reference.js';
 import { Broker, freePort, STUB_MODEL, stubScore, stubScorer } from './queue-support.js';
-import { example, inFolder, python } from './support.js';
+import { example, HANG_GUARD_MS, inFolder, python } from './support.js';
 
 const BUCKET = 'line-7';
 /** What the client reads from its surroundings, as on a machine of a store's users. */
@@ -19,7 +19,7 @@ const STORE_ACCESS = {
   AWS_EC2_METADATA_DISABLED: 'true',
 };
 
-describe('pictures in an S3-compatible store', () => {
+describe('pictures in an S3-compatible store @slow', () => {
   let store: ChildProcess;
   let endpoint: string;
   const surroundings = new Map<string, string | undefined>();
@@ -89,7 +89,7 @@ describe('pictures in an S3-compatible store', () => {
         const submissions = [at('parts/one.png'), ...refusals.map(([submission]) => submission), at('ünder/two (1).png')];
         const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed: 1 });
         const results: RunResult[] = [];
-        const waiting = { redis: broker.url, wait: true, signal: AbortSignal.timeout(30_000) };
+        const waiting = { redis: broker.url, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) };
         for await (const result of runResults(run, waiting)) results.push(result);
         for (const result of [results[0], results.at(-1)]) {
           assert.ok(result?.status === 'done', JSON.stringify(result));
@@ -109,5 +109,5 @@ describe('pictures in an S3-compatible store', () => {
         await worker.close();
         await broker.kill();
       }
-    })).timeout(120_000);
+    }));
 });

@@ -5,9 +5,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { root } from './support.js';
 
-describe('installation', function () {
-  this.timeout(1_200_000); // packing and unpacking 345 MB of libraries, on a busy machine
-
+describe('installation @slow', () => {
   let output = '';
   before(() => {
     const script = path.join(root, 'scripts', 'test-install.mjs');

@@ -71,9 +71,7 @@ async function withWheels(
   });
 }
 
-describe('LibTorch in the cache', function () {
-  this.timeout(120_000); // pip takes seconds to start on a busy machine
-
+describe('LibTorch in the cache @slow', () => {
   it('takes libraries, version and licences of the wheel, with hashes; the second time nothing is fetched', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);

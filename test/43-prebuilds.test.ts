@@ -28,7 +28,7 @@ async function check(folder: string, ...args: string[]): Promise<Checked & { rea
   return { code, ...(JSON.parse(stdout) as Checked) };
 }
 
-describe('prebuilt binaries', () => {
+describe('prebuilt binaries @slow', () => {
   it('those of this build pass, and say which system they need', () =>
     withPrebuilds(async (folder) => {
       const { code, files, problems } = await check(folder, '--libtorch', '2.13');

@@ -9,7 +9,7 @@ import { example, root, runModule } from './support.js';
 
 const PICTURE = JSON.stringify(path.join(root, 'examples', 'gear-good.png'));
 
-describe('hazards of native addons', () => {
+describe('hazards of native addons @slow', () => {
   it('the addon is linked so that it is never unmapped, and exports nothing but what Node looks for', () => {
     const file = addonPath();
     const readelf = (...options: string[]): string => execFileSync('readelf', ['-W', ...options, file], { encoding: 'utf8' });

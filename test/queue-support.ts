@@ -10,6 +10,7 @@ import { Redis } from 'ioredis';
 import sharp from 'sharp';
 import { runResults, type RunResult, type Submission, type WorkerScorer } from '../lib/queue/index.js';
 import { sha256 } from '../lib/queue/reference.js';
+import { HANG_GUARD_MS } from './support.js';
 
 export const STUB_MODEL = 'ab'.repeat(32);
 
@@ -26,7 +27,7 @@ export async function freePort(): Promise<number> {
 /** All results of a run, waited for. */
 export async function collect(run: string, redis: string): Promise<RunResult[]> {
   const all: RunResult[] = [];
-  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(50_000) })) all.push(result);
+  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) })) all.push(result);
   return all;
 }
 

@@ -5,11 +5,24 @@ import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { DiadError, type DiadErrorCode } from '../lib/index.js';
 
 export const root = path.resolve(import.meta.dirname, '..');
 export const demoBundle = path.join(root, 'models', 'demo');
 export const python = path.join(root, '.venv', 'bin', 'python');
+
+/** Ends what hangs, before mocha's own limit, so that the message says what hung. Generous: no test depends on how fast the machine is. */
+export const HANG_GUARD_MS = 540_000;
+
+/** Waits until a condition holds. */
+export async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  const end = Date.now() + HANG_GUARD_MS;
+  while (!(await holds())) {
+    if (Date.now() > end) assert.fail(`never: ${what}`);
+    await sleep(20);
+  }
+}
 
 /** Bytes of a picture in examples/. */
 export const example = (name: string): Promise<Buffer> => readFile(path.join(root, 'examples', name));
@@ -50,16 +63,16 @@ export interface Finished {
   readonly stderr: string;
 }
 
-/** Runs a program to its end, killed after `timeout` milliseconds. */
-export function runProgram(
-  command: string,
-  args: readonly string[],
-  env: NodeJS.ProcessEnv = {},
-  cwd = root,
-  timeout = 60_000,
-): Promise<Finished> {
+/** Runs a program to its end; one that hangs is killed. */
+export function runProgram(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}, cwd = root): Promise<Finished> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'], timeout });
+    const child = spawn(command, args, {
+      cwd,
+      env: { ...process.env, ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: HANG_GUARD_MS,
+      killSignal: 'SIGKILL',
+    });
     let [stdout, stderr] = ['', ''];
     child.stdout.setEncoding('utf8').on('data', (chunk: string) => (stdout += chunk));
     child.stderr.setEncoding('utf8').on('data', (chunk: string) => (stderr += chunk));

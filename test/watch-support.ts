@@ -1,19 +1,10 @@
 // A watch with a stub for an engine, and what the tests of lib/watch read.
-import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { watch, type Sink, type WatchEvent, type WatchOptions } from '../lib/watch/index.js';
 import { stubScorer } from './queue-support.js';
 
-/** Waits until a condition holds. */
-export async function until(holds: () => boolean | Promise<boolean>, what: string, limitMs = 40_000): Promise<void> {
-  const end = Date.now() + limitMs;
-  while (!(await holds())) {
-    if (Date.now() > end) assert.fail(`never: ${what}`);
-    await sleep(50);
-  }
-}
+export { until } from './support.js';
 
 export function collecting(): Sink & { events: WatchEvent[] } {
   const events: WatchEvent[] = [];
