@@ -29,17 +29,22 @@ function digest(entries) {
   return hash.digest('hex');
 }
 
+/** The steps that ran, with their times. */
+const done = [];
+
 function step(name, inputs, outputs, work) {
   const stamp = path.join(root, 'build', 'stamps', name);
   const current = digest(inputs);
-  const done = existsSync(stamp) && readFileSync(stamp, 'utf8') === current && outputs.every((file) => existsSync(path.join(root, file)));
-  if (done) return;
+  const isDone = existsSync(stamp) && readFileSync(stamp, 'utf8') === current && outputs.every((file) => existsSync(path.join(root, file)));
+  if (isDone) return;
   const started = Date.now();
   process.stderr.write(`[set-up] ${name} ...\n`);
   work();
   mkdirSync(path.dirname(stamp), { recursive: true });
   writeFileSync(stamp, current);
-  process.stderr.write(`[set-up] ${name}: ${((Date.now() - started) / 1000).toFixed(0)} s\n`);
+  const seconds = (Date.now() - started) / 1000;
+  process.stderr.write(`[set-up] ${name}: ${seconds.toFixed(0)} s\n`);
+  done.push({ name, seconds });
 }
 
 function run(command, args) {
@@ -59,7 +64,7 @@ function systemPython() {
   throw new Error('Python 3.11 or newer is needed: diad finds LibTorch in its PyTorch');
 }
 
-/** Runs every step that has not been done. */
+/** Runs every step that has not been done; returns those that it ran with their times. */
 export function setUp({ withPython = false } = {}) {
   step('node packages', ['package.json', 'package-lock.json'], ['node_modules/sharp/package.json'], () =>
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel', 'error']),
@@ -84,6 +89,7 @@ export function setUp({ withPython = false } = {}) {
   step('native build', native, ['build/Release/diad.node', 'build/Release/diad_engine_tests'], () =>
     run(process.execPath, ['scripts/build-native.mjs']),
   );
+  return done;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -3,7 +3,7 @@
 //   node scripts/test-install.mjs [--short] [--reuse-build] [--only NAME,...]
 //   node scripts/test-install.mjs --reuse-build --only 'built from the sources in the package'
 //
-// --short is what `npm test` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
+// --short is what `npm run test:all` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
 // needs the package registry (Node binaries, package managers); --reuse-build spares it prebuildify. Each case prints a line; the last line is "N passed, N failed".
 import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:fs';
 import path from 'node:path';

@@ -1,16 +1,37 @@
-// npm test: set-up, then every check and suite; ends with the line "N passed, N failed".
+// Set-up, then checks and test suites; ends with the ten slowest tests and the line "N passed, N failed, N skipped".
+//
+//   node scripts/test.mjs            npm test: what a change is likely to break, in minutes
+//   node scripts/test.mjs --all      npm run test:all: every test
+//   node scripts/test.mjs --rest     what --all has beyond npm test
+//
+// Slow tests belong to --all and --rest only: mocha's with @slow in a title, Python's with the marker "slow", the C++ runs for lesser CPUs.
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
+import { parseArgs } from 'node:util';
 import { python, root, setUp } from './setup.mjs';
 import { installSystemPackages } from './system-packages.mjs';
 
 const bin = (name) => path.join(root, 'node_modules', '.bin', name);
 const venv = (name) => path.join(root, '.venv', 'bin', name);
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'diad-test-'));
-const totals = { passed: 0, failed: 0 };
+const totals = { passed: 0, failed: 0, skipped: 0 };
+/** @type {{suite: string, title: string, seconds: number}[]} */
+const tests = [];
+/** @type {{name: string, seconds: number}[]} */
+const steps = [];
+
+const { values: options } = parseArgs({ options: { all: { type: 'boolean', default: false }, rest: { type: 'boolean', default: false } } });
+const fast = !options.rest;
+const slow = options.all || options.rest;
+
+/** In the titles of mocha's slow suites and tests: stress, faults, training, installation, a browser, brokers. */
+const SLOW = '@slow';
+
+/** A program that prints nothing for so long hangs. Generous: no test depends on how fast the machine is. */
+const HANG_GUARD_MS = 20 * 60_000;
 
 /** Runs a program; what it prints appears at once, or together when it has ended. */
 async function run(name, command, args, { together = true, env = {} } = {}) {
@@ -18,10 +39,21 @@ async function run(name, command, args, { together = true, env = {} } = {}) {
   const child = spawn(command, args, {
     cwd: root,
     env: { ...process.env, ...env },
-    stdio: ['ignore', together ? 'pipe' : 'inherit', together ? 'pipe' : 'inherit'],
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
+  const started = performance.now();
   const printed = [];
-  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (part) => printed.push(part));
+  const hung = setTimeout(() => {
+    printed.push(Buffer.from(`${name}: killed, it printed nothing for ${HANG_GUARD_MS / 60_000} minutes\n`));
+    child.kill('SIGKILL');
+  }, HANG_GUARD_MS);
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on('data', (part) => {
+      hung.refresh();
+      printed.push(part);
+      if (!together) process.stdout.write(part);
+    });
+  }
   const status = await new Promise((resolve) => {
     child.once('error', (error) => {
       printed.push(Buffer.from(`${error.message}\n`));
@@ -29,36 +61,41 @@ async function run(name, command, args, { together = true, env = {} } = {}) {
     });
     child.once('close', (code) => resolve(code ?? 1));
   });
+  clearTimeout(hung);
+  steps.push({ name, seconds: (performance.now() - started) / 1000 });
   const output = Buffer.concat(printed).toString();
   if (together) process.stdout.write(`\n== ${name}\n${output}`);
   return { status, output };
 }
 
-function count(name, passed, failed, status) {
+function count(name, { passed, failed, skipped = 0 }, status) {
   // A suite that ends badly without naming a failed test has failed as a whole; so has one that ran nothing.
-  const lost = failed === 0 && (status !== 0 || passed === 0) ? 1 : 0;
+  const lost = failed === 0 && (status !== 0 || passed + skipped === 0) ? 1 : 0;
   totals.passed += passed;
   totals.failed += failed + lost;
-  console.log(`${name}: ${passed} passed, ${failed + lost} failed`);
+  totals.skipped += skipped;
+  console.log(`${name}: ${passed} passed, ${failed + lost} failed, ${skipped} skipped`);
 }
 
 /** A check is one test: it passes or not. */
 async function check(name, command, args) {
   const { status } = await run(name, command, args);
-  count(name, status === 0 ? 1 : 0, status === 0 ? 0 : 1, status);
+  count(name, status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 }, status);
 }
 
 async function mochaSuite() {
   const report = path.join(scratch, 'mocha.json');
+  const chosen = options.all ? [] : ['--fgrep', SLOW, ...(options.rest ? [] : ['--invert'])];
   const reporters = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
-  const { status } = await run('mocha', bin('mocha'), reporters, { together: false });
-  let stats = { passes: 0, failures: 0 };
+  const { status } = await run('mocha', bin('mocha'), [...reporters, ...chosen], { together: false });
+  let result = { passes: 0, failures: 0, pending: 0, tests: [] };
   try {
-    stats = JSON.parse(readFileSync(report, 'utf8'));
+    result = JSON.parse(readFileSync(report, 'utf8'));
   } catch (error) {
     console.log(`mocha left no report: ${error.message}`);
   }
-  count('mocha', stats.passes, stats.failures, status);
+  tests.push(...result.tests.map(({ title, seconds }) => ({ suite: 'mocha', title, seconds })));
+  count('mocha', { passed: result.passes, failed: result.failures, skipped: result.pending }, status);
 }
 
 function nvrtc() {
@@ -67,17 +104,19 @@ function nvrtc() {
 }
 
 async function cppTests(name, args, env) {
-  const { status, output } = await run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), args, {
+  const { status, output } = await run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), ['--duration=true', ...args], {
     // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
     env: { LD_LIBRARY_PATH: path.join(root, 'build', 'Release'), MALLOC_PERTURB_: '165', DIAD_NVRTC: nvrtc(), ...env },
   });
+  for (const [, seconds, title] of output.matchAll(/^(\d+\.\d+) s: (.*)$/gm)) tests.push({ suite: name, title, seconds: Number(seconds) });
   const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
-  count(name, Number(line?.[1] ?? 0), Number(line?.[2] ?? 0), status);
+  // doctest counts a test that SKIP_UNLESS (cpp/tests/support.h) ended as passed.
+  const skipped = output.match(/^\[skipped\] /gm)?.length ?? 0;
+  count(name, { passed: Number(line?.[1] ?? skipped) - skipped, failed: Number(line?.[2] ?? 0), skipped }, status);
 }
 
-async function cppSuite() {
-  await cppTests('C++ tests', [], {});
-  // What computes on lesser processors.
+/** What computes on lesser CPUs: the layers with LibTorch's and our kernels for fewer instructions. */
+async function cppCapabilities() {
   const layers = ['cpu_layers', 'cpu_passes', 'direct_conv', 'transformer_ops', 'winograd_conv'].map((name) => `*${name}_test*`).join(',');
   for (const capability of ['avx2', 'default']) {
     await cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
@@ -86,22 +125,26 @@ async function cppSuite() {
 
 async function pythonSuite() {
   const report = path.join(scratch, 'pytest.xml');
-  const args = ['-m', 'pytest', '-q', 'python/tests', `--junitxml=${report}`, '-p', 'no:cacheprovider'];
+  const marker = options.all ? [] : ['-m', options.rest ? 'slow' : 'not slow'];
+  const args = ['-m', 'pytest', '-q', '-rs', 'python/tests', ...marker, `--junitxml=${report}`, '-p', 'no:cacheprovider'];
   // One thread: beside other tests OpenMP's would wait for one another.
-  const { status } = await run('Python tests', python, args, { env: { OMP_NUM_THREADS: '1' } });
-  let attributes = '';
+  const { status } = await run('Python tests', python, args, { env: { OMP_NUM_THREADS: '1', PYTHONUNBUFFERED: '1' } });
+  let xml = '';
   try {
-    attributes = /<testsuite [^>]*>/.exec(readFileSync(report, 'utf8'))?.[0] ?? '';
+    xml = readFileSync(report, 'utf8');
   } catch (error) {
     console.log(`pytest left no report: ${error.message}`);
   }
-  const number = (name) => Number(new RegExp(`${name}="(\\d+)"`).exec(attributes)?.[1] ?? 0);
-  const failed = number('failures') + number('errors');
-  count('Python tests', number('tests') - failed - number('skipped'), failed, status);
+  for (const [, file, title, seconds] of xml.matchAll(/<testcase classname="([^"]*)" name="([^"]*)" time="([\d.]+)"/g)) {
+    tests.push({ suite: 'Python', title: `${file} ${title}`, seconds: Number(seconds) });
+  }
+  const attributes = /<testsuite [^>]*>/.exec(xml)?.[0] ?? '';
+  const number = (name) => Number(new RegExp(` ${name}="(\\d+)"`).exec(attributes)?.[1] ?? 0);
+  const [failed, skipped] = [number('failures') + number('errors'), number('skipped')];
+  count('Python tests', { passed: number('tests') - failed - skipped, failed, skipped }, status);
 }
 
-/** All but mocha's. Beside it, since it waits a lot: together they end sooner than one after the other. */
-async function otherSuites() {
+async function checks() {
   await check('eslint', bin('eslint'), ['.']);
   await check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
@@ -110,19 +153,33 @@ async function otherSuites() {
   await check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
   const sources = "find cpp/engine cpp/metrics cpp/addon cpp/fuzz cpp/tests -name '*.cc' -o -name '*.h'";
   await check('clang-format', 'sh', ['-c', `${sources} | xargs ${venv('clang-format')} --dry-run -Werror`]);
-  await cppSuite();
-  await pythonSuite();
+}
+
+function printTimes() {
+  const line = ({ seconds }, text) => console.log(`${seconds.toFixed(1).padStart(8)} s  ${text}`);
+  console.log('\nSet-up, checks and suites:');
+  for (const step of steps) line(step, step.name);
+  console.log('\nThe ten slowest tests:');
+  for (const test of tests.sort((a, b) => b.seconds - a.seconds).slice(0, 10)) line(test, `${test.suite}: ${test.title}`);
 }
 
 try {
-  installSystemPackages();
-  setUp({ withPython: true });
-  for (const { reason } of await Promise.allSettled([mochaSuite(), otherSuites()])) if (reason !== undefined) throw reason;
+  if (slow) installSystemPackages();
+  steps.push(...setUp({ withPython: true }));
+  // The checks and Python's tests use one thread each and mocha's tests wait a lot: together they end sooner. The C++ tests use every core.
+  const besides = async () => {
+    if (fast) await checks();
+    await pythonSuite();
+  };
+  for (const { reason } of await Promise.allSettled([mochaSuite(), besides()])) if (reason !== undefined) throw reason;
+  if (fast) await cppTests('C++ tests', [], {});
+  if (slow) await cppCapabilities();
 } catch (error) {
   console.error(error.message);
   totals.failed += 1;
 } finally {
   rmSync(scratch, { recursive: true, force: true });
 }
-console.log(`\n${totals.passed} passed, ${totals.failed} failed`);
+printTimes();
+console.log(`\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 ? 1 : 0;

@@ -1,4 +1,5 @@
-// Mocha's spec reporter that also writes {passes, failures} to a file (reporter option "output").
+// Mocha's spec reporter that also writes {passes, failures, pending, tests: [{title, seconds}]} to a file (reporter option "output"). Hooks that
+// take time, such as loading a model, are listed among the tests.
 const { writeFileSync } = require('node:fs');
 const { reporters } = require('mocha');
 
@@ -6,8 +7,14 @@ module.exports = class SpecWithCounts extends reporters.Spec {
   constructor(runner, options) {
     super(runner, options);
     const { output } = options.reporterOptions ?? {};
+    const tests = [];
+    const record = (one) => {
+      if (one.duration !== undefined) tests.push({ title: one.fullTitle(), seconds: one.duration / 1000 });
+    };
+    for (const event of ['test end', 'hook end']) runner.on(event, record);
     runner.once('end', () => {
-      if (output) writeFileSync(output, JSON.stringify({ passes: this.stats.passes, failures: this.stats.failures }));
+      const { passes, failures, pending } = this.stats;
+      if (output) writeFileSync(output, JSON.stringify({ passes, failures, pending, tests }));
     });
   }
 };

@@ -3,7 +3,7 @@
 //   node bench/abuse/main.mjs [--full] [--only NAME ...] [--dry] [--count N] [--minutes M] [--results FILE]
 //   node bench/abuse/main.mjs --merge FILE
 //
-// Short forms take minutes together and run in `npm test`; --full are the amounts of docs/reliability.md (hours). Each group runs in a
+// Short forms take minutes together and run in `npm run test:all`; --full are the amounts of docs/reliability.md (hours). Each group runs in a
 // process of its own. Writes a row a group into bench/results/reliability.json and the table in docs/reliability.md, unless --dry; with
 // --results into that file alone, from which --merge takes it over later (a run of hours on a copy of the tree). --minutes ends a group
 // that looks at it (soak) after that much wall time; the row states what was done until then.

@@ -10,6 +10,16 @@ from diad_reference.config import preset
 from diad_reference.models.diad import DiadModel, random_model
 
 
+# In `npm run test:all` only.
+SLOW_MODULES = {"test_training", "test_training_runs"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.module.__name__.rpartition(".")[2] in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
