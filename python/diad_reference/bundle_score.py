@@ -7,9 +7,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import AutoencoderConfig, DiadConfig, MapConfig, ScheduleConfig
+from .config import AutoencoderConfig, DiadConfig, MapConfig
 from .pipeline import DiadPipeline
-from .schedule import Schedule
+from .schedule import DdimStep
+
+
+class ManifestSchedule:
+    """The sampler of a bundle, as its manifest gives it: any steps and any start, not only those of a `Schedule`.
+
+    Attributes:
+        steps: steps in the order of evaluation.
+        noise_factors: (signal, spread) of x_start = signal z + spread noise; a spread of 0 adds no noise.
+    """
+
+    def __init__(self, schedule: dict) -> None:
+        self.steps = [
+            DdimStep(s["timestep"], float(np.float32(s["alphaBar"])), float(np.float32(s["alphaBarPrev"]))) for s in schedule["steps"]
+        ]
+        noise = schedule["noise"]
+        self.noise_factors = float(np.float32(noise["sqrtAlphaBar"])), float(np.float32(noise["sqrtOneMinusAlphaBar"]))
 
 
 class BundleModel(torch.nn.Module):
@@ -20,7 +36,7 @@ class BundleModel(torch.nn.Module):
         folder = Path(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.config = manifest_config(manifest)
-        self.schedule = Schedule(self.config.schedule)
+        self.schedule = ManifestSchedule(manifest["schedule"])
         self._index = {step.timestep: i for i, step in enumerate(self.schedule.steps)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -55,8 +71,11 @@ class _BundleGuide(torch.nn.Module):
 
 
 def manifest_config(manifest: dict) -> DiadConfig:
-    """What the pipeline needs of a manifest; network sizes stay at their defaults, since the modules bring their own."""
-    image, latent, schedule = manifest["image"], manifest["latent"], manifest["schedule"]
+    """What the pipeline needs of a manifest; network sizes stay at their defaults, since the modules bring their own.
+
+    The sampler is not part of it: see `ManifestSchedule`.
+    """
+    image, latent = manifest["image"], manifest["latent"]
     return DiadConfig(
         name=manifest["name"],
         image_size=image["size"],
@@ -65,13 +84,6 @@ def manifest_config(manifest: dict) -> DiadConfig:
         std=tuple(image["std"]),
         autoencoder=AutoencoderConfig(
             embed_dim=latent["channels"], ch_mult=(1,) * (1 + (image["size"] // latent["size"]).bit_length() - 1)
-        ),
-        schedule=ScheduleConfig(
-            timesteps=schedule["trainTimesteps"],
-            linear_start=schedule["linearStart"],
-            linear_end=schedule["linearEnd"],
-            ddim_steps=len(schedule["steps"]),
-            noise_timestep=schedule["noise"]["timestep"],
         ),
         map=MapConfig(
             sigma=manifest["map"]["sigma"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diad_reference.bundle_score import dump_stages, pipeline_of_bundle
+from diad_reference.bundle_score import ManifestSchedule, dump_stages, pipeline_of_bundle
 from diad_reference.config import preset
 from diad_reference.export import write_bundle
 from diad_reference.export.bundle import file_digest, replace_card
@@ -73,6 +73,25 @@ def test_all_skips_control_survives_the_export(pictures: list[np.ndarray], tmp_p
     with_all = DiadPipeline(model).run(pictures[:1], stages=True)[0]
     exported = pipeline_of_bundle(write_bundle(model, tmp_path / "b")).run(pictures[:1], stages=True)[0]
     assert largest_difference(with_all, exported)["map"] < 2e-5
+
+
+def test_the_sampler_of_a_bundle_is_its_manifests(pictures: list[np.ndarray], tmp_path: Path) -> None:
+    sampler = {
+        "noise": {"timestep": 401, "sqrtAlphaBar": 0.65, "sqrtOneMinusAlphaBar": 0.0},
+        "steps": [{"timestep": 401, "alphaBar": 0.4225, "alphaBarPrev": 0.75}, {"timestep": 150, "alphaBar": 0.75, "alphaBarPrev": 1.0}],
+    }
+    model = random_model(preset("tiny"), 3)
+    model.schedule = ManifestSchedule(sampler)
+    folder = write_bundle(model, tmp_path / "b")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["schedule"] |= sampler
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    expected = DiadPipeline(model).run(pictures[:1], stages=True)[0]
+    result = pipeline_of_bundle(folder).run(pictures[:1], stages=True)[0]
+    assert np.array_equal(result.stages["x_T"], np.float32(0.65) * result.stages["z"])
+    assert result.stages["step_x"].shape == (2, 4, 8, 8)
+    assert largest_difference(expected, result)["step_x"] < 2e-4
+    assert result.score == pytest.approx(expected.score, rel=1e-5)
 
 
 @pytest.mark.parametrize("step", [0, 4, 9])
