@@ -14,7 +14,6 @@ import {
   type Thresholds,
 } from './calibration.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
-import { changesOf } from './experimental.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
 import { inOrder } from './in-order.js';
 import { demoBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
@@ -214,10 +213,10 @@ export class Diad {
     };
   }
 
-  /** Thresholds are of the published system and of how pictures are cut: they say nothing of scores that were computed another way. */
+  /** Thresholds apply to the tiling they were found with only. */
   #limitsOf(call: ValidatedCall): Thresholds | undefined {
     const calibration = this.#calibration;
-    if (calibration === undefined || changesOf(call.experimental) !== undefined) return undefined;
+    if (calibration === undefined) return undefined;
     if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, call.className);
     if (!this.#toldOfTiles) warnOfTiles(calibration, call.tile);
     this.#toldOfTiles = true;
@@ -236,8 +235,8 @@ export class Diad {
       const rest = { frame, taken, call, decodeImageMs };
       const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
-        const { priority, stages, experimental } = call;
-        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority, stages, experimental });
+        const { priority, stages } = call;
+        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority, stages });
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);

@@ -3,7 +3,6 @@ export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
 export type { Calibration, CalibrationOrigin, Thresholds } from './calibration.js';
 export { Diad, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
-export type { ExperimentalOptions } from './experimental.js';
 export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image.js';
 export type { DiadInfo } from './info.js';
 export { tuneAllocator } from './native.js';

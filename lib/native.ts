@@ -67,14 +67,6 @@ export interface NativeLoadOptions {
   readonly warmup: boolean;
 }
 
-/** Experimental options with every default filled in; `steps` 0: all, `startTimestep` -1: as published. */
-export interface NativeExperimental {
-  readonly steps: number;
-  readonly startTimestep: number;
-  readonly startNoise: 'gaussian' | 'none';
-  readonly compareWith: 'input' | 'autoencoder';
-}
-
 export interface NativeSubmitOptions {
   readonly seed: bigint;
   readonly timeoutMs: number;
@@ -82,7 +74,6 @@ export interface NativeSubmitOptions {
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
-  readonly experimental: NativeExperimental;
 }
 
 export interface NativeResult {

@@ -1,7 +1,6 @@
 // Options of loading and of calls, with their defaults and bounds.
 import { NO_LIMITS, type ImageInput, type ImageLimits } from './image.js';
-import { validateExperimental, type ExperimentalOptions } from './experimental.js';
-import type { NativeExperimental, NativeLoadOptions } from './native.js';
+import type { NativeLoadOptions } from './native.js';
 import type { TileOptions } from './tiles.js';
 import { abortSignal, boolean, callback, integer, invalid, iterable, oneOf, optionsObject, seed, text } from './validate.js';
 
@@ -53,8 +52,6 @@ export interface CallOptions {
   readonly priority?: number;
   /** Called after each denoising step. What it throws rejects the call. */
   readonly onStep?: (step: number, total: number) => void;
-  /** Changes of the published system, which change the result. Default: none. */
-  readonly experimental?: ExperimentalOptions;
 }
 
 /** Options of `score`. */
@@ -87,7 +84,6 @@ export interface ValidatedCall {
   readonly timeoutMs: number;
   readonly priority: number;
   readonly onStep: ((step: number, total: number) => void) | undefined;
-  readonly experimental: NativeExperimental;
   readonly mapSize: 'model' | 'image';
   readonly stages: boolean;
   readonly className: string | undefined;
@@ -109,21 +105,9 @@ const LOAD_KEYS = [
   'warmup',
   'libtorch',
 ] as const;
-const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep', 'experimental'] as const;
+const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep'] as const;
 const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'className', 'tile'] as const;
-const MANY_KEYS = [
-  'seed',
-  'signal',
-  'timeoutMs',
-  'priority',
-  'experimental',
-  'mapSize',
-  'stages',
-  'className',
-  'tile',
-  'concurrency',
-  'onError',
-] as const;
+const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
 
 const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 
@@ -181,7 +165,6 @@ export function validateCallOptions(options: ScoreOptions | undefined, scoring: 
     timeoutMs: integer(given.timeoutMs, 'timeoutMs', 0, 2 ** 31 - 1, 0),
     priority: integer(given.priority, 'priority', -1000, 1000, 0),
     onStep: callback(given.onStep, 'onStep'),
-    experimental: validateExperimental(given.experimental),
     mapSize: oneOf(given.mapSize, 'mapSize', ['model', 'image'], 'model'),
     stages: boolean(given.stages, 'stages', false),
     className: text(given.className, 'className'),

@@ -6,7 +6,7 @@ import type { Timings } from './native.js';
 export interface ScoreResult {
   /** How anomalous the picture is: the pooled maximum of its map, 0 (as reconstructed) and up. */
   readonly score: number;
-  /** Scores above it are anomalous; only of a calibrated bundle, not with `experimental` options, nor with other tiles than it was calibrated on. */
+  /** Scores above it are anomalous; only of a calibrated bundle, and not with other tiles than it was calibrated on. */
   readonly threshold?: number;
   /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;

@@ -86,6 +86,7 @@ describe('arguments', () => {
     refuses(() => validateCallOptions({ onStep: 1 as never }, true), /Expected a function for onStep/);
     refuses(() => validateCallOptions({ mapSize: 'big' as never }, true), /mapSize/);
     refuses(() => validateCallOptions({ mapSize: 'image' }, false), /unknown key mapSize/);
+    refuses(() => validateCallOptions({ experimental: {} } as never, true), /unknown key experimental/);
   });
 
   it('scoreMany takes an iterable and its own options', () => {

@@ -1,20 +1,9 @@
 // Bundles that are absent, damaged or of another kind, and the calibration beside them.
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
 import { open, readFile, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Diad } from '../lib/index.js';
-import { demoBundle, example, inFolder, rejects, withBundleCopy } from './support.js';
-
-/** Changes the manifest and seals it again, so that only the schema can object. */
-async function editManifest(bundle: string, edit: (manifest: Record<string, never>) => void): Promise<void> {
-  const file = path.join(bundle, 'manifest.json');
-  const manifest = JSON.parse(await readFile(file, 'utf8')) as Record<string, never>;
-  edit(manifest);
-  const text = JSON.stringify(manifest);
-  await writeFile(file, text);
-  await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
-}
+import { demoBundle, editManifest, example, inFolder, rejects, withBundleCopy } from './support.js';
 
 describe('bundle', () => {
   it('nothing there', async () => {

@@ -6,13 +6,24 @@ import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
 import { readNpy } from '../lib/npy.js';
 import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
-import { demoBundle, example, inFolder, python, root, runProgram } from './support.js';
+import { demoBundle, editManifest, example, inFolder, python, root, runProgram, withBundleCopy } from './support.js';
 
 const PICTURES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
 // Of one picture of the demo model, as PyTorch's FlopCounterMode counts the reference without its repetitions; `npm run bench` has it.
 const NEEDED_GFLOP = 14.924;
 const JPEG_TOLERANCE = 1e-4; // of the map: decoders may differ by one level
+
+interface Step {
+  readonly timestep: number;
+  readonly alphaBar: number;
+  readonly alphaBarPrev: number;
+}
+
+interface Schedule {
+  noise: { readonly timestep: number; readonly sqrtAlphaBar: number; readonly sqrtOneMinusAlphaBar: number };
+  steps: readonly Step[];
+}
 
 describe('parity with the reference', () => {
   it('every stage of Node and of diad-engine', () =>
@@ -68,6 +79,36 @@ describe('parity with the reference', () => {
         assert.ok(largestDifference(mine.data, expected.data) <= tolerance, `diad-engine: ${stage}`);
       }
     }));
+
+  it('a bundle with another sampler: two steps from a start without noise', () =>
+    withBundleCopy(async (bundle) => {
+      await editManifest(bundle, (manifest) => {
+        const schedule: Schedule = manifest['schedule']!;
+        const [first, second] = schedule.steps as [Step, Step];
+        schedule.noise = { ...schedule.noise, sqrtAlphaBar: Math.sqrt(first.alphaBar), sqrtOneMinusAlphaBar: 0 };
+        schedule.steps = [first, { ...second, alphaBarPrev: 1 }];
+      });
+      const file = path.join(root, 'examples', PICTURES[0]!);
+      const dump = path.join(bundle, '..', 'reference');
+      const args = ['-m', 'diad_reference', 'score', '--bundle', bundle, '--seed', String(SEED), '--dump', dump, file];
+      const { stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
+      assert.equal(code, 0, stderr);
+      const diad = await Diad.load(bundle, { calibration: false });
+      const totals = new Set<number>();
+      const { stages = {} } = await diad.score(await example(PICTURES[0]!), {
+        seed: SEED,
+        stages: true,
+        onStep: (_, total) => totals.add(total),
+      });
+      await diad.close();
+      assert.deepEqual([...totals], [2]);
+      for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
+        const expected = await readNpy(path.join(dump, `000.${stage}.npy`));
+        assert.equal(stages[stage]!.shape.join(), expected.shape.join(), `shape of ${stage}`);
+        const difference = largestDifference(stages[stage]!.data, expected.data);
+        assert.ok(difference <= tolerance, `${stage} differs by ${difference}`);
+      }
+    })).timeout(120_000);
 
   it('diad-engine profile says where the time of one picture goes', () =>
     inFolder(async (folder) => {

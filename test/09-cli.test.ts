@@ -214,6 +214,7 @@ describe('command line', () => {
       [['score'], /missing required argument 'inputs'/],
       [['score', 'x.png', '--seed', 'one'], /Expected a whole number from 0/],
       [['score', 'x.png', '--colour'], /unknown option '--colour'/],
+      [['score', 'x.png', '--steps', '2'], /unknown option '--steps'/],
       [['score', `${root}/none-*.png`], /Expected pictures for .*none-\*\.png but found none/],
       [['score', 'x.png', '--device', 'tpu'], /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/],
       [['score', 'x.png', '--precision', 'int4'], /Allowed choices are float32, bfloat16, float16, int8/],

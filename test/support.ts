@@ -1,7 +1,8 @@
 // What several test files need.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
@@ -54,6 +55,16 @@ export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<
     await cp(demoBundle, copy, { recursive: true });
     return use(copy);
   });
+}
+
+/** Edits a bundle's manifest and seals it again: hashes still match. */
+export async function editManifest(bundle: string, edit: (manifest: Record<string, never>) => void): Promise<void> {
+  const file = path.join(bundle, 'manifest.json');
+  const manifest = JSON.parse(await readFile(file, 'utf8')) as Record<string, never>;
+  edit(manifest);
+  const text = JSON.stringify(manifest);
+  await writeFile(file, text);
+  await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
 }
 
 export interface Finished {

@@ -114,18 +114,6 @@ bool read_frame(const Napi::Object& frame, diad_request& request) {
   return static_cast<uint64_t>(request.width) * request.height * request.channels == bytes.ElementLength();
 }
 
-// Strings that a diad_experimental points at, and the struct itself.
-struct Experimental {
-  explicit Experimental(const Napi::Object& options)
-      : start_noise(options.Get("startNoise").ToString()),
-        compare_with(options.Get("compareWith").ToString()),
-        value{options.Get("steps").ToNumber().Int32Value(), options.Get("startTimestep").ToNumber().Int32Value(), start_noise.c_str(),
-              compare_with.c_str()} {}
-
-  const std::string start_noise, compare_with;
-  const diad_experimental value;
-};
-
 }  // namespace
 
 Napi::Function NativeEngine::define(Napi::Env env) {
@@ -189,8 +177,6 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   request.want_map = options.Get("map").ToBoolean() ? 1 : 0;
   request.want_reconstruction = options.Get("reconstruction").ToBoolean() ? 1 : 0;
   request.want_stages = options.Get("stages").ToBoolean() ? 1 : 0;
-  const Experimental experimental(options.Get("experimental").As<Napi::Object>());
-  request.experimental = &experimental.value;
 
   auto pending = std::make_unique<Pending>();
   pending->environment = environment_;

@@ -214,25 +214,11 @@ void Batcher::work() {
     try {
       batch = next_batch();
       if (batch.empty()) return;
-      run_alike(batch);
+      run(batch);
     } catch (const std::bad_alloc&) {
       for (const ItemPtr& item : batch) fail(item, no_memory());
       if (batch.empty()) std::this_thread::sleep_for(kBeforeTryingAgain);
     }
-  }
-}
-
-// Pictures with the same experimental options are one batch; of several kinds, each kind is one, the oldest picture's first.
-void Batcher::run_alike(std::vector<ItemPtr>& batch) {
-  for (auto first = batch.begin(); first != batch.end();) {
-    const ExperimentalOptions kind = (*first)->submission.experimental;
-    const auto end = std::stable_partition(first, batch.end(), [&](const ItemPtr& item) { return item->submission.experimental == kind; });
-    if (first != batch.begin()) {
-      const std::lock_guard lock(mutex_);
-      ++batches_;
-    }
-    run({first, end});
-    first = end;
   }
 }
 
@@ -253,7 +239,7 @@ void Batcher::run(std::span<const ItemPtr> batch) {
     std::vector<PictureRequest> requests;
     for (const ItemPtr& item : batch) {
       const Submission& submission = item->submission;
-      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.experimental});
+      requests.push_back({&submission.frame, submission.seed, submission.wanted});
     }
     std::vector<PictureResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {

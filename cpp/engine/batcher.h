@@ -37,7 +37,6 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
-  ExperimentalOptions experimental;
   int64_t priority = 0;                           // larger goes first; equals in the order of submission
   std::chrono::milliseconds timeout{0};           // from submit; 0: none
   uint64_t session = 0;                           // whose request this is, for close_session
@@ -95,7 +94,6 @@ class Batcher {
   [[nodiscard]] size_t batch_size() const;
   [[nodiscard]] Clock::time_point oldest() const;
   void run(std::span<const ItemPtr> batch);
-  void run_alike(std::vector<ItemPtr>& batch);
   [[nodiscard]] static std::pair<int64_t, uint64_t> place_of(const Item& item);  // in the queue
   void finish(const ItemPtr& item, Outcome outcome);
   void fail(const ItemPtr& item, const Failure& failure) noexcept;

@@ -1,7 +1,5 @@
 // The C interface over Model: plain structs in and out, no exception leaves.
-#include <array>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <span>
 
@@ -104,28 +102,6 @@ std::vector<int64_t> preferred_batches(const diad_load_options& options) {
   return sizes;
 }
 
-// The place of `word` in `words`; the error names the option.
-template <size_t count>
-size_t require_word(const char* name, const char* word, const std::array<const char*, count>& words) {
-  std::string known;
-  for (size_t i = 0; i < count; ++i) {
-    if (std::strcmp(word, words[i]) == 0) return i;
-    known += (i == 0 ? "" : ", ") + std::string(words[i]);
-  }
-  throw EngineError(code::kInvalidArgument, "Expected one of " + known + " for " + name + " but received " + word);
-}
-
-diad::ExperimentalOptions read_experimental(const diad_experimental* given) {
-  if (given == nullptr) return {};
-  constexpr std::array<const char*, 2> kStartNoises{"gaussian", "none"}, kCompared{"input", "autoencoder"};
-  diad::ExperimentalOptions options;
-  options.sampler.steps = require_at_least("steps", given->steps, 0);
-  options.sampler.start_timestep = require_at_least("startTimestep", given->start_timestep, -1);
-  options.sampler.start_noise = static_cast<diad::StartNoise>(require_word("startNoise", given->start_noise, kStartNoises));
-  options.compare_with = static_cast<diad::CompareWith>(require_word("compareWith", given->compare_with, kCompared));
-  return options;
-}
-
 }  // namespace
 
 int32_t diad_engine_abi(void) { return DIAD_ENGINE_ABI; }
@@ -164,8 +140,6 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     submission.frame = copy_frame(*request);
     submission.seed = request->seed;
     submission.wanted = {request->want_map != 0, request->want_reconstruction != 0, request->want_stages != 0};
-    submission.experimental = read_experimental(request->experimental);
-    (void)diad::plan_sampling(engine->model->manifest(), submission.experimental.sampler);  // refused here rather than in the queue
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
     submission.priority = request->priority;
     submission.session = engine->session;

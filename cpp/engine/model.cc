@@ -76,7 +76,7 @@ std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, 
 
 }  // namespace
 
-Model::Model(const Bundle& bundle, const LoadOptions& options) : manifest_(bundle.manifest), device_(parse_device(options.device)) {
+Model::Model(const Bundle& bundle, const LoadOptions& options) : device_(parse_device(options.device)) {
   const auto started = Clock::now();
   const c10::Device device = device_;
   const Precision precision = parse_precision(options.precision, device);

@@ -30,12 +30,10 @@ class Model {
   Model& operator=(const Model&) = delete;
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
-  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes.
   [[nodiscard]] const std::string& info() const { return info_; }
 
  private:
-  const Manifest manifest_;
   const c10::Device device_;
   std::string info_;
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks

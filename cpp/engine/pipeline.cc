@@ -108,11 +108,16 @@ at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   return at::cat(pictures);
 }
 
+// x_start = signal * z + spread * noise by the manifest's factors. A spread of 0 adds nothing: the result is exactly signal * z.
+at::Tensor Pipeline::start_of_sampling(const at::Tensor& z, const std::vector<at::Tensor>& noise) const {
+  const double signal = manifest_.sqrt_alpha_bar_noise, spread = manifest_.sqrt_one_minus_alpha_bar_noise;
+  at::Tensor start = signal * z;
+  return spread == 0 ? start : start + spread * at::cat(noise).to(device_);
+}
+
 std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, const StepCallback& on_step) {
   const c10::InferenceMode guard;
   const PooledScope pooled(tidy_);
-  const ExperimentalOptions& experimental = batch.front().experimental;
-  const SamplingPlan plan = plan_sampling(manifest_, experimental.sampler);
   const auto count = static_cast<int64_t>(batch.size());
   Lap lap(device_), whole(device_);
   const auto end_of_network = [&] {
@@ -136,31 +141,27 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   const int64_t side = manifest_.image_size, channels = manifest_.latent_channels, latent_side = manifest_.latent_size;
   kept.moments = of_size(modules_->encode(x), {count, 2 * channels, latent_side, latent_side}, "encoder.pt").to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
-  kept.x_start = plan.signal * kept.z + plan.spread * at::cat(forward).to(device_);
+  kept.x_start = start_of_sampling(kept.z, forward);
   timings.encode = end_of_network();
   check_interruption();
 
   const at::Tensor hint = modules_->guide(x);
   at::Tensor latent = kept.x_start;
-  const auto total = static_cast<int64_t>(plan.steps.size());
-  for (const SamplerStep& step : plan.steps) {
-    const at::Tensor eps =
-        of_size(modules_->denoise(latent.to(precision_), hint, step.index), latent.sizes(), "denoiser.pt").to(at::kFloat);
-    latent = ddim_update(latent, eps, step.step);
+  const auto total = static_cast<int64_t>(manifest_.steps.size());
+  for (int64_t i = 0; i < total; ++i) {
+    const at::Tensor eps = of_size(modules_->denoise(latent.to(precision_), hint, i), latent.sizes(), "denoiser.pt").to(at::kFloat);
+    latent = ddim_update(latent, eps, manifest_.steps[static_cast<size_t>(i)]);
     kept.step_x.push_back(latent);
     wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
-    if (!on_step(static_cast<int64_t>(kept.step_x.size()), total)) return {};
+    if (!on_step(i + 1, total)) return {};
   }
   timings.denoise = end_of_network();
 
-  const auto decode = [&](const at::Tensor& z) {
-    return of_size(modules_->decode((z / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt").to(at::kFloat);
-  };
-  kept.reconstruction = decode(latent);
-  const at::Tensor compared = experimental.compare_with == CompareWith::kInput ? kept.x : decode(kept.z);
+  kept.reconstruction =
+      of_size(modules_->decode((latent / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt").to(at::kFloat);
   timings.decode = end_of_network();
   check_interruption();
-  const Features features = modules_->extract(at::cat({compared, kept.reconstruction}));
+  const Features features = modules_->extract(at::cat({kept.x, kept.reconstruction}));
   timings.extract = end_of_network();
   const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
   timings.map = lap();

@@ -12,7 +12,6 @@
 #include "bundle.h"
 #include "frame.h"
 #include "modules.h"
-#include "sampler.h"
 
 namespace diad {
 
@@ -23,22 +22,10 @@ struct Wanted {
   bool stages = false;
 };
 
-enum class CompareWith { kInput, kAutoencoder };
-
-// What is changed of the published system; the defaults change nothing. All pictures of a batch share one.
-struct ExperimentalOptions {
-  SamplerOptions sampler;
-  // Whose features the reconstruction's are compared with: the input's, or those of the autoencoder's own reconstruction of the input.
-  CompareWith compare_with = CompareWith::kInput;
-
-  bool operator==(const ExperimentalOptions&) const = default;
-};
-
 struct PictureRequest {
   const Frame* frame = nullptr;
   uint64_t seed = 0;
   Wanted wanted;
-  ExperimentalOptions experimental;
 };
 
 struct Stage {
@@ -71,14 +58,15 @@ class Pipeline {
   // goes back to the system before the next begins.
   Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy = false);
 
-  // Computes a batch whose pictures have the same experimental options; a picture's result does not depend on its company beyond float32
-  // rounding. Returns an empty vector when the callback stopped it.
+  // Computes a batch; an image's result does not depend on the rest of the batch beyond float32 rounding. Returns an empty vector when the
+  // callback stopped it.
   [[nodiscard]] std::vector<PictureResult> run(std::span<const PictureRequest> batch, const StepCallback& on_step);
 
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
 
  private:
   at::Tensor load_frames(std::span<const PictureRequest> batch) const;
+  at::Tensor start_of_sampling(const at::Tensor& z, const std::vector<at::Tensor>& noise) const;
 
   Manifest manifest_;
   std::unique_ptr<Modules> modules_;

@@ -41,14 +41,13 @@ inline std::vector<PictureResult> seeds_as_scores(std::span<const PictureRequest
 }
 
 inline std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms, uint64_t session = 0,
-                                   uint64_t* id = nullptr, int64_t priority = 0, const diad::ExperimentalOptions& experimental = {}) {
+                                   uint64_t* id = nullptr, int64_t priority = 0) {
   auto promise = std::make_shared<std::promise<Outcome>>();
   diad::Submission submission;
   submission.seed = seed;
   submission.timeout = timeout;
   submission.session = session;
   submission.priority = priority;
-  submission.experimental = experimental;
   submission.done = [promise](Outcome outcome) { promise->set_value(std::move(outcome)); };  // throws when called twice
   const uint64_t given = batcher.submit(std::move(submission));
   if (id != nullptr) *id = given;

@@ -80,32 +80,6 @@ TEST_CASE("queue: a runner that cannot be made fails the queue's construction") 
   CHECK(contains(error_of([&] { Batcher batcher({}, make); }), "ERR_DIAD_BUNDLE_INVALID: no such thing"));
 }
 
-TEST_CASE("queue: pictures with other experimental options are computed apart") {
-  Gate gate;
-  std::vector<std::vector<uint64_t>> batches;
-  Batcher batcher({.max_batch = 4}, [&](std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    auto& seeds = batches.emplace_back();
-    for (const PictureRequest& request : batch) {
-      seeds.push_back(request.seed);
-      CHECK(request.experimental == batch.front().experimental);
-    }
-    return seeds_as_scores(batch, on_step);
-  });
-  diad::ExperimentalOptions other, third;
-  other.sampler.start_noise = diad::StartNoise::kNone;
-  third.compare_with = diad::CompareWith::kAutoencoder;
-  std::vector<std::future<Outcome>> pending;
-  pending.push_back(submit(batcher, 0));
-  while (batcher.stats().running == 0) std::this_thread::yield();
-  const diad::ExperimentalOptions kinds[] = {{}, other, {}, other, third, other};
-  for (uint64_t seed = 1; seed <= 6; ++seed) pending.push_back(submit(batcher, seed, 0ms, 0, nullptr, 0, kinds[seed - 1]));
-  gate.open();
-  for (uint64_t seed = 0; seed <= 6; ++seed) CHECK(score_of(pending[seed]) == static_cast<double>(seed));
-  CHECK(batches == std::vector<std::vector<uint64_t>>{{0}, {1, 3}, {2, 4}, {5}, {6}});
-  CHECK(batcher.stats().batches == 5);
-}
-
 TEST_CASE("queue: full is an error, and the place comes back") {
   Gate gate;
   Batcher batcher({.max_batch = 1, .queue_limit = 2}, [&](auto batch, const auto& on_step) {

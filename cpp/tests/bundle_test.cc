@@ -84,6 +84,21 @@ TEST_CASE("manifest: a good one is read") {
   CHECK(m.steps[1].alpha_bar_prev == doctest::Approx(0.9));
 }
 
+TEST_CASE("manifest: the sampler is the bundle's: one step and a start without noise are accepted, no step is not") {
+  json m = good_manifest();
+  m["schedule"]["noise"] = {{"timestep", 401}, {"sqrtAlphaBar", 0.65}, {"sqrtOneMinusAlphaBar", 0}};
+  m["schedule"]["steps"] = {{{"timestep", 401}, {"alphaBar", 0.4225}, {"alphaBarPrev", 1}}};
+  const diad::Manifest parsed = diad::parse_manifest(m.dump());
+  CHECK(parsed.sqrt_alpha_bar_noise == 0.65F);
+  CHECK(parsed.sqrt_one_minus_alpha_bar_noise == 0);
+  REQUIRE(parsed.steps.size() == 1);
+  CHECK(parsed.steps[0].timestep == 401);
+  CHECK(parsed.steps[0].alpha_bar == 0.4225F);
+  CHECK(parsed.steps[0].alpha_bar_prev == 1);
+  m["schedule"]["steps"] = json::array();
+  CHECK(contains(refusal(m), "Expected 1 to 1000 steps for schedule.steps"));
+}
+
 TEST_CASE("manifest: brackets in brackets are bounded") {
   const std::string good = good_manifest().dump();
   const auto with = [&](size_t depth) {

@@ -7,6 +7,7 @@
 #include <ATen/ops/upsample_nearest2d.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "mapped_allocator.h"
+#include "noise.h"
 #include "support.h"
 
 namespace {
@@ -102,12 +104,13 @@ struct Run {
 
 constexpr Wanted kEverything{.map = true, .reconstruction = true, .stages = true};
 
-Run run(bool tidy, const std::vector<PictureRequest>& batch, const StepCallback& on_step, const std::string& failing = "") {
+Run run(bool tidy, const std::vector<PictureRequest>& batch, const StepCallback& on_step, const std::string& failing = "",
+        const Manifest& manifest = small_manifest()) {
   release_waiting();
   Run result;
   auto networks = std::make_unique<Noting>(result.calls);
   networks->failing = failing;
-  Pipeline pipeline(small_manifest(), std::move(networks), c10::kCPU, at::kFloat, tidy);
+  Pipeline pipeline(manifest, std::move(networks), c10::kCPU, at::kFloat, tidy);
   try {
     result.results = pipeline.run(batch, on_step);
   } catch (const std::runtime_error& error) {
@@ -124,22 +127,70 @@ std::vector<std::string> names(const std::vector<Call>& calls) {
   return result;
 }
 
+std::vector<float> values_of(const Run& run, const std::string& stage) {
+  for (const Stage& found : run.results.at(0).stages) {
+    if (found.name == stage) return found.values;
+  }
+  return {};
+}
+
 }  // namespace
 
 TEST_CASE("pipeline: each network once, the denoiser once a step, for all pictures of a batch together") {
   const Frame frame = frame_of(1);
-  const Run one = run(false, {{&frame, 1, kEverything, {}}}, always), two = run(false, {{&frame, 1, {}, {}}, {&frame, 2, {}, {}}}, always);
+  const Run one = run(false, {{&frame, 1, kEverything}}, always), two = run(false, {{&frame, 1, {}}, {&frame, 2, {}}}, always);
   const std::vector<std::string> expected{"encode", "guide", "denoise 0", "denoise 1", "decode", "extract"};
   CHECK(names(one.calls) == expected);
   CHECK(names(two.calls) == expected);
-  const std::vector<PictureRequest> own{{&frame, 1, {}, {.sampler = {}, .compare_with = CompareWith::kAutoencoder}}};
-  CHECK(names(run(false, own, always).calls) ==
-        std::vector<std::string>{"encode", "guide", "denoise 0", "denoise 1", "decode", "decode", "extract"});
+}
+
+TEST_CASE("pipeline: the start is signal * z + spread * noise, and exactly signal * z where the spread is 0") {
+  const Frame frame = frame_of(1);
+  Manifest manifest = small_manifest();
+  const auto start_of = [&](uint64_t seed) {
+    const Run done = run(false, {{&frame, seed, kEverything}}, always, "", manifest);
+    const std::vector<float> z = values_of(done, "z"), start = values_of(done, "x_T");
+    const at::Tensor noise = draw_noise(seed, manifest).forward;
+    REQUIRE(z.size() == 48);
+    for (size_t i = 0; i < z.size(); ++i) {
+      const float signal = 0.25F * z[i];
+      if (manifest.sqrt_one_minus_alpha_bar_noise == 0) CHECK(start[i] == signal);
+      else CHECK(start[i] == doctest::Approx(signal + 0.5F * noise.const_data_ptr<float>()[i]).epsilon(1e-6));
+    }
+  };
+  start_of(1);
+  manifest.sqrt_one_minus_alpha_bar_noise = 0;
+  start_of(1);
+  start_of(2);
+}
+
+TEST_CASE("pipeline: a bundle of one step calls the denoiser once, and the step's levels are the manifest's") {
+  const Frame frame = frame_of(1);
+  Manifest manifest = small_manifest();
+  manifest.sqrt_one_minus_alpha_bar_noise = 0;
+  manifest.steps = {{401, 0.25F, 1.0F}};
+  std::vector<std::pair<int64_t, int64_t>> told;
+  const Run done = run(
+      false, {{&frame, 1, kEverything}},
+      [&](int64_t step, int64_t total) {
+        told.emplace_back(step, total);
+        return true;
+      },
+      "", manifest);
+  CHECK(names(done.calls) == std::vector<std::string>{"encode", "guide", "denoise 0", "decode", "extract"});
+  CHECK(told == std::vector<std::pair<int64_t, int64_t>>{{1, 1}});
+  // alphaBarPrev 1 ends at the predicted latent: (x - sqrt(0.75) eps) / sqrt(0.25).
+  const std::vector<float> start = values_of(done, "x_T"), end = values_of(done, "step_x"), moments = values_of(done, "moments");
+  REQUIRE(end.size() == start.size());
+  for (size_t i = 0; i < end.size(); ++i) {
+    const double eps = 0.5 * start[i] - 0.25 * moments[i];  // the encoder's mean is the hint
+    CHECK(end[i] == doctest::Approx((start[i] - std::sqrt(0.75) * eps) / 0.5).epsilon(1e-5));
+  }
 }
 
 TEST_CASE("pipeline: a picture has what it is asked for and is its own, whatever its company") {
   const Frame first = frame_of(1), second = frame_of(90);
-  const PictureRequest alone{&first, 5, kEverything, {}}, other{&second, 6, {.map = false, .reconstruction = false, .stages = false}, {}};
+  const PictureRequest alone{&first, 5, kEverything}, other{&second, 6, {.map = false, .reconstruction = false, .stages = false}};
   const std::vector<PictureResult> single = run(false, {alone}, always).results, both = run(false, {other, alone}, always).results;
   REQUIRE(single.size() == 1);
   REQUIRE(both.size() == 2);
@@ -157,7 +208,7 @@ TEST_CASE("pipeline: a picture has what it is asked for and is its own, whatever
 TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes") {
   const Frame frame = frame_of(1);
   std::vector<std::pair<int64_t, int64_t>> told;
-  const Run stopped = run(true, {{&frame, 1, {}, {}}}, [&](int64_t done, int64_t total) {
+  const Run stopped = run(true, {{&frame, 1, {}}}, [&](int64_t done, int64_t total) {
     told.emplace_back(done, total);
     return done < 1;
   });
@@ -174,7 +225,7 @@ TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by 
     auto networks = std::make_unique<Noting>(calls);
     networks->misshapen = network;
     Pipeline pipeline(small_manifest(), std::move(networks), c10::kCPU, at::kFloat);
-    const std::vector<PictureRequest> batch{{&frame, 1, {}, {.sampler = {}, .compare_with = CompareWith::kAutoencoder}}};
+    const std::vector<PictureRequest> batch{{&frame, 1, {}}};
     CHECK(contains(error_of([&] { (void)pipeline.run(batch, always); }),
                    "ERR_DIAD_BUNDLE_INVALID: " + network + ".pt: Expected a result of [1, "));
   }
@@ -184,7 +235,7 @@ TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by 
 
 TEST_CASE("pipeline: a tidy one computes in the pool, which serves all networks and is empty after the last; results are the same") {
   const Frame frame = frame_of(1);
-  const std::vector<PictureRequest> batch{{&frame, 1, kEverything, {}}};
+  const std::vector<PictureRequest> batch{{&frame, 1, kEverything}};
   const Run plain = run(false, batch, always), tidy = run(true, batch, always);
   for (const Call& call : plain.calls) {
     CAPTURE(call.network);
@@ -204,7 +255,7 @@ TEST_CASE("pipeline: a tidy one computes in the pool, which serves all networks 
 TEST_CASE("pipeline: what a network that fails has left in the pool goes, too") {
   const Frame frame = frame_of(1);
   for (const char* network : {"encode", "denoise 1", "extract"}) {
-    const Run failed = run(true, {{&frame, 1, {}, {}}}, always, network);
+    const Run failed = run(true, {{&frame, 1, {}}}, always, network);
     CHECK(failed.error == std::string(network) + " failed");
     CHECK(failed.calls.back().network == network);
     CHECK(pool_bytes().waiting == 0);

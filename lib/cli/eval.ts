@@ -2,16 +2,14 @@
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
-import type { ExperimentalOptions } from '../experimental.js';
 import { evaluateDataSet, type EvaluationProgress } from '../evaluation/evaluate.js';
 import { readDataSet, type LayoutName } from '../evaluation/datasets/index.js';
 import type { MetricsMode } from '../evaluation/metrics.js';
 import { writeReport } from '../evaluation/report/index.js';
-import { experimentalOf } from './experimental.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 import { metricsTable } from './metrics.js';
 
-interface Options extends ModelOptions, ExperimentalOptions {
+interface Options extends ModelOptions {
   readonly data: string;
   readonly layout?: LayoutName;
   readonly out: string;
@@ -60,7 +58,6 @@ export async function evaluate(options: Options): Promise<void> {
       resume: options.resume ?? false,
       mode: options.metricsMode,
       seed: options.seed,
-      experimental: experimentalOf(options),
       signal: interrupted.signal,
       onProgress: progress.show,
     });

@@ -11,7 +11,6 @@ import { PRECISIONS } from '../options.js';
 import { calibrateBundle } from './calibrate.js';
 import { doctor } from './doctor.js';
 import { evaluate } from './eval.js';
-import { withExperimentalOptions } from './experimental.js';
 import { info } from './info.js';
 import { libtorchCommand } from './libtorch.js';
 import { metrics } from './metrics.js';
@@ -47,7 +46,7 @@ const program = new Command('diad')
   .showHelpAfterError()
   .enablePositionalOptions(); // else --version of `libtorch install` and of the reference's commands were this one
 
-withExperimentalOptions(withModelOptions(program.command('score')))
+withModelOptions(program.command('score'))
   .description('score pictures')
   .argument('<inputs...>', 'files, folders or globs')
   .option('--out <dir>', 'write a heat map per picture there')
@@ -59,7 +58,7 @@ withExperimentalOptions(withModelOptions(program.command('score')))
   .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
 
-withExperimentalOptions(withModelOptions(program.command('reconstruct')))
+withModelOptions(program.command('reconstruct'))
   .description('rebuild pictures as if they were normal')
   .argument('<inputs...>', 'files, folders or globs')
   .requiredOption('--out <dir>', 'where the PNG files go')
@@ -87,7 +86,7 @@ program
   .option('--json', 'as JSON')
   .action(metrics);
 
-withExperimentalOptions(withModelOptions(program.command('eval')))
+withModelOptions(program.command('eval'))
   .description('score a data set; tables and a report')
   .requiredOption('--data <dir>', 'data set, or one class of it')
   .addOption(new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(LAYOUT_NAMES))

@@ -2,11 +2,9 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
-import type { ExperimentalOptions } from '../experimental.js';
-import { experimentalOf } from './experimental.js';
 import { expandInputs, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 
-interface Options extends ModelOptions, ExperimentalOptions {
+interface Options extends ModelOptions {
   readonly out: string;
   readonly seed: number;
 }
@@ -17,8 +15,7 @@ export async function reconstruct(inputs: string[], options: Options): Promise<v
   await mkdir(options.out, { recursive: true });
   const diad = await loadModel(options);
   const work = async (file: string, index: number, signal: AbortSignal): Promise<string> => {
-    const call = { seed: options.seed, signal, experimental: experimentalOf(options) };
-    const { image } = await diad.reconstruct(await readFile(file), call);
+    const { image } = await diad.reconstruct(await readFile(file), { seed: options.seed, signal });
     const out = path.join(options.out, outputName(file, index, '.png'));
     await writeFile(out, image);
     return out;

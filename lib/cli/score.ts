@@ -6,12 +6,10 @@ import { classOfPath } from '../class-of-path.js';
 import { csv } from '../csv.js';
 import type { ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
-import type { ExperimentalOptions } from '../experimental.js';
-import { experimentalOf } from './experimental.js';
 import { expandInputs, HEATMAP, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
 import { writeNpy } from '../npy.js';
 
-interface Options extends ModelOptions, ExperimentalOptions {
+interface Options extends ModelOptions {
   readonly out?: string;
   readonly json?: boolean;
   readonly csv?: string;
@@ -57,7 +55,6 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       seed: options.seed,
       signal,
       stages: options.dump !== undefined,
-      experimental: experimentalOf(options),
       ...(className === undefined ? {} : { className }),
       ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
     });

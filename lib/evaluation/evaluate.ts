@@ -7,7 +7,6 @@ import { csv } from '../csv.js';
 import { calibrationOf, type Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
-import { changesOf, validateExperimental, type ExperimentalOptions } from '../experimental.js';
 import { invalid, loadedBundle, optionsObject, requiredText } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import type { DataSet, TestPicture } from './datasets/index.js';
@@ -42,8 +41,6 @@ export interface EvaluateOptions {
   readonly mode?: MetricsMode;
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** Changes of the published system; thresholds then are none. Default: none. */
-  readonly experimental?: ExperimentalOptions;
   /** Stops between pictures; what was scored stays. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: EvaluationProgress) => void;
@@ -89,16 +86,14 @@ export interface Evaluation {
 }
 
 const CONCURRENCY = 16;
-const KEYS = ['out', 'resume', 'mode', 'seed', 'experimental', 'signal', 'onProgress'] as const;
+const KEYS = ['out', 'resume', 'mode', 'seed', 'signal', 'onProgress'] as const;
 
 /** How every picture of a run is scored. */
 export interface EvaluationCall {
   readonly seed: bigint;
-  /** What is changed of the published system; absent when nothing is. */
-  readonly experimental?: ExperimentalOptions;
 }
 
-function identityOf(data: DataSet, diad: Diad, { seed, experimental }: EvaluationCall): RunIdentity {
+function identityOf(data: DataSet, diad: Diad, { seed }: EvaluationCall): RunIdentity {
   const hash = createHash('sha256');
   for (const { file, className, defective } of data.pictures)
     hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
@@ -112,7 +107,6 @@ function identityOf(data: DataSet, diad: Diad, { seed, experimental }: Evaluatio
     model: bundle.digest,
     precision,
     seed: seed.toString(),
-    ...(experimental === undefined ? {} : { experimental }),
     side: bundle.imageSize,
   };
 }
@@ -240,14 +234,13 @@ const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normali
 const CLASS_COLUMNS = ['class', 'pictures', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
 
 async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
-  const { out, mode, call, data, classes, mean, pictures, failed } = evaluation;
+  const { out, mode, data, classes, mean, pictures, failed } = evaluation;
   const { bundle, device, precision } = diad.info;
   const results = {
     created: new Date().toISOString(),
     mode,
     data: { root: data.root, layout: data.layout },
     model: { name: bundle.name, digest: bundle.digest, device, precision },
-    ...(call.experimental === undefined ? {} : { experimental: call.experimental }),
     pictures: pictures.length,
     failed,
     classes: Object.fromEntries(
@@ -299,11 +292,10 @@ export async function evaluateDataSet(diad: Diad, data: DataSet, options: Evalua
   const { out } = optionsObject(options, 'evaluate options', KEYS);
   requiredText(out, 'out');
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
-  const experimental = changesOf(validateExperimental(options.experimental));
-  const call = { seed: BigInt(options.seed ?? 0), ...(experimental === undefined ? {} : { experimental }) };
-  const own = experimental === undefined ? calibrationOf(diad) : undefined;
+  const call = { seed: BigInt(options.seed ?? 0) };
+  const own = calibrationOf(diad);
   await refuseCalibrationPictures(data, own);
-  // Thresholds are of the published system and of how pictures are cut: they say nothing of scores that were computed another way.
+  // Thresholds apply to the tiling they were found with only.
   const calibration = own !== undefined && isOfTiles(own, undefined) ? own : undefined;
   const scores = await ScoredPictures.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {

@@ -7,7 +7,6 @@ import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { JsonLines, writeAtomic } from '../durable.js';
 import { codeOf, DiadError } from '../errors.js';
-import type { ExperimentalOptions } from '../experimental.js';
 
 /** What a run depends on. */
 export interface RunIdentity {
@@ -22,8 +21,6 @@ export interface RunIdentity {
   readonly model: string;
   readonly precision: string;
   readonly seed: string;
-  /** What was changed of the published system; absent when nothing was. */
-  readonly experimental?: ExperimentalOptions;
   /** Side of the maps, pixels. */
   readonly side: number;
 }

@@ -19,8 +19,7 @@ using nlohmann::json;
 
 constexpr const char* kUsage =
     "diad-engine score --bundle DIR [--seed N] [--device D] [--precision P] [--threads N] [--repeat N] [--dump DIR]\n"
-    "                  [--steps N] [--start-timestep T] [--start-noise gaussian|none]\n"
-    "                  [--compare-with input|autoencoder] FILE...\n"
+    "                  FILE...\n"
     "diad-engine profile --bundle DIR [--device D] [--precision P] [--threads N] [--repeat N] FILE\n"
     "diad-engine info  --bundle DIR [--device D] [--precision P] [--threads N]\n"
     "diad-engine version\n\n"
@@ -31,8 +30,6 @@ struct Arguments {
   std::string command, bundle, device = "auto", precision = "float32", dump;
   uint64_t seed = 0;
   int threads = 0, repeat = 1;
-  std::string start_noise = "gaussian", compare_with = "input";  // experimental, see docs/modes.md
-  int steps = 0, start_timestep = -1;
   std::vector<std::string> files;
 };
 
@@ -75,10 +72,6 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (word == "--seed") arguments.seed = seed_of(value);
     else if (word == "--threads") arguments.threads = whole_number(word, value, 0);
     else if (word == "--repeat") arguments.repeat = whole_number(word, value, 1);
-    else if (word == "--steps") arguments.steps = whole_number(word, value, 1);
-    else if (word == "--start-timestep") arguments.start_timestep = whole_number(word, value, 0);
-    else if (word == "--start-noise") arguments.start_noise = value;
-    else if (word == "--compare-with") arguments.compare_with = value;
     else throw std::runtime_error("Unknown option " + word + "\n\n" + kUsage);
   }
   return arguments;
@@ -107,9 +100,6 @@ diad_result* score(diad_engine* engine, const diad::NetpbmPicture& picture, cons
   request.channels = picture.channels;
   request.seed = arguments.seed;
   request.want_stages = arguments.dump.empty() ? 0 : 1;
-  const diad_experimental experimental{arguments.steps, arguments.start_timestep, arguments.start_noise.c_str(),
-                                       arguments.compare_with.c_str()};
-  request.experimental = &experimental;
   request.user = &finished;
   request.done = [](void* user, diad_result* result) { static_cast<std::promise<diad_result*>*>(user)->set_value(result); };
   uint64_t id = 0;

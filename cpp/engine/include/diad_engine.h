@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define DIAD_ENGINE_ABI 4
+#define DIAD_ENGINE_ABI 5
 #if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
 #define DIAD_EXPORT __declspec(dllexport)
 #elif defined(_WIN32)
@@ -67,14 +67,6 @@ typedef struct {
   diad_timings timings;
 } diad_result;
 
-/* What is changed of the published system, see docs/modes.md. */
-typedef struct {
-  int32_t steps;            /* evaluations of the denoiser, spread evenly over the bundle's timesteps from the start on; 0: all of them */
-  int32_t start_timestep;   /* one of the bundle's timesteps: noise and first evaluation are there; -1: as published */
-  const char* start_noise;  /* "gaussian", as published, or "none" */
-  const char* compare_with; /* "input", as published, or "autoencoder" */
-} diad_experimental;
-
 typedef void (*diad_done)(void* user, diad_result* result);
 typedef void (*diad_step)(void* user, int32_t step, int32_t total);
 
@@ -89,7 +81,6 @@ typedef struct {
   int32_t want_map;
   int32_t want_reconstruction;
   int32_t want_stages;
-  const diad_experimental* experimental; /* NULL: as published; read by submit */
   void* user;
   diad_done done;    /* called exactly once for a request that submit accepted, from any thread */
   diad_step on_step; /* NULL, or called after each denoising step from the inference thread, never after done */

@@ -94,12 +94,10 @@ async function cases(evaluation: Evaluation, diad: Diad, chosen: readonly Pictur
 
 function introduction({ data, mode, call, pictures, classes }: Evaluation, diad: Diad): string {
   const { bundle, device, precision } = diad.info;
-  const changes = Object.entries(call.experimental ?? {}).map(([name, value]) => `${name} ${String(value)}`);
-  const experimental = changes.length === 0 ? '' : escapeHtml(`, experimental: ${changes.join(', ')}`);
   const withoutMask = Object.values(classes).reduce((sum, report) => sum + report.withoutMask, 0);
   const note = withoutMask === 0 ? '' : ` ${withoutMask} defective pictures have no mask and count for image metrics only.`;
   return `<p class="soft">${pictures.length} test pictures of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
-<code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}${experimental}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
+<code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
 }
 
 /**
