@@ -163,6 +163,10 @@ Manifest parse_manifest(const std::string& source) {
   m.latent_channels = integer(latent, "channels", "latent", 1, 256);
   m.latent_size = integer(latent, "size", "latent", 1, m.image_size);
   m.latent_scale = number(latent, "scale", "latent", 1e-6, 1e6);
+  if (const auto residual = latent.find("residual"); residual != latent.end()) {
+    if (!residual->is_boolean()) invalid("Expected true or false for latent.residual but received " + shown(*residual));
+    m.residual_decoding = residual->get<bool>();
+  }
   m.logvar_min = number(latent, "logvarMin", "latent", -1000, 1000);
   m.logvar_max = number(latent, "logvarMax", "latent", m.logvar_min, 1000);
   const json& schedule = member(root, "schedule", "");

@@ -25,6 +25,7 @@ struct Manifest {
   int64_t latent_channels = 0;
   int64_t latent_size = 0;  // s
   double latent_scale = 0;
+  bool residual_decoding = false;  // the reconstruction is the input plus the decoded change of the latent
   double logvar_min = 0;
   double logvar_max = 0;
   float sqrt_alpha_bar_noise = 0;

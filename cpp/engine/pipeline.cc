@@ -157,8 +157,11 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   }
   timings.denoise = end_of_network();
 
-  kept.reconstruction =
-      of_size(modules_->decode((latent / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt").to(at::kFloat);
+  const auto decode = [&](const at::Tensor& z) {
+    return of_size(modules_->decode((z / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt").to(at::kFloat);
+  };
+  kept.reconstruction = decode(latent);
+  if (manifest_.residual_decoding) kept.reconstruction = kept.x + (kept.reconstruction - decode(kept.z));
   timings.decode = end_of_network();
   check_interruption();
   const Features features = modules_->extract(at::cat({kept.x, kept.reconstruction}));

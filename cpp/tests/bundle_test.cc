@@ -78,6 +78,7 @@ TEST_CASE("manifest: a good one is read") {
   const diad::Manifest m = diad::parse_manifest(good_manifest().dump());
   CHECK(m.image_size == 64);
   CHECK(m.latent_scale == 0.5);
+  CHECK(!m.residual_decoding);
   CHECK(m.mean[2] == doctest::Approx(0.3));
   REQUIRE(m.steps.size() == 2);
   CHECK(m.steps[0].timestep == 901);

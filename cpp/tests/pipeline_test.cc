@@ -188,6 +188,23 @@ TEST_CASE("pipeline: a bundle of one step calls the denoiser once, and the step'
   }
 }
 
+TEST_CASE("pipeline: residual decoding adds the decoded change of the latent to the input") {
+  const Frame frame = frame_of(1);
+  Manifest manifest = small_manifest();
+  manifest.residual_decoding = true;
+  const Run residual = run(false, {{&frame, 1, kEverything}}, always, "", manifest);
+  CHECK(names(residual.calls) == std::vector<std::string>{"encode", "guide", "denoise 0", "denoise 1", "decode", "decode", "extract"});
+  const std::vector<float> x = values_of(residual, "x"), z = values_of(residual, "z"), steps = values_of(residual, "step_x");
+  const std::vector<float> reconstruction = values_of(residual, "reconstruction");
+  for (size_t channel = 0; channel < 3; ++channel) {
+    for (size_t pixel = 0; pixel < kSize * kSize; ++pixel) {
+      const size_t cell = channel * 16 + pixel / kSize / 8 * 4 + pixel % kSize / 8, at = channel * kSize * kSize + pixel;
+      const float change = std::tanh(steps[48 + cell] / 0.5F) - std::tanh(z[cell] / 0.5F);
+      CHECK(reconstruction[at] == doctest::Approx(x[at] + change).epsilon(1e-5));
+    }
+  }
+}
+
 TEST_CASE("pipeline: a picture has what it is asked for and is its own, whatever its company") {
   const Frame first = frame_of(1), second = frame_of(90);
   const PictureRequest alone{&first, 5, kEverything}, other{&second, 6, {.map = false, .reconstruction = false, .stages = false}};
