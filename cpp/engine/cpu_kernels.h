@@ -1,6 +1,7 @@
 // The inner loops for this machine's instruction set.
 #pragma once
 
+#include "kernels/depthwise_kernel.h"
 #include "kernels/direct_conv_kernel.h"
 #include "kernels/quantised_kernel.h"
 #include "kernels/row_kernel.h"
@@ -10,6 +11,7 @@ namespace diad {
 
 struct CpuKernels {
   kernels::ConvKernel convolution;
+  kernels::DepthwiseKernel depthwise;
   kernels::WinogradKernels winograd;
   kernels::RowKernels rows;
   const kernels::QuantisedKernels* quantised;  // null without AVX-512 VNNI

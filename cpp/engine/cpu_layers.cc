@@ -3,6 +3,7 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/stack.h>
@@ -10,6 +11,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 
 #include "winograd_choice.h"
@@ -176,14 +178,19 @@ at::Tensor ConvLayer::run(const at::Tensor& x, const std::optional<at::Tensor>& 
     return computed(x, residual, shape_.relu);
   }
   const at::Tensor y = computed(x, std::nullopt, false) + *residual;
-  return shape_.relu ? y.relu() : y;
+  return shape_.relu ? at::clamp(y, 0, shape_.upper) : y;
 }
 
 at::Tensor ConvLayer::computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) {
   if (!chosen_) choose_for(x);
+  if (relu && !direct_ && std::isfinite(shape_.upper)) return at::clamp(activated(x, residual, false), 0, shape_.upper);
+  return activated(x, residual, relu);
+}
+
+at::Tensor ConvLayer::activated(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) {
   if (quantised_) return quantised_->run(x, residual, relu);
   if (winograd_) return winograd_->run(x, residual, relu);
-  if (direct_) return direct_->run(x, residual, relu);
+  if (direct_) return direct_->run(x, residual, relu, shape_.upper);
   if (is_plain_) return convolved_plainly(x, residual, relu);
   if (!shape_.upsampled) return convolved(x, residual, relu);
   if (!folding_pays(x)) {

@@ -8,6 +8,7 @@
 #include <torch/custom_class.h>
 
 #include <array>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -32,6 +33,7 @@ class ConvLayer final : public torch::CustomClassHolder {
     bool relu = false;       // ends with max(0, .)
     int64_t runs = 1;        // how often a picture passes: what speed is worth in memory
     bool quantised = false;  // in 8-bit integers, where QuantisedConv takes the weight
+    float upper = std::numeric_limits<float>::infinity();  // with relu: and with min(upper, .), 6 for ReLU6
   };
 
   ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape, const CpuFeatures& features = cpu_features());
@@ -55,6 +57,7 @@ class ConvLayer final : public torch::CustomClassHolder {
   void check(const at::Tensor& x) const;
   // The residual is none or broadcasts to the output's size.
   at::Tensor computed(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
+  at::Tensor activated(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
   at::Tensor convolved(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu);
   at::Tensor convolved_plainly(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const;
   const at::Tensor& packed_for(const at::Tensor& x);

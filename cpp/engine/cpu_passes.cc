@@ -5,8 +5,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu_layers.h"
+#include "depthwise_conv.h"
 #include "graph_rewriter.h"
 #include "group_norm.h"
 #include "interruption.h"
@@ -25,6 +27,8 @@ const c10::Symbol kConv2d = c10::Symbol::fromQualString("aten::conv2d");
 const c10::Symbol kLinear = c10::Symbol::fromQualString("aten::linear");
 const c10::Symbol kGroupNorm = c10::Symbol::fromQualString("aten::group_norm");
 const c10::Symbol kRelu = c10::Symbol::fromQualString("aten::relu");
+const c10::Symbol kRelu6 = c10::Symbol::fromQualString("aten::relu6");
+const c10::Symbol kPad = c10::Symbol::fromQualString("aten::pad");
 const c10::Symbol kAdd = c10::Symbol::fromQualString("aten::add");
 const c10::Symbol kUnsqueeze = c10::Symbol::fromQualString("aten::unsqueeze");
 const c10::Symbol kView = c10::Symbol::fromQualString("aten::view");
@@ -45,6 +49,11 @@ at::Tensor run_conv(const at::Tensor& x, const OptionalTensor& residual, const c
 at::Tensor run_linear(const at::Tensor& x, const OptionalTensor& residual, const c10::intrusive_ptr<LinearLayer>& layer) {
   check_interruption();
   return layer->run(x, residual);
+}
+
+at::Tensor run_depthwise(const at::Tensor& x, const c10::intrusive_ptr<DepthwiseLayer>& layer) {
+  check_interruption();
+  return layer->run(x);
 }
 
 at::Tensor run_group_norm(const at::Tensor& x, const OptionalTensor& shift, const at::Tensor& weight, const at::Tensor& bias,
@@ -143,14 +152,21 @@ class CpuRewriter final : GraphRewriter {
     const bool full = node->kind() == kConvolution;
     const OptionalTensor weight = constant_tensor(node->input(1)), bias = constant_tensor(node->input(2));
     const auto groups = torch::jit::toIValue(node->input(full ? 8 : 6));
-    if (!is_packable(weight, 4) || !(bias || is_none(node->input(2))) || !groups || groups->toInt() != 1) return;
+    if (!is_packable(weight, 4) || !(bias || is_none(node->input(2))) || !groups) return;
     if (full && torch::jit::toIValue(node->input(6)) != c10::IValue(false)) return;
     const auto stride = constant_ints(node->input(3), 2), padding = constant_ints(node->input(4), 2),
                dilation = constant_ints(node->input(5), 2);
     if (!stride || !padding || !dilation || !are_within(*stride, 1) || !are_within(*padding, 0) || !are_within(*dilation, 1)) return;
     if (weight->numel() == 0 || !is_bias_of(bias, *weight)) return;
+    if (groups->toInt() != 1) {
+      if (groups->toInt() == weight->size(0) && weight->size(1) == 1 && *dilation == std::vector<int64_t>{1, 1}) {
+        rewrite_depthwise(node, *weight, bias, *stride, *padding);
+      }
+      return;
+    }
 
-    ConvLayer::Shape shape{*padding, *stride, *dilation, false, false, options_.runs, options_.quantised};
+    ConvLayer::Shape shape{
+        .padding = *padding, .stride = *stride, .dilation = *dilation, .runs = options_.runs, .quantised = options_.quantised};
     Value* x = node->input(0);
     if (folds_upsampling(x, *weight, shape)) {
       x = x->node()->input(0);
@@ -164,14 +180,62 @@ class CpuRewriter final : GraphRewriter {
       if (residual && residual->node()->kind() == kUnsqueeze) residual = nullptr;
       if (residual) last = add;
     }
-    if (Node* const relu = only_user(last, kRelu)) {
-      last = relu;
+    if (const auto activation = activation_after(last)) {
+      last = activation->node;
       shape.relu = true;
+      shape.upper = activation->upper;
     }
     const auto layer = c10::make_intrusive<ConvLayer>(*weight, bias, shape);
     replace(last, "diad::convolution", {x, residual ? residual : none(last), constant(last, layer)});
     retire(node, last);
     ++done_.convolutions;
+  }
+
+  // A ReLU, or a ReLU6.
+  struct Activation {
+    Node* node;
+    float upper;
+  };
+
+  static std::optional<Activation> activation_after(Node* node) {
+    if (Node* const relu = only_user(node, kRelu)) return Activation{relu, std::numeric_limits<float>::infinity()};
+    if (Node* const relu6 = only_user(node, kRelu6)) return Activation{relu6, 6.0F};
+    return std::nullopt;
+  }
+
+  // A border of zeros that pad(x, [left, right, top, bottom], "constant", value) has put around x.
+  static std::optional<std::vector<int64_t>> zeros_around(Value* x) {
+    Node* const pad = x->node();
+    if (pad->kind() != kPad || x->uses().size() != 1) return std::nullopt;
+    const auto mode = torch::jit::toIValue(pad->input(2)), value = torch::jit::toIValue(pad->input(3));
+    if (!mode || !mode->isString() || mode->toStringRef() != "constant" || !value) return std::nullopt;
+    if (!value->isNone() && *value != c10::IValue(0.0)) return std::nullopt;
+    return constant_ints(pad->input(1), 4);
+  }
+
+  // A square kernel of each channel's own, the border before it and the activation after it.
+  void rewrite_depthwise(Node* node, const at::Tensor& weight, const OptionalTensor& bias, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding) {
+    const int64_t kernel = weight.size(2);
+    if (kernel != weight.size(3) || stride[0] != stride[1] || padding[0] != padding[1] || options_.computed_in != at::kFloat) return;
+    DepthwiseLayer::Shape shape{stride[0], padding[0], padding[0]};
+    Value* x = node->input(0);
+    if (const auto border = zeros_around(x); border && (*border)[0] == (*border)[2] && (*border)[1] == (*border)[3]) {
+      shape.before += (*border)[0];
+      shape.after += (*border)[1];
+      if (std::min((*border)[0], (*border)[1]) < 0) return;
+      x = x->node()->input(0);
+    }
+    if (std::max(shape.before, shape.after) >= kernel) return;  // pixels made of nothing but border: LibTorch's
+    Node* last = node;
+    if (const auto activation = activation_after(node)) {
+      last = activation->node;
+      shape.low = 0;
+      shape.high = activation->upper;
+    }
+    replace(last, "diad::depthwise_convolution", {x, constant(last, c10::make_intrusive<DepthwiseLayer>(weight, bias, shape))});
+    retire(node, last);
+    ++done_.depthwise_convolutions;
   }
 
   static bool folds_upsampling(Value* x, const at::Tensor& weight, const ConvLayer::Shape& shape) {
@@ -282,7 +346,9 @@ CpuRewrites optimise_for_cpu(const std::shared_ptr<Graph>& graph, const CpuOptio
 TORCH_LIBRARY(diad, library) {
   library.class_<ConvLayer>("Convolution");
   library.class_<LinearLayer>("Linear");
+  library.class_<DepthwiseLayer>("Depthwise");
   library.def("convolution(Tensor x, Tensor? residual, __torch__.torch.classes.diad.Convolution layer) -> Tensor", run_conv);
+  library.def("depthwise_convolution(Tensor x, __torch__.torch.classes.diad.Depthwise layer) -> Tensor", run_depthwise);
   library.def("linear(Tensor x, Tensor? residual, __torch__.torch.classes.diad.Linear layer) -> Tensor", run_linear);
   library.def("group_norm(Tensor x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor",
               run_group_norm);

@@ -12,7 +12,8 @@ namespace diad {
 
 // What a rewriting found; for tests and the profile.
 struct CpuRewrites {
-  int convolutions = 0, upsampled_convolutions = 0, linears = 0, norms = 0, instance_norms = 0, layer_norms = 0, attentions = 0, gates = 0;
+  int convolutions = 0, upsampled_convolutions = 0, depthwise_convolutions = 0, linears = 0, norms = 0, instance_norms = 0, layer_norms = 0,
+      attentions = 0, gates = 0;
 };
 
 struct CpuOptions {

@@ -47,7 +47,7 @@ DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }
 
-at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
+at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu, float upper) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t height = x.size(2), width = x.size(3);
   const PaddedPictures pictures{x.size(0), height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
@@ -70,6 +70,7 @@ at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>&
   a.residual = residual ? added.const_data_ptr<float>() : nullptr;
   a.y = y.mutable_data_ptr<float>();
   a.relu = relu;
+  a.upper = upper;
   compute(a, x.size(0) * a.at.height * a.at.width);
   return y;
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <optional>
 
 #include "kernels/direct_conv_kernel.h"
@@ -25,7 +26,8 @@ class DirectConv {
 
   // x [N, C, H, W] (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or broadcast to it, is added before
   // the relu.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false,
+                               float upper = std::numeric_limits<float>::infinity()) const;
 
   // x [..., C] -> [..., K], for a 1 x 1 kernel; `residual` likewise.
   [[nodiscard]] at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;

@@ -326,3 +326,43 @@ graph(%x : Tensor, %v : Tensor, %w : Tensor):
   CHECK(done.convolutions == 0);  // a weight that is an input, groups of 2, half precision
   CHECK(program.count("aten::conv2d") == 2);
 }
+
+namespace {
+
+// EfficientNet-Lite's block: expansion with ReLU6, a border on one side, a depthwise convolution with ReLU6, a projection.
+const char* const kInvertedResidual = R"IR(
+graph(%x : Tensor, %w1 : Tensor, %b1 : Tensor, %w2 : Tensor, %b2 : Tensor, %w3 : Tensor, %b3 : Tensor):
+  %one : int = prim::Constant[value=1]()
+  %groups : int = prim::Constant[value=24]()
+  %none : NoneType = prim::Constant()
+  %mode : str = prim::Constant[value="constant"]()
+  %border : int[] = prim::Constant[value=[0, 1, 0, 1]]()
+  %ones : int[] = prim::Constant[value=[1, 1]]()
+  %twos : int[] = prim::Constant[value=[2, 2]]()
+  %zeros : int[] = prim::Constant[value=[0, 0]]()
+  %h0 : Tensor = aten::conv2d(%x, %w1, %b1, %ones, %zeros, %ones, %one)
+  %h1 : Tensor = aten::relu6(%h0)
+  %h2 : Tensor = aten::pad(%h1, %border, %mode, %none)
+  %h3 : Tensor = aten::conv2d(%h2, %w2, %b2, %twos, %zeros, %ones, %groups)
+  %h4 : Tensor = aten::relu6(%h3)
+  %y : Tensor = aten::conv2d(%h4, %w3, %b3, %ones, %zeros, %ones, %one)
+  return (%y))IR";
+
+}  // namespace
+
+TEST_CASE("an inverted residual's graph becomes a depthwise layer between two convolutions, and computes the same") {
+  const c10::InferenceMode guard;
+  const at::Tensor w1 = random_tensor({24, 8, 1, 1}, 1), b1 = random_tensor({24}, 2), w2 = random_tensor({24, 1, 3, 3}, 3);
+  const at::Tensor b2 = random_tensor({24}, 4), w3 = random_tensor({8, 24, 1, 1}, 5), b3 = random_tensor({8}, 6);
+  const at::Tensor x = random_tensor({2, 8, 8, 8}, 7) * 3;
+  Program program(kInvertedResidual, {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}, {"w3", w3}, {"b3", b3}});
+  const at::Tensor expected = program.run({x});
+  const CpuRewrites done = optimise_for_cpu(program.graph);
+  CHECK(done.convolutions == 2);
+  CHECK(done.depthwise_convolutions == 1);
+  for (const char* kind : {"aten::conv2d", "aten::relu6", "aten::pad"}) {
+    CAPTURE(kind);
+    CHECK(program.count(kind) == 0);
+  }
+  CHECK(difference(program.run({x}), expected) < 2e-4);
+}

@@ -1,6 +1,7 @@
 // DirectConv, WinogradConv and loops over rows with AVX2, FMA and F16C: 6 pixels by 2 vectors of 8 channels in registers.
 #include <immintrin.h>
 
+#include "depthwise_kernel.h"
 #include "direct_conv_kernel.h"
 #include "row_kernel.h"
 #include "winograd_kernel.h"
@@ -60,6 +61,10 @@ struct Avx2 {
 
 void direct_conv_avx2(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last) {
   DirectConvLoops<Avx2>::run(arguments, block, first, last);
+}
+
+void depthwise_conv_avx2(const DepthwiseArguments& arguments, int64_t first, int64_t last) {
+  DepthwiseLoops<Avx2>::run(arguments, first, last);
 }
 
 const WinogradKernels winograd_avx2 = winograd_kernels<Avx2>();

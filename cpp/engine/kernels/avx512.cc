@@ -1,6 +1,7 @@
 // DirectConv, WinogradConv and loops over rows with AVX-512: 8 pixels by 2 vectors of 16 channels in registers.
 #include <immintrin.h>
 
+#include "depthwise_kernel.h"
 #include "direct_conv_kernel.h"
 #include "row_kernel.h"
 #include "winograd_kernel.h"
@@ -63,6 +64,10 @@ struct Avx512 {
 
 void direct_conv_avx512(const ConvArguments& arguments, int64_t block, int64_t first, int64_t last) {
   DirectConvLoops<Avx512>::run(arguments, block, first, last);
+}
+
+void depthwise_conv_avx512(const DepthwiseArguments& arguments, int64_t first, int64_t last) {
+  DepthwiseLoops<Avx512>::run(arguments, first, last);
 }
 
 const WinogradKernels winograd_avx512 = winograd_kernels<Avx512>();

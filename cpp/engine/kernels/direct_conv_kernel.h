@@ -57,7 +57,8 @@ struct ConvArguments {
   const float* residual;  // as y, or null
   float* y;               // [pixels][out_channels], pixels y_stride floats apart
   int64_t out_channels, y_stride;
-  bool relu;
+  bool relu;    // y is clamped to 0 and `upper`
+  float upper;  // infinity: no upper bound
 };
 
 // Output pixels of a call at most.
@@ -175,6 +176,12 @@ struct DirectConvLoops : ConvLoops<Vector> {
     const float* residual;         // likewise, or null
     int64_t pixel_stride, filled;  // floats from a pixel to the next, channels of the block
     bool relu;
+    float upper;
+
+    // A NaN stays one.
+    [[nodiscard]] V activated(V sum) const {
+      return relu ? Vector::min(Vector::broadcast(upper), Vector::max(Vector::broadcast(0), sum)) : sum;
+    }
 
     [[nodiscard]] V begin(int64_t pixel, int part) const {
       const int64_t k = part * Vector::kWidth;
@@ -188,10 +195,10 @@ struct DirectConvLoops : ConvLoops<Vector> {
         Vector::store(sums + pixel * kBlock + k, sum);
       } else if (left >= Vector::kWidth) {
         if (residual) sum = Vector::add(sum, Vector::load(residual + at));
-        Vector::store(y + at, relu ? Vector::max(Vector::broadcast(0), sum) : sum);  // a NaN stays one
+        Vector::store(y + at, activated(sum));
       } else if (left > 0) {
         if (residual) sum = Vector::add(sum, Vector::load_first(residual + at, left));
-        Vector::store_first(y + at, left, relu ? Vector::max(Vector::broadcast(0), sum) : sum);
+        Vector::store_first(y + at, left, activated(sum));
       }
     }
   };
@@ -202,8 +209,8 @@ struct DirectConvLoops : ConvLoops<Vector> {
     const float* inputs[kMostPixels];
     const int64_t count = last - first, from = block * kBlock, left = a.out_channels - from, at = first * a.y_stride + from;
     each_pixel(a.at, first, count, [&](int64_t p, int64_t start) { inputs[p] = a.x + start; });
-    Ends ends{sums,  a.bias + from, 0, false, a.y + at, a.residual ? a.residual + at : nullptr, a.y_stride, left < kBlock ? left : kBlock,
-              a.relu};
+    Ends ends{sums,   a.bias + from, 0, false, a.y + at, a.residual ? a.residual + at : nullptr, a.y_stride, left < kBlock ? left : kBlock,
+              a.relu, a.upper};
     const Weight* weights = static_cast<const Weight*>(a.weights) + block * a.at.runs * a.at.run_length * kBlock;
     for (int64_t run = 0; run < a.at.runs; ++run) {
       for (int64_t i = 0; i < a.at.run_length; i += kDepth) {
