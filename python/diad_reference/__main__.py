@@ -7,7 +7,9 @@ from pathlib import Path
 
 COMMANDS = {
     "generate": ("generate.cli", "write a generated inspection data set"),
-    "train": ("training.cli", "train one stage of a model, or all and write the bundle"),
+    "train": ("training.train_cli", "train a small bundle on normal images within a time budget"),
+    "train-published": ("training.published_cli", "train one stage of a model of the published size"),
+    "base": ("training.base_cli", "write the untrained small bundle that trainings start from"),
     "memory": ("training.memory", "bytes that training a model takes, counted"),
     "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
     "metrics": ("metrics", "metrics of anomaly maps by scikit-learn and scikit-image"),

@@ -31,10 +31,12 @@ class ManifestSchedule:
 class BundleModel(torch.nn.Module):
     """The modules of a bundle behind the interface that `DiadPipeline` calls."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, manifest: dict | None = None) -> None:
+        """Loads the modules of `folder`; `manifest` stands in for a manifest.json that is not written yet."""
         super().__init__()
         folder = Path(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest is None:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.config = manifest_config(manifest)
         self.schedule = ManifestSchedule(manifest["schedule"])
         self._index = {step.timestep: i for i, step in enumerate(self.schedule.steps)}
@@ -80,6 +82,7 @@ def manifest_config(manifest: dict) -> DiadConfig:
         name=manifest["name"],
         image_size=image["size"],
         scale_factor=latent["scale"],
+        residual_decoding=latent.get("residual", False),
         mean=tuple(image["mean"]),
         std=tuple(image["std"]),
         autoencoder=AutoencoderConfig(

@@ -20,6 +20,7 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     hint_channels: int = 3
+    hint_stride: int = 1  # of the hint block's first convolution: 2 halves the image before the published strides (2, 2, 2)
     norm_groups: int = 32
 
     def heads_for(self, channels: int) -> tuple[int, int]:
@@ -45,6 +46,38 @@ class AutoencoderConfig:
     resolution: int = 256  # only a reference for attn_resolutions: the network takes any size
 
 
+    @property
+    def downsampling(self) -> int:
+        """Image side over latent side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class PatchAutoencoderConfig:
+    """Linear autoencoder of the small models: principal components of square patches."""
+
+    patch: int = 16  # pixels
+    channels: int = 48
+    whitening: float = 0.5  # 0: components keep their spread, 1: every channel has a variance of 1
+
+    @property
+    def embed_dim(self) -> int:
+        """Latent channels, under the KL autoencoder's name."""
+        return self.channels
+
+    @property
+    def downsampling(self) -> int:
+        """Image side over latent side."""
+        return self.patch
+
+
+@dataclass(frozen=True)
+class LiteExtractorConfig:
+    """EfficientNet-Lite0 of the small models."""
+
+    input_size: int = 256  # pixels; images of another size are resized inside the module
+
+
 @dataclass(frozen=True)
 class ExtractorConfig:
     """Shape of the ResNet. Defaults: ResNet-50 up to layer3."""
@@ -58,13 +91,17 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule and sampler (published: 1000 training steps, ten DDIM steps, noise put on at 999)."""
+    """Noise schedule and sampler (published: 1000 training steps, ten DDIM steps, noise put on at 999).
+
+    With `sampling_timesteps` the sampler starts at the first of them without noise, evaluates each and ends at alpha_bar = 1.
+    """
 
     timesteps: int = 1000
     linear_start: float = 0.00085
     linear_end: float = 0.0120
     ddim_steps: int = 10
     noise_timestep: int = 999
+    sampling_timesteps: tuple[int, ...] = ()  # descending; empty: the published grid
 
 
 @dataclass(frozen=True)
@@ -78,6 +115,15 @@ class MapConfig:
 
 
 @dataclass(frozen=True)
+class EvidenceConfig:
+    """How reconstruction and memory are combined once a bundle is calibrated (docs/evidence.md)."""
+
+    memory_vectors: int = 4000  # per class
+    reconstruction: float = 0.5  # weight of the three normalized distance maps
+    memory: float = 1.0  # weight of the normalized memory map
+
+
+@dataclass(frozen=True)
 class DiadConfig:
     """The whole system. Defaults are the published ones."""
 
@@ -86,19 +132,21 @@ class DiadConfig:
     classes: tuple[str, ...] = ()
     image_size: int = 256
     scale_factor: float = 0.18215
+    residual_decoding: bool = False  # the reconstruction is the input plus the decoded change of the latent
     only_mid_control: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     unet: UNetConfig = field(default_factory=UNetConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    autoencoder: AutoencoderConfig | PatchAutoencoderConfig = field(default_factory=AutoencoderConfig)
+    extractor: ExtractorConfig | LiteExtractorConfig = field(default_factory=ExtractorConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     map: MapConfig = field(default_factory=MapConfig)
+    evidence: EvidenceConfig | None = None  # None: the published map and score only
 
     @property
     def latent_size(self) -> int:
-        """Side of the latent: image_size / 8 for four autoencoder levels."""
-        return self.image_size // 2 ** (len(self.autoencoder.ch_mult) - 1)
+        """Side of the latent."""
+        return self.image_size // self.autoencoder.downsampling
 
 
 def _tiny() -> DiadConfig:
@@ -123,28 +171,48 @@ def _medium() -> DiadConfig:
     )
 
 
-def _demo() -> DiadConfig:
-    # Three UNet levels: at 128 x 128 the latent is 16 x 16, and the bottleneck must not fall below 4 x 4.
+def _small() -> DiadConfig:
     return DiadConfig(
-        name="demo",
-        description="Demo model, trained on generated inspection pictures",
-        image_size=128,
+        name="small",
+        description="Small model: patch components, one denoising step, EfficientNet-Lite0 features",
+        scale_factor=1.0,
+        residual_decoding=True,
         unet=UNetConfig(
             model_channels=48,
-            channel_mult=(1, 2, 4),
+            channel_mult=(1, 2, 2),
             num_heads=4,
             attention_resolutions=(2,),
-            context_dim=32,
-            context_length=4,
+            context_dim=16,
+            context_length=1,
+            in_channels=48,
+            out_channels=48,
+            hint_stride=2,
             norm_groups=8,
         ),
-        autoencoder=AutoencoderConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=2),
-        extractor=ExtractorConfig(stem_width=24),
-        map=MapConfig(sigma=2.5, pool_size=4),  # half the published sizes for half the side
+        autoencoder=PatchAutoencoderConfig(),
+        extractor=LiteExtractorConfig(),
+        schedule=ScheduleConfig(sampling_timesteps=(401,)),
+        map=MapConfig(sigma=3.0, pool_count=2),
+        evidence=EvidenceConfig(),
     )
 
 
-PRESETS = {"published": DiadConfig, "medium": _medium, "demo": _demo, "tiny": _tiny}
+def _small_tiny() -> DiadConfig:
+    small = _small()
+    return replace(
+        small,
+        name="small-tiny",
+        description="The small model in miniature, random weights, for tests",
+        image_size=64,
+        unet=replace(small.unet, model_channels=16, in_channels=16, out_channels=16, hint_stride=1, norm_groups=4),
+        autoencoder=PatchAutoencoderConfig(patch=8, channels=16),
+        extractor=LiteExtractorConfig(input_size=64),
+        map=MapConfig(sigma=2.0, pool_size=4, pool_count=4),
+        evidence=EvidenceConfig(memory_vectors=100),
+    )
+
+
+PRESETS = {"published": DiadConfig, "medium": _medium, "small": _small, "tiny": _tiny, "small-tiny": _small_tiny}
 
 
 def preset(name: str) -> DiadConfig:
@@ -162,19 +230,21 @@ def preset(name: str) -> DiadConfig:
 
 
 def config_from_dict(values: dict[str, Any]) -> DiadConfig:
-    """Rebuilds a configuration from `dataclasses.asdict`'s output (lists become tuples)."""
+    """Restores a configuration from `dataclasses.asdict`'s output, or from its JSON (lists become tuples)."""
     parts = {
         "unet": UNetConfig,
-        "autoencoder": AutoencoderConfig,
-        "extractor": ExtractorConfig,
+        "autoencoder": PatchAutoencoderConfig if "patch" in values.get("autoencoder", {}) else AutoencoderConfig,
+        "extractor": LiteExtractorConfig if "input_size" in values.get("extractor", {}) else ExtractorConfig,
         "schedule": ScheduleConfig,
         "map": MapConfig,
+        "evidence": EvidenceConfig,
     }
 
     def frozen(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
     built = {
-        key: parts[key](**{k: frozen(v) for k, v in value.items()}) if key in parts else frozen(value) for key, value in values.items()
+        key: parts[key](**{k: frozen(v) for k, v in value.items()}) if isinstance(value, dict) else frozen(value)
+        for key, value in values.items()
     }
     return replace(DiadConfig(), **built)

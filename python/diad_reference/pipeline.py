@@ -107,7 +107,7 @@ class DiadPipeline:
         kept: dict[str, torch.Tensor] = {}
         x = self.frames(pictures).to(self.device)
         moments, z, x_start, latents = self._latents(x, seeds)
-        reconstruction = self.model.first_stage_model.decode(latents[-1] / self.config.scale_factor)
+        reconstruction = self._reconstruct(x, z, latents[-1])
         distances, total, maps, scores = self.compare(self._reference(x, z), reconstruction)
         if stages:
             kept = {
@@ -159,6 +159,16 @@ class DiadPipeline:
         total = torch.stack([d.double() for d in distances]).sum(0)
         maps = smooth(total, self.config.map)
         return distances, total, maps, image_scores(maps, self.config.map)
+
+    def _reconstruct(self, x: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:
+        """Images of the sampled latents z_0 [N, C, s, s], normalized [N, 3, S, S].
+
+        With `residual_decoding` the image keeps the detail that the autoencoder loses: only the difference of the decoded latents z_0 and
+        z is added to it.
+        """
+        decode, scale = self.model.first_stage_model.decode, self.config.scale_factor
+        reconstruction = decode(z_0 / scale)
+        return x + (reconstruction - decode(z / scale)) if self.config.residual_decoding else reconstruction
 
     def _reference(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The pictures [N, 3, S, S] that reconstructions are compared with."""

@@ -28,7 +28,11 @@ class Schedule:
 
     @property
     def steps(self) -> list[DdimStep]:
-        """Steps in the order of evaluation: 901, 801, .., 1; the last one goes to alpha_bar[0], not to 1."""
+        """Steps in the order of evaluation: as published 901, 801, .., 1, and the last one goes to alpha_bar[0], not to 1."""
+        chosen = self.config.sampling_timesteps
+        if chosen:
+            after = [float(self.alpha_bar[t]) for t in chosen[1:]] + [1.0]
+            return [DdimStep(t, float(self.alpha_bar[t]), previous) for t, previous in zip(chosen, after, strict=True)]
         stride = self.config.timesteps // self.config.ddim_steps
         timesteps = [i * stride + 1 for i in range(self.config.ddim_steps)]
         previous = [0, *timesteps[:-1]]
@@ -37,7 +41,12 @@ class Schedule:
 
     @property
     def noise_factors(self) -> tuple[float, float]:
-        """(sqrt(alpha_bar), sqrt(1 - alpha_bar)) at the timestep of x_T: float64 roots rounded to float32."""
+        """(signal, spread) of the start x_T: sqrt(alpha_bar) and sqrt(1 - alpha_bar), float64 roots rounded to float32.
+
+        A sampler with timesteps of its own starts at the first of them without noise: its spread is 0.
+        """
+        if self.config.sampling_timesteps:
+            return float(np.sqrt(self.alpha_bar[self.config.sampling_timesteps[0]])), 0.0
         value = self.alpha_bar64[self.config.noise_timestep]
         return float(np.float32(np.sqrt(value))), float(np.float32(np.sqrt(1.0 - value)))
 

@@ -8,14 +8,16 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..config import DiadConfig
+from ..config import DiadConfig, LiteExtractorConfig
 from ..models.diad import DiadModel
+from ..models.efficientnet_lite import FEATURE_CHANNELS
 from ..schedule import Schedule
 from .golden import GOLDEN, write_golden
 from .modules import CONSTANTS, scripted_modules
@@ -51,6 +53,7 @@ def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[s
             "scale": config.scale_factor,
             "logvarMin": -30,
             "logvarMax": 20,
+            **({"residual": True} if config.residual_decoding else {}),
         },
         "schedule": {
             "trainTimesteps": config.schedule.timesteps,
@@ -61,8 +64,22 @@ def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[s
         },
         "map": {"sigma": config.map.sigma, "truncate": config.map.truncate},
         "score": {"poolSize": config.map.pool_size, "poolCount": config.map.pool_count},
+        **_small_model_keys(config),
         "files": {name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size} for name in files},
     }
+
+
+def _small_model_keys(config: DiadConfig) -> dict[str, Any]:
+    """What only small models have: how their evidence is combined, and the architecture that training continues with."""
+    if config.evidence is None or not isinstance(config.extractor, LiteExtractorConfig):
+        return {}
+    evidence = {
+        "dimensions": sum(FEATURE_CHANNELS),
+        "grid": config.extractor.input_size // 8,
+        "memoryVectors": config.evidence.memory_vectors,
+        "weights": {"reconstruction": config.evidence.reconstruction, "memory": config.evidence.memory},
+    }
+    return {"evidence": evidence, "architecture": dataclasses.asdict(config)}
 
 
 def round_weights(model: nn.Module, storage: torch.dtype) -> None:
@@ -76,7 +93,8 @@ def round_weights(model: nn.Module, storage: torch.dtype) -> None:
 
 def _stored_as(module: torch.jit.ScriptModule, storage: torch.dtype) -> torch.jit.ScriptModule:
     """The module with its weights in the stored type; derived constants stay float32."""
-    kept = {tensor.data_ptr() for name, tensor in module.named_buffers() if name.rpartition(".")[2] in CONSTANTS}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    kept = {tensor.data_ptr() for name, tensor in tensors if name.rpartition(".")[2] in CONSTANTS}
     return module._apply(lambda t: t.to(storage) if t.is_floating_point() and t.data_ptr() not in kept else t)
 
 
@@ -102,28 +120,57 @@ def write_bundle(
     """
     if storage not in STORAGE:
         raise ValueError(f"Expected one of {', '.join(STORAGE)} for storage but received {storage!r}")
-    out = Path(out)
-    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
     config = dataclasses.replace(model.config, name=name or model.config.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+
+    def fill(staging: Path) -> None:
         round_weights(model, STORAGE[storage])
         if golden:
             write_golden(model, staging / GOLDEN)
         modules = scripted_modules(model)
         for file in list(modules):
-            _save(_stored_as(modules.pop(file), STORAGE[storage]), staging / file)
-        (staging / "MODEL_CARD.md").write_text(card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8")
+            save_module(modules.pop(file), staging / file, storage)
+        write_card(staging, config, card)
+
+    try:
+        return write_bundle_folder(Path(out), config, storage, fill)
+    finally:
+        model.float()  # the exported modules share its tensors
+
+
+def write_bundle_folder(out: Path, config: DiadConfig, storage: str, fill: Callable[[Path], None]) -> Path:
+    """Writes a bundle's folder, whole or not at all: `fill` writes its files, the manifest and its seal follow.
+
+    Raises:
+        ValueError: `out` exists and is no bundle.
+        OSError: the folder cannot be written.
+    """
+    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        fill(staging)
         files = sorted(str(p.relative_to(staging)) for p in staging.rglob("*") if p.is_file())
         seal(staging, build_manifest(config, storage, staging, files))
         staging.chmod(0o755)
         _put_in_place(staging, out)
     finally:
-        model.float()  # the exported modules share its tensors
         shutil.rmtree(staging, ignore_errors=True)
     return out
+
+
+def write_card(folder: Path, config: DiadConfig, card: str | None) -> None:
+    """Writes MODEL_CARD.md; default, the model's name and description."""
+    (folder / "MODEL_CARD.md").write_text(card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8")
+
+
+def save_module(module: torch.jit.ScriptModule, path: Path, storage: str) -> None:
+    """Writes a module with its weights in the stored type; the constants derived from weights stay float32.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    _save(_stored_as(module, STORAGE[storage]), path)
 
 
 def _save(module: torch.jit.ScriptModule, path: Path) -> None:

@@ -7,16 +7,21 @@ does not depend on the timestep), keys and values of the constant context, time 
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..config import DiadConfig
 from ..models.attention import BasicTransformerBlock
 from ..models.autoencoder import AutoencoderKL
 from ..models.diad import DiadModel
+from ..models.efficientnet_lite import LiteFeatures, embed_maps
 from ..models.layers import ResBlock
+from ..models.patch_autoencoder import PatchAutoencoder, deterministic_moments
 from ..models.sg_network import SemanticGuidedNetwork
 from ..models.unet import ControlledUNet
 
@@ -142,12 +147,12 @@ class Encode(nn.Module):
         self.quant_conv = autoencoder.quant_conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, 8, s, s]."""
+        """[N, 3, S, S] -> [N, 2 C, s, s]."""
         return self.quant_conv(self.encoder(x))
 
 
 class Decode(nn.Module):
-    """decoder.pt: picture of a latent that is already divided by the latent scale."""
+    """decoder.pt: image of a latent that is already divided by the latent scale."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -155,28 +160,104 @@ class Decode(nn.Module):
         self.decoder = autoencoder.decoder
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """[N, 4, s, s] -> [N, 3, S, S]."""
+        """[N, C, s, s] -> [N, 3, S, S]."""
         return self.decoder(self.post_quant_conv(z))
 
 
-@torch.no_grad()
-def scripted_modules(model: DiadModel) -> dict[str, torch.jit.ScriptModule]:
-    """TorchScript modules by file name, float32, dynamic in the batch dimension.
+class EncodePatches(nn.Module):
+    """encoder.pt of a patch autoencoder."""
 
-    Traced with two pictures: sizes of the batch stay symbolic because every reshape takes them from its input.
-    """
-    config: DiadConfig = model.config
-    model = model.eval().cpu().float()
+    def __init__(self, autoencoder: PatchAutoencoder) -> None:
+        super().__init__()
+        self.to_latent = autoencoder.to_latent
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] -> [N, 2 C, s, s]."""
+        return deterministic_moments(self.to_latent(x))
+
+
+class DecodePatches(nn.Module):
+    """decoder.pt of a patch autoencoder."""
+
+    def __init__(self, autoencoder: PatchAutoencoder) -> None:
+        super().__init__()
+        self.to_pixels = autoencoder.to_pixels
+        self.patch = autoencoder.config.patch
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """[N, C, s, s] -> [N, 3, S, S]."""
+        return F.pixel_shuffle(self.to_pixels(z), self.patch)
+
+
+class Embedding(nn.Module):
+    """The extractor's `embed` alone."""
+
+    def __init__(self, extractor: LiteFeatures) -> None:
+        super().__init__()
+        self.register_buffer("scale", extractor.embedding_scale)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> torch.Tensor:
+        """The three feature maps -> [N, D, G, G]."""
+        return embed_maps((first, second, third), self.scale)
+
+
+class ScriptedExtractor(nn.Module):
+    """extractor.pt of a small model: `forward` for both images, `embed` for the input alone."""
+
+    def __init__(self, features: torch.jit.ScriptModule, embedding: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.features = features
+        self.embedding = embedding
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[N, 3, S, S] -> three feature maps."""
+        return self.features(x)
+
+    @torch.jit.export
+    def embed(self, maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The three feature maps -> [N, D, G, G]."""
+        return self.embedding(maps[0], maps[1], maps[2])
+
+
+def scripted_denoiser(guide: nn.Module, core: nn.Module, x: torch.Tensor, z: torch.Tensor) -> torch.jit.ScriptModule:
+    """denoiser.pt of an SG network's hint stack and the folded networks; x, z are examples of images and latents."""
+    traced_guide = torch.jit.trace(guide, x)
+    traced_core = torch.jit.trace(core, (z, traced_guide(x), torch.tensor([0])))
+    return torch.jit.script(ScriptedDenoiser(traced_guide, traced_core).eval())
+
+
+def example_inputs(config: DiadConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images and two latents to trace with: sizes of the batch stay symbolic because every reshape takes them from its input."""
     x = torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     z = torch.randn(2, config.autoencoder.embed_dim, config.latent_size, config.latent_size, generator=torch.Generator().manual_seed(1))
-    # Tracing notes with each convolution whether it may multiply in TF32 on CUDA: float32 means float32.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
+    return x, z
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Tracing notes with each convolution whether it may multiply in TF32 on CUDA: float32 means float32."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation notices; the bundle format is TorchScript (docs/architecture.md)
-        guide = torch.jit.trace(Guide(model), x)
-        core = torch.jit.trace(DenoiserCore(model).eval(), (z, guide(x), torch.tensor([0])))
+        yield
+
+
+def _scripted_extractor(extractor: nn.Module, x: torch.Tensor) -> torch.jit.ScriptModule:
+    features = torch.jit.trace(extractor, x)
+    if not isinstance(extractor, LiteFeatures):
+        return features
+    return torch.jit.script(ScriptedExtractor(features, torch.jit.trace(Embedding(extractor), extractor(x))).eval())
+
+
+def scripted_modules(model: DiadModel) -> dict[str, torch.jit.ScriptModule]:
+    """TorchScript modules by file name, float32, dynamic in the batch dimension."""
+    model = model.eval().cpu().float()
+    autoencoder = model.first_stage_model
+    patches = isinstance(autoencoder, PatchAutoencoder)
+    x, z = example_inputs(model.config)
+    with tracing():
         return {
-            "encoder.pt": torch.jit.trace(Encode(model.first_stage_model), x),
-            "denoiser.pt": torch.jit.script(ScriptedDenoiser(guide, core).eval()),
-            "decoder.pt": torch.jit.trace(Decode(model.first_stage_model), z),
-            "extractor.pt": torch.jit.trace(model.pretrained_model, x),
+            "encoder.pt": torch.jit.trace(EncodePatches(autoencoder) if patches else Encode(autoencoder), x),
+            "denoiser.pt": scripted_denoiser(Guide(model), DenoiserCore(model).eval(), x, z),
+            "decoder.pt": torch.jit.trace(DecodePatches(autoencoder) if patches else Decode(autoencoder), z),
+            "extractor.pt": _scripted_extractor(model.pretrained_model, x),
         }

@@ -6,13 +6,29 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..config import DiadConfig
+from ..config import DiadConfig, LiteExtractorConfig, PatchAutoencoderConfig
 from ..schedule import Schedule
 from .attention import FeedForward
 from .autoencoder import AutoencoderKL
+from .efficientnet_lite import LiteFeatures
 from .extractor import ResNetFeatures
+from .patch_autoencoder import PatchAutoencoder
 from .sg_network import SemanticGuidedNetwork
 from .unet import ControlledUNet
+
+
+def build_autoencoder(config: DiadConfig) -> AutoencoderKL | PatchAutoencoder:
+    """The autoencoder that the configuration describes, with random weights."""
+    if isinstance(config.autoencoder, PatchAutoencoderConfig):
+        return PatchAutoencoder(config.autoencoder)
+    return AutoencoderKL(config.autoencoder)
+
+
+def build_extractor(config: DiadConfig) -> ResNetFeatures | LiteFeatures:
+    """The feature extractor that the configuration describes, with random weights."""
+    if isinstance(config.extractor, LiteExtractorConfig):
+        return LiteFeatures(config.extractor)
+    return ResNetFeatures(config.extractor)
 
 
 class _DiffusionWrapper(nn.Module):
@@ -36,8 +52,8 @@ class DiadModel(nn.Module):
         self.schedule = Schedule(config.schedule)
         self.control_model = SemanticGuidedNetwork(config.unet)
         self.model = _DiffusionWrapper(ControlledUNet(config.unet))
-        self.first_stage_model = AutoencoderKL(config.autoencoder)
-        self.pretrained_model = ResNetFeatures(config.extractor)
+        self.first_stage_model = build_autoencoder(config)
+        self.pretrained_model = build_extractor(config)
         self.register_buffer("context", torch.zeros(1, config.unet.context_length, config.unet.context_dim))
 
     @property

@@ -68,9 +68,9 @@ class SemanticGuidedNetwork(nn.Module):
         """[N] timesteps -> [N, 4 * model_channels]."""
         return self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
 
-    def guide(self, picture: torch.Tensor) -> torch.Tensor:
-        """Hint features of a picture, independent of the timestep: [N, 3, S, S] -> [N, C, s, s]."""
-        return self.input_hint_block(picture)
+    def guide(self, image: torch.Tensor) -> torch.Tensor:
+        """Hint features of an image, independent of the timestep: [N, 3, S, S] -> [N, C, s, s]."""
+        return self.input_hint_block(image)
 
     def forward(self, x: torch.Tensor, hint: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
         """Control for the UNet.
@@ -107,10 +107,14 @@ class SemanticGuidedNetwork(nn.Module):
         return fused
 
 
-def _hint_block(config: UNetConfig) -> TimestepSequential | nn.Sequential:
-    """Eight convolutions that bring the picture to the latent's size: 3-16-16-32/2-32-96/2-96-256/2-C, the last one zero."""
-    widths = [(config.hint_channels, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 96, 2), (96, 96, 1), (96, 256, 2)]
+def _hint_block(config: UNetConfig) -> nn.Sequential:
+    """Eight convolutions that bring the image to the latent's size: 3-16-16-32/2-32-96/2-96-256/2-C, the last one zero.
+
+    With `hint_stride` 2 the first one takes in 6 x 6 pixels and halves the image.
+    """
+    first = (config.hint_channels, 16, 3 * config.hint_stride, config.hint_stride)
+    rest = [(16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (32, 96, 3, 2), (96, 96, 3, 1), (96, 256, 3, 2)]
     layers: list[nn.Module] = []
-    for source, target, stride in widths:
-        layers += [nn.Conv2d(source, target, 3, stride=stride, padding=1), nn.SiLU()]
+    for source, target, kernel, stride in [first, *rest]:
+        layers += [nn.Conv2d(source, target, kernel, stride=stride, padding=(kernel - 1) // 2), nn.SiLU()]
     return nn.Sequential(*layers, zero_module(nn.Conv2d(256, config.model_channels, 3, padding=1)))

@@ -25,9 +25,10 @@ VALIDATION_SEED = 1 << 30  # beyond every step's number, so that validation draw
 class LoopSettings:
     """How long and how fast."""
 
-    steps: int
     batch: int  # over all processes
     learning_rate: float
+    steps: int = 0  # 0: as many as fit into `seconds`
+    seconds: float = 0.0  # of training, resumed runs included; only without `steps`
     seed: int = 0
     warmup_steps: int = 100
     weight_decay: float = 1e-4
@@ -56,11 +57,20 @@ class Surroundings:
     progress: Progress = field(default_factory=Progress)
 
 
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up, then half a cosine down to 2 % of the rate."""
+def learning_rate_at(step: int, settings: LoopSettings, spent: float = 0.0) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of the rate.
+
+    Args:
+        step: steps taken.
+        settings: length and rate.
+        spent: seconds trained, for a run with a time budget.
+    """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    if settings.steps:
+        progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    else:
+        progress = spent / settings.seconds
     return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
@@ -121,13 +131,14 @@ class TrainingRun:
         self.trainable = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(settings.optimizer, self.trainable, settings.learning_rate, settings.weight_decay)
         self.ema = Ema(objective, settings.ema_decay)
+        self.spent = 0.0  # seconds trained, earlier runs included
         self.first = self._resume()
         self.wrapped = nn.parallel.DistributedDataParallel(objective) if self.world > 1 else objective
 
     def step(self, batch: tuple[torch.Tensor, ...], step: int) -> dict[str, float]:
         """Takes one step; micro-batches weigh as much as they have pictures."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self.settings)
+            group["lr"] = learning_rate_at(step, self.settings, self.spent)
         self.optimizer.zero_grad(set_to_none=True)
         count = len(batch[0])
         size = self.settings.micro_batch or count
@@ -168,6 +179,7 @@ class TrainingRun:
         """Writes the checkpoint, whole or not at all."""
         state = {
             "step": step,
+            "spent": self.spent,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.values,
@@ -191,7 +203,12 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in self.ema.values.items():
             value.copy_(state["ema"].get(name, value))
+        self.spent = float(state.get("spent", 0.0))
         return int(state["step"])
+
+    def share_done(self, done: int) -> float:
+        """How much of the run has passed after `done` steps, 0 to 1."""
+        return done / self.settings.steps if self.settings.steps else min(1.0, self.spent / self.settings.seconds)
 
 
 def _weighted_means(seen: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
@@ -244,35 +261,42 @@ def fit(
             file.write(json.dumps(line) + "\n")
 
     with StopRequest() as stop:
-        for step in range(run.first, settings.steps):
+        done = run.first
+        finished = run.share_done(done) >= 1
+        while not finished:
+            step = done
+            began = time.monotonic()
             rng = np.random.default_rng((settings.seed, step, run.rank))
             recent.append(run.step(source(rng, settings.batch // run.world, step), step))
+            run.spent += time.monotonic() - began
             done = step + 1
-            finished = done == settings.steps
+            share = run.share_done(done)
+            finished = share >= 1
             leaving = stop.agreed(run.device) and not finished
             if run.rank == 0 and (done % settings.log_every == 0 or finished):
                 line = {"step": done, "seconds": round(time.time() - started, 1)}
                 line |= {key: _mean([r[key] for r in recent]) for key in recent[0]}
                 recent = []
                 log(line)
-                left = (time.time() - started) / (done - run.first) * (settings.steps - done)
-                text = f"{label} {done}/{settings.steps} left {left / 60:.1f} min " + " ".join(f"{k} {v:.4g}" for k, v in line.items())
-                progress.say("step", text, stage=label, steps=settings.steps, seconds_left=round(left, 1), **line)
+                total = max(done, round(done / share))  # of a time budget: at the pace so far
+                left = settings.seconds - run.spent if not settings.steps else (time.time() - started) / (done - run.first) * (total - done)
+                text = f"{label} {done}/{total} left {max(0, left) / 60:.1f} min " + " ".join(f"{k} {v:.4g}" for k, v in line.items())
+                progress.say("step", text, stage=label, steps=total, seconds_left=round(max(0, left), 1), **line)
             if run.rank == 0 and validation is not None and (done % settings.validate_every == 0 or finished):
                 loss = run.validate(validation)
                 log({"step": done, "validation_loss": loss})
                 progress.say(
                     "validation",
-                    f"{label} {done}/{settings.steps} validation loss {loss:.4g}",
+                    f"{label} {done} steps, validation loss {loss:.4g}",
                     stage=label,
                     step=done,
                     validation_loss=loss,
                 )
             if run.rank == 0 and (done % settings.save_every == 0 or finished or leaving):
                 run.save(done)
-                progress.say("saved", f"{label} {done}/{settings.steps} saved", stage=label, step=done, path=str(state_path))
+                progress.say("saved", f"{label} {done} steps, saved", stage=label, step=done, path=str(state_path))
             if leaving:
-                raise Interrupted(f"{label} stopped after step {done} of {settings.steps}; the same command goes on from there")
+                raise Interrupted(f"{label} stopped after {done} steps; the same command resumes there")
     run.ema.copy_to(objective)
     return objective.eval()
 
