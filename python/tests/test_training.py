@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_perturbation_is_local_seeded_and_marked_exactly() -> None:
+def test_perturb_is_seeded_and_marks_the_changed_pixels() -> None:
     rng = np.random.default_rng(1)
     picture, other = (rng.integers(60, 190, (64, 64, 3), dtype=np.uint8) for _ in range(2))
     visible = 0
@@ -52,7 +52,7 @@ def test_perturbation_is_local_seeded_and_marked_exactly() -> None:
     assert visible >= 34
 
 
-def test_perturbations_do_not_depend_on_the_number_of_processes() -> None:
+def test_perturb_all_is_independent_of_the_number_of_processes() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     one, two = perturb_all(frames, 2, seed=4, jobs=1), perturb_all(frames, 2, seed=4, jobs=2)
     assert one[0].shape == (6, 32, 32, 3)
@@ -66,6 +66,15 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert learning_rate_at(10, settings) == pytest.approx(1.0)
     assert learning_rate_at(105, settings) == pytest.approx(0.51)
     assert learning_rate_at(200, settings) == pytest.approx(0.02)
+
+
+def test_learning_rate_of_a_time_budget_follows_the_seconds_spent() -> None:
+    settings = LoopSettings(seconds=60, batch=1, learning_rate=1.0, warmup_steps=10)
+    assert learning_rate_at(10, settings, spent=0) == pytest.approx(1.0)
+    assert learning_rate_at(10, settings, spent=30) == pytest.approx(0.51)
+    assert learning_rate_at(10, settings, spent=61) == pytest.approx(0.02)
+    with pytest.raises(ValueError, match="steps or seconds"):
+        LoopSettings(batch=1, learning_rate=1.0)
 
 
 class Line(nn.Module):
@@ -85,7 +94,7 @@ def line_batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.T
     return (torch.from_numpy(rng.normal(size=(count, 1)).astype(np.float32)),)
 
 
-def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_resumed_run_reaches_the_same_weights(tmp_path: Path) -> None:
     settings = LoopSettings(steps=40, batch=8, learning_rate=0.3, warmup_steps=2, save_every=15, ema_decay=0.5)
     whole = fit(Line(), line_batch, settings, tmp_path / "whole.pt", "line")
 
@@ -107,7 +116,18 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert log[-1]["loss"] < log[0]["loss"]
 
 
-def test_diverging_run_says_so(tmp_path: Path) -> None:
+def test_time_budget_counts_earlier_runs(tmp_path: Path) -> None:
+    settings = LoopSettings(seconds=0.2, batch=2, learning_rate=0.1, warmup_steps=1, save_every=1000)
+    fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")
+    first = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert first["step"] > 1 and 0.2 <= first["spent"] < 60
+    fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")  # nothing is left of the budget
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] == first["step"]
+    fit(Line(), line_batch, dataclasses.replace(settings, seconds=first["spent"] + 0.2), tmp_path / "x.pt", "line")
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] > first["step"]
+
+
+def test_rejects_a_diverging_run(tmp_path: Path) -> None:
     def broken(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
         return (torch.full((count, 1), float("nan")),)
 
@@ -115,7 +135,7 @@ def test_diverging_run_says_so(tmp_path: Path) -> None:
         fit(Line(), broken, LoopSettings(steps=3, batch=2, learning_rate=0.1), tmp_path / "x.pt", "line")
 
 
-def test_highest_step_is_trained_on_the_noise_of_999() -> None:
+def test_denoiser_objective_uses_the_noise_of_999_at_the_highest_step() -> None:
     objective = DenoiserObjective(DiadModel(preset("tiny")))
     assert objective.signal[0].item() == pytest.approx(0.06826492, abs=1e-7)
     assert objective.spread[0].item() == pytest.approx(0.99766725, abs=1e-7)
@@ -138,18 +158,21 @@ def test_denoiser_objective_is_zero_for_a_perfect_denoiser() -> None:
     assert loss.item() < 1e-8
 
 
-def test_three_stages_then_evaluate_export_and_score(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_stages_then_evaluate_export_and_score(
+    data: Path, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     common = ["--data", str(data), "--run", str(run), "--config", "tiny", "--steps", "2", "--batch", "2"]
-    for stage in ("autoencoder", "denoiser", "extractor"):
+    common += ["--extractor", str(resnet_file)]
+    for stage in ("autoencoder", "denoiser"):
         before = load_checkpoint(run / "model.pt").state_dict() if (run / "model.pt").exists() else None
-        assert main(["train", stage, *common]) == 0
+        assert main(["train-published", stage, *common]) == 0
         after = load_checkpoint(run / "model.pt")
         if before is not None:
-            prefixes = {"denoiser": ("control_model", "model."), "extractor": ("pretrained_model",)}[stage]
             changed = {k for k, v in after.state_dict().items() if not torch.equal(v, before[k])}
             assert changed
-            assert all(k.startswith(prefixes) for k in changed), stage
+            assert all(k.startswith(("control_model", "model.")) for k in changed)
+    assert torch.equal(after.pretrained_model.conv1.weight, torch.load(resnet_file)["conv1.weight"])
     assert after.config.classes == ("bolt", "weave")
     assert after.config.scale_factor != preset("tiny").scale_factor
     assert main(["evaluate", "--checkpoint", str(run / "model.pt"), "--data", str(data), "--out", str(tmp_path / "report.json")]) == 0
@@ -168,30 +191,33 @@ def test_three_stages_then_evaluate_export_and_score(data: Path, tmp_path: Path,
     assert from_bundle["seed"] == 4
     assert from_bundle["score"] == pytest.approx(from_model["score"], rel=1e-4)
     (run / "run.json").unlink()  # a run from before there were records
-    assert main(["train", "extractor", *common]) == 0
+    assert main(["train-published", "denoiser", *common[:-2]]) == 0  # the model has its extractor
 
 
-def test_good_pictures_are_labelled_by_folder(data: Path) -> None:
+def test_load_good_pictures_labels_by_folder(data: Path) -> None:
     pictures = load_good_pictures(data, 32)
     assert pictures.frames.shape == (8, 32, 32, 3)
     assert pictures.classes == ("bolt", "weave")
     assert pictures.labels.tolist() == [0] * 4 + [1] * 4
 
 
-def test_bad_input_is_a_message_and_exit_code_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_exits_with_1(data: Path, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert main(["train", "autoencoder", "--data", str(tmp_path / "empty"), "--run", str(tmp_path / "r")]) == 1
+    assert main(["train-published", "autoencoder", "--data", str(tmp_path / "empty"), "--run", str(tmp_path / "r")]) == 1
     assert "train/good" in capsys.readouterr().err
     assert main(["score", "--checkpoint", str(tmp_path / "none.pt"), "x.png"]) == 1
     assert "none.pt" in capsys.readouterr().err
-    assert main(["train", "denoiser", "--data", str(data), "--run", str(tmp_path / "r"), "--perturbed-share", "2"]) == 1
+    assert main(["train-published", "denoiser", "--data", str(data), "--run", str(tmp_path / "r"), "--perturbed-share", "2"]) == 1
     assert "perturbed-share" in capsys.readouterr().err
-    for stage, before in (("denoiser", "autoencoder"), ("decoder", "denoiser"), ("extractor", "denoiser")):
-        assert main(["train", stage, "--data", str(data), "--run", str(tmp_path / "early"), "--config", "tiny"]) == 1
+    early = ["--data", str(data), "--run", str(tmp_path / "early"), "--config", "tiny"]
+    assert main(["train-published", "autoencoder", *early]) == 1
+    assert "Expected --extractor, the ResNet weights of a new run" in capsys.readouterr().err
+    for stage, before in (("denoiser", "autoencoder"), ("decoder", "denoiser")):
+        assert main(["train-published", stage, *early, "--extractor", str(resnet_file)]) == 1
         assert f"learns from the trained {before}, which this run does not have yet" in capsys.readouterr().err
 
 
-def test_checkpoint_with_other_shapes_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_of_other_shapes(tmp_path: Path) -> None:
     from diad_reference.checkpoint import save_checkpoint
 
     save_checkpoint(DiadModel(preset("tiny")), tmp_path / "m.pt")

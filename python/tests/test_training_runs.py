@@ -26,7 +26,7 @@ from diad_reference.training.memory import MemoryCount, count_memory, memory_tab
 from diad_reference.training.objectives import AutoencoderObjective, DenoiserObjective, PublishedDenoiserObjective
 from diad_reference.training.optimizers import OPTIMIZERS, build_optimizer, optimizer_state_bytes, recompute_activations
 from diad_reference.training.pictures import Split, load_good_pictures
-from diad_reference.training.stable_diffusion import model_from_stable_diffusion
+from diad_reference.training.starts import model_from_stable_diffusion
 from diad_reference.training.stopping import Interrupted
 
 TINY = preset("tiny")
@@ -169,7 +169,7 @@ def test_bfloat16_step_is_near_the_float32_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "ema"), [("adamw", 0.9), ("adafactor", 0.0)])
-def test_interrupted_run_goes_on_to_the_same_weights(optimizer: str, ema: float, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_to_the_same_weights(optimizer: str, ema: float, tmp_path: Path) -> None:
     settings = LoopSettings(
         steps=4, batch=4, learning_rate=1e-3, warmup_steps=1, optimizer=optimizer, ema_decay=ema, micro_batch=2, recompute=True
     )
@@ -182,7 +182,7 @@ def test_interrupted_run_goes_on_to_the_same_weights(optimizer: str, ema: float,
             os.kill(os.getpid(), signal.SIGINT)
         return tiny_source()(rng, count, step)
 
-    with pytest.raises(Interrupted, match="after step 2 of 4"):
+    with pytest.raises(Interrupted, match="stopped after 2 steps; the same command resumes there"):
         fit(DenoiserObjective(random_model(TINY, seed=1)), interrupted, settings, tmp_path / "cut.pt", "x")
     assert signal.getsignal(signal.SIGINT) is usual
     resumed = fit(DenoiserObjective(random_model(TINY, seed=9)), tiny_source(), settings, tmp_path / "cut.pt", "x")
@@ -193,7 +193,7 @@ def test_interrupted_run_goes_on_to_the_same_weights(optimizer: str, ema: float,
         fit(DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), other, tmp_path / "cut.pt", "x")
 
 
-def test_validation_sees_the_averages_and_leaves_training_alone(tmp_path: Path) -> None:
+def test_validation_uses_the_averages_and_does_not_change_training(tmp_path: Path) -> None:
     settings = LoopSettings(steps=4, batch=4, learning_rate=1e-3, warmup_steps=1, validate_every=2, validation_batches=1, ema_decay=0.5)
     plain = fit(DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "a.pt", "x")
     validated = fit(
@@ -208,7 +208,7 @@ def test_validation_sees_the_averages_and_leaves_training_alone(tmp_path: Path) 
         assert losses[-1] == pytest.approx(validated(*tiny_source()(np.random.default_rng(0), 4, 0))[0].item(), rel=1e-5)
 
 
-def test_held_out_pictures_are_apart_and_stay_where_they_are(data: Path) -> None:
+def test_split_is_disjoint_and_stable_when_images_are_added(data: Path) -> None:
     split = Split(0.25, seed=3)
     trained, held = load_good_pictures(data, 32, split=split), load_good_pictures(data, 32, split=split, held_out=True)
     assert (len(trained.files), len(held.files)) == (16, 4)  # a quarter of ten, rounded down, of each class
@@ -221,7 +221,7 @@ def test_held_out_pictures_are_apart_and_stay_where_they_are(data: Path) -> None
     assert len(load_good_pictures(data, 32, held_out=True).files) == 0
 
 
-def test_stable_diffusion_becomes_a_model_to_train(stable_diffusion: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     path, state = stable_diffusion
     resnet = ResNetFeatures(ExtractorConfig(block="basic", layers=(1, 1, 1), stem_width=8))
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
@@ -253,7 +253,7 @@ def test_stable_diffusion_becomes_a_model_to_train(stable_diffusion: tuple[Path,
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("cond_stage_model.")], "no text encoder"),
     ],
 )
-def test_other_checkpoints_are_refused(stable_diffusion: tuple[Path, dict], edit: object, message: str, tmp_path: Path) -> None:
+def test_rejects_other_checkpoints(stable_diffusion: tuple[Path, dict], edit: object, message: str, tmp_path: Path) -> None:
     state = dict(stable_diffusion[1])
     edit(state)
     torch.save(state, tmp_path / "other.ckpt")
@@ -262,11 +262,11 @@ def test_other_checkpoints_are_refused(stable_diffusion: tuple[Path, dict], edit
 
 
 def test_from_stable_diffusion_to_a_bundle(
-    data: Path, stable_diffusion: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, stable_diffusion: tuple[Path, dict], resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(ResNetFeatures(ExtractorConfig(layers=(1, 1, 1), stem_width=8)).state_dict(), tmp_path / "resnet.pth")
-    command = ["train", "all", "--data", str(data), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"), "--config", "tiny"]
-    command += ["--stable-diffusion", str(stable_diffusion[0]), "--extractor", str(tmp_path / "resnet.pth"), "--steps", "1", "--batch", "2"]
+    command = ["train-published", "all", "--data", str(data), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
+    command += ["--stable-diffusion", str(stable_diffusion[0]), "--extractor", str(resnet_file), "--steps", "1", "--batch", "2"]
+    command += ["--config", "tiny"]
     command += ["--micro-batch", "1", "--recompute", "--storage", "float32", "--json"]
     assert main(command) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -287,7 +287,7 @@ def test_from_stable_diffusion_to_a_bundle(
     assert "begun with --validation-share 0.1" in capsys.readouterr().err
 
 
-def test_optimizer_state_is_counted_exactly() -> None:
+def test_optimizer_state_bytes_are_exact() -> None:
     for name in OPTIMIZERS:
         objective = PublishedDenoiserObjective(random_model(TINY, seed=1))
         trained = [p for p in objective.parameters() if p.requires_grad]
@@ -299,7 +299,7 @@ def test_optimizer_state_is_counted_exactly() -> None:
         assert optimizer_state_bytes(name, trained) == held, name
 
 
-def test_memory_of_the_published_size_fits_24_gb_and_is_what_the_guide_says() -> None:
+def test_memory_of_the_published_size_matches_the_guide() -> None:
     objective = objective_of(DiadConfig(), "denoiser", "published")
     assert all(p.is_meta for p in objective.parameters())
     count = count_memory(objective, "adafactor", averages=False, bfloat16=True)

@@ -15,7 +15,7 @@ from ..frame import normalise, read_rgb, resize_rgb
 from ..models.diad import DiadModel, build_extractor
 from ..models.efficientnet_lite import LiteFeatures, balance_embedding, load_imagenet_weights
 from ..models.patch_autoencoder import fit_patches, psnr
-from .stable_diffusion import copy_encoder_to_control
+from .starts import copy_encoder_to_control
 
 PATCH_CROPS = 2500
 SMALLEST_CROP = 96  # pixels

@@ -44,6 +44,10 @@ class LoopSettings:
     validate_every: int = 200
     validation_batches: int = 4
 
+    def __post_init__(self) -> None:
+        if self.steps <= 0 and self.seconds <= 0:
+            raise ValueError(f"Expected a number of steps or seconds but received {self.steps} steps and {self.seconds} seconds")
+
 
 # Called with (rng, batch size of this process, step): the tensors of one batch, handed to the objective's forward.
 BatchSource = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, ...]]

@@ -4,10 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..anomaly_map import distance_maps
 from ..models.autoencoder import AutoencoderKL
 from ..models.diad import DiadModel
-from ..models.extractor import ResNetFeatures
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -132,37 +130,3 @@ class PublishedDenoiserObjective(_Denoiser):
         error = ((self.eps(x, picture, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))
         high = timesteps >= len(self.signal) // 2
         return error.mean(), {"eps_high": error[high].mean().detach(), "eps_low": error[~high].mean().detach()}
-
-
-class ExtractorObjective(nn.Module):
-    """Features that differ where a picture was changed and agree where it was only rebuilt.
-
-    Input and counterpart go through the extractor together; the per-scale cosine distances and their sum, each through a learnt
-    scale and offset common to all classes, are classified pixel by pixel against the mask of the change.
-    """
-
-    def __init__(self, extractor: ResNetFeatures, size: int) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.size = size
-        self.slope = nn.Parameter(torch.full((4,), 8.0))
-        self.offset = nn.Parameter(torch.tensor([0.3, 0.3, 0.3, 0.9]))
-
-    def forward(self, picture: torch.Tensor, counterpart: torch.Tensor, mask: torch.Tensor) -> Losses:
-        """picture, counterpart [N, 3, S, S]; mask [N, S, S], 1 where the difference matters."""
-        features = [f.chunk(2) for f in self.extractor(torch.cat([picture, counterpart]))]
-        distances = distance_maps([f[0] for f in features], [f[1] for f in features], self.size)
-        total = torch.stack(distances).sum(0)
-        losses = []
-        for i, d in enumerate([*distances, total]):
-            logit = self.slope[i] * (d - self.offset[i])
-            per_pixel = F.binary_cross_entropy_with_logits(logit, mask, reduction="none")
-            focal = per_pixel * (1 - torch.exp(-per_pixel.detach())).clamp_min(0.05)
-            inside = (focal * mask).sum() / mask.sum().clamp_min(1)
-            outside = (focal * (1 - mask)).sum() / (1 - mask).sum()
-            # The score is a maximum: the worst normal positions of each picture count besides the average.
-            worst = F.avg_pool2d((focal * (1 - mask))[:, None], 8, 4).flatten(1).topk(8, dim=1).values.mean()
-            losses.append(inside + outside + 0.5 * worst)
-        with torch.no_grad():
-            contrast = (total * mask).sum() / mask.sum().clamp_min(1) - (total * (1 - mask)).sum() / (1 - mask).sum()
-        return (losses[0] + losses[1] + losses[2]) / 3 + 2 * losses[3], {"total": losses[3].detach(), "contrast": contrast}

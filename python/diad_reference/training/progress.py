@@ -9,7 +9,8 @@ class Progress:
     """Writes events to standard output.
 
     Every event has a name and a sentence; the JSON form adds the values behind the sentence. Events are `stage` (state `started`,
-    `finished` or `skipped`), `step`, `validation`, `saved`, `prepared` (pictures sampled or rebuilt between stages) and `written`.
+    `finished` or `skipped`), `data` (the images found), `plan` (how long a step takes), `step`, `validation`, `saved`, `prepared` (images
+    perturbed or sampled before a stage) and `written`.
     """
 
     as_json: bool = False

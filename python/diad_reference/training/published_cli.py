@@ -1,4 +1,4 @@
-"""`train`: one stage of a model, or all of them and the export; the same command goes on where it was interrupted."""
+"""`train-published`: one stage of a model of the published design, or all of them and the export; resumes an interrupted run."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_checkpoint, save_checkpoint
-from ..config import PRESETS, DiadConfig, preset
+from ..config import PRESETS, AutoencoderConfig, preset
 from ..export.bundle import STORAGE, write_bundle
 from ..models.diad import DiadModel
 from .loop import LoopSettings
@@ -15,24 +15,23 @@ from .optimizers import OPTIMIZERS
 from .pictures import Split, class_folders
 from .progress import Progress
 from .run_record import MODEL_FILE, NEW_RUN_SHARE, RECIPES, RECORD_FILE, RunRecord, agreed, read_record, write_record
-from .stable_diffusion import copy_encoder_to_control, model_from_stable_diffusion
 from .stages import STAGES, StageSettings, forget_caches, later_stages
+from .starts import model_from_random_weights, model_from_stable_diffusion
 
 ALL = "all"
-# Steps, batch, learning rate. Weighted: what the demo model was trained with. Published: the published batches (accumulated ones
+CONFIGS = sorted(name for name in PRESETS if isinstance(preset(name).autoencoder, AutoencoderConfig))
+# Steps, batch, learning rate. Weighted: for small sizes from random weights. Published: the published batches (accumulated ones
 # included) and the autoencoder's rate; the denoiser's is for Adafactor, see optimizers.py. How many steps are enough, validation tells.
 DEFAULTS = {
     "weighted": {
         "autoencoder": (2400, 8, 2e-3),
         "denoiser": (3000, 24, 1e-3),
         "decoder": (1200, 16, 1.5e-3),
-        "extractor": (1000, 24, 1.5e-3),
     },
     "published": {
         "autoencoder": (3000, 32, 1.8e-4),
         "denoiser": (20000, 48, 5e-4),
         "decoder": (1000, 32, 1.8e-4),
-        "extractor": (1000, 24, 1.5e-3),
     },
 }
 
@@ -48,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--with-decoder", action="store_true", help="with all: train the decoder on sampled latents, too")
 
     new = parser.add_argument_group("a new run (the choices stay with it)")
-    new.add_argument("--config", choices=sorted(PRESETS), help="sizes (default: demo; published with --stable-diffusion)")
+    new.add_argument("--config", choices=CONFIGS, help="sizes (default: published)")
     new.add_argument("--stable-diffusion", type=Path, metavar="FILE", help="start from a Stable Diffusion 1.x checkpoint, LDM's names")
-    new.add_argument("--extractor", type=Path, metavar="FILE", help="with --stable-diffusion: ResNet weights, which then are not trained")
+    new.add_argument("--extractor", type=Path, metavar="FILE", help="ResNet weights, timm's or torchvision's names; not trained")
     new.add_argument("--recipe", choices=RECIPES, help="of the denoiser (default: weighted; published with --stable-diffusion)")
     new.add_argument(
         "--validation-share", type=float, help=f"of each class, held out of training for the validation loss (default: {NEW_RUN_SHARE})"
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(as_json=args.json, quiet=not first)
     args.run_folder.mkdir(parents=True, exist_ok=True)
     model, record = _open_run(args)
-    stages = [args.stage] if args.stage != ALL else _planned(args, record)
+    stages = [args.stage] if args.stage != ALL else _planned(args)
     for stage in stages:
         if (args.run_folder / RECORD_FILE).exists():  # a run from before there were records does not say what is done
             _check_order(record, stage)
@@ -133,8 +132,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("Expected --out, the folder of the bundle, with all")
     if args.stage == ALL and args.learning_rate is not None:
         raise ValueError("--learning-rate is that of one stage; the stages' own differ tenfold. Train them one by one to change it")
-    if args.extractor is not None and args.stable_diffusion is None:
-        raise ValueError("--extractor belongs to a run with --stable-diffusion; other runs train their extractor")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device")
 
@@ -145,7 +142,7 @@ def _check_order(record: RunRecord, stage: str) -> None:
     Raises:
         ValueError: it is not done.
     """
-    before = {"denoiser": "autoencoder", "decoder": "denoiser", "extractor": "denoiser"}.get(stage)
+    before = {"denoiser": "autoencoder", "decoder": "denoiser"}.get(stage)
     if before == "autoencoder" and record.stable_diffusion is not None:
         return  # it has come with the file
     if before is not None and before not in record.done:
@@ -171,34 +168,25 @@ def _open_run(args: argparse.Namespace) -> tuple[DiadModel, RunRecord]:
         if args.config is not None and preset(args.config).unet != model.config.unet and args.stable_diffusion is None:
             raise ValueError(f"{path} has other sizes than --config {args.config}; take another --run")
         return model, record
+    if args.extractor is None:
+        raise ValueError("Expected --extractor, the ResNet weights of a new run, but received none: the extractor is not trained")
     given = {key: value for key, value in asked.items() if value is not None}
     recipe = "published" if args.stable_diffusion else "weighted"
     record = RunRecord(**{"validation_share": NEW_RUN_SHARE, "recipe": recipe} | given)
+    config = preset(args.config or "published")
     if args.stable_diffusion:
-        config = preset(args.config or "published")
         model = model_from_stable_diffusion(args.stable_diffusion, config, args.extractor, args.seed)
-        model = model.with_classes(classes)
     else:
-        model = _random_start(preset(args.config or "demo"), classes, args.seed)
+        model = model_from_random_weights(config, args.extractor, args.seed)
+    model = model.with_classes(classes)
     if int(os.environ.get("RANK", "0")) == 0:
         save_checkpoint(model, path)
         write_record(args.run_folder, record)
     return model, record
 
 
-def _random_start(config: DiadConfig, classes: tuple[str, ...], seed: int) -> DiadModel:
-    torch.manual_seed(seed)
-    model = DiadModel(config).with_classes(classes)
-    model.context.copy_(torch.randn(model.context.shape, generator=torch.Generator().manual_seed(seed)))
-    copy_encoder_to_control(model)
-    return model
-
-
-def _planned(args: argparse.Namespace, record: RunRecord) -> list[str]:
-    left_out = set() if args.with_decoder else {"decoder"}
-    if record.extractor is not None:
-        left_out.add("extractor")
-    return [stage for stage in STAGES if stage not in left_out]
+def _planned(args: argparse.Namespace) -> list[str]:
+    return [stage for stage in STAGES if args.with_decoder or stage != "decoder"]
 
 
 def _settings(args: argparse.Namespace, record: RunRecord, stage: str, progress: Progress) -> StageSettings:
@@ -219,6 +207,6 @@ def _settings(args: argparse.Namespace, record: RunRecord, stage: str, progress:
         recompute=args.recompute,
         validate_every=args.validate_every,
     )
-    share = args.perturbed_share if args.perturbed_share is not None else (0.0 if published and stage != "extractor" else 0.5)
+    share = args.perturbed_share if args.perturbed_share is not None else (0.0 if published else 0.5)
     split = Split(record.validation_share, record.split_seed)
     return StageSettings(args.run_folder, args.data, loop, share, args.per_class, record.recipe, split, progress)

@@ -11,7 +11,7 @@ from torch import nn
 from ..config import DiadConfig, config_from_dict
 from ..export.modules import CONSTANTS, DenoiserCore, Guide
 from ..models.diad import DiadModel
-from .stable_diffusion import copy_encoder_to_control
+from .starts import copy_encoder_to_control
 
 MODULES = ("encoder", "denoiser", "decoder", "extractor")
 

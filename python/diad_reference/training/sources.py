@@ -8,7 +8,6 @@ import torch
 from ..config import DiadConfig
 from ..frame import normalise
 from ..models.diad import DiadModel
-from ..pipeline import blurred
 from .loop import BatchSource
 from .perturb import perturb_all
 from .pictures import GoodPictures
@@ -21,25 +20,23 @@ class PictureSource:
         self.config = config
         self.good = pictures.frames
         self.copies = copies
-        self.changed, self.masks = perturb_all(self.good, copies, seed)
+        self.changed, _ = perturb_all(self.good, copies, seed)
 
     def normalised(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
         return normalise(frames, self.config.mean, self.config.std)
 
-    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Random pictures.
+    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Draws random images.
 
         Returns:
-            Indices of the good pictures [N], indices of the pictures to show into the good ones followed by the changed ones [N], these
-            frames uint8 [N, S, S, 3], and their masks float32 [N, S, S].
+            Indices of the normal images [N], and the frames to show, some of them perturbed, uint8 [N, S, S, 3].
         """
         index = rng.integers(0, len(self.good), count)
         changed = rng.random(count) < perturbed_share
         version = rng.integers(0, self.copies, count) * len(self.good) + index
         frames = np.where(changed[:, None, None, None], self.changed[version], self.good[index])
-        masks = np.where(changed[:, None, None], self.masks[version], False).astype(np.float32)
-        return index, np.where(changed, len(self.good) + version, index), frames, masks
+        return index, frames
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def autoencoder_batches(source: PictureSource, config: DiadConfig, perturbed_sha
     latent = (config.autoencoder.embed_dim, config.latent_size, config.latent_size)
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        _, _, frames, _ = source.pick(rng, count, perturbed_share)
+        _, frames = source.pick(rng, count, perturbed_share)
         return source.normalised(frames), gaussian(rng, (count, *latent))
 
     return batch
@@ -90,7 +87,7 @@ def denoiser_batches(source: PictureSource, posterior: Posterior, model: DiadMod
     odds /= odds.sum()
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        index, _, frames, _ = source.pick(rng, count, perturbed_share)
+        index, frames = source.pick(rng, count, perturbed_share)
         z = model.config.scale_factor * posterior.sample(rng, index)
         drawn = rng.integers(0, model.config.schedule.timesteps, count) if recipe == "published" else rng.choice(steps, count, p=odds)
         return z, source.normalised(frames), torch.from_numpy(drawn), gaussian(rng, tuple(z.shape))
@@ -115,30 +112,5 @@ def decoder_batches(source: PictureSource, posterior: Posterior, sampled: torch.
         index = np.where(rng.random(count) < perturbed_share, good + len(source.good), good)[:encoded]
         z = torch.cat([posterior.sample(rng, index), sampled[good[encoded:]]])
         return z, source.normalised(np.concatenate([frames[index], source.good[good[encoded:]]]))
-
-    return batch
-
-
-def extractor_batches(source: PictureSource, rebuilt: np.ndarray, perturbed_share: float) -> BatchSource:
-    """(picture, counterpart, mask of what differs for a reason).
-
-    Args:
-        source: pictures.
-        rebuilt: reconstructions of the good pictures, then of the changed ones, uint8 [N, S, S, 3].
-        perturbed_share: of the pictures.
-    """
-
-    def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        index, shown, frames, masks = source.pick(rng, count, perturbed_share)
-        counterpart = source.normalised(rebuilt[shown])
-        # Some counterparts are the untouched picture, softened, so that the features do not depend on one model's artefacts.
-        softened = blurred(source.normalised(source.good[index]), float(rng.uniform(0.3, 1.2)))
-        use_softened = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
-        counterpart = torch.where(use_softened, softened, counterpart)
-        x = source.normalised(frames)
-        flip = torch.from_numpy(rng.random(count) < 0.5)
-        mask = torch.from_numpy(masks)
-        x, counterpart = (torch.where(flip[:, None, None, None], t.flip(3), t) for t in (x, counterpart))
-        return x, counterpart, torch.where(flip[:, None, None], mask.flip(2), mask)
 
     return batch

@@ -1,4 +1,4 @@
-"""The stages: autoencoder, denoiser (with the SG network), decoder (optional), extractor. Each trains one part of the model."""
+"""The stages: autoencoder, denoiser (with the SG network), decoder (optional). Each trains one part of the model."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from torch import nn
 from ..models.diad import DiadModel
 from ..pipeline import DiadPipeline
 from .loop import BatchSource, LoopSettings, Surroundings, fit
-from .objectives import AutoencoderObjective, DecoderObjective, DenoiserObjective, ExtractorObjective, PublishedDenoiserObjective
+from .objectives import AutoencoderObjective, DecoderObjective, DenoiserObjective, PublishedDenoiserObjective
 from .pictures import Split, load_good_pictures
 from .progress import Progress
 from .sources import (
@@ -21,11 +21,10 @@ from .sources import (
     decoder_batches,
     denoiser_batches,
     encode_all,
-    extractor_batches,
 )
 
 # What a stage leaves beside its checkpoint for the ones after it, and must go when an earlier stage is trained again.
-CACHES = {"decoder": ("sampled.npy", "sampled.held-out.npy"), "extractor": ("reconstructions.npy", "reconstructions.held-out.npy")}
+CACHES = {"decoder": ("sampled.npy", "sampled.held-out.npy")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,20 +119,6 @@ def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
     return model
 
 
-def train_extractor(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains the extractor on pairs: a picture, perturbed or not, against what the trained model (or a blur) makes of it."""
-    stage = _Stage("extractor", model, settings, copies=2, seed_offset=1)
-
-    def batches(source: PictureSource, ending: str) -> BatchSource:
-        frames = np.concatenate([source.good, source.changed])
-        rebuilt = stage.cached(f"reconstructions{ending}.npy", len(frames), lambda: rebuild_all(model, frames, settings))
-        return extractor_batches(source, rebuilt, settings.perturbed_share)
-
-    stage.fit(ExtractorObjective(model.pretrained_model, model.config.image_size), batches)
-    _refresh_batch_norm(model.pretrained_model, stage.source)
-    return model
-
-
 @torch.no_grad()
 def _denoised_latents(model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32) -> np.ndarray:
     """What the sampler makes of pictures, divided by the latent scale, [N, 4, s, s]; the picture's index is its noise seed."""
@@ -147,41 +132,13 @@ def _denoised_latents(model: DiadModel, frames: np.ndarray, settings: StageSetti
     return torch.cat(parts).numpy()
 
 
-@torch.no_grad()
-def rebuild_all(model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32) -> np.ndarray:
-    """DiAD reconstructions of pictures, uint8 [N, S, S, 3]; the picture's index is its noise seed."""
-    pipeline = DiadPipeline(model, settings.loop.device)
-    rebuilt = []
-    for start in range(0, len(frames), batch):
-        stop = min(start + batch, len(frames))
-        rebuilt += [r.reconstruction for r in pipeline.run(list(frames[start:stop]), list(range(start, stop)))]
-        settings.progress.say("prepared", f"rebuilding {stop}/{len(frames)}", what="rebuilding", done=stop, of=len(frames))
-    model.cpu()
-    return np.stack(rebuilt)
-
-
-@torch.no_grad()
-def _refresh_batch_norm(extractor: nn.Module, source: PictureSource) -> None:
-    """Recomputes the running statistics for the averaged weights."""
-    norms = [m for m in extractor.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    extractor.train()
-    rng = np.random.default_rng(0)
-    device = next(extractor.parameters()).device
-    for _ in range(20):
-        extractor(source.normalised(source.pick(rng, 48, 0.3)[2]).to(device))
-    extractor.eval()
-
-
 def _with_config(model: DiadModel, **changes: object) -> DiadModel:
     updated = DiadModel(dataclasses.replace(model.config, **changes))
     updated.load_state_dict(model.state_dict())
     return updated
 
 
-STAGES = {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "decoder": train_decoder, "extractor": train_extractor}
+STAGES = {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "decoder": train_decoder}
 
 
 def later_stages(stage: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A model to train from, made of published Stable Diffusion 1.x weights and an ImageNet ResNet."""
+"""Models to train from: random weights or published Stable Diffusion 1.x weights, with an ImageNet ResNet as the extractor."""
 
 import dataclasses
 from pathlib import Path
@@ -31,6 +31,33 @@ def copy_encoder_to_control(model: DiadModel) -> None:
         raise ValueError(f"The SG network has parts that the UNet has not: {', '.join(left)}")
 
 
+def _with_extractor(config: DiadConfig, path: Path) -> tuple[DiadConfig, dict[str, torch.Tensor]]:
+    """The configuration with the extractor of a file, and its weights."""
+    extractor, weights, _ = read_extractor(state_dict_of(read_weights(path), path)[0])
+    return dataclasses.replace(config, extractor=extractor), weights
+
+
+def model_from_random_weights(config: DiadConfig, extractor: Path, seed: int) -> DiadModel:
+    """Builds a model with random networks and a random constant context.
+
+    Args:
+        config: sizes.
+        extractor: ResNet weights with timm's or torchvision's names.
+        seed: of the weights.
+
+    Raises:
+        ValueError: the extractor's weights are incomplete.
+        OSError: its file cannot be read.
+    """
+    config, weights = _with_extractor(config, extractor)
+    torch.manual_seed(seed)
+    model = DiadModel(config)
+    model.pretrained_model.load_state_dict(weights, strict=False)  # batch norms' counters may be absent
+    model.context.copy_(torch.randn(model.context.shape, generator=torch.Generator().manual_seed(seed)))
+    copy_encoder_to_control(model)
+    return model
+
+
 def model_from_stable_diffusion(path: Path, config: DiadConfig, extractor: Path | None, seed: int) -> DiadModel:
     """Builds the model a run starts from.
 
@@ -38,8 +65,8 @@ def model_from_stable_diffusion(path: Path, config: DiadConfig, extractor: Path 
         path: checkpoint with LDM's key names (v1-5-pruned.ckpt, v1-5-pruned-emaonly.safetensors or of the same layout): the UNet, the
             autoencoder and CLIP's text tower, of which only its output for the empty prompt is kept. EMA weights are not read.
         config: sizes; the checkpoint must have exactly them.
-        extractor: ResNet weights with timm's or torchvision's names; without them the extractor has random weights and must be trained.
-        seed: of everything new: hint stack, fusion, extractor.
+        extractor: ResNet weights with timm's or torchvision's names; None: random weights.
+        seed: of everything new: hint stack, fusion.
 
     Raises:
         ValueError: keys are missing, unexpected or of another shape; lists them.
@@ -57,8 +84,7 @@ def model_from_stable_diffusion(path: Path, config: DiadConfig, extractor: Path 
     config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, context_length=context.shape[1]))
     pretrained = None
     if extractor is not None:
-        extractor_config, pretrained, _ = read_extractor(state_dict_of(read_weights(extractor), extractor)[0])
-        config = dataclasses.replace(config, extractor=extractor_config)
+        config, pretrained = _with_extractor(config, extractor)
     torch.manual_seed(seed)
     model = DiadModel(config)
     given = {key: weights.model[key].float() for key in expected} | {"context": context}
