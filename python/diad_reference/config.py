@@ -45,7 +45,6 @@ class AutoencoderConfig:
     attn_resolutions: tuple[int, ...] = ()  # sides at which every block is followed by attention, counted from `resolution`
     resolution: int = 256  # only a reference for attn_resolutions: the network takes any size
 
-
     @property
     def downsampling(self) -> int:
         """Image side over latent side."""

@@ -83,11 +83,14 @@ def _small_model_keys(config: DiadConfig) -> dict[str, Any]:
 
 
 def round_weights(model: nn.Module, storage: torch.dtype) -> None:
-    """Rounds every weight to what the bundle will hold, in place, so that what is derived from the weights fits them."""
+    """Rounds every weight to what the bundle will hold, in place, so that what is derived from the weights fits them.
+
+    Constants that a bundle stores in float32 are left alone.
+    """
     if storage == torch.float32:
         return
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and name.rpartition(".")[2] not in CONSTANTS:
             tensor.data = tensor.data.to(storage).float()
 
 
@@ -144,8 +147,7 @@ def write_bundle_folder(out: Path, config: DiadConfig, storage: str, fill: Calla
         ValueError: `out` exists and is no bundle.
         OSError: the folder cannot be written.
     """
-    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
+    check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -157,6 +159,16 @@ def write_bundle_folder(out: Path, config: DiadConfig, storage: str, fill: Calla
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
+
+
+def check_replaceable(out: Path) -> None:
+    """Checks that a bundle can be written to a path without replacing anything but a bundle or an empty folder.
+
+    Raises:
+        ValueError: `out` exists and is no bundle.
+    """
+    if out.exists() and not (out / "manifest.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
 
 
 def write_card(folder: Path, config: DiadConfig, card: str | None) -> None:

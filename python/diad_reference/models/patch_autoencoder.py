@@ -1,6 +1,7 @@
 """Linear autoencoder: the leading principal components of square patches, one convolution each way."""
 
-import numpy as np
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -72,4 +73,4 @@ def psnr(model: PatchAutoencoder, images: torch.Tensor, std: tuple[float, ...]) 
     with torch.inference_mode():
         moments = model.encode(images)
         error = (model.decode(moments.chunk(2, dim=1)[0]) - images) * torch.tensor(std).view(1, 3, 1, 1)
-    return float(-10 * np.log10(error.square().mean()))
+    return -10 * math.log10(float(error.square().mean()))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..config import UNetConfig
 from .layers import timestep_embedding
-from .unet import TimestepSequential, build_encoder, build_middle, build_time_embed
+from .unet import build_encoder, build_middle, build_time_embed
 
 
 def zero_module(module: nn.Module) -> nn.Module:

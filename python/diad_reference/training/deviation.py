@@ -47,7 +47,7 @@ class DeviationObjective(nn.Module):
 
     @torch.no_grad()
     def _latent(self, images: torch.Tensor) -> torch.Tensor:
-        return self._scale * self._encoder[0](images).chunk(2, dim=1)[0]
+        return self._scale * self._encoder[0].to(images.device)(images).chunk(2, dim=1)[0]
 
     def forward(self, shown: torch.Tensor, clean: torch.Tensor, level: torch.Tensor, noise: torch.Tensor) -> Losses:
         """Computes the loss of one batch.

@@ -40,7 +40,10 @@ def write_trained_bundle(base: BaseBundle, out: Path, config: DiadConfig, card: 
         write_golden(BundleModel(staging, build_manifest(config, storage, staging, [])), staging / GOLDEN)
         write_card(staging, config, card)
 
-    return write_bundle_folder(out, config, storage, fill)
+    try:
+        return write_bundle_folder(out, config, storage, fill)
+    finally:
+        denoiser.float()  # the exported module shares its tensors
 
 
 def named(config: DiadConfig, name: str, classes: tuple[str, ...]) -> DiadConfig:

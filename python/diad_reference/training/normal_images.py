@@ -30,7 +30,7 @@ class NormalImage:
 def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
 def normal_folders(root: Path) -> dict[str, Path]:
@@ -104,7 +104,10 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
         for file, digest in digests.items():
             if digest in test:
                 raise ValueError(f"{file} and {test[digest]} are the same image: results on this test set would say nothing. Remove one")
-        distinct = list({digest: file for file, digest in reversed(digests.items())}.values())[::-1]
+        first: dict[str, Path] = {}
+        for file, digest in digests.items():
+            first.setdefault(digest, file)
+        distinct = list(first.values())
         if len(distinct) < FEWEST:
             raise ValueError(f"Expected at least {FEWEST} different normal images of {name} in {folder} but found {len(distinct)}")
         count = min(max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * len(distinct))), MOST_HELD_OUT)
@@ -118,12 +121,14 @@ def read_frames(images: list[NormalImage], size: int) -> np.ndarray:
     """Reads images and resizes them: uint8 [N, S, S, 3].
 
     Raises:
-        ValueError: an image is only a few pixels wide or high.
-        OSError: a file is no image.
+        ValueError: an image is only a few pixels wide or high, or a file is no intact image.
     """
 
     def read(image: NormalImage) -> np.ndarray:
-        rgb = read_rgb(image.file)
+        try:
+            rgb = read_rgb(image.file)
+        except Exception as error:  # decoders of damaged files raise many kinds
+            raise ValueError(f"{image.file} cannot be read: {error}") from error
         if min(rgb.shape[:2]) < SMALLEST_SIDE:
             raise ValueError(
                 f"Expected images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels but {image.file} has {rgb.shape[1]} x {rgb.shape[0]}"

@@ -75,15 +75,21 @@ def load_base(folder: str | Path) -> BaseBundle:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
     if manifest.get("format") != "diad-bundle" or manifest.get("formatVersion") != 1:
-        raise ValueError(f"{path}: Expected format diad-bundle, version 1, but received {manifest.get('format')!r} "
-                         f"{manifest.get('formatVersion')!r}")
+        raise ValueError(
+            f"{path}: Expected format diad-bundle, version 1, but received {manifest.get('format')!r} {manifest.get('formatVersion')!r}"
+        )
     if "architecture" not in manifest:
         raise ValueError(
             f"{folder} cannot be trained further: its manifest has no architecture. Converted checkpoints are trained with "
             "`python -m diad_reference train-published`; `diad train` starts from a small bundle such as the one that ships"
         )
-    config = config_from_dict(manifest["architecture"])
+    try:
+        config = config_from_dict(manifest["architecture"])
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: The architecture is not one of this version: {error}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation notices
         try:
@@ -91,5 +97,8 @@ def load_base(folder: str | Path) -> BaseBundle:
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
     denoiser = FoldedDenoiser(config)
-    denoiser.load_state_dict(stored.state_dict(), strict=True)
+    try:
+        denoiser.load_state_dict(stored.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'denoiser.pt'} does not fit the architecture of {path}: {error}") from error
     return BaseBundle(folder, manifest, config, encoder.eval(), denoiser)

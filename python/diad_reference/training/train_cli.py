@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ..config import DiadConfig
+from ..export.bundle import check_replaceable
 from .deviation import DeviationImages, DeviationObjective, Jitter, deviation_batches
 from .export import named, write_trained_bundle
 from .loop import LoopSettings, Surroundings, fit
@@ -66,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     progress.say(
         "data",
         f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {len(trained)} images to train on, {len(held_out)} held out",
-        classes=list(classes), train=len(trained), held_out=len(held_out),
+        classes=list(classes),
+        train=len(trained),
+        held_out=len(held_out),
     )
     config = named(base.config, args.name or args.out.resolve().name, classes)
     sources = [_perturbed(part, classes, config, seed, progress) for part, seed in ((trained, args.seed), (held_out, args.seed + 1))]
@@ -87,20 +91,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if not args.minutes > 0:
-        raise ValueError(f"Expected more than 0 for --minutes but received {args.minutes}")
+    for option, value in (("minutes", args.minutes), ("learning-rate", args.learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"Expected more than 0 for --{option} but received {value}")
     if args.batch < 1:
         raise ValueError(f"Expected at least 1 for --batch but received {args.batch}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device")
     if not args.data.is_dir():
         raise ValueError(f"Expected a folder for --data but received {args.data}")
+    check_replaceable(args.out)
 
 
 def _check_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
-        raise ValueError(f"Expected {NEEDED_BYTES >> 20} MiB of free space for checkpoints and the bundle in {folder} but found {free >> 20}")
+        raise ValueError(
+            f"Expected {NEEDED_BYTES >> 20} MiB of free space in {folder} for checkpoints and the bundle but found {free >> 20} MiB"
+        )
 
 
 def _agree_on_plan(run_folder: Path, args: argparse.Namespace, images: list[NormalImage], manifest: dict) -> None:
@@ -120,9 +128,11 @@ def _agree_on_plan(run_folder: Path, args: argparse.Namespace, images: list[Norm
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: remove {run_folder} to start anew") from error
-    changed = [key for key, value in plan.items() if before.get(key) != value]
+    changed = [key for key, value in plan.items() if not isinstance(before, dict) or before.get(key) != value]
     if changed:
-        raise ValueError(f"The run in {run_folder} was begun with other {changed[0]}; remove the folder to start anew, or take another --run")
+        raise ValueError(
+            f"The run in {run_folder} was begun with different {changed[0]}: remove the folder to start anew, or pass another --run"
+        )
 
 
 def _write_json(path: Path, value: object) -> None:
