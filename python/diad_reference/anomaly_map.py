@@ -10,6 +10,16 @@ from torch.nn import functional as F
 from .config import MapConfig
 
 
+def cosine_distances(features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """1 - cosine similarity over channels: [N, C_i, H_i, W_i] each -> [N, H_i, W_i] each, 0 (same direction) to 2."""
+    return [1 - F.cosine_similarity(a, b, dim=1, eps=1e-8) for a, b in zip(features, reconstructed, strict=True)]
+
+
+def upsampled(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Maps [N, H, W] -> [N, size, size], bilinear with aligned corners."""
+    return F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+
+
 def distance_maps(features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
     """1 - cosine similarity over channels per scale, upsampled to the picture's size.
 
@@ -21,11 +31,7 @@ def distance_maps(features: Sequence[torch.Tensor], reconstructed: Sequence[torc
     Returns:
         One float32 [N, S, S] per scale, 0 (same direction) to 2.
     """
-    maps = []
-    for a, b in zip(features, reconstructed, strict=True):
-        distance = 1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)
-        maps.append(F.interpolate(distance[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0])
-    return maps
+    return [upsampled(distance, size) for distance in cosine_distances(features, reconstructed)]
 
 
 def smooth(total: torch.Tensor, config: MapConfig) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Scoring picture files from Python, with a checkpoint or with an exported bundle's modules."""
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import AutoencoderConfig, DiadConfig, MapConfig
+from .config import AutoencoderConfig, DiadConfig, EvidenceConfig, MapConfig
+from .evidence import NORMALITY_FILE, Normality, read_normality
 from .pipeline import DiadPipeline
 from .schedule import DdimStep
 
@@ -88,6 +90,7 @@ def manifest_config(manifest: dict) -> DiadConfig:
         autoencoder=AutoencoderConfig(
             embed_dim=latent["channels"], ch_mult=(1,) * (1 + (image["size"] // latent["size"]).bit_length() - 1)
         ),
+        evidence=_evidence_config(manifest.get("evidence")),
         map=MapConfig(
             sigma=manifest["map"]["sigma"],
             truncate=manifest["map"]["truncate"],
@@ -95,6 +98,32 @@ def manifest_config(manifest: dict) -> DiadConfig:
             pool_count=manifest["score"]["poolCount"],
         ),
     )
+
+
+def _evidence_config(evidence: dict | None) -> EvidenceConfig | None:
+    if evidence is None:
+        return None
+    return EvidenceConfig(evidence["memoryVectors"], evidence["weights"]["reconstruction"], evidence["weights"]["memory"])
+
+
+def normality_of_bundle(folder: str | Path) -> Normality | None:
+    """What calibration has learned about normal images; None where the bundle has no evidence or is not calibrated.
+
+    Raises:
+        ValueError: the file is not the one that calibration.json names, or it is damaged.
+        OSError: a file cannot be read.
+    """
+    folder = Path(folder)
+    calibration = folder / "calibration.json"
+    if "evidence" not in json.loads((folder / "manifest.json").read_text(encoding="utf-8")) or not calibration.is_file():
+        return None
+    expected = json.loads(calibration.read_text(encoding="utf-8")).get("normality")
+    if expected is None:
+        return None
+    content = (folder / NORMALITY_FILE).read_bytes()
+    if len(content) != expected["size"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise ValueError(f"{folder / NORMALITY_FILE} is not the file of {calibration}: calibrate the bundle again")
+    return read_normality(folder / NORMALITY_FILE)
 
 
 def dump_stages(stages: dict[str, np.ndarray], folder: str | Path, number: int) -> None:
@@ -105,5 +134,5 @@ def dump_stages(stages: dict[str, np.ndarray], folder: str | Path, number: int) 
 
 
 def pipeline_of_bundle(folder: str | Path, device: str = "cpu") -> DiadPipeline:
-    """A reference pipeline over a bundle's own modules, in float32."""
-    return DiadPipeline(BundleModel(folder), device=device)
+    """A reference pipeline over a bundle's own modules and normal images, in float32."""
+    return DiadPipeline(BundleModel(folder), device=device, normality=normality_of_bundle(folder))

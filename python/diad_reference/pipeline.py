@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .anomaly_map import distance_maps, image_scores, smooth
+from .anomaly_map import cosine_distances, distance_maps, image_scores, smooth, upsampled
 from .config import DiadConfig
+from .evidence import CalibrationImage, Evidence, Normality, combine, memory_distances, normalize
 from .frame import denormalise, normalise, resize_rgb
 from .models.diad import DiadModel
 from .sampler import SamplerOptions, SamplingPlan, StartNoise, plan_sampling
@@ -31,6 +32,14 @@ class ExperimentalOptions(TypedDict):
 
 
 @dataclass(frozen=True)
+class EvidenceScores:
+    """Scores of the two parts of the combined map alone."""
+
+    reconstruction: float
+    memory: float
+
+
+@dataclass(frozen=True)
 class DiadResult:
     """What one picture gives."""
 
@@ -39,6 +48,7 @@ class DiadResult:
     reconstruction: np.ndarray  # uint8 [S, S, 3]
     seed: int
     stages: dict[str, np.ndarray] = field(default_factory=dict)
+    evidence: EvidenceScores | None = None  # of a calibrated model with evidence; its map and score are the combined ones
 
 
 class DiadPipeline:
@@ -52,6 +62,7 @@ class DiadPipeline:
         sampler: experimental changes of the sampler; default as published.
         compare_with: whose features the reconstruction's are compared with: the input's, as published, or (experimental) those of the
             autoencoder's own reconstruction of the input, decode(z).
+        normality: of a model with evidence; map and score then combine reconstruction and memory (docs/evidence.md).
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class DiadPipeline:
         as_published: bool | Collection[str] = False,
         sampler: SamplerOptions | None = None,
         compare_with: CompareWith = "input",
+        normality: Normality | None = None,
     ) -> None:
         self.model = model.eval().to(device)
         self.config: DiadConfig = model.config
@@ -73,10 +85,11 @@ class DiadPipeline:
             raise ValueError(f"Expected one of {', '.join(get_args(CompareWith))} for compare_with but received {compare_with!r}")
         self.sampler = sampler or SamplerOptions()
         self.compare_with = compare_with
+        self.normality = normality
 
     def with_model(self, model: torch.nn.Module) -> "DiadPipeline":
         """The same pipeline around another model of the same interface."""
-        return DiadPipeline(model, self.device, self.published, self.sampler, self.compare_with)
+        return DiadPipeline(model, self.device, self.published, self.sampler, self.compare_with, self.normality)
 
     def frames(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """uint8 [H, W, 3] pictures of any size -> normalised float32 [N, 3, S, S]."""
@@ -90,13 +103,21 @@ class DiadPipeline:
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
     @torch.inference_mode()
-    def run(self, pictures: Sequence[np.ndarray], seeds: Sequence[int] | None = None, stages: bool = False) -> list[DiadResult]:
+    def run(
+        self,
+        pictures: Sequence[np.ndarray],
+        seeds: Sequence[int] | None = None,
+        stages: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> list[DiadResult]:
         """Scores a batch.
 
         Args:
             pictures: uint8 [H, W, 3] RGB, any size.
             seeds: one per picture, 0..2^64-1; default 0 for each.
-            stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md).
+            stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md; with `normality` also
+                memory_distance [G, G], and map_raw and map are the combined ones).
+            classes: one per image, whose normal images it is compared with; default, all normal images. Only with `normality`.
 
         Returns:
             A result per picture, in order.
@@ -108,7 +129,13 @@ class DiadPipeline:
         x = self.frames(pictures).to(self.device)
         moments, z, x_start, latents = self._latents(x, seeds)
         reconstruction = self._reconstruct(x, z, latents[-1])
-        distances, total, maps, scores = self.compare(self._reference(x, z), reconstruction)
+        reference, parts = self._reference(x, z), None
+        if self.normality is None:
+            distances, total, maps, scores = self.compare(reference, reconstruction)
+        else:
+            own, nearest, parts = self._judge(reference, reconstruction, self.normality, classes or [""] * len(pictures))
+            distances = [upsampled(d, self.config.image_size) for d in own]
+            total, maps, scores = parts.raw, parts.map, parts.scores
         if stages:
             kept = {
                 "x": x,
@@ -119,6 +146,8 @@ class DiadPipeline:
                 "reconstruction": reconstruction,
             }
             kept |= {f"distance_layer{i + 1}": d for i, d in enumerate(distances)}
+            if parts is not None:
+                kept["memory_distance"] = nearest
             kept |= {"map_raw": total, "map": torch.from_numpy(maps), "score": torch.from_numpy(scores)}
         rebuilt = denormalise(reconstruction, self.config.mean, self.config.std)
         return [
@@ -128,6 +157,7 @@ class DiadPipeline:
                 rebuilt[i],
                 int(seeds[i]),
                 {k: v[i].float().cpu().numpy() for k, v in kept.items()},
+                None if parts is None else EvidenceScores(float(parts.reconstruction[i]), float(parts.memory[i])),
             )
             for i in range(len(pictures))
         ]
@@ -159,6 +189,35 @@ class DiadPipeline:
         total = torch.stack([d.double() for d in distances]).sum(0)
         maps = smooth(total, self.config.map)
         return distances, total, maps, image_scores(maps, self.config.map)
+
+    @torch.inference_mode()
+    def calibration_images(
+        self, pictures: Sequence[np.ndarray], seeds: Sequence[int], class_name: str = "", in_statistics: bool = True
+    ) -> list[CalibrationImage]:
+        """What normal images of a class contribute to `evidence.fit_normality`; arguments as for `run`."""
+        x = self.frames(pictures).to(self.device)
+        _, z, _, latents = self._latents(x, seeds)
+        distances, vectors = self._distances_and_vectors(self._reference(x, z), self._reconstruct(x, z, latents[-1]))
+        return [
+            CalibrationImage(tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics)
+            for i in range(len(pictures))
+        ]
+
+    def _distances_and_vectors(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Cosine distances [N, H_i, W_i] of two batches of images, and the vectors [N, D, G, G] of the first."""
+        first, second = self._features(x, reconstruction)
+        return cosine_distances(first, second), self.model.pretrained_model.embed(tuple(first))
+
+    def _judge(
+        self, x: torch.Tensor, reconstruction: torch.Tensor, normality: Normality, classes: Sequence[str]
+    ) -> tuple[list[torch.Tensor], torch.Tensor, Evidence]:
+        """Cosine distances [N, H_i, W_i], distances to the memory [N, G, G] and the evidence of N images."""
+        distances, vectors = self._distances_and_vectors(x, reconstruction)
+        entries = [normality.of(name) for name in classes]
+        nearest = [memory_distances(v[None], entry.memory.to(self.device)) for v, entry in zip(vectors, entries, strict=True)]
+        normalized = [normalize([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
+        evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config)
+        return distances, torch.cat(nearest), evidence
 
     def _reconstruct(self, x: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:
         """Images of the sampled latents z_0 [N, C, s, s], normalized [N, 3, S, S].

@@ -1,12 +1,13 @@
 """`score`: the reference's result for picture files, one JSON object a line."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
 import torch
 
-from .bundle_score import BundleModel, dump_stages
+from .bundle_score import BundleModel, dump_stages, normality_of_bundle
 from .checkpoint import load_checkpoint
 from .convert.published_model import PublishedSources, load_published
 from .frame import read_rgb
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as-published", action="store_true", help="the published sampler's operations one by one (not with --bundle)")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with `diad score`; the output is always JSON")
     parser.add_argument("--dump", type=Path, help="folder for every stage as NNN.<stage>.npy")
+    parser.add_argument("--class-name", default="", help="whose normal images a calibrated bundle compares with (default: all)")
     add_experimental_arguments(parser)
     parser.add_argument("files", nargs="+")
 
@@ -42,16 +44,20 @@ def _model(args: argparse.Namespace) -> DiadModel:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints {file, score, seed} per picture."""
+    """Prints {file, score, seed} per image; of a calibrated bundle with evidence also {evidence: {reconstruction, memory}}."""
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.as_published and args.bundle:
         raise ValueError("--as-published needs --checkpoint or --published: a bundle has the savings built in")
     model = BundleModel(args.bundle) if args.bundle else _model(args)
-    pipeline = DiadPipeline(model, args.device, args.as_published, **experimental_options(args))
+    normality = normality_of_bundle(args.bundle) if args.bundle else None
+    pipeline = DiadPipeline(model, args.device, args.as_published, normality=normality, **experimental_options(args))
     for number, file in enumerate(args.files):
-        result = pipeline.run([read_rgb(file)], [args.seed], stages=args.dump is not None)[0]
+        result = pipeline.run([read_rgb(file)], [args.seed], args.dump is not None, [args.class_name])[0]
         if args.dump:
             dump_stages(result.stages, args.dump, number)
-        print(json.dumps({"file": file, "score": result.score, "seed": result.seed}), flush=True)
+        line = {"file": file, "score": result.score, "seed": result.seed}
+        if result.evidence is not None:
+            line["evidence"] = dataclasses.asdict(result.evidence)
+        print(json.dumps(line), flush=True)
     return 0

@@ -1,0 +1,255 @@
+"""Evidence of reconstruction and memory, normalized by what normal images show (docs/evidence.md)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+
+from .anomaly_map import image_scores, smooth, upsampled
+from .config import DiadConfig, EvidenceConfig
+
+NORMALITY_FILE = "normality.safetensors"
+FORMAT, VERSION = "diad-normality", "1"
+MAPS = 4  # three cosine distances, then the distance to the memory
+ADDED_SHARE = 0.3  # of the average spread, added to the spread at every position
+SMOOTHING = 1.0  # positions, standard deviation of the gaussian over mean and spread
+SMALLEST_SPREAD = 1e-6  # identical images do not spread: below this a difference is rounding
+MOST_IMAGES = 1000  # per class
+
+Maps = Sequence[torch.Tensor]  # four of them, [H_i, W_i] or [N, H_i, W_i]
+
+
+@dataclass(frozen=True)
+class NormalClass:
+    """What normal images of one class show."""
+
+    memory: torch.Tensor  # [M, D] float16
+    means: tuple[torch.Tensor, ...]  # four, [H_i, W_i] float32, smoothed
+    spreads: tuple[torch.Tensor, ...]  # four, [H_i, W_i] float32, smoothed, the added share included
+    images: int  # in the statistics
+
+
+@dataclass(frozen=True)
+class Normality:
+    """The normal images of every class; the entry without a name is that of all images together."""
+
+    classes: dict[str, NormalClass]
+
+    def of(self, class_name: str = "") -> NormalClass:
+        """The entry of a class, or that of all images where the class has none."""
+        return self.classes.get(class_name, self.classes[""])
+
+
+def read_normality(path: str | Path) -> Normality:
+    """Reads normality.safetensors.
+
+    Raises:
+        ValueError: it is damaged or of another format.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        raise ValueError(
+            f"Expected format {FORMAT}, version {VERSION}, in {path} but received {metadata.get('format')} {metadata.get('version')}"
+        )
+    try:
+        classes = {
+            name: NormalClass(
+                found[f"{name}/memory"],
+                tuple(found[f"{name}/mean.{i}"] for i in range(1, MAPS + 1)),
+                tuple(found[f"{name}/spread.{i}"] for i in range(1, MAPS + 1)),
+                int(count),
+            )
+            for name, count in json.loads(metadata["images"]).items()
+        }
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if "" not in classes:
+        raise ValueError(f"{path} is damaged: it has no entry of all images")
+    return Normality(classes)
+
+
+def write_normality(normality: Normality, path: str | Path) -> None:
+    """Writes normality.safetensors."""
+    tensors = {}
+    for name, normal in normality.classes.items():
+        tensors[f"{name}/memory"] = normal.memory.half().contiguous()
+        for i in range(MAPS):
+            tensors[f"{name}/mean.{i + 1}"] = normal.means[i].float().contiguous()
+            tensors[f"{name}/spread.{i + 1}"] = normal.spreads[i].float().contiguous()
+    images = {name: normal.images for name, normal in normality.classes.items()}
+    save_file(tensors, str(path), {"format": FORMAT, "version": VERSION, "images": json.dumps(images)})
+
+
+def memory_distances(vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
+    """Euclidean distance of each vector to the nearest one of a memory (PatchCore, Roth et al., CVPR 2022, eq. 6).
+
+    Args:
+        vectors: [N, D, G, G], compared in float32.
+        memory: [M, D].
+        left_out: bool [M], vectors of the memory that are not compared.
+
+    Returns:
+        float32 [N, G, G].
+    """
+    memory = memory.float()
+    if left_out is not None:
+        memory = memory[~left_out]
+    count, dimensions, height, width = vectors.shape
+    queries = vectors.permute(0, 2, 3, 1).reshape(-1, dimensions).float()  # [N G G, D]
+    product = queries @ memory.T - memory.double().square().sum(1).float() / 2
+    squared = queries.square().sum(1) - 2 * product.amax(1)
+    return squared.clamp_min(0).sqrt().view(count, height, width)
+
+
+def normalize(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
+    """(map - mean) / spread of each of the four maps, [N, H_i, W_i] or [H_i, W_i].
+
+    Raises:
+        ValueError: the maps are of another size than those of the calibration.
+    """
+    for values, mean in zip(maps, normal.means, strict=True):
+        if values.shape[-2:] != mean.shape:
+            raise ValueError(f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again")
+    return [(m - mean.to(m.device)) / spread.to(m.device) for m, mean, spread in zip(maps, normal.means, normal.spreads, strict=True)]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Combined maps and scores of N images."""
+
+    raw: torch.Tensor  # [N, S, S] float64, the weighted sum of the normalized maps
+    map: np.ndarray  # [N, S, S] float64, blurred
+    scores: np.ndarray  # [N] float64
+    reconstruction: np.ndarray  # [N] float64, score of the reconstruction's maps alone
+    memory: np.ndarray  # [N] float64, score of the memory's map alone
+
+
+def combine(normalized: Maps, config: DiadConfig) -> Evidence:
+    """Combines the four normalized maps [N, H_i, W_i] of images.
+
+    Args:
+        normalized: results of `normalize`.
+        config: with evidence.
+    """
+    weights = _evidence_of(config)
+    *distances, nearest = (upsampled(m, config.image_size).double() for m in normalized)
+    parts = weights.reconstruction * torch.stack(distances).sum(0), weights.memory * nearest
+    raw = parts[0] + parts[1]
+    blurred = smooth(raw, config.map)
+    alone = [image_scores(smooth(part, config.map), config.map) for part in parts]
+    return Evidence(raw, blurred, image_scores(blurred, config.map), *alone)
+
+
+def _evidence_of(config: DiadConfig) -> EvidenceConfig:
+    if config.evidence is None:
+        raise ValueError(f"Expected a model with evidence but {config.name} has none")
+    return config.evidence
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """What one normal image contributes."""
+
+    distances: tuple[torch.Tensor, ...]  # three, [H_i, W_i]
+    vectors: torch.Tensor  # [D, G, G]
+    class_name: str = ""
+    in_statistics: bool = True  # False: an image that the denoiser was trained on
+
+
+@dataclass(frozen=True)
+class UnseenScore:
+    """Score of a normal image by a memory and statistics without it."""
+
+    index: int  # of the image
+    score: float
+    reconstruction: float
+    memory: float
+
+
+def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0) -> tuple[Normality, list[UnseenScore]]:
+    """Learns what normal images show.
+
+    Args:
+        images: of all classes.
+        config: with evidence.
+        seed: of the choice of the memory's vectors.
+
+    Returns:
+        The normality, with an entry for all images and, of several classes, one for each; the scores of the images in the statistics, each
+        judged by the entry of its class as an image that calibration has not seen.
+
+    Raises:
+        ValueError: fewer than two images in the statistics of a class; no evidence in the configuration.
+    """
+    _evidence_of(config)
+    names = sorted({image.class_name for image in images})
+    overall = _Learner("", list(enumerate(images)), config, seed)
+    classes, scores = {"": overall.normal}, {}
+    if len(names) > 1:
+        for name in filter(None, names):
+            learner = _Learner(name, [(i, image) for i, image in enumerate(images) if image.class_name == name], config, seed)
+            classes[name] = learner.normal
+            scores |= {score.index: score for score in learner.unseen_scores()}
+    scores = {score.index: score for score in overall.unseen_scores()} | scores
+    return Normality(classes), [scores[i] for i in sorted(scores)]
+
+
+class _Learner:
+    """One entry: its memory, its statistics, and the scores of its images without themselves."""
+
+    def __init__(self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int) -> None:
+        used = min(len(images), MOST_IMAGES)
+        images = [images[i * len(images) // used] for i in range(used)]
+        self.config = config
+        self.judged = [i for i, image in images if image.in_statistics]
+        if len(self.judged) < 2:
+            raise ValueError(f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}")
+        owners = torch.cat([torch.full((image.vectors[0].numel(),), i) for i, image in images])
+        vectors = torch.cat([image.vectors.flatten(1).T for _, image in images]).half()  # [images G G, D]
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors])
+        memory, owners = vectors[chosen], owners[chosen]
+        if len(owners.unique()) < 2:
+            raise ValueError(f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1")
+        stacks: list[list[torch.Tensor]] = [[] for _ in range(MAPS)]
+        for i, image in images:
+            if image.in_statistics:
+                nearest = memory_distances(image.vectors.half()[None], memory, owners == i)[0]
+                for stack, values in zip(stacks, (*image.distances, nearest), strict=True):
+                    stack.append(values.float())
+        self.maps = [torch.stack(stack) for stack in stacks]  # [n, H_i, W_i] each
+        self.normal = self._statistics(memory, list(range(len(self.judged))))
+
+    def _statistics(self, memory: torch.Tensor, rows: list[int]) -> NormalClass:
+        """The entry that the judged images `rows` give; a single one has no spread, which that of all images stands in for."""
+        chosen = [m[rows].double() for m in self.maps]
+        spread_of = chosen if len(rows) > 1 else [m.double() for m in self.maps]
+        smoothed = [_smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)]
+        return NormalClass(memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows))
+
+    def unseen_scores(self) -> list[UnseenScore]:
+        """Scores of the images in the statistics, each without itself."""
+        scores = []
+        for row, index in enumerate(self.judged):
+            others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
+            evidence = combine(normalize([m[row : row + 1] for m in self.maps], others), self.config)
+            scores.append(UnseenScore(index, float(evidence.scores[0]), float(evidence.reconstruction[0]), float(evidence.memory[0])))
+        return scores
+
+
+def _smooth_statistics(mean: torch.Tensor, spread: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [H, W] of each position -> both smoothed, the added share of the average spread included."""
+    mean_map, spread_map = (gaussian_filter(values.numpy(), SMOOTHING) for values in (mean, spread))
+    spread_map = np.maximum(spread_map + ADDED_SHARE * spread_map.mean(), SMALLEST_SPREAD)
+    return torch.from_numpy(mean_map).float(), torch.from_numpy(spread_map).float()
