@@ -2,7 +2,7 @@
 //
 //   node bench/accuracy.mjs [--full] [--keep DIR]
 //
-// Without --full: the demo bundle (its golden results) and a checkpoint of medium size, converted, in every precision of the CPU.
+// Without --full: the base bundle (its golden results) and a checkpoint of medium size, converted, in every precision of the CPU.
 // With --full: also a checkpoint of the published size with seeded random weights: converted by the same command, one picture in Node and in the
 // reference as published, with times and peak memory. Takes about 12 GB of disk and 8 GB of memory.
 import { spawnSync } from 'node:child_process';
@@ -144,7 +144,7 @@ try {
     mkdirSync(sizeFolder, { recursive: true });
     rows.push(await published(size, sizeFolder));
   }
-  const demo = path.join(root, 'models', 'demo');
+  const demo = path.join(root, 'models', 'base');
   const git = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' });
   const result = {
     date: new Date().toISOString().slice(0, 10),
@@ -153,7 +153,7 @@ try {
     cpu: os.cpus()[0].model,
     cores: os.availableParallelism(),
     libtorch: (await verifyBundle(demo)).libtorch,
-    precisions: [...(await precisions('demo', demo)), ...(await precisions('medium', path.join(folder, 'medium', 'bundle')))],
+    precisions: [...(await precisions('small', demo)), ...(await precisions('medium', path.join(folder, 'medium', 'bundle')))],
     published: rows,
   };
   mkdirSync(path.join(root, 'bench', 'results'), { recursive: true });

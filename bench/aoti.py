@@ -27,10 +27,10 @@ START, END = "<!-- measured: aoti -->", "<!-- end of measured: aoti -->"
 
 
 def bundle_of(config: str) -> Path:
-    """The demo bundle, or the one of random weights that `npm run bench` writes."""
+    """The base bundle, or the one of random weights that `npm run bench` writes."""
     return (
-        ROOT / "models" / "demo"
-        if config == "demo"
+        ROOT / "models" / "base"
+        if config == "small"
         else ROOT / "out" / "bench" / config
     )
 

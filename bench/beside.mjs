@@ -1,6 +1,6 @@
 // Scoring beside other busy processes: node bench/beside.mjs
 //
-// For 0, 1 and 2 processes that do nothing but compute, and for one thread and all: the median time of a picture of the demo model, a process
+// For 0, 1 and 2 processes that do nothing but compute, and for one thread and all: the median time of a picture of the base bundle, a process
 // of its own for each, the rounds interleaved.
 import { spawn } from 'node:child_process';
 import os from 'node:os';
@@ -22,7 +22,7 @@ async function measure(threads) {
   })
     .png()
     .toBuffer();
-  const model = await Diad.load(path.join(root, 'models/demo'), { threads });
+  const model = await Diad.load(path.join(root, 'models/base'), { threads });
   const times = [];
   for (let i = 0; i < PICTURES; i++) {
     const started = performance.now();

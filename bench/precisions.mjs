@@ -1,8 +1,8 @@
-// What computing in another precision than float32 does to the demo model's scores, maps and metrics, on its test pictures.
+// What computing in another precision than float32 does to the base bundle's scores, maps and metrics, on its test pictures.
 //
 //   node bench/precisions.mjs --test DIR [--work DIR] [--device cpu]
 //
-// DIR: the split that `python -m diad_reference generate` wrote (models/demo/MODEL_CARD.md has the command). Every picture is scored in float32, bfloat16,
+// DIR: the split that `python -m diad_reference generate` wrote (models/base/MODEL_CARD.md has the command). Every picture is scored in float32, bfloat16,
 // float16 and int8 by `evaluateDataSet`, the maps of one part of them compared value by value. Resumable. Writes bench/results/precisions.json and its table in
 // docs/accuracy.md.
 import { mkdirSync, writeFileSync } from 'node:fs';
@@ -75,7 +75,7 @@ fill(
   'accuracy.md',
   'precisions',
   [
-    `Measured on ${where.date} with \`bench/precisions.mjs\` (commit ${where.commit}; ${where.cpu}, ${where.device}): ${where.pictures} test pictures of the demo model, maps of ${where.maps}.`,
+    `Measured on ${where.date} with \`bench/precisions.mjs\` (commit ${where.commit}; ${where.cpu}, ${where.device}): ${where.pictures} test pictures of the base bundle, maps of ${where.maps}.`,
     '',
     `| precision | score, relative: median | 99 % | largest | within ${PROMISED_SCORE} | map, max abs | image AUROC | image AP | pixel AUROC | pixel AP |`,
     '|---|---|---|---|---|---|---|---|---|---|',

@@ -74,7 +74,7 @@ async function throughput({ root: folder, pictures, broker }, redis, processes) 
   }
 }
 
-/** Pictures a second of the demo model on one core, in full batches. */
+/** Pictures a second of the base bundle on one core, in full batches. */
 async function engineOnOneCore(count) {
   const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
   const diad = await Diad.load(undefined, { device: 'cpu', threads: 1 });
@@ -115,16 +115,16 @@ async function run({ short }) {
         '4 processes': rates[4],
         'commands to Redis per job (4 processes)': asked,
         'Redis bytes per queued job': bytes,
-        'demo model, pictures/s on one core': engine,
+        'base bundle, pictures/s on one core': engine,
       };
       const model = [1e6, 1e9].flatMap((daily) => [
         [`${daily.toExponential(0)} pictures a day, pictures/s on average`, daily / DAY],
-        [`${daily.toExponential(0)} a day, cores for the demo model`, Math.ceil(daily / perCoreDay)],
+        [`${daily.toExponential(0)} a day, cores for the base bundle`, Math.ceil(daily / perCoreDay)],
         [`${daily.toExponential(0)} a day, brokers at the measured jobs/s`, Math.ceil(daily / brokerDay)],
         [`${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`, ((daily / 24) * bytes) / 2 ** 30],
       ]);
       const costs = {
-        'pictures a day and core, demo model': Math.round(perCoreDay),
+        'pictures a day and core, base bundle': Math.round(perCoreDay),
         'pictures a day and GPU': 'not measured',
         ...Object.fromEntries(model),
       };

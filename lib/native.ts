@@ -146,7 +146,7 @@ export interface Native {
 export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 
 /** The bundle that ships with diad. */
-export const demoBundle = path.join(packageRoot, 'models', 'demo');
+export const baseBundle = path.join(packageRoot, 'models', 'base');
 
 const require = createRequire(import.meta.url);
 

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Diad, type ScoreResult } from './diad.js';
 import { codeOf, DiadError } from './errors.js';
-import { demoBundle } from './native.js';
+import { baseBundle } from './native.js';
 import { readNpy } from './npy.js';
 import type { LoadOptions } from './options.js';
 
@@ -126,11 +126,11 @@ async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: 
 /**
  * Scores a bundle's golden pictures and compares every stage with the reference's results that the bundle carries.
  *
- * @param bundle - its folder; default: the demo model
+ * @param bundle - its folder; default: the base bundle
  * @param options - as for `Diad.load`: any device, any precision; each has its own tolerances
  * @throws DiadError as `Diad.load`; ERR_DIAD_BUNDLE_INVALID for a bundle without golden results
  */
-export async function verifyBundle(bundle: string = demoBundle, options?: LoadOptions): Promise<VerifyReport> {
+export async function verifyBundle(bundle: string = baseBundle, options?: LoadOptions): Promise<VerifyReport> {
   const diad = await Diad.load(bundle, { ...options, calibration: false }); // thresholds are not what is verified
   try {
     const golden = await readGolden(bundle);

@@ -1,4 +1,4 @@
-// npm run demo: scores the pictures in examples/ with the demo model and writes out/demo/index.html, doing all set-up first.
+// npm run demo: scores the pictures in examples/ with the base bundle and writes out/demo/index.html, doing all set-up first.
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';

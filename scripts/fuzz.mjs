@@ -51,7 +51,7 @@ function makeSeeds() {
   execFileSync(python, [script('bench', 'abuse', 'hostile_modules.py'), modules, '/nowhere/witness'], {
     stdio: ['ignore', 'ignore', 'inherit'],
   });
-  execFileSync(python, [script('cpp', 'fuzz', 'make_seeds.py'), script('models', 'demo'), modules, seeds], { stdio: 'inherit' });
+  execFileSync(python, [script('cpp', 'fuzz', 'make_seeds.py'), script('models', 'base'), modules, seeds], { stdio: 'inherit' });
   return seeds;
 }
 

@@ -1,4 +1,4 @@
-// npm run docs:page: docs/images/page.png for the README - the page of `diad serve` with example pictures, as the demo model scores them.
+// npm run docs:page: docs/images/page.png for the README - the page of `diad serve` with example pictures, as the base bundle scores them.
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';

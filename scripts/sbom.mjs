@@ -1,6 +1,6 @@
 // npm run sbom: the software bill of materials of the package, CycloneDX JSON, into out/sbom.cdx.json.
 //
-// npm lists what it installs; added is what it cannot see: C++ libraries compiled in, the demo model, and LibTorch, which is found at run time.
+// npm lists what it installs; added is what it cannot see: C++ libraries compiled in, the base bundle, and LibTorch, which is found at run time.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -42,7 +42,7 @@ function nodeAddonApi() {
 }
 
 function demoModel() {
-  const manifest = read('models', 'demo', 'manifest.json');
+  const manifest = read('models', 'base', 'manifest.json');
   const { name, torchVersion } = JSON.parse(manifest);
   const hashes = [{ alg: 'SHA-256', content: createHash('sha256').update(manifest).digest('hex') }];
   const description = `Model bundle, exported with torch ${torchVersion}; the hash is its manifest's, which holds those of its files`;

@@ -17,7 +17,7 @@ const NODES = ['20', '22', '24', 'latest'];
 const SHIPPED =
   /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|docs\/|python\/(diad_reference\/.*\.py$|pyproject\.toml$)|scripts\/build-native\.mjs$|[^/]+$)/;
 const NEEDED = [
-  ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/demo/manifest.json'],
+  ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/base/manifest.json'],
   ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/page/index.html', 'dist/page/app.js', 'dist/page/app.css'],
   ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/service.md', 'docs/api/README.md'],
 ];

@@ -1,4 +1,4 @@
-// Scoring with the demo model: results, options, order, cancellation.
+// Scoring with the base bundle: results, options, order, cancellation.
 import assert from 'node:assert/strict';
 import { Diad, DiadError, type ScoreResult } from '../lib/index.js';
 import { example, rejects } from './support.js';

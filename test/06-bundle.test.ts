@@ -3,13 +3,13 @@ import assert from 'node:assert/strict';
 import { open, readFile, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Diad } from '../lib/index.js';
-import { demoBundle, editManifest, example, inFolder, rejects, withBundleCopy } from './support.js';
+import { baseBundle, editManifest, example, inFolder, rejects, withBundleCopy } from './support.js';
 
 describe('bundle', () => {
   it('nothing there', async () => {
     await rejects(Diad.load('/nowhere/at/all'), 'ERR_DIAD_BUNDLE_NOT_FOUND', /no bundle folder at \/nowhere\/at\/all/);
     await inFolder((folder) => rejects(Diad.load(folder), 'ERR_DIAD_BUNDLE_NOT_FOUND', /holds no manifest\.json/));
-    await rejects(Diad.load(path.join(demoBundle, 'manifest.json')), 'ERR_DIAD_BUNDLE_NOT_FOUND');
+    await rejects(Diad.load(path.join(baseBundle, 'manifest.json')), 'ERR_DIAD_BUNDLE_NOT_FOUND');
   });
 
   for (const name of ['manifest.json', 'manifest.sha256', 'encoder.pt', 'denoiser.pt', 'decoder.pt', 'extractor.pt', 'MODEL_CARD.md']) {
@@ -40,7 +40,7 @@ describe('bundle', () => {
   it('a link that leads out of the bundle', () =>
     withBundleCopy(async (bundle) => {
       await rm(path.join(bundle, 'decoder.pt'));
-      await symlink(path.join(demoBundle, 'decoder.pt'), path.join(bundle, 'decoder.pt'));
+      await symlink(path.join(baseBundle, 'decoder.pt'), path.join(bundle, 'decoder.pt'));
       await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt is a link that leads out/);
     }));
 

@@ -43,7 +43,7 @@ describe('lifecycle', () => {
       ]) {
         try { await call(); console.log('done'); } catch (error) { console.log(error.code ?? error.message); }
       }
-      const made = await addon.load(${JSON.stringify(path.join(root, 'models', 'demo'))}, { device: 'cpu', precision: 'float32', threads: 0, maxBatch: 1,
+      const made = await addon.load(${JSON.stringify(path.join(root, 'models', 'base'))}, { device: 'cpu', precision: 'float32', threads: 0, maxBatch: 1,
         maxDelayMs: 0, queueLimit: 1, preferredBatches: [], verify: true, warmup: false });
       const own = new made.constructor();
       for (const method of ['stats', 'submit', 'cancel', 'close']) {

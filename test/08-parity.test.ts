@@ -1,4 +1,4 @@
-// Node, diad-engine and the Python reference on the demo model: the same numbers at every stage.
+// Node, diad-engine and the Python reference on the base bundle: the same numbers at every stage.
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,11 +6,11 @@ import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
 import { readNpy } from '../lib/npy.js';
 import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
-import { demoBundle, editManifest, example, inFolder, python, root, runProgram, withBundleCopy } from './support.js';
+import { baseBundle, editManifest, example, inFolder, python, root, runProgram, withBundleCopy } from './support.js';
 
 const PICTURES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
-// Of one picture of the demo model, as PyTorch's FlopCounterMode counts the reference without its repetitions; `npm run bench` has it.
+// Of one picture of the base bundle, as PyTorch's FlopCounterMode counts the reference without its repetitions; `npm run bench` has it.
 const NEEDED_GFLOP = 14.924;
 const JPEG_TOLERANCE = 1e-4; // of the map: decoders may differ by one level
 
@@ -30,7 +30,7 @@ describe('parity with the reference', () => {
     inFolder(async (folder) => {
       const files = PICTURES.map((name) => path.join(root, 'examples', name));
       const reference = path.join(folder, 'reference');
-      const args = ['-m', 'diad_reference', 'score', '--bundle', demoBundle, '--seed', String(SEED), '--dump', reference, ...files];
+      const args = ['-m', 'diad_reference', 'score', '--bundle', baseBundle, '--seed', String(SEED), '--dump', reference, ...files];
       const { stdout, stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
       assert.equal(code, 0, stderr);
       const scores = stdout
@@ -67,7 +67,7 @@ describe('parity with the reference', () => {
       await writeFile(frame, Buffer.concat([Buffer.from(`P6\n${info.width} ${info.height}\n255\n`), data]));
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const dump = path.join(folder, 'engine');
-      const run = await runProgram(engine, ['score', '--bundle', demoBundle, '--seed', String(SEED), '--dump', dump, frame]);
+      const run = await runProgram(engine, ['score', '--bundle', baseBundle, '--seed', String(SEED), '--dump', dump, frame]);
       assert.equal(run.code, 0, run.stderr);
       assert.ok(Math.abs((JSON.parse(run.stdout) as { score: number }).score / scores[0]!.score - 1) < 1e-5);
       for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
@@ -115,7 +115,7 @@ describe('parity with the reference', () => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const picture = path.join(folder, 'grey.pgm');
       await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
-      const run = await runProgram(engine, ['profile', '--bundle', demoBundle, '--repeat', '2', picture]);
+      const run = await runProgram(engine, ['profile', '--bundle', baseBundle, '--repeat', '2', picture]);
       assert.equal(run.code, 0, run.stderr);
       assert.equal(run.stderr, '');
       const { profiledMs, operators } = JSON.parse(run.stdout) as {
@@ -135,7 +135,7 @@ describe('parity with the reference', () => {
         'diad::instance_norm',
         'diad::layer_norm',
       ]);
-      const wrong = await runProgram(engine, ['profile', '--bundle', demoBundle]);
+      const wrong = await runProgram(engine, ['profile', '--bundle', baseBundle]);
       assert.equal(wrong.code, 1);
       assert.match(wrong.stderr, /Expected one FILE but received 0/);
     }));
@@ -146,7 +146,7 @@ describe('parity with the reference', () => {
       const picture = path.join(folder, 'grey.pgm');
       await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
       const run = async (command: string, switched: string): Promise<unknown> => {
-        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', demoBundle, picture], {
+        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', baseBundle, picture], {
           DIAD_CUDA_STREAMS: switched,
         });
         assert.equal(code, 0, stderr);
@@ -168,7 +168,7 @@ describe('parity with the reference', () => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const good = path.join(folder, 'good.pgm');
       await writeFile(good, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
-      const run = await runProgram(engine, ['score', '--bundle', demoBundle, path.join(folder, 'none.ppm'), good]);
+      const run = await runProgram(engine, ['score', '--bundle', baseBundle, path.join(folder, 'none.ppm'), good]);
       assert.equal(run.code, 1);
       assert.match(run.stderr, /none\.ppm: cannot be read/);
       assert.equal(run.stdout.trim().split('\n').length, 1);

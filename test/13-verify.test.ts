@@ -25,7 +25,7 @@ async function replaceFile(bundle: string, name: string, change: (file: string) 
 }
 
 describe('verify', () => {
-  it('the demo bundle passes: table, JSON, exit code 0', async () => {
+  it('the base bundle passes: table, JSON, exit code 0', async () => {
     const { code, stdout, stderr } = await cli();
     assert.equal(code, 0, stdout + stderr);
     assert.match(stdout, /^map +\d\.\d\de-\d+ +\d\.\d\de-\d+ +0\.00002 +pass$/m);

@@ -19,7 +19,7 @@ describe('server: limits', () => {
         assert.equal(answer.headers.get('www-authenticate'), 'Bearer realm="diad"');
         await refused(answer, 401, 'ERR_HTTP_UNAUTHORIZED');
       }
-      for (const route of ['/metrics', '/v2', '/v2/models/demo']) {
+      for (const route of ['/metrics', '/v2', '/v2/models/base']) {
         await refused(await fetch(`${server.url}${route}`), 401, 'ERR_HTTP_UNAUTHORIZED');
       }
       for (const route of ['/', '/v2/health/live', '/v2/health/ready', '/openapi.json']) {

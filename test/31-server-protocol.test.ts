@@ -38,10 +38,10 @@ describe('Open Inference Protocol', () => {
     const read = async (route: string): Promise<unknown> => (await fetch(`${server.url}${route}`)).json();
     assert.deepEqual(await read('/v2/health/live'), { live: true });
     assert.deepEqual(await read('/v2/health/ready'), { ready: true });
-    assert.deepEqual(await read('/v2/models/demo/ready'), { ready: true });
+    assert.deepEqual(await read('/v2/models/base/ready'), { ready: true });
     assert.equal(((await read('/v2')) as { name: string }).name, 'diad');
     const { name, digest, imageSize, threshold } = diad.info.bundle;
-    assert.deepEqual(await read('/v2/models/demo'), {
+    assert.deepEqual(await read('/v2/models/base'), {
       name,
       versions: [digest],
       platform: 'diad_torchscript',
@@ -259,7 +259,7 @@ describe('bundles calibrated on tiles', () => {
         const { outputs } = (await (await infer(server, { inputs })).json()) as { outputs: Tensor[] };
         const namesOf = (tensors: readonly Tensor[]): string[] => tensors.map(({ name }) => name);
         assert.deepEqual(namesOf(outputs), ['score']);
-        const described = (await (await fetch(`${server.url}/v2/models/demo`)).json()) as { outputs: Tensor[] };
+        const described = (await (await fetch(`${server.url}/v2/models/base`)).json()) as { outputs: Tensor[] };
         assert.deepEqual(namesOf(described.outputs), ['score', 'map']);
         const asked = await infer(server, { inputs, outputs: [{ name: 'anomalous' }] });
         await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole pictures/);

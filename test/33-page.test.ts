@@ -61,7 +61,7 @@ describe('page @slow', () => {
   });
   after(() => browser.close());
 
-  describe('with the demo model', () => {
+  describe('with the base bundle', () => {
     let server: DiadServer;
     let diad: Diad;
     besideDemoServer((both) => ({ server, diad } = both));

@@ -369,7 +369,7 @@ describe('queue @slow', () => {
       assert.match(nothing.stderr, /Expected pictures in .*list\.sha256 but found none/);
     }));
 
-  it('diad submit, worker, results: the scores of the demo model', () =>
+  it('diad submit, worker, results: the scores of the base bundle', () =>
     inFolder(async (root) => {
       const main = path.join(projectRoot, 'dist', 'cli', 'main.js');
       const names = ['gear-good.png', 'capsule-crack.jpg'];

@@ -15,7 +15,7 @@ import { sha256 } from '../lib/queue/reference.js';
 import { createServer } from '../lib/server/index.js';
 import { Broker, freePort, STUB_MODEL } from './queue-support.js';
 import { stubScorer } from './server-support.js';
-import { demoBundle, inFolder, python, root, runProgram } from './support.js';
+import { baseBundle, inFolder, python, root, runProgram } from './support.js';
 
 type Document = Readonly<Record<string, unknown>> & { readonly kind: string; readonly spec: Readonly<Record<string, unknown>> };
 interface Probe {
@@ -63,9 +63,9 @@ const PREDICTOR = {
   containerConcurrency: { type: 'integer', minimum: 0 },
 };
 
-/** The demo model's digest, as a bundle's is defined: SHA-256 of its manifest. */
+/** The base bundle's digest, as a bundle's is defined: SHA-256 of its manifest. */
 async function demoDigest(): Promise<string> {
-  return sha256(await readFile(path.join(demoBundle, 'manifest.json')));
+  return sha256(await readFile(path.join(baseBundle, 'manifest.json')));
 }
 
 /** Asserts that `diad COMMAND --help` knows every option. */

@@ -72,7 +72,7 @@ export async function withServer(options: Partial<ServerOptions>, use: (server: 
   }
 }
 
-/** In a describe block: hands out a server with the demo model, and the library beside it, before the block's tests; closes both after them. */
+/** In a describe block: hands out a server with the base bundle, and the library beside it, before the block's tests; closes both after them. */
 export function besideDemoServer(take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void): void {
   let both: { readonly server: DiadServer; readonly diad: Diad } | undefined;
   before(async () => {

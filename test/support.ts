@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { DiadError, type DiadErrorCode } from '../lib/index.js';
 
 export const root = path.resolve(import.meta.dirname, '..');
-export const demoBundle = path.join(root, 'models', 'demo');
+export const baseBundle = path.join(root, 'models', 'base');
 export const python = path.join(root, '.venv', 'bin', 'python');
 
 /** Ends what hangs, before mocha's own limit, so that the message says what hung. Generous: no test depends on how fast the machine is. */
@@ -48,11 +48,11 @@ export async function inFolder<T>(use: (folder: string) => Promise<T>): Promise<
   }
 }
 
-/** Runs `use` with a private copy of the demo bundle. */
+/** Runs `use` with a private copy of the base bundle. */
 export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<T> {
   return inFolder(async (folder) => {
     const copy = path.join(folder, 'bundle');
-    await cp(demoBundle, copy, { recursive: true });
+    await cp(baseBundle, copy, { recursive: true });
     return use(copy);
   });
 }

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { cpSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync, renameSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { demoBundle, isDiadError, library, randomNumbers, within } from './harness.mjs';
+import { baseBundle, isDiadError, library, randomNumbers, within } from './harness.mjs';
 
 export const abuse =
   'bundle: bits flipped at every class of position, truncated, files exchanged, huge or negative sizes, path traversal, links out';
@@ -52,7 +52,7 @@ export async function run(count) {
   const failures = [];
   const scratch = mkdtempSync(path.join(os.tmpdir(), 'diad-bundles-'));
   const bundle = path.join(scratch, 'bundle');
-  cpSync(demoBundle, bundle, { recursive: true });
+  cpSync(baseBundle, bundle, { recursive: true });
   writeFileSync(path.join(scratch, 'outside.pt'), 'outside');
   const original = new Map(FILES.map((name) => [name, readFileSync(path.join(bundle, name))]));
   const write = (name, bytes) => writeFileSync(path.join(bundle, name), bytes);

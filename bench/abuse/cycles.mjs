@@ -1,7 +1,7 @@
-// Loading and closing the demo model over and over.
+// Loading and closing the base bundle over and over.
 import { library, picture, rss, settledThreads, slope } from './harness.mjs';
 
-export const abuse = 'load/score/close cycles of models/demo';
+export const abuse = 'load/score/close cycles of models/base';
 export const mustHold = 'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
 export const amounts = { short: 5, full: 300 };
 

@@ -2,7 +2,7 @@
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { child, demoBundle, python, root } from './harness.mjs';
+import { child, baseBundle, python, root } from './harness.mjs';
 
 const PICTURES = 6; // two of them defective
 const SIDE = 32;
@@ -29,7 +29,7 @@ export async function writeDataSet(folder) {
 const evaluating = (data, out, once) => `
   import { evaluateDataSet, readDataSet, writeReport } from ${moduleUrl('evaluation', 'index.js')};
   const side = ${SIDE};
-  const info = { bundle: { name: 'stub', digest: 'd'.repeat(64), imageSize: side, path: ${JSON.stringify(demoBundle)} }, device: 'cpu', precision: 'float32' };
+  const info = { bundle: { name: 'stub', digest: 'd'.repeat(64), imageSize: side, path: ${JSON.stringify(baseBundle)} }, device: 'cpu', precision: 'float32' };
   const stub = {
     info,
     score: async (bytes) => {
@@ -130,7 +130,7 @@ export async function killedWhileCalibrating(folder, random, failures) {
 /** The exporter on a disk that is full: an OSError in words, the older bundle untouched, nothing left lying about. */
 export async function fullWhileExporting(folder, failures) {
   const out = path.join(folder, 'exported', 'bundle');
-  cpSync(demoBundle, out, { recursive: true });
+  cpSync(baseBundle, out, { recursive: true });
   const before = readFileSync(path.join(out, 'manifest.sha256'), 'utf8');
   const script = `
 import sys

@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { demoBundle, library, python, root } from './harness.mjs';
+import { baseBundle, library, python, root } from './harness.mjs';
 
 export const abuse = 'TorchScript files with file access, save, print, loops, __setstate__, hooks, objects, forks, other formats';
 export const mustHold = 'refused before anything runs, naming file and operator';
@@ -21,7 +21,7 @@ export async function run(count) {
   const witness = path.join(scratch, 'witness');
   let refused = 0;
   try {
-    cpSync(demoBundle, bundle, { recursive: true });
+    cpSync(baseBundle, bundle, { recursive: true });
     const script = path.join(root, 'bench', 'abuse', 'hostile_modules.py');
     const written = JSON.parse(execFileSync(python, [script, scratch, witness], { encoding: 'utf8' }));
     const manifest = readFileSync(path.join(bundle, 'manifest.json'), 'utf8');

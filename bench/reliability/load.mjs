@@ -1,4 +1,4 @@
-// Many connections at once against the demo model: refused in order or answered, the engine kept busy, memory flat, ready again at once.
+// Many connections at once against the base bundle: refused in order or answered, the engine kept busy, memory flat, ready again at once.
 import autocannon from 'autocannon';
 import { setMaxListeners } from 'node:events';
 import http from 'node:http';

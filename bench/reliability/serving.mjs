@@ -1,4 +1,4 @@
-// A `diad serve` process of its own with the demo model, as somebody would run it.
+// A `diad serve` process of its own with the base bundle, as somebody would run it.
 import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -36,9 +36,9 @@ export async function residentMiB(pid) {
   return Number(/VmRSS:\s+(\d+) kB/.exec(status)[1]) / 1024;
 }
 
-/** A picture of the demo bundle's golden results, and the reference's score of it. */
+/** A picture of the base bundle's golden results, and the reference's score of it. */
 export async function golden() {
-  const folder = path.join(root, 'models', 'demo', 'golden');
+  const folder = path.join(root, 'models', 'base', 'golden');
   const { cases } = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'));
   const { picture, seed, score } = cases[0];
   return { bytes: await readFile(path.join(folder, picture)), seed, score };

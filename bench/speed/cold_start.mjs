@@ -1,4 +1,4 @@
-// Milliseconds from process start to the first score of the demo model, in fresh processes.
+// Milliseconds from process start to the first score of the base bundle, in fresh processes.
 import { execFileSync } from 'node:child_process';
 import path from 'node:path';
 import process from 'node:process';

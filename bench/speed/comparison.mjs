@@ -41,7 +41,7 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
 }
 
 /**
- * @param config - name of the reference's preset, for example 'demo'
+ * @param config - name of the reference's preset, for example 'small'
  * @param bundle - folder of a bundle of the same sizes
  * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
  * @param precisions - others than float32 that are compared with the reference as published (in float32), once the others are gone

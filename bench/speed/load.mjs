@@ -1,4 +1,4 @@
-// The demo model under load in this process: saturated, and with pictures that arrive at random.
+// The base bundle under load in this process: saturated, and with pictures that arrive at random.
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -53,7 +53,7 @@ def compile_networks(pipeline: DiadPipeline) -> None:
 def main() -> None:
     """Answers every line of standard input with a measurement."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--config", choices=sorted(PRESETS), default="demo")
+    parser.add_argument("--config", choices=sorted(PRESETS), default="small")
     parser.add_argument("--mode", choices=MODES, default="as-published")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)

@@ -6,7 +6,7 @@ import { calibrate, writeCalibration } from '../evaluation/calibrate.js';
 import { readGoodPictures } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
 import { requireWritable } from '../durable.js';
-import { demoBundle } from '../native.js';
+import { baseBundle } from '../native.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 
 interface Options extends ModelOptions {
@@ -21,7 +21,7 @@ interface Options extends ModelOptions {
 
 /** Scores normal pictures, writes calibration.json into the bundle and prints the thresholds. */
 export async function calibrateBundle(options: Options): Promise<void> {
-  const bundle = options.model ?? demoBundle;
+  const bundle = options.model ?? baseBundle;
   await requireWritable(bundle);
   const interrupted = new AbortController();
   const stop = (): void => {

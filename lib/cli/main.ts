@@ -32,7 +32,7 @@ function precisionOption(): Option {
 
 function withModelOptions(command: Command): Command {
   return command
-    .option('--model <dir>', 'bundle folder (default: the demo model)')
+    .option('--model <dir>', 'bundle folder (default: the base bundle)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
     .addOption(precisionOption())
     .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
@@ -70,7 +70,7 @@ withModelOptions(program.command('info')).description('describe a bundle and wha
 program
   .command('doctor')
   .description('say what diad finds on this machine, and whether it can score')
-  .option('--model <dir>', 'bundle folder (default: the demo model)')
+  .option('--model <dir>', 'bundle folder (default: the base bundle)')
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option('--timeout <seconds>', 'of one probe', wholeNumber, 180)
   .option('--json', 'as JSON')
@@ -110,7 +110,7 @@ withModelOptions(program.command('calibrate'))
 program
   .command('verify')
   .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
-  .option('--bundle <dir>', 'bundle folder (default: the demo model)')
+  .option('--bundle <dir>', 'bundle folder (default: the base bundle)')
   .addOption(new Option('--model <dir>', 'the same, as the other commands call it').conflicts('bundle'))
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .addOption(precisionOption())
@@ -178,7 +178,7 @@ program
   .argument('<inputs...>', 'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key')
   .addOption(redisOption())
   .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
-  .option('--model <dir>', 'bundle folder (default: the demo model)')
+  .option('--model <dir>', 'bundle folder (default: the base bundle)')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--priority <n>', 'from 1, the most urgent, to 2097151; 0 comes before all that have one', wholeNumber, 0)
   .action(submit);

@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { createInterface } from 'node:readline';
 import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
-import { demoBundle } from '../native.js';
+import { baseBundle } from '../native.js';
 import { expandInputs, loadModel, stopSignal, type ModelOptions } from './inputs.js';
 import type { Reference, RunResult, Submission } from '../queue/index.js';
 
@@ -133,7 +133,7 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
     yield first.value;
     yield* others;
   };
-  const model = await bundleDigest(options.model ?? demoBundle);
+  const model = await bundleDigest(options.model ?? baseBundle);
   const { redis, seed, priority } = options;
   process.stdout.write(`${await submitRun(all(), { redis, model, seed, priority })}\n`);
 }

@@ -11,7 +11,7 @@ import { probe, relevantVariables, type ProbeOutcome } from './probe.js';
 
 /** What to examine. */
 export interface Examination {
-  /** Default: the demo bundle. */
+  /** Default: the base bundle. */
   readonly bundle?: string | undefined;
   readonly device: string;
   /** Of one probe, milliseconds. */
