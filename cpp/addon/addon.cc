@@ -15,7 +15,7 @@ namespace diad_addon {
 namespace {
 
 struct LoadRequest {
-  std::string bundle, device, precision;
+  std::string bundle, device, precision, normality;
   std::vector<int32_t> preferred_batches;
   diad_load_options options{};
 };
@@ -27,6 +27,8 @@ LoadRequest read_load_request(const Napi::CallbackInfo& info) {
   request.bundle = info[0].ToString();
   request.device = options.Get("device").ToString();
   request.precision = options.Get("precision").ToString();
+  const Napi::Value normality = options.Get("normality");
+  if (normality.IsString()) request.normality = normality.ToString();
   request.options.threads = integer("threads");
   request.options.max_batch = integer("maxBatch");
   request.options.max_delay_ms = integer("maxDelayMs");
@@ -96,6 +98,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
           request.options.preferred_batches = request.preferred_batches.data();
           request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());
           request.options.precision = request.precision.c_str();
+          request.options.normality = request.normality.empty() ? nullptr : request.normality.c_str();
           request.options.unwanted = [](void* user) { return static_cast<Environment*>(user)->closed() ? 1 : 0; };
           request.options.user = environment.get();
           diad_engine* engine = nullptr;

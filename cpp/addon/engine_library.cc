@@ -47,7 +47,9 @@ bool resolve_all(void* handle, EngineApi& api) {
          resolve(handle, "diad_engine_load", api.load) && resolve(handle, "diad_engine_info", api.info) &&
          resolve(handle, "diad_engine_submit", api.submit) && resolve(handle, "diad_engine_cancel", api.cancel) &&
          resolve(handle, "diad_engine_stats", api.stats) && resolve(handle, "diad_engine_close", api.close) &&
-         resolve(handle, "diad_engine_result_free", api.result_free) && resolve(handle, "diad_engine_last_error", api.last_error);
+         resolve(handle, "diad_engine_result_free", api.result_free) && resolve(handle, "diad_engine_last_error", api.last_error) &&
+         resolve(handle, "diad_calibrator_new", api.calibrator_new) && resolve(handle, "diad_calibrator_finish", api.calibrator_finish) &&
+         resolve(handle, "diad_calibration_free", api.calibration_free) && resolve(handle, "diad_calibrator_free", api.calibrator_free);
 }
 
 }  // namespace

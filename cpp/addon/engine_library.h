@@ -19,6 +19,10 @@ struct EngineApi {
   decltype(&diad_engine_close) close = nullptr;
   decltype(&diad_engine_result_free) result_free = nullptr;
   decltype(&diad_engine_last_error) last_error = nullptr;
+  decltype(&diad_calibrator_new) calibrator_new = nullptr;
+  decltype(&diad_calibrator_finish) calibrator_finish = nullptr;
+  decltype(&diad_calibration_free) calibration_free = nullptr;
+  decltype(&diad_calibrator_free) calibrator_free = nullptr;
 };
 
 struct CodedError {

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "calibration_call.h"
 #include "promise.h"
 
 namespace diad_addon {
@@ -35,6 +36,12 @@ Napi::Object convert_result(Napi::Env env, const diad_result& result) {
   object.Set("size", result.size);
   object.Set("batchSize", result.batch_size);
   object.Set("timings", convert_timings(env, result.timings));
+  if (result.has_evidence != 0) {
+    Napi::Object evidence = Napi::Object::New(env);
+    evidence.Set("reconstruction", result.evidence_reconstruction);
+    evidence.Set("memory", result.evidence_memory);
+    object.Set("evidence", evidence);
+  }
   if (result.map != nullptr) object.Set("map", copy_floats(env, result.map, pixels));
   if (result.reconstruction != nullptr) {
     Napi::Uint8Array rgb = Napi::Uint8Array::New(env, pixels * 3);
@@ -120,7 +127,9 @@ Napi::Function NativeEngine::define(Napi::Env env) {
   return DefineClass(env, "NativeEngine",
                      {InstanceMethod<&NativeEngine::info>("info"), InstanceMethod<&NativeEngine::stats>("stats"),
                       InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
-                      InstanceMethod<&NativeEngine::close>("close")});
+                      InstanceMethod<&NativeEngine::close>("close"), InstanceMethod<&NativeEngine::create_calibrator>("createCalibrator"),
+                      InstanceMethod<&NativeEngine::finish_calibrator>("finishCalibrator"),
+                      InstanceMethod<&NativeEngine::drop_calibrator>("dropCalibrator")});
 }
 
 NativeEngine::NativeEngine(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeEngine>(info) {}
@@ -177,6 +186,18 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   request.want_map = options.Get("map").ToBoolean() ? 1 : 0;
   request.want_reconstruction = options.Get("reconstruction").ToBoolean() ? 1 : 0;
   request.want_stages = options.Get("stages").ToBoolean() ? 1 : 0;
+  const Napi::Value name = options.Get("className");
+  const std::string class_name = name.IsString() ? name.ToString().Utf8Value() : "";
+  request.class_name = class_name.c_str();
+  std::shared_ptr<CalibratorHandle> sink;  // until the engine has its own hold on it
+  if (options.Get("calibration").IsObject()) {
+    const Napi::Object calibration = options.Get("calibration").As<Napi::Object>();
+    sink = calibrator(env, calibration.Get("calibrator"));
+    request.calibrator = sink->get();
+    request.image_index = calibration.Get("index").ToNumber().Int64Value();
+    request.in_memory = calibration.Get("inMemory").ToBoolean() ? 1 : 0;
+    request.in_statistics = calibration.Get("inStatistics").ToBoolean() ? 1 : 0;
+  }
 
   auto pending = std::make_unique<Pending>();
   pending->environment = environment_;
@@ -213,9 +234,47 @@ Napi::Value NativeEngine::cancel(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), cancelled != 0);
 }
 
+Napi::Value NativeEngine::create_calibrator(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::shared_ptr<CalibratorHandle> created;
+  Napi::Value error = closed_error(env);
+  engine(env).with([&](const EngineApi& api, diad_engine* handle) {
+    diad_calibrator* raw = nullptr;
+    if (api.calibrator_new(handle, &raw) == 0) {
+      created = std::make_shared<CalibratorHandle>(api, raw);
+    } else {
+      const diad_error why = api.last_error();
+      error = make_error(env, why.code, why.message);
+    }
+  });
+  if (!created) throw Napi::Error(env, error);
+  calibrators_.emplace(next_calibrator_, std::move(created));
+  return Napi::Number::New(env, next_calibrator_++);
+}
+
+std::shared_ptr<CalibratorHandle> NativeEngine::calibrator(Napi::Env env, const Napi::Value& id) const {
+  const auto found = calibrators_.find(id.ToNumber().Uint32Value());
+  if (found != calibrators_.end()) return found->second;
+  throw Napi::Error(env, make_error(env, "ERR_DIAD_INVALID_ARGUMENT", "Expected a calibrator of this model that was not dropped"));
+}
+
+Napi::Value NativeEngine::finish_calibrator(const Napi::CallbackInfo& info) {
+  return finish_calibration(info.Env(), environment_, calibrator(info.Env(), info[0]));
+}
+
+Napi::Value NativeEngine::drop_calibrator(const Napi::CallbackInfo& info) {
+  const auto found = calibrators_.find(info[0].ToNumber().Uint32Value());
+  if (found != calibrators_.end()) {
+    found->second->drop();
+    calibrators_.erase(found);
+  }
+  return info.Env().Undefined();
+}
+
 Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   static_cast<void>(engine(env));
+  calibrators_.clear();  // one that is being finished stays until it is
   auto operation = std::make_shared<Operation>(env, environment_);
   const Napi::Promise promise = operation->promise();
   // Closing waits for the end of a layer: not on this thread. The environment's own teardown waits for whoever comes first.

@@ -3,9 +3,12 @@
 
 #include <napi.h>
 
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
+#include "calibrator_handle.h"
 #include "engine_handle.h"
 #include "environment.h"
 
@@ -25,13 +28,20 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   Napi::Value submit(const Napi::CallbackInfo& info);
   Napi::Value cancel(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
+  Napi::Value create_calibrator(const Napi::CallbackInfo& info);
+  Napi::Value finish_calibrator(const Napi::CallbackInfo& info);
+  Napi::Value drop_calibrator(const Napi::CallbackInfo& info);
 
   // Throws a TypeError for an object that attach() never saw.
   [[nodiscard]] EngineHandle& engine(Napi::Env env) const;
+  // Throws ERR_DIAD_INVALID_ARGUMENT for an id that was never given out or was dropped.
+  [[nodiscard]] std::shared_ptr<CalibratorHandle> calibrator(Napi::Env env, const Napi::Value& id) const;
 
   std::shared_ptr<Environment> environment_;
   std::shared_ptr<EngineHandle> engine_;
   std::string info_;
+  std::map<uint32_t, std::shared_ptr<CalibratorHandle>> calibrators_;
+  uint32_t next_calibrator_ = 1;
 };
 
 }  // namespace diad_addon

@@ -20,7 +20,8 @@ int64_t mirrored(int64_t i, int64_t size) {
   return folded < size ? folded : period - 1 - folded;
 }
 
-// The blur along one axis as a matrix [S, S]: row i holds the weights of output i.
+}  // namespace
+
 at::Tensor blur_matrix(int64_t size, double sigma, double truncate) {
   const auto radius = static_cast<int64_t>(truncate * sigma + 0.5);
   std::vector<double> kernel;
@@ -39,8 +40,6 @@ at::Tensor blur_matrix(int64_t size, double sigma, double truncate) {
   return matrix;
 }
 
-}  // namespace
-
 at::Tensor gaussian_blur(const at::Tensor& maps, double sigma, double truncate) {
   const at::Tensor rows = blur_matrix(maps.size(1), sigma, truncate).to(maps.device());
   const at::Tensor columns = maps.size(1) == maps.size(2) ? rows : blur_matrix(maps.size(2), sigma, truncate).to(maps.device());
@@ -53,13 +52,21 @@ at::Tensor pooled_maximum(const at::Tensor& maps, int64_t size, int64_t count) {
   return pooled.amax({1, 2, 3});
 }
 
-AnomalyMaps anomaly_maps(const Features& input, const Features& reconstructed, const Manifest& manifest) {
-  AnomalyMaps result;
-  const int64_t size = manifest.image_size;
+Features cosine_distances(const Features& input, const Features& reconstructed) {
+  Features distances;
   for (size_t i = 0; i < input.size(); ++i) {
-    const at::Tensor distance = 1 - at::cosine_similarity(input[i].to(at::kFloat), reconstructed[i].to(at::kFloat), 1, 1e-8);
-    result.distances[i] = at::upsample_bilinear2d(distance.unsqueeze(1), {size, size}, /*align_corners=*/true).squeeze(1);
+    distances[i] = 1 - at::cosine_similarity(input[i].to(at::kFloat), reconstructed[i].to(at::kFloat), 1, 1e-8);
   }
+  return distances;
+}
+
+at::Tensor enlarged(const at::Tensor& maps, int64_t size) {
+  return at::upsample_bilinear2d(maps.unsqueeze(1), {size, size}, /*align_corners=*/true).squeeze(1);
+}
+
+AnomalyMaps anomaly_maps(const Features& distances, const Manifest& manifest) {
+  AnomalyMaps result;
+  for (size_t i = 0; i < distances.size(); ++i) result.distances[i] = enlarged(distances[i], manifest.image_size);
   result.raw = result.distances[0].to(at::kDouble) + result.distances[1].to(at::kDouble) + result.distances[2].to(at::kDouble);
   result.smooth = gaussian_blur(result.raw, manifest.map_sigma, manifest.map_truncate);
   const at::Tensor scores = pooled_maximum(result.smooth, manifest.pool_size, manifest.pool_count).cpu();

@@ -239,7 +239,7 @@ void Batcher::run(std::span<const ItemPtr> batch) {
     std::vector<PictureRequest> requests;
     for (const ItemPtr& item : batch) {
       const Submission& submission = item->submission;
-      requests.push_back({&submission.frame, submission.seed, submission.wanted});
+      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.class_name, submission.calibration});
     }
     std::vector<PictureResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {

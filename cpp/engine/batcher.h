@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -37,6 +38,8 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
+  std::string class_name;                         // see PictureRequest
+  CalibrationSink calibration;                    // likewise
   int64_t priority = 0;                           // larger goes first; equals in the order of submission
   std::chrono::milliseconds timeout{0};           // from submit; 0: none
   uint64_t session = 0;                           // whose request this is, for close_session

@@ -87,6 +87,13 @@ std::vector<DdimStep> parse_steps(const json& schedule, int64_t train_timesteps)
   return steps;
 }
 
+EvidenceSettings parse_evidence(const json& evidence) {
+  const json& weights = member(evidence, "weights", "evidence");
+  return {integer(evidence, "dimensions", "evidence", 1, 4096), integer(evidence, "grid", "evidence", 1, 256),
+          integer(evidence, "memoryVectors", "evidence", 1, 65536), number(weights, "reconstruction", "evidence.weights", 0, 1000),
+          number(weights, "memory", "evidence.weights", 0, 1000)};
+}
+
 std::string read_text(const fs::path& file) {
   std::ifstream stream(file, std::ios::binary);
   std::ostringstream content;
@@ -185,6 +192,7 @@ Manifest parse_manifest(const std::string& source) {
     invalid("score: " + std::to_string(m.pool_count) + " pools of " + std::to_string(m.pool_size) + " leave nothing of a map of " +
             std::to_string(m.image_size));
   }
+  if (root.contains("evidence")) m.evidence = parse_evidence(root["evidence"]);
   const json& files = member(root, "files", "");
   for (const char* name : kModuleFiles) member(files, name, "files");
   return m;

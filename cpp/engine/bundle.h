@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,15 @@ struct DdimStep {
   int64_t timestep;      // what the model was told, 0..trainTimesteps-1
   float alpha_bar;       // before the step, (0, 1]
   float alpha_bar_prev;  // after it, (0, 1]
+};
+
+// How a model judges an image by reconstruction and memory (docs/evidence.md).
+struct EvidenceSettings {
+  int64_t dimensions = 0;      // D, of a vector
+  int64_t grid = 0;            // G: an image has G x G vectors
+  int64_t memory_vectors = 0;  // M at most, per class
+  double reconstruction_weight = 0;
+  double memory_weight = 0;
 };
 
 // What manifest.json says, checked against the schema.
@@ -35,6 +45,7 @@ struct Manifest {
   double map_truncate = 0;      // standard deviations
   int64_t pool_size = 0;        // pixels
   int64_t pool_count = 0;
+  std::optional<EvidenceSettings> evidence;  // none: the published map and score alone
 };
 
 struct Bundle {

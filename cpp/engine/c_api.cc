@@ -1,8 +1,13 @@
 // The C interface over Model: plain structs in and out, no exception leaves.
 #include <atomic>
+#include <limits>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <string>
+#include <vector>
 
+#include "calibrator.h"
 #include "diad_engine.h"
 #include "error.h"
 #include "failure.h"
@@ -13,6 +18,10 @@
 struct diad_engine {
   std::shared_ptr<diad::Model> model;
   uint64_t session;
+};
+
+struct diad_calibrator {
+  std::shared_ptr<diad::Calibrator> calibrator;
 };
 
 namespace {
@@ -61,12 +70,61 @@ struct OwnedResult : diad_result {
     batch_size = static_cast<int32_t>(picture.batch_size);
     const diad::Timings& t = picture.timings;
     timings = {t.queue, t.compute, t.resize, t.encode, t.denoise, t.decode, t.extract, t.map};
+    if (!picture.evidence) return;
+    has_evidence = 1;
+    evidence_reconstruction = picture.evidence->reconstruction;
+    evidence_memory = picture.evidence->memory;
   }
 
   Failure failure{nullptr, {}};
   PictureResult picture;
   std::vector<diad_stage> stage_views;
 };
+
+// A diad_unseen_scores with everything it points to.
+class OwnedScores {
+ public:
+  explicit OwnedScores(const std::vector<diad::UnseenScore>& of_images) {
+    for (const diad::UnseenScore& image : of_images) {
+      indices_.push_back(static_cast<uint32_t>(image.index));
+      scores_.push_back(image.score);
+      reconstruction_.push_back(image.reconstruction);
+      memory_.push_back(image.memory);
+      peaks_.push_back(image.peak);
+    }
+  }
+
+  [[nodiscard]] diad_unseen_scores view() const {
+    return {static_cast<int64_t>(indices_.size()), indices_.data(), scores_.data(), reconstruction_.data(), memory_.data(), peaks_.data()};
+  }
+
+ private:
+  std::vector<uint32_t> indices_;
+  std::vector<double> scores_, reconstruction_, memory_, peaks_;
+};
+
+// A diad_calibration with everything it points to.
+struct OwnedCalibration : diad_calibration {
+  explicit OwnedCalibration(diad::Calibration calibration)
+      : diad_calibration{}, bytes(std::move(calibration.normality)), of_classes(calibration.images), of_all(calibration.overall) {
+    diad_calibration::normality = bytes.data();
+    normality_size = bytes.size();
+    images = of_classes.view();
+    overall = of_all.view();
+  }
+
+  std::vector<uint8_t> bytes;
+  OwnedScores of_classes, of_all;
+};
+
+diad::CalibrationSink sink_of(const diad_request& request) {
+  if (request.calibrator == nullptr) return {};
+  if (request.image_index < 0 || request.image_index > std::numeric_limits<uint32_t>::max()) {
+    throw EngineError(code::kInvalidArgument,
+                      "Expected an index from 0 to 2^32 - 1 for a calibration image but received " + std::to_string(request.image_index));
+  }
+  return {request.calibrator->calibrator, request.image_index, {request.in_memory != 0, request.in_statistics != 0}};
+}
 
 constexpr uint32_t kLargestSide = 1 << 20;  // pixels
 
@@ -127,6 +185,7 @@ int32_t diad_engine_load(const char* bundle, const diad_load_options* options, d
     load.queue.preferred = preferred_batches(*options);
     load.verify = options->verify != 0;
     load.warmup = options->warmup != 0;
+    if (options->normality != nullptr) load.normality = options->normality;
     const diad::InterruptionScope scope([options] { return options->unwanted != nullptr && options->unwanted(options->user) != 0; });
     *engine = new diad_engine{diad::open_model(bundle, load), ++sessions};
   });
@@ -140,6 +199,8 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     submission.frame = copy_frame(*request);
     submission.seed = request->seed;
     submission.wanted = {request->want_map != 0, request->want_reconstruction != 0, request->want_stages != 0};
+    if (request->class_name != nullptr) submission.class_name = request->class_name;
+    submission.calibration = sink_of(*request);
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
     submission.priority = request->priority;
     submission.session = engine->session;
@@ -182,6 +243,22 @@ void diad_engine_close(diad_engine* engine) {
 }
 
 void diad_engine_result_free(diad_result* result) { delete static_cast<OwnedResult*>(result); }
+
+int32_t diad_calibrator_new(diad_engine* engine, diad_calibrator** calibrator) {
+  return guarded(
+      [&] { *calibrator = new diad_calibrator{std::make_shared<diad::Calibrator>(engine->model->manifest(), engine->model->threads())}; });
+}
+
+int32_t diad_calibrator_finish(diad_calibrator* calibrator, int32_t (*unwanted)(void* user), void* user, diad_calibration** calibration) {
+  return guarded([&] {
+    const diad::InterruptionScope scope([unwanted, user] { return unwanted != nullptr && unwanted(user) != 0; });
+    *calibration = new OwnedCalibration(calibrator->calibrator->finish());
+  });
+}
+
+void diad_calibration_free(diad_calibration* calibration) { delete static_cast<OwnedCalibration*>(calibration); }
+
+void diad_calibrator_free(diad_calibrator* calibrator) { delete calibrator; }
 
 int32_t diad_engine_profile_start(void) {
   return guarded([] { diad::start_operator_profile(); });

@@ -184,4 +184,9 @@ Features CapturedModules::extract(const at::Tensor& x) {
   return {maps[0], maps[1], maps[2]};
 }
 
+at::Tensor CapturedModules::embed(const Features& maps) {
+  return run(Method::kEmbed, 0, {maps[0], maps[1], maps[2]},
+             [this](const Tensors& in) { return Tensors{plain_->embed({in[0], in[1], in[2]})}; })[0];
+}
+
 }  // namespace diad

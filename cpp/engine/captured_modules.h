@@ -43,9 +43,10 @@ class CapturedModules final : public Modules {
   at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override;
   at::Tensor decode(const at::Tensor& z) override;
   Features extract(const at::Tensor& x) override;
+  at::Tensor embed(const Features& maps) override;
 
  private:
-  enum class Method { kEncode, kGuide, kDenoise, kDecode, kExtract };
+  enum class Method { kEncode, kGuide, kDenoise, kDecode, kExtract, kEmbed };
   struct Known {
     Tensors inputs;
     std::unique_ptr<Recording> recording;  // null: not to be had

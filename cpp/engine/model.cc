@@ -6,6 +6,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
+#include <fstream>
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,7 @@
 #include "helpers.h"
 #include "interruption.h"
 #include "process_memory.h"
+#include "sha256.h"
 
 namespace diad {
 
@@ -74,9 +76,30 @@ std::unique_ptr<Modules> load_modules(const Bundle& bundle, c10::Device device, 
   return std::make_unique<CapturedModules>(std::move(modules), std::move(recorder));
 }
 
+std::vector<uint8_t> read_normality(const std::filesystem::path& file) {
+  std::error_code error;
+  const auto size = std::filesystem::is_regular_file(file, error) ? std::filesystem::file_size(file, error) : 0;
+  std::vector<uint8_t> bytes(size);
+  std::ifstream stream(file, std::ios::binary);
+  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  if (size == 0 || !stream) {
+    throw EngineError(code::kBundleCorrupt, "Cannot read the normality file " + file.string() + "; calibrate the bundle again");
+  }
+  return bytes;
+}
+
+std::string sha256_of(std::span<const uint8_t> bytes) {
+  Sha256 hash;
+  hash.update(bytes);
+  return hash.hex();
+}
+
 }  // namespace
 
-Model::Model(const Bundle& bundle, const LoadOptions& options) : device_(parse_device(options.device)) {
+Model::Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality, const std::string& normality_sha256)
+    : device_(parse_device(options.device)),
+      manifest_(bundle.manifest),
+      threads_(options.threads > 0 ? options.threads : default_threads()) {
   const auto started = Clock::now();
   const c10::Device device = device_;
   const Precision precision = parse_precision(options.precision, device);
@@ -85,8 +108,7 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : device_(parse_d
     at::globalContext().setAllowTF32CuDNN(false);
     at::globalContext().setSDPUseCuDNN(false);  // it plans anew for every shape
   }
-  const int unless_given = default_threads();
-  const int threads = options.threads > 0 ? options.threads : unless_given;
+  const int threads = threads_;
   const MakeBatchRunner make_runner = [&, unwanted = what_interrupts()]() -> BatchRunner {
     const InterruptionScope scope(unwanted);  // of whoever loads
     at::set_num_threads(threads);
@@ -94,7 +116,9 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : device_(parse_d
     const bool tidy = device.is_cpu() && bundle.size_bytes >= kLargeModel;
     const auto helpers = std::make_shared<Helpers>(threads - 1);  // beside an accelerator for resizing pictures
     const HelperScope while_loading(*helpers);
-    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, load_modules(bundle, device, precision), device, precision.type, tidy);
+    std::unique_ptr<Modules> modules = load_modules(bundle, device, precision);
+    auto judged_by = normality == nullptr ? nullptr : std::make_unique<Normality>(*normality, bundle.manifest, device);
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, std::move(modules), device, precision.type, tidy, std::move(judged_by));
     // Where our own layers compute, OpenMP's threads would be in the helpers' way for the little that is left to LibTorch.
     if (device.is_cpu() && precision.type == at::kFloat && cpu_kernels() != nullptr) at::set_num_threads(1);
     return [helpers, pipeline = std::move(pipeline)](std::span<const PictureRequest> batch, const StepCallback& on_step) {
@@ -113,7 +137,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options) : device_(parse_d
                          {"threads", threads},
                          {"libtorch", TORCH_VERSION},
                          {"loadMs", load_ms},
-                         {"sizeBytes", bundle.size_bytes}}
+                         {"sizeBytes", bundle.size_bytes},
+                         {"normalitySha256", normality == nullptr ? nlohmann::json() : nlohmann::json(normality_sha256)}}
               .dump();
 }
 
@@ -129,6 +154,16 @@ std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const Loa
   };
   static auto* registry = new Registry;  // never destroyed: threads may outlive static destructors
   const Bundle bundle = open_bundle(folder, options.verify);
+  std::vector<uint8_t> normality;
+  if (!options.normality.empty()) {
+    if (!bundle.manifest.evidence) {
+      throw EngineError(code::kInvalidArgument, "The bundle " + bundle.manifest.name +
+                                                    " has no evidence in its manifest: it cannot use the normality file " +
+                                                    options.normality.string());
+    }
+    normality = read_normality(options.normality);
+  }
+  const std::string normality_sha256 = normality.empty() ? "" : sha256_of(normality);
   const std::string key = nlohmann::json{bundle.manifest_sha256,
                                          std::filesystem::canonical(folder).string(),
                                          parse_device(options.device).str(),
@@ -137,13 +172,16 @@ std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const Loa
                                          options.queue.max_batch,
                                          options.queue.max_delay.count(),
                                          options.queue.queue_limit,
-                                         options.queue.preferred}
+                                         options.queue.preferred,
+                                         normality_sha256}
                               .dump();
   std::unique_lock lock(registry->mutex, std::defer_lock);
   while (!lock.try_lock_for(std::chrono::milliseconds(20))) check_interruption();
   std::weak_ptr<Model>& known = registry->models[key];
   if (std::shared_ptr<Model> model = known.lock()) return model;
-  auto model = std::make_shared<Model>(bundle, options);
+  std::optional<NormalClasses> classes;
+  if (!normality.empty()) classes = parse_normality(normality, options.normality.filename().string(), bundle.manifest);
+  auto model = std::make_shared<Model>(bundle, options, classes ? &*classes : nullptr, normality_sha256);
   known = model;
   return model;
 }

@@ -9,6 +9,7 @@
 
 #include "batcher.h"
 #include "bundle.h"
+#include "normality.h"
 
 namespace diad {
 
@@ -19,22 +20,28 @@ struct LoadOptions {
   BatcherOptions queue;
   bool verify = true;
   bool warmup = true;
+  std::filesystem::path normality;  // file that calibration wrote; empty: none
 };
 
 class Model {
  public:
-  // Loads the networks and starts the inference thread. Throws EngineError.
-  Model(const Bundle& bundle, const LoadOptions& options);
+  // Loads the networks and starts the inference thread. `normality`: null, or what normal images look like, of the file with that sha256.
+  // Throws EngineError.
+  Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality, const std::string& normality_sha256);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
-  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes.
+  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes, normalitySha256 (null without one).
   [[nodiscard]] const std::string& info() const { return info_; }
+  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
+  [[nodiscard]] int threads() const { return threads_; }
 
  private:
   const c10::Device device_;
+  const Manifest manifest_;
+  const int threads_;
   std::string info_;
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };

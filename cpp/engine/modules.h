@@ -9,6 +9,7 @@
 #include "anomaly_map.h"
 #include "bundle.h"
 #include "device.h"
+#include "error.h"
 
 namespace diad {
 
@@ -31,7 +32,12 @@ class Modules {
   // x [N, 3, S, S] -> three feature maps; float32 whatever the precision: one minus the cosine of features that are nearly equal keeps few
   // of a half's digits, and this network is the cheapest.
   virtual Features extract(const at::Tensor& x) = 0;
+  // Feature maps of N images -> vectors that the memory compares, [N, D, G, G], float32. For bundles with evidence; others throw
+  // EngineError ERR_DIAD_BUNDLE_INVALID.
+  virtual at::Tensor embed(const Features& maps);
 };
+
+inline at::Tensor Modules::embed(const Features& /*maps*/) { throw EngineError(code::kBundleInvalid, "extractor.pt has no method embed"); }
 
 // Loads a bundle's TorchScript files, casts them to `precision` (the extractor to float32, never quantised), freezes them.
 // Throws EngineError: ERR_DIAD_BUNDLE_CORRUPT (not loadable), ERR_DIAD_BUNDLE_INVALID (a method is missing), ERR_DIAD_OUT_OF_MEMORY.

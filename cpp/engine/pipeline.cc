@@ -49,12 +49,49 @@ Stage make_stage(const char* name, const at::Tensor& value) {
   return {name, dense.sizes().vec(), std::vector<float>(first, first + dense.numel())};
 }
 
+// Maps and scores of a batch: the published ones, or with a normality the combined ones.
+struct Maps {
+  Features distances;  // [N, S, S] float32; undefined where nobody asked for stages of combined maps
+  at::Tensor raw, smooth;
+  std::vector<double> scores;
+  std::vector<EvidenceScores> evidence;  // [N], or empty
+  at::Tensor memory_distance;            // [N, G, G] float32, with evidence
+};
+
+Maps published(const Features& distances, const Manifest& manifest) {
+  AnomalyMaps maps = anomaly_maps(distances, manifest);
+  return {maps.distances, maps.raw, maps.smooth, std::move(maps.scores), {}, {}};
+}
+
+Maps combined(Normality& normality, std::span<const PictureRequest> batch, const Features& distances, const at::Tensor& embedding,
+              int64_t size) {
+  std::vector<std::string> classes;
+  for (const PictureRequest& request : batch) classes.push_back(request.class_name);
+  Normality::Judgement judgement = normality.judge(distances, embedding, classes);
+  const Evidence& evidence = judgement.evidence;
+  Maps maps{{}, evidence.raw, evidence.smooth, evidence.scores, {}, judgement.memory_distance};
+  for (size_t i = 0; i < batch.size(); ++i) maps.evidence.push_back({evidence.reconstruction[i], evidence.memory[i]});
+  if (std::ranges::any_of(batch, [](const PictureRequest& request) { return request.wanted.stages; })) {
+    for (size_t i = 0; i < distances.size(); ++i) maps.distances[i] = enlarged(distances[i], size);
+  }
+  return maps;
+}
+
+void hand_over(std::span<const PictureRequest> batch, const Features& distances, const at::Tensor& embedding) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const auto& [calibrator, index, roles] = batch[i].calibration;
+    if (!calibrator) continue;
+    const auto image = static_cast<int64_t>(i);
+    calibrator->add(index, batch[i].class_name, roles, {distances[0][image], distances[1][image], distances[2][image]}, embedding[image]);
+  }
+}
+
 // Everything between input and score, for the pictures that asked for it.
 struct Intermediates {
-  at::Tensor x, moments, z, x_start, reconstruction;
+  at::Tensor x, moments, z, x_start, reconstruction, embedding;
   std::vector<at::Tensor> step_x;
 
-  [[nodiscard]] std::vector<Stage> stages(int64_t i, const AnomalyMaps& maps) const {
+  [[nodiscard]] std::vector<Stage> stages(int64_t i, const Maps& maps) const {
     std::vector<at::Tensor> latents;
     for (const at::Tensor& latent : step_x) latents.push_back(latent[i]);
     std::vector<Stage> result{make_stage("x", x[i]),
@@ -69,6 +106,8 @@ struct Intermediates {
                               make_stage("map_raw", maps.raw[i]),
                               make_stage("map", maps.smooth[i])};
     result.push_back({"score", {}, {static_cast<float>(maps.scores[static_cast<size_t>(i)])}});
+    if (embedding.defined()) result.push_back(make_stage("embedding", embedding[i]));
+    if (maps.memory_distance.defined()) result.push_back(make_stage("memory_distance", maps.memory_distance[i]));
     return result;
   }
 };
@@ -87,8 +126,14 @@ at::Tensor of_size(at::Tensor result, at::IntArrayRef size, const char* file) {
   throw EngineError(code::kBundleInvalid, words.str());
 }
 
-Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy)
-    : manifest_(std::move(manifest)), modules_(std::move(modules)), device_(device), precision_(precision), tidy_(tidy) {}
+Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy,
+                   std::unique_ptr<Normality> normality)
+    : manifest_(std::move(manifest)),
+      modules_(std::move(modules)),
+      device_(device),
+      precision_(precision),
+      tidy_(tidy),
+      normality_(std::move(normality)) {}
 
 at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   const auto size = static_cast<uint32_t>(manifest_.image_size);
@@ -106,6 +151,15 @@ at::Tensor Pipeline::load_frames(std::span<const PictureRequest> batch) const {
   std::vector<at::Tensor> pictures;
   for (const PictureRequest& request : batch) pictures.push_back(normalised(of(request), manifest_));
   return at::cat(pictures);
+}
+
+// Vectors of the inputs [N, D, G, G], from their feature maps; undefined where neither a normality nor a calibration needs them.
+at::Tensor Pipeline::embed_if_wanted(std::span<const PictureRequest> batch, const Features& maps) const {
+  const bool collected =
+      std::ranges::any_of(batch, [](const PictureRequest& request) { return request.calibration.calibrator != nullptr; });
+  if (!manifest_.evidence || (!normality_ && !collected)) return {};
+  const auto& [dimensions, grid, vectors, reconstruction_weight, memory_weight] = *manifest_.evidence;
+  return of_size(modules_->embed(maps), {static_cast<int64_t>(batch.size()), dimensions, grid, grid}, "extractor.pt").to(at::kFloat);
 }
 
 // x_start = signal * z + spread * noise by the manifest's factors. A spread of 0 adds nothing: the result is exactly signal * z.
@@ -165,8 +219,11 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
   timings.decode = end_of_network();
   check_interruption();
   const Features features = modules_->extract(at::cat({kept.x, kept.reconstruction}));
+  kept.embedding = embed_if_wanted(batch, half_of(features, 0, count));
   timings.extract = end_of_network();
-  const AnomalyMaps maps = anomaly_maps(half_of(features, 0, count), half_of(features, count, count), manifest_);
+  const Features distances = cosine_distances(half_of(features, 0, count), half_of(features, count, count));
+  const Maps maps = normality_ ? combined(*normality_, batch, distances, kept.embedding, side) : published(distances, manifest_);
+  if (kept.embedding.defined()) hand_over(batch, distances, kept.embedding);
   timings.map = lap();
   timings.compute = whole();
 
@@ -175,6 +232,7 @@ std::vector<PictureResult> Pipeline::run(std::span<const PictureRequest> batch, 
     PictureResult& result = results[i];
     const auto index = static_cast<int64_t>(i);
     result.score = maps.scores[i];
+    if (!maps.evidence.empty()) result.evidence = maps.evidence[i];
     result.size = manifest_.image_size;
     if (batch[i].wanted.map) result.map = make_stage("map", maps.smooth[index]).values;
     if (batch[i].wanted.reconstruction) result.reconstruction = denormalised(kept.reconstruction[index].cpu(), manifest_);

@@ -5,13 +5,16 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "bundle.h"
+#include "calibrator.h"
 #include "frame.h"
 #include "modules.h"
+#include "normality.h"
 
 namespace diad {
 
@@ -26,6 +29,13 @@ struct PictureRequest {
   const Frame* frame = nullptr;
   uint64_t seed = 0;
   Wanted wanted;
+  std::string class_name = {};       // whose entry of the normality judges it
+  CalibrationSink calibration = {};  // receives its maps and vectors
+};
+
+// Scores of the two kinds of evidence alone.
+struct EvidenceScores {
+  double reconstruction = 0, memory = 0;
 };
 
 struct Stage {
@@ -41,9 +51,10 @@ struct Timings {
 
 struct PictureResult {
   double score = 0;
-  int64_t size = 0;                     // S
-  std::vector<float> map;               // [S, S]
-  std::vector<uint8_t> reconstruction;  // RGB8 [S, S, 3]
+  std::optional<EvidenceScores> evidence;  // with a normality
+  int64_t size = 0;                        // S
+  std::vector<float> map;                  // [S, S]
+  std::vector<uint8_t> reconstruction;     // RGB8 [S, S, 3]
   std::vector<Stage> stages;
   Timings timings;
   int64_t batch_size = 0;
@@ -56,7 +67,9 @@ class Pipeline {
  public:
   // `tidy`: what networks compute is pooled outside the heap (PooledScope) until the batch ends, and what one has left in the heap's middle
   // goes back to the system before the next begins.
-  Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy = false);
+  // With `normality` map and score are the combined ones of docs/evidence.md, else the published ones.
+  Pipeline(Manifest manifest, std::unique_ptr<Modules> modules, c10::Device device, c10::ScalarType precision, bool tidy = false,
+           std::unique_ptr<Normality> normality = nullptr);
 
   // Computes a batch; an image's result does not depend on the rest of the batch beyond float32 rounding. Returns an empty vector when the
   // callback stopped it.
@@ -66,6 +79,7 @@ class Pipeline {
 
  private:
   at::Tensor load_frames(std::span<const PictureRequest> batch) const;
+  at::Tensor embed_if_wanted(std::span<const PictureRequest> batch, const Features& maps) const;
   at::Tensor start_of_sampling(const at::Tensor& z, const std::vector<at::Tensor>& noise) const;
 
   Manifest manifest_;
@@ -73,6 +87,7 @@ class Pipeline {
   c10::Device device_;
   c10::ScalarType precision_;
   bool tidy_;
+  std::unique_ptr<Normality> normality_;
 };
 
 }  // namespace diad

@@ -180,7 +180,13 @@ class TorchScriptModules final : public Modules {
     encode_ = program_of("encoder.pt", precision);
     // What the decoder rounds is compared with the input: it is not quantised.
     decode_ = program_of("decoder.pt", Precision{precision.type});
-    extract_ = program_of("extractor.pt", Precision{});
+    check_interruption();
+    Module extractor = load_module(bundle, "extractor.pt");
+    std::shared_ptr<Graph> extract = graph(extractor, "extractor.pt", "forward", 1, Precision{}), embed;
+    if (bundle.manifest.evidence) embed = graph(extractor, "extractor.pt", "embed", 1, Precision{});
+    extractor = Module();
+    extract_ = program(std::move(extract), "extractor.pt", Precision{});
+    if (embed) embed_ = program(std::move(embed), "embed", Precision{});
     Module denoiser = reading.get();
     std::shared_ptr<Graph> guide = graph(denoiser, "denoiser.pt", "guide", 1, precision),
                            denoise = graph(denoiser, "denoiser.pt", "forward", 3, precision);
@@ -207,6 +213,13 @@ class TorchScriptModules final : public Modules {
     return {maps[0].toTensor(), maps[1].toTensor(), maps[2].toTensor()};
   }
 
+  at::Tensor embed(const Features& maps) override {
+    if (!embed_) return Modules::embed(maps);
+    const c10::IValue output = (*embed_)({c10::ivalue::Tuple::create(maps[0], maps[1], maps[2])});
+    if (!output.isTensor()) throw EngineError(code::kBundleInvalid, "extractor.pt: Expected a tensor from embed");
+    return output.toTensor();
+  }
+
  private:
   [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
 
@@ -216,6 +229,7 @@ class TorchScriptModules final : public Modules {
   // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
+  std::unique_ptr<Program> embed_;  // null without evidence
 };
 
 }  // namespace

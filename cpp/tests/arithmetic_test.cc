@@ -164,7 +164,7 @@ TEST_CASE("distance: 0 for parallel, 1 for orthogonal features, corners kept by 
     map[0][0][2][2] = 0;
     map[0][1][2][2] = 5;
   }
-  const diad::AnomalyMaps maps = diad::anomaly_maps(input, rebuilt, small_manifest());
+  const diad::AnomalyMaps maps = diad::anomaly_maps(diad::cosine_distances(input, rebuilt), small_manifest());
   CHECK(maps.distances[0].sizes() == at::IntArrayRef({1, 24, 24}));
   CHECK(maps.distances[1][0][0][0].item<double>() == doctest::Approx(0).epsilon(1e-6));
   CHECK(maps.distances[2][0][23][23].item<double>() == doctest::Approx(1));

@@ -156,3 +156,28 @@ TEST_CASE("bundle: sizes, hashes, missing files, names that lead out") {
   bundle.remove("manifest.json");
   CHECK(contains(bundle.opened(), "ERR_DIAD_BUNDLE_NOT_FOUND"));
 }
+
+TEST_CASE("manifest: evidence may be absent; where it is there, every key counts") {
+  json manifest = good_manifest();
+  CHECK_FALSE(diad::parse_manifest(manifest.dump()).evidence.has_value());
+  manifest["evidence"] = {
+      {"dimensions", 176}, {"grid", 32}, {"memoryVectors", 4000}, {"weights", {{"reconstruction", 0.5}, {"memory", 1}}}};
+  const std::optional<diad::EvidenceSettings> evidence = diad::parse_manifest(manifest.dump()).evidence;
+  REQUIRE(evidence.has_value());
+  CHECK(evidence->dimensions == 176);
+  CHECK(evidence->grid == 32);
+  CHECK(evidence->memory_vectors == 4000);
+  CHECK(evidence->reconstruction_weight == 0.5);
+  CHECK(evidence->memory_weight == 1);
+  const auto refused = [&](const char* pointer, const json& value) {
+    json changed = manifest;
+    changed[json::json_pointer(pointer)] = value;
+    return refusal(changed);
+  };
+  CHECK(contains(refused("/evidence", 5), "Expected an object for evidence"));
+  CHECK(contains(refused("/evidence/dimensions", 4097), "Expected an integer from 1 to 4096 for evidence.dimensions but received 4097"));
+  CHECK(contains(refused("/evidence/grid", 257), "Expected an integer from 1 to 256 for evidence.grid"));
+  CHECK(contains(refused("/evidence/memoryVectors", 0), "Expected an integer from 1 to 65536 for evidence.memoryVectors"));
+  CHECK(contains(refused("/evidence/weights", {{"memory", 1}}), "Expected the key evidence.weights.reconstruction"));
+  CHECK(contains(refused("/evidence/weights/memory", -1), "Expected a number from 0 to 1000 for evidence.weights.memory"));
+}

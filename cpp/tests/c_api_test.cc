@@ -25,7 +25,7 @@ TEST_CASE("C interface: version") {
 }
 
 TEST_CASE("C interface: what cannot be loaded says why") {
-  const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr};
+  const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
   CHECK(contains(load_error("/nowhere", good), "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
   diad_load_options options = good;
   options.max_batch = 0;
@@ -33,4 +33,11 @@ TEST_CASE("C interface: what cannot be loaded says why") {
   options = good;
   options.queue_limit = -4;
   CHECK(contains(load_error("/nowhere", options), "queueLimit but received -4"));
+}
+
+TEST_CASE("C interface: a bundle without evidence takes no normality file and calibrates nothing") {
+  const std::string demo = std::string(DIAD_FIXTURES) + "/../../../models/demo";
+  diad_load_options options{"cpu", "float32", 1, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
+  options.normality = "/nowhere/normality.safetensors";
+  CHECK(contains(load_error(demo.c_str(), options), "ERR_DIAD_INVALID_ARGUMENT: The bundle demo has no evidence in its manifest"));
 }

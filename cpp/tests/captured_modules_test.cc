@@ -26,6 +26,7 @@ class Arithmetic final : public Modules {
   at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override { return counted(z * (step + 1) + hint); }
   at::Tensor decode(const at::Tensor& z) override { return counted(z - 3); }
   Features extract(const at::Tensor& x) override { return {counted(x), x * x, x.sum({2, 3})}; }
+  at::Tensor embed(const Features& maps) override { return counted(maps[0] + maps[1].mean({2, 3}, true) - maps[2]); }
 
   int calls = 0;
 
@@ -208,3 +209,12 @@ TEST_CASE("another model may wait for its own work while one is recorded") {
 }
 
 #endif
+
+TEST_CASE("recordings: vectors of images are recorded like all else") {
+  const c10::InferenceMode guard;
+  Counting counting;
+  CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
+  const Features maps{random_tensor({3, 2, 4, 4}, 1), random_tensor({3, 2, 2, 2}, 2), random_tensor({3, 2, 1, 1}, 3)};
+  for (int round = 0; round < 2; ++round) CHECK(modules.embed(maps).equal(maps[0] + maps[1].mean({2, 3}, true) - maps[2]));
+  CHECK(counting.recordings == 1);
+}

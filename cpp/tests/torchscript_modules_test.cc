@@ -1,5 +1,6 @@
 // The demo bundle's networks as TorchScript.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/einsum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
@@ -19,18 +20,18 @@ diad::Bundle demo_bundle() {
   return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "demo", false);
 }
 
-// A bundle of the demo's networks with another encoder; its folder goes with the object.
+// A bundle of the demo's networks with another one in place of `file`; its folder goes with the object.
 class BundleWith {
  public:
-  explicit BundleWith(const torch::jit::Module& encoder) {
+  explicit BundleWith(const torch::jit::Module& network, const std::string& file = "encoder.pt") {
     const std::filesystem::path of_demo = bundle_.folder;
     bundle_.folder = std::filesystem::temp_directory_path() /
                      (std::string("diad-networks-").append(std::to_string(getpid())).append("-").append(std::to_string(made++)));
     std::filesystem::create_directories(bundle_.folder);
-    for (const char* name : {"decoder.pt", "extractor.pt", "denoiser.pt"}) {
+    for (const char* name : diad::kModuleFiles) {
       std::filesystem::copy(of_demo / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
     }
-    encoder.save((bundle_.folder / "encoder.pt").string());
+    network.save((bundle_.folder / file).string());
   }
   BundleWith(const BundleWith&) = delete;
   BundleWith& operator=(const BundleWith&) = delete;
@@ -39,6 +40,7 @@ class BundleWith {
     std::filesystem::remove_all(bundle_.folder, ignored);
   }
   [[nodiscard]] const diad::Bundle& bundle() const { return bundle_; }
+  [[nodiscard]] diad::Bundle& bundle() { return bundle_; }
 
  private:
   static inline int made = 0;
@@ -127,4 +129,38 @@ TEST_CASE("operations of which each is for the next one alone: as many as the in
   const BundleWith hostile(chain(6000));
   CHECK(contains(error_of([&] { (void)diad::load_torchscript(hostile.bundle(), c10::Device(c10::kCPU), {}); }),
                  "ERR_DIAD_BUNDLE_INVALID: encoder.pt: Expected at most 5000 operations"));
+}
+
+TEST_CASE("vectors come from the extractor's method embed, where the manifest has evidence") {
+  const c10::InferenceMode guard;
+  torch::jit::Module network("__torch__.Extractor");
+  network.register_parameter("weight", random_tensor({5, 3, 1, 1}, 1), /*is_buffer=*/true);
+  network.define(R"(
+    def forward(self, x):
+      return (x, torch.avg_pool2d(x, 2), torch.avg_pool2d(x, 4))
+    def embed(self, maps: Tuple[Tensor, Tensor, Tensor]):
+      a, b, c = maps
+      return torch.conv2d(b, self.weight) + c.mean()
+  )");
+  BundleWith other(network, "extractor.pt");
+  const at::Tensor x = random_tensor({2, 3, 8, 8}, 2);
+  const auto plain = diad::load_torchscript(other.bundle(), c10::Device(c10::kCPU), {});
+  CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }), "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
+  other.bundle().manifest.evidence = diad::EvidenceSettings{};
+  const auto modules = diad::load_torchscript(other.bundle(), c10::Device(c10::kCPU), {});
+  for (int round = 0; round < 2; ++round) {
+    const diad::Features maps = modules->extract(x);
+    const at::Tensor weight = random_tensor({5, 3, 1, 1}, 1);
+    const at::Tensor expected = at::einsum("nchw,kc->nkhw", {maps[1], weight.view({5, 3})}) + maps[2].mean();
+    const at::Tensor vectors = modules->embed(maps);
+    REQUIRE(vectors.sizes() == expected.sizes());
+    CHECK((vectors - expected).abs().max().item<float>() < 1e-5F);
+  }
+}
+
+TEST_CASE("a manifest with evidence needs an extractor with a method embed") {
+  diad::Bundle bundle = demo_bundle();
+  bundle.manifest.evidence = diad::EvidenceSettings{};
+  CHECK(contains(error_of([&] { (void)diad::load_torchscript(bundle, c10::Device(c10::kCPU), {}); }),
+                 "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
 }

@@ -85,7 +85,7 @@ Arguments parse(const std::vector<std::string>& words) {
 diad_engine* load(const Arguments& arguments) {
   if (arguments.bundle.empty()) throw std::runtime_error("--bundle is needed");
   const diad_load_options options{
-      arguments.device.c_str(), arguments.precision.c_str(), arguments.threads, 1, 0, 1024, 1, 1, nullptr, 0, nullptr, nullptr};
+      arguments.device.c_str(), arguments.precision.c_str(), arguments.threads, 1, 0, 1024, 1, 1, nullptr, 0, nullptr, nullptr, nullptr};
   diad_engine* engine = nullptr;
   if (diad_engine_load(arguments.bundle.c_str(), &options, &engine) != 0) fail();
   return engine;

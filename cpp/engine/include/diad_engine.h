@@ -39,7 +39,11 @@ typedef struct {
   int32_t preferred_count;
   int32_t (*unwanted)(void* user); /* NULL, or asked now and then while it loads; not 0 ends that with ERR_DIAD_CLOSED */
   void* user;                      /* of unwanted */
+  const char* normality;           /* file that a calibration wrote, or NULL: map and score are the published ones */
 } diad_load_options;
+
+/* What normal images look like: filled by requests that name it, then finished. */
+typedef struct diad_calibrator diad_calibrator;
 
 /* One intermediate result, row-major float32. */
 typedef struct {
@@ -65,6 +69,9 @@ typedef struct {
   int32_t stage_count;
   int32_t batch_size; /* pictures that were computed together */
   diad_timings timings;
+  int32_t has_evidence;           /* 1 with a normality: score and map are the combined ones, and the next two are set */
+  double evidence_reconstruction; /* scores of the two kinds of evidence alone */
+  double evidence_memory;
 } diad_result;
 
 typedef void (*diad_done)(void* user, diad_result* result);
@@ -82,9 +89,32 @@ typedef struct {
   int32_t want_reconstruction;
   int32_t want_stages;
   void* user;
-  diad_done done;    /* called exactly once for a request that submit accepted, from any thread */
-  diad_step on_step; /* NULL, or called after each denoising step from the inference thread, never after done */
+  diad_done done;              /* called exactly once for a request that submit accepted, from any thread */
+  diad_step on_step;           /* NULL, or called after each denoising step from the inference thread, never after done */
+  const char* class_name;      /* whose entry of the normality judges the image; NULL or unknown: that of all images */
+  diad_calibrator* calibrator; /* NULL, or receives the image's maps and vectors under class_name; may be freed before done */
+  int64_t image_index;         /* of the calibration image, >= 0; the same index again replaces the image */
+  int32_t in_memory;           /* its vectors may be chosen for the memory */
+  int32_t in_statistics;       /* its maps count for the statistics, and it is scored by diad_calibrator_finish */
 } diad_request;
+
+/* Scores of calibration images, each as of an image that calibration has not seen; arrays of `count` elements, by index. */
+typedef struct {
+  int64_t count;
+  const uint32_t* indices;
+  const double* scores;
+  const double* reconstruction; /* of that evidence alone */
+  const double* memory;
+  const double* peaks; /* maxima of the maps */
+} diad_unseen_scores;
+
+/* What a calibration gave; freed with diad_calibration_free. */
+typedef struct {
+  const uint8_t* normality; /* the file's bytes, for diad_load_options.normality */
+  uint64_t normality_size;
+  diad_unseen_scores images;  /* judged by the entry of their class */
+  diad_unseen_scores overall; /* judged by the entry of all images */
+} diad_calibration;
 
 typedef struct {
   uint64_t queued, running, completed, failed, cancelled, batches;
@@ -118,6 +148,19 @@ DIAD_EXPORT void diad_engine_stats(diad_engine* engine, diad_stats* stats);
 DIAD_EXPORT void diad_engine_close(diad_engine* engine);
 
 DIAD_EXPORT void diad_engine_result_free(diad_result* result);
+
+/* Begins a calibration; fails with ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence. It may outlive the engine. */
+DIAD_EXPORT int32_t diad_calibrator_new(diad_engine* engine, diad_calibrator** calibrator);
+
+/* Computes the outcome for what the calibrator has received; blocks for seconds, with as many threads as the engine has. `unwanted` is
+ * NULL, or asked now and then; not 0 ends it with ERR_DIAD_CLOSED. The calibrator stays as it is. Any thread. */
+DIAD_EXPORT int32_t diad_calibrator_finish(diad_calibrator* calibrator, int32_t (*unwanted)(void* user), void* user,
+                                           diad_calibration** calibration);
+
+DIAD_EXPORT void diad_calibration_free(diad_calibration* calibration);
+
+/* Requests that name it may still be pending; what they give is then lost. */
+DIAD_EXPORT void diad_calibrator_free(diad_calibrator* calibrator);
 
 /* Begins to time every operator of this process's models; costs speed. A second start begins anew. */
 DIAD_EXPORT int32_t diad_engine_profile_start(void);

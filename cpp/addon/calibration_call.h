@@ -1,0 +1,17 @@
+// The outcome of a calibration, computed on a background thread.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "calibrator_handle.h"
+#include "environment.h"
+
+namespace diad_addon {
+
+// A promise of { normality: Uint8Array, images, overall: { indices: Uint32Array, scores, reconstruction, memory, peaks: Float64Array } }.
+[[nodiscard]] Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>& environment,
+                                             const std::shared_ptr<CalibratorHandle>& calibrator);
+
+}  // namespace diad_addon

@@ -1,0 +1,25 @@
+// What the tests of evidence share: a manifest and the sizes of its maps.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "bundle.h"
+
+// 16 x 16 images, three maps of 6, 4 and 2 positions, vectors of 2 dimensions on a grid of 3.
+inline diad::Manifest evidence_manifest() {
+  diad::Manifest m;
+  m.name = "small";
+  m.image_size = 16;
+  m.map_sigma = 1.5;
+  m.map_truncate = 4;
+  m.pool_size = 3;
+  m.pool_count = 2;
+  m.evidence = {.dimensions = 2, .grid = 3, .memory_vectors = 100, .reconstruction_weight = 0.5, .memory_weight = 1};
+  return m;
+}
+
+inline std::vector<int64_t> map_size(size_t map) {
+  constexpr int64_t kSides[] = {6, 4, 2, 3};
+  return {kSides[map], kSides[map]};
+}
