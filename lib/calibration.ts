@@ -1,5 +1,6 @@
 // calibration.json of a bundle: thresholds, and how they were found.
-import { readFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { codeOf, DiadError } from './errors.js';
@@ -14,6 +15,18 @@ export interface Thresholds {
   readonly scale?: number;
   /** Pictures they were found from. */
   readonly images?: number;
+  /** Share of normal images that may be called anomalous, where it is not the calibration's own: few images bound a larger share only. */
+  readonly targetFpr?: number;
+}
+
+/** The file that holds what normal images look like (docs/evidence.md). */
+export interface NormalityFile {
+  /** Name within the bundle. */
+  readonly file: typeof NORMALITY_FILE;
+  /** Of its content, hex. */
+  readonly sha256: string;
+  /** Bytes. */
+  readonly size: number;
 }
 
 /** Where thresholds come from. */
@@ -32,6 +45,8 @@ export interface CalibrationOrigin {
   readonly tile?: { readonly size: number; readonly overlap: number } | undefined;
   /** sha256 of every picture used, so that nobody tests on them. */
   readonly pictures: readonly string[];
+  /** Of a bundle with evidence: what normal images look like. */
+  readonly normality?: NormalityFile | undefined;
 }
 
 /** What calibration.json must hold is `threshold` alone; `diad calibrate` writes the rest. */
@@ -42,6 +57,8 @@ export interface Calibration extends Thresholds, Partial<CalibrationOrigin> {
 
 /** Name of the file within a bundle. */
 export const CALIBRATION_FILE = 'calibration.json';
+/** Name of the file that a calibration of a bundle with evidence has beside it. */
+export const NORMALITY_FILE = 'normality.safetensors';
 
 const broken = (problem: string, cause?: unknown): DiadError =>
   new DiadError('ERR_DIAD_BUNDLE_INVALID', `${CALIBRATION_FILE}: ${problem}`, cause === undefined ? {} : { cause });
@@ -51,6 +68,15 @@ const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
 
 const isTile = (value: unknown): value is { readonly size: number; readonly overlap: number } =>
   isObject(value) && typeof value['size'] === 'number' && typeof value['overlap'] === 'number';
+
+const isNormality = (value: unknown): value is NormalityFile =>
+  isObject(value) &&
+  value['file'] === NORMALITY_FILE && // a plain name: nothing outside the bundle is read
+  typeof value['sha256'] === 'string' &&
+  /^[0-9a-f]{64}$/.test(value['sha256']) &&
+  typeof value['size'] === 'number' &&
+  Number.isSafeInteger(value['size']) &&
+  value['size'] > 0;
 
 function finite(object: Readonly<Record<string, unknown>>, key: string, where: string): number | undefined {
   const value = object[key];
@@ -62,7 +88,7 @@ function finite(object: Readonly<Record<string, unknown>>, key: string, where: s
 
 function thresholds(value: unknown, where: string): Thresholds {
   if (!isObject(value) || value['threshold'] === undefined) throw broken(`Expected an object with a finite number "threshold"${where}`);
-  const [threshold, pixelThreshold, scale, images] = ['threshold', 'pixelThreshold', 'scale', 'images'].map((key) =>
+  const [threshold, pixelThreshold, scale, images, targetFpr] = ['threshold', 'pixelThreshold', 'scale', 'images', 'targetFpr'].map((key) =>
     finite(value, key, where),
   );
   return {
@@ -70,6 +96,7 @@ function thresholds(value: unknown, where: string): Thresholds {
     ...(pixelThreshold === undefined ? {} : { pixelThreshold }),
     ...(scale === undefined ? {} : { scale }),
     ...(images === undefined ? {} : { images }),
+    ...(targetFpr === undefined ? {} : { targetFpr }),
   };
 }
 
@@ -86,23 +113,26 @@ export function parseCalibration(source: string): Calibration {
     throw broken('Expected an object with a finite number "threshold"', error);
   }
   const found = thresholds(parsed, '');
-  const { classes, method, targetFpr, createdAt, model, precision, tile, pictures } = parsed as Readonly<Record<string, unknown>>;
+  const { classes, method, createdAt, model, precision, tile, pictures, normality } = parsed as Readonly<Record<string, unknown>>;
   if (classes !== undefined && !isObject(classes)) throw broken('Expected an object "classes"');
   if (model !== undefined && typeof model !== 'string') throw broken('Expected a string "model"');
   if (pictures !== undefined && !(Array.isArray(pictures) && pictures.every((hash) => typeof hash === 'string'))) {
     throw broken('Expected an array of strings "pictures"');
+  }
+  if (normality !== undefined && !isNormality(normality)) {
+    throw broken(`Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size but received ${JSON.stringify(normality)}`);
   }
   const byClass = Object.entries(classes ?? {}).map(([name, value]) => [name, thresholds(value, ` for class ${name}`)] as const);
   return {
     ...found,
     ...(byClass.length === 0 ? {} : { classes: Object.fromEntries(byClass) }),
     ...(method === 'quantile' || method === 'f1max' ? { method } : {}),
-    ...(typeof targetFpr === 'number' ? { targetFpr } : {}),
     ...(typeof createdAt === 'string' ? { createdAt } : {}),
     ...(typeof model === 'string' ? { model } : {}),
     ...(typeof precision === 'string' ? { precision } : {}),
     ...(isTile(tile) ? { tile } : {}),
     ...(pictures === undefined ? {} : { pictures: pictures }),
+    ...(normality === undefined ? {} : { normality }),
   };
 }
 
@@ -121,6 +151,38 @@ export async function readCalibration(bundle: string): Promise<Calibration | und
     throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json of ${bundle} cannot be read`, { cause: error });
   }
   return parseCalibration(source);
+}
+
+/**
+ * The path of a calibration's normality file, whose content is checked.
+ *
+ * @param verify - check the hash, too; false: the size alone
+ * @returns undefined when the calibration has none
+ * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or is not the one that the calibration was written with
+ */
+export async function normalityOf(bundle: string, calibration: Calibration | undefined, verify: boolean): Promise<string | undefined> {
+  if (calibration?.normality === undefined) return undefined;
+  const { file, sha256, size } = calibration.normality;
+  const found = path.join(bundle, file);
+  const advice = 'run `diad calibrate` again, or load with { calibration: false }';
+  const corrupt = (problem: string, cause?: unknown): DiadError =>
+    new DiadError('ERR_DIAD_BUNDLE_CORRUPT', `${found} ${problem}: ${advice}`, cause === undefined ? {} : { cause });
+  try {
+    const bytes = (await stat(found)).size;
+    if (bytes !== size) throw corrupt(`has ${bytes} bytes but ${CALIBRATION_FILE} says ${size}`);
+    if (
+      verify &&
+      createHash('sha256')
+        .update(await readFile(found))
+        .digest('hex') !== sha256
+    ) {
+      throw corrupt(`is damaged: its sha256 is not the one in ${CALIBRATION_FILE}`);
+    }
+  } catch (error) {
+    if (error instanceof DiadError) throw error;
+    throw corrupt(codeOf(error) === 'ENOENT' ? 'is missing' : 'cannot be read', error);
+  }
+  return found;
 }
 
 /**

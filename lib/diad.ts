@@ -7,16 +7,18 @@ import {
   checkOrigin,
   isOfTiles,
   normalisedScore,
+  normalityOf,
   readCalibration,
   thresholdsFor,
   warnOfTiles,
   type Calibration,
   type Thresholds,
 } from './calibration.js';
+import { createCalibrator, type Calibrator } from './calibrator.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
 import { inOrder } from './in-order.js';
-import { baseBundle, openNative, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
+import { demoBundle, openNative, type NativeCalibration, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
 import {
   validateCallOptions,
   validateLoadOptions,
@@ -27,7 +29,7 @@ import {
   type ScoreOptions,
   type ValidatedCall,
 } from './options.js';
-import type { ReconstructResult, ScoreResult, SettledScore } from './results.js';
+import type { EvidenceScores, ReconstructResult, ScoreResult, SettledScore } from './results.js';
 import { scoreTiles, type TiledResult } from './tiled-score.js';
 import { describeBundle, type DiadInfo } from './info.js';
 
@@ -43,10 +45,17 @@ const forgotten = new FinalizationRegistry<NativeEngine>((engine) => {
   engine.close().catch(() => undefined); // nobody is left to be told
 });
 
-export type { ReconstructResult, ScoreResult, SettledScore };
+export type { EvidenceScores, ReconstructResult, ScoreResult, SettledScore };
 
 /** The calibration that a Diad judges by. For this package's own use. */
 export let calibrationOf: (diad: Diad) => Calibration | undefined;
+
+/**
+ * Opens a calibrator of a bundle with evidence. For this package's own use.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence or judges by an earlier calibration already; ERR_DIAD_CLOSED
+ */
+export let openCalibrator: (diad: Diad) => Calibrator;
 
 /** A loaded bundle. Create one with {@link Diad.load}; give it back with {@link Diad.close}. */
 export class Diad {
@@ -59,6 +68,7 @@ export class Diad {
   readonly #calibration: Calibration | undefined;
   static {
     calibrationOf = (diad) => (#calibration in diad ? diad.#calibration : undefined);
+    openCalibrator = (diad) => diad.#openCalibrator();
   }
   #inFlight = 0;
   #toldOfTiles = false;
@@ -77,19 +87,20 @@ export class Diad {
   /**
    * Loads a bundle.
    *
-   * @param bundle - its folder; default: the bundle that ships with diad
+   * @param bundle - its folder; default: the demo model that ships with diad
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_BUNDLE_NOT_FOUND, ERR_DIAD_BUNDLE_INVALID, ERR_DIAD_BUNDLE_CORRUPT,
    *   ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH, ERR_DIAD_DEVICE_UNAVAILABLE, ERR_DIAD_OUT_OF_MEMORY
    */
   static async load(bundle?: string, options?: LoadOptions): Promise<Diad> {
     const validated = validateLoadOptions(bundle, options);
-    const folder = validated.bundle ?? baseBundle;
+    const folder = validated.bundle ?? demoBundle;
     void import('sharp').catch(() => undefined); // while the weights are read; who needs it and has it not hears so when it decodes
     const native = await openNative(validated.libtorch);
     try {
       const calibration = validated.calibration ? await readCalibration(folder) : undefined;
       if (calibration !== undefined) checkOrigin(calibration, await bundleDigest(folder), validated.native.precision);
-      const engine = await native.addon.load(folder, validated.native);
+      const normality = await normalityOf(folder, calibration, validated.native.verify);
+      const engine = await native.addon.load(folder, { ...validated.native, normality: normality ?? '' });
       const { queueLimit } = validated.native;
       return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
     } catch (error) {
@@ -194,7 +205,7 @@ export class Diad {
   }
 
   async #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): Promise<ScoreResult> {
-    const { score, map: values = new Float32Array(), stages } = result;
+    const { score, map: values = new Float32Array(), stages, evidence } = result;
     const limits = this.#limitsOf(call);
     const pictureSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
@@ -204,6 +215,7 @@ export class Diad {
       ...(limits === undefined
         ? {}
         : { threshold: limits.threshold, anomalous: score > limits.threshold, normalisedScore: normalisedScore(score, limits) }),
+      ...(evidence === undefined ? {} : { evidence }),
       map: new AnomalyMap(width, height, data, taken, pictureSize, limits),
       pictureSize,
       seed: readable(call.seed),
@@ -224,8 +236,19 @@ export class Diad {
   }
 
   /** Decodes, submits and waits; the caller's abort, timeout and step callback act on the way. */
-  async #compute(taken: TakenImage, call: ValidatedCall, want: { map: boolean; reconstruction: boolean }): Promise<Computed> {
+  async #compute(
+    taken: TakenImage,
+    call: ValidatedCall,
+    want: { readonly map: boolean; readonly reconstruction: boolean; readonly calibration?: NativeCalibration },
+  ): Promise<Computed> {
     this.#admit(call.signal);
+    if (call.tile !== undefined && this.#calibration?.normality !== undefined) {
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        'Expected no tile for this bundle: it has learned what whole normal images look like, which says nothing of tiles; ' +
+          'load it with { calibration: false } to score tiles without verdicts',
+      );
+    }
     this.#inFlight++;
     try {
       const started = performance.now();
@@ -235,8 +258,8 @@ export class Diad {
       const rest = { frame, taken, call, decodeImageMs };
       const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
-        const { priority, stages } = call;
-        return this.#submit(part, its, { ...want, seed: call.seed, timeoutMs, priority, stages });
+        const { seed, priority, stages, className = '' } = call;
+        return this.#submit(part, its, { calibration: null, ...want, seed, timeoutMs, priority, stages, className });
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);
@@ -250,6 +273,18 @@ export class Diad {
     } finally {
       this.#inFlight--;
     }
+  }
+
+  #openCalibrator(): Calibrator {
+    if (this.#calibration?.normality !== undefined) {
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        'Expected a bundle that was loaded with { calibration: false }: this one judges by what an earlier calibration has learned',
+      );
+    }
+    return createCalibrator(this.#engine, Math.min(2 * this.#maxBatch, this.#queueLimit), (image, call, calibration) =>
+      this.#compute(takeImage(image), call, { map: false, reconstruction: false, calibration }),
+    );
   }
 
   #admit(signal: AbortSignal | undefined): void {

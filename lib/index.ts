@@ -1,10 +1,10 @@
 // The public API.
 export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
-export type { Calibration, CalibrationOrigin, Thresholds } from './calibration.js';
-export { Diad, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
+export type { Calibration, CalibrationOrigin, NormalityFile, Thresholds } from './calibration.js';
+export { Diad, type EvidenceScores, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
 export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image.js';
-export type { DiadInfo } from './info.js';
+export type { BundleEvidence, DiadInfo } from './info.js';
 export { tuneAllocator } from './native.js';
 export type { Distribution, QueueStats, Timings } from './native.js';
 export type { Point, Region, RegionsOptions } from './regions.js';

@@ -2,6 +2,18 @@
 import { isOfTiles, type Calibration } from './calibration.js';
 import type { Native } from './native.js';
 
+/** How a bundle judges an image by two kinds of evidence, reconstruction and memory (docs/evidence.md). */
+export interface BundleEvidence {
+  /** Numbers in a feature vector. */
+  readonly dimensions: number;
+  /** An image has grid x grid feature vectors. */
+  readonly grid: number;
+  /** Feature vectors of normal images that a class keeps at most. */
+  readonly memoryVectors: number;
+  /** Of the two normalized maps in the map. */
+  readonly weights: { readonly reconstruction: number; readonly memory: number };
+}
+
 /** The bundle, the device and LibTorch behind a Diad. */
 export interface DiadInfo {
   readonly bundle: {
@@ -20,6 +32,8 @@ export interface DiadInfo {
     readonly steps: number;
     /** At which the denoiser is evaluated, from the noisiest on. */
     readonly timesteps: readonly number[];
+    /** Absent where the map is the published one. It takes effect once the bundle is calibrated. */
+    readonly evidence?: BundleEvidence;
     /** Of the calibration, when there is one. */
     readonly threshold?: number;
     /** Of a calibration that looked at maps: map values above it belong to a defect. */
@@ -48,6 +62,7 @@ interface EngineInfo {
     readonly classes?: readonly string[];
     readonly image: { readonly size: number };
     readonly schedule: { readonly steps: readonly { readonly timestep: number }[] };
+    readonly evidence?: BundleEvidence;
   };
   readonly manifestSha256: string;
   readonly device: string;
@@ -76,6 +91,7 @@ export function describeBundle(
       imageSize: manifest.image.size,
       steps: manifest.schedule.steps.length,
       timesteps: manifest.schedule.steps.map(({ timestep }) => timestep),
+      ...(manifest.evidence === undefined ? {} : { evidence: manifest.evidence }),
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
       ...(calibration?.pixelThreshold === undefined ? {} : { pixelThreshold: calibration.pixelThreshold }),
       ...(calibration?.tile === undefined || isOfTiles(calibration, undefined) ? {} : { calibratedTile: calibration.tile }),

@@ -65,6 +65,20 @@ export interface NativeLoadOptions {
   readonly preferredBatches: readonly number[];
   readonly verify: boolean;
   readonly warmup: boolean;
+  /** Path of normality.safetensors; '': none, the published map and score. */
+  readonly normality: string;
+}
+
+/** What an image is to a calibrator. */
+export interface NativeCalibration {
+  /** What createCalibrator returned. */
+  readonly calibrator: number;
+  /** Place of the image; of an index that is used twice the last image counts. */
+  readonly index: number;
+  /** Its vectors may be chosen for the memory. */
+  readonly inMemory: boolean;
+  /** Its maps count for mean and spread, and it is scored. */
+  readonly inStatistics: boolean;
 }
 
 export interface NativeSubmitOptions {
@@ -74,16 +88,38 @@ export interface NativeSubmitOptions {
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
+  /** Whose normality the image is judged by; '': that of all images. */
+  readonly className: string;
+  readonly calibration: NativeCalibration | null;
 }
 
 export interface NativeResult {
   readonly score: number;
+  readonly evidence?: { readonly reconstruction: number; readonly memory: number };
   readonly size: number;
   readonly map?: Float32Array;
   readonly reconstruction?: Uint8Array;
   readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
   readonly timings: Timings;
   readonly batchSize: number;
+}
+
+/** Scores of images by an entry that has not seen them: row i is of the image indices[i], in the order of the indices. */
+export interface NativeUnseenScores {
+  readonly indices: Uint32Array;
+  readonly scores: Float64Array;
+  readonly reconstruction: Float64Array;
+  readonly memory: Float64Array;
+  /** Largest values of the maps. */
+  readonly peaks: Float64Array;
+}
+
+/** What a calibrator learned; the rows are judged by the entries of the images' classes. */
+export interface NativeNormality extends NativeUnseenScores {
+  /** Content of normality.safetensors. */
+  readonly normality: Uint8Array;
+  /** The images judged by the entry of all images; absent where that is the only one. */
+  readonly overall?: NativeUnseenScores;
 }
 
 export interface NativeEngine {
@@ -95,6 +131,9 @@ export interface NativeEngine {
     onStep: ((step: number, total: number) => void) | null,
   ): { readonly id: number; readonly result: Promise<NativeResult> };
   cancel(id: number): boolean;
+  createCalibrator(): number;
+  finishCalibrator(id: number): Promise<NativeNormality>;
+  dropCalibrator(id: number): void;
   close(): Promise<void>;
 }
 

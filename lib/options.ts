@@ -52,6 +52,8 @@ export interface CallOptions {
   readonly priority?: number;
   /** Called after each denoising step. What it throws rejects the call. */
   readonly onStep?: (step: number, total: number) => void;
+  /** Kind of part: what the calibration knows of its normal images, and its own thresholds, count where it has some. */
+  readonly className?: string;
 }
 
 /** Options of `score`. */
@@ -60,11 +62,10 @@ export interface ScoreOptions extends CallOptions {
   readonly mapSize?: 'model' | 'image';
   /** Hand out every intermediate result. Default false. */
   readonly stages?: boolean;
-  /** Kind of part: its own thresholds count when the calibration has some. */
-  readonly className?: string;
   /**
    * Cut the picture into tiles for defects that would vanish at the model's size. The score is the largest of the tiles', the map one of
-   * the whole picture, as fine as the tiles' maps. Not together with `stages`.
+   * the whole picture, as fine as the tiles' maps. Not together with `stages`, nor with a bundle that has learned what whole normal images
+   * look like (`diad calibrate` of a bundle with evidence): load such a bundle with `{ calibration: false }`.
    */
   readonly tile?: TileOptions;
 }
@@ -105,8 +106,8 @@ const LOAD_KEYS = [
   'warmup',
   'libtorch',
 ] as const;
-const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep'] as const;
-const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'className', 'tile'] as const;
+const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep', 'className'] as const;
+const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'tile'] as const;
 const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
 
 const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
@@ -120,7 +121,7 @@ export function validateLoadOptions(
   libtorch: string | undefined;
   calibration: boolean;
   limits: ImageLimits;
-  native: NativeLoadOptions;
+  native: Omit<NativeLoadOptions, 'normality'>;
 } {
   const given = optionsObject(options, 'load options', LOAD_KEYS);
   const device = text(given.device, 'device') ?? 'auto';

@@ -1,10 +1,21 @@
-// What scoring and rebuilding a picture give.
+// What scoring and reconstructing an image give.
 import type { AnomalyMap } from './anomaly-map.js';
 import type { Timings } from './native.js';
 
+/**
+ * The two parts of a score, in standard deviations of what normal images of the class show; larger is more anomalous. The score is not their sum:
+ * each is the maximum of its own map.
+ */
+export interface EvidenceScores {
+  /** How far the image differs from its defect-free reconstruction. */
+  readonly reconstruction: number;
+  /** How far its features are from those of all normal images. */
+  readonly memory: number;
+}
+
 /** What one picture scored. */
 export interface ScoreResult {
-  /** How anomalous the picture is: the pooled maximum of its map, 0 (as reconstructed) and up. */
+  /** How anomalous the image is: the pooled maximum of its map. Of a cosine distance, 0 and up; with `evidence` also below 0. */
   readonly score: number;
   /** Scores above it are anomalous; only of a calibrated bundle, and not with other tiles than it was calibrated on. */
   readonly threshold?: number;
@@ -12,6 +23,8 @@ export interface ScoreResult {
   readonly anomalous?: boolean;
   /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
   readonly normalisedScore?: number;
+  /** Only of a bundle with evidence that was calibrated on normal images; the map and the score are then in standard deviations, too. */
+  readonly evidence?: EvidenceScores;
   readonly map: AnomalyMap;
   /** Of the picture, pixels. */
   readonly pictureSize: { readonly width: number; readonly height: number };

@@ -2,11 +2,13 @@
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
+import { readCalibration } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { csv } from '../csv.js';
-import type { ScoreResult } from '../diad.js';
+import type { EvidenceScores, ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { expandInputs, HEATMAP, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
+import { demoBundle } from '../native.js';
 import { writeNpy } from '../npy.js';
 
 interface Options extends ModelOptions {
@@ -26,6 +28,7 @@ interface Row {
   readonly threshold?: number;
   readonly anomalous?: boolean;
   readonly normalisedScore?: number;
+  readonly evidence?: EvidenceScores;
   readonly map?: string;
 }
 
@@ -38,6 +41,13 @@ async function dumpStages(result: ScoreResult, folder: string, index: number): P
   }
 }
 
+/** Whether to load the bundle's calibration: what was learned from whole images says nothing of tiles. */
+async function calibrationFits({ tile, model = demoBundle }: Options): Promise<boolean> {
+  if (tile === undefined || (await readCalibration(model))?.normality === undefined) return true;
+  process.stderr.write('diad: the bundle is calibrated on whole images; tiles are scored without it and carry no verdict\n');
+  return false;
+}
+
 /** Scores files and prints a line for each. */
 export async function score(inputs: string[], options: Options): Promise<void> {
   if (options.tile !== undefined && options.dump !== undefined) {
@@ -47,7 +57,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
   const table = options.csv === undefined ? undefined : path.dirname(options.csv);
   for (const folder of [options.out, options.dump, table]) if (folder !== undefined) await mkdir(folder, { recursive: true });
   if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before pictures are scored
-  const diad = await loadModel(options);
+  const diad = await loadModel(options, await calibrationFits(options));
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {
     const className = options.class ?? classOfPath(file, diad.info.bundle.calibratedClasses);
@@ -68,6 +78,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       ...(result.threshold === undefined
         ? {}
         : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalisedScore: result.normalisedScore ?? 0 }),
+      ...(result.evidence === undefined ? {} : { evidence: result.evidence }),
       ...(map === undefined ? {} : { map }),
     };
   };

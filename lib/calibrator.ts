@@ -1,0 +1,75 @@
+// What a loaded bundle learns from normal images: the engine's calibrator, as lib/evaluation/calibrate uses it.
+import { fromNative } from './errors.js';
+import type { ImageInput } from './image.js';
+import type { NativeCalibration, NativeEngine, NativeNormality } from './native.js';
+import { validateCallOptions, type ValidatedCall } from './options.js';
+
+/** A normal image and what it is used for (docs/evidence.md, "Calibration"). */
+export interface CalibrationCall {
+  readonly index: number;
+  /** undefined: of no class. */
+  readonly className: string | undefined;
+  readonly inMemory: boolean;
+  readonly inStatistics: boolean;
+  readonly seed: number | bigint;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Collects normal images; ends with `drop`. */
+export interface Calibrator {
+  /** Images to add at the same time. */
+  readonly concurrency: number;
+  /**
+   * Takes in an image.
+   *
+   * @returns its size, pixels
+   * @throws as `Diad.score`
+   */
+  add(image: ImageInput, call: CalibrationCall): Promise<{ readonly width: number; readonly height: number }>;
+  /** Learns from what was added. Takes seconds; `drop` ends it. */
+  finish(): Promise<NativeNormality>;
+  /** Frees what was added. May be called at any time, and again. */
+  drop(): void;
+}
+
+/** Decodes an image and submits it with a calibrator's roles. */
+export type SubmitToCalibrator = (
+  image: ImageInput,
+  call: ValidatedCall,
+  calibration: NativeCalibration,
+) => Promise<{ readonly frame: { readonly width: number; readonly height: number } }>;
+
+/**
+ * Opens a calibrator.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence; ERR_DIAD_CLOSED
+ */
+export function createCalibrator(engine: NativeEngine, concurrency: number, submit: SubmitToCalibrator): Calibrator {
+  let calibrator: number;
+  try {
+    calibrator = engine.createCalibrator();
+  } catch (error) {
+    throw fromNative(error);
+  }
+  let dropped = false;
+  return {
+    concurrency,
+    add: async (image, { index, className, inMemory, inStatistics, seed, signal }) => {
+      const optional = { ...(className === undefined ? {} : { className }), ...(signal === undefined ? {} : { signal }) };
+      const call = validateCallOptions({ seed, ...optional }, true);
+      const { frame } = await submit(image, call, { calibrator, index, inMemory, inStatistics });
+      return { width: frame.width, height: frame.height };
+    },
+    finish: async () => {
+      try {
+        return await engine.finishCalibrator(calibrator);
+      } catch (error) {
+        throw fromNative(error);
+      }
+    },
+    drop: () => {
+      if (!dropped) engine.dropCalibrator(calibrator);
+      dropped = true;
+    },
+  };
+}
