@@ -29,8 +29,10 @@ export async function requireWritable(folder: string): Promise<void> {
   }
 }
 
-/** Writes a file, its content as a whole or piece by piece, so that readers see the old one or the new, also after a crash. Makes its folder. */
-export async function writeAtomic(file: string, content: string | Uint8Array | AsyncIterable<string>): Promise<void> {
+type Content = string | Uint8Array | AsyncIterable<string>;
+
+/** Writes and syncs a file beside the one it is to replace; removed again where that fails. */
+async function stage(file: string, content: Content): Promise<string> {
   const folder = path.dirname(file);
   await mkdir(folder, { recursive: true });
   const temporary = path.join(folder, `.${path.basename(file)}.${randomUUID()}`);
@@ -42,12 +44,32 @@ export async function writeAtomic(file: string, content: string | Uint8Array | A
     } finally {
       await handle.close();
     }
-    await rename(temporary, file);
   } catch (error) {
     await rm(temporary, { force: true });
     throw error;
   }
-  await syncFolder(folder);
+  return temporary;
+}
+
+/**
+ * Writes files, their content as a whole or piece by piece, so that readers see the old one or the new of each, also after a crash. None is replaced
+ * before all are on disk; then they are in the order given. Makes their folders.
+ */
+export async function writeTogether(files: readonly (readonly [file: string, content: Content])[]): Promise<void> {
+  const staged: { readonly temporary: string; readonly file: string }[] = [];
+  try {
+    for (const [file, content] of files) staged.push({ temporary: await stage(file, content), file });
+    for (const { temporary, file } of staged) await rename(temporary, file);
+  } catch (error) {
+    for (const { temporary } of staged) await rm(temporary, { force: true });
+    throw error;
+  }
+  for (const folder of new Set(staged.map(({ file }) => path.dirname(file)))) await syncFolder(folder);
+}
+
+/** Writes one file as {@link writeTogether} does. */
+export function writeAtomic(file: string, content: Content): Promise<void> {
+  return writeTogether([[file, content]]);
 }
 
 /** Bytes read at once. */

@@ -1,17 +1,21 @@
-// diad calibrate: thresholds into a bundle.
+// diad calibrate: thresholds into a bundle; of a bundle with evidence also what normal images look like.
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
-import { calibrate, writeCalibration } from '../evaluation/calibrate.js';
+import { calibrate, type Calibrated } from '../evaluation/calibrate.js';
+import { copyBundle, writeCalibration } from '../evaluation/calibration-files.js';
 import { readGoodPictures } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
+import { DEFAULT_FPR } from '../evaluation/thresholds.js';
 import { requireWritable } from '../durable.js';
-import { baseBundle } from '../native.js';
+import { demoBundle } from '../native.js';
 import { loadModel, type ModelOptions } from './inputs.js';
+import { rateNotes, summaryTable } from './summary.js';
 
 interface Options extends ModelOptions {
   readonly good: string;
-  readonly targetFpr: number;
+  readonly out?: string;
+  readonly targetFpr?: number;
   readonly perClass?: boolean;
   readonly validation?: string;
   readonly test?: string;
@@ -19,45 +23,72 @@ interface Options extends ModelOptions {
   readonly seed: number;
 }
 
-/** Scores normal pictures, writes calibration.json into the bundle and prints the thresholds. */
+/** Thresholds of a bundle without evidence, one line each. */
+function thresholdLines({ calibration }: Calibrated): string {
+  return [['all', calibration] as const, ...Object.entries(calibration.classes ?? {})]
+    .map(
+      ([name, { threshold, pixelThreshold, images }]) =>
+        `${name.padEnd(16)} image ${threshold.toFixed(4)}  pixel ${pixelThreshold?.toFixed(4) ?? '-'}  from ${images ?? 0} normal pictures`,
+    )
+    .join('\n');
+}
+
+function report(calibrated: Calibrated, bundle: string, options: Options, seconds: number): void {
+  const { calibration, summary, tooFew } = calibrated;
+  const file = path.join(bundle, 'calibration.json');
+  if (calibration.normality === undefined) {
+    process.stdout.write(`${thresholdLines(calibrated)}\n${file}\n`);
+  } else {
+    const notes = rateNotes(summary, options.targetFpr).map((note) => `${note}\n`);
+    const model = bundle === demoBundle ? '' : ` --model ${bundle}`;
+    process.stdout.write(
+      `${summaryTable(summary)}\n${notes.join('')}${file}: calibrated in ${seconds.toFixed(1)} s\n\n` +
+        `Try it: npx diad score new-part.png${model}\n`,
+    );
+  }
+  for (const { className, images } of tooFew) {
+    process.stderr.write(`diad: ${className} has too few pictures (${images}) for thresholds of its own and uses the global ones\n`);
+  }
+}
+
+/** Scores normal images, writes the calibration into the bundle, or into a copy of it, and prints the thresholds. */
 export async function calibrateBundle(options: Options): Promise<void> {
-  const bundle = options.model ?? baseBundle;
-  await requireWritable(bundle);
   const interrupted = new AbortController();
   const stop = (): void => {
     interrupted.abort();
   };
   process.once('SIGINT', stop);
+  const bundle = options.out ?? options.model ?? demoBundle;
+  if (options.out === undefined) await requireWritable(bundle);
   const good = await readGoodPictures(options.good);
   const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
   const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
-  const diad = await loadModel(options, false); // an old one, whatever it holds, is about to be replaced
+  if (options.out !== undefined) await copyBundle(options.model ?? demoBundle, options.out);
+  const diad = await loadModel({ ...options, model: bundle }, false); // an old calibration, whatever it holds, is about to be replaced
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
-  if (process.stderr.isTTY) bar.start(good.length + (validation?.length ?? 0), 0);
+  const total = good.length + (validation?.length ?? 0);
+  if (process.stderr.isTTY) bar.start(total, 0);
+  // Of a bundle with evidence few images may do: calibrate() then takes the smallest rate that they bound.
+  const targetFpr = options.targetFpr ?? (diad.info.bundle.evidence === undefined ? DEFAULT_FPR : undefined);
   try {
-    const { calibration, tooFew } = await calibrate(diad, {
+    const started = performance.now();
+    const calibrated = await calibrate(diad, {
       good,
-      targetFpr: options.targetFpr,
-      perClass: options.perClass ?? false,
+      ...(targetFpr === undefined ? {} : { targetFpr }),
+      ...(options.perClass === undefined ? {} : { perClass: options.perClass }),
       ...(validation === undefined ? {} : { validation }),
       ...(test === undefined ? {} : { test }),
       ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
       seed: options.seed,
       signal: interrupted.signal,
-      onProgress: (done) => {
+      onProgress: (done, of) => {
+        bar.setTotal(of); // copies of an image count once
         bar.update(done);
       },
     });
-    await writeCalibration(bundle, calibration);
+    await writeCalibration(bundle, calibrated.calibration, calibrated.normality);
     bar.stop();
-    const lines = [['all', calibration] as const, ...Object.entries(calibration.classes ?? {})].map(
-      ([name, { threshold, pixelThreshold, images }]) =>
-        `${name.padEnd(16)} image ${threshold.toFixed(4)}  pixel ${pixelThreshold?.toFixed(4) ?? '-'}  from ${images ?? 0} normal pictures`,
-    );
-    process.stdout.write(`${lines.join('\n')}\n${path.join(bundle, 'calibration.json')}\n`);
-    for (const { className, images } of tooFew) {
-      process.stderr.write(`diad: ${className} has too few pictures (${images}) for thresholds of its own and uses the global ones\n`);
-    }
+    report(calibrated, bundle, options, (performance.now() - started) / 1000);
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
     bar.stop();

@@ -97,11 +97,17 @@ withModelOptions(program.command('eval'))
   .action(evaluate);
 
 withModelOptions(program.command('calibrate'))
-  .description('find thresholds from normal pictures and write them into the bundle')
-  .requiredOption('--good <dir>', 'normal pictures: a folder, folders by class, or a data set with CLASS/train/good')
-  .option('--target-fpr <rate>', 'share of normal pictures that may be called anomalous', rate, 0.01)
-  .option('--per-class', 'thresholds of each class beside the global ones')
-  .option('--validation <dir>', 'data set with defects: the image threshold is that of its largest F1')
+  .description('learn from normal images what is normal, find thresholds, and write both into the bundle')
+  .requiredOption('--good <dir>', 'normal images: a folder, folders by class, or a data set with CLASS/train/good')
+  .option('--out <dir>', 'calibrate a copy of the bundle in this new folder (default: the bundle itself)')
+  .option(
+    '--target-fpr <rate>',
+    'share of normal images that may be called anomalous (default: 0.01, or what few images allow where the bundle has evidence)',
+    rate,
+  )
+  .option('--per-class', 'thresholds of each class beside the global ones (default where the bundle has evidence)')
+  .option('--no-per-class', 'one threshold for all images')
+  .option('--validation <dir>', 'data set with defects: the image threshold is that of its largest F1; not where the bundle has evidence')
   .option('--test <dir>', 'data set on which results will be reported: refused where it shares a picture with the others')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--tile <pixels>', 'cut pictures into tiles of this size, which overlap by a quarter', wholeNumber)

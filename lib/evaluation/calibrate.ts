@@ -1,14 +1,17 @@
-// Thresholds from normal pictures: quantiles with a finite-sample bound; or the best F1 on a validation set with defects.
-import path from 'node:path';
-import { CALIBRATION_FILE, type Calibration, type Thresholds } from '../calibration.js';
+// Calibration: thresholds from normal images; of a bundle with evidence also what normal images look like.
+import type { Calibration, Thresholds } from '../calibration.js';
 import type { Diad } from '../diad.js';
-import { writeAtomic } from '../durable.js';
-import { DiadError } from '../errors.js';
+import { DiadError, invalidArgument } from '../errors.js';
 import { validateTiles } from '../options.js';
 import type { TileOptions } from '../tiles.js';
-import { boolean, invalid, loadedBundle, number, optionsObject, requiredText } from '../validate.js';
+import { boolean, callback, invalid, loadedBundle, number, optionsObject } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
+import { fromEvidence } from './evidence-thresholds.js';
+import type { CalibrationRole } from './learn-normality.js';
 import { readPicture } from './pictures.js';
+import { DEFAULT_FPR, f1maxThreshold, requireEnough, summaryOf, thresholdsOf, type ClassSummary } from './thresholds.js';
+
+export type { CalibrationRole, ClassSummary };
 
 /** A normal picture, or one of a validation set. */
 export interface CalibrationPicture {
@@ -16,23 +19,28 @@ export interface CalibrationPicture {
   readonly className: string;
   /** Default false. */
   readonly defective?: boolean;
+  /** What a normal image is used for by a bundle with evidence: images it was trained on only tell what is normal. Default 'calibration'. */
+  readonly role?: CalibrationRole;
 }
 
 /** Options of {@link calibrate}. */
 export interface CalibrateOptions {
   /** Normal pictures. */
   readonly good: readonly CalibrationPicture[];
-  /** Share of normal pictures that may be called anomalous, 0 to 1, both excluded. Default 0.01. */
+  /**
+   * Share of normal pictures that may be called anomalous, 0 to 1, both excluded. Default 0.01; of a bundle with evidence the smallest
+   * share that the images bound where that is larger, 1 / (images + 1).
+   */
   readonly targetFpr?: number;
-  /** Thresholds of each class beside the global ones. Default false. */
+  /** Thresholds of each class beside the global ones. Default: true for a bundle with evidence, else false. */
   readonly perClass?: boolean;
-  /** Pictures with and without defects: the image threshold is the one of the largest F1 on them. */
+  /** Pictures with and without defects: the image threshold is the one of the largest F1 on them. Not for a bundle with evidence. */
   readonly validation?: readonly CalibrationPicture[];
   /** Pictures on which results will be reported: refused where one of them is among the others. */
   readonly test?: readonly string[];
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** For pictures that will be scored in tiles: these must be scored in the same way. */
+  /** For pictures that will be scored in tiles: these must be scored in the same way. Not for a bundle with evidence. */
   readonly tile?: TileOptions;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, total: number) => void;
@@ -41,6 +49,10 @@ export interface CalibrateOptions {
 /** A calibration and what there is to say about it. */
 export interface Calibrated {
   readonly calibration: Calibration;
+  /** Content of normality.safetensors; only of a bundle with evidence. */
+  readonly normality?: Uint8Array;
+  /** All images first, then the classes that have thresholds of their own. */
+  readonly summary: readonly ClassSummary[];
   /** Classes that have too few pictures for thresholds of their own, with how many they have. */
   readonly tooFew: readonly { readonly className: string; readonly images: number }[];
 }
@@ -51,56 +63,6 @@ interface Scored {
   readonly score: number;
   /** Largest value of its map. */
   readonly peak: number;
-}
-
-const MEDIAN_NORMALISED = 0.05;
-
-/** Pictures that a target needs at least: with fewer, no score of theirs bounds it. */
-export const picturesNeeded = (targetFpr: number): number => Math.ceil(1 / targetFpr - 1e-9) - 1;
-
-/**
- * The k-th smallest of n values, k = ceil((n + 1)(1 - target)): a further value from the same source lies above it with a probability of at most
- * `target`, whatever the distribution (split conformal prediction; Vovk et al., Algorithmic Learning in a Random World, 2005).
- *
- * @returns undefined where n is too small for the target
- */
-export function boundedQuantile(values: readonly number[], target: number): number | undefined {
-  // The product is a hair off where it should be whole: (99 + 1) * (1 - 0.01).
-  const rank = Math.ceil((values.length + 1) * (1 - target) - 1e-9);
-  return rank > values.length ? undefined : [...values].sort((a, b) => a - b)[rank - 1];
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
-}
-
-/** Slope of the normalised score: the median normal picture comes to 0.05. */
-function scaleOf(threshold: number, scores: readonly number[]): number {
-  return Math.max(0, (threshold - median(scores)) / Math.log((1 - MEDIAN_NORMALISED) / MEDIAN_NORMALISED));
-}
-
-/**
- * The threshold whose F1 is largest when scores above it are called defective: half way between the score that is still called so and the next
- * below. Of equal F1 the highest.
- *
- * @returns undefined without defective pictures
- */
-export function f1maxThreshold(pictures: readonly { readonly score: number; readonly defective: boolean }[]): number | undefined {
-  const sorted = [...pictures].sort((a, b) => b.score - a.score);
-  const positives = sorted.filter(({ defective }) => defective).length;
-  if (positives === 0) return undefined;
-  let [best, found, place] = [-1, 0, 0];
-  for (const [i, { score, defective }] of sorted.entries()) {
-    if (defective) found += 1;
-    if (sorted[i + 1]?.score === score) continue;
-    const f1 = (2 * found) / (i + 1 + positives);
-    if (f1 > best) [best, place] = [f1, i];
-  }
-  const lowest = sorted[place]!.score;
-  const next = sorted[place + 1]?.score ?? lowest - Math.max(1e-9, Math.abs(lowest) * 1e-6);
-  return (lowest + next) / 2;
 }
 
 async function scoreAll(diad: Diad, pictures: readonly CalibrationPicture[], options: CalibrateOptions): Promise<Scored[]> {
@@ -125,21 +87,8 @@ async function scoreAll(diad: Diad, pictures: readonly CalibrationPicture[], opt
   return scored;
 }
 
-/** Thresholds from scores; undefined where there are too few pictures. */
-function thresholdsOf(good: readonly Scored[], validation: readonly Scored[] | undefined, targetFpr: number): Thresholds | undefined {
-  const scores = good.map(({ score }) => score);
-  const pixelThreshold = boundedQuantile(
-    good.map(({ peak }) => peak),
-    targetFpr,
-  );
-  const quantile = boundedQuantile(scores, targetFpr);
-  const threshold = validation === undefined ? quantile : f1maxThreshold(validation);
-  if (threshold === undefined || pixelThreshold === undefined) return undefined;
-  return { threshold, pixelThreshold, scale: scaleOf(threshold, scores), images: good.length };
-}
-
 /** The normal pictures that differ from one another, and the hashes of all; a copy of a picture says nothing new. */
-async function distinct({ good, validation = [], test = [] }: CalibrateOptions): Promise<{ good: CalibrationPicture[]; hashes: string[] }> {
+async function distinct({ good, validation = [], test = [] }: CalibrateOptions): Promise<Distinct> {
   const files = [...good, ...validation].map(({ file }) => file);
   const hashes = await contentHashes(files);
   refuseOverlap(files, hashes, new Set(await contentHashes(test)), 'the calibration and the test set');
@@ -150,7 +99,58 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
     'the validation set and the normal pictures',
   );
   const unseen = new Set(hashes);
-  return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), hashes: [...new Set(hashes)].sort() };
+  return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), pictures: [...new Set(hashes)].sort() };
+}
+
+/** The pictures of a calibration. */
+export interface Distinct {
+  /** Normal pictures that differ from one another. */
+  readonly good: readonly CalibrationPicture[];
+  /** Hashes of all pictures. */
+  readonly pictures: readonly string[];
+}
+
+/** How thresholds were found, whatever they are. */
+type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'pictures'>;
+/** What calibration finds, before its origin is noted. */
+export type Outcome = Omit<Calibrated, 'calibration'> & { readonly calibration: Omit<Calibration, keyof Origin> };
+
+/** Thresholds of a bundle whose scores do not depend on the calibration. */
+async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Distinct): Promise<Outcome> {
+  const { validation, targetFpr = DEFAULT_FPR, perClass = false } = options;
+  requireEnough(good.length, targetFpr);
+  const scored = await scoreAll(diad, [...good, ...(validation ?? [])], options);
+  const [goodScored, validationScored] = [scored.slice(0, good.length), validation === undefined ? undefined : scored.slice(good.length)];
+  /** undefined where a class has too few pictures, or no defect in the validation set. */
+  const thresholds = (its: (picture: Scored) => boolean): Thresholds | undefined => {
+    const best = validationScored === undefined ? undefined : f1maxThreshold(validationScored.filter(its));
+    if (validationScored !== undefined && best === undefined) return undefined;
+    return thresholdsOf(goodScored.filter(its), targetFpr, best);
+  };
+  const all = thresholds(() => true);
+  if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all pictures');
+  const scoresOf = (name: string): number[] => goodScored.flatMap(({ className, score }) => (className === name ? [score] : []));
+  const classes: Record<string, Thresholds> = {};
+  const tooFew: { className: string; images: number }[] = [];
+  const summary = [
+    summaryOf(
+      '',
+      all,
+      goodScored.map(({ score }) => score),
+      targetFpr,
+      0,
+    ),
+  ];
+  for (const name of perClass ? [...new Set(good.map(({ className }) => className))].sort() : []) {
+    const found = thresholds(({ className }) => className === name);
+    if (found === undefined) {
+      tooFew.push({ className: name, images: scoresOf(name).length });
+    } else {
+      classes[name] = found;
+      summary.push(summaryOf(name, found, scoresOf(name), targetFpr, 0));
+    }
+  }
+  return { calibration: { ...all, targetFpr, ...(Object.keys(classes).length === 0 ? {} : { classes }) }, summary, tooFew };
 }
 
 const KEYS = ['good', 'targetFpr', 'perClass', 'validation', 'test', 'seed', 'tile', 'signal', 'onProgress'] as const;
@@ -164,60 +164,47 @@ function pictureList(value: readonly CalibrationPicture[] | undefined, name: str
 }
 
 /**
- * Finds thresholds from normal pictures, and from a validation set where one is given.
+ * Finds thresholds from normal pictures, and from a validation set where one is given. A bundle with evidence learns what normal images look like,
+ * too: `normality`, which {@link writeCalibration} writes beside the thresholds.
  *
  * Image threshold: the bounded quantile of the pictures' scores, or with `validation` the one of its largest F1. Pixel threshold: the bounded
  * quantile of the maps' largest values, so that a normal picture shows any region with a probability of at most `targetFpr`.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few pictures for the target, when the validation set has no defect, or when
- *   pictures are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's reason
+ * @param diad - a bundle with evidence must be loaded with `{ calibration: false }`
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few pictures for the target (of a bundle with evidence: fewer than 10), when the
+ *   validation set has no defect, or when pictures are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's
+ *   reason
  */
 export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<Calibrated> {
   loadedBundle(diad, 'diad');
   optionsObject(options, 'calibrate options', KEYS);
-  const targetFpr = number(options?.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, 0.01);
-  const [perClass, validation] = [boolean(options?.perClass, 'perClass', false), pictureList(options?.validation, 'validation')];
-  if ((pictureList(options?.good, 'good') ?? []).length === 0)
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected normal pictures but received 0');
+  if (options?.targetFpr !== undefined) number(options.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, DEFAULT_FPR);
+  boolean(options?.perClass, 'perClass', false);
+  callback(options?.onProgress, 'onProgress');
+  const validation = pictureList(options?.validation, 'validation');
+  if ((pictureList(options?.good, 'good') ?? []).length === 0) throw invalidArgument('Expected normal pictures but received 0');
   if (validation !== undefined && !validation.some(({ defective }) => defective === true)) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected defective pictures in the validation set but found none');
+    throw invalidArgument('Expected defective pictures in the validation set but found none');
   }
-  const { good, hashes: pictures } = await distinct(options);
-  const needed = picturesNeeded(targetFpr);
-  if (good.length < needed) {
-    throw new DiadError(
-      'ERR_DIAD_INVALID_ARGUMENT',
-      `Expected at least ${needed} different normal pictures for a false positive rate of ${targetFpr} but received ${good.length}: ` +
-        `add pictures, or accept a rate of at least ${(1 / (good.length + 1)).toPrecision(3)} (--target-fpr)`,
+  const byEvidence = diad.info.bundle.evidence !== undefined;
+  if (byEvidence && validation !== undefined) {
+    throw invalidArgument('Expected no validation set for a bundle with evidence: its thresholds come from normal images alone');
+  }
+  if (byEvidence && options.tile !== undefined) {
+    throw invalidArgument(
+      'Expected no tile for a bundle with evidence: it learns what whole images look like, which says nothing of tiles',
     );
   }
-  const scored = await scoreAll(diad, [...good, ...(validation ?? [])], options);
-  const [goodScored, validationScored] = [scored.slice(0, good.length), validation === undefined ? undefined : scored.slice(good.length)];
-  const all = thresholdsOf(goodScored, validationScored, targetFpr);
-  if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all pictures');
-  const classes: Record<string, Thresholds> = {};
-  const tooFew: { className: string; images: number }[] = [];
-  for (const name of perClass ? [...new Set(good.map(({ className }) => className))].sort() : []) {
-    const of = <T extends { readonly className: string }>(list: readonly T[]): T[] => list.filter(({ className }) => className === name);
-    const found = thresholdsOf(of(goodScored), validationScored === undefined ? undefined : of(validationScored), targetFpr);
-    if (found === undefined) tooFew.push({ className: name, images: of(goodScored).length });
-    else classes[name] = found;
-  }
-  const calibration: Calibration = {
-    ...all,
-    ...(Object.keys(classes).length === 0 ? {} : { classes }),
+  const used = await distinct(options);
+  options.signal?.throwIfAborted();
+  const { calibration, ...outcome } = await (byEvidence ? fromEvidence : fromScores)(diad, options, used);
+  const origin: Origin = {
     method: validation === undefined ? 'quantile' : 'f1max',
-    targetFpr,
     createdAt: new Date().toISOString(),
     model: diad.info.bundle.digest,
     precision: diad.info.precision,
     ...(options.tile === undefined ? {} : { tile: validateTiles(options.tile) }),
-    pictures,
+    pictures: used.pictures,
   };
-  return { calibration, tooFew };
-}
-
-/** Writes calibration.json into a bundle, as a whole or not at all. Bundles loaded before keep what they had. */
-export async function writeCalibration(bundle: string, calibration: Calibration): Promise<void> {
-  await writeAtomic(path.join(requiredText(bundle, 'bundle'), CALIBRATION_FILE), `${JSON.stringify(calibration, null, 2)}\n`);
+  return { calibration: { ...calibration, ...origin }, ...outcome };
 }

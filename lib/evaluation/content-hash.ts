@@ -4,6 +4,9 @@ import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
 
+/** sha256 of bytes, hex. */
+export const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+
 /** sha256 of a file, hex. */
 export async function contentHash(file: string): Promise<string> {
   const hash = createHash('sha256');

@@ -106,6 +106,7 @@ function identityOf(data: DataSet, diad: Diad, { seed }: EvaluationCall): RunIde
     list: hash.digest('hex'),
     model: bundle.digest,
     precision,
+    normality: calibrationOf(diad)?.normality?.sha256,
     seed: seed.toString(),
     side: bundle.imageSize,
   };

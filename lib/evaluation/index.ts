@@ -1,5 +1,13 @@
 // Evaluation: data sets, metrics, reports and thresholds. Imported as 'diad/evaluation'.
-export { calibrate, writeCalibration, type Calibrated, type CalibrateOptions, type CalibrationPicture } from './calibrate.js';
+export {
+  calibrate,
+  type Calibrated,
+  type CalibrateOptions,
+  type CalibrationPicture,
+  type CalibrationRole,
+  type ClassSummary,
+} from './calibrate.js';
+export { copyBundle, writeCalibration } from './calibration-files.js';
 export { readGoodPictures, type GoodPicture } from './datasets/good.js';
 export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestPicture } from './datasets/index.js';
 export {

@@ -20,6 +20,8 @@ export interface RunIdentity {
   /** Digest of the model. */
   readonly model: string;
   readonly precision: string;
+  /** sha256 of the normality file that scores depend on; undefined without one. */
+  readonly normality?: string | undefined;
   readonly seed: string;
   /** Side of the maps, pixels. */
   readonly side: number;

@@ -15,28 +15,35 @@ async function picturesIn(folder: string, className: string): Promise<GoodPictur
   return pictures.map((name) => ({ file: path.join(folder, name), className }));
 }
 
-/** CLASS/train/good of a data set (or CLASS/train/ok and the like). */
-async function trainPictures(root: string): Promise<GoodPicture[]> {
-  const found: GoodPicture[] = [];
-  for (const className of await foldersWith(root, 'train')) {
-    const { folders } = await list(path.join(root, className, 'train'));
-    for (const name of folders.filter(isGoodName)) found.push(...(await picturesIn(path.join(root, className, 'train', name), className)));
-  }
-  return found;
+/** train/good (or train/ok and the like) of one class. */
+async function trainPicturesOf(folder: string, className: string): Promise<GoodPicture[]> {
+  const train = path.join(folder, 'train');
+  const good = (await list(train)).folders.filter(isGoodName);
+  if (good.length === 0) throw problem(`Expected normal images in ${path.join(train, 'good')} but there is no such folder`);
+  return (await Promise.all(good.map((name) => picturesIn(path.join(train, name), className)))).flat();
+}
+
+/** CLASS/train/good of a data set, or train/good of one class of it; undefined where the folder is neither. */
+async function trainPictures(root: string): Promise<GoodPicture[] | undefined> {
+  if ((await list(root)).folders.includes('train')) return trainPicturesOf(root, path.basename(root));
+  const classes = await foldersWith(root, 'train');
+  if (classes.length === 0) return undefined;
+  return (await Promise.all(classes.map((name) => trainPicturesOf(path.join(root, name), name)))).flat();
 }
 
 /**
- * Normal pictures of a folder: those of CLASS/train/good where the folder is a data set; otherwise every picture in it and, by class, in its
- * folders CLASS/ and CLASS/good/.
+ * Normal pictures of a folder: those of CLASS/train/good where the folder is a data set, or of train/good where it is one class; otherwise every
+ * picture in it and, by class, in its folders CLASS/ and CLASS/good/.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none, or when a class of a data set has no train/good
  */
 export async function readGoodPictures(folder: string): Promise<readonly GoodPicture[]> {
   const root = path.resolve(requiredText(folder, 'folder'));
   const status = await stat(root).catch(() => undefined);
   if (status?.isDirectory() !== true) throw problem(`There is no folder ${folder}`);
   const train = await trainPictures(root);
-  if (train.length > 0) return train;
+  if (train !== undefined && train.length > 0) return train;
+  if (train !== undefined) throw problem(`Expected pictures in train/good of ${folder} but found none`);
   const found = await picturesIn(root, path.basename(root));
   for (const name of (await list(root)).folders) {
     const className = isGoodName(name) ? path.basename(root) : name;

@@ -1,0 +1,117 @@
+// What normal images look like, learned by the engine's calibrator in one pass over them.
+import { setMaxListeners } from 'node:events';
+import type { Calibrator } from '../calibrator.js';
+import { DiadError } from '../errors.js';
+import { inOrder } from '../in-order.js';
+import type { NativeNormality } from '../native.js';
+import { readPicture } from './pictures.js';
+
+/** What an image is used for: training and held-out images are those of `diad train`. */
+export type CalibrationRole = 'training' | 'held-out' | 'calibration';
+
+export const CALIBRATION_ROLES: readonly CalibrationRole[] = ['training', 'held-out', 'calibration'];
+
+/** A normal image; its class is undefined where it counts for all images together only. */
+export interface NormalImage {
+  readonly file: string;
+  readonly className: string | undefined;
+  readonly role: CalibrationRole;
+}
+
+/** A class is learned from so many images at most, as in the engine. */
+export const MOST_IMAGES = 1000;
+/** Pixels; of smaller images only a few would be left. */
+const SMALLEST_SIDE = 16;
+
+/** Whether images of a role count for thresholds: not those that the denoiser has seen. */
+export const isJudged = (role: CalibrationRole): boolean => role !== 'training';
+
+/** `count` of the items, evenly spaced. */
+function spaced<T>(items: readonly T[], count: number): T[] {
+  if (items.length <= count) return [...items];
+  return Array.from({ length: count }, (_, i) => items[Math.floor((i * items.length) / count)]!);
+}
+
+/** At most 1,000 images of each class, in their order; of more, those that are judged first, then an evenly spaced choice. */
+export function chosenImages(images: readonly NormalImage[]): NormalImage[] {
+  const chosen = new Set<NormalImage>();
+  for (const name of new Set(images.map(({ className }) => className))) {
+    const own = images.filter(({ className }) => className === name);
+    const judged = spaced(
+      own.filter(({ role }) => isJudged(role)),
+      MOST_IMAGES,
+    );
+    const others = own.filter(({ role }) => !isJudged(role));
+    for (const image of [...judged, ...spaced(others, MOST_IMAGES - judged.length)]) chosen.add(image);
+  }
+  return images.filter((image) => chosen.has(image));
+}
+
+function failureOf(file: string, reason: unknown): DiadError {
+  const code = reason instanceof DiadError ? reason.code : 'ERR_DIAD_INTERNAL';
+  return new DiadError(code, `${file}: ${reason instanceof Error ? reason.message : String(reason)}`, { cause: reason });
+}
+
+/** Rejects with the signal's reason when it aborts; never resolves. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    const abort = (): void => {
+      reject(signal.reason as Error);
+    };
+    if (signal.aborted) abort();
+    else signal.addEventListener('abort', abort, { once: true });
+  });
+}
+
+/** Options of {@link learnNormality}. */
+export interface LearnOptions {
+  readonly seed: number | bigint;
+  readonly signal: AbortSignal | undefined;
+  readonly onProgress: ((done: number, total: number) => void) | undefined;
+}
+
+/**
+ * Adds images to a calibrator, a few at a time, and learns from them. Rows of the result carry the images' places in the list.
+ *
+ * @param calibrator - is dropped in any case
+ * @throws DiadError ERR_DIAD_IMAGE_DECODE and the like, ERR_DIAD_INVALID_ARGUMENT for an image of a few pixels; both name the file; the signal's reason
+ */
+export async function learnNormality(
+  calibrator: Calibrator,
+  images: readonly NormalImage[],
+  { seed, signal, onProgress }: LearnOptions,
+): Promise<NativeNormality> {
+  const left = new AbortController();
+  const both = signal === undefined ? left.signal : AbortSignal.any([signal, left.signal]);
+  setMaxListeners(0, both); // one per image in flight
+  const add = async ({ file, className, role }: NormalImage, index: number): Promise<DiadError | undefined> => {
+    try {
+      both.throwIfAborted();
+      const call = { index, className, inMemory: true, inStatistics: isJudged(role), seed, signal: both };
+      const { width, height } = await calibrator.add(await readPicture(file), call);
+      if (Math.min(width, height) >= SMALLEST_SIDE) return undefined;
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        `Expected an image of at least ${SMALLEST_SIDE} x ${SMALLEST_SIDE} pixels but received ${width} x ${height}`,
+      );
+    } catch (error) {
+      return failureOf(file, error);
+    }
+  };
+  try {
+    let done = 0;
+    const abandon = (): void => {
+      left.abort(new DiadError('ERR_DIAD_CLOSED', 'Calibration ended'));
+    };
+    for await (const failure of inOrder(images, calibrator.concurrency, add, abandon)) {
+      signal?.throwIfAborted();
+      if (failure !== undefined) throw failure;
+      done += 1;
+      onProgress?.(done, images.length);
+    }
+    const learning = calibrator.finish();
+    return await (signal === undefined ? learning : Promise.race([learning, aborted(signal)]));
+  } finally {
+    calibrator.drop();
+  }
+}
