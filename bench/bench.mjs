@@ -2,7 +2,7 @@
 //
 //   npm run bench -- [--quick] [--sizes demo,medium,published] [--keep-load] [--rounds N] [--soak N] [--device cpu]
 //
-// Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the base bundle only, few rounds, under three minutes; it writes
+// Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the demo model only, few rounds, under three minutes; it writes
 // nothing unless --write is given. Sizes that are not run keep the rows of the last run, as do cold start and load
 // with --keep-load, if there are any.
 import { spawnSync } from 'node:child_process';
@@ -31,7 +31,7 @@ const { values } = parseArgs({
     'keep-load': { type: 'boolean', default: false },
   },
 });
-const sizes = (values.sizes ?? (values.quick ? 'small' : 'small,medium,published')).split(',');
+const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
 const GIB = 2 ** 30;
 const CPU_INFO = '/proc/cpuinfo';
 const NVIDIA_DRIVER = '/proc/driver/nvidia/version';
@@ -45,9 +45,9 @@ const PLANS = {
   published: { modes: ['as-published', 'lossless'], batches: [1], rounds: 3, warmUp: 0, profiled: 2, memory: 20 * GIB },
 };
 
-/** A bundle of seeded random weights of that size (the base bundle is its own), kept from one run to the next. */
+/** A bundle of seeded random weights of that size (the demo model is its own), kept from one run to the next. */
 function bundleOf(size) {
-  if (size === 'small') return path.join(root, 'models', 'base');
+  if (size === 'demo') return path.join(root, 'models', 'base');
   const folder = path.join(root, 'out', 'bench', size);
   if (existsSync(path.join(folder, 'manifest.json'))) return folder;
   console.log(`${size}: writing a bundle of random weights to ${path.relative(root, folder)}`);

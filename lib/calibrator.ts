@@ -1,7 +1,7 @@
 // What a loaded bundle learns from normal images: the engine's calibrator, as lib/evaluation/calibrate uses it.
 import { fromNative } from './errors.js';
 import type { ImageInput } from './image.js';
-import type { NativeCalibration, NativeEngine, NativeNormality } from './native.js';
+import type { NativeCalibration, NativeEngine, NativeSubmitOptions } from './native.js';
 import { validateCallOptions, type ValidatedCall } from './options.js';
 
 /** A normal image and what it is used for (docs/evidence.md, "Calibration"). */
@@ -27,7 +27,7 @@ export interface Calibrator {
    */
   add(image: ImageInput, call: CalibrationCall): Promise<{ readonly width: number; readonly height: number }>;
   /** Learns from what was added. Takes seconds; `drop` ends it. */
-  finish(): Promise<NativeNormality>;
+  finish(): Promise<NativeCalibration>;
   /** Frees what was added. May be called at any time, and again. */
   drop(): void;
 }
@@ -36,7 +36,7 @@ export interface Calibrator {
 export type SubmitToCalibrator = (
   image: ImageInput,
   call: ValidatedCall,
-  calibration: NativeCalibration,
+  calibration: NativeSubmitOptions['calibration'],
 ) => Promise<{ readonly frame: { readonly width: number; readonly height: number } }>;
 
 /**

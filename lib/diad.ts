@@ -18,7 +18,7 @@ import { createCalibrator, type Calibrator } from './calibrator.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
 import { inOrder } from './in-order.js';
-import { demoBundle, openNative, type NativeCalibration, type NativeEngine, type NativeResult, type QueueStats } from './native.js';
+import { baseBundle, openNative, type NativeEngine, type NativeResult, type NativeSubmitOptions, type QueueStats } from './native.js';
 import {
   validateCallOptions,
   validateLoadOptions,
@@ -87,13 +87,13 @@ export class Diad {
   /**
    * Loads a bundle.
    *
-   * @param bundle - its folder; default: the demo model that ships with diad
+   * @param bundle - its folder; default: the base model that ships with diad
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_BUNDLE_NOT_FOUND, ERR_DIAD_BUNDLE_INVALID, ERR_DIAD_BUNDLE_CORRUPT,
    *   ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH, ERR_DIAD_DEVICE_UNAVAILABLE, ERR_DIAD_OUT_OF_MEMORY
    */
   static async load(bundle?: string, options?: LoadOptions): Promise<Diad> {
     const validated = validateLoadOptions(bundle, options);
-    const folder = validated.bundle ?? demoBundle;
+    const folder = validated.bundle ?? baseBundle;
     void import('sharp').catch(() => undefined); // while the weights are read; who needs it and has it not hears so when it decodes
     const native = await openNative(validated.libtorch);
     try {
@@ -239,7 +239,7 @@ export class Diad {
   async #compute(
     taken: TakenImage,
     call: ValidatedCall,
-    want: { readonly map: boolean; readonly reconstruction: boolean; readonly calibration?: NativeCalibration },
+    want: { readonly map: boolean; readonly reconstruction: boolean; readonly calibration?: NativeSubmitOptions['calibration'] },
   ): Promise<Computed> {
     this.#admit(call.signal);
     if (call.tile !== undefined && this.#calibration?.normality !== undefined) {
@@ -298,7 +298,7 @@ export class Diad {
     }
   }
 
-  async #submit(frame: RawFrame, call: ValidatedCall, options: Parameters<NativeEngine['submit']>[1]): Promise<NativeResult> {
+  async #submit(frame: RawFrame, call: ValidatedCall, options: NativeSubmitOptions): Promise<NativeResult> {
     const { signal, onStep } = call;
     let thrown: { readonly error: unknown } | undefined;
     const step = (done: number, total: number): void => {

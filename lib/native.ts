@@ -65,20 +65,8 @@ export interface NativeLoadOptions {
   readonly preferredBatches: readonly number[];
   readonly verify: boolean;
   readonly warmup: boolean;
-  /** Path of normality.safetensors; '': none, the published map and score. */
+  /** File that a calibration wrote; '': none. */
   readonly normality: string;
-}
-
-/** What an image is to a calibrator. */
-export interface NativeCalibration {
-  /** What createCalibrator returned. */
-  readonly calibrator: number;
-  /** Place of the image; of an index that is used twice the last image counts. */
-  readonly index: number;
-  /** Its vectors may be chosen for the memory. */
-  readonly inMemory: boolean;
-  /** Its maps count for mean and spread, and it is scored. */
-  readonly inStatistics: boolean;
 }
 
 export interface NativeSubmitOptions {
@@ -88,13 +76,39 @@ export interface NativeSubmitOptions {
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
-  /** Whose normality the image is judged by; '': that of all images. */
+  /** Whose entry of the normality judges the image; '' or unknown: that of all images. */
   readonly className: string;
-  readonly calibration: NativeCalibration | null;
+  /** Which calibrator receives the image's maps and vectors under `className`, and as what. */
+  readonly calibration: {
+    readonly calibrator: number;
+    readonly index: number;
+    readonly inMemory: boolean;
+    readonly inStatistics: boolean;
+  } | null;
+}
+
+/** Scores of calibration images, by index, each as of an image that calibration has not seen. */
+export interface NativeUnseenScores {
+  readonly indices: Uint32Array;
+  readonly scores: Float64Array;
+  readonly reconstruction: Float64Array;
+  readonly memory: Float64Array;
+  /** Maxima of the maps. */
+  readonly peaks: Float64Array;
+}
+
+export interface NativeCalibration {
+  /** Bytes of the normality file. */
+  readonly normality: Uint8Array;
+  /** Judged by the entry of their class. */
+  readonly images: NativeUnseenScores;
+  /** The same images judged by the entry of all images. */
+  readonly overall: NativeUnseenScores;
 }
 
 export interface NativeResult {
   readonly score: number;
+  /** With a normality: scores of the two kinds of evidence alone. */
   readonly evidence?: { readonly reconstruction: number; readonly memory: number };
   readonly size: number;
   readonly map?: Float32Array;
@@ -102,24 +116,6 @@ export interface NativeResult {
   readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
   readonly timings: Timings;
   readonly batchSize: number;
-}
-
-/** Scores of images by an entry that has not seen them: row i is of the image indices[i], in the order of the indices. */
-export interface NativeUnseenScores {
-  readonly indices: Uint32Array;
-  readonly scores: Float64Array;
-  readonly reconstruction: Float64Array;
-  readonly memory: Float64Array;
-  /** Largest values of the maps. */
-  readonly peaks: Float64Array;
-}
-
-/** What a calibrator learned; the rows are judged by the entries of the images' classes. */
-export interface NativeNormality extends NativeUnseenScores {
-  /** Content of normality.safetensors. */
-  readonly normality: Uint8Array;
-  /** The images judged by the entry of all images; absent where that is the only one. */
-  readonly overall?: NativeUnseenScores;
 }
 
 export interface NativeEngine {
@@ -131,8 +127,9 @@ export interface NativeEngine {
     onStep: ((step: number, total: number) => void) | null,
   ): { readonly id: number; readonly result: Promise<NativeResult> };
   cancel(id: number): boolean;
+  /** @throws ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence */
   createCalibrator(): number;
-  finishCalibrator(id: number): Promise<NativeNormality>;
+  finishCalibrator(id: number): Promise<NativeCalibration>;
   dropCalibrator(id: number): void;
   close(): Promise<void>;
 }

@@ -121,7 +121,7 @@ export function validateLoadOptions(
   libtorch: string | undefined;
   calibration: boolean;
   limits: ImageLimits;
-  native: Omit<NativeLoadOptions, 'normality'>;
+  native: NativeLoadOptions;
 } {
   const given = optionsObject(options, 'load options', LOAD_KEYS);
   const device = text(given.device, 'device') ?? 'auto';
@@ -145,6 +145,7 @@ export function validateLoadOptions(
       preferredBatches: batchSizes(given.preferredBatches, maxBatch),
       verify: boolean(given.verify, 'verify', true),
       warmup: boolean(given.warmup, 'warmup', true),
+      normality: '',
     },
   };
 }

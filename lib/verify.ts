@@ -126,7 +126,7 @@ async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: 
 /**
  * Scores a bundle's golden pictures and compares every stage with the reference's results that the bundle carries.
  *
- * @param bundle - its folder; default: the base bundle
+ * @param bundle - its folder; default: the base model
  * @param options - as for `Diad.load`: any device, any precision; each has its own tolerances
  * @throws DiadError as `Diad.load`; ERR_DIAD_BUNDLE_INVALID for a bundle without golden results
  */

@@ -1,6 +1,6 @@
 // npm run sbom: the software bill of materials of the package, CycloneDX JSON, into out/sbom.cdx.json.
 //
-// npm lists what it installs; added is what it cannot see: C++ libraries compiled in, the base bundle, and LibTorch, which is found at run time.
+// npm lists what it installs; added is what it cannot see: C++ libraries compiled in, the base model, and LibTorch, which is found at run time.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -41,7 +41,7 @@ function nodeAddonApi() {
   };
 }
 
-function demoModel() {
+function baseModel() {
   const manifest = read('models', 'base', 'manifest.json');
   const { name, torchVersion } = JSON.parse(manifest);
   const hashes = [{ alg: 'SHA-256', content: createHash('sha256').update(manifest).digest('hex') }];
@@ -61,7 +61,7 @@ const listed = execFileSync('npm', ['sbom', '--sbom-format', 'cyclonedx', '--omi
 });
 const bill = JSON.parse(listed);
 const { diad } = JSON.parse(read('package.json'));
-bill.components.push(vendored(), nodeAddonApi(), demoModel(), ...diad.libtorch.map(libtorch));
+bill.components.push(vendored(), nodeAddonApi(), baseModel(), ...diad.libtorch.map(libtorch));
 const out = path.join(root, 'out', 'sbom.cdx.json');
 mkdirSync(path.dirname(out), { recursive: true });
 writeFileSync(out, `${JSON.stringify(bill, null, 2)}\n`);

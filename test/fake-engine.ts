@@ -1,7 +1,7 @@
 // A Diad whose engine is JavaScript: for the tests of what stands around the native part.
 import { Diad, type BundleEvidence } from '../lib/index.js';
 import type { Calibration } from '../lib/calibration.js';
-import type { NativeEngine, NativeNormality, NativeSubmitOptions } from '../lib/native.js';
+import type { NativeEngine, NativeCalibration, NativeSubmitOptions } from '../lib/native.js';
 import { validateLoadOptions } from '../lib/options.js';
 
 export const EVIDENCE: BundleEvidence = { dimensions: 4, grid: 2, memoryVectors: 100, weights: { reconstruction: 0.5, memory: 1 } };
@@ -23,23 +23,23 @@ interface Options {
   readonly evidence?: BundleEvidence | undefined;
   readonly calibration?: Calibration;
   /** What finishCalibrator resolves with; default: row i of judged image i scores i and has the peak 2 i. */
-  readonly finish?: (submitted: readonly NativeSubmitOptions[]) => Promise<NativeNormality>;
+  readonly finish?: (submitted: readonly NativeSubmitOptions[]) => Promise<NativeCalibration>;
 }
 
 /** Rows of the images that count for statistics: image i scores i, its map's largest value is 2 i. */
-export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeNormality {
+export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeCalibration {
   const indices = submitted
     .flatMap(({ calibration }) => (calibration?.inStatistics === true ? [calibration.index] : []))
     .sort((a, b) => a - b);
   const values = Float64Array.from(indices);
-  return {
-    normality: Uint8Array.of(1, 2, 3),
+  const rows = {
     indices: Uint32Array.from(indices),
     scores: values,
     reconstruction: values,
     memory: values,
     peaks: values.map((value) => 2 * value),
   };
+  return { normality: Uint8Array.of(1, 2, 3), images: rows, overall: rows };
 }
 
 /** A loaded bundle with an engine that scores every image 1.5 and keeps what it is asked. */

@@ -8,7 +8,7 @@ import { readGoodPictures } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
 import { DEFAULT_FPR } from '../evaluation/thresholds.js';
 import { requireWritable } from '../durable.js';
-import { demoBundle } from '../native.js';
+import { baseBundle } from '../native.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 import { rateNotes, summaryTable } from './summary.js';
 
@@ -40,7 +40,7 @@ function report(calibrated: Calibrated, bundle: string, options: Options, second
     process.stdout.write(`${thresholdLines(calibrated)}\n${file}\n`);
   } else {
     const notes = rateNotes(summary, options.targetFpr).map((note) => `${note}\n`);
-    const model = bundle === demoBundle ? '' : ` --model ${bundle}`;
+    const model = bundle === baseBundle ? '' : ` --model ${bundle}`;
     process.stdout.write(
       `${summaryTable(summary)}\n${notes.join('')}${file}: calibrated in ${seconds.toFixed(1)} s\n\n` +
         `Try it: npx diad score new-part.png${model}\n`,
@@ -58,12 +58,12 @@ export async function calibrateBundle(options: Options): Promise<void> {
     interrupted.abort();
   };
   process.once('SIGINT', stop);
-  const bundle = options.out ?? options.model ?? demoBundle;
+  const bundle = options.out ?? options.model ?? baseBundle;
   if (options.out === undefined) await requireWritable(bundle);
   const good = await readGoodPictures(options.good);
   const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
   const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
-  if (options.out !== undefined) await copyBundle(options.model ?? demoBundle, options.out);
+  if (options.out !== undefined) await copyBundle(options.model ?? baseBundle, options.out);
   const diad = await loadModel({ ...options, model: bundle }, false); // an old calibration, whatever it holds, is about to be replaced
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
   const total = good.length + (validation?.length ?? 0);

@@ -8,7 +8,7 @@ import { csv } from '../csv.js';
 import type { EvidenceScores, ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { expandInputs, HEATMAP, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
-import { demoBundle } from '../native.js';
+import { baseBundle } from '../native.js';
 import { writeNpy } from '../npy.js';
 
 interface Options extends ModelOptions {
@@ -42,7 +42,7 @@ async function dumpStages(result: ScoreResult, folder: string, index: number): P
 }
 
 /** Whether to load the bundle's calibration: what was learned from whole images says nothing of tiles. */
-async function calibrationFits({ tile, model = demoBundle }: Options): Promise<boolean> {
+async function calibrationFits({ tile, model = baseBundle }: Options): Promise<boolean> {
   if (tile === undefined || (await readCalibration(model))?.normality === undefined) return true;
   process.stderr.write('diad: the bundle is calibrated on whole images; tiles are scored without it and carry no verdict\n');
   return false;

@@ -148,7 +148,7 @@ const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (su
   ERR_DIAD_BUNDLE_INVALID: { cause: 'bundle-invalid', help: () => ['export the bundle again with a version of diad that fits this one'] },
   ERR_DIAD_BUNDLE_CORRUPT: {
     cause: 'bundle-corrupt',
-    help: () => ['a file differs from what the manifest says: copy or download the bundle again; for the base bundle, install diad again'],
+    help: () => ['a file differs from what the manifest says: copy or download the bundle again; for the base model, install diad again'],
   },
   ERR_DIAD_IMAGE_DECODE: {
     cause: 'pictures-unreadable',

@@ -51,7 +51,7 @@ export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good
   const judged = images.filter(({ role }) => isJudged(role)).length;
   if (targetFpr !== undefined) requireEnough(Math.min(judged, MOST_IMAGES), targetFpr);
   const learned = await learnNormality(openCalibrator(diad), images, { seed, signal, onProgress });
-  const { all, classes, summary, tooFew: unbounded } = thresholdsLearned(images, learned, learned.overall ?? learned, targetFpr);
+  const { all, classes, summary, tooFew: unbounded } = thresholdsLearned(images, learned.images, learned.overall, targetFpr);
   const { normality } = learned;
   return {
     calibration: {

@@ -3,7 +3,7 @@ import { setMaxListeners } from 'node:events';
 import type { Calibrator } from '../calibrator.js';
 import { DiadError } from '../errors.js';
 import { inOrder } from '../in-order.js';
-import type { NativeNormality } from '../native.js';
+import type { NativeCalibration } from '../native.js';
 import { readPicture } from './pictures.js';
 
 /** What an image is used for: training and held-out images are those of `diad train`. */
@@ -80,7 +80,7 @@ export async function learnNormality(
   calibrator: Calibrator,
   images: readonly NormalImage[],
   { seed, signal, onProgress }: LearnOptions,
-): Promise<NativeNormality> {
+): Promise<NativeCalibration> {
   const left = new AbortController();
   const both = signal === undefined ? left.signal : AbortSignal.any([signal, left.signal]);
   setMaxListeners(0, both); // one per image in flight
