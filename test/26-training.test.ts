@@ -1,129 +1,239 @@
-// A user's path on a miniature generated set: train (broken off, taken up again), calibrate, eval, score.
+// diad train: with a stub for Python that prints a training's events and writes a copy of the base bundle.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { createInterface } from 'node:readline';
+import { Readable } from 'node:stream';
+import sharp from 'sharp';
+import { sheetImages } from '../lib/cli/contact-sheet.js';
+import { duration, parseEvent, showTraining } from '../lib/cli/training-progress.js';
+import { isTrained, noteTrained, readSplit, trainingKey } from '../lib/cli/training-run.js';
 import { parseCalibration } from '../lib/calibration.js';
-import { inFolder, python, root, runProgram, type Finished } from './support.js';
+import { writePicture } from './dataset-trees.js';
+import { baseBundle, inFolder, rejects, root, runProgram, type Finished } from './support.js';
 
 const cli = path.join(root, 'dist', 'cli', 'main.js');
-const environment = { DIAD_PYTHON: python };
-const diad = (...args: string[]): Promise<Finished> => runProgram(process.execPath, [cli, ...args], environment);
+const LIMIT_MS = 300_000;
+const stub = path.join(root, 'test', 'stub-python.mjs');
+const diad = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Finished> =>
+  runProgram(process.execPath, [cli, ...args], { DIAD_PYTHON: stub, ...env });
 
-interface Event {
-  readonly event: string;
-  readonly stage?: string;
-  readonly state?: string;
-  readonly step?: number;
-  readonly validation_loss?: number;
-}
-
-const eventsOf = (output: string): Event[] =>
-  output
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as Event);
-
-/** Starts `diad train`, sends SIGINT once the denoiser has taken a step, and returns what it printed. */
-async function interruptedTraining(args: readonly string[]): Promise<{ code: number | null; events: Event[]; stderr: string }> {
-  const child = spawn(process.execPath, [cli, ...args], { env: { ...process.env, ...environment }, stdio: ['ignore', 'pipe', 'pipe'] });
-  const closed = once(child, 'close');
-  let stderr = '';
-  child.stderr.setEncoding('utf8').on('data', (chunk: string) => (stderr += chunk));
-  const events: Event[] = [];
-  for await (const line of createInterface({ input: child.stdout })) {
-    const event = JSON.parse(line) as Event;
-    events.push(event);
-    if (event.event === 'step' && event.stage === 'denoiser' && event.step === 1) child.kill('SIGINT');
+/** Two classes in MVTec-AD layout: 12 normal images each, two kinds of defects of one of them. */
+async function dataSet(folder: string): Promise<string> {
+  const data = path.join(folder, 'data');
+  for (let i = 0; i < 12; i++) {
+    for (const [name, level] of [
+      ['gear', 60],
+      ['nut', 160],
+    ] as const) {
+      await writePicture(path.join(data, name, 'train', 'good', `${String(i).padStart(2, '0')}.png`), level + i, 64, 64);
+    }
   }
-  const [code] = (await closed) as [number | null];
-  return { code, events, stderr };
+  for (const kind of ['crack', 'stain']) await writePicture(path.join(data, 'gear', 'test', kind, '0.png'), 250, 64, 64);
+  await writePicture(path.join(data, 'gear', 'test', 'good', '0.png'), 40, 64, 64);
+  return data;
 }
 
-describe('diad train @slow', () => {
-  it('train, broken off and taken up again, then calibrate, eval and score', () =>
+describe('progress of a training', () => {
+  const lines = [
+    'a line of a library',
+    '{"event":"data","text":"1 class"}',
+    '{"no event":1}',
+    '{"event":"step","step":1,"steps":9,"seconds_left":5,"loss":0.5,"text":"denoiser 1/9"}',
+    '{"event":"written","path":"/out","split":"/run/split.json","text":"/out"}',
+  ];
+  const shown = async (form: 'text' | 'json' | 'bar'): Promise<[string, unknown]> => {
+    let output = '';
+    const written = await showTraining(Readable.from(lines.map((line) => `${line}\n`)), { form, write: (text) => (output += text) });
+    return [output, written];
+  };
+
+  it('as text or as the JSON lines themselves; says what was written', async () => {
+    assert.equal(parseEvent('{'), undefined);
+    const [text, written] = await shown('text');
+    assert.equal(text, 'a line of a library\n1 class\n{"no event":1}\ndenoiser 1/9\n/out\n');
+    assert.deepEqual(written, { event: 'written', path: '/out', split: '/run/split.json', text: '/out' });
+    assert.equal((await shown('json'))[0], `${lines.join('\n')}\n`);
+    assert.equal((await shown('bar'))[0], 'a line of a library\n1 class\n{"no event":1}\n/out\n');
+  });
+
+  it('durations', () => {
+    assert.deepEqual([0.4, 59.4, 60, 200, 3599, 3900, -3].map(duration), [
+      '0 s',
+      '59 s',
+      '1:00 min',
+      '3:20 min',
+      '59:59 min',
+      '1:05 h',
+      '0 s',
+    ]);
+  });
+});
+
+describe('the run of a training', () => {
+  it('has finished when its bundle is there, of the same images and options', () =>
     inFolder(async (folder) => {
-      const [data, run, bundle, out] = ['data', 'run', 'bundle', 'out'].map((name) => path.join(folder, name)) as [
-        string,
-        string,
-        string,
-        string,
-      ];
-      const pictures = ['--seed', '5', '--classes', 'screw,tile', '--train-per-class', '10', '--test-per-class', '4', '--jobs', '1'];
-      const generated = await runProgram(python, ['-m', 'diad_reference', 'generate', '--out', data, ...pictures], {
-        PYTHONPATH: path.join(root, 'python'),
-      });
-      assert.equal(generated.code, 0, generated.stderr);
-
-      const training = ['train', 'all', '--data', data, '--run', run, '--out', bundle, '--config', 'tiny', '--json'];
-      training.push('--steps', '12', '--batch', '2', '--log-every', '1', '--validate-every', '6', '--threads', '1');
-      const cut = await interruptedTraining(training);
-      assert.equal(cut.code, 130, cut.stderr);
-      assert.match(cut.stderr, /denoiser stopped after step \d+ of 12; the same command goes on from there/);
-      const saved = cut.events.findLast(({ event, stage }) => event === 'saved' && stage === 'denoiser')?.step;
-      assert.ok(saved !== undefined && saved < 12, `saved at step ${saved}`);
-      assert.ok(cut.events.some(({ event, stage }) => event === 'validation' && stage === 'autoencoder'));
-      await assert.rejects(stat(bundle));
-
-      const resumed = await diad(...training);
-      assert.equal(resumed.code, 0, resumed.stderr);
-      const events = eventsOf(resumed.stdout);
-      const states = events.filter(({ event }) => event === 'stage').map(({ stage, state }) => `${stage} ${state}`);
-      const expected = ['autoencoder skipped', 'denoiser started', 'denoiser finished', 'extractor started', 'extractor finished'];
-      assert.deepEqual(states, expected);
-      assert.equal(events.find(({ event, stage }) => event === 'step' && stage === 'denoiser')?.step, saved + 1);
-      assert.ok(
-        events.some(({ event, stage, validation_loss }) => event === 'validation' && stage === 'extractor' && validation_loss! > 0),
+      const data = await dataSet(folder);
+      const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];
+      const key = await trainingKey(data, 'base', out, ['--minutes', '1']);
+      assert.equal(await isTrained(run, key), false);
+      await writePicture(path.join(out, 'manifest.json.png'));
+      await writeFile(path.join(out, 'manifest.json'), 'one');
+      await noteTrained(run, key);
+      assert.equal(await isTrained(run, key), true);
+      assert.equal(await isTrained(run, await trainingKey(data, 'base', out, ['--minutes', '2'])), false);
+      await writePicture(path.join(data, 'nut', 'train', 'good', 'new.png'), 99);
+      assert.equal(await isTrained(run, await trainingKey(data, 'base', out, ['--minutes', '1'])), false);
+      await writeFile(path.join(out, 'manifest.json'), 'another model');
+      assert.equal(await isTrained(run, key), false);
+      await writeFile(path.join(run, 'trained.json'), '{');
+      await rejects(
+        isTrained(run, key),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /trained\.json cannot be read; remove .*run to train from the beginning/,
       );
-      assert.equal(events.at(-1)?.event, 'written');
-
-      const calibrated = await diad('calibrate', '--good', data, '--model', bundle, '--target-fpr', '0.2', '--per-class', '--test', data);
-      assert.equal(calibrated.code, 0, calibrated.stderr);
-      const calibration = parseCalibration(await readFile(path.join(bundle, 'calibration.json'), 'utf8'));
-      assert.equal(calibration.images, 20);
-      assert.deepEqual(Object.keys(calibration.classes ?? {}).sort(), ['screw', 'tile']);
-
-      const evaluated = await diad('eval', '--data', data, '--model', bundle, '--out', out);
-      assert.equal(evaluated.code, 0, evaluated.stderr);
-      const report = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as {
-        classes: Record<string, { image_auroc: number | null }>;
-        mean: { image_auroc: number | null };
-      };
-      const aurocs = ['screw', 'tile'].map((name) => report.classes[name]!.image_auroc!);
-      assert.ok(aurocs.every((auroc) => auroc >= 0 && auroc <= 1));
-      assert.equal(report.mean.image_auroc, (aurocs[0]! + aurocs[1]!) / 2);
-
-      const good = path.join(data, 'screw', 'train', 'good');
-      const scored = await diad('score', good, '--model', bundle, '--json');
-      assert.equal(scored.code, 0, scored.stderr);
-      const rows = eventsOf(scored.stdout) as unknown as { score: number; threshold: number; anomalous: boolean }[];
-      assert.equal(rows.length, (await readdir(good)).length);
-      assert.ok(rows.every(({ threshold }) => threshold === calibration.classes!['screw']!.threshold));
-      // The threshold is one of the ten scores: with a target of 0.2 two may lie above it at most.
-      assert.ok(rows.some(({ score, threshold }) => Math.abs(score - threshold) < 1e-4 * threshold));
-      assert.ok(rows.filter(({ anomalous }) => anomalous).length <= 2);
     }));
 
-  it('without --json the same in words; bad options end with 1 and say which', () =>
+  it('its split says which images were held out; one that is damaged is told', () =>
     inFolder(async (folder) => {
-      const none = await diad('train', 'all', '--data', folder, '--run', path.join(folder, 'run'), '--out', path.join(folder, 'bundle'));
-      assert.equal(none.code, 1);
-      assert.match(none.stderr, /Expected class folders with train\/good pictures/);
-      assert.doesNotMatch(none.stderr, /Traceback/);
-      const noOut = await diad('train', 'all', '--data', folder, '--run', path.join(folder, 'run'));
-      assert.match(noOut.stderr, /Expected --out/);
-      const help = await diad('train', '--help');
-      assert.equal(help.code, 0);
-      assert.match(help.stdout, /--stable-diffusion/);
-      const nowhere = await runProgram(process.execPath, [cli, 'train', 'all'], { DIAD_PYTHON: path.join(folder, 'python') });
-      assert.equal(nowhere.code, 1);
-      assert.match(nowhere.stderr, /diad train cannot start .*pip install .*python.*DIAD_PYTHON/s);
-      const { code } = await runProgram('python3', ['-m', 'venv', '--without-pip', path.join(folder, 'bare')]);
-      assert.equal(code, 0);
-      const bare = await runProgram(process.execPath, [cli, 'train', 'all'], { DIAD_PYTHON: path.join(folder, 'bare', 'bin', 'python') });
-      assert.equal(bare.code, 1);
-      assert.match(bare.stderr, /^diad_reference train: No module named '\w+'; install PyTorch .*, then: pip install .*python\n$/);
+      const file = path.join(folder, 'split.json');
+      await writeFile(
+        file,
+        JSON.stringify([
+          { file: 'a.png', class_name: 'gear', held_out: true },
+          { file: 'b.png', class_name: 'gear', held_out: false },
+        ]),
+      );
+      assert.deepEqual(await readSplit(file), [
+        { file: 'a.png', className: 'gear', role: 'held-out' },
+        { file: 'b.png', className: 'gear', role: 'training' },
+      ]);
+      for (const content of ['[]', '[{"file":"a.png"}]', '{']) {
+        await writeFile(file, content);
+        await rejects(readSplit(file), 'ERR_DIAD_INVALID_ARGUMENT', /split\.json.*to train from the beginning/);
+      }
+      await rm(file);
+      await rejects(readSplit(file), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a list of images/);
+    }));
+
+  it('the contact sheet shows held-out images and every kind of defect', () =>
+    inFolder(async (folder) => {
+      const data = await dataSet(folder);
+      const good = path.join(data, 'gear', 'train', 'good');
+      const split = (await readdir(good)).sort().map((name, i) => ({
+        file: path.join(good, name),
+        className: 'gear',
+        role: i < 3 ? ('held-out' as const) : ('training' as const),
+      }));
+      const kinds = ['good', 'good', 'good', 'crack', 'stain'];
+      assert.deepEqual(
+        (await sheetImages(data, split)).map(({ kind }) => kind),
+        kinds,
+      );
+      assert.deepEqual(
+        (await sheetImages(path.join(data, 'gear'), split)).map(({ kind }) => kind),
+        kinds,
+      );
+      assert.deepEqual(
+        (await sheetImages(good, split)).map(({ kind }) => kind),
+        ['good', 'good', 'good'],
+      );
+    }));
+});
+
+describe('diad train', function () {
+  this.timeout(LIMIT_MS);
+
+  it('names what replaced the old usage, missing options, a missing base bundle and a missing Python', () =>
+    inFolder(async (folder) => {
+      for (const args of [['all', '--data', folder, '--run', 'r', '--config', 'tiny'], ['denoiser']]) {
+        const { code, stderr } = await diad(['train', ...args]);
+        assert.equal(code, 1);
+        assert.match(stderr, new RegExp(`received the stage ${args[0]}: .*python -m diad_reference train-published ${args[0]}`));
+      }
+      const out = path.join(folder, 'out');
+      assert.match(
+        (await diad(['train', '--data', folder, '--out', out, '--steps', '9'])).stderr,
+        /options of diad train but received --steps/,
+      );
+      assert.match((await diad(['train', '--data', folder])).stderr, /Expected --data and --out but received no --out/);
+      assert.match((await diad(['train', '--data', folder, '--out', out, '--minutes', '0'])).stderr, /Expected a number above 0/);
+      const noBase = await diad(['train', '--data', folder, '--out', out, '--base', path.join(folder, 'none')]);
+      assert.match(noBase.stderr, /ERR_DIAD_BUNDLE_NOT_FOUND: .*none holds no manifest\.json/);
+      const noPython = await diad(['train', '--data', folder, '--out', out, '--base', baseBundle], {
+        DIAD_PYTHON: path.join(folder, 'python'),
+      });
+      assert.equal(noPython.code, 1);
+      assert.match(noPython.stderr, /diad train cannot start .*pip install .*python.*DIAD_PYTHON/s);
+      assert.match((await diad(['train', '--help'])).stdout, /--minutes/);
+    }));
+
+  it('ends with the exit code of a training that fails; without a bundle it is an error', () =>
+    inFolder(async (folder) => {
+      const args = ['train', '--data', await dataSet(folder), '--out', path.join(folder, 'out'), '--base', baseBundle];
+      const failed = await diad(args, { STUB_TRAINING: 'fail' });
+      assert.equal(failed.code, 1);
+      assert.equal(failed.stderr, 'diad_reference train: Expected at least 10 different normal images of gear but found 3\n');
+      const nothing = await diad(args, { STUB_TRAINING: 'nothing' });
+      assert.equal(nothing.code, 1);
+      assert.match(nothing.stderr, /ended without writing a bundle/);
+    }));
+
+  it('Ctrl-C goes on to the training, which saves; exit code 130 and how to resume', () =>
+    inFolder(async (folder) => {
+      const args = ['train', '--data', await dataSet(folder), '--out', path.join(folder, 'out'), '--base', baseBundle];
+      const env = { ...process.env, DIAD_PYTHON: stub, STUB_TRAINING: 'wait' };
+      const child = spawn(process.execPath, [cli, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] });
+      let [stdout, stderr] = ['', ''];
+      child.stdout.setEncoding('utf8').on('data', (part: string) => {
+        stdout += part;
+        if (part.includes('denoiser 10/20')) child.kill('SIGINT');
+      });
+      child.stderr.setEncoding('utf8').on('data', (part: string) => (stderr += part));
+      const [code] = (await once(child, 'close')) as [number | null];
+      assert.equal(code, 130);
+      assert.equal(
+        stderr,
+        'diad_reference train: denoiser stopped after 11 steps; the same command resumes there\ndiad: interrupted; the same command resumes\n',
+      );
+      assert.match(stdout, /a line of a library\n10 perturbed images\nA step takes/);
+    }));
+
+  it('trains, calibrates on held-out images, draws a contact sheet; the same command then only calibrates', () =>
+    inFolder(async (folder) => {
+      const data = await dataSet(folder);
+      const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];
+      const args = ['train', '--data', data, '--out', out, '--base', baseBundle, '--run', run, '--minutes', '1.5', '--name', 'parts'];
+      const done = await diad(args);
+      assert.equal(done.code, 0, done.stderr);
+      assert.match(done.stdout, /class +.*threshold +false alarms +median score\n(.*\n)*all /);
+      assert.match(done.stdout, /contact-sheet\.png: .*\n\nTry it: npx diad score new-part\.png --model .*out\n$/);
+      const { width, height } = await sharp(path.join(run, 'contact-sheet.png')).metadata();
+      assert.ok(width > 900 && height > 900, `${width} x ${height}`);
+      const calibration = parseCalibration(await readFile(path.join(out, 'calibration.json'), 'utf8'));
+      assert.equal(calibration.images, 8);
+      const calls = (await readFile(path.join(run, 'calls.txt'), 'utf8')).trim().split('\n');
+      const expected = ['-m diad_reference train --data', data, '--out', out, '--base', baseBundle, '--run', run];
+      const options = '--minutes 1.5 --seed 0 --device cpu --name parts --json';
+      assert.deepEqual(calls, [`${expected.join(' ')} ${options}`]);
+
+      await rm(path.join(out, 'calibration.json'));
+      const again = await diad(args);
+      assert.equal(again.code, 0, again.stderr);
+      assert.match(again.stdout, /^The training of .*out has finished; calibrating it\n/);
+      assert.equal((await readFile(path.join(run, 'calls.txt'), 'utf8')).trim().split('\n').length, 1);
+      await readFile(path.join(out, 'calibration.json'));
+
+      const json = await diad([...args, '--json']);
+      const events = json.stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as { event: string; classes?: { className: string }[] });
+      assert.deepEqual(
+        events.map(({ event }) => event),
+        ['calibrated', 'finished'],
+      );
+      assert.equal(events[0]!.classes?.[0]?.className, '');
     }));
 });

@@ -14,7 +14,7 @@ import { evaluate } from './eval.js';
 import { info } from './info.js';
 import { libtorchCommand } from './libtorch.js';
 import { metrics } from './metrics.js';
-import { rate, wholeNumber } from './numbers.js';
+import { positive, rate, wholeNumber } from './numbers.js';
 import { results, submit, worker } from './queue.js';
 import { reconstruct } from './reconstruct.js';
 import { runReference } from './reference.js';
@@ -32,7 +32,7 @@ function precisionOption(): Option {
 
 function withModelOptions(command: Command): Command {
   return command
-    .option('--model <dir>', 'bundle folder (default: the base bundle)')
+    .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
     .addOption(precisionOption())
     .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
@@ -70,7 +70,7 @@ withModelOptions(program.command('info')).description('describe a bundle and wha
 program
   .command('doctor')
   .description('say what diad finds on this machine, and whether it can score')
-  .option('--model <dir>', 'bundle folder (default: the base bundle)')
+  .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option('--timeout <seconds>', 'of one probe', wholeNumber, 180)
   .option('--json', 'as JSON')
@@ -116,7 +116,7 @@ withModelOptions(program.command('calibrate'))
 program
   .command('verify')
   .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
-  .option('--bundle <dir>', 'bundle folder (default: the base bundle)')
+  .option('--bundle <dir>', 'bundle folder (default: the base model that ships with diad)')
   .addOption(new Option('--model <dir>', 'the same, as the other commands call it').conflicts('bundle'))
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .addOption(precisionOption())
@@ -130,14 +130,29 @@ program
   .argument('[options...]')
   .allowUnknownOption()
   .helpOption(false)
-  .action((args: string[]) => runReference('convert', args));
+  .action(async (args: string[]) => {
+    await runReference('convert', args);
+  });
 
 program
   .command('train')
-  .description('train a model of your own (needs Python with PyTorch; `diad train --help` lists its options)')
-  .argument('[options...]')
-  .allowUnknownOption()
-  .helpOption(false)
+  .description('train a model of your own within a time budget, from a folder of normal images (needs Python with PyTorch)')
+  .argument('[others...]')
+  .usage('--data <dir> --out <dir> [options]')
+  .option('--data <dir>', 'normal images: a folder, a folder for each class, or a data set with CLASS/train/good')
+  .option('--out <dir>', 'folder of the bundle to write')
+  .option('--base <dir>', 'bundle to start from (default: the base model that ships with diad)')
+  .option('--minutes <n>', 'time budget, calibration included', positive, 20)
+  .option('--run <dir>', 'folder of checkpoints and the contact sheet (default: OUT.training)')
+  .option('--name <name>', 'of the model (default: the name of the folder)')
+  .option('--batch <n>', 'images per step (default: 16)', wholeNumber)
+  .option('--learning-rate <rate>', 'largest rate of the schedule (default: 0.001)', positive)
+  .option('--seed <n>', 'of every random choice', wholeNumber, 0)
+  .option('--device <device>', 'cpu or cuda', 'cpu')
+  .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
+  .option('--json', 'progress and result as one JSON object a line')
+  .allowUnknownOption() // of earlier versions: the action says what became of them
+  .allowExcessArguments()
   .action(train);
 
 withModelOptions(program.command('serve'))
@@ -184,7 +199,7 @@ program
   .argument('<inputs...>', 'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key')
   .addOption(redisOption())
   .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
-  .option('--model <dir>', 'bundle folder (default: the base bundle)')
+  .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--priority <n>', 'from 1, the most urgent, to 2097151; 0 comes before all that have one', wholeNumber, 0)
   .action(submit);

@@ -14,3 +14,10 @@ export function rate(value: string): number {
   if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
   return parsed;
 }
+
+/** A number above 0. */
+export function positive(value: string): number {
+  const parsed = Number(value);
+  if (!(parsed > 0 && Number.isFinite(parsed))) throw new InvalidArgumentError('Expected a number above 0.');
+  return parsed;
+}

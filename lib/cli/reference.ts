@@ -20,8 +20,9 @@ const NEEDED = `it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad
  * Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. SIGINT and SIGTERM go on to it.
  *
  * @param show - reads what it writes to standard output; by default that is this process's
+ * @returns the exit code
  */
-export async function runReference(command: string, args: readonly string[], show?: (output: Readable) => Promise<void>): Promise<void> {
+export async function runReference(command: string, args: readonly string[], show?: (output: Readable) => Promise<void>): Promise<number> {
   const python = findPython();
   const paths = [...(existsSync(source) ? [source] : []), ...(process.env['PYTHONPATH'] ?? '').split(path.delimiter).filter(Boolean)];
   const child = spawn(python, ['-m', 'diad_reference', command, ...args], {
@@ -35,7 +36,9 @@ export async function runReference(command: string, args: readonly string[], sho
       [number | null, NodeJS.Signals | null],
       undefined,
     ];
-    if (code !== 0) process.exitCode = code ?? (signal === 'SIGINT' ? 130 : 1);
+    const status = code ?? (signal === 'SIGINT' ? 130 : 1);
+    if (status !== 0) process.exitCode = status;
+    return status;
   } catch (error) {
     throw new Error(`diad ${command} cannot start ${python}: ${NEEDED}`, { cause: error });
   } finally {

@@ -1,94 +1,198 @@
-// diad train: the Python reference trains, this shows how far it is.
+// diad train: from a folder of normal images to a calibrated bundle. The Python reference trains; the engine calibrates.
+import { mkdir } from 'node:fs/promises';
+import path from 'node:path';
 import process from 'node:process';
-import { createInterface } from 'node:readline';
-import type { Readable } from 'node:stream';
 import { SingleBar } from 'cli-progress';
-import Type, { type Static } from 'typebox';
-import { Check } from 'typebox/value';
+import { bundleDigest } from '../bundle-digest.js';
+import type { Diad } from '../diad.js';
+import { writeAtomic } from '../durable.js';
+import { DiadError, invalidArgument } from '../errors.js';
+import { calibrate, type Calibrated, type CalibrationPicture } from '../evaluation/calibrate.js';
+import { writeCalibration } from '../evaluation/calibration-files.js';
+import { defaultTarget } from '../evaluation/thresholds.js';
+import { baseBundle } from '../native.js';
+import { contactSheet, sheetImages } from './contact-sheet.js';
+import { loadModel, type ModelOptions } from './inputs.js';
 import { runReference } from './reference.js';
+import { rateNotes, summaryTable } from './summary.js';
+import { showTraining, type TrainingEvent } from './training-progress.js';
+import { isTrained, noteTrained, readSplit, SPLIT, trainingKey } from './training-run.js';
 
-/** One line of the reference's progress; `text` says it in words. */
-const progressEvent = Type.Object({
-  event: Type.String(),
-  text: Type.String(),
-  stage: Type.Optional(Type.String()),
-  step: Type.Optional(Type.Number()),
-  steps: Type.Optional(Type.Number()),
-  loss: Type.Optional(Type.Number()),
-  validation_loss: Type.Optional(Type.Number()),
-  what: Type.Optional(Type.String()),
-  done: Type.Optional(Type.Number()),
-  of: Type.Optional(Type.Number()),
-});
+/** Options of `diad train`. */
+interface TrainOptions {
+  readonly data: string;
+  readonly out: string;
+  readonly base?: string;
+  readonly minutes: number;
+  readonly run?: string;
+  readonly name?: string;
+  readonly batch?: number;
+  readonly learningRate?: number;
+  readonly seed: number;
+  readonly device: string;
+  readonly threads?: number;
+  readonly json?: boolean;
+}
 
-type ProgressEvent = Static<typeof progressEvent>;
+/** Stages that `diad train STAGE` took before training had a time budget. */
+const OLD_STAGES: readonly string[] = ['all', 'autoencoder', 'denoiser', 'decoder', 'extractor'];
 
-/** The event of a line; undefined for a line that is none, such as a library's own output. */
-function parseEvent(line: string): ProgressEvent | undefined {
-  if (!line.startsWith('{')) return undefined;
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for arguments that are no options of this command, or without --data or --out */
+function checked(
+  others: readonly string[],
+  { data, out, ...options }: Partial<TrainOptions> & Omit<TrainOptions, 'data' | 'out'>,
+): TrainOptions {
+  const [first] = others;
+  if (first === undefined) {
+    if (data !== undefined && out !== undefined) return { data, out, ...options };
+    throw invalidArgument(
+      `Expected --data and --out but received no ${data === undefined ? '--data' : '--out'}; \`diad train --help\` lists all options`,
+    );
+  }
+  if (OLD_STAGES.includes(first)) {
+    throw invalidArgument(
+      `Expected options alone but received the stage ${first}: diad train trains a small model within a time budget (--data, --out, --minutes); ` +
+        `for the published size, stage by stage, run \`python -m diad_reference train-published ${first} ...\``,
+    );
+  }
+  throw invalidArgument(`Expected options of diad train but received ${first}; \`diad train --help\` lists them`);
+}
+
+/** The reference's arguments, and among them those that decide what is trained. */
+function referenceArguments(options: TrainOptions, base: string, run: string): { readonly all: string[]; readonly deciding: string[] } {
+  const { data, out, minutes, name, batch, learningRate, seed, device, threads } = options;
+  const optional = (flag: string, value: string | number | undefined): string[] => (value === undefined ? [] : [flag, String(value)]);
+  const deciding = [
+    ...['--minutes', String(minutes), '--seed', String(seed), '--device', device],
+    ...[...optional('--name', name), ...optional('--batch', batch), ...optional('--learning-rate', learningRate)],
+  ];
+  const places = ['--data', data, '--out', out, '--base', base, '--run', run];
+  return { all: [...places, ...deciding, ...optional('--threads', threads), '--json'], deciding };
+}
+
+/** Runs the training; undefined when it failed or was interrupted, which it has said itself. */
+async function runTraining(args: readonly string[], form: 'bar' | 'text' | 'json'): Promise<TrainingEvent | undefined> {
+  let written: TrainingEvent | undefined;
+  const code = await runReference('train', args, async (output) => {
+    written = await showTraining(output, { form, write: (text) => void process.stdout.write(text) });
+  });
+  if (code !== 0) return undefined;
+  if (written === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'The training ended without writing a bundle');
+  return written;
+}
+
+/** Calibrates a trained bundle: images it was trained on tell what is normal, thresholds come from those held out. */
+async function calibrateTrained(
+  model: ModelOptions,
+  split: readonly CalibrationPicture[],
+  seed: number,
+  signal: AbortSignal,
+): Promise<Calibrated> {
+  const diad = await loadModel(model, false);
+  const bar = new SingleBar({
+    format: 'calibrating {bar} {value}/{total} | {eta_formatted} left',
+    stream: process.stderr,
+    clearOnComplete: true,
+  });
   try {
-    const event: unknown = JSON.parse(line);
-    return Check(progressEvent, event) ? event : undefined;
-  } catch {
+    const byEvidence = diad.info.bundle.evidence !== undefined;
+    const good = byEvidence ? split : split.filter(({ role }) => role === 'held-out');
+    if (process.stderr.isTTY) bar.start(good.length, 0);
+    return await calibrate(diad, {
+      good,
+      ...(byEvidence ? {} : { targetFpr: defaultTarget(good.length) }),
+      seed,
+      signal,
+      onProgress: (done, total) => {
+        bar.setTotal(total);
+        bar.update(done);
+      },
+    });
+  } finally {
+    bar.stop();
+    await diad.close();
+  }
+}
+
+/** Writes the sheet and returns its path; undefined where it could not be drawn, which does not make the model worse. */
+async function writeSheet(
+  diad: Diad,
+  data: string,
+  split: readonly CalibrationPicture[],
+  run: string,
+  signal: AbortSignal,
+): Promise<string | undefined> {
+  const file = path.join(run, 'contact-sheet.png');
+  try {
+    await writeAtomic(file, await contactSheet(diad, await sheetImages(data, split), signal));
+    return file;
+  } catch (error) {
+    signal.throwIfAborted();
+    process.stderr.write(`diad: the contact sheet could not be made: ${error instanceof Error ? error.message : String(error)}\n`);
     return undefined;
   }
 }
 
-/** Shows the running stage as a bar on standard error; what is finished stays as a line on standard output. */
-class StageBar {
-  #bar: SingleBar | undefined;
-  #name = '';
-  #validation = '';
-
-  /** Takes in one event. */
-  show(event: ProgressEvent): void {
-    const { stage, what } = event;
-    if (event.event === 'step' && stage !== undefined) {
-      const loss = event.loss === undefined ? '' : `loss ${event.loss.toPrecision(4)}`;
-      this.#update(stage, event.step ?? 0, event.steps ?? 0, `${loss}${this.#validation}`);
-    } else if (event.event === 'prepared' && what !== undefined) {
-      this.#update(what, event.done ?? 0, event.of ?? 0, '');
-    } else if (event.event === 'validation') {
-      this.#validation = `, validation ${event.validation_loss?.toPrecision(4) ?? '-'}`;
-    } else if (event.event !== 'saved') {
-      this.stop();
-      process.stdout.write(`${event.text}\n`);
-    }
+/** What follows the training, or an earlier one that has finished. */
+async function finish(options: TrainOptions, run: string, splitFile: string, signal: AbortSignal): Promise<void> {
+  const { data, out, seed, device, threads, json } = options;
+  const say = (event: string, text: string, values: object): void => {
+    process.stdout.write(json === true ? `${JSON.stringify({ event, ...values, text })}\n` : `${text}\n`);
+  };
+  const split = await readSplit(splitFile);
+  const model: ModelOptions = { model: out, device, precision: 'float32', ...(threads === undefined ? {} : { threads }) };
+  const { calibration, normality, summary } = await calibrateTrained(model, split, seed, signal);
+  await writeCalibration(out, calibration, normality);
+  const table = [summaryTable(summary), ...rateNotes(summary, undefined)].join('\n');
+  say('calibrated', `\n${table}\n`, { classes: summary });
+  const diad = await loadModel(model);
+  try {
+    const sheet = await writeSheet(diad, data, split, run, signal);
+    const shown = sheet === undefined ? '' : `${sheet}: what the model makes of held-out and defective images\n`;
+    say('finished', `${out}\n${shown}\nTry it: npx diad score new-part.png --model ${out}`, { path: out, contact_sheet: sheet ?? null });
+  } finally {
+    await diad.close();
   }
-
-  #update(name: string, value: number, total: number, losses: string): void {
-    if (this.#name !== name) {
-      this.stop();
-      this.#name = name;
-      this.#bar = new SingleBar({ format: `${name} {bar} {value}/{total} | {eta_formatted} left | {losses}`, stream: process.stderr });
-      this.#bar.start(total, value, { losses });
-    }
-    this.#bar?.update(value, { losses });
-  }
-
-  /** Leaves the bar as it stands. */
-  stop(): void {
-    this.#bar?.stop();
-    [this.#bar, this.#name, this.#validation] = [undefined, '', ''];
-  }
-}
-
-async function showProgress(output: Readable): Promise<void> {
-  const bar = process.stderr.isTTY ? new StageBar() : undefined;
-  for await (const line of createInterface({ input: output })) {
-    const event = parseEvent(line);
-    if (event !== undefined && bar !== undefined) bar.show(event);
-    else process.stdout.write(`${event?.text ?? line}\n`);
-  }
-  bar?.stop();
 }
 
 /**
- * Runs `python -m diad_reference train ARGS`. Its progress becomes a bar on a terminal and lines otherwise; with --json its JSON lines are
- * the output. SIGINT and SIGTERM go on to it: it finishes its step, writes its checkpoint and ends with exit code 130.
+ * Trains, calibrates, prints what to expect and draws a contact sheet. Ctrl-C ends it at any moment with exit code 130; the same command resumes:
+ * the training where it was, or, where that has finished, the calibration.
  */
-export async function train(args: readonly string[]): Promise<void> {
-  const plain = args.length === 0 || args.includes('--json') || args.includes('--help') || args.includes('-h');
-  if (plain) await runReference('train', args);
-  else await runReference('train', [...args, '--json'], showProgress);
+export async function train(others: readonly string[], given: Parameters<typeof checked>[1]): Promise<void> {
+  const options = checked(others, given);
+  const interrupted = new AbortController();
+  const stop = (): void => {
+    interrupted.abort();
+  };
+  process.once('SIGINT', stop).once('SIGTERM', stop);
+  const base = options.base ?? baseBundle;
+  const run = options.run ?? `${path.resolve(options.out)}.training`;
+  try {
+    await bundleDigest(base);
+    await mkdir(path.dirname(path.resolve(options.out)), { recursive: true });
+    const { all, deciding } = referenceArguments(options, base, run);
+    const key = await trainingKey(options.data, base, options.out, deciding);
+    let split = path.join(run, SPLIT);
+    if (await isTrained(run, key)) {
+      if (options.json !== true) process.stdout.write(`The training of ${options.out} has finished; calibrating it\n`);
+    } else {
+      const form = options.json === true ? 'json' : process.stderr.isTTY ? 'bar' : 'text';
+      const written = await runTraining(all, form);
+      if (written === undefined) {
+        if (interrupted.signal.aborted) interrupted.signal.throwIfAborted();
+        return;
+      }
+      split = written.split ?? split;
+      await noteTrained(run, key);
+    }
+    interrupted.signal.throwIfAborted();
+    await finish(options, run, split, interrupted.signal);
+  } catch (error) {
+    if (!interrupted.signal.aborted) throw error;
+    process.stderr.write('diad: interrupted; the same command resumes\n');
+    process.exitCode = 130;
+  } finally {
+    process.off('SIGINT', stop).off('SIGTERM', stop);
+  }
 }

@@ -1,0 +1,84 @@
+// The run folder of `diad train`: which images were trained on, and whether training has finished.
+import { createHash } from 'node:crypto';
+import { readFile, stat } from 'node:fs/promises';
+import path from 'node:path';
+import Type, { type Static } from 'typebox';
+import { Check } from 'typebox/value';
+import { bundleDigest } from '../bundle-digest.js';
+import { writeAtomic } from '../durable.js';
+import { codeOf, DiadError, invalidArgument } from '../errors.js';
+import type { CalibrationPicture } from '../evaluation/calibrate.js';
+import { readGoodPictures } from '../evaluation/datasets/good.js';
+
+const FINISHED = 'trained.json';
+export const SPLIT = 'split.json';
+
+const splitFile = Type.Array(Type.Object({ file: Type.String(), class_name: Type.String(), held_out: Type.Boolean() }));
+
+/** What a finished training depends on; the same command with the same of it only calibrates again. */
+const finishedFile = Type.Object({
+  /** Digest of the model that was written. */
+  model: Type.String(),
+  out: Type.String(),
+  base: Type.String(),
+  data: Type.String(),
+  /** sha256 over names and sizes of the normal images. */
+  images: Type.String(),
+  /** Further options, as text. */
+  options: Type.String(),
+});
+
+export type TrainingKey = Omit<Static<typeof finishedFile>, 'model'>;
+
+/** Names what a training depends on. Images that cannot be listed are left to the training to complain about. */
+export async function trainingKey(data: string, base: string, out: string, options: readonly string[]): Promise<TrainingKey> {
+  const hash = createHash('sha256');
+  const root = path.resolve(data);
+  for (const { file, className } of await readGoodPictures(data).catch(() => [])) {
+    hash.update(`${className}\0${path.relative(root, file)}\0${(await stat(file)).size}\n`);
+  }
+  return { out: path.resolve(out), base: path.resolve(base), data: root, images: hash.digest('hex'), options: options.join(' ') };
+}
+
+async function readJson(file: string): Promise<unknown> {
+  try {
+    return JSON.parse(await readFile(file, 'utf8'));
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return undefined;
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file} cannot be read; remove ${path.dirname(file)} to train from the beginning`, {
+      cause: error,
+    });
+  }
+}
+
+/** Whether a run has written the bundle that is there now, from the same images with the same options. */
+export async function isTrained(run: string, key: TrainingKey): Promise<boolean> {
+  const before = await readJson(path.join(run, FINISHED));
+  if (!Check(finishedFile, before)) return false;
+  const digest = await bundleDigest(key.out).catch(() => undefined);
+  return digest === before.model && Object.entries(key).every(([name, value]) => before[name as keyof TrainingKey] === value);
+}
+
+/** Notes that training has finished. */
+export async function noteTrained(run: string, key: TrainingKey): Promise<void> {
+  await writeAtomic(path.join(run, FINISHED), `${JSON.stringify({ model: await bundleDigest(key.out), ...key }, null, 2)}\n`);
+}
+
+/**
+ * The images of a training and what calibration uses them for.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file is missing or of another form
+ */
+export async function readSplit(file: string): Promise<readonly CalibrationPicture[]> {
+  const split = await readJson(file);
+  if (!Check(splitFile, split) || split.length === 0) {
+    throw invalidArgument(
+      `Expected a list of images with file, class_name and held_out in ${file}; remove ${path.dirname(file)} to train from the beginning`,
+    );
+  }
+  return split.map(({ file: image, class_name: className, held_out: heldOut }) => ({
+    file: image,
+    className,
+    role: heldOut ? 'held-out' : 'training',
+  }));
+}
