@@ -36,7 +36,7 @@ TEST_CASE("C interface: what cannot be loaded says why") {
 }
 
 TEST_CASE("C interface: a bundle without evidence takes no normality file and calibrates nothing") {
-  const std::string demo = std::string(DIAD_FIXTURES) + "/../../../models/demo";
+  const std::string demo = std::string(DIAD_FIXTURES) + "/../../../models/base";
   diad_load_options options{"cpu", "float32", 1, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
   options.normality = "/nowhere/normality.safetensors";
   CHECK(contains(load_error(demo.c_str(), options), "ERR_DIAD_INVALID_ARGUMENT: The bundle demo has no evidence in its manifest"));
