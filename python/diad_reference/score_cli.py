@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as-published", action="store_true", help="the published sampler's operations one by one (not with --bundle)")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with `diad score`; the output is always JSON")
     parser.add_argument("--dump", type=Path, help="folder for every stage as NNN.<stage>.npy")
-    parser.add_argument("--class-name", default="", help="whose normal images a calibrated bundle compares with (default: all)")
+    parser.add_argument(
+        "--class", dest="class_name", default="", help="whose normal images a calibrated bundle compares with (default: all)"
+    )
     add_experimental_arguments(parser)
     parser.add_argument("files", nargs="+")
 

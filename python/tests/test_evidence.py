@@ -254,7 +254,7 @@ def test_score_command_uses_the_calibration_of_a_bundle(
     scores = {}
     for name in ("", "a", "b"):
         capsys.readouterr()
-        assert main(["score", "--bundle", str(bundle), "--class-name", name, str(tmp_path / "image.png")]) == 0
+        assert main(["score", "--bundle", str(bundle), "--class", name, str(tmp_path / "image.png")]) == 0
         scores[name] = json.loads(capsys.readouterr().out)
     expected = pipeline_of_bundle(bundle).run([frames[4]], classes=["b"])[0]
     assert scores["b"]["score"] == pytest.approx(expected.score, rel=1e-6)

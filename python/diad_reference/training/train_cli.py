@@ -17,7 +17,7 @@ from ..config import DiadConfig
 from ..export.bundle import check_replaceable
 from .deviation import DeviationImages, DeviationObjective, Jitter, deviation_batches
 from .export import named, write_trained_bundle
-from .loop import LoopSettings, Surroundings, fit
+from .loop import BatchSource, LoopSettings, Surroundings, fit
 from .normal_images import NormalImage, find_normal_images, read_frames
 from .perturb import perturb_all
 from .progress import Progress
@@ -150,13 +150,16 @@ def _perturbed(images: list[NormalImage], classes: tuple[str, ...], config: Diad
     return DeviationImages(frames, changed, np.array([classes.index(i.class_name) for i in images]))
 
 
-def _announce(objective: DeviationObjective, source: object, settings: LoopSettings, progress: Progress) -> None:
+def _announce(objective: DeviationObjective, source: BatchSource, settings: LoopSettings, progress: Progress) -> None:
     """Measures a step and prints the plan."""
-    batch = source(np.random.default_rng(0), settings.batch, 0)
+    objective.to(settings.device)
+    batch = tuple(t.to(settings.device) for t in source(np.random.default_rng(0), settings.batch, 0))
     seconds = []
     for _ in range(3):
         begin = time.monotonic()
-        objective(*batch)[0].backward()
+        loss = objective(*batch)[0]
+        loss.backward()
+        float(loss.detach())  # waits for the device
         seconds.append(time.monotonic() - begin)
     objective.zero_grad(set_to_none=True)
     steps = int(settings.seconds / min(seconds))
