@@ -1,0 +1,47 @@
+// What is compared: bundles made from a trained one, with one kind of evidence each, and the base bundle calibrated without training.
+import { createHash } from 'node:crypto';
+import { readFile, rm } from 'node:fs/promises';
+import path from 'node:path';
+import { writeTogether } from '../../lib/durable.js';
+import { calibrate, type CalibrationPicture } from '../../lib/evaluation/calibrate.js';
+import { copyBundle, writeCalibration } from '../../lib/evaluation/calibration-files.js';
+import { Diad } from '../../lib/index.js';
+
+/** Weights of the two normalized maps. */
+export interface Weights {
+  readonly reconstruction: number;
+  readonly memory: number;
+}
+
+/**
+ * Copies a bundle and gives its evidence other weights. All files but the manifest and its seal are shared with the original.
+ *
+ * @throws Error where the bundle has no evidence
+ */
+export async function deriveBundle(from: string, to: string, weights: Weights): Promise<void> {
+  await rm(to, { recursive: true, force: true });
+  await copyBundle(from, to);
+  const file = path.join(to, 'manifest.json');
+  const manifest = JSON.parse(await readFile(file, 'utf8')) as { evidence?: { weights: Weights } };
+  if (manifest.evidence === undefined) throw new Error(`Expected a bundle with evidence but ${from} has none`);
+  const text = JSON.stringify({ ...manifest, evidence: { ...manifest.evidence, weights } }, null, 2);
+  const seal = `${createHash('sha256').update(text).digest('hex')}\n`;
+  // Replaced, not written to: both are links to the original's.
+  await writeTogether([
+    [file, text],
+    [path.join(to, 'manifest.sha256'), seal],
+  ]);
+}
+
+/** Calibrates a bundle in place; returns the seconds that it took. */
+export async function calibrateBundle(bundle: string, good: readonly CalibrationPicture[]): Promise<number> {
+  const started = performance.now();
+  const diad = await Diad.load(bundle, { calibration: false });
+  try {
+    const { calibration, normality } = await calibrate(diad, { good });
+    await writeCalibration(bundle, calibration, normality);
+  } finally {
+    await diad.close();
+  }
+  return (performance.now() - started) / 1000;
+}
