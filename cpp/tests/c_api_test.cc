@@ -1,5 +1,10 @@
 // The C interface: errors by code, never an exception.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "diad_engine.h"
 #include "support.h"
@@ -36,8 +41,16 @@ TEST_CASE("C interface: what cannot be loaded says why") {
 }
 
 TEST_CASE("C interface: a bundle without evidence takes no normality file and calibrates nothing") {
-  const std::string demo = std::string(DIAD_FIXTURES) + "/../../../models/base";
-  diad_load_options options{"cpu", "float32", 1, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
+  namespace fs = std::filesystem;
+  const fs::path bundle = fs::temp_directory_path() / ("diad-published-" + std::to_string(getpid()));
+  fs::copy(fs::path(DIAD_FIXTURES) / "../../../models/base", bundle, fs::copy_options::recursive);
+  nlohmann::json manifest = nlohmann::json::parse(std::ifstream(bundle / "manifest.json"));
+  manifest.erase("evidence");
+  std::ofstream(bundle / "manifest.json") << manifest;
+  diad_load_options options{"cpu", "float32", 1, 1, 0, 8, /*verify=*/0, 0, nullptr, 0, nullptr, nullptr, nullptr};
   options.normality = "/nowhere/normality.safetensors";
-  CHECK(contains(load_error(demo.c_str(), options), "ERR_DIAD_INVALID_ARGUMENT: The bundle demo has no evidence in its manifest"));
+  const std::string error = load_error(bundle.c_str(), options);
+  fs::remove_all(bundle);
+  CHECK(contains(error, "ERR_DIAD_INVALID_ARGUMENT: The bundle base"));
+  CHECK(contains(error, "has no evidence in its manifest"));
 }

@@ -1,4 +1,4 @@
-// The demo bundle's networks as TorchScript.
+// The base bundle's networks as TorchScript.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/ones.h>
@@ -16,20 +16,20 @@
 
 namespace {
 
-diad::Bundle demo_bundle() {
-  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "demo", false);
+diad::Bundle base_bundle() {
+  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "base", false);
 }
 
-// A bundle of the demo's networks with another one in place of `file`; its folder goes with the object.
+// A bundle of the base's networks with another one in place of `file`; its folder goes with the object.
 class BundleWith {
  public:
   explicit BundleWith(const torch::jit::Module& network, const std::string& file = "encoder.pt") {
-    const std::filesystem::path of_demo = bundle_.folder;
+    const std::filesystem::path of_base = bundle_.folder;
     bundle_.folder = std::filesystem::temp_directory_path() /
                      (std::string("diad-networks-").append(std::to_string(getpid())).append("-").append(std::to_string(made++)));
     std::filesystem::create_directories(bundle_.folder);
     for (const char* name : diad::kModuleFiles) {
-      std::filesystem::copy(of_demo / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
+      std::filesystem::copy(of_base / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
     }
     network.save((bundle_.folder / file).string());
   }
@@ -44,15 +44,15 @@ class BundleWith {
 
  private:
   static inline int made = 0;
-  diad::Bundle bundle_ = demo_bundle();
+  diad::Bundle bundle_ = base_bundle();
 };
 
 }  // namespace
 
 TEST_CASE("features are compared in float32, whatever the networks compute in") {
   const c10::InferenceMode guard;
-  const diad::Bundle bundle = demo_bundle();
-  const at::Tensor x = random_tensor({1, 3, 128, 128}, 1), z = random_tensor({1, 4, 16, 16}, 2);
+  const diad::Bundle bundle = base_bundle();
+  const at::Tensor x = random_tensor({1, 3, 256, 256}, 1), z = random_tensor({1, 48, 16, 16}, 2);
   const auto exact = diad::load_torchscript(bundle, c10::Device(c10::kCPU), {});
   const diad::Features expected = exact->extract(x);
   for (const c10::ScalarType precision : {c10::kBFloat16, c10::kHalf}) {
@@ -65,9 +65,9 @@ TEST_CASE("features are compared in float32, whatever the networks compute in") 
 
 TEST_CASE("an error inside a network names the functions it passed through, long after the file's module is gone") {
   const c10::InferenceMode guard;
-  const diad::Bundle bundle = demo_bundle();
+  const diad::Bundle bundle = base_bundle();
   const std::unique_ptr<diad::Modules> modules = diad::load_torchscript(bundle, c10::Device(c10::kCPU), {});
-  const at::Tensor hint = modules->guide(at::ones({1, 3, 128, 128})), z = at::ones({1, 4, 16, 16});
+  const at::Tensor hint = modules->guide(at::ones({1, 3, 256, 256})), z = at::ones({1, 48, 16, 16});
   constexpr int64_t kNoStep = 1000;
   for (int round = 0; round < 2; ++round) {
     std::string told;
@@ -144,6 +144,7 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
   )");
   BundleWith other(network, "extractor.pt");
   const at::Tensor x = random_tensor({2, 3, 8, 8}, 2);
+  other.bundle().manifest.evidence.reset();
   const auto plain = diad::load_torchscript(other.bundle(), c10::Device(c10::kCPU), {});
   CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }), "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
   other.bundle().manifest.evidence = diad::EvidenceSettings{};
@@ -159,8 +160,10 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
 }
 
 TEST_CASE("a manifest with evidence needs an extractor with a method embed") {
-  diad::Bundle bundle = demo_bundle();
-  bundle.manifest.evidence = diad::EvidenceSettings{};
-  CHECK(contains(error_of([&] { (void)diad::load_torchscript(bundle, c10::Device(c10::kCPU), {}); }),
+  torch::jit::Module network("__torch__.Extractor");
+  network.define("def forward(self, x):\n  return (x, x, x)\n");
+  BundleWith other(network, "extractor.pt");
+  other.bundle().manifest.evidence = diad::EvidenceSettings{};
+  CHECK(contains(error_of([&] { (void)diad::load_torchscript(other.bundle(), c10::Device(c10::kCPU), {}); }),
                  "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
 }

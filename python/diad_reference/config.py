@@ -118,7 +118,7 @@ class EvidenceConfig:
     """How reconstruction and memory are combined once a bundle is calibrated (docs/evidence.md)."""
 
     memory_vectors: int = 4000  # per class
-    reconstruction: float = 0.5  # weight of the three normalized distance maps
+    reconstruction: float = 0.05  # weight of the three normalized distance maps
     memory: float = 1.0  # weight of the normalized memory map
 
 
