@@ -6,6 +6,7 @@ import path from 'node:path';
 import process from 'node:process';
 
 const args = process.argv.slice(2);
+if (args.slice(0, 3).join(' ') !== '-m diad_reference train') process.exit(1); // diad also asks Python where its LibTorch is
 const option = (name) => args[args.indexOf(name) + 1];
 const [data, out, base, run] = ['--data', '--out', '--base', '--run'].map(option);
 const say = (event, text, values = {}) => process.stdout.write(`${JSON.stringify({ event, ...values, text })}\n`);
