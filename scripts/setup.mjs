@@ -78,6 +78,10 @@ export function setUp({ withPython = false } = {}) {
     step('Python reference', ['python/pyproject.toml'], [], () =>
       run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--editable', './python[test]', TORCH]),
     );
+    // A bundle of the published design in miniature, random weights: ten steps, no evidence.
+    step('test bundle', ['python/diad_reference'], ['build/fixtures/published/manifest.json'], () =>
+      run(python, ['-m', 'diad_reference', 'export', '--random', '--config', 'tiny', '--seed', '1', '--out', 'build/fixtures/published']),
+    );
   }
   step('TypeScript', ['lib', 'tsconfig.json', 'package-lock.json'], ['dist/index.js', 'dist/cli/main.js'], () =>
     run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),

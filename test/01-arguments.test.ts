@@ -29,6 +29,7 @@ describe('arguments', () => {
       preferredBatches: [],
       verify: true,
       warmup: true,
+      normality: '',
     });
   });
 

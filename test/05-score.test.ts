@@ -1,7 +1,7 @@
-// Scoring with the base bundle: results, options, order, cancellation.
+// Scoring with a bundle of the published design: results, options, order, cancellation.
 import assert from 'node:assert/strict';
 import { Diad, DiadError, type ScoreResult } from '../lib/index.js';
-import { example, rejects } from './support.js';
+import { example, publishedBundle, rejects } from './support.js';
 
 describe('scoring', () => {
   let diad: Diad;
@@ -9,7 +9,7 @@ describe('scoring', () => {
   let board: Buffer;
 
   before(async () => {
-    diad = await Diad.load();
+    diad = await Diad.load(publishedBundle);
     [gear, board] = await Promise.all([example('gear-good.png'), example('circuit_board-missing_part.png')]);
   });
 

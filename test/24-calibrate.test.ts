@@ -284,52 +284,54 @@ describe('diad calibrate', () => {
     ));
 
   it('F1 on a validation set; too few pictures and a set without defects are refused', () =>
-    inFolder(async (folder) => {
-      const good = await readGoodPictures(await goodFolder(folder));
-      const example = (name: string, defective: boolean) => ({ file: path.join(root, 'examples', name), className: 'hard', defective });
-      const validation = [example('tile-crack.png', true), example('circuit_board-good.png', false), example('grass-thread.png', true)];
-      const diad = await Diad.load();
-      try {
-        await rejects(
-          calibrate(diad, { good }),
-          'ERR_DIAD_INVALID_ARGUMENT',
-          /at least 99 different normal pictures .* received 4: .*rate of at least 0\.200/,
-        );
-        await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
-        const harmless = validation.filter(({ defective }) => !defective);
-        await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective pictures/);
-        const shared = [...validation, { ...good[0]!, defective: false }];
-        await rejects(
-          calibrate(diad, { good, targetFpr: 0.4, validation: shared }),
-          'ERR_DIAD_INVALID_ARGUMENT',
-          /validation set and the normal/,
-        );
-        const bad = path.join(folder, 'bad.png');
-        await writeFile(bad, 'no picture');
-        const broken = [...good, { file: bad, className: 'hard' }];
-        await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
+    withBundleCopy(async (plain) =>
+      inFolder(async (folder) => {
+        const good = await readGoodPictures(await goodFolder(folder));
+        const example = (name: string, defective: boolean) => ({ file: path.join(root, 'examples', name), className: 'hard', defective });
+        const validation = [example('tile-crack.png', true), example('circuit_board-good.png', false), example('grass-thread.png', true)];
+        const diad = await Diad.load(plain);
+        try {
+          await rejects(
+            calibrate(diad, { good }),
+            'ERR_DIAD_INVALID_ARGUMENT',
+            /at least 99 different normal pictures .* received 4: .*rate of at least 0\.200/,
+          );
+          await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
+          const harmless = validation.filter(({ defective }) => !defective);
+          await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective pictures/);
+          const shared = [...validation, { ...good[0]!, defective: false }];
+          await rejects(
+            calibrate(diad, { good, targetFpr: 0.4, validation: shared }),
+            'ERR_DIAD_INVALID_ARGUMENT',
+            /validation set and the normal/,
+          );
+          const bad = path.join(folder, 'bad.png');
+          await writeFile(bad, 'no picture');
+          const broken = [...good, { file: bad, className: 'hard' }];
+          await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
 
-        const quantile = (await calibrate(diad, { good, targetFpr: 0.4 })).calibration;
-        const ofGood = await Promise.all(good.map(async ({ file }) => (await diad.score(await readFile(file))).score));
-        const [, low, high] = ofGood.sort((a, b) => a - b) as [number, number, number, number];
-        assert.ok(Math.abs(normalisedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal picture');
+          const quantile = (await calibrate(diad, { good, targetFpr: 0.4 })).calibration;
+          const ofGood = await Promise.all(good.map(async ({ file }) => (await diad.score(await readFile(file))).score));
+          const [, low, high] = ofGood.sort((a, b) => a - b) as [number, number, number, number];
+          assert.ok(Math.abs(normalisedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal picture');
 
-        const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
-        assert.equal(calibration.method, 'f1max');
-        assert.deepEqual(tooFew, [
-          { className: 'hard', images: 2 },
-          { className: 'soft', images: 2 },
-        ]);
-        assert.equal(calibration.classes, undefined);
-        const scores = await Promise.all(
-          validation.map(async ({ file, defective }) => ({ score: (await diad.score(await readFile(file))).score, defective })),
-        );
-        assert.ok(Math.abs(calibration.threshold - f1maxThreshold(scores)!) < 1e-5);
-        await writeCalibration(path.join(folder, 'bundle'), calibration);
-        const written = parseCalibration(await readFile(path.join(folder, 'bundle', 'calibration.json'), 'utf8'));
-        assert.deepEqual(written, calibration);
-      } finally {
-        await diad.close();
-      }
-    }));
+          const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
+          assert.equal(calibration.method, 'f1max');
+          assert.deepEqual(tooFew, [
+            { className: 'hard', images: 2 },
+            { className: 'soft', images: 2 },
+          ]);
+          assert.equal(calibration.classes, undefined);
+          const scores = await Promise.all(
+            validation.map(async ({ file, defective }) => ({ score: (await diad.score(await readFile(file))).score, defective })),
+          );
+          assert.ok(Math.abs(calibration.threshold - f1maxThreshold(scores)!) < 1e-5);
+          await writeCalibration(path.join(folder, 'bundle'), calibration);
+          const written = parseCalibration(await readFile(path.join(folder, 'bundle', 'calibration.json'), 'utf8'));
+          assert.deepEqual(written, calibration);
+        } finally {
+          await diad.close();
+        }
+      }),
+    ));
 });

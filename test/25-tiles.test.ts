@@ -61,7 +61,7 @@ describe('tiles', () => {
   describe('with the model', () => {
     let diad: Diad;
     before(async () => {
-      diad = await Diad.load(undefined, { maxBatch: 4 });
+      diad = await Diad.load(undefined, { maxBatch: 4, calibration: false });
     });
     after(() => diad.close());
 
@@ -86,7 +86,7 @@ describe('tiles', () => {
     it('a speck in a 2048 x 2048 picture that vanishes at the model’s size is found, where it is', async () => {
       const side = 2048;
       const { imageSize } = diad.info.bundle;
-      const tile = { size: 4 * imageSize, overlap: imageSize };
+      const tile = { size: 2 * imageSize, overlap: imageSize / 2 };
       const [good, bad] = [speckled(side, false), speckled(side, true)];
       const whole = await Promise.all([good, bad].map((frame) => diad.score(frame)));
       const steps: number[] = [];
@@ -98,7 +98,7 @@ describe('tiles', () => {
       const seenTiled = largest(tiled[1]!.map.data, tiled[0]!.map.data);
       assert.ok(seenTiled.value > 4 * seenWhole.value, `${seenTiled.value} against ${seenWhole.value}`);
       const { width, height } = tiled[1]!.map;
-      assert.deepEqual([width, height], [side / 4, side / 4]);
+      assert.deepEqual([width, height], [side / 2, side / 2]);
       const [x, y] = [seenTiled.place % width, Math.floor(seenTiled.place / width)];
       assert.ok(Math.hypot(x / width - 0.7, y / height - 0.3) < 0.06, `${x}, ${y}`);
       assert.equal(steps.at(-1), 1);
@@ -117,7 +117,7 @@ describe('tiles', () => {
     });
 
     it('tiles of several pictures wait for places in a short queue', async () => {
-      const narrow = await Diad.load(undefined, { maxBatch: 2, queueLimit: 4, warmup: false });
+      const narrow = await Diad.load(undefined, { maxBatch: 2, queueLimit: 4, warmup: false, calibration: false });
       const frames = [0, 1, 2, 3].map((i) => speckled(96 + i, true));
       const results = await Promise.all(frames.map((frame) => narrow.score(frame, { tile: { size: 32, overlap: 0 } })));
       await narrow.close();

@@ -15,7 +15,7 @@ interface Tensor {
   readonly data: readonly (number | boolean)[];
 }
 
-const infer = (server: DiadServer, body: unknown, model = 'demo'): Promise<Response> =>
+const infer = (server: DiadServer, body: unknown, model = 'base'): Promise<Response> =>
   fetch(`${server.url}/v2/models/${model}/infer`, {
     method: 'POST',
     body: typeof body === 'string' ? body : JSON.stringify(body),
@@ -75,7 +75,7 @@ describe('Open Inference Protocol', () => {
       model_version: string;
       outputs: Tensor[];
     };
-    assert.deepEqual([id, model_name, model_version], ['line-7', 'demo', diad.info.bundle.digest]);
+    assert.deepEqual([id, model_name, model_version], ['line-7', 'base', diad.info.bundle.digest]);
     const expected = await Promise.all(pictures.map((picture) => diad.score(picture, { seed: 5 })));
     const [map, score] = outputs;
     const side = diad.info.bundle.imageSize;

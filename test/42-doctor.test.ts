@@ -45,7 +45,7 @@ describe('doctor', () => {
     assert.ok(report.golden !== undefined && report.golden.relativeDifference <= report.golden.tolerance);
     assert.ok(report.score !== undefined && report.score.value > 0);
     assert.deepEqual(report.engines, ['2.13']);
-    assert.equal(report.bundle?.name, 'demo');
+    assert.equal(report.bundle?.name, 'base');
   });
 
   for (const [name, onOpen, cause] of [

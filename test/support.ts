@@ -11,6 +11,8 @@ import { DiadError, type DiadErrorCode } from '../lib/index.js';
 
 export const root = path.resolve(import.meta.dirname, '..');
 export const baseBundle = path.join(root, 'models', 'base');
+/** A bundle of the published design in miniature with random weights; set-up makes it. */
+export const publishedBundle = path.join(root, 'build', 'fixtures', 'published');
 export const python = path.join(root, '.venv', 'bin', 'python');
 
 /** Ends what hangs, before mocha's own limit, so that the message says what hung. Generous: no test depends on how fast the machine is. */
@@ -48,11 +50,11 @@ export async function inFolder<T>(use: (folder: string) => Promise<T>): Promise<
   }
 }
 
-/** Runs `use` with a private copy of the base bundle. */
+/** Runs `use` with a private copy of the bundle of the published design. */
 export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<T> {
   return inFolder(async (folder) => {
     const copy = path.join(folder, 'bundle');
-    await cp(baseBundle, copy, { recursive: true });
+    await cp(publishedBundle, copy, { recursive: true });
     return use(copy);
   });
 }
