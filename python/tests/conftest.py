@@ -13,7 +13,6 @@ from diad_reference.models.diad import DiadModel, random_model
 from diad_reference.models.extractor import ResNetFeatures
 from diad_reference.models.patch_autoencoder import fit_patches
 
-
 # In `npm run test:all` only.
 SLOW_MODULES = {"test_training", "test_training_runs"}
 
