@@ -1,18 +1,19 @@
-// npm run docs:picture: docs/picture.png for the README - input, reconstruction and heat map of example pictures, side by side, as the demo
-// model makes them.
+// npm run docs:picture: docs/picture.png for the README - input, reconstruction and heat map of example images, side by side, as the base
+// bundle makes them.
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import sharp from 'sharp';
 import { root, setUp } from './setup.mjs';
 
-const EXAMPLES = ['circuit_board-missing_part.png', 'cable-misplaced_part.png'];
+const EXAMPLES = ['fabric-hole.png', 'tile-crack.png'];
 const SIDE = 256; // pixels
 const GAP = 8;
 
 async function row(diad, name) {
   const input = readFileSync(path.join(root, 'examples', name));
-  const [{ map, score }, { image }] = await Promise.all([diad.score(input), diad.reconstruct(input)]);
+  const className = name.split('-')[0];
+  const [{ map, score }, { image }] = await Promise.all([diad.score(input, { className }), diad.reconstruct(input)]);
   process.stdout.write(`${name}: ${score.toFixed(4)}\n`);
   const cells = [input, image, await map.toHeatmap()];
   return Promise.all(cells.map((cell) => sharp(cell).resize(SIDE, SIDE, { fit: 'fill' }).png().toBuffer()));
