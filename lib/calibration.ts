@@ -1,5 +1,6 @@
 // calibration.json of a bundle: thresholds, and how they were found.
 import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -153,12 +154,19 @@ export async function readCalibration(bundle: string): Promise<Calibration | und
   return parseCalibration(source);
 }
 
+async function sha256Of(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const part of createReadStream(file)) hash.update(part as Buffer);
+  return hash.digest('hex');
+}
+
 /**
  * The path of a calibration's normality file, whose content is checked.
  *
  * @param verify - check the hash, too; false: the size alone
  * @returns undefined when the calibration has none
- * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or is not the one that the calibration was written with
+ * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or is not the one that the calibration was written with;
+ *   ERR_DIAD_OUT_OF_MEMORY
  */
 export async function normalityOf(bundle: string, calibration: Calibration | undefined, verify: boolean): Promise<string | undefined> {
   if (calibration?.normality === undefined) return undefined;
@@ -170,16 +178,12 @@ export async function normalityOf(bundle: string, calibration: Calibration | und
   try {
     const bytes = (await stat(found)).size;
     if (bytes !== size) throw corrupt(`has ${bytes} bytes but ${CALIBRATION_FILE} says ${size}`);
-    if (
-      verify &&
-      createHash('sha256')
-        .update(await readFile(found))
-        .digest('hex') !== sha256
-    ) {
+    if (verify && (await sha256Of(found)) !== sha256) {
       throw corrupt(`is damaged: its sha256 is not the one in ${CALIBRATION_FILE}`);
     }
   } catch (error) {
     if (error instanceof DiadError) throw error;
+    if (codeOf(error) === 'ENOMEM') throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `Not enough memory to read ${found}`, { cause: error });
     throw corrupt(codeOf(error) === 'ENOENT' ? 'is missing' : 'cannot be read', error);
   }
   return found;

@@ -164,7 +164,7 @@ describe('command line', () => {
     assert.equal(code, 0);
     const info = JSON.parse(stdout) as { bundle: { name: string; steps: number }; libtorch: { version: string } };
     assert.deepEqual([info.bundle.name, info.bundle.steps], ['base', 1]);
-    assert.match((await diad(['info'])).stdout, /^bundle +demo/);
+    assert.match((await diad(['info'])).stdout, /^bundle +base/);
   });
 
   it('doctor says what it found, and what is wrong when something is', async () => {

@@ -135,7 +135,7 @@ describe('diad eval', () => {
     );
     const imageLines = await linesOf(path.join(out, 'per_image.csv'));
     assert.equal(imageLines.length, PICTURES + 1);
-    assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,\d\.\d+,,,,maps\/000000\.f32$/);
+    assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,-?\d+\.\d+,\d\.\d+,\d\.\d+,(true|false),maps\/000000\.f32$/);
   });
 
   it('another mode comes from the same scores, another model or set is refused', async () => {

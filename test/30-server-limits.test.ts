@@ -5,7 +5,7 @@ import { Diad } from '../lib/index.js';
 import type { Scorer, ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
 import { converse, form, heldScorer, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
-import { example, until } from './support.js';
+import { example, publishedBundle, until } from './support.js';
 
 const TOKEN = 'a-token-of-twenty-four-c';
 
@@ -19,7 +19,7 @@ describe('server: limits', () => {
         assert.equal(answer.headers.get('www-authenticate'), 'Bearer realm="diad"');
         await refused(answer, 401, 'ERR_HTTP_UNAUTHORIZED');
       }
-      for (const route of ['/metrics', '/v2', '/v2/models/base']) {
+      for (const route of ['/metrics', '/v2', '/v2/models/tiny']) {
         await refused(await fetch(`${server.url}${route}`), 401, 'ERR_HTTP_UNAUTHORIZED');
       }
       for (const route of ['/', '/v2/health/live', '/v2/health/ready', '/openapi.json']) {
@@ -109,7 +109,7 @@ describe('server: limits', () => {
     const bytes = await example('gear-good.png'); // 256 x 256
     const slow = (): Promise<Scorer> => Promise.resolve(stubScorer({ computeMs: 400 }));
     const cases: Partial<ServerOptions>[] = [
-      { load: () => Diad.load(undefined, { queueLimit: 1, threads: 1 }) },
+      { load: () => Diad.load(publishedBundle, { queueLimit: 1, threads: 1 }) },
       { load: slow, maxPixels: 70_000, pixelsInFlight: 70_000 },
       { load: slow, bodyLimit: bytes.length, bytesInFlight: bytes.length },
     ];
@@ -165,7 +165,7 @@ describe('server: limits', () => {
     }));
 
   it('a client that goes has its picture cancelled between steps', async () => {
-    const diad = await Diad.load(undefined, { threads: 1 });
+    const diad = await Diad.load(publishedBundle, { threads: 1 });
     let scored = 0; // encoded images that the engine was given: the warm-up is a frame
     const score: Scorer['score'] = (image, options) => {
       if (image instanceof Uint8Array) scored++;

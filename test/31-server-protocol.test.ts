@@ -15,7 +15,7 @@ interface Tensor {
   readonly data: readonly (number | boolean)[];
 }
 
-const infer = (server: DiadServer, body: unknown, model = 'base'): Promise<Response> =>
+const infer = (server: DiadServer, body: unknown, model = 'tiny'): Promise<Response> =>
   fetch(`${server.url}/v2/models/${model}/infer`, {
     method: 'POST',
     body: typeof body === 'string' ? body : JSON.stringify(body),
@@ -38,10 +38,10 @@ describe('Open Inference Protocol', () => {
     const read = async (route: string): Promise<unknown> => (await fetch(`${server.url}${route}`)).json();
     assert.deepEqual(await read('/v2/health/live'), { live: true });
     assert.deepEqual(await read('/v2/health/ready'), { ready: true });
-    assert.deepEqual(await read('/v2/models/base/ready'), { ready: true });
+    assert.deepEqual(await read('/v2/models/tiny/ready'), { ready: true });
     assert.equal(((await read('/v2')) as { name: string }).name, 'diad');
     const { name, digest, imageSize, threshold } = diad.info.bundle;
-    assert.deepEqual(await read('/v2/models/base'), {
+    assert.deepEqual(await read('/v2/models/tiny'), {
       name,
       versions: [digest],
       platform: 'diad_torchscript',
@@ -75,7 +75,7 @@ describe('Open Inference Protocol', () => {
       model_version: string;
       outputs: Tensor[];
     };
-    assert.deepEqual([id, model_name, model_version], ['line-7', 'base', diad.info.bundle.digest]);
+    assert.deepEqual([id, model_name, model_version], ['line-7', 'tiny', diad.info.bundle.digest]);
     const expected = await Promise.all(pictures.map((picture) => diad.score(picture, { seed: 5 })));
     const [map, score] = outputs;
     const side = diad.info.bundle.imageSize;
@@ -259,7 +259,7 @@ describe('bundles calibrated on tiles', () => {
         const { outputs } = (await (await infer(server, { inputs })).json()) as { outputs: Tensor[] };
         const namesOf = (tensors: readonly Tensor[]): string[] => tensors.map(({ name }) => name);
         assert.deepEqual(namesOf(outputs), ['score']);
-        const described = (await (await fetch(`${server.url}/v2/models/base`)).json()) as { outputs: Tensor[] };
+        const described = (await (await fetch(`${server.url}/v2/models/tiny`)).json()) as { outputs: Tensor[] };
         assert.deepEqual(namesOf(described.outputs), ['score', 'map']);
         const asked = await infer(server, { inputs, outputs: [{ name: 'anomalous' }] });
         await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole pictures/);

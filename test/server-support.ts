@@ -6,6 +6,7 @@ import { crc32, deflateSync } from 'node:zlib';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad, DiadError, inspectImage } from '../lib/index.js';
 import { createServer, type DiadServer, type Scorer, type ServerOptions } from '../lib/server/index.js';
+import { publishedBundle } from './support.js';
 
 type Scored = Awaited<ReturnType<Scorer['score']>>;
 
@@ -76,7 +77,7 @@ export async function withServer(options: Partial<ServerOptions>, use: (server: 
 export function besideDemoServer(take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void): void {
   let both: { readonly server: DiadServer; readonly diad: Diad } | undefined;
   before(async () => {
-    const load = (): Promise<Diad> => Diad.load(undefined, { threads: 1 });
+    const load = (): Promise<Diad> => Diad.load(publishedBundle, { threads: 1 });
     const diad = await load();
     const server = await createServer({ load, port: 0, logLevel: 'silent' });
     both = { server, diad };

@@ -6,7 +6,7 @@ import process from 'node:process';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
-export const baseBundle = path.join(root, 'models', 'base');
+export const baseBundle = path.join(root, 'build', 'fixtures', 'published');
 export const libraryUrl = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
 export const python = path.join(root, '.venv', 'bin', 'python');
 
