@@ -6,7 +6,7 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import https from 'node:https';
 import path from 'node:path';
 import { sample } from './server-support.js';
-import { example, HANG_GUARD_MS, inFolder, root, runProgram, until, withBundleCopy } from './support.js';
+import { example, HANG_GUARD_MS, inFolder, publishedBundle, root, runProgram, until, withBundleCopy } from './support.js';
 
 const main = path.join(root, 'dist', 'cli', 'main.js');
 const TOKEN = 'token-of-the-command-line';
@@ -158,20 +158,23 @@ describe('diad serve', () => {
     ));
 
   it('--workers: when the primary dies, requests that run are answered before the processes end', () =>
-    serving(['--workers', '2', '--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)], async ({ child, url, log }) => {
-      await until(() => log().split('diad: ready\n').length >= 3, 'ready');
-      const workers = workersOf(child);
-      const body = Uint8Array.from(await example('gear-good.png'));
-      let answered = false;
-      const running = fetch(`${url}/v1/score?tile=48&overlap=8`, { method: 'POST', body }).finally(() => (answered = true));
-      // A request that no server process has taken yet ends with the primary.
-      const inFlight = async (): Promise<boolean> => sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
-      await until(async () => (await inFlight()) || answered, 'a server process scores');
-      assert.equal(answered, false, 'the test needs an image that takes longer');
-      child.kill('SIGKILL');
-      assert.equal((await running).status, 200);
-      for (const worker of workers) await until(async () => !(await runs(worker)), 'the processes end');
-    }));
+    serving(
+      ['--workers', '2', '--model', publishedBundle, '--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)],
+      async ({ child, url, log }) => {
+        await until(() => log().split('diad: ready\n').length >= 3, 'ready');
+        const workers = workersOf(child);
+        const body = Uint8Array.from(await example('gear-good.png'));
+        let answered = false;
+        const running = fetch(`${url}/v1/score?tile=32&overlap=16`, { method: 'POST', body }).finally(() => (answered = true));
+        // A request that no server process has taken yet ends with the primary.
+        const inFlight = async (): Promise<boolean> => sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
+        await until(async () => (await inFlight()) || answered, 'a server process scores');
+        assert.equal(answered, false, 'the test needs an image that takes longer');
+        child.kill('SIGKILL');
+        assert.equal((await running).status, 200);
+        for (const worker of workers) await until(async () => !(await runs(worker)), 'the processes end');
+      },
+    ));
 
   it('--tls-cert and --tls-key', () =>
     inFolder(async (folder) => {
