@@ -1,4 +1,4 @@
-// A `diad serve` process of its own with the base bundle, as somebody would run it.
+// A `diad serve` process of its own with a miniature of the published design, whose scores the reference gives.
 import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,10 +6,13 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from './record.mjs';
 
+/** Set-up makes it, see scripts/setup.mjs. */
+const bundle = path.join(root, 'build', 'fixtures', 'published');
+
 /** Runs `use` with a server that is ready; ends it with SIGTERM afterwards. Returns what `use` returned and the server's exit code. */
 export async function serving(args, use) {
   const main = path.join(root, 'dist', 'cli', 'main.js');
-  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--log-level', 'error', ...args], {
+  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--log-level', 'error', '--model', bundle, ...args], {
     cwd: root,
     stdio: ['ignore', 'ignore', 'pipe'],
   });
@@ -36,9 +39,9 @@ export async function residentMiB(pid) {
   return Number(/VmRSS:\s+(\d+) kB/.exec(status)[1]) / 1024;
 }
 
-/** A picture of the base bundle's golden results, and the reference's score of it. */
+/** An image of the bundle's golden results, and the reference's score of it. */
 export async function golden() {
-  const folder = path.join(root, 'models', 'base', 'golden');
+  const folder = path.join(bundle, 'golden');
   const { cases } = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'));
   const { picture, seed, score } = cases[0];
   return { bytes: await readFile(path.join(folder, picture)), seed, score };
