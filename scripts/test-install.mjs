@@ -15,7 +15,7 @@ import { cleanEnvironment, root, work } from './install/consumer.mjs';
 
 const NODES = ['20', '22', '24', 'latest'];
 const SHIPPED =
-  /^(dist\/|models\/demo\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|docs\/|python\/(diad_reference\/.*\.py$|pyproject\.toml$)|scripts\/build-native\.mjs$|[^/]+$)/;
+  /^(dist\/|models\/base\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|docs\/|python\/(diad_reference\/.*\.py$|pyproject\.toml$)|scripts\/build-native\.mjs$|[^/]+$)/;
 const NEEDED = [
   ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/base/manifest.json'],
   ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/page/index.html', 'dist/page/app.js', 'dist/page/app.css'],
