@@ -3,7 +3,7 @@
 //   node bench/accuracy.mjs [--full] [--keep DIR]
 //
 // Without --full: the base bundle (its golden results) and a checkpoint of medium size, converted, in every precision of the CPU.
-// With --full: also a checkpoint of the published size with seeded random weights: converted by the same command, one picture in Node and in the
+// With --full: also a checkpoint of the published size with seeded random weights: converted by the same command, one image in Node and in the
 // reference as published, with times and peak memory. Takes about 12 GB of disk and 8 GB of memory.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -19,7 +19,7 @@ import { CPU_FLOAT32, largestDifference } from '../dist/verify.js';
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const python = path.join(root, '.venv', 'bin', 'python');
 const { values } = parseArgs({ options: { full: { type: 'boolean', default: false }, keep: { type: 'string' } } });
-const picture = path.join(root, 'examples', 'circuit_board-missing_part.png');
+const image = path.join(root, 'examples', 'circuit_board-missing_part.png');
 const SEED = 1;
 
 /** Runs a program and measures it: wall-clock seconds and the largest resident set, both as the kernel counts them. */
@@ -53,7 +53,7 @@ async function compareDumps(mine, expected) {
   return differences;
 }
 
-/** Converts a checkpoint of that size and runs one picture in Node and in the reference as published. */
+/** Converts a checkpoint of that size and runs one image in Node and in the reference as published. */
 async function published(config, folder) {
   if (!existsSync(path.join(folder, 'model.ckpt'))) measured(python, ['bench/full_checkpoint.py', folder, '--config', config]);
   const files = Object.fromEntries(
@@ -65,10 +65,10 @@ async function published(config, folder) {
   const convert = cli('convert', '--checkpoint', files['model.ckpt'], '--config', files['diad.yaml'], ...sources, '--out', bundle);
   const dumps = { node: path.join(folder, 'node'), reference: path.join(folder, 'reference') };
   process.stderr.write(`${config}: Node\n`);
-  const node = cli('score', '--model', bundle, '--seed', String(SEED), '--json', '--dump', dumps.node, picture);
+  const node = cli('score', '--model', bundle, '--seed', String(SEED), '--json', '--dump', dumps.node, image);
   process.stderr.write(`${config}: reference as published\n`);
   const model = ['--published', files['model.ckpt'], '--config-file', files['diad.yaml'], ...sources];
-  const asPublished = reference('score', ...model, '--as-published', '--seed', String(SEED), '--dump', dumps.reference, picture);
+  const asPublished = reference('score', ...model, '--as-published', '--seed', String(SEED), '--dump', dumps.reference, image);
   const weightsMiB = statSync(files['model.ckpt']).size / 2 ** 20;
   const of = ({ seconds, peakMiB }) => ({ seconds, peakMiB });
   return {
@@ -116,7 +116,7 @@ function tables(result) {
         `| ${row.name} | cpu, ${row.precision} | ${short(row.reconstruction)} | ${short(row.map)} | ${short(row.score)} | ${row.passed ? 'yes' : 'NO'} |`,
     ),
     '',
-    'Node against the reference as published, float32, one picture, largest difference at each stage (of the score: relative):',
+    'Node against the reference as published, float32, one image, largest difference at each stage (of the score: relative):',
     '',
     `| stage | promised | ${result.published.map((row) => row.name).join(' | ')} |`,
     `|---|---|${'---|'.repeat(result.published.length)}`,

@@ -1,4 +1,4 @@
-"""What AOTInductor makes of the denoiser, beside the engine's rewritten TorchScript: milliseconds of one step, one picture, float32, on the CPU.
+"""What AOTInductor makes of the denoiser, beside the engine's rewritten TorchScript: milliseconds of one step, one image, float32, on the CPU.
 
     python bench/aoti.py [--configs demo,medium] [--rounds 7]
 
@@ -35,10 +35,10 @@ def bundle_of(config: str) -> Path:
     )
 
 
-def engine_step(config: str, picture: Path) -> float:
-    """Milliseconds of a step of diad-engine, median of five pictures after the warm-up."""
+def engine_step(config: str, image: Path) -> float:
+    """Milliseconds of a step of diad-engine, median of five images after the warm-up."""
     engine = ROOT / "build" / "Release" / "diad-engine"
-    command = [engine, "score", "--bundle", bundle_of(config), "--repeat", "5", picture]
+    command = [engine, "score", "--bundle", bundle_of(config), "--repeat", "5", image]
     lines = subprocess.run(
         command, capture_output=True, check=True, text=True
     ).stdout.splitlines()
@@ -74,11 +74,11 @@ def measure(config: str, rounds: int) -> dict[str, float | str]:
         compile_s = time.perf_counter() - started
         step = torch._inductor.aoti_load_package(package)
         difference = (step(*arguments) - core(*arguments)).abs().max().item()
-        picture = Path(folder) / "grey.pgm"
-        picture.write_bytes(b"P5 2 2 255\n\x01\x02\x03\x04")
+        image = Path(folder) / "gray.pgm"
+        image.write_bytes(b"P5 2 2 255\n\x01\x02\x03\x04")
         package_step(step, arguments)
         pairs = [
-            (engine_step(config, picture), package_step(step, arguments))
+            (engine_step(config, image), package_step(step, arguments))
             for _ in range(rounds)
         ]
     return {
@@ -125,7 +125,7 @@ def main() -> None:
         json.dumps({**where, "rows": rows}, indent=2) + "\n"
     )
     lines = [
-        f"Measured on {where['date']} with `python bench/aoti.py` (commit {commit}; {where['cpu']}, {where['cores']} cores): one step of the denoiser, one picture.",
+        f"Measured on {where['date']} with `python bench/aoti.py` (commit {commit}; {where['cpu']}, {where['cores']} cores): one step of the denoiser, one image.",
         "",
         "| size | diad-engine, ms | AOTInductor package, ms | ratio | compiling, s |",
         "|---|---|---|---|---|",

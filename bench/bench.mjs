@@ -38,7 +38,7 @@ const NVIDIA_DRIVER = '/proc/driver/nvidia/version';
 const onCuda = values.device !== 'cpu';
 const CUDA_BATCHES = [1, 2, 4, 8, 16, 32];
 
-/** What each size is run with; profiled: pictures under the profiler; memory: of both sides together, beside each other. */
+/** What each size is run with; profiled: images under the profiler; memory: of both sides together, beside each other. */
 const PLANS = {
   demo: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 2, 4, 8], rounds: 12, warmUp: 2, profiled: 20, memory: 4 * GIB },
   medium: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 4], rounds: 4, warmUp: 1, profiled: 4, memory: 8 * GIB },
@@ -63,15 +63,15 @@ function bundleOf(size) {
 }
 
 async function load() {
-  const picture = readFileSync(path.join(root, 'examples', 'gear-good.png'));
+  const image = readFileSync(path.join(root, 'examples', 'gear-good.png'));
   const diad = await Diad.load(undefined, { device: values.device });
-  const flat = await saturated(diad, picture, Number(values.soak ?? (values.quick ? 60 : 1000)));
+  const flat = await saturated(diad, image, Number(values.soak ?? (values.quick ? 60 : 1000)));
   const rates = values.quick ? [0.5] : [0.3, 0.5, 0.7, 0.9];
   let state = 1;
   const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
   const arrivals = [];
   for (const share of rates) {
-    arrivals.push({ share, ...(await poisson(diad, picture, share * flat.picturesPerSecond, values.quick ? 10 : 60, random)) });
+    arrivals.push({ share, ...(await poisson(diad, image, share * flat.imagesPerSecond, values.quick ? 10 : 60, random)) });
   }
   await diad.close();
   return { saturated: flat, poisson: arrivals };
@@ -126,7 +126,7 @@ if (values['keep-load']) {
   console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
   results.load = await load();
   results.loadCommit = commit;
-  console.log(`demo: ${results.load.saturated.picturesPerSecond.toFixed(1)} pictures/s saturated`);
+  console.log(`demo: ${results.load.saturated.imagesPerSecond.toFixed(1)} images/s saturated`);
 }
 const precisions = fasterPrecisions();
 for (const precision of Object.keys(FASTER)) {
@@ -148,7 +148,7 @@ for (const size of sizes) {
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
   for (const precision of precisions) ratios.push(`${precision} ${row[precision].speedup.toFixed(2)}x as-published`);
   console.log(
-    `${size}: ${median([row.pictureMs.diad.median]).toFixed(0)} ms a picture; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
+    `${size}: ${median([row.imageMs.diad.median]).toFixed(0)} ms an image; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
   );
 }
 if (!values.quick || values.write) {

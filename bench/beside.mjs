@@ -1,6 +1,6 @@
 // Scoring beside other busy processes: node bench/beside.mjs
 //
-// For 0, 1 and 2 processes that do nothing but compute, and for one thread and all: the median time of a picture of the base bundle, a process
+// For 0, 1 and 2 processes that do nothing but compute, and for one thread and all: the median time of an image of the base bundle, a process
 // of its own for each, the rounds interleaved.
 import { spawn } from 'node:child_process';
 import os from 'node:os';
@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const ROUNDS = 3;
-const PICTURES = 10;
+const IMAGES = 10;
 const BUSY = [0, 1, 2];
 
 const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
@@ -17,16 +17,16 @@ const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.le
 async function measure(threads) {
   const { default: sharp } = await import('sharp');
   const { Diad } = await import('../dist/index.js');
-  const picture = await sharp({
+  const image = await sharp({
     create: { width: 256, height: 256, channels: 3, background: '#888', noise: { type: 'gaussian', mean: 128, sigma: 30 } },
   })
     .png()
     .toBuffer();
   const model = await Diad.load(path.join(root, 'models/base'), { threads });
   const times = [];
-  for (let i = 0; i < PICTURES; i++) {
+  for (let i = 0; i < IMAGES; i++) {
     const started = performance.now();
-    await model.score(picture);
+    await model.score(image);
     times.push(performance.now() - started);
   }
   await model.close();

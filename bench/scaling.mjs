@@ -1,4 +1,4 @@
-// npm run scaling: what the queue costs, and from it and the engine's speed what many pictures need; fills docs/scaling.md.
+// npm run scaling: what the queue costs, and from it and the engine's speed what many images need; fills docs/scaling.md.
 //
 //   npm run scaling -- [--short] [--write]
 //
@@ -15,7 +15,7 @@ import { startWorker, submitRun } from '../lib/queue/index.ts';
 import { startWorkerProcess, STUB_MODEL, stubScorer } from '../test/queue-support.ts';
 import { Diad } from '../dist/index.js';
 import { quantile, root, write } from './reliability/record.mjs';
-import { asFile, withPictures } from './reliability/runs.mjs';
+import { asFile, withImages } from './reliability/runs.mjs';
 
 const { values } = parseArgs({ options: { short: { type: 'boolean', default: false }, write: { type: 'boolean', default: false } } });
 const DAY = 86_400;
@@ -25,28 +25,28 @@ const memory = async (redis) => Number(/used_memory:(\d+)/.exec(await redis.info
 const commands = async (redis) => Number(/total_commands_processed:(\d+)/.exec(await redis.info('stats'))[1]);
 
 /** Milliseconds a job costs a worker that has nothing else to do, one job at a time. */
-async function overhead({ root: folder, pictures, broker }) {
+async function overhead({ root: folder, images, broker }) {
   const starts = [];
   const scorer = stubScorer(0, () => starts.push(performance.now()));
-  await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+  await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
   const worker = await startWorker({ redis: broker.url, root: folder, scorer, concurrency: 1 });
-  while (worker.completed < pictures.length) await new Promise((resolve) => setTimeout(resolve, 20));
+  while (worker.completed < images.length) await new Promise((resolve) => setTimeout(resolve, 20));
   await worker.close();
   const gaps = starts.slice(1).map((at, i) => at - starts[i]);
   return { median: quantile(gaps, 0.5), p99: quantile(gaps, 0.99) };
 }
 
 /** Bytes that a waiting job with its item takes in Redis, and that a kept result takes. */
-async function footprint({ pictures, broker }, redis) {
+async function footprint({ images, broker }, redis) {
   const before = await memory(redis);
   const model = 'cd'.repeat(32); // nobody works for it
-  await submitRun(pictures.map(asFile), { redis: broker.url, model, seed: 2 });
+  await submitRun(images.map(asFile), { redis: broker.url, model, seed: 2 });
   const queued = (await memory(redis)) - before;
-  return queued / pictures.length;
+  return queued / images.length;
 }
 
 /** Jobs a second that so many worker processes end with an engine that takes no time, and what the broker is asked for a job. */
-async function throughput({ root: folder, pictures, broker }, redis, processes) {
+async function throughput({ root: folder, images, broker }, redis, processes) {
   const workers = await Promise.all(
     Array.from({ length: processes }, () => startWorkerProcess(broker.url, folder, { delayMs: 0, lockMs: 30_000, maxStalls: 1 })),
   );
@@ -54,7 +54,7 @@ async function throughput({ root: folder, pictures, broker }, redis, processes) 
   try {
     const asked = await commands(redis);
     await queue.pause();
-    await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 10 + processes });
+    await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 10 + processes });
     const started = performance.now();
     await queue.resume();
     for (;;) {
@@ -63,7 +63,7 @@ async function throughput({ root: folder, pictures, broker }, redis, processes) 
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     const seconds = (performance.now() - started) / 1000;
-    return { perSecond: pictures.length / seconds, commands: ((await commands(redis)) - asked) / pictures.length };
+    return { perSecond: images.length / seconds, commands: ((await commands(redis)) - asked) / images.length };
   } finally {
     await queue.close();
     for (const worker of workers) {
@@ -74,12 +74,12 @@ async function throughput({ root: folder, pictures, broker }, redis, processes) 
   }
 }
 
-/** Pictures a second of the base bundle on one core, in full batches. */
+/** Images a second of the base bundle on one core, in full batches. */
 async function engineOnOneCore(count) {
-  const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
+  const image = await readFile(path.join(root, 'examples', 'gear-good.png'));
   const diad = await Diad.load(undefined, { device: 'cpu', threads: 1 });
   try {
-    const images = Array.from({ length: count }, () => picture);
+    const images = Array.from({ length: count }, () => image);
     const started = performance.now();
     for await (const _ of diad.scoreMany(images)) void _;
     return count / ((performance.now() - started) / 1000);
@@ -90,7 +90,7 @@ async function engineOnOneCore(count) {
 
 async function run({ short }) {
   const jobs = short ? 300 : 5000;
-  return withPictures(jobs, async (given) => {
+  return withImages(jobs, async (given) => {
     const redis = new Redis(given.broker.url, { maxRetriesPerRequest: null });
     try {
       const cost = await overhead(given);
@@ -115,17 +115,17 @@ async function run({ short }) {
         '4 processes': rates[4],
         'commands to Redis per job (4 processes)': asked,
         'Redis bytes per queued job': bytes,
-        'base bundle, pictures/s on one core': engine,
+        'base bundle, images/s on one core': engine,
       };
       const model = [1e6, 1e9].flatMap((daily) => [
-        [`${daily.toExponential(0)} pictures a day, pictures/s on average`, daily / DAY],
+        [`${daily.toExponential(0)} images a day, images/s on average`, daily / DAY],
         [`${daily.toExponential(0)} a day, cores for the base bundle`, Math.ceil(daily / perCoreDay)],
         [`${daily.toExponential(0)} a day, brokers at the measured jobs/s`, Math.ceil(daily / brokerDay)],
         [`${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`, ((daily / 24) * bytes) / 2 ** 30],
       ]);
       const costs = {
-        'pictures a day and core, base bundle': Math.round(perCoreDay),
-        'pictures a day and GPU': 'not measured',
+        'images a day and core, base bundle': Math.round(perCoreDay),
+        'images a day and GPU': 'not measured',
         ...Object.fromEntries(model),
       };
       return { figures, costs };

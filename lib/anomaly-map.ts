@@ -1,29 +1,29 @@
-// The anomaly map of a picture, and pictures of it.
+// The anomaly map of an image, and images of it.
 import type { Thresholds } from './calibration.js';
 import { DiadError } from './errors.js';
-import { heatAlpha, heatColour } from './heat-colour.js';
+import { heatAlpha, heatColor } from './heat-color.js';
 import { decodeImage, NO_LIMITS, type RawFrame, type TakenImage } from './image.js';
 import { findRegions, type Region, type RegionsOptions } from './regions.js';
 import { inTurns } from './turns.js';
 import { number, optionsObject } from './validate.js';
 
-export { heatColour };
+export { heatColor };
 
 /** Options of {@link AnomalyMap.toHeatmap}. */
 export interface HeatmapOptions {
   /** Value drawn as nothing. Default 0. */
   readonly min?: number;
   /**
-   * Value drawn in the strongest colour. Default: twice the threshold of a calibrated bundle, else 1. Colours are never scaled to a picture's
+   * Value drawn in the strongest color. Default: twice the threshold of a calibrated bundle, else 1. Colors are never scaled to an image's
    * own extremes, so that two heat maps can be compared.
    */
   readonly max?: number;
-  /** Opacity of the strongest colour over the picture, 0 to 1. Default 0.75. */
+  /** Opacity of the strongest color over the image, 0 to 1. Default 0.75. */
   readonly opacity?: number;
 }
 
 /**
- * Bilinear resize of a map, pixel centres aligned, edges repeated; in turns, while the event loop goes on.
+ * Bilinear resize of a map, pixel centers aligned, edges repeated; in turns, while the event loop goes on.
  *
  * @param data - row-major [height, width]
  * @returns row-major [toHeight, toWidth]
@@ -88,8 +88,8 @@ export class AnomalyMap {
   readonly data: Float32Array;
   /** Values above it belong to a defect; undefined when the bundle has no pixel threshold that holds for this result. */
   readonly pixelThreshold: number | undefined;
-  readonly #picture: TakenImage;
-  readonly #pictureSize: { readonly width: number; readonly height: number };
+  readonly #image: TakenImage;
+  readonly #imageSize: { readonly width: number; readonly height: number };
   readonly #threshold: number | undefined;
 
   /** @internal */
@@ -97,21 +97,21 @@ export class AnomalyMap {
     width: number,
     height: number,
     data: Float32Array,
-    picture: TakenImage,
-    pictureSize: { readonly width: number; readonly height: number },
+    image: TakenImage,
+    imageSize: { readonly width: number; readonly height: number },
     limits: Thresholds | undefined,
   ) {
     this.width = width;
     this.height = height;
     this.data = data;
-    this.#picture = picture;
-    this.#pictureSize = pictureSize;
+    this.#image = image;
+    this.#imageSize = imageSize;
     this.#threshold = limits?.threshold;
     this.pixelThreshold = limits?.pixelThreshold;
   }
 
   /**
-   * Where the map lies above a threshold, as regions in the picture's own pixels, the largest first. Found on the map as it is up to 4,194,304 pixels
+   * Where the map lies above a threshold, as regions in the image's own pixels, the largest first. Found on the map as it is up to 4,194,304 pixels
    * and 65,536 points of all outlines together; of a map of more (a threshold within its noise), on one that is halved until it has no more, each
    * pixel the largest of four.
    *
@@ -128,11 +128,11 @@ export class AnomalyMap {
     }
     const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.pixelThreshold ?? 0);
     const minArea = number(given.minArea, 'minArea', 0, Number.MAX_SAFE_INTEGER, 0);
-    return findRegions(this, this.#pictureSize, threshold).filter(({ area }) => area >= minArea);
+    return findRegions(this, this.#imageSize, threshold).filter(({ area }) => area >= minArea);
   }
 
   /**
-   * The picture with the map over it, at the picture's own size.
+   * The image with the map over it, at the image's own size.
    *
    * @returns PNG bytes
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
@@ -143,18 +143,18 @@ export class AnomalyMap {
     const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
     const opacity = number(given.opacity, 'opacity', 0, 1, 0.75);
-    const frame = await decodeImage(this.#picture, NO_LIMITS);
+    const frame = await decodeImage(this.#image, NO_LIMITS);
     return encodePng(await this.#over(frame, min, max, opacity));
   }
 
   /**
-   * The map alone as a grey picture, black at `min` (default 0) and white at `max` (default as for the heat map).
+   * The map alone as a gray image, black at `min` (default 0) and white at `max` (default as for the heat map).
    *
    * @returns PNG bytes
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
    */
-  async toGrey(options?: Omit<HeatmapOptions, 'opacity'>): Promise<Buffer> {
-    const given = optionsObject(options, 'grey map options', ['min', 'max']);
+  async toGray(options?: Omit<HeatmapOptions, 'opacity'>): Promise<Buffer> {
+    const given = optionsObject(options, 'gray map options', ['min', 'max']);
     const min = number(given.min, 'min', -1e6, 1e6, 0);
     const byDefault = this.#threshold === undefined ? 1 : 2 * this.#threshold;
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
@@ -170,7 +170,7 @@ export class AnomalyMap {
     return { width: this.width, height: this.height };
   }
 
-  /** Lays the map's colours over a picture. */
+  /** Lays the map's colors over an image. */
   async #over({ data: under, width, height, channels }: RawFrame, min: number, max: number, opacity: number): Promise<RawFrame> {
     const data = new Uint8Array(width * height * 3);
     const resizeRows = rowsOfResized(this.data, this.width, this.height, width, height);
@@ -179,9 +179,9 @@ export class AnomalyMap {
       resizeRows(first, end, values);
       for (let i = 0, at = first * width; i < values.length; i++, at++) {
         const place = 4 * Math.round((LEVELS - 1) * strengthOf(values[i]!, min, max));
-        const alpha = opacity * COLOURS[place + 3]!;
+        const alpha = opacity * COLORS[place + 3]!;
         for (let c = 0; c < 3; c++) {
-          data[3 * at + c] = Math.round(under[at * channels + (channels === 1 ? 0 : c)]! * (1 - alpha) + COLOURS[place + c]! * alpha);
+          data[3 * at + c] = Math.round(under[at * channels + (channels === 1 ? 0 : c)]! * (1 - alpha) + COLORS[place + c]! * alpha);
         }
       }
     });
@@ -195,12 +195,12 @@ function strengthOf(value: number, min: number, max: number): number {
   return strength > 0 ? Math.min(1, strength) : 0;
 }
 
-/** Strengths that are told apart: two neighbours' colours differ by less than half a level of 255. */
+/** Strengths that are told apart: two neighbors' colors differ by less than half a level of 255. */
 const LEVELS = 4096;
 
 /** Red, green, blue (0..255) and alpha (0..1) of each strength. */
-const COLOURS = Float32Array.from(
-  Array.from({ length: LEVELS }, (_, i) => [...heatColour(i / (LEVELS - 1)), heatAlpha(i / (LEVELS - 1))]).flat(),
+const COLORS = Float32Array.from(
+  Array.from({ length: LEVELS }, (_, i) => [...heatColor(i / (LEVELS - 1)), heatAlpha(i / (LEVELS - 1))]).flat(),
 );
 
 /** PNG bytes of a frame. */

@@ -1,4 +1,4 @@
-// BMP, which sharp does not read and machine-vision cameras write: as the published reader (cv2.imread, colour) reads it.
+// BMP, which sharp does not read and machine-vision cameras write: as the published reader (cv2.imread, color) reads it.
 import { setImmediate } from 'node:timers/promises';
 import { view } from './image-structure.js';
 
@@ -69,7 +69,7 @@ export function readBmpHeader(bytes: Uint8Array): Header {
   const fields = compression === BIT_FIELDS || compression === ALPHA_BIT_FIELDS;
   const offset = at.getUint32(10, true);
   const named = core ? 0 : at.getUint32(46, true); // 0: all there can be
-  const colours = Math.min(1 << bits, named || 1 << bits);
+  const colors = Math.min(1 << bits, named || 1 << bits);
   return {
     width,
     height,
@@ -77,7 +77,7 @@ export function readBmpHeader(bytes: Uint8Array): Header {
     bits,
     compression,
     offset,
-    palette: bits <= 8 ? readPalette(bytes, FILE_HEADER + size, core ? 3 : 4, colours) : new Uint8Array(),
+    palette: bits <= 8 ? readPalette(bytes, FILE_HEADER + size, core ? 3 : 4, colors) : new Uint8Array(),
     masks: fields ? [at.getUint32(54, true), at.getUint32(58, true), at.getUint32(62, true)] : bits === 16 ? MASKS_555 : MASKS_888,
   };
 }
@@ -90,7 +90,7 @@ function readPalette(bytes: Uint8Array, start: number, entry: number, count: num
   return palette;
 }
 
-/** Colour indices of a run-length coded picture, the lowest row first; what no run names has index 0. */
+/** Color indices of a run-length coded image, the lowest row first; what no run names has index 0. */
 function expandRuns(bytes: Uint8Array, { width, height, compression, offset }: Header): Uint8Array {
   const indices = new Uint8Array(width * height);
   const nibbles = compression === RLE4;

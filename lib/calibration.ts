@@ -12,9 +12,9 @@ export interface Thresholds {
   readonly threshold: number;
   /** Map values above it belong to a defect; absent in calibrations that did not look at maps. */
   readonly pixelThreshold?: number;
-  /** How far below the threshold normal pictures lie; decides the slope of the normalised score. */
+  /** How far below the threshold normal images lie; decides the slope of the normalized score. */
   readonly scale?: number;
-  /** Pictures they were found from. */
+  /** Images they were found from. */
   readonly images?: number;
   /** Share of normal images that may be called anomalous, where it is not the calibration's own: few images bound a larger share only. */
   readonly targetFpr?: number;
@@ -32,20 +32,20 @@ export interface NormalityFile {
 
 /** Where thresholds come from. */
 export interface CalibrationOrigin {
-  /** 'quantile' of normal pictures, or 'f1max' on a validation set with defects. */
+  /** 'quantile' of normal images, or 'f1max' on a validation set with defects. */
   readonly method: 'quantile' | 'f1max';
-  /** Share of normal pictures that may be called anomalous. */
+  /** Share of normal images that may be called anomalous. */
   readonly targetFpr?: number;
   /** ISO 8601. */
   readonly createdAt: string;
-  /** Digest of the model that scored the pictures. */
+  /** Digest of the model that scored the images. */
   readonly model: string;
   /** What its networks computed in. */
   readonly precision: string;
-  /** Of pictures that were scored in tiles, pixels. */
+  /** Of images that were scored in tiles, pixels. */
   readonly tile?: { readonly size: number; readonly overlap: number } | undefined;
-  /** sha256 of every picture used, so that nobody tests on them. */
-  readonly pictures: readonly string[];
+  /** sha256 of every image used, so that nobody tests on them. */
+  readonly imageDigests: readonly string[];
   /** Of a bundle with evidence: what normal images look like. */
   readonly normality?: NormalityFile | undefined;
 }
@@ -114,11 +114,11 @@ export function parseCalibration(source: string): Calibration {
     throw broken('Expected an object with a finite number "threshold"', error);
   }
   const found = thresholds(parsed, '');
-  const { classes, method, createdAt, model, precision, tile, pictures, normality } = parsed as Readonly<Record<string, unknown>>;
+  const { classes, method, createdAt, model, precision, tile, imageDigests, normality } = parsed as Readonly<Record<string, unknown>>;
   if (classes !== undefined && !isObject(classes)) throw broken('Expected an object "classes"');
   if (model !== undefined && typeof model !== 'string') throw broken('Expected a string "model"');
-  if (pictures !== undefined && !(Array.isArray(pictures) && pictures.every((hash) => typeof hash === 'string'))) {
-    throw broken('Expected an array of strings "pictures"');
+  if (imageDigests !== undefined && !(Array.isArray(imageDigests) && imageDigests.every((hash) => typeof hash === 'string'))) {
+    throw broken('Expected an array of strings "imageDigests"');
   }
   if (normality !== undefined && !isNormality(normality)) {
     throw broken(`Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size but received ${JSON.stringify(normality)}`);
@@ -132,7 +132,7 @@ export function parseCalibration(source: string): Calibration {
     ...(typeof model === 'string' ? { model } : {}),
     ...(typeof precision === 'string' ? { precision } : {}),
     ...(isTile(tile) ? { tile } : {}),
-    ...(pictures === undefined ? {} : { pictures: pictures }),
+    ...(imageDigests === undefined ? {} : { imageDigests }),
     ...(normality === undefined ? {} : { normality }),
   };
 }
@@ -193,7 +193,7 @@ export async function normalityOf(bundle: string, calibration: Calibration | und
  * Checks that a calibration is of the model that it lies beside. One that does not say what it is of is taken as it is. Scores in another precision
  * differ a little: a warning says so.
  *
- * @throws DiadError ERR_DIAD_BUNDLE_INVALID when its pictures were scored by another model: its thresholds say nothing of this one's scores
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID when its images were scored by another model: its thresholds say nothing of this one's scores
  */
 export function checkOrigin(calibration: Calibration, model: string, precision: string): void {
   if (calibration.model !== undefined && calibration.model !== model) {
@@ -212,7 +212,7 @@ export function checkOrigin(calibration: Calibration, model: string, precision: 
 
 type Tiles = { readonly size: number; readonly overlap: number } | undefined;
 
-/** Whether thresholds were found on pictures that were cut like this. A calibration that does not say what it is of is taken as it is. */
+/** Whether thresholds were found on images that were cut like this. A calibration that does not say what it is of is taken as it is. */
 export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
   return calibration.model === undefined || (calibration.tile?.size === tile?.size && calibration.tile?.overlap === tile?.overlap);
 }
@@ -220,10 +220,10 @@ export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
 /** Says why a calibrated bundle gives no verdict. */
 export function warnOfTiles(calibration: Calibration, tile: Tiles): void {
   const words = (tiles: Tiles): string =>
-    tiles === undefined ? 'whole pictures' : `tiles of ${tiles.size} pixels that share ${tiles.overlap}`;
+    tiles === undefined ? 'whole images' : `tiles of ${tiles.size} pixels that share ${tiles.overlap}`;
   process.emitWarning(`The thresholds were found on ${words(calibration.tile)}: results on ${words(tile)} carry no verdict`, {
     code: 'DIAD_CALIBRATED_ON_OTHER_TILES',
-    detail: 'Run `diad calibrate`, with --tile where pictures are scored in tiles',
+    detail: 'Run `diad calibrate`, with --tile where images are scored in tiles',
   });
 }
 
@@ -234,12 +234,12 @@ export function thresholdsFor(calibration: Calibration, className: string | unde
 }
 
 /**
- * The score on a scale of 0 to 1 with 0.5 at the threshold: a logistic curve whose slope puts the median normal picture at 0.05. Without a known
+ * The score on a scale of 0 to 1 with 0.5 at the threshold: a logistic curve whose slope puts the median normal image at 0.05. Without a known
  * scale, or with one of 0, score / (score + threshold).
  *
  * @param score - 0 and up
  */
-export function normalisedScore(score: number, { threshold, scale }: Thresholds): number {
+export function normalizedScore(score: number, { threshold, scale }: Thresholds): number {
   if (scale !== undefined && scale > 0) return 1 / (1 + Math.exp((threshold - score) / scale));
   if (score === threshold) return 0.5;
   return Math.min(1, Math.max(0, score / (score + threshold)));

@@ -1,4 +1,4 @@
-// Which kind of part a picture shows, by the folders it lies in.
+// Which kind of part an image shows, by the folders it lies in.
 import path from 'node:path';
 
 /**

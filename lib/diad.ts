@@ -1,4 +1,4 @@
-// Diad: a loaded bundle that scores pictures.
+// Diad: a loaded bundle that scores images.
 import { setMaxListeners } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
 import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
@@ -6,7 +6,7 @@ import { bundleDigest } from './bundle-digest.js';
 import {
   checkOrigin,
   isOfTiles,
-  normalisedScore,
+  normalizedScore,
   normalityOf,
   readCalibration,
   thresholdsFor,
@@ -109,7 +109,7 @@ export class Diad {
   }
 
   /**
-   * Scores a picture.
+   * Scores an image.
    *
    * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP of at most `maxFrames` pages or frames) or a raw frame; copied before this returns
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE, ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT,
@@ -122,7 +122,7 @@ export class Diad {
   }
 
   /**
-   * Rebuilds a picture as if it were normal.
+   * Rebuilds an image as if it were normal.
    *
    * @param image - as for {@link Diad.score}
    * @throws as {@link Diad.score}
@@ -145,8 +145,8 @@ export class Diad {
     options?: ScoreManyOptions & { readonly onError?: 'throw' },
   ): AsyncGenerator<ScoreResult, void, undefined>;
   /**
-   * Scores pictures as they are taken: results in the order of the pictures, at most `concurrency` pictures in flight, the source read no
-   * faster than results are taken, a result handed out as soon as it is there and the source lets the next picture wait. Leaving the loop early cancels what is in flight.
+   * Scores images as they are taken: results in the order of the images, at most `concurrency` images in flight, the source read no
+   * faster than results are taken, a result handed out as soon as it is there and the source lets the next image wait. Leaving the loop early cancels what is in flight.
    *
    * @param images - a source of images; may be endless
    * @param options - `onError: 'throw'` (default) ends at the first failure, `'yield'` hands failures out in their place
@@ -159,7 +159,7 @@ export class Diad {
     const { call, concurrency, onError } = validateManyOptions(images, options, Math.min(2 * this.#maxBatch, this.#queueLimit));
     const abandoned = new AbortController();
     const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
-    setMaxListeners(0, signal); // one per picture in flight
+    setMaxListeners(0, signal); // one per image in flight
     const settle = (image: ImageInput, index: number): Promise<SettledScore> => this.#settle(image, { ...call, signal }, index);
     const abandon = (): void => {
       abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
@@ -207,17 +207,17 @@ export class Diad {
   async #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): Promise<ScoreResult> {
     const { score, map: values = new Float32Array(), stages, evidence } = result;
     const limits = this.#limitsOf(call);
-    const pictureSize = { width: frame.width, height: frame.height };
+    const imageSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
     const data = call.mapSize === 'image' ? await resizeMap(values, mapWidth, mapHeight, width, height) : values;
     return {
       score,
       ...(limits === undefined
         ? {}
-        : { threshold: limits.threshold, anomalous: score > limits.threshold, normalisedScore: normalisedScore(score, limits) }),
+        : { threshold: limits.threshold, anomalous: score > limits.threshold, normalizedScore: normalizedScore(score, limits) }),
       ...(evidence === undefined ? {} : { evidence }),
-      map: new AnomalyMap(width, height, data, taken, pictureSize, limits),
-      pictureSize,
+      map: new AnomalyMap(width, height, data, taken, imageSize, limits),
+      imageSize,
       seed: readable(call.seed),
       timings: { ...result.timings, decodeImageMs },
       batchSize: result.batchSize,
@@ -293,7 +293,7 @@ export class Diad {
     if (this.#inFlight >= this.#queueLimit) {
       throw new DiadError(
         'ERR_DIAD_QUEUE_FULL',
-        `${this.#inFlight} pictures are in flight, the limit; submit more slowly or raise queueLimit`,
+        `${this.#inFlight} images are in flight, the limit; submit more slowly or raise queueLimit`,
       );
     }
   }
@@ -326,7 +326,7 @@ export class Diad {
   }
 }
 
-/** The picture of a tile has its place already: where the queue is full of others' tiles, a tile waits for one. */
+/** The image of a tile has its place already: where the queue is full of others' tiles, a tile waits for one. */
 async function patiently<T>(submit: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   for (;;) {
     try {

@@ -1,4 +1,4 @@
-// Whether an engine that fails picture after picture still scores: it is asked with a picture of our own, before the failures are put down to theirs.
+// Whether an engine that fails image after image still scores: it is asked with an image of our own, before the failures are put down to theirs.
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Diad } from './diad.js';
 import { codeOf, DiadError } from './errors.js';
@@ -23,22 +23,22 @@ export interface HealthOptions {
 }
 
 /**
- * Scores a grey picture.
+ * Scores a gray image.
  *
  * @throws DiadError ERR_DIAD_INTERNAL when its score is no finite number, and what `score` throws
  */
-export async function scoreGrey(scorer: Scorer): Promise<void> {
+export async function scoreGray(scorer: Scorer): Promise<void> {
   const side = scorer.info.bundle.imageSize;
-  const grey = { data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 } as const;
-  const { score } = await scorer.score(grey, { priority: 1000 }); // before all that waits
-  if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `A grey picture scored ${score}`);
+  const gray = { data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 } as const;
+  const { score } = await scorer.score(gray, { priority: 1000 }); // before all that waits
+  if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `A gray image scored ${score}`);
 }
 
-/** Whether an error is the engine's, and another picture may meet it too. */
+/** Whether an error is the engine's, and another image may meet it too. */
 const isOfEngine = (error: unknown): boolean => ['ERR_DIAD_INTERNAL', 'ERR_DIAD_OUT_OF_MEMORY'].includes(codeOf(error) ?? '');
 
 /**
- * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a grey picture. While it cannot, it is not well, and
+ * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a gray image. While it cannot, it is not well, and
  * is asked again every few seconds. When it has failed six times it is lost: a device that has met an error serves no process that had it open. Memory
  * that it lacks may come back, and is waited for.
  */
@@ -57,7 +57,7 @@ export class EngineHealth {
     this.lost = new Promise((resolve) => (this.#tellLost = resolve));
   }
 
-  /** Whether pictures should be handed to the engine. */
+  /** Whether images should be handed to the engine. */
   get well(): boolean {
     return this.#well;
   }
@@ -92,7 +92,7 @@ export class EngineHealth {
     this.#asking = true;
     for (let failed = 0; !signal.aborted;) {
       try {
-        await scoreGrey(scorer);
+        await scoreGray(scorer);
         this.#asking = false;
         this.#failures = 0;
         if (!this.#well) log('the engine scores again');

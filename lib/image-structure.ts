@@ -1,10 +1,10 @@
-// How many pictures an encoded file holds, in how many scans, of which samples, from its structure alone: no decoder has seen the bytes yet.
+// How many images an encoded file holds, in how many scans, of which samples, from its structure alone: no decoder has seen the bytes yet.
 import type { ImageFormat } from './image.js';
 
 /** For reading numbers. */
 export const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** What a reader finds, or what stands for it where the structure breaks off: what such a picture is worth is the decoder's to say. */
+/** What a reader finds, or what stands for it where the structure breaks off: what such an image is worth is the decoder's to say. */
 function unlessCutShort<T>(read: () => T, otherwise: T): T {
   try {
     return read();
@@ -42,7 +42,7 @@ function tiffPages(bytes: Uint8Array, limit: number): number {
 const [COMPRESSION, PHOTOMETRIC] = [259, 262]; // tags
 const [OLD_JPEG, JPEG, YCBCR] = [6, 7, 6];
 
-/** Whether a TIFF's first page has brightness and colour differences for samples, as JPEGs do, without being one: libvips takes them for RGB. */
+/** Whether a TIFF's first page has brightness and color differences for samples, as JPEGs do, without being one: libvips takes them for RGB. */
 export function isPlainYcbcr(bytes: Uint8Array): boolean {
   return unlessCutShort(() => {
     const { entries, short, countSize, entrySize, valueAt, first } = openTiff(bytes);
@@ -71,7 +71,7 @@ function gifFrames(bytes: Uint8Array, limit: number): number {
       position++; // its label
     } else if (block === 0x2c) {
       frames++;
-      position += 9 + table(at.getUint8(position + 8)) + 1; // descriptor, colours, size of a code
+      position += 9 + table(at.getUint8(position + 8)) + 1; // descriptor, colors, size of a code
     } else {
       return frames;
     }
@@ -93,9 +93,9 @@ function webpFrames(bytes: Uint8Array, limit: number): number {
 }
 
 /**
- * Pages or frames of an encoded picture, counted up to `limit`.
+ * Pages or frames of an encoded image, counted up to `limit`.
  *
- * @returns at least 1; 1, too, for a structure that breaks off, and for AVIF, whose pictures its own header lists
+ * @returns at least 1; 1, too, for a structure that breaks off, and for AVIF, whose images its own header lists
  */
 export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: number): number {
   const counters: Partial<Record<ImageFormat, typeof gifFrames>> = { tiff: tiffPages, gif: gifFrames, webp: webpFrames };
@@ -110,7 +110,7 @@ export function countScans(bytes: Uint8Array, limit: number): number {
   while (scans < limit && position >= 0) {
     while (bytes[position] === 0xff) position++;
     const marker = bytes[position++];
-    if (marker === 0xd9) break; // end of the picture
+    if (marker === 0xd9) break; // end of the image
     if (marker === 0xda) scans++;
     // A stuffed 0xff of the coded data and some markers have no length behind them.
     const hasLength = marker !== 0 && !standsAlone(marker ?? 0) && position + 2 <= bytes.length;

@@ -1,11 +1,11 @@
-// From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, colour) gives it.
+// From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, color) gives it.
 import type { SharpOptions } from 'sharp';
 import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
 import { DiadError } from './errors.js';
 import { countFrames, countScans, isPlainYcbcr } from './image-structure.js';
 import { integer, invalid } from './validate.js';
 
-/** An 8-bit picture, rows without gaps: grey (1), RGB (3) or RGBA (4, alpha is dropped). */
+/** An 8-bit image, rows without gaps: gray (1), RGB (3) or RGBA (4, alpha is dropped). */
 export interface RawFrame {
   readonly data: Uint8Array | Uint8ClampedArray;
   /** Pixels. */
@@ -42,7 +42,7 @@ function allocated(size: number): Uint8Array {
   try {
     return new Uint8Array(size);
   } catch (error) {
-    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to copy a picture of ${size} bytes`, { cause: error });
+    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to copy an image of ${size} bytes`, { cause: error });
   }
 }
 
@@ -78,12 +78,12 @@ function takeFrame(frame: RawFrame): RawFrame {
 const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
 
 /** Endings of the names of files that are read, in small letters. */
-export const PICTURE_ENDINGS = ['png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'avif', 'gif', 'bmp'] as const;
+export const IMAGE_ENDINGS = ['png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'avif', 'gif', 'bmp'] as const;
 
-const PICTURE_NAME = new RegExp(`\\.(${PICTURE_ENDINGS.join('|')})$`, 'i');
+const IMAGE_NAME = new RegExp(`\\.(${IMAGE_ENDINGS.join('|')})$`, 'i');
 
-/** Whether a file is called like a picture. */
-export const isPictureName = (file: string): boolean => PICTURE_NAME.test(file);
+/** Whether a file is called like an image. */
+export const isImageName = (file: string): boolean => IMAGE_NAME.test(file);
 
 /** Formats that are read. */
 export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | 'bmp';
@@ -110,19 +110,19 @@ export interface ImageLimits {
   readonly maxFrames: number;
 }
 
-/** The largest limits there are: for a picture that has been let in before. */
+/** The largest limits there are: for an image that has been let in before. */
 export const NO_LIMITS: ImageLimits = { maxPixels: Number.MAX_SAFE_INTEGER, maxFrames: 1_000_000 };
 
-/** An encoder writes about ten at most; each costs a pass over the whole picture. */
+/** An encoder writes about ten at most; each costs a pass over the whole image. */
 const MOST_SCANS = 100;
 
 const tooLarge = (width: number, height: number, maxPixels: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
-    `Expected at most ${maxPixels} pixels but the picture has ${width} x ${height}; raise maxPixels (--max-pixels) if it is meant to be read`,
+    `Expected at most ${maxPixels} pixels but the image has ${width} x ${height}; raise maxPixels (--max-pixels) if it is meant to be read`,
   );
 
-/** A picture of which the first page or frame alone would be looked at; nobody should learn that from a defect that was missed. */
+/** An image of which the first page or frame alone would be looked at; nobody should learn that from a defect that was missed. */
 const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
@@ -141,15 +141,15 @@ const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to a
 function undecodable(cause: unknown): DiadError {
   const reason = cause instanceof Error ? cause.message.split('\n')[0]! : String(cause);
   if (NO_MEMORY.test(reason)) {
-    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to decode the picture: ${reason}`, { cause });
+    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to decode the image: ${reason}`, { cause });
   }
-  return new DiadError('ERR_DIAD_IMAGE_DECODE', `The picture cannot be decoded: ${reason}`, { cause });
+  return new DiadError('ERR_DIAD_IMAGE_DECODE', `The image cannot be decoded: ${reason}`, { cause });
 }
 
 /**
- * What an encoded picture's header says; no pixel is decoded, so that a caller can refuse by size at little cost.
+ * What an encoded image's header says; no pixel is decoded, so that a caller can refuse by size at little cost.
  *
- * @param bytes - the encoded picture
+ * @param bytes - the encoded image
  * @param maxFrames - pages or frames it may have
  * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
@@ -157,7 +157,7 @@ function undecodable(cause: unknown): DiadError {
 export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ format: ImageFormat; width: number; height: number }> {
   if (!(bytes instanceof Uint8Array)) throw invalid('a Buffer or Uint8Array', 'bytes', bytes);
   integer(maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1);
-  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded picture but received 0 bytes');
+  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded image but received 0 bytes');
   const format = sniffFormat(bytes);
   if (format === undefined) {
     const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
@@ -193,7 +193,7 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
 /**
  * Decodes a taken image.
  *
- * EXIF orientation applied, alpha dropped, 16 bits cut to the high byte, embedded colour profiles ignored, palettes expanded, CMYK
+ * EXIF orientation applied, alpha dropped, 16 bits cut to the high byte, embedded color profiles ignored, palettes expanded, CMYK
  * converted, the first frame or page of several.
  *
  * @param image - from {@link takeImage}
@@ -216,7 +216,7 @@ export async function decodeImage(image: TakenImage, { maxPixels, maxFrames }: I
     const { data, info } = await sharp(bytes, READING)
       .autoOrient()
       .removeAlpha()
-      .toColourspace('srgb')
+      .toColorspace('srgb')
       .raw()
       .toBuffer({ resolveWithObject: true });
     return { data, width: info.width, height: info.height, channels: info.channels === 1 ? 1 : 3 };

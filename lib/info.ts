@@ -26,7 +26,7 @@ export interface DiadInfo {
     readonly digest: string;
     /** Bytes of all files. */
     readonly sizeBytes: number;
-    /** Side of the model's picture and map, pixels. */
+    /** Side of the model's image and map, pixels. */
     readonly imageSize: number;
     /** Denoising steps. */
     readonly steps: number;
@@ -38,7 +38,7 @@ export interface DiadInfo {
     readonly threshold?: number;
     /** Of a calibration that looked at maps: map values above it belong to a defect. */
     readonly pixelThreshold?: number;
-    /** Of a calibration on pictures that were cut into tiles, pixels: its thresholds hold for pictures that are cut like that alone. */
+    /** Of a calibration on images that were cut into tiles, pixels: its thresholds hold for images that are cut like that alone. */
     readonly calibratedTile?: { readonly size: number; readonly overlap: number };
     /** Classes with thresholds of their own. */
     readonly calibratedClasses: readonly string[];
@@ -46,7 +46,7 @@ export interface DiadInfo {
   readonly device: string;
   readonly precision: string;
   readonly threads: number;
-  /** Pictures in flight at most; further ones are refused with ERR_DIAD_QUEUE_FULL. */
+  /** Images in flight at most; further ones are refused with ERR_DIAD_QUEUE_FULL. */
   readonly queueLimit: number;
   readonly libtorch: { readonly version: string; readonly path: string; readonly source: string };
   /** Version of the engine library. */

@@ -42,7 +42,7 @@ export interface Distribution {
   readonly mean: number;
 }
 
-/** Counters of the queue in front of the engine; distributions are over the last 1,024 pictures. */
+/** Counters of the queue in front of the engine; distributions are over the last 1,024 images. */
 export interface QueueStats {
   readonly queued: number;
   readonly running: number;
@@ -134,7 +134,7 @@ export interface NativeEngine {
   close(): Promise<void>;
 }
 
-/** Pictures of one class and how to evaluate them; the class's part of the arrays is copied by the call. */
+/** Images of one class and how to evaluate them; the class's part of the arrays is copied by the call. */
 export interface NativeClassRequest {
   readonly maps: Float32Array | Float64Array;
   readonly masks: Uint8Array;
@@ -238,7 +238,7 @@ export function addon(): NativeAddon {
 }
 
 /**
- * Keeps freed memory in the process for the next picture instead of giving it back to the system and zeroing it afresh: faster scoring, most
+ * Keeps freed memory in the process for the next image instead of giving it back to the system and zeroing it afresh: faster scoring, most
  * of all of large models, for a resident set that stays at its peak. It changes the C library's allocator for the whole process, so
  * nothing but the `diad` commands does it unasked. Call it before the first `Diad.load`.
  *

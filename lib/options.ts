@@ -15,26 +15,26 @@ export interface LoadOptions {
   readonly precision?: Precision;
   /** Threads of one operation on the CPU, 1 to 1024. Default: one per core, at most a container's quota of processors. */
   readonly threads?: number;
-  /** Pictures computed together at most, 1 to 256. Default 8. */
+  /** Images computed together at most, 1 to 256. Default 8. */
   readonly maxBatch?: number;
   /** How long a batch that is not full waits for more, milliseconds, 0 to 60,000. Default 0: it takes what is there. */
   readonly maxDelayMs?: number;
   /**
-   * Batch sizes that are computed as soon as so many pictures wait, the largest first; each from 1 to maxBatch. Only while none of them can be formed does
+   * Batch sizes that are computed as soon as so many images wait, the largest first; each from 1 to maxBatch. Only while none of them can be formed does
    * `maxDelayMs` run; then what waits is taken. Default: maxBatch alone.
    */
   readonly preferredBatches?: readonly number[];
-  /** Pictures in flight at most; more reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
+  /** Images in flight at most; more reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
   readonly queueLimit?: number;
-  /** Largest picture, width x height. Default 100,000,000. */
+  /** Largest image, width x height. Default 100,000,000. */
   readonly maxPixels?: number;
-  /** Pages or frames a TIFF, GIF, WebP or AVIF may have; the first is scored. 1 to 1,000,000. Default 1: pictures of several are refused. */
+  /** Pages or frames a TIFF, GIF, WebP or AVIF may have; the first is scored. 1 to 1,000,000. Default 1: images of several are refused. */
   readonly maxFrames?: number;
   /** Check the hash of every file of the bundle. Default true. */
   readonly verify?: boolean;
   /** Read the bundle's calibration.json, so that results carry thresholds and verdicts. false: as if there were none. Default true. */
   readonly calibration?: boolean;
-  /** Compute one picture while loading, so that the first call is as fast as later ones. Default true. */
+  /** Compute one image while loading, so that the first call is as fast as later ones. Default true. */
   readonly warmup?: boolean;
   /** Folder of LibTorch or of a torch package. Default: looked for, see `diad doctor`. */
   readonly libtorch?: string;
@@ -48,7 +48,7 @@ export interface CallOptions {
   readonly signal?: AbortSignal;
   /** From the call, milliseconds; then it rejects with ERR_DIAD_TIMEOUT. Default 0: none. */
   readonly timeoutMs?: number;
-  /** Pictures with a larger one go first, equals in the order of the calls; an integer from -1000 to 1000. Default 0. */
+  /** Images with a larger one go first, equals in the order of the calls; an integer from -1000 to 1000. Default 0. */
   readonly priority?: number;
   /** Called after each denoising step. What it throws rejects the call. */
   readonly onStep?: (step: number, total: number) => void;
@@ -58,13 +58,13 @@ export interface CallOptions {
 
 /** Options of `score`. */
 export interface ScoreOptions extends CallOptions {
-  /** Size of the map: the model's (default) or the picture's own. */
+  /** Size of the map: the model's (default) or the image's own. */
   readonly mapSize?: 'model' | 'image';
   /** Hand out every intermediate result. Default false. */
   readonly stages?: boolean;
   /**
-   * Cut the picture into tiles for defects that would vanish at the model's size. The score is the largest of the tiles', the map one of
-   * the whole picture, as fine as the tiles' maps. Not together with `stages`, nor with a bundle that has learned what whole normal images
+   * Cut the image into tiles for defects that would vanish at the model's size. The score is the largest of the tiles', the map one of
+   * the whole image, as fine as the tiles' maps. Not together with `stages`, nor with a bundle that has learned what whole normal images
    * look like (`diad calibrate` of a bundle with evidence): load such a bundle with `{ calibration: false }`.
    */
   readonly tile?: TileOptions;
@@ -72,9 +72,9 @@ export interface ScoreOptions extends CallOptions {
 
 /** Options of `scoreMany`. */
 export interface ScoreManyOptions extends Omit<ScoreOptions, 'onStep'> {
-  /** Pictures in flight at most, 1 to 1,000,000. Default: twice maxBatch. */
+  /** Images in flight at most, 1 to 1,000,000. Default: twice maxBatch. */
   readonly concurrency?: number;
-  /** A picture that fails ends the iteration ('throw', default) or is handed out in its place ('yield'). */
+  /** An image that fails ends the iteration ('throw', default) or is handed out in its place ('yield'). */
   readonly onError?: 'throw' | 'yield';
 }
 

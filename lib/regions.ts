@@ -5,18 +5,18 @@ import { contours } from 'd3-contour';
 export interface RegionsOptions {
   /** Map values above it belong to a region. Default: the calibration's pixel threshold. */
   readonly threshold?: number;
-  /** Smaller regions are left out, square pixels of the picture. Default 0. */
+  /** Smaller regions are left out, square pixels of the image. Default 0. */
   readonly minArea?: number;
 }
 
-/** A point in pixels of the picture, (0, 0) its upper left corner. */
+/** A point in pixels of the image, (0, 0) its upper left corner. */
 export type Point = readonly [x: number, y: number];
 
-/** A connected part of the picture that is anomalous. */
+/** A connected part of the image that is anomalous. */
 export interface Region {
   /** Smallest box of whole pixels around it. */
   readonly box: { readonly x: number; readonly y: number; readonly width: number; readonly height: number };
-  /** Square pixels of the picture, holes taken off. */
+  /** Square pixels of the image, holes taken off. */
   readonly area: number;
   /** Largest map value within. */
   readonly peak: number;
@@ -37,7 +37,7 @@ const MOST_PIXELS = 1 << 22;
 /** Points that the outlines may have together: which hole is whose takes a time that grows with their square. */
 const MOST_POINTS = 1 << 16;
 
-/** Points of all outlines: one between each two neighbours on different sides of the threshold, beyond the edge being below. */
+/** Points of all outlines: one between each two neighbors on different sides of the threshold, beyond the edge being below. */
 function countPoints({ width, height, data }: MapValues, threshold: number): number {
   let points = 0;
   for (let y = 0, at = 0; y < height; y++) {
@@ -76,7 +76,7 @@ function ofBoundedCost(map: MapValues, threshold: number): { readonly map: MapVa
   return { map: reduced, reduction };
 }
 
-/** Smallest box of whole pixels around an outline, within the picture. */
+/** Smallest box of whole pixels around an outline, within the image. */
 function boxOf(outline: readonly Point[], { width, height }: { readonly width: number; readonly height: number }): Region['box'] {
   let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
   for (const [x, y] of outline) {
@@ -114,7 +114,7 @@ function crossings(ring: readonly Point[], height: number): Map<number, number[]
   return rows;
 }
 
-/** Largest value among the map's pixels whose centres lie within an outline: time grows with its area and its length, not their product. */
+/** Largest value among the map's pixels whose centers lie within an outline: time grows with its area and its length, not their product. */
 function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], threshold: number): number {
   let peak = threshold;
   for (const [y, row] of crossings(ring, height)) {
@@ -127,18 +127,18 @@ function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], 
 }
 
 /**
- * Regions above a threshold, by marching squares with linear interpolation on the map, scaled to the picture; the largest first.
+ * Regions above a threshold, by marching squares with linear interpolation on the map, scaled to the image; the largest first.
  *
  * A map of more than 4,194,304 pixels, or whose outlines would have more than 65,536 points (a threshold within its noise), is halved first until it
  * has no more, each pixel the largest of four: regions are then coarser and a little larger, and none is lost.
  *
- * @param given - covers the whole picture
- * @param size - of the picture, pixels
+ * @param given - covers the whole image
+ * @param size - of the image, pixels
  */
 export function findRegions(given: MapValues, size: { readonly width: number; readonly height: number }, threshold: number): Region[] {
   const { map, reduction } = ofBoundedCost(given, threshold);
   const [scaleX, scaleY] = [(size.width / given.width) * reduction, (size.height / given.height) * reduction];
-  // The last pixel of a halved map may reach beyond the picture.
+  // The last pixel of a halved map may reach beyond the image.
   const scaled = (ring: readonly Point[]): Point[] =>
     reduction === 1
       ? ring.map(([x, y]) => [x * scaleX, y * scaleY])

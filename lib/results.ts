@@ -13,7 +13,7 @@ export interface EvidenceScores {
   readonly memory: number;
 }
 
-/** What one picture scored. */
+/** What one image scored. */
 export interface ScoreResult {
   /** How anomalous the image is: the pooled maximum of its map. Of a cosine distance, 0 and up; with `evidence` also below 0. */
   readonly score: number;
@@ -22,23 +22,23 @@ export interface ScoreResult {
   /** score > threshold; only of a calibrated bundle. */
   readonly anomalous?: boolean;
   /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
-  readonly normalisedScore?: number;
+  readonly normalizedScore?: number;
   /** Only of a bundle with evidence that was calibrated on normal images; the map and the score are then in standard deviations, too. */
   readonly evidence?: EvidenceScores;
   readonly map: AnomalyMap;
-  /** Of the picture, pixels. */
-  readonly pictureSize: { readonly width: number; readonly height: number };
+  /** Of the image, pixels. */
+  readonly imageSize: { readonly width: number; readonly height: number };
   /** Of the noise: a number, or beyond 2^53 - 1 a bigint. */
   readonly seed: number | bigint;
-  /** Milliseconds; of a picture that was cut into tiles the sums of its tiles', which share batches: more than the time that passed. */
+  /** Milliseconds; of an image that was cut into tiles the sums of its tiles', which share batches: more than the time that passed. */
   readonly timings: Timings & { readonly decodeImageMs: number };
-  /** Pictures that were computed together with this one, itself included; of one that was cut into tiles, how many they are. */
+  /** Images that were computed together with this one, itself included; of one that was cut into tiles, how many they are. */
   readonly batchSize: number;
   /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
   readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
 }
 
-/** A picture as the model thinks it would look if it were normal. */
+/** An image as the model thinks it would look if it were normal. */
 export interface ReconstructResult {
   /** PNG bytes, at the model's size. */
   readonly image: Buffer;
@@ -52,7 +52,7 @@ export interface ReconstructResult {
   /** Of the noise: a number, or beyond 2^53 - 1 a bigint. */
   readonly seed: number | bigint;
   readonly timings: Timings & { readonly decodeImageMs: number };
-  /** Pictures that were computed together with this one, itself included. */
+  /** Images that were computed together with this one, itself included. */
   readonly batchSize: number;
 }
 

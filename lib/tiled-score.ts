@@ -1,4 +1,4 @@
-// One score and map of a picture from its tiles, which go through the queue like pictures.
+// One score and map of an image from its tiles, which go through the queue like images.
 import { setMaxListeners } from 'node:events';
 import type { RawFrame } from './image.js';
 import type { NativeResult, Timings } from './native.js';
@@ -8,7 +8,7 @@ import { coverWithTiles, cropFrame, TileCanvas, type TileOptions } from './tiles
 /** What computes one tile. */
 export type SubmitTile = (frame: RawFrame, call: ValidatedCall) => Promise<NativeResult>;
 
-/** Result of a whole picture. */
+/** Result of a whole image. */
 export interface TiledResult {
   readonly result: Omit<NativeResult, 'size'>;
   /** Pixels. */
@@ -36,7 +36,7 @@ function sumOf(timings: readonly Timings[]): Timings {
 /**
  * Computes every tile, `concurrency` of them at a time; the first failure cancels the rest.
  *
- * @returns the largest score of the tiles, the map of the whole picture, the sums of the tiles' timings
+ * @returns the largest score of the tiles, the map of the whole image, the sums of the tiles' timings
  */
 export async function scoreTiles(
   frame: RawFrame,

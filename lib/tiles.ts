@@ -1,17 +1,17 @@
-// Pictures larger than the model: tiles that cover a picture, and one map from the tiles' maps.
+// Images larger than the model: tiles that cover an image, and one map from the tiles' maps.
 import { resizeMap } from './anomaly-map.js';
 import type { RawFrame } from './image.js';
 import { inTurns } from './turns.js';
 
-/** How a picture is cut. */
+/** How an image is cut. */
 export interface TileOptions {
-  /** Side of a tile, pixels of the picture, 16 to 65,536. The model sees each tile at its own size. */
+  /** Side of a tile, pixels of the image, 16 to 65,536. The model sees each tile at its own size. */
   readonly size: number;
-  /** Pixels that neighbours share, 0 to size / 2. Default: a quarter of the size. */
+  /** Pixels that neighbors share, 0 to size / 2. Default: a quarter of the size. */
   readonly overlap?: number;
 }
 
-/** A tile's place in the picture, pixels. */
+/** A tile's place in the image, pixels. */
 export interface Tile {
   readonly x: number;
   readonly y: number;
@@ -23,7 +23,7 @@ function countAlong(side: number, size: number, overlap: number): number {
   return side <= size ? 1 : Math.ceil((side - overlap) / (size - overlap));
 }
 
-/** How many tiles cover a picture. */
+/** How many tiles cover an image. */
 export function countTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): number {
   return countAlong(width, size, overlap) * countAlong(height, size, overlap);
 }
@@ -35,7 +35,7 @@ function starts(side: number, size: number, overlap: number): number[] {
   return Array.from({ length: count }, (_, i) => Math.round((i * (side - size)) / (count - 1)));
 }
 
-/** Tiles that cover a picture, row by row; neighbours share at least `overlap` pixels. A picture smaller than a tile is one tile. */
+/** Tiles that cover an image, row by row; neighbors share at least `overlap` pixels. An image smaller than a tile is one tile. */
 export function coverWithTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): Tile[] {
   const columns = starts(width, size, overlap);
   return starts(height, size, overlap).flatMap((y) =>
@@ -54,7 +54,7 @@ export function cropFrame({ data, width, channels }: RawFrame, tile: Tile): RawF
   return { data: cropped, width: tile.width, height: tile.height, channels };
 }
 
-/** Weights along one side of a tile: rising from its edge over the overlap, except at the edge of the picture. */
+/** Weights along one side of a tile: rising from its edge over the overlap, except at the edge of the image. */
 function ramp(length: number, overlap: number, atStart: boolean, atEnd: boolean): Float32Array {
   return Float32Array.from({ length }, (_, i) => {
     const fromStart = atStart ? Infinity : i + 0.5;
@@ -65,24 +65,24 @@ function ramp(length: number, overlap: number, atStart: boolean, atEnd: boolean)
 
 /**
  * One map from the maps of tiles: where tiles overlap, their weighted mean, with weights that fall to nothing towards a tile's edge, so that no
- * seam shows. It is as fine as the tiles' maps, or as the picture where those are finer: memory grows with the picture, 8 bytes a map pixel.
+ * seam shows. It is as fine as the tiles' maps, or as the image where those are finer: memory grows with the image, 8 bytes a map pixel.
  */
 export class TileCanvas {
   readonly width: number;
   readonly height: number;
   readonly #scale: number;
   readonly #overlap: number;
-  readonly #picture: { readonly width: number; readonly height: number };
+  readonly #image: { readonly width: number; readonly height: number };
   readonly #sums: Float32Array;
   readonly #weights: Float32Array;
 
   /** @param side - of a tile's map */
-  constructor(picture: { readonly width: number; readonly height: number }, { size, overlap }: Required<TileOptions>, side: number) {
+  constructor(image: { readonly width: number; readonly height: number }, { size, overlap }: Required<TileOptions>, side: number) {
     this.#scale = Math.min(1, side / size);
     this.#overlap = overlap * this.#scale;
-    this.#picture = picture;
-    this.width = Math.max(1, Math.round(picture.width * this.#scale));
-    this.height = Math.max(1, Math.round(picture.height * this.#scale));
+    this.#image = image;
+    this.width = Math.max(1, Math.round(image.width * this.#scale));
+    this.height = Math.max(1, Math.round(image.height * this.#scale));
     this.#sums = new Float32Array(this.width * this.height);
     this.#weights = new Float32Array(this.#sums.length);
   }
@@ -95,8 +95,8 @@ export class TileCanvas {
     const bottom = Math.max(top + 1, place(tile.y + tile.height, this.height));
     const [width, height] = [right - left, bottom - top];
     const values = await resizeMap(map, side, side, width, height);
-    const across = ramp(width, this.#overlap, tile.x === 0, tile.x + tile.width === this.#picture.width);
-    const down = ramp(height, this.#overlap, tile.y === 0, tile.y + tile.height === this.#picture.height);
+    const across = ramp(width, this.#overlap, tile.x === 0, tile.x + tile.width === this.#image.width);
+    const down = ramp(height, this.#overlap, tile.y === 0, tile.y + tile.height === this.#image.height);
     await inTurns(height, width, (first, end) => {
       for (let y = first; y < end; y++) {
         for (let x = 0; x < width; x++) {
@@ -109,7 +109,7 @@ export class TileCanvas {
     });
   }
 
-  /** The map of the whole picture. */
+  /** The map of the whole image. */
   async finish(): Promise<Float32Array> {
     const mean = new Float32Array(this.#sums.length);
     await inTurns(this.height, this.width, (first, end) => {

@@ -7,7 +7,7 @@ import { baseBundle } from './native.js';
 import { readNpy } from './npy.js';
 import type { LoadOptions } from './options.js';
 
-/** One stage over all golden pictures. */
+/** One stage over all golden images. */
 export interface StageComparison {
   readonly stage: string;
   /** Largest absolute difference from the reference. */
@@ -25,8 +25,8 @@ export interface VerifyReport {
   readonly device: string;
   readonly precision: string;
   readonly libtorch: string;
-  /** Golden pictures compared. */
-  readonly pictures: number;
+  /** Golden images compared. */
+  readonly images: number;
   readonly stages: readonly StageComparison[];
   readonly passed: boolean;
 }
@@ -63,7 +63,7 @@ export function tolerancesFor(device: string, precision: string): Tolerances {
 }
 
 interface GoldenCase {
-  readonly picture: string;
+  readonly image: string;
   readonly seed: number;
   readonly score: number;
   readonly stages: readonly string[];
@@ -108,7 +108,7 @@ export function largestDifference(mine: Float32Array, expected: Float32Array): n
 }
 
 async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: string, result: ScoreResult): Promise<void> {
-  const name = path.parse(golden.picture).name;
+  const name = path.parse(golden.image).name;
   const note = (stage: string, absolute: number, magnitude: number): void => {
     const before = found.get(stage) ?? { absolute: 0, magnitude: 0 };
     found.set(stage, { absolute: Math.max(before.absolute, absolute), magnitude: Math.max(before.magnitude, magnitude) });
@@ -124,7 +124,7 @@ async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: 
 }
 
 /**
- * Scores a bundle's golden pictures and compares every stage with the reference's results that the bundle carries.
+ * Scores a bundle's golden images and compares every stage with the reference's results that the bundle carries.
  *
  * @param bundle - its folder; default: the base model
  * @param options - as for `Diad.load`: any device, any precision; each has its own tolerances
@@ -137,7 +137,7 @@ export async function verifyBundle(bundle: string = baseBundle, options?: LoadOp
     const folder = path.join(bundle, 'golden');
     const found = new Map<string, Largest>();
     for (const one of golden) {
-      const result = await diad.score(await readFile(path.join(folder, one.picture)), { seed: one.seed, stages: true });
+      const result = await diad.score(await readFile(path.join(folder, one.image)), { seed: one.seed, stages: true });
       await compare(found, one, folder, result);
     }
     const { device, precision, libtorch } = diad.info;
@@ -155,7 +155,7 @@ export async function verifyBundle(bundle: string = baseBundle, options?: LoadOp
       };
     });
     const passed = stages.every((stage) => stage.passed);
-    return { bundle, device, precision, libtorch: libtorch.version, pictures: golden.length, stages, passed };
+    return { bundle, device, precision, libtorch: libtorch.version, images: golden.length, stages, passed };
   } finally {
     await diad.close();
   }

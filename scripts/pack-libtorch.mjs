@@ -63,7 +63,7 @@ function describe(version, names) {
 const README = (version) => `# LibTorch ${version} for diad
 
 The CPU libraries of the PyTorch ${version} wheel, stripped of symbol tables and of what only Python needs. Install it beside \`diad\`, which finds it by
-itself. The licences of PyTorch and of what it contains are in \`licenses/\`.
+itself. The licenses of PyTorch and of what it contains are in \`licenses/\`.
 `;
 
 /** As npm publishes it. */

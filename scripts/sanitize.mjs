@@ -1,4 +1,4 @@
-// npm run sanitize -- address|thread: engine, addon and C++ tests built with a sanitizer (address: with undefined behaviour), then the C++
+// npm run sanitize -- address|thread: engine, addon and C++ tests built with a sanitizer (address: with undefined behavior), then the C++
 // tests and part of the mocha tests under stock Node with the sanitizer's library preloaded.
 // npm run sanitize -- valgrind: the C++ tests of the ordinary build under valgrind's memcheck, which also sees reads of memory that nobody has
 // written, LibTorch's included; without those that multiply much, and without Node, which takes minutes to start there.
@@ -129,7 +129,7 @@ function record(outcome) {
   const counts = ({ passed, failed }) => `${passed} passed, ${failed} failed`;
   const lines = ['| sanitizer | C++ tests | mocha tests under Node | findings | date |', '|---|---|---|---|---|'];
   for (const [of, { cpp, mocha, date }] of Object.entries(rows)) {
-    const title = { address: 'address and undefined behaviour', [VALGRIND]: 'valgrind (memcheck), small cases' }[of] ?? of;
+    const title = { address: 'address and undefined behavior', [VALGRIND]: 'valgrind (memcheck), small cases' }[of] ?? of;
     const findings = cpp.reports + (mocha?.reports ?? 0);
     lines.push(`| ${title} | ${counts(cpp)} | ${mocha ? counts(mocha) : 'not run'} | ${findings} | ${date} |`);
   }

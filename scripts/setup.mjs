@@ -86,7 +86,7 @@ export function setUp({ withPython = false } = {}) {
   step('TypeScript', ['lib', 'tsconfig.json', 'package-lock.json'], ['dist/index.js', 'dist/cli/main.js'], () =>
     run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),
   );
-  step('page', ['lib/server/page', 'lib/heat-colour.ts', 'scripts/build-page.mjs', 'package-lock.json'], ['dist/page/app.js'], () =>
+  step('page', ['lib/server/page', 'lib/heat-color.ts', 'scripts/build-page.mjs', 'package-lock.json'], ['dist/page/app.js'], () =>
     run(process.execPath, ['scripts/build-page.mjs']),
   );
   const native = ['cpp', 'CMakeLists.txt', 'scripts/build-native.mjs', 'package-lock.json'];

@@ -9,7 +9,7 @@ import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:f
 import path from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
-import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artefacts.mjs';
+import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artifacts.mjs';
 import * as cases from './install/cases.mjs';
 import { cleanEnvironment, root, work } from './install/consumer.mjs';
 
@@ -19,7 +19,7 @@ const SHIPPED =
 const NEEDED = [
   ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/base/manifest.json'],
   ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/page/index.html', 'dist/page/app.js', 'dist/page/app.css'],
-  ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/service.md', 'docs/api/README.md'],
+  ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/service.md'],
 ];
 
 const { values } = parseArgs({

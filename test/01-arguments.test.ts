@@ -104,7 +104,7 @@ describe('arguments', () => {
       (image: unknown): (() => unknown) =>
       () =>
         takeImage(image as ImageInput);
-    refuses(take('picture.png'), /read the file first/);
+    refuses(take('image.png'), /read the file first/);
     for (const image of [undefined, null, 5, {}, []]) refuses(take(image), /Expected encoded bytes or a raw frame for image/);
     const data = new Uint8Array(12);
     refuses(take({ data, width: 2, height: 2, channels: 2 }), /Expected 1, 3 or 4 for image.channels but received 2/);
@@ -140,7 +140,7 @@ describe('arguments', () => {
   });
 
   it('native errors keep their code and become the cause', () => {
-    const native = Object.assign(new Error('The queue already holds 3 pictures'), { code: 'ERR_DIAD_QUEUE_FULL' });
+    const native = Object.assign(new Error('The queue already holds 3 images'), { code: 'ERR_DIAD_QUEUE_FULL' });
     const error = fromNative(native);
     assert.equal(error.code, 'ERR_DIAD_QUEUE_FULL');
     assert.equal(error.cause, native);

@@ -5,7 +5,7 @@ import {
   evaluateDataSet,
   readDataSet,
   readEvaluationNpz,
-  readGoodPictures,
+  readGoodImages,
   writeCalibration,
 } from '../lib/evaluation/index.js';
 import { runProgress, runResults, startWorker, submitRun } from '../lib/queue/index.js';
@@ -22,7 +22,7 @@ const first = (run: unknown, options?: unknown): Promise<unknown> =>
   (runResults as (...args: unknown[]) => AsyncGenerator)(run, options).next();
 
 const CASES: readonly [what: string, attempt: () => Promise<unknown>, message: RegExp][] = [
-  ['submitRun()', () => call(submitRun), /an iterable of submissions for pictures but received undefined/],
+  ['submitRun()', () => call(submitRun), /an iterable of submissions for images but received undefined/],
   ['submitRun([])', () => call(submitRun, []), /for model but received undefined/],
   ['submitRun: no address', () => call(submitRun, [], { model: STUB_MODEL }), /for redis but received undefined/],
   ['submitRun: a number for an address', () => call(submitRun, [], { model: STUB_MODEL, redis: 6379 }), /for redis but received 6379/],
@@ -50,16 +50,16 @@ const CASES: readonly [what: string, attempt: () => Promise<unknown>, message: R
   ['startWorker: silentMs', () => call(startWorker, { redis, scorer, silentMs: 0 }), /for silentMs but received 0/],
   ['startWorker: an unknown option', () => call(startWorker, { redis, scorer, roots: '.' }), /unknown key roots/],
   ['calibrate()', () => call(calibrate), /a loaded bundle for diad but received undefined/],
-  ['calibrate without pictures', () => call(calibrate, scorer), /Expected normal pictures but received 0/],
-  ['calibrate: names of files', () => call(calibrate, scorer, { good: ['a.png'] }), /an array of pictures \{ file, className \} for good/],
+  ['calibrate without images', () => call(calibrate, scorer), /Expected normal images but received 0/],
+  ['calibrate: names of files', () => call(calibrate, scorer, { good: ['a.png'] }), /an array of images \{ file, className \} for good/],
   ['calibrate: validation', () => call(calibrate, scorer, { good: [{ file: 'a.png' }], validation: {} }), /for validation/],
   ['calibrate: an unknown option', () => call(calibrate, scorer, { good: [], fpr: 0.1 }), /unknown key fpr/],
   ['evaluateDataSet()', () => call(evaluateDataSet), /a loaded bundle for diad/],
   ['evaluateDataSet without a set', () => call(evaluateDataSet, scorer), /a data set \(readDataSet\) for data/],
-  ['evaluateDataSet without a folder', () => call(evaluateDataSet, scorer, { pictures: [] }), /for out but received undefined/],
+  ['evaluateDataSet without a folder', () => call(evaluateDataSet, scorer, { images: [] }), /for out but received undefined/],
   ['evaluateArrays()', () => call(evaluateArrays), /an object of arrays for arrays/],
   ['readDataSet()', () => call(readDataSet), /for folderOfSet/],
-  ['readGoodPictures()', () => call(readGoodPictures), /for folder/],
+  ['readGoodImages()', () => call(readGoodImages), /for folder/],
   ['readEvaluationNpz()', () => call(readEvaluationNpz), /for file/],
   ['writeCalibration()', () => call(writeCalibration), /for bundle/],
   ['jsonlSink()', () => call(jsonlSink), /for file/],

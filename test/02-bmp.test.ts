@@ -63,7 +63,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     ],
   ],
   [
-    '8 bits; an index without a colour is black',
+    '8 bits; an index without a color is black',
     { width: 5, height: 1, bits: 8, palette: PALETTE, pixels: [1, 2, 3, 0, 9, 0, 0, 0] },
     [WHITE, RED, BLUE, BLACK, BLACK],
   ],
@@ -82,7 +82,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
   ['header of version 5', { width: 1, height: 1, bits: 8, header: 124, palette: PALETTE, pixels: [3, 0, 0, 0] }, [BLUE]],
   ['bytes between palette and pixels', { width: 1, height: 1, bits: 8, palette: PALETTE, gap: 6, pixels: [2, 0, 0, 0] }, [RED]],
   [
-    'runs of bytes: run, piece of odd length, move, end of row; what no run names is the first colour',
+    'runs of bytes: run, piece of odd length, move, end of row; what no run names is the first color',
     {
       width: 4,
       height: 3,
@@ -132,7 +132,7 @@ describe('BMP', () => {
       /a run leaves its row/,
     ],
     [
-      'a move out of the picture',
+      'a move out of the image',
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [0, 2, 0, 1, 1, 1, 0, 1] },
       /a run leaves its row/,
     ],
@@ -154,7 +154,7 @@ describe('BMP', () => {
   it('two letters make no BMP', () =>
     rejects(inspectImage(Buffer.from('BM, and then a text of some length')), 'ERR_DIAD_IMAGE_DECODE', /begin with 424d/));
 
-  it('whatever a byte is changed to, wherever it breaks off: a picture or a DiadError', async () => {
+  it('whatever a byte is changed to, wherever it breaks off: an image or a DiadError', async () => {
     let [read, refused] = [0, 0];
     const attempt = async (bytes: Uint8Array): Promise<void> => {
       try {

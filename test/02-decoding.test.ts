@@ -1,4 +1,4 @@
-// Pictures as cv2.imread (colour) would read them.
+// Images as cv2.imread (color) would read them.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { countFrames, countScans, isPlainYcbcr } from '../lib/image-structure.js';
@@ -20,7 +20,7 @@ describe('decoding', () => {
   });
 
   for (const format of ['jpeg', 'webp', 'tiff', 'avif', 'gif'] as const) {
-    it(`${format}: a flat colour within 3 levels`, async () => {
+    it(`${format}: a flat color within 3 levels`, async () => {
       const flat = Array.from({ length: 16 * 16 }, () => [180, 90, 30]).flat();
       const { data, width, channels } = await decode(await raw(flat, 16, 16, 3).toFormat(format, { quality: 95 }).toBuffer());
       assert.equal(width, 16);
@@ -36,26 +36,26 @@ describe('decoding', () => {
     assert.deepEqual([...data], PAIR);
   });
 
-  it('grey is repeated, with or without alpha', async () => {
-    const grey = await decode(await raw([7, 200], 2, 1, 1).toColourspace('b-w').png().toBuffer());
-    assert.deepEqual([[...grey.data], grey.channels], [[7, 7, 7, 200, 200, 200], 3]);
-    const withAlpha = await decode(await raw([7, 0, 200, 9], 2, 1, 2).toColourspace('b-w').png().toBuffer());
+  it('gray is repeated, with or without alpha', async () => {
+    const gray = await decode(await raw([7, 200], 2, 1, 1).toColorspace('b-w').png().toBuffer());
+    assert.deepEqual([[...gray.data], gray.channels], [[7, 7, 7, 200, 200, 200], 3]);
+    const withAlpha = await decode(await raw([7, 0, 200, 9], 2, 1, 2).toColorspace('b-w').png().toBuffer());
     assert.deepEqual([[...withAlpha.data], withAlpha.channels], [[7, 7, 7, 200, 200, 200], 3]);
   });
 
   it('16 bits are cut to the high byte', async () => {
     const values = Uint16Array.of(0x1234, 0xffee, 0x00ff, 0x80ff, 0x7fff, 0xfeff);
-    const colour = await sharp(values, { raw: { width: 2, height: 1, channels: 3 } })
-      .toColourspace('rgb16')
+    const color = await sharp(values, { raw: { width: 2, height: 1, channels: 3 } })
+      .toColorspace('rgb16')
       .png()
       .toBuffer();
-    assert.deepEqual([...(await decode(colour)).data], [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe]);
-    const grey = await sharp(values, { raw: { width: 6, height: 1, channels: 1 } })
-      .toColourspace('grey16')
+    assert.deepEqual([...(await decode(color)).data], [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe]);
+    const gray = await sharp(values, { raw: { width: 6, height: 1, channels: 1 } })
+      .toColorspace('gray16')
       .png()
       .toBuffer();
     assert.deepEqual(
-      [...(await decode(grey)).data],
+      [...(await decode(gray)).data],
       [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe].flatMap((level) => [level, level, level]),
     );
   });
@@ -68,7 +68,7 @@ describe('decoding', () => {
     assert.ok(data[0]! > 240 && data[3 * (8 * 15)]! < 15, 'what was left is on top');
   });
 
-  it('embedded colour profiles are ignored', async () => {
+  it('embedded color profiles are ignored', async () => {
     const wide = await raw(PAIR, 2, 1, 3).withIccProfile('p3').png().toBuffer();
     const { icc } = await sharp(wide).metadata();
     assert.ok(icc !== undefined);
@@ -79,13 +79,13 @@ describe('decoding', () => {
   });
 
   it('palettes are expanded', async () => {
-    const { data } = await decode(await raw(PAIR, 2, 1, 3).png({ palette: true, colours: 4 }).toBuffer());
+    const { data } = await decode(await raw(PAIR, 2, 1, 3).png({ palette: true, colors: 4 }).toBuffer());
     assert.deepEqual([...data], PAIR);
   });
 
   it('CMYK is converted to RGB', async () => {
     const flat = Array.from({ length: 16 * 16 }, () => [250, 250, 250]).flat();
-    const cmyk = await raw(flat, 16, 16, 3).toColourspace('cmyk').jpeg({ quality: 95 }).toBuffer();
+    const cmyk = await raw(flat, 16, 16, 3).toColorspace('cmyk').jpeg({ quality: 95 }).toBuffer();
     assert.equal((await sharp(cmyk).metadata()).space, 'cmyk');
     const { data, channels } = await decode(cmyk);
     assert.equal(channels, 3);
@@ -97,7 +97,7 @@ describe('decoding', () => {
       [3, 'float'],
       [1, 'uint'],
     ] as const) {
-      // Little-endian, 2 x 2 grey samples of 32 bits in one strip behind the directory.
+      // Little-endian, 2 x 2 gray samples of 32 bits in one strip behind the directory.
       const entries = [
         [256, 3, 1, 2],
         [257, 3, 1, 2],
@@ -239,11 +239,11 @@ describe('decoding', () => {
   });
 
   it('the pixel limit is checked on the header', async () => {
-    const picture = await raw(Array<number>(30 * 20 * 3).fill(0), 30, 20, 3)
+    const image = await raw(Array<number>(30 * 20 * 3).fill(0), 30, 20, 3)
       .png()
       .toBuffer();
-    assert.equal((await decode(picture, 600)).width, 30);
-    await rejects(decode(picture, 599), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 599 pixels but the picture has 30 x 20/);
+    assert.equal((await decode(image, 600)).width, 30);
+    await rejects(decode(image, 599), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 599 pixels but the image has 30 x 20/);
     const bomb = Buffer.from(await raw([0, 0, 0], 1, 1, 3).png().toBuffer());
     bomb.writeUInt32BE(30_000, 16); // IHDR width and height; the pixels are not there
     bomb.writeUInt32BE(30_000, 20);

@@ -1,36 +1,36 @@
-// Maps: resizing, colours, heat maps.
+// Maps: resizing, colors, heat maps.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
-import { AnomalyMap, heatColour, resizeMap } from '../lib/anomaly-map.js';
-import { heatAlpha } from '../lib/heat-colour.js';
+import { AnomalyMap, heatColor, resizeMap } from '../lib/anomaly-map.js';
+import { heatAlpha } from '../lib/heat-color.js';
 import { inTurns } from '../lib/turns.js';
 import { encodeNpy } from '../lib/npy.js';
 import { takeImage } from '../lib/image.js';
 import { rejects } from './support.js';
 
-const picture = takeImage({ data: new Uint8Array(4 * 2 * 3).fill(100), width: 4, height: 2, channels: 3 });
-const pictureSize = { width: 4, height: 2 };
+const image = takeImage({ data: new Uint8Array(4 * 2 * 3).fill(100), width: 4, height: 2, channels: 3 });
+const imageSize = { width: 4, height: 2 };
 const pixels = async (png: Buffer) => {
   const { data, info } = await sharp(png).raw().toBuffer({ resolveWithObject: true });
   return { data, ...info };
 };
 
 describe('anomaly map', () => {
-  it('resizing by two interpolates between pixel centres and repeats edges', async () => {
+  it('resizing by two interpolates between pixel centers and repeats edges', async () => {
     assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4), 2, 1, 4, 1))], [0, 1, 3, 4]);
     assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, 1, 1))], [6]);
     assert.deepEqual([...(await resizeMap(Float32Array.of(1, 2, 3, 4), 2, 2, 2, 2))], [1, 2, 3, 4]);
   });
 
-  it('colours run from yellow to magenta and are clamped', () => {
-    assert.deepEqual(heatColour(0), [255, 230, 80]);
-    assert.deepEqual(heatColour(-5), heatColour(0));
-    assert.deepEqual(heatColour(1), [200, 0, 90]);
-    assert.deepEqual(heatColour(9), heatColour(1));
-    assert.deepEqual(heatColour(0.175), [255, 200, 50]);
+  it('colors run from yellow to magenta and are clamped', () => {
+    assert.deepEqual(heatColor(0), [255, 230, 80]);
+    assert.deepEqual(heatColor(-5), heatColor(0));
+    assert.deepEqual(heatColor(1), [200, 0, 90]);
+    assert.deepEqual(heatColor(9), heatColor(1));
+    assert.deepEqual(heatColor(0.175), [255, 200, 50]);
   });
 
-  it('a map as large as a picture is made in turns: the event loop goes on in between', async () => {
+  it('a map as large as an image is made in turns: the event loop goes on in between', async () => {
     let loops = 0;
     const count = (): void => {
       loops += 1;
@@ -49,7 +49,7 @@ describe('anomaly map', () => {
     assert.deepEqual(rows, [0, 2, 2, 4, 4, 5, 0, 1, 1, 2]);
   });
 
-  it('colours are those of the scale, to a level, at every strength', async () => {
+  it('colors are those of the scale, to a level, at every strength', async () => {
     const values = Float32Array.from({ length: 512 }, (_, i) => (i - 16) / 480);
     const size = { width: 32, height: 16 };
     const frame = { data: new Uint8Array(512).fill(100), ...size, channels: 1 } as const;
@@ -57,47 +57,47 @@ describe('anomaly map', () => {
     const { data } = await pixels(await map.toHeatmap({ opacity: 0.6 }));
     for (const [i, value] of values.entries()) {
       const alpha = 0.6 * heatAlpha(value);
-      for (const [c, colour] of heatColour(value).entries()) {
-        assert.ok(Math.abs(data[3 * i + c]! - (100 * (1 - alpha) + colour * alpha)) <= 0.75, `${value}, channel ${c}`);
+      for (const [c, color] of heatColor(value).entries()) {
+        assert.ok(Math.abs(data[3 * i + c]! - (100 * (1 - alpha) + color * alpha)) <= 0.75, `${value}, channel ${c}`);
       }
     }
   });
 
   it('for JSON its size stands for it', () => {
-    const map = new AnomalyMap(2, 1, Float32Array.of(1, 2), picture, pictureSize, undefined);
+    const map = new AnomalyMap(2, 1, Float32Array.of(1, 2), image, imageSize, undefined);
     assert.equal(JSON.stringify({ map }), '{"map":{"width":2,"height":1}}');
   });
 
-  it('a heat map has the size of the picture; where nothing was found the picture shows', async () => {
-    const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), picture, pictureSize, undefined);
+  it('a heat map has the size of the image; where nothing was found the image shows', async () => {
+    const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), image, imageSize, undefined);
     const { data, width, height, channels } = await pixels(await map.toHeatmap());
     assert.deepEqual([width, height, channels], [4, 2, 3]);
     assert.deepEqual([...data.subarray(0, 3)], [100, 100, 100]);
     assert.deepEqual([...data.subarray(9, 12)], [175, 25, 93]); // 0.25 * 100 + 0.75 * (200, 0, 90)
   });
 
-  it('the scale is fixed: by option, by threshold, never by the picture', async () => {
+  it('the scale is fixed: by option, by threshold, never by the image', async () => {
     const values = Float32Array.from({ length: 8 }, () => 0.5);
-    const plain = new AnomalyMap(4, 2, values, picture, pictureSize, undefined);
+    const plain = new AnomalyMap(4, 2, values, image, imageSize, undefined);
     const halved = await pixels(await plain.toHeatmap());
     const full = await pixels(await plain.toHeatmap({ max: 0.5 }));
     assert.notDeepEqual(halved.data, full.data);
-    const calibrated = await pixels(await new AnomalyMap(4, 2, values, picture, pictureSize, { threshold: 0.25 }).toHeatmap());
+    const calibrated = await pixels(await new AnomalyMap(4, 2, values, image, imageSize, { threshold: 0.25 }).toHeatmap());
     assert.deepEqual(calibrated.data, full.data);
     assert.deepEqual([...(await pixels(await plain.toHeatmap({ opacity: 0 }))).data.subarray(0, 3)], [100, 100, 100]);
   });
 
-  it('grey maps', async () => {
-    const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), picture, pictureSize, undefined);
-    const { data } = await pixels(await map.toGrey());
+  it('gray maps', async () => {
+    const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), image, imageSize, undefined);
+    const { data } = await pixels(await map.toGray());
     assert.deepEqual([data[0], data.at(-1)], [64, 255]);
   });
 
   it('options are checked', async () => {
-    const map = new AnomalyMap(1, 1, Float32Array.of(0), picture, pictureSize, undefined);
+    const map = new AnomalyMap(1, 1, Float32Array.of(0), image, imageSize, undefined);
     await rejects(map.toHeatmap({ opacity: 2 }), 'ERR_DIAD_INVALID_ARGUMENT', /opacity/);
     await rejects(map.toHeatmap({ min: 1, max: 1 }), 'ERR_DIAD_INVALID_ARGUMENT', /max/);
-    await rejects(map.toHeatmap({ colour: 'red' } as never), 'ERR_DIAD_INVALID_ARGUMENT', /unknown key colour/);
+    await rejects(map.toHeatmap({ color: 'red' } as never), 'ERR_DIAD_INVALID_ARGUMENT', /unknown key color/);
   });
 
   it('.npy files are laid out as NumPy wants them', () => {

@@ -15,7 +15,7 @@ describe('scoring', () => {
 
   after(() => diad.close());
 
-  it('a picture gets a score, a map, timings and its seed back', async () => {
+  it('an image gets a score, a map, timings and its seed back', async () => {
     const result = await diad.score(gear);
     const { score, map, seed, timings, stages } = result;
     assert.ok(score > 0 && score < 6);
@@ -61,7 +61,7 @@ describe('scoring', () => {
     for (const { score } of scores) assert.ok(Math.abs(score / scores[0].score - 1) < 1e-5);
   });
 
-  it('the picture may be changed right after the call', async () => {
+  it('the image may be changed right after the call', async () => {
     const expected = (await diad.score(gear)).score;
     const mine = Buffer.from(gear);
     const pending = diad.score(mine);
@@ -69,7 +69,7 @@ describe('scoring', () => {
     assert.ok(Math.abs((await pending).score / expected - 1) < 1e-5);
   });
 
-  it("a map of the picture's own size on request", async () => {
+  it("a map of the image's own size on request", async () => {
     const { map } = await diad.score(board, { mapSize: 'image' });
     assert.deepEqual([map.width, map.height, map.data.length], [256, 256, 65536]);
   });
@@ -93,7 +93,7 @@ describe('scoring', () => {
     assert.deepEqual([...decoded.data], [...data]);
   });
 
-  it('one pixel, grey and very flat pictures are scored', async () => {
+  it('one pixel, gray and very flat images are scored', async () => {
     for (const [width, height, channels] of [
       [1, 1, 3],
       [300, 2, 1],
@@ -167,7 +167,7 @@ describe('scoring', () => {
     assert.ok(Math.abs(first! - second!) > 1e-4);
   });
 
-  it('scoreMany hands a result out while its source lets the next picture wait', async () => {
+  it('scoreMany hands a result out while its source lets the next image wait', async () => {
     let wake = (): void => undefined;
     let closed = false;
     async function* camera(): AsyncGenerator<Buffer> {
@@ -211,8 +211,8 @@ describe('scoring', () => {
     assert.ok(left, 'the source was told that nobody wants more');
   });
 
-  it('scoreMany: a bad picture ends the loop, or is handed out in its place', async () => {
-    const images = [gear, Buffer.from('no picture'), board];
+  it('scoreMany: a bad image ends the loop, or is handed out in its place', async () => {
+    const images = [gear, Buffer.from('no image'), board];
     const results: ScoreResult[] = [];
     await assert.rejects(
       async () => {
@@ -271,7 +271,7 @@ describe('scoring', () => {
     }
   });
 
-  it('no more pictures in flight than queueLimit', async () => {
+  it('no more images in flight than queueLimit', async () => {
     const small = await Diad.load(undefined, { queueLimit: 2, warmup: false });
     const calls = [1, 2, 3, 4].map((seed) => small.score(gear, { seed }));
     const outcomes = await Promise.allSettled(calls);
@@ -284,7 +284,7 @@ describe('scoring', () => {
     await small.close();
   });
 
-  it('a picture beyond maxPixels is refused', async () => {
+  it('an image beyond maxPixels is refused', async () => {
     const careful = await Diad.load(undefined, { maxPixels: 1000 });
     await rejects(careful.score(gear), 'ERR_DIAD_IMAGE_TOO_LARGE', /256 x 256/);
     await careful.close();

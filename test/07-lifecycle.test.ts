@@ -7,9 +7,9 @@ import { Worker } from 'node:worker_threads';
 import { Diad } from '../lib/index.js';
 import { example, rejects, root, runModule } from './support.js';
 
-const PICTURE = path.join(root, 'examples', 'gear-good.png');
+const IMAGE = path.join(root, 'examples', 'gear-good.png');
 const LIBRARY = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
-const PRELUDE = `import { readFileSync } from 'node:fs'; const image = readFileSync(${JSON.stringify(PICTURE)}); const diad = await Diad.load();\n`;
+const PRELUDE = `import { readFileSync } from 'node:fs'; const image = readFileSync(${JSON.stringify(IMAGE)}); const diad = await Diad.load();\n`;
 
 describe('lifecycle', () => {
   it('close() during work rejects what is pending; calls afterwards reject; closing again is fine', async () => {
@@ -98,14 +98,14 @@ describe('lifecycle', () => {
     const start = (forever: boolean): Worker =>
       new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
         execArgv: [], // without the tests' TypeScript loader, which starts a thread of its own in each
-        workerData: { image: readFileSync(PICTURE), forever },
+        workerData: { image: readFileSync(IMAGE), forever },
       });
     const firstMessage = (worker: Worker): Promise<number> =>
       new Promise((resolve, reject) => {
         worker.once('message', resolve).once('error', reject);
       });
     const diad = await Diad.load();
-    const expected = (await diad.score(readFileSync(PICTURE))).score;
+    const expected = (await diad.score(readFileSync(IMAGE))).score;
     const once = start(false);
     const ended = new Promise((resolve) => once.once('exit', resolve)); // message and exit may come together
     assert.equal(await firstMessage(once), expected);
@@ -116,7 +116,7 @@ describe('lifecycle', () => {
       await new Promise((resolve) => setTimeout(resolve, delay));
       await Promise.all(workers.map((worker) => worker.terminate()));
     }
-    assert.equal((await diad.score(readFileSync(PICTURE))).score, expected);
+    assert.equal((await diad.score(readFileSync(IMAGE))).score, expected);
     await diad.close();
   });
 
@@ -147,7 +147,7 @@ describe('lifecycle', () => {
     assert.deepEqual([code, stdout.trim()], [0, 'worker 0']);
   });
 
-  it('the event loop goes on while pictures are scored', async () => {
+  it('the event loop goes on while images are scored', async () => {
     const diad = await Diad.load();
     const gear = await example('gear-good.png');
     let ticks = 0;

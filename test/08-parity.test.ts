@@ -8,12 +8,12 @@ import { readNpy } from '../lib/npy.js';
 import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
 import { baseBundle, editManifest, example, inFolder, publishedBundle, python, root, runProgram, withBundleCopy } from './support.js';
 
-const PICTURES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
+const IMAGES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
 const CALIBRATED = new Set(['calibration.json', 'normality.safetensors']);
 // Times the tolerance of ten steps: measured difference of step_x 2.1e-4, cause not examined.
 const LONG_STEPS = 4;
-// Of one picture of the published design in miniature, as PyTorch's FlopCounterMode counts the reference. The engine counts 2.5 % more, cause not examined.
+// Of one image of the published design in miniature, as PyTorch's FlopCounterMode counts the reference. The engine counts 2.5 % more, cause not examined.
 const NEEDED_GFLOP = 1.434;
 const JPEG_TOLERANCE = 1e-4; // of the map: decoders may differ by one level
 
@@ -37,7 +37,7 @@ describe('parity with the reference', () => {
       inFolder(async (folder) => {
         const bundle = path.join(folder, 'bundle');
         await cp(source, bundle, { recursive: true, filter: (file) => !CALIBRATED.has(path.basename(file)) });
-        const files = PICTURES.map((name) => path.join(root, 'examples', name));
+        const files = IMAGES.map((name) => path.join(root, 'examples', name));
         const reference = path.join(folder, 'reference');
         const args = ['-m', 'diad_reference', 'score', '--bundle', bundle, '--seed', String(SEED), '--dump', reference, ...files];
         const { stdout, stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
@@ -52,7 +52,7 @@ describe('parity with the reference', () => {
         );
 
         const diad = await Diad.load(bundle);
-        for (const [i, name] of PICTURES.entries()) {
+        for (const [i, name] of IMAGES.entries()) {
           const { score, map, stages = {} } = await diad.score(await example(name), { seed: SEED, stages: true });
           const jpeg = name.endsWith('.jpg');
           assert.ok(
@@ -97,14 +97,14 @@ describe('parity with the reference', () => {
         schedule.noise = { ...schedule.noise, sqrtAlphaBar: Math.sqrt(first.alphaBar), sqrtOneMinusAlphaBar: 0 };
         schedule.steps = [first, { ...second, alphaBarPrev: 1 }];
       });
-      const file = path.join(root, 'examples', PICTURES[0]!);
+      const file = path.join(root, 'examples', IMAGES[0]!);
       const dump = path.join(bundle, '..', 'reference');
       const args = ['-m', 'diad_reference', 'score', '--bundle', bundle, '--seed', String(SEED), '--dump', dump, file];
       const { stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
       assert.equal(code, 0, stderr);
       const diad = await Diad.load(bundle, { calibration: false });
       const totals = new Set<number>();
-      const { stages = {} } = await diad.score(await example(PICTURES[0]!), {
+      const { stages = {} } = await diad.score(await example(IMAGES[0]!), {
         seed: SEED,
         stages: true,
         onStep: (_, total) => totals.add(total),
@@ -119,12 +119,12 @@ describe('parity with the reference', () => {
       }
     })).timeout(120_000);
 
-  it('diad-engine profile says where the time of one picture goes', () =>
+  it('diad-engine profile says where the time of one image goes', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
-      const picture = path.join(folder, 'grey.pgm');
-      await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
-      const run = await runProgram(engine, ['profile', '--bundle', publishedBundle, '--repeat', '2', picture]);
+      const image = path.join(folder, 'gray.pgm');
+      await writeFile(image, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
+      const run = await runProgram(engine, ['profile', '--bundle', publishedBundle, '--repeat', '2', image]);
       assert.equal(run.code, 0, run.stderr);
       assert.equal(run.stderr, '');
       const { profiledMs, operators } = JSON.parse(run.stdout) as {
@@ -152,10 +152,10 @@ describe('parity with the reference', () => {
   it('the branch that knows nothing of the hint can run on a stream of its own: each step marks it, and the score keeps its bits', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
-      const picture = path.join(folder, 'grey.pgm');
-      await writeFile(picture, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
+      const image = path.join(folder, 'gray.pgm');
+      await writeFile(image, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
       const run = async (command: string, switched: string): Promise<unknown> => {
-        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', publishedBundle, picture], {
+        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', publishedBundle, image], {
           DIAD_CUDA_STREAMS: switched,
         });
         assert.equal(code, 0, stderr);

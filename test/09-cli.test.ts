@@ -9,19 +9,19 @@ import { inFolder, root, runProgram } from './support.js';
 const diad = (args: readonly string[], env: NodeJS.ProcessEnv = {}) =>
   runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], env);
 
-async function withPictures<T>(use: (folder: string) => Promise<T>): Promise<T> {
+async function withImages<T>(use: (folder: string) => Promise<T>): Promise<T> {
   return inFolder(async (folder) => {
     await mkdir(path.join(folder, 'sub'));
     await cp(path.join(root, 'examples', 'gear-good.png'), path.join(folder, 'b.png'));
     await cp(path.join(root, 'examples', 'capsule-crack.jpg'), path.join(folder, 'sub', 'A.JPG'));
-    await writeFile(path.join(folder, 'notes.txt'), 'not a picture');
+    await writeFile(path.join(folder, 'notes.txt'), 'not an image');
     return use(folder);
   });
 }
 
 describe('command line', () => {
-  it('score --json: an object per picture of a folder; --csv and --out beside it', () =>
-    withPictures(async (folder) => {
+  it('score --json: an object per image of a folder; --csv and --out beside it', () =>
+    withImages(async (folder) => {
       const [csv, out] = [path.join(folder, 'tables', 'scores.csv'), path.join(folder, 'out')];
       const { code, stdout, stderr } = await diad(['score', folder, '--json', '--csv', csv, '--out', out, '--seed', '4']);
       assert.equal(code, 0, stderr);
@@ -45,7 +45,7 @@ describe('command line', () => {
     }));
 
   it('a bad file is reported, the rest go on, exit code 1', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       const { code, stdout, stderr } = await diad([
         'score',
         path.join(folder, 'notes.txt'),
@@ -59,15 +59,15 @@ describe('command line', () => {
       assert.match(stderr, /gone\.png: .*ENOENT/);
     }));
 
-  it('--max-pixels bounds pictures for every command that loads a model', () =>
-    withPictures(async (folder) => {
+  it('--max-pixels bounds images for every command that loads a model', () =>
+    withImages(async (folder) => {
       const { code, stderr } = await diad(['score', path.join(folder, 'b.png'), '--max-pixels', '100']);
       assert.equal(code, 1);
       assert.match(stderr, /at most 100 pixels .* raise maxPixels \(--max-pixels\)/);
     }));
 
   it('who reads the output may leave early: no stack trace, no failure', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       for (let i = 0; i < 30; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
       const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'score', folder, '--json'], { cwd: root });
       let said = '';
@@ -78,7 +78,7 @@ describe('command line', () => {
     }));
 
   it('who reads the output leaves early: files that were asked for are written all the same', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       for (let i = 0; i < 12; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
       const [out, csv] = [path.join(folder, 'maps'), path.join(folder, 'scores.csv')];
       const args = ['score', folder, '--out', out, '--csv', csv];
@@ -91,8 +91,8 @@ describe('command line', () => {
       assert.equal((await readFile(csv, 'utf8')).trim().split('\n').length, 15);
     }));
 
-  it('heat maps that lie in a folder are no pictures of it', () =>
-    withPictures(async (folder) => {
+  it('heat maps that lie in a folder are no images of it', () =>
+    withImages(async (folder) => {
       for (let run = 0; run < 2; run++) {
         const { code, stdout, stderr } = await diad(['score', folder, '--out', folder]);
         assert.equal(code, 0, stderr);
@@ -102,14 +102,14 @@ describe('command line', () => {
     }));
 
   it('a table that cannot be written is told before anything is loaded', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       const { code, stdout, stderr } = await diad(['score', folder, '--csv', folder], { DIAD_LIBTORCH: '/nowhere' });
       assert.deepEqual([code, stdout], [1, '']);
       assert.match(stderr, /^diad: EISDIR: /);
     }));
 
   it('watch without a reader is a failure: a supervisor starts it again', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], { cwd: root });
       child.stderr.resume();
       child.stdout.once('data', () => {
@@ -139,7 +139,7 @@ describe('command line', () => {
   });
 
   it('globs; text output; stage dumps', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       const dump = path.join(folder, 'dump');
       const { code, stdout } = await diad(['score', `${folder}/*.png`, '--dump', dump]);
       assert.equal(code, 0);
@@ -151,7 +151,7 @@ describe('command line', () => {
     }));
 
   it('reconstruct writes PNG files', () =>
-    withPictures(async (folder) => {
+    withImages(async (folder) => {
       const out = path.join(folder, 'rebuilt');
       const { code, stdout } = await diad(['reconstruct', path.join(folder, 'b.png'), '--out', out]);
       assert.equal(code, 0);
@@ -182,7 +182,7 @@ describe('command line', () => {
 
   it('--precision reaches the engine from every command that loads a model', () =>
     inFolder(async (folder) => {
-      const picture = path.join(root, 'examples', 'gear-good.png');
+      const image = path.join(root, 'examples', 'gear-good.png');
       for (const [name, file] of [
         ['good', 'gear-good.png'],
         ['bad', 'gear-missing_part.png'],
@@ -191,8 +191,8 @@ describe('command line', () => {
         await cp(path.join(root, 'examples', file), path.join(folder, name, '0.png'));
       }
       for (const args of [
-        ['score', picture],
-        ['reconstruct', picture, '--out', path.join(folder, 'rebuilt')],
+        ['score', image],
+        ['reconstruct', image, '--out', path.join(folder, 'rebuilt')],
         ['info'],
         ['verify'],
         ['eval', '--data', folder, '--out', path.join(folder, 'out')],
@@ -211,9 +211,9 @@ describe('command line', () => {
     for (const [args, message] of [
       [['score'], /missing required argument 'inputs'/],
       [['score', 'x.png', '--seed', 'one'], /Expected a whole number from 0/],
-      [['score', 'x.png', '--colour'], /unknown option '--colour'/],
+      [['score', 'x.png', '--color'], /unknown option '--color'/],
       [['score', 'x.png', '--steps', '2'], /unknown option '--steps'/],
-      [['score', `${root}/none-*.png`], /Expected pictures for .*none-\*\.png but found none/],
+      [['score', `${root}/none-*.png`], /Expected images for .*none-\*\.png but found none/],
       [['score', 'x.png', '--device', 'tpu'], /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/],
       [['score', 'x.png', '--precision', 'int4'], /Allowed choices are float32, bfloat16, float16, int8/],
       [['info', '--model', '/nowhere'], /ERR_DIAD_BUNDLE_NOT_FOUND/],

@@ -41,7 +41,7 @@ async function running(folder: string, use: (said: () => string) => Promise<void
 }
 
 describe('README', () => {
-  it('the ten-line example scores a picture', async () => {
+  it('the ten-line example scores an image', async () => {
     const code = (await examplesOf('README.md')).find((one) => one.includes('diad.score'));
     assert.ok(code === undefined || code.trim().split('\n').length <= 10);
     await inProject(code, async (folder) => {

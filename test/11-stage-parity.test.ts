@@ -1,4 +1,4 @@
-// Checkpoints in the published format, converted, against the reference as published: every stage, many kinds of pictures.
+// Checkpoints in the published format, converted, against the reference as published: every stage, many kinds of images.
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -10,7 +10,7 @@ import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
 import { inFolder, python, root, runProgram } from './support.js';
 
 const SEED = 5;
-const ONE_LEVEL = 1.01 / 255 / 0.224; // of a normalised picture
+const ONE_LEVEL = 1.01 / 255 / 0.224; // of a normalized image
 const environment = { PYTHONPATH: path.join(root, 'python') };
 
 async function run(command: string, args: readonly string[]): Promise<string> {
@@ -32,7 +32,7 @@ async function converted(folder: string, size: 'small' | 'medium'): Promise<{ re
   return { published: ['--published', checkpoint, '--config-file', config], bundle };
 }
 
-/** Noise over a gradient: every pixel differs from its neighbours. */
+/** Noise over a gradient: every pixel differs from its neighbors. */
 function raw(width: number, height: number, channels: 1 | 3 | 4): Sharp {
   const data = Buffer.alloc(width * height * channels);
   let state = width * 31 + height;
@@ -43,23 +43,23 @@ function raw(width: number, height: number, channels: 1 | 3 | 4): Sharp {
   return sharp(data, { raw: { width, height, channels } });
 }
 
-async function writePictures(folder: string): Promise<{ readonly exact: string[]; readonly jpeg: string[] }> {
-  const pictures: Record<string, Sharp> = {
+async function writeImages(folder: string): Promise<{ readonly exact: string[]; readonly jpeg: string[] }> {
+  const images: Record<string, Sharp> = {
     'wide.png': raw(90, 40, 3).png(),
     'high.png': raw(70, 330, 3).png(),
     'large.png': raw(400, 290, 3).png(),
     'tiny.png': raw(3, 2, 3).png(),
-    'grey.png': raw(61, 77, 1).toColourspace('b-w').png(),
+    'gray.png': raw(61, 77, 1).toColorspace('b-w').png(),
     'alpha.png': raw(50, 80, 4).png(),
-    'deep.png': raw(60, 50, 3).toColourspace('rgb16').png(),
+    'deep.png': raw(60, 50, 3).toColorspace('rgb16').png(),
     'lossless.webp': raw(130, 60, 3).webp({ lossless: true }),
     'tagged.tiff': raw(64, 48, 3).withMetadata({ orientation: 8 }).tiff({ compression: 'lzw' }),
     'photo.jpg': raw(120, 90, 3).blur(2).jpeg({ quality: 92 }),
     'turned.jpg': raw(120, 90, 3).blur(2).withMetadata({ orientation: 6 }).jpeg({ quality: 92 }),
   };
   await mkdir(folder, { recursive: true });
-  for (const [name, picture] of Object.entries(pictures)) await writeFile(path.join(folder, name), await picture.toBuffer());
-  const names = Object.keys(pictures).map((name) => path.join(folder, name));
+  for (const [name, image] of Object.entries(images)) await writeFile(path.join(folder, name), await image.toBuffer());
+  const names = Object.keys(images).map((name) => path.join(folder, name));
   return { exact: names.filter((name) => !name.endsWith('.jpg')), jpeg: names.filter((name) => name.endsWith('.jpg')) };
 }
 
@@ -88,10 +88,10 @@ async function compareDumps(mine: string, expected: string, number: number, what
 }
 
 describe('parity of converted checkpoints', () => {
-  it('small: Node against the reference as published, kinds of pictures', () =>
+  it('small: Node against the reference as published, kinds of images', () =>
     inFolder(async (folder) => {
       const { published, bundle } = await converted(folder, 'small');
-      const { exact, jpeg } = await writePictures(path.join(folder, 'pictures'));
+      const { exact, jpeg } = await writeImages(path.join(folder, 'images'));
       const dumps = { node: path.join(folder, 'node'), reference: path.join(folder, 'reference') };
       await reference(published, [...exact, ...jpeg], dumps.reference, ['--as-published']);
       const score = ['score', '--model', bundle, '--seed', String(SEED), '--dump', dumps.node, ...exact, ...jpeg];
@@ -100,7 +100,7 @@ describe('parity of converted checkpoints', () => {
       for (const [i, file] of jpeg.entries()) {
         const name = `${String(exact.length + i).padStart(3, '0')}.x.npy`;
         const [a, b] = [await readNpy(path.join(dumps.node, name)), await readNpy(path.join(dumps.reference, name))];
-        assert.ok(largestDifference(a.data, b.data) <= ONE_LEVEL, `${file}: more than one grey level`);
+        assert.ok(largestDifference(a.data, b.data) <= ONE_LEVEL, `${file}: more than one gray level`);
       }
       assert.equal((await verifyBundle(bundle)).passed, true);
     }));
@@ -111,17 +111,17 @@ describe('parity of converted checkpoints', () => {
       const { data, info } = await raw(300, 200, 3).raw().toBuffer({ resolveWithObject: true });
       const frame = path.join(folder, 'frame.ppm');
       await writeFile(frame, Buffer.concat([Buffer.from(`P6\n${info.width} ${info.height}\n255\n`), data]));
-      const picture = path.join(folder, 'frame.png');
+      const image = path.join(folder, 'frame.png');
       await sharp(data, { raw: { width: info.width, height: info.height, channels: 3 } })
         .png()
-        .toFile(picture);
+        .toFile(image);
       const [expected, engine, node] = ['reference', 'engine', 'node'].map((name) => path.join(folder, name)) as [string, string, string];
-      await reference(published, [picture], expected, ['--as-published']);
+      await reference(published, [image], expected, ['--as-published']);
       const binary = path.join(root, 'build', 'Release', 'diad-engine');
       await run(binary, ['score', '--bundle', bundle, '--seed', String(SEED), '--dump', engine, frame]);
       await run(process.execPath, [
         ...[path.join(root, 'dist', 'cli', 'main.js'), 'score', '--model', bundle],
-        ...['--seed', String(SEED), '--dump', node, picture],
+        ...['--seed', String(SEED), '--dump', node, image],
       ]);
       await compareDumps(engine, expected, 0, 'diad-engine');
       await compareDumps(node, expected, 0, 'Node');

@@ -1,27 +1,27 @@
-// The same picture gives the same numbers: again, in company, under load.
+// The same image gives the same numbers: again, in company, under load.
 import assert from 'node:assert/strict';
 import { Diad, type ScoreResult } from '../lib/index.js';
 import { largestDifference } from '../lib/verify.js';
 import { example } from './support.js';
 
-const PICTURES = ['gear-missing_part.png', 'brick-good.png', 'capsule-crack.jpg', 'gravel-blob.webp', 'tile-crack.png'];
+const IMAGES = ['gear-missing_part.png', 'brick-good.png', 'capsule-crack.jpg', 'gravel-blob.webp', 'tile-crack.png'];
 const BATCH_TOLERANCE = 1e-5; // relative, of the score: other batch, other order of summation
 
 describe('determinism @slow', () => {
-  let pictures: Buffer[];
+  let images: Buffer[];
   before(async () => {
-    pictures = await Promise.all(PICTURES.map(example));
+    images = await Promise.all(IMAGES.map(example));
   });
 
   it('alone: bitwise the same score and map, also after a new load and while another model works', async () => {
     const first = await Diad.load(undefined, { maxBatch: 1 });
-    const expected = await first.score(pictures[0]!, { seed: 3 });
-    const repeated = await first.score(pictures[0]!, { seed: 3 });
+    const expected = await first.score(images[0]!, { seed: 3 });
+    const repeated = await first.score(images[0]!, { seed: 3 });
     await first.close();
     // Another queue of its own beside it, kept busy.
     const [again, other] = [await Diad.load(undefined, { maxBatch: 1 }), await Diad.load(undefined, { maxBatch: 4 })];
-    const noise = Promise.all(pictures.map((picture) => other.score(picture)));
-    const underLoad = await again.score(pictures[0]!, { seed: 3 });
+    const noise = Promise.all(images.map((image) => other.score(image)));
+    const underLoad = await again.score(images[0]!, { seed: 3 });
     await noise;
     await Promise.all([again.close(), other.close()]);
     for (const result of [repeated, underLoad]) {
@@ -32,20 +32,20 @@ describe('determinism @slow', () => {
 
   it('100 concurrent calls, mixed, equal 100 sequential ones within the batch tolerance', async () => {
     const diad = await Diad.load();
-    const calls = Array.from({ length: 100 }, (_, i) => ({ picture: pictures[i % pictures.length]!, seed: i % 3 }));
+    const calls = Array.from({ length: 100 }, (_, i) => ({ image: images[i % images.length]!, seed: i % 3 }));
     const sequential = new Map<string, ScoreResult>();
-    for (const { picture, seed } of calls) {
-      const key = `${pictures.indexOf(picture)}/${seed}`;
-      if (!sequential.has(key)) sequential.set(key, await diad.score(picture, { seed }));
+    for (const { image, seed } of calls) {
+      const key = `${images.indexOf(image)}/${seed}`;
+      if (!sequential.has(key)) sequential.set(key, await diad.score(image, { seed }));
     }
     const concurrent = await Promise.all(
-      calls.map(({ picture, seed }, i) => (i % 9 === 8 ? diad.reconstruct(picture, { seed }) : diad.score(picture, { seed }))),
+      calls.map(({ image, seed }, i) => (i % 9 === 8 ? diad.reconstruct(image, { seed }) : diad.score(image, { seed }))),
     );
     assert.ok(diad.stats().meanBatch > 1, 'nothing was computed in a batch');
     await diad.close();
     for (const [i, result] of concurrent.entries()) {
-      const { picture, seed } = calls[i]!;
-      const expected = sequential.get(`${pictures.indexOf(picture)}/${seed}`)!;
+      const { image, seed } = calls[i]!;
+      const expected = sequential.get(`${images.indexOf(image)}/${seed}`)!;
       assert.ok(Math.abs(result.score / expected.score - 1) <= BATCH_TOLERANCE, `call ${i}: ${result.score} instead of ${expected.score}`);
       if ('map' in result) assert.ok(largestDifference(result.map.data, expected.map.data) <= 2e-5, `call ${i}: map`);
     }
@@ -55,7 +55,7 @@ describe('determinism @slow', () => {
   it('seeds beyond 53 bits are kept apart', async () => {
     const diad = await Diad.load();
     const seeds = [2n ** 53n, 2n ** 53n + 1n, 2n ** 64n - 1n];
-    const scores = await Promise.all(seeds.map(async (seed) => (await diad.score(pictures[0]!, { seed })).score));
+    const scores = await Promise.all(seeds.map(async (seed) => (await diad.score(images[0]!, { seed })).score));
     await diad.close();
     assert.equal(new Set(scores).size, 3);
   });

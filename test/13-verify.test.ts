@@ -29,7 +29,7 @@ describe('verify', () => {
     const { code, stdout, stderr } = await cli();
     assert.equal(code, 0, stdout + stderr);
     assert.match(stdout, /^map +\d\.\d\de-\d+ +\d\.\d\de-\d+ +0\.00002 +pass$/m);
-    assert.match(stdout, /2 golden pictures: pass/);
+    assert.match(stdout, /2 golden images: pass/);
     const report = JSON.parse((await cli('--json')).stdout) as { passed: boolean; stages: { stage: string; maxAbsolute: number }[] };
     assert.equal(report.passed, true);
     assert.equal(report.stages.length, 12);

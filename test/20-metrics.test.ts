@@ -23,7 +23,7 @@ function furthest(expected: Metrics, actual: Metrics): number {
 const plain = (classes: Readonly<Record<string, { metrics: Metrics }>>): Record<string, Metrics> =>
   Object.fromEntries(Object.entries(classes).map(([name, { metrics }]) => [name, metrics]));
 
-/** Pictures of one row: scores, and which pixels are defective. */
+/** Images of one row: scores, and which pixels are defective. */
 function rows(scores: number[][], defects: number[][], more: Partial<EvaluationArrays> = {}): EvaluationArrays {
   return {
     maps: Float64Array.from(scores.flat()),

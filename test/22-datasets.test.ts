@@ -3,18 +3,18 @@ import assert from 'node:assert/strict';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import sharp from 'sharp';
-import { LAYOUT_NAMES, readDataSet, type LayoutName, type TestPicture } from '../lib/evaluation/datasets/index.js';
-import { maskOf, readPicture } from '../lib/evaluation/pictures.js';
+import { LAYOUT_NAMES, readDataSet, type LayoutName, type TestImage } from '../lib/evaluation/datasets/index.js';
+import { maskOf, readImage } from '../lib/evaluation/images.js';
 import { pillowResize } from '../lib/evaluation/pillow-resize.js';
-import { writeMask, writePicture, writeTree } from './dataset-trees.js';
+import { writeMask, writeImage, writeTree } from './dataset-trees.js';
 import { bmp } from './bmp.js';
 import { inFolder, python, rejects, runProgram } from './support.js';
 
 const size = { width: 16, height: 16 };
 
-/** Class, defect and number of masks of each picture. */
-const summary = (pictures: readonly TestPicture[]): string[] =>
-  pictures.map(({ className, defect, defective, masks }) => `${className} ${defect}${defective ? '!' : ''} ${masks.length}`);
+/** Class, defect and number of masks of each image. */
+const summary = (images: readonly TestImage[]): string[] =>
+  images.map(({ className, defect, defective, masks }) => `${className} ${defect}${defective ? '!' : ''} ${masks.length}`);
 
 const EXPECTED: Readonly<Record<LayoutName, readonly string[]>> = {
   mvtec: ['bolt good 0', 'bolt crack! 1', 'bolt crack! 0', 'nut good 0', 'nut crack! 1', 'nut crack! 0'],
@@ -24,7 +24,7 @@ const EXPECTED: Readonly<Record<LayoutName, readonly string[]>> = {
     ...['nut good 0', 'nut logical_anomalies! 2', 'nut structural_anomalies! 2'],
   ],
   btad: ['01 good 0', '01 ko! 1', '02 good 0', '02 ko! 1'],
-  'visa-reorganised': ['bolt good 0', 'bolt bad! 1', 'nut good 0', 'nut bad! 1'],
+  'visa-reorganized': ['bolt good 0', 'bolt bad! 1', 'nut good 0', 'nut bad! 1'],
   visa: ['candle good 0', 'candle anomaly! 1', 'pcb1 good 0', 'pcb1 anomaly! 1'],
   mvtec3d: ['bolt good 0', 'bolt hole! 1', 'nut good 0', 'nut hole! 1'],
   mvtec2: ['bolt good 0', 'bolt bad! 1', 'nut good 0', 'nut bad! 1'],
@@ -41,23 +41,23 @@ const withTree = (layout: LayoutName, use: (root: string) => Promise<void>): Pro
 
 describe('data sets', () => {
   for (const layout of LAYOUT_NAMES) {
-    it(`${layout}: found out and by name, with pictures and masks that can be read`, () =>
+    it(`${layout}: found out and by name, with images and masks that can be read`, () =>
       withTree(layout, async (root) => {
         const found = await readDataSet(root);
         assert.equal(found.layout, layout === 'mpdd' ? 'mvtec' : layout);
-        assert.deepEqual(summary(found.pictures), EXPECTED[layout]);
+        assert.deepEqual(summary(found.images), EXPECTED[layout]);
         const named = await readDataSet(root, layout);
-        assert.deepEqual(named.pictures, found.pictures);
-        for (const picture of found.pictures) {
-          await readPicture(picture.file);
-          const mask = await maskOf(picture, size, 8, 'half');
-          if (!picture.defective) assert.deepEqual(new Set(mask), new Set([0]));
-          else if (picture.masks.length > 0) {
-            // Half of the picture is masked; MVTec LOCO's two masks cover a quarter each.
+        assert.deepEqual(named.images, found.images);
+        for (const image of found.images) {
+          await readImage(image.file);
+          const mask = await maskOf(image, size, 8, 'half');
+          if (!image.defective) assert.deepEqual(new Set(mask), new Set([0]));
+          else if (image.masks.length > 0) {
+            // Half of the image is masked; MVTec LOCO's two masks cover a quarter each.
             assert.equal(
               mask!.reduce((sum, value) => sum + value, 0),
               32,
-              picture.file,
+              image.file,
             );
           } else assert.equal(mask, undefined);
         }
@@ -67,23 +67,23 @@ describe('data sets', () => {
   it('one class of a data set is a data set, whatever stands beside it', () =>
     withTree('mvtec', async (root) => {
       await mkdir(path.join(root, 'broken', 'test', 'good'), { recursive: true });
-      const { layout, pictures } = await readDataSet(path.join(root, 'nut'));
+      const { layout, images } = await readDataSet(path.join(root, 'nut'));
       assert.equal(layout, 'mvtec');
-      assert.deepEqual(summary(pictures), EXPECTED.mvtec.slice(3));
-      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /pictures below .*broken\/test but found none/);
+      assert.deepEqual(summary(images), EXPECTED.mvtec.slice(3));
+      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /images below .*broken\/test but found none/);
     }));
 
   it('plain folders by class, masks by defect', () =>
     inFolder(async (root) => {
-      await writePicture(path.join(root, 'bolt', 'OK', 'a.png'));
-      await writePicture(path.join(root, 'bolt', 'bent', 'a.png'));
+      await writeImage(path.join(root, 'bolt', 'OK', 'a.png'));
+      await writeImage(path.join(root, 'bolt', 'bent', 'a.png'));
       await writeMask(path.join(root, 'bolt', 'masks', 'bent', 'a.png'));
-      const { layout, pictures } = await readDataSet(root);
+      const { layout, images } = await readDataSet(root);
       assert.equal(layout, 'folder');
-      assert.deepEqual(summary(pictures), ['bolt good 0', 'bolt bent! 1']);
+      assert.deepEqual(summary(images), ['bolt good 0', 'bolt bent! 1']);
     }));
 
-  it('lists: another name for normal, the larger of two sets of pictures, a byte order mark', () =>
+  it('lists: another name for normal, the larger of two sets of images, a byte order mark', () =>
     inFolder(async (root) => {
       const [iad, visa] = [path.join(root, 'iad'), path.join(root, 'visa')];
       await mkdir(path.join(iad, 'realiad_jsons'), { recursive: true });
@@ -91,16 +91,16 @@ describe('data sets', () => {
       const entry = (kind: string) => ({ category: 'toy', anomaly_class: kind, image_path: `${kind}.png` });
       const list = { meta: { prefix: 'toy', normal_class: 'FINE' }, test: [entry('FINE'), entry('OK')] };
       await writeFile(path.join(iad, 'realiad_jsons', 'toy.json'), JSON.stringify(list));
-      const { pictures } = await readDataSet(iad, 'real-iad');
-      assert.deepEqual(summary(pictures), ['toy good 0', 'toy OK! 0']);
-      assert.equal(pictures[0]!.file, path.join(iad, 'realiad_1024', 'toy', 'FINE.png'));
+      const { images } = await readDataSet(iad, 'real-iad');
+      assert.deepEqual(summary(images), ['toy good 0', 'toy OK! 0']);
+      assert.equal(images[0]!.file, path.join(iad, 'realiad_1024', 'toy', 'FINE.png'));
 
       await mkdir(path.join(visa, 'split_csv'), { recursive: true });
       // With a byte-order mark, as spreadsheets write them; the mark also tells UTF-16 from UTF-8.
       const table = '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n';
       for (const encoding of ['utf8', 'utf16le'] as const) {
         await writeFile(path.join(visa, 'split_csv', '1cls.csv'), table, encoding);
-        assert.deepEqual(summary((await readDataSet(visa)).pictures), ['candle good 0'], encoding);
+        assert.deepEqual(summary((await readDataSet(visa)).images), ['candle good 0'], encoding);
       }
     }));
 
@@ -121,18 +121,18 @@ describe('data sets', () => {
       await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /toy\.json cannot be read/);
     }));
 
-  it('masks: grey, RGBA, 16 bits, class numbers, another size; another shape is refused with the file', () =>
+  it('masks: gray, RGBA, 16 bits, class numbers, another size; another shape is refused with the file', () =>
     inFolder(async (root) => {
-      const picture = (mask: string): TestPicture => ({ file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] });
+      const image = (mask: string): TestImage => ({ file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] });
       const left = Uint8Array.from({ length: 64 }, (_, i) => (i % 8 < 4 ? 1 : 0));
       const file = (name: string): string => path.join(root, name);
-      await writeMask(file('grey.png'), 1);
+      await writeMask(file('gray.png'), 1);
       await writeMask(file('large.png'), 255, [0, 0, 32, 64], 64, 64);
-      await sharp(file('large.png')).ensureAlpha().toColourspace('srgb').png().toFile(file('rgba.png'));
+      await sharp(file('large.png')).ensureAlpha().toColorspace('srgb').png().toFile(file('rgba.png'));
       await sharp(file('large.png')).jpeg({ quality: 60 }).toFile(file('lossy.jpg'));
       const deep = Uint16Array.from({ length: 256 }, (_, i) => (i % 16 < 8 ? 1 : 0));
       await sharp(deep, { raw: { width: 16, height: 16, channels: 1 } })
-        .toColourspace('grey16')
+        .toColorspace('gray16')
         .png()
         .toFile(file('deep.png'));
       const palette = [0, 255].map((level) => [level, level, level] as const);
@@ -140,32 +140,32 @@ describe('data sets', () => {
         file('bit.bmp'),
         bmp({ width: 16, height: 16, bits: 1, palette, pixels: Array<number[]>(16).fill([0xff, 0, 0, 0]).flat() }),
       );
-      for (const name of ['grey.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png', 'bit.bmp']) {
-        assert.deepEqual(await maskOf(picture(file(name)), size, 8, 'half'), left, name);
+      for (const name of ['gray.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png', 'bit.bmp']) {
+        assert.deepEqual(await maskOf(image(file(name)), size, 8, 'half'), left, name);
       }
       await writeMask(file('wide.png'), 255, [0, 0, 1, 1], 32, 16);
       await rejects(
-        maskOf(picture(file('wide.png')), size, 8, 'half'),
+        maskOf(image(file('wide.png')), size, 8, 'half'),
         'ERR_DIAD_INVALID_ARGUMENT',
-        /wide\.png is 32 x 16 but its picture p\.png/,
+        /wide\.png is 32 x 16 but its image p\.png/,
       );
-      await writeFile(file('bad.png'), 'no picture');
-      await rejects(maskOf(picture(file('bad.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /bad\.png cannot be read/);
-      await rejects(maskOf(picture(file('gone.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /gone\.png cannot be read/);
-      await rejects(readPicture(file('gone.bmp')), 'ERR_DIAD_IMAGE_DECODE', /gone\.bmp/);
-      const two = { ...picture(file('grey.png')), masks: [file('grey.png'), file('large.png')] };
-      await rejects(maskOf(two, size, 8, 'half'), 'ERR_DIAD_INVALID_ARGUMENT', /large\.png is 64 x 64 but .*grey\.png is 16 x 16/);
+      await writeFile(file('bad.png'), 'no image');
+      await rejects(maskOf(image(file('bad.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /bad\.png cannot be read/);
+      await rejects(maskOf(image(file('gone.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /gone\.png cannot be read/);
+      await rejects(readImage(file('gone.bmp')), 'ERR_DIAD_IMAGE_DECODE', /gone\.bmp/);
+      const two = { ...image(file('gray.png')), masks: [file('gray.png'), file('large.png')] };
+      await rejects(maskOf(two, size, 8, 'half'), 'ERR_DIAD_INVALID_ARGUMENT', /large\.png is 64 x 64 but .*gray\.png is 16 x 16/);
     }));
 
-  it('the published rule: any grey left after the resize counts, and no mask means everywhere', () =>
+  it('the published rule: any gray left after the resize counts, and no mask means everywhere', () =>
     inFolder(async (root) => {
       const mask = path.join(root, 'm.png');
       await writeMask(mask); // its left half; the triangle reaches into the next column with an eighth
-      const picture: TestPicture = { file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] };
+      const image: TestImage = { file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] };
       const count = (found: Uint8Array | undefined): number => found!.reduce((sum, value) => sum + value, 0);
-      assert.equal(count(await maskOf(picture, size, 8, 'half')), 32);
-      assert.equal(count(await maskOf(picture, size, 8, 'any')), 40);
-      assert.equal(count(await maskOf({ ...picture, masks: [] }, size, 8, 'any')), 64);
+      assert.equal(count(await maskOf(image, size, 8, 'half')), 32);
+      assert.equal(count(await maskOf(image, size, 8, 'any')), 40);
+      assert.equal(count(await maskOf({ ...image, masks: [] }, size, 8, 'any')), 64);
     }));
 
   it('the resize is Pillow’s to the byte', async () => {

@@ -8,7 +8,7 @@ import path from 'node:path';
 import sharp from 'sharp';
 import { JsonLines, LineFile, type CompleteLine } from '../lib/durable.js';
 import { METRIC_NAMES, type Metrics } from '../lib/evaluation/metrics.js';
-import { ScoredPictures, type RunIdentity } from '../lib/evaluation/scored-pictures.js';
+import { ScoredImages, type RunIdentity } from '../lib/evaluation/scored-images.js';
 import { withPage } from './browser.js';
 import { inFolder, python, rejects, root, runProgram, until } from './support.js';
 
@@ -18,9 +18,9 @@ const reference = { PYTHONPATH: path.join(root, 'python') };
 
 const linesOf = async (file: string): Promise<string[]> => (await readFile(file, 'utf8').catch(() => '')).split('\n').slice(0, -1);
 
-/** Starts an evaluation, and kills it (-9) once some pictures are on disk. */
+/** Starts an evaluation, and kills it (-9) once some images are on disk. */
 async function killedRun(data: string, out: string, atLines: number): Promise<string[]> {
-  const file = path.join(out, 'pictures.jsonl');
+  const file = path.join(out, 'images.jsonl');
   const child = spawn(process.execPath, [cli, 'eval', '--data', data, '--out', out], { stdio: 'ignore' });
   const ended = new Promise<NodeJS.Signals | null>((resolve) => {
     child.once('exit', (_, signal) => {
@@ -34,15 +34,15 @@ async function killedRun(data: string, out: string, atLines: number): Promise<st
 }
 
 type Results = {
-  classes: Record<string, Metrics & { pictures: number; defective: number }>;
+  classes: Record<string, Metrics & { images: number; defective: number }>;
   mean: Metrics;
-  pictures: number;
+  images: number;
   failed: unknown[];
 };
 
 const PER_CLASS = 10; // more than two batches in all, so that a run can be killed between them
 const SHOWN = 6; // worst misses, and false alarms, at most
-const PICTURES = 2 * PER_CLASS + 1;
+const IMAGES = 2 * PER_CLASS + 1;
 
 describe('diad eval', () => {
   let scratch = '';
@@ -81,20 +81,20 @@ describe('diad eval', () => {
 
   it('killed with -9 and resumed: nothing lost, nothing scored twice', async () => {
     const before = await killedRun(data, out, 2);
-    assert.ok(before.length >= 2 && before.length < PICTURES, `${before.length} lines`);
+    assert.ok(before.length >= 2 && before.length < IMAGES, `${before.length} lines`);
     const refused = await diad(['eval', '--data', data, '--out', out]);
     assert.equal(refused.code, 1);
     assert.match(refused.stderr, /already holds a run: resume it \(--resume\)/);
     const { code, stdout, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume']);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, new RegExp(`${before.length} of ${PICTURES} pictures, ${before.length} of them from before`));
+    assert.match(stderr, new RegExp(`${before.length} of ${IMAGES} images, ${before.length} of them from before`));
     assert.match(stdout, /^class +image_auroc.*\ngear .*\ntile .*\nmean .*\n\n.*index\.html\n$/);
-    const lines = await linesOf(path.join(out, 'pictures.jsonl'));
+    const lines = await linesOf(path.join(out, 'images.jsonl'));
     assert.deepEqual(lines.slice(0, before.length), before);
     const indices = lines.map((line) => (JSON.parse(line) as { index: number }).index);
     assert.deepEqual(
       [...indices].sort((a, b) => a - b),
-      Array.from({ length: PICTURES }, (_, i) => i),
+      Array.from({ length: IMAGES }, (_, i) => i),
     );
   });
 
@@ -115,9 +115,9 @@ describe('diad eval', () => {
 
   it('writes results and tables', async () => {
     const results = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as Results;
-    assert.deepEqual([results.pictures, results.failed], [PICTURES, []]);
+    assert.deepEqual([results.images, results.failed], [IMAGES, []]);
     assert.deepEqual(
-      Object.entries(results.classes).map(([name, { pictures, defective }]) => [name, pictures, defective]),
+      Object.entries(results.classes).map(([name, { images, defective }]) => [name, images, defective]),
       [
         ['gear', PER_CLASS + 1, PER_CLASS / 2],
         ['tile', PER_CLASS, PER_CLASS / 2],
@@ -128,21 +128,21 @@ describe('diad eval', () => {
       assert.ok(Math.abs(results.mean[name]! - (values[0]! + values[1]!) / 2) < 1e-12, name);
     }
     const classLines = await linesOf(path.join(out, 'per_class.csv'));
-    assert.equal(classLines[0], `class,pictures,defective,without_mask,threshold,${METRIC_NAMES.join(',')}`);
+    assert.equal(classLines[0], `class,images,defective,without_mask,threshold,${METRIC_NAMES.join(',')}`);
     assert.deepEqual(
       classLines.slice(1).map((line) => line.split(',')[0]),
       ['gear', 'tile', 'mean'],
     );
     const imageLines = await linesOf(path.join(out, 'per_image.csv'));
-    assert.equal(imageLines.length, PICTURES + 1);
+    assert.equal(imageLines.length, IMAGES + 1);
     assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,-?\d+\.\d+,\d\.\d+,\d\.\d+,(true|false),maps\/000000\.f32$/);
   });
 
   it('another mode comes from the same scores, another model or set is refused', async () => {
     const { code, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume', '--metrics-mode', 'diad']);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, new RegExp(`${PICTURES} of ${PICTURES} pictures, ${PICTURES} of them from before`));
-    assert.equal((await linesOf(path.join(out, 'pictures.jsonl'))).length, PICTURES);
+    assert.match(stderr, new RegExp(`${IMAGES} of ${IMAGES} images, ${IMAGES} of them from before`));
+    assert.equal((await linesOf(path.join(out, 'images.jsonl'))).length, IMAGES);
     const other = await diad(['eval', '--data', data, '--out', out, '--resume', '--seed', '5']);
     assert.equal(other.code, 1);
     assert.match(other.stderr, /holds a run with seed "0", not "5"/);
@@ -159,10 +159,10 @@ describe('diad eval', () => {
       const broken = await page.evaluate<[number, number]>(`(async () => {
         const sources = Array.from(document.querySelectorAll('image'), (image) => image.getAttribute('href'));
         const widths = await Promise.all(sources.map(async (source) => {
-          const picture = new Image();
-          picture.src = source;
-          await picture.decode();
-          return picture.naturalWidth;
+          const image = new Image();
+          image.src = source;
+          await image.decode();
+          return image.naturalWidth;
         }));
         return [widths.length, widths.filter((width) => width === 0).length];
       })()`);
@@ -175,7 +175,7 @@ describe('diad eval', () => {
       assert.equal(overflow, false);
     }));
 
-  it('a picture that cannot be scored is told and left out, and tried again later', () =>
+  it('an image that cannot be scored is told and left out, and tried again later', () =>
     inFolder(async (folder) => {
       const set = path.join(folder, 'set');
       for (const [kind, name] of [
@@ -185,14 +185,14 @@ describe('diad eval', () => {
         await cp(path.join(data, 'gear', 'test', 'good', '000.png'), path.join(set, kind, name));
       }
       const file = path.join(set, 'good', 'c.png');
-      await writeFile(file, 'no picture');
+      await writeFile(file, 'no image');
       const first = await diad(['eval', '--data', set, '--out', path.join(folder, 'out')]);
       assert.equal(first.code, 1, first.stderr);
       assert.match(first.stderr, /c\.png: Expected PNG, JPEG/);
       const results = JSON.parse(await readFile(path.join(folder, 'out', 'results.json'), 'utf8')) as Results;
-      assert.deepEqual([results.pictures, results.failed.length], [2, 1]);
-      assert.equal(results.mean.pixel_auroc, null); // the defective picture has no mask
-      assert.equal(results.mean.image_auroc, 0.5); // the same picture twice
+      assert.deepEqual([results.images, results.failed.length], [2, 1]);
+      assert.equal(results.mean.pixel_auroc, null); // the defective image has no mask
+      assert.equal(results.mean.image_auroc, 0.5); // the same image twice
       await cp(path.join(set, 'good', 'a.png'), file);
       const second = await diad(['eval', '--data', set, '--out', path.join(folder, 'out'), '--resume']);
       assert.equal(second.code, 0, second.stderr);
@@ -264,13 +264,13 @@ describe('what is on disk', () => {
       assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":3}\n');
     }));
 
-  it('a picture whose map is short counts as not done', () =>
+  it('an image whose map is short counts as not done', () =>
     inFolder(async (folder) => {
       const identity: RunIdentity = {
         version: 1,
         data: '/d',
         layout: 'mvtec',
-        pictures: 2,
+        images: 2,
         list: '',
         model: '',
         precision: 'float32',
@@ -278,13 +278,13 @@ describe('what is on disk', () => {
         side: 2,
       };
       const scored = (index: number) => ({ index, file: `${index}.png`, score: index, width: 2, height: 2, computeMs: 1 });
-      const run = await ScoredPictures.open(folder, identity, false);
+      const run = await ScoredImages.open(folder, identity, false);
       await run.add(scored(0), Float32Array.of(1, 2, 3, 4));
       await run.add(scored(1), Float32Array.of(5, 6, 7, 8));
       await run.close();
       await writeFile(path.join(folder, 'maps', '000001.f32'), 'short');
-      await rejects(ScoredPictures.open(folder, { ...identity, model: 'other' }, true), 'ERR_DIAD_INVALID_ARGUMENT', /run with model ""/);
-      const again = await ScoredPictures.open(folder, identity, true);
+      await rejects(ScoredImages.open(folder, { ...identity, model: 'other' }, true), 'ERR_DIAD_INVALID_ARGUMENT', /run with model ""/);
+      const again = await ScoredImages.open(folder, identity, true);
       assert.deepEqual([...again.done.keys()], [0]);
       assert.deepEqual([...(await again.map(0))], [1, 2, 3, 4]);
       await again.close();

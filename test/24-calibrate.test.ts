@@ -6,27 +6,27 @@ import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { setImmediate, setTimeout } from 'node:timers/promises';
-import { normalisedScore, parseCalibration, thresholdsFor, type Calibration } from '../lib/calibration.js';
+import { normalizedScore, parseCalibration, thresholdsFor, type Calibration } from '../lib/calibration.js';
 import { calibrate } from '../lib/evaluation/calibrate.js';
 import { writeCalibration } from '../lib/evaluation/calibration-files.js';
-import { readGoodPictures } from '../lib/evaluation/datasets/good.js';
-import { boundedQuantile, f1maxThreshold, picturesNeeded } from '../lib/evaluation/thresholds.js';
+import { readGoodImages } from '../lib/evaluation/datasets/good.js';
+import { boundedQuantile, f1maxThreshold, imagesNeeded } from '../lib/evaluation/thresholds.js';
 import { DiadError, Diad } from '../lib/index.js';
-import { writePicture } from './dataset-trees.js';
+import { writeImage } from './dataset-trees.js';
 import { HANG_GUARD_MS, inFolder, rejects, root, runProgram, withBundleCopy } from './support.js';
 
 const cli = path.join(root, 'dist', 'cli', 'main.js');
 const run = (args: readonly string[]) => runProgram(process.execPath, [cli, ...args]);
 
 describe('thresholds', () => {
-  it('the bounded quantile is the smallest order statistic that holds the target for a further picture', () => {
+  it('the bounded quantile is the smallest order statistic that holds the target for a further image', () => {
     const values = Array.from({ length: 99 }, (_, i) => 99 - i);
     assert.equal(boundedQuantile(values, 0.01), 99);
     assert.equal(boundedQuantile(values.slice(1), 0.01), undefined); // 98 values: even the largest is exceeded with probability 1/99
     assert.equal(boundedQuantile(values, 0.1), 90);
     assert.equal(boundedQuantile([3, 1, 2], 0.25), 3);
     assert.equal(boundedQuantile([], 0.5), undefined);
-    assert.deepEqual([0.01, 0.05, 0.25, 0.5, 0.3].map(picturesNeeded), [99, 19, 3, 1, 3]);
+    assert.deepEqual([0.01, 0.05, 0.25, 0.5, 0.3].map(imagesNeeded), [99, 19, 3, 1, 3]);
   });
 
   it('holds its promise: over many draws the false positive rate is the target', () => {
@@ -57,23 +57,23 @@ describe('thresholds', () => {
     assert.ok(all < 1 && all > 0.99);
   });
 
-  it('of equal F1 the highest threshold; pictures of one score are called together', () => {
+  it('of equal F1 the highest threshold; images of one score are called together', () => {
     const of = (...entries: [number, boolean][]) => entries.map(([score, defective]) => ({ score, defective }));
     // 2/3 with the first alone and with all four.
     assert.equal(f1maxThreshold(of([2, true], [5, true], [3, false], [4, false])), 4.5);
     assert.equal(f1maxThreshold(of([5, true], [5, false], [1, false])), 3);
   });
 
-  it('the normalised score is 0.5 at the threshold, 0.05 at the median normal picture, and grows', () => {
+  it('the normalized score is 0.5 at the threshold, 0.05 at the median normal image, and grows', () => {
     const limits = { threshold: 2, scale: (2 - 1) / Math.log(0.95 / 0.05) };
-    assert.equal(normalisedScore(2, limits), 0.5);
-    assert.ok(Math.abs(normalisedScore(1, limits) - 0.05) < 1e-12);
-    assert.ok(normalisedScore(3, limits) > 0.94);
+    assert.equal(normalizedScore(2, limits), 0.5);
+    assert.ok(Math.abs(normalizedScore(1, limits) - 0.05) < 1e-12);
+    assert.ok(normalizedScore(3, limits) > 0.94);
     assert.deepEqual(
-      [0, 2, 6].map((score) => normalisedScore(score, { threshold: 2 })),
+      [0, 2, 6].map((score) => normalizedScore(score, { threshold: 2 })),
       [0, 0.5, 0.75],
     );
-    assert.equal(normalisedScore(0, { threshold: 0 }), 0.5);
+    assert.equal(normalizedScore(0, { threshold: 0 }), 0.5);
   });
 
   it('a class has its own thresholds, others the global ones; a broken file is told', () => {
@@ -86,7 +86,7 @@ describe('thresholds', () => {
       '[]',
       '{"threshold":"1"}',
       '{"threshold":1,"classes":{"a":{}}}',
-      '{"threshold":1,"pictures":"x"}',
+      '{"threshold":1,"imageDigests":"x"}',
       '{"threshold":1,"model":5}',
     ]) {
       assert.throws(
@@ -97,17 +97,17 @@ describe('thresholds', () => {
     }
   });
 
-  it('normal pictures of a folder: as they lie, by class, or of a data set', () =>
+  it('normal images of a folder: as they lie, by class, or of a data set', () =>
     inFolder(async (folder) => {
-      await rejects(readGoodPictures(folder), 'ERR_DIAD_INVALID_ARGUMENT', /but found none/);
+      await rejects(readGoodImages(folder), 'ERR_DIAD_INVALID_ARGUMENT', /but found none/);
       for (const file of ['a.png', 'gear/b.PNG', 'screw/good/c.jpg', 'good/d.png', 'gear/.hidden.png']) {
-        await writePicture(path.join(folder, file));
+        await writeImage(path.join(folder, file));
       }
-      const found = (await readGoodPictures(folder)).map(({ file, className }) => `${path.relative(folder, file)} ${className}`);
+      const found = (await readGoodImages(folder)).map(({ file, className }) => `${path.relative(folder, file)} ${className}`);
       const own = path.basename(folder);
       assert.deepEqual(found.sort(), [`a.png ${own}`, 'gear/b.PNG gear', `good/d.png ${own}`, 'screw/good/c.jpg screw']);
-      await writePicture(path.join(folder, 'gear', 'train', 'good', 'e.png'));
-      const trained = await readGoodPictures(folder);
+      await writeImage(path.join(folder, 'gear', 'train', 'good', 'e.png'));
+      const trained = await readGoodImages(folder);
       assert.deepEqual(
         trained.map(({ className }) => className),
         ['gear'],
@@ -167,7 +167,7 @@ describe('a bundle’s calibration', () => {
 });
 
 describe('diad calibrate', () => {
-  /** Good pictures of two classes, by folder. */
+  /** Good images of two classes, by folder. */
   async function goodFolder(folder: string): Promise<string> {
     const good = path.join(folder, 'good-parts');
     for (const name of ['brick', 'capsule', 'gear', 'screw']) {
@@ -184,35 +184,35 @@ describe('diad calibrate', () => {
         const good = await goodFolder(folder);
         const done = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--per-class']);
         assert.equal(done.code, 0, done.stderr);
-        assert.match(done.stdout, /^all +image \d.*from 4 normal pictures\nhard .*from 2.*\nsoft .*from 2.*\n.*calibration\.json\n$/);
+        assert.match(done.stdout, /^all +image \d.*from 4 normal images\nhard .*from 2.*\nsoft .*from 2.*\n.*calibration\.json\n$/);
         assert.deepEqual(
           (await readdir(bundle)).filter((name) => name.startsWith('.')),
           [],
         );
         const calibration = JSON.parse(await readFile(path.join(bundle, 'calibration.json'), 'utf8')) as Calibration;
         assert.deepEqual([calibration.method, calibration.targetFpr, calibration.images], ['quantile', 0.4, 4]);
-        assert.equal(calibration.pictures?.length, 4);
+        assert.equal(calibration.imageDigests?.length, 4);
         assert.ok(Math.abs(Date.parse(calibration.createdAt!) - Date.now()) < HANG_GUARD_MS);
 
         const diad = await Diad.load(bundle);
         assert.equal(calibration.model, diad.info.bundle.digest);
         assert.equal(calibration.precision, 'float32');
         assert.equal(calibration.tile, undefined);
-        const picture = await readFile(path.join(good, 'hard', 'gear.png'));
-        const [plain, named] = await Promise.all([diad.score(picture), diad.score(picture, { className: 'hard' })]);
+        const image = await readFile(path.join(good, 'hard', 'gear.png'));
+        const [plain, named] = await Promise.all([diad.score(image), diad.score(image, { className: 'hard' })]);
         await diad.close();
         assert.equal(plain.threshold, calibration.threshold);
         assert.equal(named.threshold, calibration.classes!['hard']!.threshold);
         assert.equal(plain.anomalous, plain.score > plain.threshold);
-        assert.equal(plain.normalisedScore! > 0.5, plain.anomalous);
+        assert.equal(plain.normalizedScore! > 0.5, plain.anomalous);
         assert.ok(Array.isArray(named.map.regions()));
 
         const scored = await run(['score', path.join(good, 'hard', 'gear.png'), '--model', bundle, '--json']);
-        const row = JSON.parse(scored.stdout) as { threshold: number; normalisedScore: number };
+        const row = JSON.parse(scored.stdout) as { threshold: number; normalizedScore: number };
         assert.equal(row.threshold, calibration.classes!['hard']!.threshold);
-        assert.ok(Math.abs(row.normalisedScore - named.normalisedScore!) < 1e-3);
+        assert.ok(Math.abs(row.normalizedScore - named.normalizedScore!) < 1e-3);
 
-        // Nobody tests on the pictures that the thresholds come from, whatever they are called.
+        // Nobody tests on the images that the thresholds come from, whatever they are called.
         const set = path.join(folder, 'set');
         await mkdir(path.join(set, 'good'), { recursive: true });
         await mkdir(path.join(set, 'bad'), { recursive: true });
@@ -220,14 +220,14 @@ describe('diad calibrate', () => {
         await cp(path.join(root, 'examples', 'gear-missing_part.png'), path.join(set, 'bad', '1.png'));
         const tested = await run(['eval', '--data', set, '--model', bundle, '--out', path.join(folder, 'out')]);
         assert.equal(tested.code, 1);
-        assert.match(tested.stderr, /1 of 2 pictures are in both this test set and the set the thresholds were found on .*renamed\.png/);
-        // A copy of a picture says nothing new.
+        assert.match(tested.stderr, /1 of 2 images are in both this test set and the set the thresholds were found on .*renamed\.png/);
+        // A copy of an image says nothing new.
         await cp(path.join(good, 'hard', 'gear.png'), path.join(good, 'hard', 'gear-again.png'));
         const copied = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.19']);
-        assert.match(copied.stderr, /at least 5 different normal pictures .* received 4: /);
+        assert.match(copied.stderr, /at least 5 different normal images .* received 4: /);
         const again = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--test', set]);
         assert.equal(again.code, 1);
-        assert.match(again.stderr, /1 of 5 pictures are in both the calibration and the test set .*screw\.png/);
+        assert.match(again.stderr, /1 of 5 images are in both the calibration and the test set .*screw\.png/);
       }),
     ));
 
@@ -244,14 +244,14 @@ describe('diad calibrate', () => {
         }
         const diad = await Diad.load(bundle, { warmup: false });
         const warned = once(process, 'warning') as Promise<[Error & { code?: string }]>;
-        const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
+        const image = await readFile(path.join(root, 'examples', 'gear-good.png'));
         const verdicts: unknown[] = [];
         for (const tile of [{ size: 200 }, { size: 200, overlap: 40 }, undefined]) {
-          const { threshold, anomalous } = await diad.score(picture, tile === undefined ? {} : { tile });
+          const { threshold, anomalous } = await diad.score(image, tile === undefined ? {} : { tile });
           verdicts.push([threshold === undefined, anomalous === undefined]);
         }
         await diad.close();
-        // A maximum over tiles is no measure for whole pictures.
+        // A maximum over tiles is no measure for whole images.
         assert.deepEqual(verdicts, [
           [false, false],
           [true, true],
@@ -263,7 +263,7 @@ describe('diad calibrate', () => {
       }),
     ));
 
-  it('what it could not write is told before pictures are scored; Ctrl-C ends it with 130 and leaves the bundle as it was', () =>
+  it('what it could not write is told before images are scored; Ctrl-C ends it with 130 and leaves the bundle as it was', () =>
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
@@ -271,7 +271,7 @@ describe('diad calibrate', () => {
         assert.equal(nowhere.code, 1);
         assert.match(nowhere.stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected a folder that can be written to but received .*none/);
 
-        for (let i = 0; i < 256; i++) await writePicture(path.join(good, 'many', `${i}.png`), i);
+        for (let i = 0; i < 256; i++) await writeImage(path.join(good, 'many', `${i}.png`), i);
         const child = spawn(process.execPath, [cli, 'calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4'], { cwd: root });
         let said = '';
         child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
@@ -283,10 +283,10 @@ describe('diad calibrate', () => {
       }),
     ));
 
-  it('F1 on a validation set; too few pictures and a set without defects are refused', () =>
+  it('F1 on a validation set; too few images and a set without defects are refused', () =>
     withBundleCopy(async (plain) =>
       inFolder(async (folder) => {
-        const good = await readGoodPictures(await goodFolder(folder));
+        const good = await readGoodImages(await goodFolder(folder));
         const example = (name: string, defective: boolean) => ({ file: path.join(root, 'examples', name), className: 'hard', defective });
         const validation = [example('tile-crack.png', true), example('circuit_board-good.png', false), example('grass-thread.png', true)];
         const diad = await Diad.load(plain);
@@ -294,11 +294,11 @@ describe('diad calibrate', () => {
           await rejects(
             calibrate(diad, { good }),
             'ERR_DIAD_INVALID_ARGUMENT',
-            /at least 99 different normal pictures .* received 4: .*rate of at least 0\.200/,
+            /at least 99 different normal images .* received 4: .*rate of at least 0\.200/,
           );
           await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
           const harmless = validation.filter(({ defective }) => !defective);
-          await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective pictures/);
+          await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective images/);
           const shared = [...validation, { ...good[0]!, defective: false }];
           await rejects(
             calibrate(diad, { good, targetFpr: 0.4, validation: shared }),
@@ -306,14 +306,14 @@ describe('diad calibrate', () => {
             /validation set and the normal/,
           );
           const bad = path.join(folder, 'bad.png');
-          await writeFile(bad, 'no picture');
+          await writeFile(bad, 'no image');
           const broken = [...good, { file: bad, className: 'hard' }];
           await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
 
           const quantile = (await calibrate(diad, { good, targetFpr: 0.4 })).calibration;
           const ofGood = await Promise.all(good.map(async ({ file }) => (await diad.score(await readFile(file))).score));
           const [, low, high] = ofGood.sort((a, b) => a - b) as [number, number, number, number];
-          assert.ok(Math.abs(normalisedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal picture');
+          assert.ok(Math.abs(normalizedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal image');
 
           const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
           assert.equal(calibration.method, 'f1max');

@@ -6,23 +6,23 @@ import path from 'node:path';
 import { normalityOf, parseCalibration, type Calibration } from '../lib/calibration.js';
 import { openCalibrator } from '../lib/diad.js';
 import { writeTogether } from '../lib/durable.js';
-import { calibrate, type CalibrationPicture } from '../lib/evaluation/calibrate.js';
+import { calibrate, type CalibrationImage } from '../lib/evaluation/calibrate.js';
 import { copyBundle, writeCalibration } from '../lib/evaluation/calibration-files.js';
-import { readGoodPictures } from '../lib/evaluation/datasets/good.js';
+import { readGoodImages } from '../lib/evaluation/datasets/good.js';
 import { thresholdsLearned } from '../lib/evaluation/evidence-thresholds.js';
 import { chosenImages, type NormalImage } from '../lib/evaluation/learn-normality.js';
 import { defaultTarget } from '../lib/evaluation/thresholds.js';
 import { rateNotes, summaryTable } from '../lib/cli/summary.js';
-import { writePicture } from './dataset-trees.js';
+import { writeImage } from './dataset-trees.js';
 import { DIGEST, fakeEngine } from './fake-engine.js';
 import { inFolder, rejects } from './support.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 /** Different images of a class. */
-async function images(folder: string, className: string, count: number, start = 0): Promise<CalibrationPicture[]> {
+async function images(folder: string, className: string, count: number, start = 0): Promise<CalibrationImage[]> {
   const files = Array.from({ length: count }, (_, i) => path.join(folder, className, `${String(i).padStart(3, '0')}.png`));
-  for (const [i, file] of files.entries()) await writePicture(file, start + i);
+  for (const [i, file] of files.entries()) await writeImage(file, start + i);
   return files.map((file) => ({ file, className }));
 }
 
@@ -41,7 +41,7 @@ describe('calibration by evidence', () => {
       assert.equal(calibration.classes, undefined);
       assert.deepEqual(calibration.normality, { file: 'normality.safetensors', sha256: sha256(normality!), size: 3 });
       assert.equal(calibration.model, DIGEST);
-      assert.equal(calibration.pictures?.length, 12);
+      assert.equal(calibration.imageDigests?.length, 12);
       assert.deepEqual(tooFew, []);
       const expected = { className: '', images: 12, training: 0, threshold: 11, targetFpr: 1 / 13, falseAlarms: 0, medianScore: 5.5 };
       assert.deepEqual(summary, [expected]);
@@ -170,7 +170,7 @@ describe('calibration by evidence', () => {
     inFolder(async (folder) => {
       const good = await images(folder, 'gear', 12);
       const small = path.join(folder, 'small.png');
-      await writePicture(small, 1, 40, 4);
+      await writeImage(small, 1, 40, 4);
       const broken = path.join(folder, 'broken.png');
       await writeFile(broken, 'no image');
       for (const [file, code, message] of [
@@ -215,7 +215,7 @@ describe('calibration by evidence', () => {
       const { diad, submitted } = fakeEngine({ calibration: { threshold: 1, model: DIGEST, normality } });
       assert.throws(() => openCalibrator(diad), /loaded with \{ calibration: false \}/);
       const file = path.join(folder, 'a.png');
-      await writePicture(file);
+      await writeImage(file);
       const result = await diad.score(await readFile(file), { className: 'gear' });
       assert.deepEqual(result.evidence, { reconstruction: 0.25, memory: 1.25 });
       assert.equal(result.anomalous, true);
@@ -322,19 +322,19 @@ describe('files of a calibration', () => {
 describe('normal images of a folder', () => {
   it('one class of a data set is its train/good, never its test images', () =>
     inFolder(async (folder) => {
-      for (const file of ['train/good/a.png', 'test/good/b.png', 'test/crack/c.png']) await writePicture(path.join(folder, 'gear', file));
+      for (const file of ['train/good/a.png', 'test/good/b.png', 'test/crack/c.png']) await writeImage(path.join(folder, 'gear', file));
       const expected = [{ file: path.join(folder, 'gear', 'train', 'good', 'a.png'), className: 'gear' }];
-      assert.deepEqual(await readGoodPictures(path.join(folder, 'gear')), expected);
-      assert.deepEqual(await readGoodPictures(folder), expected);
+      assert.deepEqual(await readGoodImages(path.join(folder, 'gear')), expected);
+      assert.deepEqual(await readGoodImages(folder), expected);
     }));
 
   it('a class without normal images is told', () =>
     inFolder(async (folder) => {
-      await writePicture(path.join(folder, 'gear', 'train', 'good', 'a.png'));
-      await writePicture(path.join(folder, 'nut', 'train', 'crack', 'a.png'));
-      await rejects(readGoodPictures(folder), 'ERR_DIAD_INVALID_ARGUMENT', /normal images in .*nut.train.good but there is no such folder/);
+      await writeImage(path.join(folder, 'gear', 'train', 'good', 'a.png'));
+      await writeImage(path.join(folder, 'nut', 'train', 'crack', 'a.png'));
+      await rejects(readGoodImages(folder), 'ERR_DIAD_INVALID_ARGUMENT', /normal images in .*nut.train.good but there is no such folder/);
       await mkdir(path.join(folder, 'pin', 'train', 'good'), { recursive: true });
-      await rejects(readGoodPictures(path.join(folder, 'pin')), 'ERR_DIAD_INVALID_ARGUMENT', /in train\/good of .*pin but found none/);
+      await rejects(readGoodImages(path.join(folder, 'pin')), 'ERR_DIAD_INVALID_ARGUMENT', /in train\/good of .*pin but found none/);
     }));
 });
 

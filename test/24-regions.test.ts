@@ -5,7 +5,7 @@ import { AnomalyMap } from '../lib/anomaly-map.js';
 
 describe('regions', () => {
   const taken = { kind: 'encoded', bytes: new Uint8Array() } as const;
-  /** A map with two blocks of ones, one of them with a hole, for a picture ten times as wide and five times as high. */
+  /** A map with two blocks of ones, one of them with a hole, for an image ten times as wide and five times as high. */
   const blocks = (limits?: { threshold: number; pixelThreshold: number }): AnomalyMap => {
     const data = new Float32Array(16 * 8);
     for (let y = 1; y < 6; y++) for (let x = 1; x < 6; x++) data[y * 16 + x] = x === 3 && y === 3 ? 0 : 1;
@@ -13,7 +13,7 @@ describe('regions', () => {
     return new AnomalyMap(16, 8, data, taken, { width: 160, height: 40 }, limits);
   };
 
-  it('have boxes, areas, peaks and outlines in the picture’s pixels, the largest first', () => {
+  it('have boxes, areas, peaks and outlines in the image’s pixels, the largest first', () => {
     const [ring, block, ...others] = blocks({ threshold: 1, pixelThreshold: 0.5 }).regions();
     assert.equal(others.length, 0);
     // At half of a step the outline runs along the pixels' edges, with its corners cut: 25 pixels less 4 corners of an eighth, and the hole.
@@ -75,7 +75,7 @@ describe('regions of large and of finely structured maps', () => {
     assert.ok(Math.abs(largest!.area / (400 * 400) - 1) < 0.05, String(largest!.area));
   });
 
-  it('lie within the picture where halving rounds its sides up', () => {
+  it('lie within the image where halving rounds its sides up', () => {
     const comb = mapOf(1001, 601, (x, y) => (x === 0 || y % 2 === 0 ? 1 : 0)); // one outline of 600,000 points
     const [region, ...others] = comb.regions({ threshold: 0.5 });
     assert.equal(others.length, 0);

@@ -1,4 +1,4 @@
-// Tiles: cover, blending without seams, and small defects in large pictures.
+// Tiles: cover, blending without seams, and small defects in large images.
 import assert from 'node:assert/strict';
 import { Diad, type RawFrame, type ScoreResult } from '../lib/index.js';
 import { coverWithTiles, cropFrame, TileCanvas } from '../lib/tiles.js';
@@ -41,9 +41,9 @@ describe('tiles', () => {
 
   it('blend without seams: equal maps stay equal, a ramp from one level to another is gradual', async () => {
     const options = { size: 64, overlap: 32 };
-    const picture = { width: 256, height: 96 };
-    const [flat, stepped] = [new TileCanvas(picture, options, 16), new TileCanvas(picture, options, 16)];
-    for (const tile of coverWithTiles(picture.width, picture.height, options)) {
+    const image = { width: 256, height: 96 };
+    const [flat, stepped] = [new TileCanvas(image, options, 16), new TileCanvas(image, options, 16)];
+    for (const tile of coverWithTiles(image.width, image.height, options)) {
       await flat.add(tile, new Float32Array(256).fill(0.7), 16);
       await stepped.add(tile, new Float32Array(256).fill(tile.x < 100 ? 0 : 1), 16);
     }
@@ -65,7 +65,7 @@ describe('tiles', () => {
     });
     after(() => diad.close());
 
-    /** A plain picture with a speck of a few pixels. */
+    /** A plain image with a speck of a few pixels. */
     function speckled(side: number, speck: boolean): RawFrame {
       const data = new Uint8Array(side * side * 3).fill(128);
       const [left, top] = [Math.round(side * 0.7), Math.round(side * 0.3)];
@@ -83,7 +83,7 @@ describe('tiles', () => {
       return { value, place };
     };
 
-    it('a speck in a 2048 x 2048 picture that vanishes at the model’s size is found, where it is', async () => {
+    it('a speck in a 2048 x 2048 image that vanishes at the model’s size is found, where it is', async () => {
       const side = 2048;
       const { imageSize } = diad.info.bundle;
       const tile = { size: 4 * imageSize, overlap: imageSize };
@@ -104,7 +104,7 @@ describe('tiles', () => {
       assert.equal(steps.at(-1), 1);
     });
 
-    it('one tile is the picture itself; the map can have the picture’s size', async () => {
+    it('one tile is the image itself; the map can have the image’s size', async () => {
       const frame = speckled(100, true);
       const [plain, tiled, fine] = await Promise.all([
         diad.score(frame),
@@ -116,7 +116,7 @@ describe('tiles', () => {
       assert.equal((await tiled.map.toHeatmap()).subarray(1, 4).toString(), 'PNG');
     });
 
-    it('tiles of several pictures wait for places in a short queue', async () => {
+    it('tiles of several images wait for places in a short queue', async () => {
       const narrow = await Diad.load(undefined, { maxBatch: 2, queueLimit: 4, warmup: false, calibration: false });
       const frames = [0, 1, 2, 3].map((i) => speckled(96 + i, true));
       const results = await Promise.all(frames.map((frame) => narrow.score(frame, { tile: { size: 32, overlap: 0 } })));

@@ -10,7 +10,7 @@ import { sheetImages } from '../lib/cli/contact-sheet.js';
 import { duration, parseEvent, showTraining } from '../lib/cli/training-progress.js';
 import { isTrained, noteTrained, readSplit, trainingKey } from '../lib/cli/training-run.js';
 import { parseCalibration } from '../lib/calibration.js';
-import { writePicture } from './dataset-trees.js';
+import { writeImage } from './dataset-trees.js';
 import { baseBundle, inFolder, rejects, root, runProgram, type Finished } from './support.js';
 
 const cli = path.join(root, 'dist', 'cli', 'main.js');
@@ -27,11 +27,11 @@ async function dataSet(folder: string): Promise<string> {
       ['gear', 60],
       ['nut', 160],
     ] as const) {
-      await writePicture(path.join(data, name, 'train', 'good', `${String(i).padStart(2, '0')}.png`), level + i, 64, 64);
+      await writeImage(path.join(data, name, 'train', 'good', `${String(i).padStart(2, '0')}.png`), level + i, 64, 64);
     }
   }
-  for (const kind of ['crack', 'stain']) await writePicture(path.join(data, 'gear', 'test', kind, '0.png'), 250, 64, 64);
-  await writePicture(path.join(data, 'gear', 'test', 'good', '0.png'), 40, 64, 64);
+  for (const kind of ['crack', 'stain']) await writeImage(path.join(data, 'gear', 'test', kind, '0.png'), 250, 64, 64);
+  await writeImage(path.join(data, 'gear', 'test', 'good', '0.png'), 40, 64, 64);
   return data;
 }
 
@@ -78,12 +78,12 @@ describe('the run of a training', () => {
       const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];
       const key = await trainingKey(data, 'base', out, ['--minutes', '1']);
       assert.equal(await isTrained(run, key), false);
-      await writePicture(path.join(out, 'manifest.json.png'));
+      await writeImage(path.join(out, 'manifest.json.png'));
       await writeFile(path.join(out, 'manifest.json'), 'one');
       await noteTrained(run, key);
       assert.equal(await isTrained(run, key), true);
       assert.equal(await isTrained(run, await trainingKey(data, 'base', out, ['--minutes', '2'])), false);
-      await writePicture(path.join(data, 'nut', 'train', 'good', 'new.png'), 99);
+      await writeImage(path.join(data, 'nut', 'train', 'good', 'new.png'), 99);
       assert.equal(await isTrained(run, await trainingKey(data, 'base', out, ['--minutes', '1'])), false);
       await writeFile(path.join(out, 'manifest.json'), 'another model');
       assert.equal(await isTrained(run, key), false);

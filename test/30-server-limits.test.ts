@@ -1,4 +1,4 @@
-// diad serve: what is refused before a picture is scored, and requests that end early, each with its status and code.
+// diad serve: what is refused before an image is scored, and requests that end early, each with its status and code.
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import { Diad } from '../lib/index.js';
@@ -164,7 +164,7 @@ describe('server: limits', () => {
       await refused(await post(server, '/v1/score', await example('gear-good.png')), 503, 'ERR_DIAD_TIMEOUT');
     }));
 
-  it('a client that goes has its picture cancelled between steps', async () => {
+  it('a client that goes has its image cancelled between steps', async () => {
     const diad = await Diad.load(publishedBundle, { threads: 1 });
     let scored = 0; // encoded images that the engine was given: the warm-up is a frame
     const score: Scorer['score'] = (image, options) => {

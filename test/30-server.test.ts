@@ -1,4 +1,4 @@
-// diad serve: answers are those of the library, and pictures and options that cannot be have their status and code.
+// diad serve: answers are those of the library, and images and options that cannot be have their status and code.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
@@ -15,27 +15,27 @@ describe('server: answers', () => {
 
   it('/v1/score gives what diad.score gives, raw or as a form', async () => {
     const palette = Array.from({ length: 256 }, (_, i) => [i, i, i] as const);
-    const grey = bmp({ width: 64, height: 48, bits: 8, palette, pixels: Array.from({ length: 64 * 48 }, (_, i) => (i * 7) % 256) });
+    const gray = bmp({ width: 64, height: 48, bits: 8, palette, pixels: Array.from({ length: 64 * 48 }, (_, i) => (i * 7) % 256) });
     for (const [bytes, format] of [
       [await example('capsule-crack.jpg'), 'jpeg'],
       [await example('gravel-blob.webp'), 'webp'],
-      [grey, 'bmp'],
+      [gray, 'bmp'],
     ] as const) {
       const expected = await diad.score(bytes, { seed: 3 });
       for (const body of [bytes, form(bytes)]) {
         const answer = await post(server, '/v1/score?seed=3&map=true', body);
         assert.equal(answer.status, 200);
-        const { score, seed, map, model, picture, timings, ...rest } = (await answer.json()) as ScoreAnswer;
+        const { score, seed, map, model, image, timings, ...rest } = (await answer.json()) as ScoreAnswer;
         closeTo(score, expected.score);
         assert.equal(seed, 3);
         assert.equal(model.digest, diad.info.bundle.digest);
-        assert.equal(picture.format, format);
+        assert.equal(image.format, format);
         assert.ok(timings.computeMs > 0 && timings.queueMs >= 0);
         const sent = Buffer.from(map!.data, 'base64');
         const values = new Float32Array(sent.buffer, sent.byteOffset, map!.width * map!.height);
         for (const [i, value] of values.entries()) closeTo(value, expected.map.data[i] ?? NaN);
-        const { threshold, anomalous, normalisedScore } = expected;
-        const verdict = threshold === undefined ? {} : { threshold, anomalous, normalisedScore };
+        const { threshold, anomalous, normalizedScore } = expected;
+        const verdict = threshold === undefined ? {} : { threshold, anomalous, normalizedScore };
         assert.deepEqual(rest, verdict);
       }
     }
@@ -112,10 +112,10 @@ describe('server: answers', () => {
 
   it('400: no body, a bad seed, an unknown option, a form without the file', async () => {
     const bytes = await example('gear-good.png');
-    await refused(await post(server, '/v1/score', ''), 400, 'ERR_HTTP_BAD_REQUEST', /Expected the bytes of a picture/);
+    await refused(await post(server, '/v1/score', ''), 400, 'ERR_HTTP_BAD_REQUEST', /Expected the bytes of an image/);
     await refused(await post(server, '/v1/score?seed=-1', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /seed must be >= 0/);
     await refused(await post(server, '/v1/score?seed=one', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /seed must be integer/);
-    await refused(await post(server, '/v1/score?colour=1', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /additional properties/);
+    await refused(await post(server, '/v1/score?color=1', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /additional properties/);
     await refused(await post(server, '/v1/score', form(bytes, 'other')), 400, 'ERR_HTTP_BAD_REQUEST', /image/);
     const text = new FormData();
     text.append('image', 'words');
@@ -157,7 +157,7 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/score', bomb), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /10000 x 10000/);
   });
 
-  it('413 for an animation: one picture, one score', async () => {
+  it('413 for an animation: one image, one score', async () => {
     const raw = { width: 8, height: 16, channels: 3, pageHeight: 8 } as const;
     const animation = await sharp(
       Uint8Array.from({ length: 8 * 16 * 3 }, (_, i) => (i < 8 * 8 * 3 ? 40 : 220)),
@@ -168,7 +168,7 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/score', animation), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page or frame but the GIF has/);
   });
 
-  it('415 by the first bytes, whatever type is declared; 422 for a damaged picture', async () => {
+  it('415 by the first bytes, whatever type is declared; 422 for a damaged image', async () => {
     const svg = '<svg xmlns="http://www.w3.org/2000/svg"/>';
     for (const type of ['image/png', 'image/bmp', 'image/svg+xml', 'application/json']) {
       const answer = await post(server, '/v1/score', svg, { 'content-type': type });
@@ -176,12 +176,12 @@ describe('server: answers', () => {
     }
     const bytes = await example('gear-good.png');
     const named = await post(server, '/v1/score', bytes, { 'content-type': 'text/plain' });
-    assert.equal(named.status, 200, 'a picture is a picture');
+    assert.equal(named.status, 200, 'an image is an image');
     await refused(await post(server, '/v1/score', bytes.subarray(0, bytes.length >> 1)), 422, 'ERR_DIAD_IMAGE_DECODE');
     await refused(await post(server, '/v1/reconstruct', bytes.subarray(0, 40)), 422, 'ERR_DIAD_IMAGE_DECODE');
   });
 
-  it('mutated pictures give 200 or 4xx, and then a good one its own score', async () => {
+  it('mutated images give 200 or 4xx, and then a good one its own score', async () => {
     const bytes = await example('gear-good.png');
     const { score } = await diad.score(bytes);
     let state = 12345;

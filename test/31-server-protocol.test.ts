@@ -22,11 +22,11 @@ const infer = (server: DiadServer, body: unknown, model = 'tiny'): Promise<Respo
     headers: { 'content-type': 'application/json' },
   });
 
-const input = (pictures: readonly Buffer[]): object => ({
+const input = (images: readonly Buffer[]): object => ({
   name: 'image',
-  shape: [pictures.length],
+  shape: [images.length],
   datatype: 'BYTES',
-  data: pictures.map((picture) => picture.toString('base64')),
+  data: images.map((image) => image.toString('base64')),
 });
 
 describe('Open Inference Protocol', () => {
@@ -52,19 +52,19 @@ describe('Open Inference Protocol', () => {
           ? []
           : [
               { name: 'anomalous', datatype: 'BOOL', shape: [-1] },
-              { name: 'normalisedScore', datatype: 'FP64', shape: [-1] },
+              { name: 'normalizedScore', datatype: 'FP64', shape: [-1] },
             ]),
         { name: 'map', datatype: 'FP32', shape: [-1, imageSize, imageSize] },
       ],
     });
   });
 
-  it('infers several pictures as diad.score does, with the outputs asked for', async () => {
-    const pictures = [await example('gear-good.png'), await example('capsule-crack.jpg')];
+  it('infers several images as diad.score does, with the outputs asked for', async () => {
+    const images = [await example('gear-good.png'), await example('capsule-crack.jpg')];
     const answer = await infer(server, {
       id: 'line-7',
       parameters: { seed: 5 },
-      inputs: [input(pictures)],
+      inputs: [input(images)],
       outputs: [{ name: 'map' }, { name: 'score' }],
     });
     const text = await answer.text();
@@ -76,7 +76,7 @@ describe('Open Inference Protocol', () => {
       outputs: Tensor[];
     };
     assert.deepEqual([id, model_name, model_version], ['line-7', 'tiny', diad.info.bundle.digest]);
-    const expected = await Promise.all(pictures.map((picture) => diad.score(picture, { seed: 5 })));
+    const expected = await Promise.all(images.map((image) => diad.score(image, { seed: 5 })));
     const [map, score] = outputs;
     const side = diad.info.bundle.imageSize;
     assert.deepEqual([score?.name, score?.shape, score?.datatype], ['score', [2], 'FP64']);
@@ -94,12 +94,12 @@ describe('Open Inference Protocol', () => {
       ['', 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, datatype: 'FP32' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
-      [{ inputs: [{ ...good, name: 'picture' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, name: 'image' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, shape: [2] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, data: ['not base64!'] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [good], outputs: [{ name: 'depth' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [good], parameters: { seed: -1 } }, 400, 'ERR_HTTP_BAD_REQUEST'],
-      [{ inputs: [input([Buffer.from('text and no picture')])] }, 415, 'ERR_HTTP_UNSUPPORTED_MEDIA_TYPE'],
+      [{ inputs: [input([Buffer.from('text and no image')])] }, 415, 'ERR_HTTP_UNSUPPORTED_MEDIA_TYPE'],
       [{ inputs: [input([(await example('gear-good.png')).subarray(0, 2000)])] }, 422, 'ERR_DIAD_IMAGE_DECODE'],
     ];
     for (const [body, status, code] of cases) {
@@ -124,30 +124,30 @@ describe('Open Inference Protocol', () => {
     assert.ok(sample(text, 'diad_http_requests_total{route="/v2/models/:name/infer",method="POST",code="200"}') >= 1);
     assert.ok(sample(text, 'diad_rejected_total{code="ERR_HTTP_BAD_REQUEST"}') >= 9);
     assert.equal(sample(text, 'diad_decode_failures_total'), 2);
-    const pictures = sample(text, 'diad_queue_seconds_count');
-    assert.ok(pictures >= 2);
+    const images = sample(text, 'diad_queue_seconds_count');
+    assert.ok(images >= 2);
     for (const stage of ['all', 'read', 'resize', 'encode', 'denoise', 'decode', 'extract', 'map']) {
-      assert.equal(sample(text, `diad_compute_seconds_count{stage="${stage}"}`), pictures, stage);
+      assert.equal(sample(text, `diad_compute_seconds_count{stage="${stage}"}`), images, stage);
     }
-    assert.ok(sample(text, 'diad_batch_size_sum') >= pictures);
+    assert.ok(sample(text, 'diad_batch_size_sum') >= images);
     assert.match(text, /^diad_queue_depth 0$/m);
     assert.match(text, /^process_resident_memory_bytes \d+/m);
     assert.match(text, /^nodejs_eventloop_lag_p99_seconds /m);
   });
 });
 
-describe('several pictures in one request', () => {
-  it('413 for more pictures or pixels than there may ever be at once', async () => {
-    const pictures = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
+describe('several images in one request', () => {
+  it('413 for more images or pixels than there may ever be at once', async () => {
+    const images = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
     for (const [options, detail] of [
-      [{ load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) }, /at most 2 pictures at once but the request has 3/],
-      [{ maxPixels: 150_000, pixelsInFlight: 150_000 }, /at most 150000 pixels at once but the pictures of the request have 196608/],
+      [{ load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) }, /at most 2 images at once but the request has 3/],
+      [{ maxPixels: 150_000, pixelsInFlight: 150_000 }, /at most 150000 pixels at once but the images of the request have 196608/],
     ] as const) {
       await withServer(options, async (server) => {
-        const answer = await infer(server, { inputs: [input(pictures)] }, 'stub');
+        const answer = await infer(server, { inputs: [input(images)] }, 'stub');
         assert.equal(answer.headers.get('retry-after'), null);
         await refused(answer, 413, 'ERR_HTTP_TOO_LARGE', detail);
-        assert.equal((await infer(server, { inputs: [input(pictures.slice(1))] }, 'stub')).status, 200);
+        assert.equal((await infer(server, { inputs: [input(images.slice(1))] }, 'stub')).status, 200);
       });
     }
   });
@@ -174,20 +174,20 @@ describe('calibrated bundles', () => {
       Promise.resolve({
         ...stub,
         info: { bundle: { ...stub.info.bundle, threshold: 10 } } as Scorer['info'],
-        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true, normalisedScore: 0.75 }),
+        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true, normalizedScore: 0.75 }),
       });
     await withServer({ load }, async (server) => {
-      const picture = await example('gear-good.png');
-      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: Uint8Array.from(picture) })).json()) as Record<
+      const image = await example('gear-good.png');
+      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: Uint8Array.from(image) })).json()) as Record<
         string,
         unknown
       >;
-      assert.deepEqual([scored['threshold'], scored['anomalous'], scored['normalisedScore']], [10, true, 0.75]);
-      const { outputs } = (await (await infer(server, { inputs: [input([picture])] }, 'stub')).json()) as { outputs: Tensor[] };
+      assert.deepEqual([scored['threshold'], scored['anomalous'], scored['normalizedScore']], [10, true, 0.75]);
+      const { outputs } = (await (await infer(server, { inputs: [input([image])] }, 'stub')).json()) as { outputs: Tensor[] };
       assert.deepEqual(outputs, [
-        { name: 'score', shape: [1], datatype: 'FP64', data: [picture.length] },
+        { name: 'score', shape: [1], datatype: 'FP64', data: [image.length] },
         { name: 'anomalous', shape: [1], datatype: 'BOOL', data: [true] },
-        { name: 'normalisedScore', shape: [1], datatype: 'FP64', data: [0.75] },
+        { name: 'normalizedScore', shape: [1], datatype: 'FP64', data: [0.75] },
       ]);
       const { outputs: described } = (await (await fetch(`${server.url}/v2/models/stub`)).json()) as { outputs: Tensor[] };
       assert.deepEqual(
@@ -203,7 +203,7 @@ describe('calibrated bundles', () => {
       const calibration = { threshold: 1000, pixelThreshold: 1000, classes: { gear, bolt: { threshold: 0.5 } } };
       await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
       await withServer({ load: () => Diad.load(bundle, { threads: 1 }) }, async (server) => {
-        const picture = await example('circuit_board-missing_part.png');
+        const image = await example('circuit_board-missing_part.png');
         for (const [className, threshold, regions] of [
           [undefined, 1000, 'none'],
           ['unknown', 1000, 'none'],
@@ -211,36 +211,36 @@ describe('calibrated bundles', () => {
           ['bolt', 0.5, undefined], // calibrated, but not for pixels
         ] as const) {
           const query = className === undefined ? '' : `?class=${className}`;
-          const answer = (await (await post(server, `/v1/score${query}`, picture)).json()) as ScoreAnswer;
+          const answer = (await (await post(server, `/v1/score${query}`, image)).json()) as ScoreAnswer;
           const { score } = answer;
           assert.deepEqual([answer.threshold, answer.anomalous], [threshold, score > threshold]);
-          const normalised = className === 'gear' ? 1 / (1 + Math.exp((0.001 - score) / 2)) : score / (score + threshold);
-          closeTo(answer.normalisedScore!, normalised);
+          const normalized = className === 'gear' ? 1 / (1 + Math.exp((0.001 - score) / 2)) : score / (score + threshold);
+          closeTo(answer.normalizedScore!, normalized);
           assert.equal(answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none', regions);
           const parameters = className === undefined ? {} : { class: className };
-          const { outputs } = (await (await infer(server, { parameters, inputs: [input([picture])] })).json()) as { outputs: Tensor[] };
+          const { outputs } = (await (await infer(server, { parameters, inputs: [input([image])] })).json()) as { outputs: Tensor[] };
           assert.deepEqual(
             outputs.map(({ name, data }) => [name, data.length]),
             [
               ['score', 1],
               ['anomalous', 1],
-              ['normalisedScore', 1],
+              ['normalizedScore', 1],
             ],
           );
           assert.equal(outputs[1]!.data[0], score > threshold);
-          closeTo(outputs[2]!.data[0] as number, normalised);
+          closeTo(outputs[2]!.data[0] as number, normalized);
         }
-        const tiled = (await (await post(server, '/v1/score?class=gear&tile=200', picture)).json()) as ScoreAnswer;
+        const tiled = (await (await post(server, '/v1/score?class=gear&tile=200', image)).json()) as ScoreAnswer;
         assert.equal(tiled.threshold, 0.001);
-        await refused(await post(server, '/v1/score?class=', picture), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
-        await refused(await post(server, '/v1/score?class=%00', picture), 400, 'ERR_DIAD_INVALID_ARGUMENT', /className/);
-        await refused(await infer(server, { parameters: { class: '' }, inputs: [input([picture])] }), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
+        await refused(await post(server, '/v1/score?class=', image), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
+        await refused(await post(server, '/v1/score?class=%00', image), 400, 'ERR_DIAD_INVALID_ARGUMENT', /className/);
+        await refused(await infer(server, { parameters: { class: '' }, inputs: [input([image])] }), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
       });
     }));
 });
 
 describe('bundles calibrated on tiles', () => {
-  it('whole pictures are scored without verdict and regions, and the metadata promises neither; tiles like those have both', () =>
+  it('whole images are scored without verdict and regions, and the metadata promises neither; tiles like those have both', () =>
     withBundleCopy(async (bundle) => {
       const diad = await Diad.load(bundle, { threads: 1 });
       const { info } = diad;
@@ -254,15 +254,15 @@ describe('bundles calibrated on tiles', () => {
       };
       await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
       await withServer({ load: () => Diad.load(bundle, { threads: 1 }) }, async (server) => {
-        const picture = await example('circuit_board-missing_part.png');
-        const inputs = [input([picture])];
+        const image = await example('circuit_board-missing_part.png');
+        const inputs = [input([image])];
         const { outputs } = (await (await infer(server, { inputs })).json()) as { outputs: Tensor[] };
         const namesOf = (tensors: readonly Tensor[]): string[] => tensors.map(({ name }) => name);
         assert.deepEqual(namesOf(outputs), ['score']);
         const described = (await (await fetch(`${server.url}/v2/models/tiny`)).json()) as { outputs: Tensor[] };
         assert.deepEqual(namesOf(described.outputs), ['score', 'map']);
         const asked = await infer(server, { inputs, outputs: [{ name: 'anomalous' }] });
-        await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole pictures/);
+        await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole images/);
         for (const [query, threshold, regions] of [
           ['', undefined, undefined],
           ['?class=gear', undefined, undefined],
@@ -270,7 +270,7 @@ describe('bundles calibrated on tiles', () => {
           ['?tile=200&overlap=50&class=gear', 0.002, 'some'],
           ['?tile=100&class=gear', undefined, undefined],
         ] as const) {
-          const answer = (await (await post(server, `/v1/score${query}`, picture)).json()) as ScoreAnswer;
+          const answer = (await (await post(server, `/v1/score${query}`, image)).json()) as ScoreAnswer;
           const found = answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none';
           assert.deepEqual([answer.threshold, answer.anomalous, found], [threshold, threshold && answer.score > threshold, regions], query);
         }
@@ -296,9 +296,9 @@ describe('bundles calibrated for pixels', () => {
         }),
       });
     return withServer({ load }, async (server) => {
-      const picture = Uint8Array.from(await example('gear-good.png'));
+      const image = Uint8Array.from(await example('gear-good.png'));
       for (const query of ['', '?regionThreshold=0.2&minArea=5']) {
-        const answer = await fetch(`${server.url}/v1/score${query}`, { method: 'POST', body: picture });
+        const answer = await fetch(`${server.url}/v1/score${query}`, { method: 'POST', body: image });
         assert.deepEqual(((await answer.json()) as { regions: unknown }).regions, [region]);
       }
       assert.deepEqual(asked, [

@@ -66,7 +66,7 @@ describe('page @slow', () => {
     let diad: Diad;
     besideDemoServer((both) => ({ server, diad } = both));
 
-    it('dropped pictures get the scores, verdicts, maps and reconstructions of the library', async () => {
+    it('dropped images get the scores, verdicts, maps and reconstructions of the library', async () => {
       const files = [];
       const expected = new Map<string, ScoreResult>();
       for (const name of ['gear-good.png', 'gear-missing_part.png']) {
@@ -168,7 +168,7 @@ describe('page @slow', () => {
         assert.match(await page.getByRole('listitem').nth(0).innerText(), /anomalous[\s\S]*Threshold 50000/);
         assert.match(await page.getByRole('listitem').nth(1).innerText(), /normal/);
         const card = page.getByRole('listitem').nth(0);
-        // The region lies over the picture where it is in the picture's pixels.
+        // The region lies over the image where it is in the image's pixels.
         const [shown, outlined] = await Promise.all(
           [card.getByRole('img', { name: /^Input/ }), card.locator('.regions rect')].map((found) =>
             found.evaluate(
@@ -200,7 +200,7 @@ describe('page @slow', () => {
         await context.close();
       }));
 
-    it('takes pictures by paste and by camera; a file that is no picture is told', () =>
+    it('takes images by paste and by camera; a file that is no image is told', () =>
       withStub({}, async (url) => {
         const { page, context, wrong } = await open(browser, url, { permissions: ['camera'] });
         await page.evaluate(
@@ -217,7 +217,7 @@ describe('page @slow', () => {
           .waitFor();
         await page.getByRole('button', { name: 'Use the camera' }).click();
         await page.waitForFunction(() => (document.querySelector('video')?.videoWidth ?? 0) > 0);
-        await page.getByRole('button', { name: 'Take a picture' }).click();
+        await page.getByRole('button', { name: 'Take an image' }).click();
         await page
           .getByRole('status')
           .filter({ hasText: /(?<!of )2 scored/ })

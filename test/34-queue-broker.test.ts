@@ -9,7 +9,7 @@ import { inspect } from 'node:util';
 import { Redis } from 'ioredis';
 import { runResults, startWorker, submitRun } from '../lib/queue/index.js';
 import { brokerProblems } from '../lib/queue/broker.js';
-import { asFile, Broker, freePort, STUB_MODEL, stubScorer, writePictures } from './queue-support.js';
+import { asFile, Broker, freePort, STUB_MODEL, stubScorer, writeImages } from './queue-support.js';
 import { inFolder, rejects, root, runProgram } from './support.js';
 
 const PASSWORD = 'a-secret';
@@ -94,7 +94,7 @@ describe('queue: the broker @slow', () => {
 
   it('addresses without a list are refused, with a word on lists', async () => {
     const main = path.join(root, 'dist', 'cli', 'main.js');
-    for (const address of ['https://pictures.example.com/a.png?b', 's3://parts/a.png']) {
+    for (const address of ['https://images.example.com/a.png?b', 's3://parts/a.png']) {
       const { code, stderr } = await runProgram(process.execPath, [main, 'submit', address, '--redis', 'redis://127.0.0.1:1']);
       assert.equal(code, 1);
       assert.match(stderr, /^diad: ERR_DIAD_INVALID_ARGUMENT: .*in a list NAME\.sha256/);
@@ -150,7 +150,7 @@ describe('queue: the broker @slow', () => {
         const scorer = { info: stub.info, score } as typeof stub;
         const worker = await startWorker({ redis: broker.url, scorer, root: folder, log: (line) => lines.push(line) });
         try {
-          if (jobs > 0) await submitRun((await writePictures(folder, jobs)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+          if (jobs > 0) await submitRun((await writeImages(folder, jobs)).map(asFile), { redis: broker.url, model: STUB_MODEL });
           while (begun < jobs) await sleep(20);
           const closed = worker.close();
           await fail(broker);

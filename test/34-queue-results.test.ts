@@ -22,7 +22,7 @@ import {
   type WorkerScorer,
 } from '../lib/queue/index.js';
 import { classPath, sha256, type Reference } from '../lib/queue/reference.js';
-import { asFile, Broker, collect, freePort, STUB_MODEL, stubScore, stubScorer, writePictures } from './queue-support.js';
+import { asFile, Broker, collect, freePort, STUB_MODEL, stubScore, stubScorer, writeImages } from './queue-support.js';
 import { example, inFolder, root as projectRoot, runProgram, withBundleCopy } from './support.js';
 
 /** A stub that judges, and computes in a precision of its own. */
@@ -69,10 +69,10 @@ describe('queue: results @slow', () => {
 
   it('another precision or threshold is another result; the same one again computes nothing', () =>
     inFolder(async (root) => {
-      const pictures = (await writePictures(root, 3)).map(asFile);
+      const images = (await writeImages(root, 3)).map(asFile);
       let computed = 0;
       const by = (precision: string, threshold: number): Promise<RunResult[]> =>
-        working({ root, scorer: judge(precision, threshold, () => computed++) }, () => score(pictures));
+        working({ root, scorer: judge(precision, threshold, () => computed++) }, () => score(images));
       for (const [precision, threshold, after] of [
         ['float32', -1, 3],
         ['bfloat16', -1, 6],
@@ -91,18 +91,18 @@ describe('queue: results @slow', () => {
 
   it('two workers of different precision: each result says which one it is of', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 40);
+      const images = await writeImages(root, 40);
       const slow = (precision: string): WorkerScorer => {
         const { info, score: its } = stubScorer(20);
         return { info: { ...info, precision }, score: its };
       };
       const results = await working({ root, scorer: slow('float32'), concurrency: 1 }, () =>
-        working({ root, scorer: slow('bfloat16'), concurrency: 1 }, () => score(pictures.map(asFile))),
+        working({ root, scorer: slow('bfloat16'), concurrency: 1 }, () => score(images.map(asFile))),
       );
       assert.deepEqual(new Set(results.map((one) => one.status === 'done' && one.precision)), new Set(['float32', 'bfloat16']));
     }));
 
-  it('thresholds of a class hold for pictures below its folder, and a result says so', () =>
+  it('thresholds of a class hold for images below its folder, and a result says so', () =>
     withBundleCopy((bundle) =>
       inFolder(async (root) => {
         const bytes = await example('gear-good.png');
@@ -171,9 +171,9 @@ describe('queue: results @slow', () => {
 
   it('results that have expired end the wait, and have an exit code of their own', () =>
     inFolder(async (root) => {
-      const pictures = (await writePictures(root, 2)).map(asFile);
+      const images = (await writeImages(root, 2)).map(asFile);
       await working({ root, keepSeconds: 60 }, async () => {
-        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        const run = await submitRun(images, { redis: broker.url, model: STUB_MODEL });
         assert.deepEqual(
           (await collect(run, broker.url)).map(({ status }) => status),
           ['done', 'done'],
@@ -188,24 +188,24 @@ describe('queue: results @slow', () => {
         while ((await redis.exists(keys)) > 0) await sleep(5);
         assert.deepEqual(
           await collect(run, broker.url),
-          pictures.map(({ file, sha256: digest }) => ({ file, sha256: digest, status: 'expired' })),
+          images.map(({ file, sha256: digest }) => ({ file, sha256: digest, status: 'expired' })),
         );
         assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 0, expired: 2 });
         const cli = [path.join(projectRoot, 'dist', 'cli', 'main.js'), 'results', run, '--redis', broker.url, '--wait'];
         const { code, stdout } = await runProgram(process.execPath, cli);
         assert.equal(stdout, 'expired  0000.png\nexpired  0001.png\n');
         assert.equal(code, 3);
-        // The picture itself may be handed in again.
+        // The image itself may be handed in again.
         assert.deepEqual(
-          (await score(pictures)).map(({ status }) => status),
+          (await score(images)).map(({ status }) => status),
           ['done', 'done'],
         );
       });
     }));
 
-  it('a run expires later than the last of its results, and only when all its pictures have ended', () =>
+  it('a run expires later than the last of its results, and only when all its images have ended', () =>
     inFolder(async (root) => {
-      const pictures = (await writePictures(root, 3)).map(asFile);
+      const images = (await writeImages(root, 3)).map(asFile);
       const gone = { file: 'gone', sha256: sha256('gone'), reference: { kind: 'file', path: 'gone.png' } as const };
       const left = async (run: string): Promise<number[]> => {
         const keys = (await redis.keys(`diad:run:${run}*`)).sort();
@@ -223,7 +223,7 @@ describe('queue: results @slow', () => {
         },
       };
       await working({ root, scorer, keepSeconds: 600 }, async () => {
-        const run = await submitRun([...pictures, gone], { redis: broker.url, model: STUB_MODEL });
+        const run = await submitRun([...images, gone], { redis: broker.url, model: STUB_MODEL });
         while ((await redis.hlen(`diad:run:${run}:ended`)) < 3) await sleep(20);
         assert.deepEqual(await left(run), [-1, -1, -1]);
         release();
@@ -233,14 +233,14 @@ describe('queue: results @slow', () => {
       });
       // A result that is there already lives as long as a new one would; a run, as long as the worker that keeps longest says.
       await working({ root, keepSeconds: 6000 }, async () => {
-        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        const run = await submitRun(images, { redis: broker.url, model: STUB_MODEL });
         await collect(run, broker.url);
         const [key] = await redis.keys('diad:result:*');
         assert.ok((await redis.ttl(key!)) > 600);
         for (const seconds of await left(run)) assert.ok(seconds > 6000, String(seconds));
       });
       await working({ root }, async () => {
-        const run = await submitRun(pictures, { redis: broker.url, model: STUB_MODEL });
+        const run = await submitRun(images, { redis: broker.url, model: STUB_MODEL });
         await collect(run, broker.url);
         for (const key of await redis.keys('diad:result:*')) assert.equal(await redis.ttl(key), -1);
         assert.deepEqual(await left(run), [-1, -1, -1]);
@@ -272,7 +272,7 @@ describe('queue: results @slow', () => {
 
   it('an answer lost with the connection: what is sent again is not appended twice', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 20);
+      const images = await writeImages(root, 20);
       let cut = 0;
       // Between submitRun and the broker: hands a script that appends on, and closes the connection in place of its answer.
       const between = net.createServer((client) => {
@@ -306,21 +306,21 @@ describe('queue: results @slow', () => {
       await once(between.listen(0, '127.0.0.1'), 'listening');
       try {
         const url = `redis://127.0.0.1:${(between.address() as net.AddressInfo).port}`;
-        const run = await submitRun(pictures.map(asFile), { redis: url, model: STUB_MODEL });
+        const run = await submitRun(images.map(asFile), { redis: url, model: STUB_MODEL });
         assert.equal(cut, 1);
         const results = await working({ root }, () => collect(run, broker.url));
         assert.deepEqual(
           results.map((one) => [one.file, one.status === 'done' && one.score]),
-          pictures.map(({ file, bytes }) => [file, stubScore(bytes)]),
+          images.map(({ file, bytes }) => [file, stubScore(bytes)]),
         );
       } finally {
         between.close();
       }
     }));
 
-  it('a picture whose job somebody has removed is not waited for', () =>
+  it('an image whose job somebody has removed is not waited for', () =>
     inFolder(async (root) => {
-      const run = await submitRun((await writePictures(root, 1)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+      const run = await submitRun((await writeImages(root, 1)).map(asFile), { redis: broker.url, model: STUB_MODEL });
       const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
       const queue = new Queue(queueName(STUB_MODEL), { connection });
       await queue.remove(`${run}-0`);

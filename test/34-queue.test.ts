@@ -32,7 +32,7 @@ import {
   stubInfo,
   stubScore,
   stubScorer,
-  writePictures,
+  writeImages,
 } from './queue-support.js';
 import { example, inFolder, rejects, root as projectRoot, runProgram } from './support.js';
 
@@ -61,17 +61,17 @@ describe('queue @slow', () => {
     }
   }
 
-  it('every picture gets its result, in order; the same run again computes nothing', () =>
+  it('every image gets its result, in order; the same run again computes nothing', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 12);
+      const images = await writeImages(root, 12);
       let computed = 0;
       const scorer = stubScorer(5, () => computed++);
       await withWorker({ root, scorer }, async () => {
-        const submit = (): Promise<string> => submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+        const submit = (): Promise<string> => submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
         const results = await collect(await submit(), broker.url);
         assert.deepEqual(
           results,
-          pictures.map(({ file, sha256: digest, bytes }) => ({
+          images.map(({ file, sha256: digest, bytes }) => ({
             file,
             sha256: digest,
             status: 'done',
@@ -91,23 +91,23 @@ describe('queue @slow', () => {
 
   it('what is not there yet is said to wait; an unknown run is an error', () =>
     inFolder(async (root) => {
-      const run = await submitRun((await writePictures(root, 3)).map(asFile), { redis: broker.url, model: 'cd'.repeat(32) });
+      const run = await submitRun((await writeImages(root, 3)).map(asFile), { redis: broker.url, model: 'cd'.repeat(32) });
       assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 3, expired: 0 });
       await rejects(collect('no-such-run', broker.url), 'ERR_DIAD_INVALID_ARGUMENT', /no run no-such-run/);
     }));
 
   it('priority: 1 comes before 9', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 8);
+      const images = await writeImages(root, 8);
       const model = STUB_MODEL;
       const order: number[] = [];
-      const late = await submitRun(pictures.slice(0, 4).map(asFile), { redis: broker.url, model, seed: 70, priority: 9 });
-      const soon = await submitRun(pictures.slice(4).map(asFile), { redis: broker.url, model, seed: 70, priority: 1 });
+      const late = await submitRun(images.slice(0, 4).map(asFile), { redis: broker.url, model, seed: 70, priority: 9 });
+      const soon = await submitRun(images.slice(4).map(asFile), { redis: broker.url, model, seed: 70, priority: 1 });
       const base = stubScorer(5);
       const scorer = {
         ...base,
         score: (image: Uint8Array) => {
-          order.push(pictures.findIndex(({ bytes }) => bytes.equals(image)));
+          order.push(images.findIndex(({ bytes }) => bytes.equals(image)));
           return base.score(image);
         },
       };
@@ -123,8 +123,8 @@ describe('queue @slow', () => {
 
   it('what a worker may not or cannot read fails at once, with its reason, into the dead letters', () =>
     inFolder(async (root) => {
-      const [picture] = await writePictures(root, 1);
-      const { sha256: digest, bytes } = picture!;
+      const [image] = await writeImages(root, 1);
+      const { sha256: digest, bytes } = image!;
       await symlink('/etc/hostname', path.join(root, 'link.png'));
       const redirecting = http.createServer((request, answer) => {
         const location = request.url === '/private' ? 'http://169.254.169.254/latest' : request.url === '/loop' ? '/loop' : undefined;
@@ -202,13 +202,13 @@ describe('queue @slow', () => {
 
   it('a file that is not there yet is tried again; one that never comes fails with its name', () =>
     inFolder(async (root) => {
-      const [picture] = await writePictures(root, 1);
-      const late = { file: 'late', sha256: picture!.sha256, reference: { kind: 'file', path: 'late.png' } as const };
+      const [image] = await writeImages(root, 1);
+      const late = { file: 'late', sha256: image!.sha256, reference: { kind: 'file', path: 'late.png' } as const };
       const never = { file: 'never', sha256: sha256('never'), reference: { kind: 'file', path: 'never.png' } as const };
       await withWorker({ root }, async () => {
         const run = await submitRun([late, never], { redis: broker.url, model: STUB_MODEL, seed: 12, attempts: 3 });
         await new Promise((resolve) => setTimeout(resolve, 300)); // the first attempt is over
-        await writeFile(path.join(root, 'late.png'), picture!.bytes);
+        await writeFile(path.join(root, 'late.png'), image!.bytes);
         const [came, missing] = await collect(run, broker.url);
         assert.equal(came!.status, 'done');
         assert.ok(missing!.status === 'failed');
@@ -218,20 +218,20 @@ describe('queue @slow', () => {
 
   it('a failure that may pass is tried again', () =>
     inFolder(async (root) => {
-      const [picture] = await writePictures(root, 1);
+      const [image] = await writeImages(root, 1);
       let asked = 0;
       const flaky = http.createServer((_request, answer) => {
         asked++;
         if (asked < 3) answer.writeHead(503).end();
-        else answer.end(picture!.bytes);
+        else answer.end(image!.bytes);
       });
       flaky.listen(0, '127.0.0.1');
       await once(flaky, 'listening');
       const url = `http://127.0.0.1:${(flaky.address() as { port: number }).port}/x.png`;
       await withWorker({ hosts: ['127.0.0.1'], privateHosts: ['127.0.0.1'] }, async () => {
-        const submission = { file: url, sha256: picture!.sha256, reference: { kind: 'url', url } as const };
+        const submission = { file: url, sha256: image!.sha256, reference: { kind: 'url', url } as const };
         const run = await submitRun([submission], { redis: broker.url, model: STUB_MODEL, seed: 4 });
-        assert.deepEqual(scores(await collect(run, broker.url)), [stubScore(picture!.bytes)]);
+        assert.deepEqual(scores(await collect(run, broker.url)), [stubScore(image!.bytes)]);
         assert.equal(asked, 3);
       });
       flaky.close();
@@ -292,12 +292,12 @@ describe('queue @slow', () => {
       }
     }));
 
-  it('workers killed with SIGKILL: every picture has one result, that of the undisturbed run', () =>
+  it('workers killed with SIGKILL: every image has one result, that of the undisturbed run', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 80);
+      const images = await writeImages(root, 80);
       const options = { delayMs: 100, lockMs: 1000, maxStalls: 20 };
       const workers: ChildProcess[] = await Promise.all([1, 2].map(() => startWorkerProcess(broker.url, root, options)));
-      const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 5 });
+      const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 5 });
       for (let kills = 0; kills < 3; kills++) {
         await sleep(150);
         workers.shift()!.kill('SIGKILL');
@@ -305,16 +305,16 @@ describe('queue @slow', () => {
       }
       assert.deepEqual(
         scores(await collect(run, broker.url)),
-        pictures.map(({ bytes }) => stubScore(bytes)),
+        images.map(({ bytes }) => stubScore(bytes)),
       );
       for (const worker of workers) worker.kill('SIGKILL');
     }));
 
   it('a job whose worker dies twice goes to the dead letters', () =>
     inFolder(async (root) => {
-      const [picture] = await writePictures(root, 1);
+      const [image] = await writeImages(root, 1);
       const options = { delayMs: 60_000, lockMs: 1000, maxStalls: 1 };
-      const run = await submitRun([asFile(picture!)], { redis: broker.url, model: STUB_MODEL, seed: 6 });
+      const run = await submitRun([asFile(image!)], { redis: broker.url, model: STUB_MODEL, seed: 6 });
       const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
       const queue = new Queue(`diad-${STUB_MODEL.slice(0, 16)}`, { connection });
       for (let deaths = 0; deaths < 2; deaths++) {
@@ -334,16 +334,16 @@ describe('queue @slow', () => {
 
   it('the broker killed and started again in the middle: all jobs end without a hand', () =>
     inFolder(async (root) => {
-      const pictures = await writePictures(root, 60);
+      const images = await writeImages(root, 60);
       await withWorker({ root, scorer: stubScorer(150), concurrency: 4, lockMs: 2000, silentMs: 2000, maxStalls: 5 }, async (worker) => {
-        const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 7 });
+        const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 7 });
         while (worker.completed < 10) await sleep(20);
         await broker.kill();
         await sleep(500);
         await broker.start();
         assert.deepEqual(
           scores(await collect(run, broker.url)),
-          pictures.map(({ bytes }) => stubScore(bytes)),
+          images.map(({ bytes }) => stubScore(bytes)),
         );
       });
     }));
@@ -366,7 +366,7 @@ describe('queue @slow', () => {
       await writeFile(list, '\n');
       const nothing = await runProgram(process.execPath, [main, 'submit', list, '--root', root, '--redis', broker.url]);
       assert.deepEqual([nothing.code, nothing.stdout], [1, '']);
-      assert.match(nothing.stderr, /Expected pictures in .*list\.sha256 but found none/);
+      assert.match(nothing.stderr, /Expected images in .*list\.sha256 but found none/);
     }));
 
   it('diad submit, worker, results: the scores of the base bundle', () =>

@@ -12,7 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { identify } from '../lib/watch/done.js';
 import { jsonlSink, mqttSink, webhookSink, type Sink, type WatchEvent } from '../lib/watch/index.js';
 import { shownAddress } from '../lib/watch/sinks.js';
-import { freePort, stubScorer, writePictures } from './queue-support.js';
+import { freePort, stubScorer, writeImages } from './queue-support.js';
 import { inFolder, rejects } from './support.js';
 import { collecting, eventsIn, journalOf, lines, until, watching } from './watch-support.js';
 
@@ -76,7 +76,7 @@ async function listening(
 describe('watch: faults @slow', () => {
   it('a journal of more than 512 MiB, of the first version: what it knows is not scored again, what is undelivered is delivered', () =>
     inFolder(async (folder) => {
-      await writePictures(folder, 2);
+      await writeImages(folder, 2);
       const ids = await Promise.all(['0000.png', '0001.png'].map((file) => identify(path.join(folder, file), file)));
       const [sent, unsent, gone] = [eventOf('0000.png', ids[0]!), eventOf('0001.png', ids[1]!), eventOf('gone.png', 'of one that is gone')];
       const journal = journalOf(folder);
@@ -109,11 +109,11 @@ describe('watch: faults @slow', () => {
       assert.equal(buffer.toString('utf8', 0, bytesRead), `{"id":\n${JSON.stringify(two)}\n`);
     }));
 
-  it('a named pipe called like a picture holds up neither the pictures nor the end', () =>
+  it('a named pipe called like an image holds up neither the images nor the end', () =>
     inFolder(async (folder) => {
       const sink = collecting();
       for (const name of ['a.png', 'b.png', 'c.png', 'd.png', 'e.png']) execFileSync('mkfifo', [path.join(folder, name)]);
-      await writePictures(folder, 2);
+      await writeImages(folder, 2);
       await watching({ folder, sinks: [sink], concurrency: 4 }, () => until(() => sink.events.length === 2, 'all told'));
     }));
 
@@ -123,10 +123,10 @@ describe('watch: faults @slow', () => {
     }
   });
 
-  it('the journal is written anew at each start: ids of pictures that are there, events that a receiver has not had, how far each has got', () =>
+  it('the journal is written anew at each start: ids of images that are there, events that a receiver has not had, how far each has got', () =>
     inFolder(async (folder) => {
       const [here, late] = [collecting(), away('late')];
-      const pictures = await writePictures(folder, 3);
+      const images = await writeImages(folder, 3);
       const journal = journalOf(folder);
       const run = (use: () => Promise<void>): Promise<void> => watching({ folder, sinks: [here, late], concurrency: 1 }, use);
       await run(() => until(() => here.events.length === 3, 'all told'));
@@ -142,14 +142,14 @@ describe('watch: faults @slow', () => {
       const ids = others.map(({ id, file }) => ({ known: id, file }));
       const to = [header, ...ids].reduce((sum, entry) => sum + JSON.stringify(entry).length + 1, 0);
       assert.deepEqual(entries, [...ids, { sink: 'test', to }, { sink: 'late', to }]);
-      assert.deepEqual([here.events.length, late.events], [pictures.length, here.events]);
+      assert.deepEqual([here.events.length, late.events], [images.length, here.events]);
     }));
 
-  it('a share that is not mounted at the start takes no picture from the journal', () =>
+  it('a share that is not mounted at the start takes no image from the journal', () =>
     inFolder(async (outside) => {
       const [folder, journal, sink] = [path.join(outside, 'share'), path.join(outside, 'journal'), collecting()];
       await fs.promises.mkdir(folder);
-      await writePictures(folder, 2);
+      await writeImages(folder, 2);
       await watching({ folder, journal, sinks: [sink] }, () => until(() => sink.events.length === 2, 'both'));
       await rename(folder, path.join(outside, 'mounted'));
       await fs.promises.mkdir(folder);
@@ -179,7 +179,7 @@ describe('watch: faults @slow', () => {
       }
       await watching({ folder, sinks: [sink], log: (line) => log.push(line) }, async () => {
         await replacing(prototype, { write: full, appendFile: full }, async () => {
-          await writePictures(folder, 3);
+          await writeImages(folder, 3);
           await until(() => failures >= 3, 'three failures');
           assert.deepEqual([sink.events, await eventsIn(journal)], [[], []]);
         });
@@ -192,7 +192,7 @@ describe('watch: faults @slow', () => {
       assert.equal(sink.events.length, 3, 'none twice');
     }));
 
-  it('a watch that is closed while the disk is full has lost no picture: it is scored at the next start', () =>
+  it('a watch that is closed while the disk is full has lost no image: it is scored at the next start', () =>
     inFolder(async (folder) => {
       const [sink, log] = [collecting(), [] as string[]];
       const handle = await open(path.join(folder, 'any'), 'w');
@@ -201,7 +201,7 @@ describe('watch: faults @slow', () => {
       const full = (): Promise<never> => Promise.reject(failure('ENOSPC'));
       await replacing(prototype, { write: full, appendFile: full }, () =>
         watching({ folder, sinks: [sink], log: (line) => log.push(line) }, async () => {
-          await writePictures(folder, 1);
+          await writeImages(folder, 1);
           await until(() => log.length > 0, 'a failed attempt');
         }),
       );
@@ -214,7 +214,7 @@ describe('watch: faults @slow', () => {
     inFolder(async (folder) => {
       const [here, gone, log] = [collecting(), away('gone'), [] as string[]];
       const [received, attempts]: [string[], string[]] = [[], []];
-      const pictures = await inFolder((other) => writePictures(other, 3));
+      const images = await inFolder((other) => writeImages(other, 3));
       const answer = ({ file }: WatchEvent): number => {
         attempts.push(file);
         if (file === '0000.png') return 400;
@@ -225,7 +225,7 @@ describe('watch: faults @slow', () => {
         const hook = webhookSink(`http://127.0.0.1:${port}/`, undefined);
         const options = { folder, sinks: [gone, hook, here], concurrency: 1, log: (line: string) => log.push(line) };
         await watching(options, async () => {
-          for (const { file, bytes } of pictures) {
+          for (const { file, bytes } of images) {
             await writeFile(path.join(folder, file), bytes);
             await until(() => here.events.some((event) => event.file === file), file);
           }
@@ -262,7 +262,7 @@ describe('watch: faults @slow', () => {
         );
         broker.kill('SIGSTOP');
         await watching({ folder, sinks: [sink, dead] }, async () => {
-          await writePictures(folder, 1);
+          await writeImages(folder, 1);
           await until(async () => (await eventsIn(journalOf(folder))).length === 1, 'scored');
           await sleep(200);
         });
@@ -280,20 +280,20 @@ describe('watch: faults @slow', () => {
         Object.assign(new EventEmitter(), { close: () => undefined, ref: () => undefined, unref: () => undefined });
       await replacing(fs, { watch: silent }, async () => {
         await watching({ folder, sinks: [sink] }, async () => {
-          await writePictures(folder, 1);
+          await writeImages(folder, 1);
           await sleep(600);
           assert.deepEqual(sink.events, [], 'as on a share');
         });
         await watching({ folder, sinks: [sink], poll: 50 }, async () => {
           await until(() => sink.events.length === 1, 'what was there');
-          await writePictures(folder, 3);
+          await writeImages(folder, 3);
           await until(() => sink.events.length >= 3, 'what has come');
         });
       });
       assert.deepEqual([...new Set(sink.events.map(({ file }) => file))].sort(), ['0000.png', '0001.png', '0002.png']);
     }));
 
-  it('a picture that cannot be read for a moment is read again, one that is gone is not', () =>
+  it('an image that cannot be read for a moment is read again, one that is gone is not', () =>
     inFolder(async (folder) => {
       const [sink, log] = [collecting(), [] as string[]];
       const { readFile: read } = fs.promises;
@@ -302,7 +302,7 @@ describe('watch: faults @slow', () => {
         if (file.endsWith('0001.png')) return Promise.reject(failure('ENOENT'));
         return ++reads <= 2 ? Promise.reject(failure('EBUSY')) : read(file);
       };
-      await writePictures(folder, 2);
+      await writeImages(folder, 2);
       await replacing(fs.promises, { readFile: busy }, () =>
         watching({ folder, sinks: [sink], log: (line) => log.push(line) }, () => until(() => sink.events.length === 1, 'told')),
       );
@@ -333,7 +333,7 @@ describe('watch: faults @slow', () => {
           webhookSink(`http://me:sec%20ret@127.0.0.1:${port}/${token}?key=${token}`, undefined),
           await mqttSink(mqttAddress, 't'),
         ];
-        await writePictures(folder, 1);
+        await writeImages(folder, 1);
         await watching({ folder, sinks, log: (line) => log.push(line) }, () => until(() => log.length >= 4, 'failed attempts'));
         assert.ok(
           log.some((line) => line.startsWith(`http://127.0.0.1:${port}/…?key=…: answers 503; again`)),

@@ -1,4 +1,4 @@
-// diad watch: each picture once, over kills and restarts; webhook, MQTT.
+// diad watch: each image once, over kills and restarts; webhook, MQTT.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -10,7 +10,7 @@ import mqtt from 'mqtt';
 import { Diad } from '../lib/index.js';
 import { identify, moveInto } from '../lib/watch/done.js';
 import { mqttSink, signature, watch, webhookSink, type WatchEvent } from '../lib/watch/index.js';
-import { freePort, stubScore, stubScorer, writePictures } from './queue-support.js';
+import { freePort, stubScore, stubScorer, writeImages } from './queue-support.js';
 import { example, inFolder, rejects, root, runProgram, withBundleCopy } from './support.js';
 import { collecting, eventsIn, journalOf, lines, until, watching } from './watch-support.js';
 
@@ -18,21 +18,21 @@ describe('watch', () => {
   it('scores what is there and what comes, once each over a restart; a file that is replaced again', () =>
     inFolder(async (folder) => {
       const sink = collecting();
-      const pictures = await writePictures(folder, 3);
+      const images = await writeImages(folder, 3);
       await watching({ folder, sinks: [sink] }, async () => {
         await until(() => sink.events.length === 3, 'the three that were there');
         await mkdir(path.join(folder, 'sub'));
-        await writeFile(path.join(folder, 'sub', 'late.PNG'), pictures[0]!.bytes);
-        await writeFile(path.join(folder, 'notes.txt'), 'no picture');
+        await writeFile(path.join(folder, 'sub', 'late.PNG'), images[0]!.bytes);
+        await writeFile(path.join(folder, 'notes.txt'), 'no image');
         await until(() => sink.events.length === 4, 'the late one');
       });
-      const expected = [...pictures.map(({ file }) => file), path.join('sub', 'late.PNG')];
+      const expected = [...images.map(({ file }) => file), path.join('sub', 'late.PNG')];
       assert.deepEqual(sink.events.map(({ file }) => file).sort(), expected.sort());
       for (const { file, score } of sink.events.slice(0, 3)) {
-        assert.equal(score, stubScore(pictures.find((one) => one.file === file)!.bytes));
+        assert.equal(score, stubScore(images.find((one) => one.file === file)!.bytes));
       }
       await watching({ folder, sinks: [sink] }, async () => {
-        await writeFile(path.join(folder, '0001.png'), Buffer.concat([pictures[1]!.bytes, Buffer.from('more')]));
+        await writeFile(path.join(folder, '0001.png'), Buffer.concat([images[1]!.bytes, Buffer.from('more')]));
         await until(() => sink.events.length === 5, 'the replaced one');
         await sleep(300);
       });
@@ -59,10 +59,10 @@ describe('watch', () => {
       assert.deepEqual((await readdir(folder)).sort(), ['.diad-watch.jsonl', 'done']);
     }));
 
-  it('what is done keeps every picture: a camera that uses its names again, names that meet, names that are taken', () =>
+  it('what is done keeps every image: a camera that uses its names again, names that meet, names that are taken', () =>
     inFolder(async (folder) => {
       const [sink, done] = [collecting(), path.join(folder, 'done')];
-      const pictures = (await writePictures(folder, 4)).map(({ bytes }) => bytes);
+      const images = (await writeImages(folder, 4)).map(({ bytes }) => bytes);
       for (const name of await readdir(folder)) await rm(path.join(folder, name));
       await mkdir(path.join(folder, 'a'));
       await mkdir(done);
@@ -70,13 +70,13 @@ describe('watch', () => {
       const log: string[] = [];
       await watching({ folder, done, sinks: [sink], log: (line) => log.push(line) }, async () => {
         for (const [i, name] of ['image.png', 'image.png', 'a/b.png', 'a__b.png'].entries()) {
-          await writeFile(path.join(folder, name), pictures[i]!);
+          await writeFile(path.join(folder, name), images[i]!);
           await until(async () => (await readdir(done)).length === i + 2, `${name} moved`);
         }
         await until(() => sink.events.length === 4, 'all told');
       });
       const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name))));
-      assert.deepEqual(kept.map(stubScore).sort(), [Buffer.from('of an earlier day'), ...pictures].map(stubScore).sort());
+      assert.deepEqual(kept.map(stubScore).sort(), [Buffer.from('of an earlier day'), ...images].map(stubScore).sort());
       assert.equal(await readFile(path.join(done, 'image.png'), 'utf8'), 'of an earlier day');
       // Its own name where that is free, else the first digits of the event's id beside it; the journal and the log say which.
       const ids = sink.events.map(({ id }) => id);
@@ -91,7 +91,7 @@ describe('watch', () => {
         entries.filter(({ moved }) => moved !== undefined),
         ids.map((moved, i) => ({ moved, name: names[i] })),
       );
-      for (const [i, name] of names.entries()) assert.deepEqual(await readFile(path.join(done, name)), pictures[i]);
+      for (const [i, name] of names.entries()) assert.deepEqual(await readFile(path.join(done, name)), images[i]);
       assert.deepEqual(
         log,
         ['image.png', 'image.png', undefined, 'a__b.png'].flatMap((file, i) =>
@@ -100,7 +100,7 @@ describe('watch', () => {
       );
     }));
 
-  it('twenty that move pictures of one name, size and time at once each find a name of their own', () =>
+  it('twenty that move images of one name, size and time at once each find a name of their own', () =>
     inFolder(async (folder) => {
       const done = path.join(folder, 'done');
       await mkdir(done);
@@ -138,7 +138,7 @@ describe('watch', () => {
       const done = await mkdtemp('/dev/shm/diad-');
       try {
         assert.notEqual((await stat(done)).dev, (await stat(folder)).dev, 'two file systems');
-        const pictures = await writePictures(folder, 2);
+        const images = await writeImages(folder, 2);
         await writeFile(path.join(done, '0001.png'), 'earlier');
         const { mtimeMs } = await stat(path.join(folder, '0000.png'));
         const [sink, log] = [collecting(), [] as string[]];
@@ -147,8 +147,8 @@ describe('watch', () => {
         );
         const id = sink.events.find(({ file }) => file === '0001.png')!.id.slice(0, 12);
         assert.deepEqual((await readdir(done)).sort(), ['0000.png', `0001.${id}.png`, '0001.png'].sort());
-        assert.deepEqual(await readFile(path.join(done, '0000.png')), pictures[0]!.bytes);
-        assert.deepEqual(await readFile(path.join(done, `0001.${id}.png`)), pictures[1]!.bytes);
+        assert.deepEqual(await readFile(path.join(done, '0000.png')), images[0]!.bytes);
+        assert.deepEqual(await readFile(path.join(done, `0001.${id}.png`)), images[1]!.bytes);
         assert.equal(Math.round((await stat(path.join(done, '0000.png'))).mtimeMs), Math.round(mtimeMs));
         assert.deepEqual(log, [`0001.png: moved to ${path.join(done, `0001.${id}.png`)}`]);
       } finally {
@@ -156,10 +156,10 @@ describe('watch', () => {
       }
     }));
 
-  it('a picture that is replaced while it is scored is not taken for the new one: that is scored, then moved', () =>
+  it('an image that is replaced while it is scored is not taken for the new one: that is scored, then moved', () =>
     inFolder(async (folder) => {
       const [sink, done, file] = [collecting(), path.join(folder, 'done'), path.join(folder, 'image.png')];
-      const [first, second] = await writePictures(folder, 2);
+      const [first, second] = await writeImages(folder, 2);
       await rm(path.join(folder, '0001.png'));
       await rename(path.join(folder, '0000.png'), file);
       const stub = stubScorer(1);
@@ -184,7 +184,7 @@ describe('watch', () => {
       assert.deepEqual(await readFile(path.join(done, 'image.png')), newer);
     }));
 
-  it("thresholds are those of the folder's class, or of the class that is named; the score also normalised", () =>
+  it("thresholds are those of the folder's class, or of the class that is named; the score also normalized", () =>
     withBundleCopy(async (bundle) => {
       const calibration = { threshold: 1000, scale: 100, classes: { gear: { threshold: 0.001 }, bolt: { threshold: 2000 } } };
       await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
@@ -205,11 +205,11 @@ describe('watch', () => {
             const options = { folder, scorer: diad, sinks: [sink], concurrency: 1, ...(named === undefined ? {} : { className: named }) };
             await watching(options, () => until(() => sink.events.length === 3, 'all'));
             const events = sink.events.sort((one, other) => one.file.localeCompare(other.file));
-            for (const [i, { score = NaN, threshold, anomalous, normalisedScore = NaN }] of events.entries()) {
+            for (const [i, { score = NaN, threshold, anomalous, normalizedScore = NaN }] of events.entries()) {
               assert.deepEqual([threshold, anomalous], [thresholds[i], score > thresholds[i]!]);
               // The global thresholds have a scale, those of the classes none.
               const expected = threshold === 1000 ? 1 / (1 + Math.exp((1000 - score) / 100)) : score / (score + threshold!);
-              assert.ok(Math.abs(normalisedScore - expected) < 1e-12, `${normalisedScore} ${expected}`);
+              assert.ok(Math.abs(normalizedScore - expected) < 1e-12, `${normalizedScore} ${expected}`);
             }
           });
         }
@@ -255,7 +255,7 @@ describe('watch', () => {
         return child;
       };
       const first = await start();
-      const pictures = await writePictures(folder, 500);
+      const images = await writeImages(folder, 500);
       await until(async () => (await lines<WatchEvent>(jsonl)).length > 50, 'some');
       first.kill('SIGKILL');
       await once(first, 'exit');
@@ -267,10 +267,10 @@ describe('watch', () => {
       const events = await lines<WatchEvent>(jsonl);
       assert.deepEqual(
         events.map(({ file }) => file).sort(),
-        pictures.map(({ file }) => file),
+        images.map(({ file }) => file),
       );
       const scores = new Map(events.map(({ file, score }) => [file, score]));
-      for (const { file, bytes } of pictures) assert.equal(scores.get(file), stubScore(bytes));
+      for (const { file, bytes } of images) assert.equal(scores.get(file), stubScore(bytes));
     }));
 
   it('webhook: signed, again while the receiver is away, also after a restart', () =>
@@ -292,7 +292,7 @@ describe('watch', () => {
           answer.writeHead(204).end();
         });
       });
-      const pictures = await writePictures(folder, 2);
+      const images = await writeImages(folder, 2);
       const log: string[] = [];
       // The receiver is away: the results are kept, and the watch ends.
       await watching({ folder, sinks: [webhookSink(url, 'secret')], log: (line) => log.push(line) }, async () => {
@@ -310,7 +310,7 @@ describe('watch', () => {
       const events = received.map(({ body }) => JSON.parse(body) as WatchEvent);
       assert.deepEqual(
         events.map(({ file }) => file).sort(),
-        pictures.map(({ file }) => file),
+        images.map(({ file }) => file),
       );
       assert.deepEqual(
         received.map(({ id }) => id),
@@ -322,7 +322,7 @@ describe('watch', () => {
     inFolder(async (folder) => {
       const port = await freePort();
       const url = `mqtt://127.0.0.1:${port}`;
-      await writePictures(folder, 2);
+      await writeImages(folder, 2);
       const sink = await mqttSink(url, 'line/7');
       await assert.rejects(sink.send({ id: 'x', file: 'x', time: '' }), /^Error: not connected/);
       await until(
@@ -355,10 +355,10 @@ describe('watch', () => {
       }
     }));
 
-  it('a picture that cannot be decoded is an event with the error; a folder that is not there is an error', () =>
+  it('an image that cannot be decoded is an event with the error; a folder that is not there is an error', () =>
     inFolder(async (folder) => {
       const main = path.join(root, 'dist', 'cli', 'main.js');
-      await writeFile(path.join(folder, 'bad.png'), 'no picture');
+      await writeFile(path.join(folder, 'bad.png'), 'no image');
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
       const done = path.join(folder, 'done');

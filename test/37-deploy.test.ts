@@ -121,9 +121,9 @@ describe('deploy', () => {
       await broker.start();
       const redis = new Redis(broker.url, { maxRetriesPerRequest: null });
       try {
-        const picture = { file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'file', path: 'x' } as const };
-        await submitRun([picture], { redis: broker.url, model: STUB_MODEL });
-        await submitRun([picture], { redis: broker.url, model: STUB_MODEL, priority: 3 });
+        const image = { file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'file', path: 'x' } as const };
+        await submitRun([image], { redis: broker.url, model: STUB_MODEL });
+        await submitRun([image], { redis: broker.url, model: STUB_MODEL, priority: 3 });
         assert.deepEqual(await Promise.all(keys.map((key) => redis.type(key))), ['list', 'zset', 'none']);
         assert.match(keys[2]!, /:active$/);
       } finally {

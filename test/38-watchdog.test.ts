@@ -6,17 +6,17 @@ import path from 'node:path';
 import { Redis } from 'ioredis';
 import { Queue } from 'bullmq';
 import { queueName, runResults, startWorker, submitRun, type RunResult, type Submission } from '../lib/queue/index.js';
-import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writePictures } from './queue-support.js';
+import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writeImages } from './queue-support.js';
 import { HANG_GUARD_MS } from './support.js';
 
 describe('queue: watchdog @slow', () => {
   let folder: string;
   let broker: Broker;
-  let pictures: Awaited<ReturnType<typeof writePictures>>;
+  let images: Awaited<ReturnType<typeof writeImages>>;
   before(async () => {
     folder = await mkdtemp(path.join(os.tmpdir(), 'diad-watchdog-'));
-    for (const name of ['redis', 'pictures']) await mkdir(path.join(folder, name));
-    pictures = await writePictures(path.join(folder, 'pictures'), 3);
+    for (const name of ['redis', 'images']) await mkdir(path.join(folder, name));
+    images = await writeImages(path.join(folder, 'images'), 3);
     broker = new Broker(await freePort(), path.join(folder, 'redis'));
     await broker.start();
   });
@@ -36,7 +36,7 @@ describe('queue: watchdog @slow', () => {
     const lines: string[] = [];
     const worker = await startWorker({
       redis: broker.url,
-      root: path.join(folder, 'pictures'),
+      root: path.join(folder, 'images'),
       scorer: stubScorer(0),
       silentMs: 900,
       log: (line) => lines.push(line),
@@ -46,15 +46,15 @@ describe('queue: watchdog @slow', () => {
     try {
       // Jobs that are there without the wake-up that adding them sends: handed in while the queue is paused, which is then ended by hand.
       await queue.pause();
-      const submissions = pictures.map(({ file, sha256 }): Submission => ({ file, sha256, reference: { kind: 'file', path: file } }));
+      const submissions = images.map(({ file, sha256 }): Submission => ({ file, sha256, reference: { kind: 'file', path: file } }));
       const results = collect(submissions, 3);
       const key = (name: string): string => `bull:${queueName(STUB_MODEL)}:${name}`;
-      while ((await connection.llen(key('wait'))) < pictures.length) await new Promise((resolve) => setTimeout(resolve, 20));
+      while ((await connection.llen(key('wait'))) < images.length) await new Promise((resolve) => setTimeout(resolve, 20));
       await connection.multi().hdel(key('meta'), 'paused').del(key('marker')).exec();
       const scores = (await results).map((one) => (one.status === 'done' ? one.score : one.status));
       assert.deepEqual(
         scores,
-        pictures.map(({ bytes }) => stubScore(bytes)),
+        images.map(({ bytes }) => stubScore(bytes)),
       );
       assert.ok(worker.restarts >= 1, lines.join('\n'));
       assert.match(lines.join('\n'), /no sign of life for 900 ms with 3 jobs waiting/);

@@ -1,4 +1,4 @@
-// Pictures in an S3-compatible store, read by a worker with the official client: fetched, compared with their hash, scored; refusals.
+// Images in an S3-compatible store, read by a worker with the official client: fetched, compared with their hash, scored; refusals.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -19,7 +19,7 @@ const STORE_ACCESS = {
   AWS_EC2_METADATA_DISABLED: 'true',
 };
 
-describe('pictures in an S3-compatible store @slow', () => {
+describe('images in an S3-compatible store @slow', () => {
   let store: ChildProcess;
   let endpoint: string;
   const surroundings = new Map<string, string | undefined>();
@@ -100,7 +100,7 @@ describe('pictures in an S3-compatible store @slow', () => {
           assert.ok(result.status === 'failed', result.status);
           assert.match(result.error, reason);
         }
-        assert.equal(scored.length, 1, 'the second has the same picture: its result is there');
+        assert.equal(scored.length, 1, 'the second has the same image: its result is there');
         // A key with spaces and letters beyond ASCII is read, not only answered from the first one's result.
         const again = await submitRun([at('ünder/two (1).png')], { redis: broker.url, model: STUB_MODEL, seed: 2 });
         for await (const result of runResults(again, waiting)) assert.equal(result.status, 'done', JSON.stringify(result));

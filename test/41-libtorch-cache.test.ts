@@ -72,7 +72,7 @@ async function withWheels(
 }
 
 describe('LibTorch in the cache @slow', () => {
-  it('takes libraries, version and licences of the wheel, with hashes; the second time nothing is fetched', () =>
+  it('takes libraries, version and licenses of the wheel, with hashes; the second time nothing is fetched', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const seen: number[] = [];

@@ -123,13 +123,13 @@ describe('doctor', () => {
         'calibration-invalid',
         /calibrate --good .*\n.*delete calibration\.json/,
       ],
-      [failed('ERR_DIAD_INTERNAL', 'Could not load the "sharp" module', 'picture'), 'pictures-unreadable', /--include=optional sharp/],
+      [failed('ERR_DIAD_INTERNAL', 'Could not load the "sharp" module', 'image'), 'images-unreadable', /--include=optional sharp/],
     ];
     for (const [outcome, cause, help] of cases) {
       const problem = diagnose(outcome, surroundings);
       assert.equal(problem?.cause, cause, outcome.failure?.message);
       assert.match(problem.help.join('\n'), help);
     }
-    assert.equal(diagnose({ stage: 'picture', timedOut: false, exitCode: 0, stderr: '' }, surroundings), undefined);
+    assert.equal(diagnose({ stage: 'image', timedOut: false, exitCode: 0, stderr: '' }, surroundings), undefined);
   });
 });

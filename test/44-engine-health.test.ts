@@ -10,7 +10,7 @@ import { EngineHealth } from '../lib/engine-health.js';
 import { DiadError, type DiadErrorCode } from '../lib/index.js';
 import { runResults, startWorker, submitRun } from '../lib/queue/index.js';
 import { DEVICE_LOST, failingEngine, type FailingEngine } from './failing-engine.js';
-import { asFile, Broker, collect, freePort, STUB_MODEL, writePictures } from './queue-support.js';
+import { asFile, Broker, collect, freePort, STUB_MODEL, writeImages } from './queue-support.js';
 import { post, refused, withServer } from './server-support.js';
 import { example, inFolder, root, runProgram } from './support.js';
 import { collecting, until, watching } from './watch-support.js';
@@ -27,7 +27,7 @@ describe('engine health', () => {
     return { health, changes, said };
   };
 
-  it('asks after three failures of the engine in a row, not before, and not for what is the matter with a picture', async () => {
+  it('asks after three failures of the engine in a row, not before, and not for what is the matter with an image', async () => {
     const engine = failingEngine();
     const { health, changes } = of(engine);
     for (const code of ['ERR_DIAD_IMAGE_DECODE', 'ERR_DIAD_QUEUE_FULL', 'ERR_DIAD_TIMEOUT', 'ERR_DIAD_INVALID_ARGUMENT'] as const) {
@@ -42,7 +42,7 @@ describe('engine health', () => {
     assert.equal(engine.questions, 0);
     for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
     await until(() => engine.questions === 1, 'asked');
-    assert.deepEqual([engine.questions, health.well, changes], [1, true, []], 'it scores: the pictures were at fault');
+    assert.deepEqual([engine.questions, health.well, changes], [1, true, []], 'it scores: the images were at fault');
   });
 
   it('an engine that cannot score is not well until it can', async () => {
@@ -109,7 +109,7 @@ describe('an engine that fails @slow', () => {
       const status = async (route: string): Promise<number> => (await fetch(`${server.url}/v2/health/${route}`)).status;
       engine.failing = 'files';
       for (let i = 0; i < 4; i++) await refused(await post(server, '/v1/score', bytes), 500, 'ERR_DIAD_INTERNAL');
-      assert.equal(await status('ready'), 200, 'other pictures may be scored');
+      assert.equal(await status('ready'), 200, 'other images may be scored');
       engine.failing = true;
       await until(async () => (await post(server, '/v1/score', bytes)).status === 503, 'not taken');
       assert.equal(await status('ready'), 503);
@@ -136,17 +136,17 @@ describe('an engine that fails @slow', () => {
     });
   });
 
-  it('watch: pictures wait for it, and none is put down as failed; one that alone fails is told of in the end', () =>
+  it('watch: images wait for it, and none is put down as failed; one that alone fails is told of in the end', () =>
     inFolder(async (folder) => {
       const engine = failingEngine();
       const sink = collecting();
-      await writePictures(folder, 4);
+      await writeImages(folder, 4);
       engine.failing = true;
       await watching({ folder, scorer: engine.scorer, sinks: [sink], recheckMs: 1000 }, async () => {
         await until(() => engine.questions === 2, 'asked');
         const { asked, questions } = engine;
         await until(() => engine.questions === 4, 'asked again');
-        assert.equal(engine.asked - asked, engine.questions - questions, 'pictures wait');
+        assert.equal(engine.asked - asked, engine.questions - questions, 'images wait');
         assert.equal(sink.events.length, 0);
         engine.failing = false;
         await until(() => sink.events.length === 4, 'scored');
@@ -164,7 +164,7 @@ describe('an engine that fails @slow', () => {
       await broker.start();
       const engine = failingEngine();
       engine.failing = true;
-      const pictures = await writePictures(folder, 60);
+      const images = await writeImages(folder, 60);
       const worker = await startWorker({
         redis: broker.url,
         scorer: engine.scorer,
@@ -174,11 +174,11 @@ describe('an engine that fails @slow', () => {
         silentMs: 2000,
       });
       try {
-        const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, attempts: 2 });
+        const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, attempts: 2 });
         await until(() => engine.questions === 1, 'asked');
         await sleep(500);
         const { asked, questions } = engine;
-        assert.ok(asked < 20, `${asked} pictures were tried`);
+        assert.ok(asked < 20, `${asked} images were tried`);
         await until(() => engine.questions === 4, 'asked again');
         assert.equal(engine.asked - asked, engine.questions - questions, 'jobs wait');
         engine.failing = false;
@@ -214,19 +214,19 @@ describe('an engine that fails @slow', () => {
         child.stderr.setEncoding('utf8').on('data', (chunk: string) => (log += chunk));
         return { child, log: () => log, ended: once(child, 'exit') };
       };
-      const pictures = path.join(folder, 'pictures');
-      await mkdir(pictures);
-      await writePictures(pictures, 4);
+      const images = path.join(folder, 'images');
+      await mkdir(images);
+      await writeImages(images, 4);
       const serve = start('serve', '--port', '0');
-      const watch = start('watch', pictures, '--settle', '50');
-      const worker = start('worker', '--redis', broker.url, '--root', pictures);
+      const watch = start('watch', images, '--settle', '50');
+      const worker = start('worker', '--redis', broker.url, '--root', images);
       const all = [serve, watch, worker];
       try {
         await until(() => serve.log().includes('diad: ready\n'), 'ready');
         const url = /diad: listening on (\S+)/.exec(serve.log())![1]!;
         const body = Uint8Array.from(await example('gear-good.png'));
         for (let i = 0; i < 3; i++) assert.equal((await fetch(`${url}/v1/score`, { method: 'POST', body })).status, 500);
-        const { stdout } = await runProgram(process.execPath, [main, 'submit', pictures, '--root', pictures, '--redis', broker.url]);
+        const { stdout } = await runProgram(process.execPath, [main, 'submit', images, '--root', images, '--redis', broker.url]);
         for (const { ended, log } of all) {
           assert.deepEqual(await ended, [1, null], log());
           assert.match(log(), new RegExp(`^diad: (the engine is lost|ERR_DIAD_INTERNAL): ${DEVICE_LOST}$`, 'm'));

@@ -11,7 +11,7 @@ const GROUPS = [
   'storms',
   'cycles',
   'soak',
-  'pictures',
+  'images',
   'bombs',
   'bundles',
   'torchscript',

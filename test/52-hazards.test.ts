@@ -7,7 +7,7 @@ import { evaluateClass, type ClassArrays } from '../lib/evaluation/metrics.js';
 import { addonPath } from '../lib/native.js';
 import { example, root, runModule } from './support.js';
 
-const PICTURE = JSON.stringify(path.join(root, 'examples', 'gear-good.png'));
+const IMAGE = JSON.stringify(path.join(root, 'examples', 'gear-good.png'));
 
 describe('hazards of native addons @slow', () => {
   it('the addon is linked so that it is never unmapped, and exports nothing but what Node looks for', () => {
@@ -49,7 +49,7 @@ describe('hazards of native addons @slow', () => {
     const { code, stdout, stderr } = await runModule(`
       import { readFileSync, readdirSync } from 'node:fs';
       import { settledThreads } from ${JSON.stringify(pathToFileURL(path.join(root, 'bench', 'abuse', 'harness.mjs')).href)};
-      const image = readFileSync(${PICTURE});
+      const image = readFileSync(${IMAGE});
       const once = async (maxBatch) => {
         const diad = await Diad.load(undefined, { threads: 3, maxBatch, warmup: false });
         await diad.score(image, { timeoutMs: 60_000 });

@@ -34,7 +34,7 @@ export function bmp({ width, height, bits, pixels, compression = 0, palette = []
     head.writeUInt32LE(palette.length, 46);
     for (const [i, mask] of masks.entries()) head.writeUInt32LE(mask, 54 + 4 * i);
   }
-  const colours = Buffer.from(palette.flatMap((colour) => (core ? colour : [...colour, 0])));
-  head.writeUInt32LE(head.length + colours.length + gap, 10);
-  return Buffer.concat([head, colours, Buffer.alloc(gap, 0xee), Buffer.from(pixels)]);
+  const colors = Buffer.from(palette.flatMap((color) => (core ? color : [...color, 0])));
+  head.writeUInt32LE(head.length + colors.length + gap, 10);
+  return Buffer.concat([head, colors, Buffer.alloc(gap, 0xee), Buffer.from(pixels)]);
 }

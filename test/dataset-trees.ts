@@ -7,19 +7,19 @@ import { bmp } from './bmp.js';
 
 const SIDE = 16;
 
-/** A flat colour picture in the format that the name's ending says. */
-export async function writePicture(file: string, level = 100, width = SIDE, height = SIDE): Promise<void> {
+/** A flat color image in the format that the name's ending says. */
+export async function writeImage(file: string, level = 100, width = SIDE, height = SIDE): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true });
   if (/\.bmp$/i.test(file)) {
     const pixels = Array<number>(4 * Math.ceil(width / 4) * height).fill(level);
     await writeFile(file, bmp({ width, height, bits: 8, palette: Array.from({ length: 256 }, (_, i) => [i, i, i] as const), pixels }));
     return;
   }
-  const picture = sharp({ create: { width, height, channels: 3, background: { r: level, g: level, b: level } } });
-  await writeFile(file, await (/\.jpe?g$/i.test(file) ? picture.jpeg() : picture.png()).toBuffer());
+  const image = sharp({ create: { width, height, channels: 3, background: { r: level, g: level, b: level } } });
+  await writeFile(file, await (/\.jpe?g$/i.test(file) ? image.jpeg() : image.png()).toBuffer());
 }
 
-/** A grey mask whose pixels [x0, x1) x [y0, y1) have a value, the others 0. */
+/** A gray mask whose pixels [x0, x1) x [y0, y1) have a value, the others 0. */
 export async function writeMask(
   file: string,
   value = 255,
@@ -41,7 +41,7 @@ export async function writeMask(
 /** CLASS/test/... of MVTec-AD's kind, two classes. */
 async function classes(root: string, write: (classFolder: string) => Promise<void>, names = ['bolt', 'nut']): Promise<void> {
   for (const name of names) {
-    await writePicture(path.join(root, name, 'train', 'good', '000.png'));
+    await writeImage(path.join(root, name, 'train', 'good', '000.png'));
     await write(path.join(root, name));
   }
 }
@@ -49,19 +49,19 @@ async function classes(root: string, write: (classFolder: string) => Promise<voi
 const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
   mvtec: (root) =>
     classes(root, async (folder) => {
-      await writePicture(path.join(folder, 'test', 'good', '000.png'));
-      await writePicture(path.join(folder, 'test', 'crack', '000.png'));
-      await writePicture(path.join(folder, 'test', 'crack', '001.PNG'));
+      await writeImage(path.join(folder, 'test', 'good', '000.png'));
+      await writeImage(path.join(folder, 'test', 'crack', '000.png'));
+      await writeImage(path.join(folder, 'test', 'crack', '001.PNG'));
       await writeMask(path.join(folder, 'ground_truth', 'crack', '000_mask.png'));
       await writeFile(path.join(folder, 'test', 'good', '._000.png'), 'a companion that macOS leaves');
-      await writeFile(path.join(folder, 'test', 'crack', 'Thumbs.db'), 'no picture');
+      await writeFile(path.join(folder, 'test', 'crack', 'Thumbs.db'), 'no image');
     }),
   mpdd: (root) => TREES.mvtec(root),
   loco: (root) =>
     classes(root, async (folder) => {
-      await writePicture(path.join(folder, 'test', 'good', '000.png'));
+      await writeImage(path.join(folder, 'test', 'good', '000.png'));
       for (const kind of ['logical_anomalies', 'structural_anomalies']) {
-        await writePicture(path.join(folder, 'test', kind, '000.png'));
+        await writeImage(path.join(folder, 'test', kind, '000.png'));
         await writeMask(path.join(folder, 'ground_truth', kind, '000', '000.png'), 251, [0, 0, 4, SIDE]);
         await writeMask(path.join(folder, 'ground_truth', kind, '000', '001.png'), 1, [12, 0, SIDE, SIDE]);
       }
@@ -70,16 +70,16 @@ const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
     classes(
       root,
       async (folder) => {
-        await writePicture(path.join(folder, 'test', 'ok', '0000.bmp'));
-        await writePicture(path.join(folder, 'test', 'ko', '0001.bmp'));
+        await writeImage(path.join(folder, 'test', 'ok', '0000.bmp'));
+        await writeImage(path.join(folder, 'test', 'ko', '0001.bmp'));
         await writeMask(path.join(folder, 'ground_truth', 'ko', '0001.png'));
       },
       ['01', '02'],
     ),
-  'visa-reorganised': (root) =>
+  'visa-reorganized': (root) =>
     classes(root, async (folder) => {
-      await writePicture(path.join(folder, 'test', 'good', '000.JPG'));
-      await writePicture(path.join(folder, 'test', 'bad', '000.JPG'));
+      await writeImage(path.join(folder, 'test', 'good', '000.JPG'));
+      await writeImage(path.join(folder, 'test', 'bad', '000.JPG'));
       await writeMask(path.join(folder, 'ground_truth', 'bad', '000.png'));
     }),
   visa: async (root) => {
@@ -90,7 +90,7 @@ const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
         ['test', 'normal', `${name}/Data/Images/Normal/0001.JPG`, ''],
         ['test', 'anomaly', `${name}/Data/Images/Anomaly/000.JPG`, `${name}/Data/Masks/Anomaly/000.png`],
       ] as const) {
-        await writePicture(path.join(root, image));
+        await writeImage(path.join(root, image));
         if (mask !== '') await writeMask(path.join(root, mask), 2);
         rows.push([name, split, label, image, mask].join(','));
       }
@@ -101,17 +101,17 @@ const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
   mvtec3d: (root) =>
     classes(root, async (folder) => {
       for (const kind of ['good', 'hole']) {
-        await writePicture(path.join(folder, 'test', kind, 'rgb', '000.png'));
+        await writeImage(path.join(folder, 'test', kind, 'rgb', '000.png'));
         await writeMask(path.join(folder, 'test', kind, 'gt', '000.png'), kind === 'good' ? 0 : 255);
         await writeMask(path.join(folder, 'test', kind, 'xyz', '000.tiff.png'));
       }
     }),
   mvtec2: (root) =>
     classes(root, async (folder) => {
-      await writePicture(path.join(folder, 'test_public', 'good', '000_regular.png'));
-      await writePicture(path.join(folder, 'test_public', 'bad', '000_regular.png'));
+      await writeImage(path.join(folder, 'test_public', 'good', '000_regular.png'));
+      await writeImage(path.join(folder, 'test_public', 'bad', '000_regular.png'));
       await writeMask(path.join(folder, 'test_public', 'ground_truth', 'bad', '000_regular_mask.png'));
-      await writePicture(path.join(folder, 'test_private', '000.png'));
+      await writeImage(path.join(folder, 'test_private', '000.png'));
     }),
   'real-iad': async (root) => {
     for (const name of ['toy', 'usb']) {
@@ -123,8 +123,8 @@ const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
       });
       const ok = `OK/S0001/${name}_0001_OK_C1.jpg`;
       const bad = `NG/HS/S0002/${name}_0002_NG_HS_C1.jpg`;
-      await writePicture(path.join(root, 'realiad_256', name, ok));
-      await writePicture(path.join(root, 'realiad_256', name, bad));
+      await writeImage(path.join(root, 'realiad_256', name, ok));
+      await writeImage(path.join(root, 'realiad_256', name, bad));
       await writeMask(path.join(root, 'realiad_256', name, bad.replace('.jpg', '.png')));
       const lists = path.join(root, 'realiad_jsons', 'realiad_jsons');
       await mkdir(lists, { recursive: true });
@@ -137,9 +137,9 @@ const TREES: Readonly<Record<LayoutName, (root: string) => Promise<void>>> = {
     }
   },
   folder: async (root) => {
-    await writePicture(path.join(root, 'good', 'a.png'));
-    await writePicture(path.join(root, 'bad', 'b.jpeg'));
-    await writePicture(path.join(root, 'bad', 'c.png'));
+    await writeImage(path.join(root, 'good', 'a.png'));
+    await writeImage(path.join(root, 'bad', 'b.jpeg'));
+    await writeImage(path.join(root, 'bad', 'c.png'));
     await writeMask(path.join(root, 'masks', 'b.png'));
   },
 };

@@ -6,7 +6,7 @@ import { stubScorer } from './server-support.js';
 
 export interface FailingEngine {
   readonly scorer: Scorer;
-  /** Whether it fails; 'files': with encoded pictures only, not with the grey frame. */
+  /** Whether it fails; 'files': with encoded images only, not with the gray frame. */
   failing: boolean | 'files';
   /** Calls since the start. */
   asked: number;

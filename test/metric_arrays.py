@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 
-def pictures(rng: np.random.Generator, count: int, side: int, dtype: str, step: float | None = None) -> dict[str, np.ndarray]:
-    """Maps with signal on rectangular defects (touching corners, borders, several a picture), values on a grid of `step` if given."""
+def images(rng: np.random.Generator, count: int, side: int, dtype: str, step: float | None = None) -> dict[str, np.ndarray]:
+    """Maps with signal on rectangular defects (touching corners, borders, several an image), values on a grid of `step` if given."""
     masks = np.zeros((count, side, side), dtype=np.uint8)
     for i in range(0, count, 2):
         for _ in range(int(rng.integers(1, 4))):
@@ -27,31 +27,31 @@ def main(folder: Path) -> None:
     """Writes one archive per case."""
     rng = np.random.default_rng(7)
     cases = {
-        "random-f32": pictures(rng, 12, 24, "float32"),
-        "random-f64": pictures(rng, 12, 24, "float64"),
-        "tied-f32": pictures(rng, 12, 24, "float32", 0.25),
-        "tied-f64": pictures(rng, 9, 20, "float64", 0.5),
-        "half": pictures(rng, 8, 16, "float16"),
-        "large": pictures(rng, 4, 80, "float64"),
+        "random-f32": images(rng, 12, 24, "float32"),
+        "random-f64": images(rng, 12, 24, "float64"),
+        "tied-f32": images(rng, 12, 24, "float32", 0.25),
+        "tied-f64": images(rng, 9, 20, "float64", 0.5),
+        "half": images(rng, 8, 16, "float16"),
+        "large": images(rng, 4, 80, "float64"),
     }
-    unit = pictures(rng, 10, 24, "float32")
+    unit = images(rng, 10, 24, "float32")
     unit["preds"] = (1 / (1 + np.exp(-unit["preds"]))).astype(np.float32)
     cases["unit"] = unit
-    scored = pictures(rng, 12, 24, "float32")
+    scored = images(rng, 12, 24, "float32")
     scored["image_scores"] = np.round(rng.normal(size=12), 1)
     scored["image_labels"] = rng.integers(0, 2, 12).astype(bool)
     cases["scored"] = scored
-    worse = pictures(rng, 12, 24, "float32")
+    worse = images(rng, 12, 24, "float32")
     worse["preds"] = -worse["preds"]
     worse["image_scores"] = -worse["masks"].mean(axis=(1, 2)) + rng.normal(size=12) * 0.01
     cases["below-half"] = worse
-    clean = pictures(rng, 6, 16, "float64")
+    clean = images(rng, 6, 16, "float64")
     clean["masks"][:] = 0
     cases["no-defect"] = clean
-    full = pictures(rng, 4, 16, "float32")
+    full = images(rng, 4, 16, "float32")
     full["masks"][:] = 1
     cases["all-defect"] = full
-    constant = pictures(rng, 6, 16, "float32")
+    constant = images(rng, 6, 16, "float32")
     constant["preds"][:] = 0.5
     cases["constant"] = constant
     for name, arrays in cases.items():

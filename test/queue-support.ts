@@ -31,7 +31,7 @@ export async function collect(run: string, redis: string): Promise<RunResult[]> 
   return all;
 }
 
-/** A picture by its path below the worker's root. */
+/** An image by its path below the worker's root. */
 export const asFile = ({ file, sha256: digest }: { file: string; sha256: string }): Submission => ({
   file,
   sha256: digest,
@@ -84,7 +84,7 @@ export class Broker {
 /** What a stub says of itself. */
 export const stubInfo = (digest: string): object => ({ bundle: { name: 'stub', digest, calibratedClasses: [] }, precision: 'float32' });
 
-/** A scorer without an engine: the score is a number made of the picture's hash. */
+/** A scorer without an engine: the score is a number made of the image's hash. */
 export function stubScorer(delayMs: number, onScore: () => void = () => undefined): WorkerScorer {
   const score = async (image: unknown): Promise<unknown> => {
     onScore();
@@ -111,7 +111,7 @@ export async function startWorkerProcess(
 }
 
 /** Different small PNG files in a folder; their names, hashes and bytes. */
-export async function writePictures(folder: string, count: number): Promise<{ file: string; sha256: string; bytes: Buffer }[]> {
+export async function writeImages(folder: string, count: number): Promise<{ file: string; sha256: string; bytes: Buffer }[]> {
   const made = Array.from({ length: count }, async (_, i) => {
     const background = { r: i % 256, g: i >> 8, b: 7 };
     const bytes = await sharp({ create: { width: 4, height: 4, channels: 3, background } })

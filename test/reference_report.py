@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from diad_reference.evaluation import class_metrics, read_mask, test_pictures
+from diad_reference.evaluation import class_metrics, read_mask, test_images
 from diad_reference.metrics import overlap_mvtec
 
 
 def main(data: Path, run: Path) -> None:
     """Prints {class: metrics}."""
     side = json.loads((run / "run.json").read_text())["side"]
-    lines = [json.loads(line) for line in (run / "pictures.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "images.jsonl").read_text().splitlines()]
     scored = {line["file"]: line for line in lines}
-    pictures = test_pictures(data)
+    images = test_images(data)
     report = {}
-    for name in sorted({p.class_name for p in pictures}):
-        chosen = [p for p in pictures if p.class_name == name]
+    for name in sorted({p.class_name for p in images}):
+        chosen = [p for p in images if p.class_name == name]
         rows = [scored[str(p.file.relative_to(data))] for p in chosen]
         maps = np.stack([np.fromfile(run / "maps" / f"{row['index']:06d}.f32", "<f4").reshape(side, side) for row in rows])
         masks = np.stack([read_mask(p, side) for p in chosen])

@@ -1,4 +1,4 @@
-// Servers, requests and pictures for the tests of lib/server.
+// Servers, requests and images for the tests of lib/server.
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
@@ -45,7 +45,7 @@ export function stubScorer({
   };
 }
 
-/** A stub whose pictures, its warm-up aside, wait for `end`; `begun` resolves with the first of them. */
+/** A stub whose images, its warm-up aside, wait for `end`; `begun` resolves with the first of them. */
 export function heldScorer(queueLimit = 64): { readonly scorer: Scorer; readonly begun: Promise<void>; end: () => void } {
   const stub = stubScorer({ queueLimit });
   let [begin, end] = [(): void => undefined, (): void => undefined];
@@ -110,7 +110,7 @@ export async function refused(answer: Response, status: number, code: string, de
   assert.doesNotMatch(text, /\.(js|ts):\d+|node_modules|\\n +at /);
 }
 
-/** Posts a body as a picture. */
+/** Posts a body as an image. */
 export const post = (
   server: DiadServer,
   route: string,
@@ -123,7 +123,7 @@ export const post = (
     headers: body instanceof FormData ? headers : { 'content-type': 'application/octet-stream', ...headers },
   });
 
-/** A form with the picture as file. */
+/** A form with the image as file. */
 export function form(bytes: Uint8Array, field = 'image'): FormData {
   const sent = new FormData();
   sent.append(field, new Blob([Uint8Array.from(bytes)]), 'part.png');

@@ -27,7 +27,7 @@ export async function until(holds: () => boolean | Promise<boolean>, what: strin
   }
 }
 
-/** Bytes of a picture in examples/. */
+/** Bytes of an image in examples/. */
 export const example = (name: string): Promise<Buffer> => readFile(path.join(root, 'examples', name));
 
 /** Asserts that a promise rejects with a DiadError of that code whose message matches. */

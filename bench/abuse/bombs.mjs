@@ -38,7 +38,7 @@ export function pngBomb(side = 30_000) {
   const header = Buffer.alloc(13);
   header.writeUInt32BE(side, 0);
   header.writeUInt32BE(side, 4);
-  header[8] = 1; // bit depth; colour type 0: grey
+  header[8] = 1; // bit depth; color type 0: gray
   const rows = zlib.deflateSync(Buffer.alloc(side * (1 + Math.ceil(side / 8))), { level: 9 });
   const signature = Buffer.from('\x89PNG\r\n\x1a\n', 'latin1');
   return Buffer.concat([signature, pngChunk('IHDR', header), pngChunk('IDAT', rows), pngChunk('IEND', Buffer.alloc(0))]);
@@ -55,7 +55,7 @@ export async function jpegBomb(scans = 5000) {
   return Buffer.concat([jpeg.subarray(0, end), ...Array.from({ length: scans }, () => scan), jpeg.subarray(end)]);
 }
 
-/** A TIFF of one-strip pages of 64 x 64 grey pixels that share their pixels. */
+/** A TIFF of one-strip pages of 64 x 64 gray pixels that share their pixels. */
 export function tiffBomb(pages = 10_000) {
   const [side, entries] = [64, 9];
   const pixels = 8;
@@ -94,7 +94,7 @@ export function tiffBomb(pages = 10_000) {
 export async function gifBomb(frames = 10_000) {
   const { default: sharp } = await import('sharp');
   const plain = sharp({ create: { width: 1000, height: 1000, channels: 3, background: '#807060' } });
-  const gif = await plain.gif({ colours: 8 }).toBuffer();
+  const gif = await plain.gif({ colors: 8 }).toBuffer();
   const tableBytes = gif[10] & 0x80 ? 3 * 2 ** ((gif[10] & 7) + 1) : 0;
   const start = 13 + tableBytes;
   const body = gif.subarray(start, gif.length - 1); // without the trailer
@@ -105,8 +105,8 @@ export async function gifBomb(frames = 10_000) {
 export async function webpBomb(frames = 10_000) {
   const { default: sharp } = await import('sharp');
   const pixels = { width: 64, height: 128, channels: 3 };
-  const colours = Buffer.from(Uint8Array.from({ length: 64 * 128 * 3 }, (_, i) => (i < 64 * 64 * 3 ? 80 : 160)));
-  const webp = await sharp(colours, { raw: { ...pixels, pageHeight: 64 } })
+  const colors = Buffer.from(Uint8Array.from({ length: 64 * 128 * 3 }, (_, i) => (i < 64 * 64 * 3 ? 80 : 160)));
+  const webp = await sharp(colors, { raw: { ...pixels, pageHeight: 64 } })
     .webp()
     .toBuffer();
   const start = webp.lastIndexOf('ANMF');

@@ -1,5 +1,5 @@
 // Input buffers that are overwritten, transferred or detached right after the call.
-import { library, picture, randomNumbers } from './harness.mjs';
+import { library, readTestImage, randomNumbers } from './harness.mjs';
 
 export const abuse = 'input buffer mutated, transferred or detached right after the call';
 export const mustHold = 'the result of the original bytes; a buffer that is gone before the call is a DiadError';
@@ -10,7 +10,7 @@ export async function run(count) {
   const { default: sharp } = await import('sharp');
   const random = randomNumbers(5);
   const failures = [];
-  const encoded = picture();
+  const encoded = readTestImage();
   const { data, info } = await sharp(encoded).removeAlpha().raw().toBuffer({ resolveWithObject: true });
   const diad = await Diad.load();
   const expected = (await diad.score(encoded)).score;

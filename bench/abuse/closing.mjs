@@ -1,5 +1,5 @@
 // close() during work, twice, from two places, and instances that are dropped without it.
-import { library, megabytes, picture, randomNumbers, rss, sleep, within } from './harness.mjs';
+import { library, megabytes, readTestImage, randomNumbers, rss, sleep, within } from './harness.mjs';
 
 export const abuse = 'close() during work, twice, from two places; garbage-collected without close';
 export const mustHold = 'pending calls reject ERR_DIAD_CLOSED or finish; memory returns (RSS growth over the second half < 40 MB)';
@@ -25,7 +25,7 @@ export async function run(count) {
   const { Diad } = await library();
   const random = randomNumbers(3);
   const failures = [];
-  const image = picture();
+  const image = readTestImage();
   const steady = await Diad.load();
   const golden = (await steady.score(image)).score;
   let half = rss();

@@ -1,5 +1,5 @@
 // Loading and closing the base bundle over and over.
-import { library, picture, rss, settledThreads, slope } from './harness.mjs';
+import { library, readTestImage, rss, settledThreads, slope } from './harness.mjs';
 
 export const abuse = 'load/score/close cycles of models/base';
 export const mustHold = 'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
@@ -10,7 +10,7 @@ const MOST_SLOPE_KIB = 20;
 export async function run(count) {
   const { Diad } = await library();
   const failures = [];
-  const image = picture();
+  const image = readTestImage();
   let [golden, threadsBefore] = [undefined, 0];
   const [xs, ys] = [[], []];
   const warmup = Math.floor(count / 3);

@@ -4,7 +4,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { child, baseBundle, python, root } from './harness.mjs';
 
-const PICTURES = 6; // two of them defective
+const IMAGES = 6; // two of them defective
 const SIDE = 32;
 
 const moduleUrl = (...names) => JSON.stringify(pathToFileURL(path.join(root, 'dist', ...names)).href);
@@ -12,20 +12,20 @@ const moduleUrl = (...names) => JSON.stringify(pathToFileURL(path.join(root, 'di
 /** A small data set of MVTec-AD's layout. */
 export async function writeDataSet(folder) {
   const { default: sharp } = await import('sharp');
-  const picture = (level) => sharp({ create: { width: SIDE, height: SIDE, channels: 3, background: { r: level, g: level, b: level } } });
+  const image = (level) => sharp({ create: { width: SIDE, height: SIDE, channels: 3, background: { r: level, g: level, b: level } } });
   const save = async (file, pixels) => {
     mkdirSync(path.dirname(file), { recursive: true });
     writeFileSync(file, await pixels.png().toBuffer());
   };
-  await save(path.join(folder, 'bolt', 'train', 'good', '000.png'), picture(90));
-  for (let i = 0; i < PICTURES; i++) {
+  await save(path.join(folder, 'bolt', 'train', 'good', '000.png'), image(90));
+  for (let i = 0; i < IMAGES; i++) {
     const defect = i < 2 ? 'crack' : 'good';
-    await save(path.join(folder, 'bolt', 'test', defect, `00${i}.png`), picture(100 + 10 * i));
-    if (i < 2) await save(path.join(folder, 'bolt', 'ground_truth', defect, `00${i}_mask.png`), picture(255).toColourspace('b-w'));
+    await save(path.join(folder, 'bolt', 'test', defect, `00${i}.png`), image(100 + 10 * i));
+    if (i < 2) await save(path.join(folder, 'bolt', 'ground_truth', defect, `00${i}_mask.png`), image(255).toColorspace('b-w'));
   }
 }
 
-// The engine is a stub whose scores follow from the pictures: the files are what is tried here, and most of the time must go into them.
+// The engine is a stub whose scores follow from the images: the files are what is tried here, and most of the time must go into them.
 const evaluating = (data, out, once) => `
   import { evaluateDataSet, readDataSet, writeReport } from ${moduleUrl('evaluation', 'index.js')};
   const side = ${SIDE};
@@ -35,7 +35,7 @@ const evaluating = (data, out, once) => `
     score: async (bytes) => {
       const level = [...bytes].reduce((sum, byte) => sum + byte, 0) / bytes.length;
       const data = Float32Array.from({ length: side * side }, (_, i) => level + i / 1e4);
-      return { score: level, pictureSize: { width: side, height: side }, map: { data }, timings: { computeMs: 1 } };
+      return { score: level, imageSize: { width: side, height: side }, map: { data }, timings: { computeMs: 1 } };
     },
     reconstruct: async ({ data, width, height }) => {
       const { default: sharp } = await import('sharp');
@@ -59,13 +59,13 @@ function broken(out) {
   const text = (name) => (existsSync(path.join(out, name)) ? readFileSync(path.join(out, name), 'utf8') : undefined);
   const results = text('results.json');
   try {
-    if (results !== undefined && JSON.parse(results).classes.bolt.pictures !== PICTURES) wrong.push('results.json counts other pictures');
+    if (results !== undefined && JSON.parse(results).classes.bolt.images !== IMAGES) wrong.push('results.json counts other images');
   } catch (error) {
     wrong.push(`results.json: ${error.message}`);
   }
   const rows = (name) => text(name)?.trimEnd().split('\n').length;
   if (![undefined, 1 + 2].includes(rows('per_class.csv'))) wrong.push(`per_class.csv has ${rows('per_class.csv')} lines`);
-  if (![undefined, 1 + PICTURES].includes(rows('per_image.csv'))) wrong.push(`per_image.csv has ${rows('per_image.csv')} lines`);
+  if (![undefined, 1 + IMAGES].includes(rows('per_image.csv'))) wrong.push(`per_image.csv has ${rows('per_image.csv')} lines`);
   const report = text('index.html');
   if (report !== undefined && !report.endsWith('</html>\n')) wrong.push('index.html breaks off');
   return wrong;
@@ -111,8 +111,8 @@ export async function killedWhileCalibrating(folder, random, failures) {
   mkdirSync(bundle);
   const source = `import { writeCalibration } from ${moduleUrl('evaluation', 'index.js')};
     for (let i = 0; ; i++) {
-      const pictures = Array.from({ length: (i * 797) % 3000 }, (_, k) => 'p' + k);
-      await writeCalibration(${JSON.stringify(bundle)}, { threshold: pictures.length + 0.5, method: 'quantile', targetFpr: 0.01, pictures });
+      const images = Array.from({ length: (i * 797) % 3000 }, (_, k) => 'p' + k);
+      await writeCalibration(${JSON.stringify(bundle)}, { threshold: images.length + 0.5, method: 'quantile', targetFpr: 0.01, images });
       process.stdout.write('.');
     }`;
   const ended = await child(node(source), 60_000, (running) => {
@@ -120,8 +120,8 @@ export async function killedWhileCalibrating(folder, random, failures) {
   });
   if (ended.signal !== 'SIGKILL') failures.push(`calibrating: ended by itself: ${ended.stderr.slice(-300)}`);
   try {
-    const { threshold, pictures } = JSON.parse(readFileSync(path.join(bundle, 'calibration.json'), 'utf8'));
-    if (threshold !== pictures.length + 0.5) failures.push('calibrating: a mixture of two calibrations');
+    const { threshold, images } = JSON.parse(readFileSync(path.join(bundle, 'calibration.json'), 'utf8'));
+    if (threshold !== images.length + 0.5) failures.push('calibrating: a mixture of two calibrations');
   } catch (error) {
     failures.push(`calibrating: ${error.message}`);
   }

@@ -10,8 +10,8 @@ export const baseBundle = path.join(root, 'build', 'fixtures', 'published');
 export const libraryUrl = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
 export const python = path.join(root, '.venv', 'bin', 'python');
 
-export const pictureFile = path.join(root, 'examples', 'gear-good.png');
-export const picture = () => readFileSync(pictureFile);
+export const imageFile = path.join(root, 'examples', 'gear-good.png');
+export const readTestImage = () => readFileSync(imageFile);
 
 /** Codes a caller may meet; anything else that leaves the library is a finding. */
 export const isDiadError = (error) => error?.name === 'DiadError' && /^ERR_DIAD_/.test(error.code) && error.code !== 'ERR_DIAD_INTERNAL';
@@ -69,7 +69,7 @@ export function slope(xs, ys) {
 /** Runs an ES module given as text in a Node of its own; `Diad` and `image` are there. */
 export function nodeChild(source, { nodeArgs = [], wrapper = [], timeout = 120_000, prelude = true } = {}) {
   const lead = `import { readFileSync } from 'node:fs'; import { Diad, DiadError } from ${JSON.stringify(libraryUrl)};
-const image = readFileSync(${JSON.stringify(pictureFile)});\n`;
+const image = readFileSync(${JSON.stringify(imageFile)});\n`;
   const command = [...wrapper, process.execPath, ...nodeArgs, '--input-type=module', '-e', (prelude ? lead : '') + source];
   return child(command, timeout);
 }

@@ -94,7 +94,7 @@ class Pair:
         self.first = first
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8).dequantize()
 
@@ -119,7 +119,7 @@ def main() -> None:
         "calls": (CallsFunction(), "prim::Print"),
         "restores": (Restores(WITNESS), "__setstate__"),
         "objects": (MakesObject(), "prim::CreateObject"),
-        "quantised": (Quantised(), "aten::quantize_per_tensor"),
+        "quantized": (Quantized(), "aten::quantize_per_tensor"),
         "strides": (Reinterprets(), "aten::as_strided"),
         "forks": (Forks(), "prim::fork"),
     }

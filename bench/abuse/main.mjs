@@ -23,7 +23,7 @@ export const GROUPS = [
   'storms',
   'cycles',
   'soak',
-  'pictures',
+  'images',
   'bombs',
   'bundles',
   'torchscript',

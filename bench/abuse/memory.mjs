@@ -1,16 +1,16 @@
-// Batches, pictures and loads that do not fit: allocations above a limit are refused (short_memory.c), first for large blocks only.
+// Batches, images and loads that do not fit: allocations above a limit are refused (short_memory.c), first for large blocks only.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { nodeChild, root } from './harness.mjs';
 
-export const abuse = 'out of memory: blocks above a limit refused to a batch of 24, a picture of 100 megapixels and a load';
+export const abuse = 'out of memory: blocks above a limit refused to a batch of 24, an image of 100 megapixels and a load';
 export const mustHold =
   'each a result or ERR_DIAD_OUT_OF_MEMORY, a batch tried again in smaller ones; no crash; next score golden once there is memory again';
 export const amounts = { short: 1, full: 50 };
 
-/** The largest block a process gets, kilobytes; several in turn, from what a whole batch nearly fits into to less than one picture needs. */
+/** The largest block a process gets, kilobytes; several in turn, from what a whole batch nearly fits into to less than one image needs. */
 const LIMITS = [16_000, 6000, 2000, 600, 200];
 
 const source = (file, limits) => `
@@ -30,10 +30,10 @@ const source = (file, limits) => `
     const calls = Array.from({ length: 24 }, (_, seed) => diad.score(frame, { seed }));
     limit(kilobytes);
     for (const { status, value, reason } of await Promise.allSettled(calls)) {
-      if (status === 'rejected') refusal('picture of a batch', reason);
+      if (status === 'rejected') refusal('image of a batch', reason);
       else count(Number.isFinite(value.score) ? (value.batchSize === 24 ? 'scored in the batch' : 'scored in a smaller batch') : 'no number');
     }
-    await diad.score(large).then(() => count('large picture scored'), (error) => refusal('large picture', error));
+    await diad.score(large).then(() => count('large image scored'), (error) => refusal('large image', error));
     await Diad.load(undefined, { maxBatch: 3, threads: 1 }).then(
       async (other) => { count('loaded'); await other.close(); },
       (error) => refusal('load', error),
@@ -44,7 +44,7 @@ const source = (file, limits) => `
   console.log(JSON.stringify({ tally, drifted }));
   await diad.close();`;
 
-const ALLOWED = /^(scored in (the|a smaller) batch|large picture scored|loaded|(picture of a batch|large picture|load) refused)$/;
+const ALLOWED = /^(scored in (the|a smaller) batch|large image scored|loaded|(image of a batch|large image|load) refused)$/;
 
 export async function run(count) {
   const failures = [];
@@ -75,7 +75,7 @@ export async function run(count) {
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
-  for (const seen of ['picture of a batch refused', 'scored in a smaller batch', 'load refused']) {
+  for (const seen of ['image of a batch refused', 'scored in a smaller batch', 'load refused']) {
     if (tally[seen] === undefined) failures.push(`nothing was ${seen}: the group shows too little`);
   }
   const seen = Object.entries(tally).map(([key, times]) => `${times} ${key}`);

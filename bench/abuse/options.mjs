@@ -4,17 +4,17 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
-import { isDiadError, library, picture, python, root, within } from './harness.mjs';
+import { isDiadError, library, readTestImage, python, root, within } from './harness.mjs';
 
 export const abuse = "caller's options of load, score, reconstruct and scoreMany, and the image argument: fast-check over the whole space";
 export const mustHold =
   'sound options: a result; one wrong option: ERR_DIAD_INVALID_ARGUMENT naming it; anything at all: a result or an error that names an option';
 export const amounts = { short: 120, full: 20_000 };
 
-/** A picture of the model's own size: what is tried here are options, not decoders. */
-async function smallPicture() {
+/** An image of the model's own size: what is tried here are options, not decoders. */
+async function smallImage() {
   const { default: sharp } = await import('sharp');
-  return sharp(picture()).resize(64, 64).png().toBuffer();
+  return sharp(readTestImage()).resize(64, 64).png().toBuffer();
 }
 
 const junk = fc.oneof(
@@ -138,7 +138,7 @@ export async function run(amount) {
 async function tried(amount, bundle) {
   const { Diad } = await library();
   const diad = await Diad.load(bundle, { maxBatch: 1 });
-  const bytes = await smallPicture();
+  const bytes = await smallImage();
   const golden = (await diad.score(bytes)).score;
   const tally = { results: 0, refused: 0, other: 0 };
   const failures = [];

@@ -1,6 +1,6 @@
 // Scores without end: memory and the golden score.
 import os from 'node:os';
-import { library, megabytes, picture, rss, slope } from './harness.mjs';
+import { library, megabytes, readTestImage, rss, slope } from './harness.mjs';
 
 export const abuse = 'demo scores in a row (100,000 or 2 hours, whichever is shorter)';
 export const mustHold = 'RSS growth < 30 MB after the first twentieth, no drift in the golden score';
@@ -13,7 +13,7 @@ const SAMPLE_MS = 60_000;
 export async function run(count, _full, minutes) {
   const { Diad } = await library();
   const failures = [];
-  const image = picture();
+  const image = readTestImage();
   const diad = await Diad.load(undefined, { maxBatch: 1 });
   const golden = (await diad.score(image)).score;
   const longest = Math.min(minutes, LONGEST_MINUTES) * 60_000;

@@ -1,5 +1,5 @@
 // Aborts and timeouts at every step and between them.
-import { library, picture, randomNumbers, sleep, untilIdle, within } from './harness.mjs';
+import { library, readTestImage, randomNumbers, sleep, untilIdle, within } from './harness.mjs';
 
 export const abuse = 'abort and timeout storms: before, while queued, at every step, after';
 export const mustHold = 'the right reason, next score golden, queue empty';
@@ -11,7 +11,7 @@ export async function run(count) {
   const { Diad } = await library();
   const random = randomNumbers(4);
   const failures = [];
-  const image = picture();
+  const image = readTestImage();
   const diad = await Diad.load(undefined, { maxBatch: 4 });
   const golden = (await diad.score(image)).score;
   const tally = { aborted: 0, timeout: 0, finished: 0 };

@@ -1,6 +1,6 @@
 // worker_threads that load, score and are terminated at random moments; at the end an addon used in workers only.
 import { Worker } from 'node:worker_threads';
-import { library, libraryUrl, megabytes, nodeChild, picture, randomNumbers, rss, sleep, within } from './harness.mjs';
+import { library, libraryUrl, megabytes, nodeChild, readTestImage, randomNumbers, rss, sleep, within } from './harness.mjs';
 
 export const abuse = 'worker_threads: load, score, terminate at random moments, 4 at once; addon used only in a worker';
 export const mustHold = "no crash, main thread's scores golden, RSS growth over the second half < 40 MB";
@@ -21,7 +21,7 @@ export async function run(count) {
   const { Diad } = await library();
   const random = randomNumbers(2);
   const failures = [];
-  const image = picture();
+  const image = readTestImage();
   const diad = await Diad.load();
   const golden = (await diad.score(image)).score;
   let half = rss();
@@ -51,7 +51,7 @@ export async function run(count) {
        await new Promise((resolve) => worker.on('message', (m) => m === 'scored' && resolve()));
        await worker.terminate();
      }
-     console.log('fine');`.replace('process.argv[1]', JSON.stringify((await import('./harness.mjs')).pictureFile)),
+     console.log('fine');`.replace('process.argv[1]', JSON.stringify((await import('./harness.mjs')).imageFile)),
   );
   if (alone.code !== 0 || alone.stdout.trim() !== 'fine')
     failures.push(`only in workers: code ${alone.code}, ${alone.signal}: ${alone.stderr.slice(-300)}`);

@@ -20,7 +20,7 @@ import { parseArgs } from 'node:util';
 import { readSplit, SPLIT } from '../../lib/cli/training-run.js';
 import { writeAtomic } from '../../lib/durable.js';
 import { copyBundle } from '../../lib/evaluation/calibration-files.js';
-import { readGoodPictures } from '../../lib/evaluation/datasets/good.js';
+import { readGoodImages } from '../../lib/evaluation/datasets/good.js';
 import { evaluateDataSet, readDataSet, type DataSet } from '../../lib/evaluation/index.js';
 import { median } from '../../lib/evaluation/thresholds.js';
 import { Diad } from '../../lib/index.js';
@@ -59,9 +59,9 @@ async function train(data: string, out: string, run: string): Promise<number> {
 
 /** Milliseconds an image, one after the other. */
 async function speed(diad: Diad, data: DataSet): Promise<number> {
-  const step = Math.max(1, Math.floor(data.pictures.length / MEASURED_IMAGES));
+  const step = Math.max(1, Math.floor(data.images.length / MEASURED_IMAGES));
   const times: number[] = [];
-  for (const { file, className } of data.pictures.filter((_, i) => i % step === 0).slice(0, MEASURED_IMAGES)) {
+  for (const { file, className } of data.images.filter((_, i) => i % step === 0).slice(0, MEASURED_IMAGES)) {
     const bytes = await readFile(file);
     const started = performance.now();
     await diad.score(bytes, { className });
@@ -76,7 +76,7 @@ async function evaluate(
   data: DataSet,
   times: Pick<VariantResult, 'trainingMinutes' | 'calibrationSeconds'>,
 ): Promise<VariantResult> {
-  process.stderr.write(`[quality] ${name}: ${data.pictures.length} test images\n`);
+  process.stderr.write(`[quality] ${name}: ${data.images.length} test images\n`);
   const out = `${bundle}.eval`;
   await rm(out, { recursive: true, force: true });
   const diad = await Diad.load(bundle);
@@ -114,7 +114,7 @@ async function main(): Promise<void> {
   const base = path.join(work, 'base');
   await rm(base, { recursive: true, force: true });
   await copyBundle(values.base, base);
-  const seconds = await calibrateBundle(base, await readGoodPictures(values.data));
+  const seconds = await calibrateBundle(base, await readGoodImages(values.data));
   results.push(await evaluate('calibrated base', base, data, { trainingMinutes: null, calibrationSeconds: seconds }));
   await writeAtomic(
     values.out,

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { writeTogether } from '../../lib/durable.js';
-import { calibrate, type CalibrationPicture } from '../../lib/evaluation/calibrate.js';
+import { calibrate, type CalibrationImage } from '../../lib/evaluation/calibrate.js';
 import { copyBundle, writeCalibration } from '../../lib/evaluation/calibration-files.js';
 import { Diad } from '../../lib/index.js';
 
@@ -34,7 +34,7 @@ export async function deriveBundle(from: string, to: string, weights: Weights): 
 }
 
 /** Calibrates a bundle in place; returns the seconds that it took. */
-export async function calibrateBundle(bundle: string, good: readonly CalibrationPicture[]): Promise<number> {
+export async function calibrateBundle(bundle: string, good: readonly CalibrationImage[]): Promise<number> {
   const started = performance.now();
   const diad = await Diad.load(bundle, { calibration: false });
   try {

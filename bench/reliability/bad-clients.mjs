@@ -1,4 +1,4 @@
-// Clients and jobs that mean harm or are broken: refused with the right code, and the next picture is scored.
+// Clients and jobs that mean harm or are broken: refused with the right code, and the next image is scored.
 import { once } from 'node:events';
 import http from 'node:http';
 import { readFile, symlink } from 'node:fs/promises';
@@ -11,7 +11,7 @@ import { createServer } from '../../lib/server/index.ts';
 import { STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
 import { converse, pngBomb } from '../../test/server-support.ts';
 import { root } from './record.mjs';
-import { collect, withPictures } from './runs.mjs';
+import { collect, withImages } from './runs.mjs';
 
 const TOKEN = 'the-token-of-this-measurement';
 const BEARER = `Authorization: Bearer ${TOKEN}`;
@@ -36,7 +36,7 @@ function drip(port, text, everyMs) {
 }
 
 async function overHttp(requestTimeoutMs) {
-  const picture = await readFile(path.join(root, 'examples', 'gear-good.png'));
+  const image = await readFile(path.join(root, 'examples', 'gear-good.png'));
   const load = () => Diad.load(undefined, { threads: 1 });
   const server = await createServer({ load, port: 0, logLevel: 'silent', tokens: [TOKEN], requestTimeoutMs });
   try {
@@ -59,14 +59,14 @@ async function overHttp(requestTimeoutMs) {
       ],
       ['half-sent body', [408, 'ERR_HTTP_TIMEOUT'], parsed(await converse(server, `${head}Content-Length: 90000\r\n\r\nhalf of it`))],
       ['PNG of 10,000 x 10,000 pixels', [413, 'ERR_DIAD_IMAGE_TOO_LARGE'], await answered(await post(pngBomb(10_000, 10_000)))],
-      ['wrong token', [401, 'ERR_HTTP_UNAUTHORIZED'], await answered(await post(picture, `${TOKEN}x`))],
+      ['wrong token', [401, 'ERR_HTTP_UNAUTHORIZED'], await answered(await post(image, `${TOKEN}x`))],
       [
         'header of 20 KB',
         [431, 'ERR_HTTP_HEADERS_TOO_LARGE'],
         parsed(await converse(server, `${head}X-Long: ${'x'.repeat(20_000)}\r\n\r\n`)),
       ],
     ];
-    const clean = await post(picture);
+    const clean = await post(image);
     await clean.arrayBuffer();
     await sleep(100);
     const metrics = await server.metrics();
@@ -78,21 +78,21 @@ async function overHttp(requestTimeoutMs) {
 }
 
 async function overQueue() {
-  return withPictures(1, async ({ root: pictures, broker, pictures: [picture] }) => {
-    await symlink('/etc/hostname', path.join(pictures, 'link.png'));
+  return withImages(1, async ({ root: images, broker, images: [image] }) => {
+    await symlink('/etc/hostname', path.join(images, 'link.png'));
     const redirecting = http.createServer((_request, answer) => answer.writeHead(302, { location: 'http://169.254.169.254/latest' }).end());
     redirecting.listen(0, '127.0.0.1');
     await once(redirecting, 'listening');
     const url = `http://localhost:${redirecting.address().port}/x.png`;
     const hosts = ['localhost', '169.254.169.254'];
-    const worker = await startWorker({ redis: broker.url, root: pictures, hosts, privateHosts: ['localhost'], scorer: stubScorer(0) });
+    const worker = await startWorker({ redis: broker.url, root: images, hosts, privateHosts: ['localhost'], scorer: stubScorer(0) });
     try {
       const references = [
         ['path outside of the root', { kind: 'file', path: '../../../etc/hostname' }, 'ERR_DIAD_INVALID_ARGUMENT'],
         ['link out of the root', { kind: 'file', path: 'link.png' }, 'ERR_DIAD_INVALID_ARGUMENT'],
         ['redirect to a private address', { kind: 'url', url }, 'ERR_DIAD_INVALID_ARGUMENT'],
       ];
-      const submissions = references.map(([file, reference]) => ({ file, reference, sha256: picture.sha256 }));
+      const submissions = references.map(([file, reference]) => ({ file, reference, sha256: image.sha256 }));
       const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL });
       const results = await collect(run, broker.url);
       return references.map(([name, , code], i) => [
@@ -114,7 +114,7 @@ export async function run({ short }) {
     figures: Object.fromEntries(all.map(([name, , got]) => [name, got.join(' ')])),
     expectations: [
       ...all.map(([name, expected, got]) => [`${name}: ${expected.join(' ')}`, got.join() === expected.join()]),
-      ['a good picture is scored afterwards, and no pixels are left in flight', clean === 200 && inFlight === 0],
+      ['a good image is scored afterwards, and no pixels are left in flight', clean === 200 && inFlight === 0],
     ],
   };
 }

@@ -10,7 +10,7 @@ const CONNECTIONS = 200;
 const FEW = 8;
 const QUEUE_LIMIT = 64;
 
-/** Connections that each send the next picture the moment they have an answer, whatever it says. */
+/** Connections that each send the next image the moment they have an answer, whatever it says. */
 async function hammer(url, bytes, connections, seconds) {
   const scored = [];
   const onResponse = (status, body) => {
@@ -62,7 +62,7 @@ async function polite(url, bytes, connections, seconds) {
   return { scored, codes, failed };
 }
 
-/** Pictures a second between the first batch that came back and the last: whole batches, whatever the window cuts. */
+/** Images a second between the first batch that came back and the last: whole batches, whatever the window cuts. */
 function rate(scored) {
   const times = scored.map(({ at }) => at).sort((a, b) => a - b);
   const [first, last] = [times[0], times.at(-1)];
@@ -106,9 +106,9 @@ export async function run({ short }) {
   const [fewRate, manyRate, waitingRate] = [few, many, waiting].map(({ scored }) => rate(scored));
   const times = (name) => many.scored.map((timings) => timings[name]);
   const figures = {
-    [`pictures/s, ${FEW} connections`]: fewRate,
-    [`pictures/s, ${CONNECTIONS} connections that do not wait`]: manyRate,
-    [`pictures/s, ${CONNECTIONS} connections that wait as Retry-After says`]: waitingRate,
+    [`images/s, ${FEW} connections`]: fewRate,
+    [`images/s, ${CONNECTIONS} connections that do not wait`]: manyRate,
+    [`images/s, ${CONNECTIONS} connections that wait as Retry-After says`]: waitingRate,
     'seconds of each of these two': seconds,
     'scored, without waiting': many.codes['200'] ?? 0,
     'refused with 503, without waiting': many.codes['503'] ?? 0,
@@ -124,7 +124,7 @@ export async function run({ short }) {
   const all = [few, many, waiting];
   const only = all.every(({ codes }) => Object.keys(codes).every((code) => code === '200' || code === '503') && (codes['200'] ?? 0) > 0);
   const busy = (name, measured) => [
-    `${name}: at least 85 % of the pictures/s of ${FEW} connections (${measured.toFixed(2)} of ${fewRate.toFixed(2)})`,
+    `${name}: at least 85 % of the images/s of ${FEW} connections (${measured.toFixed(2)} of ${fewRate.toFixed(2)})`,
     measured >= 0.85 * fewRate,
   ];
   // The short form sees two or three batches on a slow machine, which says nothing of speed.

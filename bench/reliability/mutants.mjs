@@ -1,13 +1,13 @@
-// Damaged pictures: each is refused or scored, none hurts the next one.
+// Damaged images: each is refused or scored, none hurts the next one.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { root } from './record.mjs';
 import { golden, score, serving } from './serving.mjs';
 
-const PICTURES = ['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'];
+const IMAGES = ['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'];
 
-/** Bytes overwritten, cut off, doubled or swapped; a linear congruential generator, so that a seed is a picture. */
+/** Bytes overwritten, cut off, doubled or swapped; a linear congruential generator, so that a seed is an image. */
 function mutate(bytes, seed) {
   let state = seed >>> 0;
   const random = (below) => {
@@ -31,12 +31,12 @@ function mutate(bytes, seed) {
 
 export async function run({ short }) {
   const count = short ? 90 : 2000;
-  const pictures = await Promise.all(PICTURES.map((name) => readFile(path.join(root, 'examples', name))));
+  const images = await Promise.all(IMAGES.map((name) => readFile(path.join(root, 'examples', name))));
   const reference = await golden();
   const { result, exit } = await serving(['--rate-limit', '1000000000'], async ({ url, ended }) => {
     const codes = {};
     for (let i = 0; i < count; i++) {
-      const mutant = mutate(pictures[i % pictures.length], i);
+      const mutant = mutate(images[i % images.length], i);
       const answer = await score(url, mutant);
       const problem = await answer.json();
       const key = answer.ok ? '200' : `${answer.status} ${problem.code}`;
@@ -54,7 +54,7 @@ export async function run({ short }) {
     expectations: [
       ['every answer is 200 or 4xx', Object.keys(codes).every((code) => code === '200' || code.startsWith('4'))],
       ['some were refused as damaged and some scored', '422 ERR_DIAD_IMAGE_DECODE' in codes && '200' in codes],
-      ['a clean picture then has the golden score (1e-5 relative)', difference <= 1e-5],
+      ['a clean image then has the golden score (1e-5 relative)', difference <= 1e-5],
       ['SIGTERM ends it with code 0', exit === 0],
     ],
   };

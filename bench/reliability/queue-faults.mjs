@@ -1,37 +1,37 @@
-// Worker processes killed with SIGKILL at random moments: every picture has exactly one result, that of the undisturbed run.
+// Worker processes killed with SIGKILL at random moments: every image has exactly one result, that of the undisturbed run.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { resultKey, startWorker, submitRun } from '../../lib/queue/index.ts';
 import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
 import { quantile } from './record.mjs';
-import { asFile, collect, withPictures } from './runs.mjs';
+import { asFile, collect, withImages } from './runs.mjs';
 
 /** Milliseconds between the starts of consecutive jobs of one worker with one job at a time and an engine that takes none: what a job costs. */
-async function overheads({ root, pictures, broker }) {
+async function overheads({ root, images, broker }) {
   const starts = [];
   const scorer = stubScorer(0, () => starts.push(performance.now()));
-  const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+  const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
   const worker = await startWorker({ redis: broker.url, root, scorer, concurrency: 1 });
   const results = await collect(run, broker.url);
   await worker.close();
   return { results, gaps: starts.slice(1).map((at, i) => at - starts[i]) };
 }
 
-async function disturbed({ root, pictures, broker }, kills, delayMs) {
+async function disturbed({ root, images, broker }, kills, delayMs) {
   const options = { delayMs, lockMs: 1000, maxStalls: kills };
   const start = () => startWorkerProcess(broker.url, root, options);
   const workers = [await start(), await start()];
   const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
   try {
-    const run = await submitRun(pictures.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 2 });
+    const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 2 });
     const stored = async () => {
-      const keys = pictures.map(({ sha256 }) => resultKey(sha256, { model: STUB_MODEL, seed: 2, precision: 'float32' }));
+      const keys = images.map(({ sha256 }) => resultKey(sha256, { model: STUB_MODEL, seed: 2, precision: 'float32' }));
       return connection.exists(...keys);
     };
     let inTime = 0;
     for (let i = 0; i < kills; i++) {
       await sleep(100 + 400 * Math.random());
-      if ((await stored()) < pictures.length) inTime++;
+      if ((await stored()) < images.length) inTime++;
       workers.splice(Math.floor(Math.random() * workers.length), 1)[0].kill('SIGKILL');
       workers.push(await start());
     }
@@ -44,7 +44,7 @@ async function disturbed({ root, pictures, broker }, kills, delayMs) {
 
 export async function run({ short }) {
   const [count, kills, delayMs] = short ? [120, 3, 400] : [1000, 20, 1000];
-  return withPictures(count, async (given) => {
+  return withImages(count, async (given) => {
     const { results: undisturbed, gaps } = await overheads(given);
     const started = performance.now();
     const { results, inTime, stored } = await disturbed(given, kills, delayMs);
@@ -61,7 +61,7 @@ export async function run({ short }) {
         'p99 ms': quantile(gaps, 0.99),
       },
       expectations: [
-        ['every picture has exactly one result', results.length === count && stored === count],
+        ['every image has exactly one result', results.length === count && stored === count],
         ['each equals that of the undisturbed run', equal === count],
         ['all kills came while jobs were waiting', inTime === kills],
       ],

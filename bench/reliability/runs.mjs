@@ -1,20 +1,20 @@
-// Pictures, a broker and runs for measurements of the queue.
+// Images, a broker and runs for measurements of the queue.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { runResults } from '../../lib/queue/index.ts';
-import { Broker, freePort, writePictures } from '../../test/queue-support.ts';
+import { Broker, freePort, writeImages } from '../../test/queue-support.ts';
 
-/** Runs `use` with that many small pictures in a folder and a redis-server with an append-only file. */
-export async function withPictures(count, use) {
+/** Runs `use` with that many small images in a folder and a redis-server with an append-only file. */
+export async function withImages(count, use) {
   const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-queue-'));
-  const root = path.join(folder, 'pictures');
+  const root = path.join(folder, 'images');
   const store = path.join(folder, 'redis');
   await Promise.all([mkdir(root), mkdir(store)]);
   const broker = new Broker(await freePort(), store);
   try {
     await broker.start();
-    return await use({ root, broker, pictures: await writePictures(root, count) });
+    return await use({ root, broker, images: await writeImages(root, count) });
   } finally {
     await broker.kill();
     await rm(folder, { recursive: true, force: true });

@@ -8,7 +8,7 @@ import { root } from './record.mjs';
 import { golden, score, serving } from './serving.mjs';
 
 const SCHEMATHESIS = 'schemathesis==4.32.5';
-// Not held to: a picture cannot be made from a schema, so that "valid" bodies are refused with 415 and "invalid" ones may pass.
+// Not held to: an image cannot be made from a schema, so that "valid" bodies are refused with 415 and "invalid" ones may pass.
 const CHECKS = [
   'not_a_server_error',
   'status_code_conformance',
@@ -66,7 +66,7 @@ export async function run({ short }) {
       expectations: [
         ['requests were made', generated > 0],
         [`no 5xx but those described, no answer that its schema does not allow (${CHECKS.join(', ')})`, status === 0],
-        ['a good picture is scored afterwards', clean === 200],
+        ['a good image is scored afterwards', clean === 200],
         ['SIGTERM ends it with code 0', exit === 0],
       ],
     };

@@ -43,9 +43,9 @@ export async function residentMiB(pid) {
 export async function golden() {
   const folder = path.join(bundle, 'golden');
   const { cases } = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'));
-  const { picture, seed, score } = cases[0];
-  return { bytes: await readFile(path.join(folder, picture)), seed, score };
+  const { image, seed, score } = cases[0];
+  return { bytes: await readFile(path.join(folder, image)), seed, score };
 }
 
-/** Posts a picture for its score. */
+/** Posts an image for its score. */
 export const score = (url, bytes, query = '') => fetch(`${url}/v1/score${query}`, { method: 'POST', body: bytes });

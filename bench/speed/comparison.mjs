@@ -4,7 +4,7 @@ import { median, spread } from './statistics.mjs';
 
 const STAGES = ['resizeMs', 'encodeMs', 'denoiseMs', 'decodeMs', 'extractMs', 'mapMs'];
 
-/** Rounds of one picture, then of each batch size; ratios are taken round by round. */
+/** Rounds of one image, then of each batch size; ratios are taken round by round. */
 async function interleave(contenders, n, rounds, warmUp) {
   const times = Object.fromEntries(Object.keys(contenders).map((name) => [name, []]));
   const timings = [];
@@ -19,7 +19,7 @@ async function interleave(contenders, n, rounds, warmUp) {
   return { times, timings };
 }
 
-/** diad in another precision beside the reference as published, which scores one picture at a time; the other contenders make room. */
+/** diad in another precision beside the reference as published, which scores one image at a time; the other contenders make room. */
 async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device, batches }) {
   for (const name of Object.keys(contenders).filter((name) => name !== 'as-published')) contenders[name].stop();
   const { 'as-published': published } = contenders;
@@ -28,11 +28,11 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
   const together = [];
   for (const n of batches.filter((size) => size > 1)) {
     const { diad } = (await interleave({ diad: contenders.diad }, n, Math.max(2, rounds >> 1), 1)).times;
-    together.push({ n, pictureMs: spread(diad) });
+    together.push({ n, imageMs: spread(diad) });
   }
-  const bestMs = Math.min(median(times.diad), ...together.map(({ pictureMs }) => pictureMs.median));
+  const bestMs = Math.min(median(times.diad), ...together.map(({ imageMs }) => imageMs.median));
   return {
-    pictureMs: spread(times.diad),
+    imageMs: spread(times.diad),
     publishedMs: spread(times.published),
     speedup: median(times.published.map((ms, i) => ms / times.diad[i])),
     ...(together.length === 0 ? {} : { batches: together, saturatedSpeedup: median(times.published) / bestMs, bestMs }),
@@ -45,7 +45,7 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
  * @param bundle - folder of a bundle of the same sizes
  * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
  * @param precisions - others than float32 that are compared with the reference as published (in float32), once the others are gone
- * @returns times a picture in milliseconds, ratios, stages, FLOP/s and memory
+ * @returns times an image in milliseconds, ratios, stages, FLOP/s and memory
  */
 export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu', precisions = [] }) {
   const contenders = { diad: await diadContender(bundle, { device, maxBatch: Math.max(...batches) }) };
@@ -57,10 +57,10 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     gemm.push(await contenders['as-published'].gemm());
     const sizes = [];
     for (const n of batches.filter((size) => size > 1)) {
-      // The published program scores one picture at a time, so that is what its batch costs.
+      // The published program scores one image at a time, so that is what its batch costs.
       const { diad, lossless } = contenders;
       const { times } = await interleave({ diad, ...(lossless && { lossless }) }, n, Math.max(2, rounds >> 1), 1);
-      sizes.push({ n, pictureMs: Object.fromEntries(Object.entries(times).map(([name, values]) => [name, spread(values)])) });
+      sizes.push({ n, imageMs: Object.fromEntries(Object.entries(times).map(([name, values]) => [name, spread(values)])) });
     }
     gemm.push(await contenders['as-published'].gemm());
     const peakMiB = {};
@@ -76,12 +76,12 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
       published: contenders['as-published'].ready.gflop,
       needed: contenders.lossless ? contenders.lossless.ready.gflop : undefined,
     };
-    const best = Math.min(median(diad), ...sizes.map((size) => size.pictureMs.diad.median));
+    const best = Math.min(median(diad), ...sizes.map((size) => size.imageMs.diad.median));
     return {
       config,
       device,
       threads: ready.threads,
-      pictureMs: Object.fromEntries(Object.entries(one.times).map(([name, values]) => [name, spread(values)])),
+      imageMs: Object.fromEntries(Object.entries(one.times).map(([name, values]) => [name, spread(values)])),
       speedup: Object.fromEntries(Object.entries(references).map(([name, values]) => [name, median(values.map((ms, i) => ms / diad[i]))])),
       saturatedSpeedup: median(references['as-published']) / best,
       stagesMs: Object.fromEntries(STAGES.map((stage) => [stage, median(one.timings.map((timing) => timing[stage]))])),

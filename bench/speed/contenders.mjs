@@ -23,7 +23,7 @@ async function start(command, args, env) {
   return { ready: await answer(), ask, stop: () => child.stdin.end() };
 }
 
-/** diad in a Node process of its own; `time(n)` gives { ms, timings } of n pictures together. */
+/** diad in a Node process of its own; `time(n)` gives { ms, timings } of n images together. */
 export async function diadContender(bundle, { device = 'cpu', precision = 'float32', maxBatch = 8 } = {}) {
   const script = path.join(root, 'bench', 'speed', 'node_timing.mjs');
   const args = [script, '--bundle', bundle, '--device', device, '--precision', precision, '--max-batch', String(maxBatch)];
@@ -31,7 +31,7 @@ export async function diadContender(bundle, { device = 'cpu', precision = 'float
   return { ready, time: (n) => ask(n), peakMiB: () => ask('memory'), stop };
 }
 
-/** The Python reference; mode 'as-published', 'lossless' or 'compiled'; `time(n)` gives { ms } of n pictures together. */
+/** The Python reference; mode 'as-published', 'lossless' or 'compiled'; `time(n)` gives { ms } of n images together. */
 export async function referenceContender(config, mode, device = 'cpu') {
   const args = [path.join(root, 'bench', 'speed', 'reference_timing.py'), '--config', config, '--mode', mode, '--device', device];
   const { ready, ask, stop } = await start(python, args, { PYTHONPATH: path.join(root, 'python'), PYTHONWARNINGS: 'ignore' });

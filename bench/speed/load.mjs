@@ -1,16 +1,16 @@
-// The base bundle under load in this process: saturated, and with pictures that arrive at random.
+// The base bundle under load in this process: saturated, and with images that arrive at random.
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { median, percentile } from './statistics.mjs';
 
-/** As fast as it goes: pictures/s, event-loop delay, memory early and late. */
-export async function saturated(diad, picture, count) {
+/** As fast as it goes: images/s, event-loop delay, memory early and late. */
+export async function saturated(diad, image, count) {
   const delay = monitorEventLoopDelay({ resolution: 1 });
   const rss = {};
   let done = 0;
   const source = function* () {
-    for (let i = 0; i < count; i++) yield picture;
+    for (let i = 0; i < count; i++) yield image;
   };
   const started = performance.now();
   delay.enable();
@@ -22,8 +22,8 @@ export async function saturated(diad, picture, count) {
   delay.disable();
   rss.late = process.memoryUsage.rss();
   return {
-    pictures: done,
-    picturesPerSecond: (1000 * done) / (performance.now() - started),
+    images: done,
+    imagesPerSecond: (1000 * done) / (performance.now() - started),
     eventLoopDelayP99Ms: delay.percentile(99) / 1e6 - 1, // the histogram counts from the timer's own resolution of 1 ms
     rssEarlyMiB: rss.early / 2 ** 20,
     rssLateMiB: rss.late / 2 ** 20,
@@ -31,8 +31,8 @@ export async function saturated(diad, picture, count) {
   };
 }
 
-/** Pictures that arrive as a Poisson process, `rate` a second on average, for `seconds`; latency from arrival to result. */
-export async function poisson(diad, picture, rate, seconds, random) {
+/** Images that arrive as a Poisson process, `rate` a second on average, for `seconds`; latency from arrival to result. */
+export async function poisson(diad, image, rate, seconds, random) {
   const latencies = [];
   const timings = [];
   const pending = [];
@@ -48,13 +48,13 @@ export async function poisson(diad, picture, rate, seconds, random) {
       latencies.push(performance.now() - arrived);
       timings.push(result.timings);
     };
-    pending.push(diad.score(picture).then(record));
+    pending.push(diad.score(image).then(record));
   }
   await Promise.all(pending);
   const after = diad.stats();
   return {
     offeredPerSecond: rate,
-    pictures: latencies.length,
+    images: latencies.length,
     latencyP50Ms: median(latencies),
     latencyP99Ms: percentile(latencies, 0.99),
     queueP50Ms: median(timings.map(({ queueMs }) => queueMs)),

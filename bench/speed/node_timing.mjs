@@ -2,7 +2,7 @@
 //
 //   node bench/speed/node_timing.mjs --bundle DIR [--device D] [--precision P] [--max-batch N]
 //
-// A number N scores N pictures together and answers with JSON: wall-clock milliseconds and the engine's own timings; "memory" answers with the
+// A number N scores N images together and answers with JSON: wall-clock milliseconds and the engine's own timings; "memory" answers with the
 // peak resident set in MiB.
 import { readFileSync } from 'node:fs';
 import process from 'node:process';
@@ -19,7 +19,7 @@ const { values } = parseArgs({
     'max-batch': { type: 'string', default: '8' },
   },
 });
-const picture = { data: noisePixels(256), width: 256, height: 256, channels: 3 };
+const image = { data: noisePixels(256), width: 256, height: 256, channels: 3 };
 
 tuneAllocator();
 const { device, precision, bundle } = values;
@@ -39,7 +39,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     continue;
   }
   const started = performance.now();
-  const results = await Promise.all(Array.from({ length: Number(line) }, () => diad.score(picture)));
+  const results = await Promise.all(Array.from({ length: Number(line) }, () => diad.score(image)));
   const ms = performance.now() - started;
   console.log(JSON.stringify({ ms, timings: results[0].timings }));
 }

@@ -2,8 +2,8 @@
 
     python bench/speed/reference_timing.py --config demo --mode as-published
 
-Prints a line of JSON when it is ready (`gflop`: floating-point operations of one picture, counted while the first one ran); then reads lines, each with a number of
-pictures, runs so many together and prints the milliseconds. "memory" prints the peak resident set in MiB, "gemm" the speed of a matrix product of 2048 x 2048 in
+Prints a line of JSON when it is ready (`gflop`: floating-point operations of one image, counted while the first one ran); then reads lines, each with a number of
+images, runs so many together and prints the milliseconds. "memory" prints the peak resident set in MiB, "gemm" the speed of a matrix product of 2048 x 2048 in
 float32, GFLOP/s. Ends with the input.
 """
 
@@ -66,12 +66,12 @@ def main() -> None:
         args.device,
         as_published=args.mode == "as-published",
     )
-    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     with FlopCounterMode(display=False) as counter:
-        pipeline.run([picture])
+        pipeline.run([image])
     if args.mode == "compiled":
         compile_networks(pipeline)
-        pipeline.run([picture])
+        pipeline.run([image])
     print(json.dumps({"gflop": counter.get_total_flops() / 1e9}), flush=True)
     for line in sys.stdin:
         word = line.strip()
@@ -80,8 +80,8 @@ def main() -> None:
         elif word == "gemm":
             print(gemm_speed(), flush=True)
         else:
-            pictures = [picture] * int(word)
-            print(milliseconds(lambda batch=pictures: pipeline.run(batch)), flush=True)
+            images = [image] * int(word)
+            print(milliseconds(lambda batch=images: pipeline.run(batch)), flush=True)
 
 
 if __name__ == "__main__":

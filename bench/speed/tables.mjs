@@ -13,13 +13,13 @@ const overPublished = (size) => size?.speedup['as-published'];
 /** What the project set itself for a CPU: what is compared, the bound in words, the value of a machine's results, how it is written, whether it is enough. */
 const TARGETS = [
   [
-    'published size, one picture, over the program as published',
+    'published size, one image, over the program as published',
     '>= 3.2x',
     ({ sizes }) => overPublished(sizes.published),
     times,
     (x) => x >= 3.2,
   ],
-  ['base bundle, one picture, likewise', '>= 4x', ({ sizes }) => overPublished(sizes.small), times, (x) => x >= 4],
+  ['base bundle, one image, likewise', '>= 4x', ({ sizes }) => overPublished(sizes.small), times, (x) => x >= 4],
   ['base bundle, saturated, likewise', '>= 4x', ({ sizes }) => sizes.small?.saturatedSpeedup, times, (x) => x >= 4],
   ['Node around the engine, published size', '<= 1 %', ({ sizes }) => sizes.published?.bindingShare, percent, (x) => x <= 0.01],
   ['Node around the engine, base bundle', '<= 3 %', ({ sizes }) => sizes.small?.bindingShare, percent, (x) => x <= 0.03],
@@ -46,7 +46,7 @@ const TARGETS = [
   ],
 ];
 
-// What an H200 takes for the arithmetic of a picture alone: 3,288 GFLOP at 790 TFLOP/s.
+// What an H200 takes for the arithmetic of an image alone: 3,288 GFLOP at 790 TFLOP/s.
 const H200_LIMIT_MS = 4.2;
 const bestHalf = (sizes, key, best) => {
   const values = ['bfloat16', 'float16'].map((precision) => sizes.published?.[precision]?.[key]).filter((value) => value !== undefined);
@@ -55,7 +55,7 @@ const bestHalf = (sizes, key, best) => {
 
 const CUDA_TARGETS = [
   [
-    'published size in half precision, one picture, over the program as published in float32',
+    'published size in half precision, one image, over the program as published in float32',
     '>= 10x',
     ({ sizes }) => bestHalf(sizes, 'speedup', Math.max),
     times,
@@ -63,7 +63,7 @@ const CUDA_TARGETS = [
   ],
   ['the same, saturated', '>= 30x', ({ sizes }) => bestHalf(sizes, 'saturatedSpeedup', Math.max), times, (x) => x >= 30],
   [
-    `${H200_LIMIT_MS} ms, the limit of an H200, over a picture's time when saturated`,
+    `${H200_LIMIT_MS} ms, the limit of an H200, over an image's time when saturated`,
     '>= 50 %',
     ({ sizes }) => {
       const ms = bestHalf(sizes, 'bestMs', Math.min);
@@ -102,12 +102,12 @@ function targets(machines) {
 }
 
 function speeds({ sizes }) {
-  const reference = (size, mode) => (size.pictureMs[mode] ? `${ms(size.pictureMs[mode])}: ${size.speedup[mode].toFixed(2)}x` : 'not run');
+  const reference = (size, mode) => (size.imageMs[mode] ? `${ms(size.imageMs[mode])}: ${size.speedup[mode].toFixed(2)}x` : 'not run');
   return table(
-    ['size', 'diad, ms a picture', 'as published', 'lossless savings', 'the same, torch.compile', 'saturated, over as published', 'commit'],
+    ['size', 'diad, ms an image', 'as published', 'lossless savings', 'the same, torch.compile', 'saturated, over as published', 'commit'],
     Object.values(sizes).map((size) => [
       size.config,
-      ms(size.pictureMs.diad),
+      ms(size.imageMs.diad),
       reference(size, 'as-published'),
       reference(size, 'lossless'),
       reference(size, 'compiled'),
@@ -119,15 +119,15 @@ function speeds({ sizes }) {
 
 function batches({ sizes }) {
   const rows = Object.values(sizes).flatMap((size) =>
-    size.batches.map(({ n, pictureMs }) => [
+    size.batches.map(({ n, imageMs }) => [
       size.config,
       n,
-      ms(pictureMs.diad),
-      pictureMs.lossless ? ms(pictureMs.lossless) : 'not run',
-      pictureMs.lossless ? `${(pictureMs.lossless.median / pictureMs.diad.median).toFixed(2)}x` : '',
+      ms(imageMs.diad),
+      imageMs.lossless ? ms(imageMs.lossless) : 'not run',
+      imageMs.lossless ? `${(imageMs.lossless.median / imageMs.diad.median).toFixed(2)}x` : '',
     ]),
   );
-  return table(['size', 'batch', 'diad, ms a picture', 'lossless reference', 'ratio'], rows);
+  return table(['size', 'batch', 'diad, ms an image', 'lossless reference', 'ratio'], rows);
 }
 
 function stages({ sizes }) {
@@ -146,7 +146,7 @@ function arithmetic({ sizes }) {
   return table(
     [
       'size',
-      'GFLOP a picture, as published',
+      'GFLOP an image, as published',
       'needed',
       'GFLOP/s of diad',
       'of a matrix product',
@@ -183,11 +183,11 @@ function precisions({ sizes }) {
   );
   if (rows.length === 0) return [];
   return [
-    'In other precisions (another result: docs/accuracy.md, "What other precisions cost"), one picture at a time:',
+    'In other precisions (another result: docs/accuracy.md, "What other precisions cost"), one image at a time:',
     table(
-      ['size', 'precision', 'diad, ms a picture', 'as published, float32', 'peak memory, diad'],
-      rows.map(({ config, precision, pictureMs, publishedMs, speedup, peakMiB }) => {
-        return [config, precision, ms(pictureMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
+      ['size', 'precision', 'diad, ms an image', 'as published, float32', 'peak memory, diad'],
+      rows.map(({ config, precision, imageMs, publishedMs, speedup, peakMiB }) => {
+        return [config, precision, ms(imageMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
       }),
     ),
   ];
@@ -208,7 +208,7 @@ function operators({ config, profile, gemmGflopPerSecond }) {
   const total = (key) => others.reduce((all, operator) => all + (operator[key] ?? 0), 0);
   const inside = operators.reduce((all, { ms }) => all + ms, 0);
   return [
-    `Operator by operator, ${config} (one picture: ${round(computeMs)} ms, ${round(profiledMs)} ms with a clock on every operator; \`diad-engine profile\`):`,
+    `Operator by operator, ${config} (one image: ${round(computeMs)} ms, ${round(profiledMs)} ms with a clock on every operator; \`diad-engine profile\`):`,
     table(
       ['operator', 'calls', 'ms', 'of the time', 'GFLOP', 'GFLOP/s', 'of a matrix product'],
       [
@@ -224,7 +224,7 @@ function underLoad({ load, loadCommit, coldStartMs }) {
   const { saturated } = load;
   const rows = load.poisson.map((level) => [
     `${level.offeredPerSecond.toFixed(2)} a second (${(100 * level.share).toFixed(0)} %)`,
-    level.pictures,
+    level.images,
     round(level.latencyP50Ms),
     round(level.latencyP99Ms),
     round(level.queueP50Ms),
@@ -232,9 +232,9 @@ function underLoad({ load, loadCommit, coldStartMs }) {
     level.meanBatch.toFixed(2),
   ]);
   return [
-    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.picturesPerSecond.toFixed(1)} pictures/s over ${saturated.pictures} pictures; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end (commit ${loadCommit}).`,
+    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.imagesPerSecond.toFixed(1)} images/s over ${saturated.images} images; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end (commit ${loadCommit}).`,
     '',
-    table(['pictures arrive at random', 'pictures', 'latency p50, ms', 'p99', 'of it queue p50', 'compute p50', 'mean batch'], rows),
+    table(['images arrive at random', 'images', 'latency p50, ms', 'p99', 'of it queue p50', 'compute p50', 'mean batch'], rows),
   ].join('\n');
 }
 
@@ -245,7 +245,7 @@ function leftOut({ published }) {
     ...(published.speedup.compiled
       ? {}
       : { 'published size, torch.compile': 'it would be a fourth process with the weights beside the other three' }),
-    ...(published.batches.length > 0 ? {} : { 'published size, several pictures together': 'it would take longer than all else together' }),
+    ...(published.batches.length > 0 ? {} : { 'published size, several images together': 'it would take longer than all else together' }),
   };
 }
 
@@ -255,7 +255,7 @@ function machineSection(results) {
   return [
     `### ${machine.cpu}, ${machine.cores} cores${machine.device === undefined ? '' : `, ${machine.device}`}`,
     `Measured on ${date} with \`npm run bench\` (last with commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
-    'One picture at a time:',
+    'One image at a time:',
     speeds(results),
     'Together:',
     batches(results),

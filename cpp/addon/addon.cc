@@ -99,7 +99,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
           request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());
           request.options.precision = request.precision.c_str();
           request.options.normality = request.normality.empty() ? nullptr : request.normality.c_str();
-          request.options.unwanted = [](void* user) { return static_cast<Environment*>(user)->closed() ? 1 : 0; };
+          request.options.is_cancelled = [](void* user) { return static_cast<Environment*>(user)->closed() ? 1 : 0; };
           request.options.user = environment.get();
           diad_engine* engine = nullptr;
           if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {

@@ -42,7 +42,7 @@ struct Wish {
   const CalibratorHandle& calibrator;
 };
 
-int32_t unwanted(void* user) {
+int32_t is_cancelled(void* user) {
   const auto& wish = *static_cast<const Wish*>(user);
   return wish.calibrator.dropped() || wish.environment.closed() ? 1 : 0;
 }
@@ -61,7 +61,7 @@ Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>
     const EngineApi& api = calibrator->api();
     Wish wish{*environment, *calibrator};
     diad_calibration* raw = nullptr;
-    if (api.calibrator_finish(calibrator->get(), &unwanted, &wish, &raw) != 0) {
+    if (api.calibrator_finish(calibrator->get(), &is_cancelled, &wish, &raw) != 0) {
       const diad_error error = api.last_error();
       std::pair<std::string, std::string> why{error.code, error.message};
       if (calibrator->dropped()) why = {"ERR_DIAD_CANCELLED", "The calibrator was dropped"};

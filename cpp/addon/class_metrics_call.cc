@@ -18,14 +18,14 @@ namespace {
 
 namespace metrics = diad::metrics;
 
-constexpr const char* kNoRoom = "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer pictures";
+constexpr const char* kNoRoom = "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer images";
 
 // Everything the computation needs, copied on the JavaScript thread: no reference to an array keeps its memory where it is once the caller
 // transfers the buffer.
 struct Request {
   bool single = true;           // float32 maps, else float64
-  size_t pictures = 0;          // of the class
-  std::vector<std::byte> maps;  // [pictures, height, width]
+  size_t images = 0;            // of the class
+  std::vector<std::byte> maps;  // [images, height, width]
   std::vector<uint8_t> masks;   // the same
   size_t height = 0, width = 0;
   std::vector<double> image_scores;
@@ -56,17 +56,17 @@ Request read_request(const Napi::Object& object) {
   const size_t map_bytes = pixels * maps.ElementSize();
   const auto masks = object.Get("masks").As<Napi::Uint8Array>();
   const auto indices = object.Get("indices").As<Napi::Uint32Array>();
-  request.pictures = indices.ElementLength();
-  const size_t whole = std::min(maps.ElementLength(), masks.ElementLength()) / std::max<size_t>(1, pixels);  // pictures
-  for (size_t i = 0; i < request.pictures; ++i) {
+  request.images = indices.ElementLength();
+  const size_t whole = std::min(maps.ElementLength(), masks.ElementLength()) / std::max<size_t>(1, pixels);  // images
+  for (size_t i = 0; i < request.images; ++i) {
     if (indices[i] >= whole) {
       throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
-                                  " for every picture but they end before picture " + std::to_string(indices[i]));
+                                  " for every image but they end before image " + std::to_string(indices[i]));
     }
   }
-  request.maps.reserve(request.pictures * map_bytes);
-  request.masks.reserve(request.pictures * pixels);
-  for (size_t i = 0; i < request.pictures; ++i) {
+  request.maps.reserve(request.images * map_bytes);
+  request.masks.reserve(request.images * pixels);
+  for (size_t i = 0; i < request.images; ++i) {
     const size_t start = static_cast<size_t>(indices[i]) * pixels;
     const std::byte* map = first_map + start * maps.ElementSize();
     request.maps.insert(request.maps.end(), map, map + map_bytes);
@@ -80,12 +80,12 @@ metrics::ClassMetrics compute(const Request& request, const std::function<bool()
   const size_t pixels = request.height * request.width;
   std::vector<const Score*> maps;
   std::vector<const uint8_t*> masks;
-  for (size_t i = 0; i < request.pictures; ++i) {
+  for (size_t i = 0; i < request.images; ++i) {
     maps.push_back(reinterpret_cast<const Score*>(request.maps.data()) + i * pixels);
     masks.push_back(request.masks.data() + i * pixels);
   }
-  const metrics::ClassPictures<Score> pictures{maps, masks, request.height, request.width, request.image_scores, request.image_labels};
-  return metrics::class_metrics(pictures, request.mode, request.limits, stop);
+  const metrics::ClassImages<Score> images{maps, masks, request.height, request.width, request.image_scores, request.image_labels};
+  return metrics::class_metrics(images, request.mode, request.limits, stop);
 }
 
 Napi::Object convert(Napi::Env env, const metrics::ClassMetrics& found) {

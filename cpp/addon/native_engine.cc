@@ -68,7 +68,7 @@ Napi::Object convert_result(Napi::Env env, const diad_result& result) {
   return object;
 }
 
-// What a submitted picture carries through the engine; freed by `done`.
+// What a submitted image carries through the engine; freed by `done`.
 struct Pending {
   std::shared_ptr<Environment> environment;
   std::shared_ptr<Operation> operation;  // used and destroyed on the JavaScript thread only
@@ -76,7 +76,7 @@ struct Pending {
   const EngineApi* api = nullptr;
 };
 
-void picture_done(void* user, diad_result* raw) {
+void image_done(void* user, diad_result* raw) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(user));
   ResultPtr result(raw, pending->api->result_free);
   pending->environment->post(
@@ -93,7 +93,7 @@ void picture_done(void* user, diad_result* raw) {
       });
 }
 
-void picture_step(void* user, int32_t step, int32_t total) {
+void image_step(void* user, int32_t step, int32_t total) {
   const auto* pending = static_cast<Pending*>(user);
   pending->environment->post([on_step = pending->on_step, step, total](Napi::Env env) {
     on_step->Call({Napi::Number::New(env, step), Napi::Number::New(env, total)});
@@ -204,11 +204,11 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   pending->operation = std::make_shared<Operation>(env, environment_);
   if (info[2].IsFunction()) {
     pending->on_step = hold(info[2].As<Napi::Function>(), environment_);
-    request.on_step = &picture_step;
+    request.on_step = &image_step;
   }
   const std::shared_ptr<Operation> operation = pending->operation;
   request.user = pending.get();
-  request.done = &picture_done;
+  request.done = &image_done;
 
   uint64_t id = 0;
   const bool open = model.with([&](const EngineApi& api, diad_engine* handle) {

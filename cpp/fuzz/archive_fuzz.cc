@@ -8,9 +8,9 @@
 #include <cstdlib>
 #include <set>
 
-#include "error.h"
+#include "bundle/torchscript_reader.h"
 #include "scratch_folder.h"
-#include "torchscript_archive.h"
+#include "support/engine_error.h"
 
 namespace {
 

@@ -2,9 +2,9 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "bundle.h"
-#include "error.h"
+#include "bundle/bundle.h"
 #include "scratch_folder.h"
+#include "support/engine_error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const auto folder = scratch_folder();

@@ -1,10 +1,10 @@
-// Frames of any size and content: resized to exactly size x size, normalised to finite numbers.
+// Frames of any size and content: resized to exactly size x size, normalized to finite numbers.
 #include <ATen/ops/isfinite.h>
 
 #include <cstdint>
 #include <cstdlib>
 
-#include "frame.h"
+#include "pipeline/preprocess.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   if (size < 4) return 0;
@@ -22,8 +22,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   manifest.image_size = side;
   manifest.mean = {0.485F, 0.456F, 0.406F};
   manifest.std = {0.229F, 0.224F, 0.225F};
-  const at::Tensor input = diad::normalised(resized, manifest);
+  const at::Tensor input = diad::normalized(resized, manifest);
   if (!at::isfinite(input).all().item<bool>()) std::abort();
-  if (diad::denormalised(input[0], manifest) != resized) std::abort();
+  if (diad::denormalized(input[0], manifest) != resized) std::abort();
   return 0;
 }

@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <string>
 
-#include "bundle.h"
-#include "error.h"
+#include "bundle/bundle.h"
+#include "support/engine_error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   try {

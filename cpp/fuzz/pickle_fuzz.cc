@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <string>
 
-#include "error.h"
-#include "pickle_check.h"
+#include "bundle/pickle_validator.h"
+#include "support/engine_error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   try {

@@ -20,7 +20,7 @@ Score squashed(Score score) {
   return Score{1} / (Score{1} + std::exp(-score));
 }
 
-// Merges neighbours that become equal when squashed; hands every group on otherwise.
+// Merges neighbors that become equal when squashed; hands every group on otherwise.
 template <std::floating_point Score>
 class SquashedGroups {
  public:

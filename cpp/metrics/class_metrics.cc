@@ -123,15 +123,15 @@ class CurveSampler {
 };
 
 template <typename Score>
-std::pair<Score, Score> extremes(const ClassPictures<Score>& pictures) {
-  const size_t pixels = pictures.height * pictures.width;
+std::pair<Score, Score> extremes(const ClassImages<Score>& images) {
+  const size_t pixels = images.height * images.width;
   Score lowest = std::numeric_limits<Score>::max(), highest = std::numeric_limits<Score>::lowest();
-  for (size_t n = 0; n < pictures.maps.size(); ++n) {
+  for (size_t n = 0; n < images.maps.size(); ++n) {
     for (size_t i = 0; i < pixels; ++i) {
-      const Score score = pictures.maps[n][i];
+      const Score score = images.maps[n][i];
       if (!std::isfinite(score)) {
         throw std::invalid_argument("Expected finite map values but map " + std::to_string(n) + " holds " + std::to_string(score) +
-                                    " in row " + std::to_string(i / pictures.width) + ", column " + std::to_string(i % pictures.width));
+                                    " in row " + std::to_string(i / images.width) + ", column " + std::to_string(i % images.width));
       }
       lowest = std::min(lowest, score);
       highest = std::max(highest, score);
@@ -141,14 +141,14 @@ std::pair<Score, Score> extremes(const ClassPictures<Score>& pictures) {
 }
 
 template <typename Score>
-std::vector<std::vector<double>> region_scores(const ClassPictures<Score>& pictures, const Regions& regions, bool squash) {
-  const size_t pixels = pictures.height * pictures.width;
+std::vector<std::vector<double>> region_scores(const ClassImages<Score>& images, const Regions& regions, bool squash) {
+  const size_t pixels = images.height * images.width;
   std::vector<std::vector<double>> scores(regions.areas.size());
-  for (size_t n = 0; n < pictures.maps.size(); ++n) {
+  for (size_t n = 0; n < images.maps.size(); ++n) {
     for (size_t i = 0; i < pixels; ++i) {
       const uint32_t region = regions.of_pixel[n * pixels + i];
       if (region == 0) continue;
-      const Score score = pictures.maps[n][i];
+      const Score score = images.maps[n][i];
       scores[region - 1].push_back(static_cast<double>(squash ? squashed(score) : score));
     }
   }
@@ -157,10 +157,10 @@ std::vector<std::vector<double>> region_scores(const ClassPictures<Score>& pictu
 }
 
 template <typename Score>
-void pixel_metrics(const ClassPictures<Score>& pictures, Mode mode, const Limits& limits, const std::function<bool()>& stop,
+void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop,
                    ClassMetrics& metrics) {
-  const auto [lowest, highest] = extremes(pictures);
-  const Regions regions = label_regions(pictures.masks, pictures.height, pictures.width);
+  const auto [lowest, highest] = extremes(images);
+  const Regions regions = label_regions(images.masks, images.height, images.width);
   uint64_t positives = 0;
   std::vector<double> weights;
   for (const uint64_t area : regions.areas) {
@@ -176,12 +176,12 @@ void pixel_metrics(const ClassPictures<Score>& pictures, Mode mode, const Limits
   SteppedOverlap<Score> stepped(lowest, highest, mode == Mode::kAder ? kAderSteps : kDiadSteps, negatives, regions.areas.size());
   SteppedF1<Score> stepped_f1(lowest, highest, positives);
   ResampledOverlap resampled(
-      negatives, mode == Mode::kAnomalib ? region_scores(pictures, regions, squash) : std::vector<std::vector<double>>{}, limits.rate);
+      negatives, mode == Mode::kAnomalib ? region_scores(images, regions, squash) : std::vector<std::vector<double>>{}, limits.rate);
   SquashedGroups<Score> squashed_groups(
       squash, [&](const ScoreGroup<Score>& group) { resampled.add(static_cast<double>(group.score), group.negatives); });
 
   const size_t capacity = limits.scratch_bytes / (2 * (sizeof(Score) == 4 ? 8 : 16));
-  ScoreGroups<Score> groups(pictures.maps, pictures.height * pictures.width, regions.of_pixel, weights, capacity, stop);
+  ScoreGroups<Score> groups(images.maps, images.height * images.width, regions.of_pixel, weights, capacity, stop);
   groups.descend([&](const ScoreGroup<Score>& group) {
     ranking.add(group);
     sampler.add(static_cast<double>(group.score), group.negatives, group.positives);
@@ -217,23 +217,23 @@ void pixel_metrics(const ClassPictures<Score>& pictures, Mode mode, const Limits
 
 // The mode's own score where its pools fit the map, else the plain maximum.
 template <typename Score>
-std::vector<double> scores_of_maps(const ClassPictures<Score>& pictures, Mode mode) {
+std::vector<double> scores_of_maps(const ClassImages<Score>& images, Mode mode) {
   const auto [size, count] = mode == Mode::kDiad   ? std::pair<size_t, size_t>{8, 8}
                              : mode == Mode::kAder ? std::pair<size_t, size_t>{16, 1}
                                                    : std::pair<size_t, size_t>{1, 0};
   std::vector<double> scores;
-  for (const Score* map : pictures.maps) {
-    const std::optional<double> pooled = pooled_maximum(map, pictures.height, pictures.width, size, count);
-    scores.push_back(pooled ? *pooled : *pooled_maximum(map, pictures.height, pictures.width, 1, 0));
+  for (const Score* map : images.maps) {
+    const std::optional<double> pooled = pooled_maximum(map, images.height, images.width, size, count);
+    scores.push_back(pooled ? *pooled : *pooled_maximum(map, images.height, images.width, 1, 0));
   }
   return scores;
 }
 
 template <typename Score>
-std::vector<uint8_t> labels_of_masks(const ClassPictures<Score>& pictures) {
+std::vector<uint8_t> labels_of_masks(const ClassImages<Score>& images) {
   std::vector<uint8_t> labels;
-  const size_t pixels = pictures.height * pictures.width;
-  for (const uint8_t* mask : pictures.masks) labels.push_back(std::any_of(mask, mask + pixels, [](uint8_t value) { return value != 0; }));
+  const size_t pixels = images.height * images.width;
+  for (const uint8_t* mask : images.masks) labels.push_back(std::any_of(mask, mask + pixels, [](uint8_t value) { return value != 0; }));
   return labels;
 }
 
@@ -277,22 +277,22 @@ std::optional<Mode> mode_of(std::string_view name) {
 }
 
 template <typename Score>
-ClassMetrics class_metrics(const ClassPictures<Score>& pictures, Mode mode, const Limits& limits, const std::function<bool()>& stop) {
-  if (pictures.maps.size() != pictures.masks.size()) {
-    throw std::invalid_argument("Expected one mask per map but received " + std::to_string(pictures.maps.size()) + " maps and " +
-                                std::to_string(pictures.masks.size()) + " masks");
+ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop) {
+  if (images.maps.size() != images.masks.size()) {
+    throw std::invalid_argument("Expected one mask per map but received " + std::to_string(images.maps.size()) + " maps and " +
+                                std::to_string(images.masks.size()) + " masks");
   }
   ClassMetrics metrics;
-  if (!pictures.maps.empty()) pixel_metrics(pictures, mode, limits, stop, metrics);
-  const std::vector<double> scores = pictures.image_scores.empty() ? scores_of_maps(pictures, mode) : pictures.image_scores;
-  // The published evaluation and ADer know no labels but those of the resized masks; which there must be for every picture.
-  const bool by_masks = pictures.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
-  const bool from_masks = by_masks && pictures.masks.size() == scores.size();
-  image_metrics(scores, from_masks ? labels_of_masks(pictures) : pictures.image_labels, mode, stop, metrics);
+  if (!images.maps.empty()) pixel_metrics(images, mode, limits, stop, metrics);
+  const std::vector<double> scores = images.image_scores.empty() ? scores_of_maps(images, mode) : images.image_scores;
+  // The published evaluation and ADer know no labels but those of the resized masks; which there must be for every image.
+  const bool by_masks = images.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
+  const bool from_masks = by_masks && images.masks.size() == scores.size();
+  image_metrics(scores, from_masks ? labels_of_masks(images) : images.image_labels, mode, stop, metrics);
   return metrics;
 }
 
-template ClassMetrics class_metrics(const ClassPictures<float>&, Mode, const Limits&, const std::function<bool()>&);
-template ClassMetrics class_metrics(const ClassPictures<double>&, Mode, const Limits&, const std::function<bool()>&);
+template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&, const std::function<bool()>&);
+template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&, const std::function<bool()>&);
 
 }  // namespace diad::metrics

@@ -16,9 +16,9 @@ enum class Mode { kExact, kDiad, kAder, kAnomalib, kMvtec };
 
 std::optional<Mode> mode_of(std::string_view name);
 
-// Pictures of one class. Maps and masks belong together pairwise; image scores and labels too. Either pair may be empty.
+// Images of one class. Maps and masks belong together pairwise; image scores and labels too. Either pair may be empty.
 template <typename Score>
-struct ClassPictures {
+struct ClassImages {
   std::span<const Score* const> maps;     // each height * width
   std::span<const uint8_t* const> masks;  // each height * width, non-zero is defect
   size_t height = 0, width = 0;
@@ -44,14 +44,14 @@ struct ClassMetrics {
   std::vector<CurvePoint> pixel_curve;  // at most a few hundred points, of pixels with defects and without
 };
 
-// Memory beside the pictures: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode kAnomalib 32 bytes for each
+// Memory beside the images: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode kAnomalib 32 bytes for each
 // distinct background score of the integrated range.
 //
 // stop: asked now and then; true throws Stopped. Throws std::invalid_argument for a score that is not finite or lengths that do not fit.
 template <typename Score>
-ClassMetrics class_metrics(const ClassPictures<Score>& pictures, Mode mode, const Limits& limits, const std::function<bool()>& stop);
+ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop);
 
-extern template ClassMetrics class_metrics(const ClassPictures<float>&, Mode, const Limits&, const std::function<bool()>&);
-extern template ClassMetrics class_metrics(const ClassPictures<double>&, Mode, const Limits&, const std::function<bool()>&);
+extern template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&, const std::function<bool()>&);
+extern template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&, const std::function<bool()>&);
 
 }  // namespace diad::metrics

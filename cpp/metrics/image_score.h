@@ -1,4 +1,4 @@
-// One score per picture from its map, for arrays that bring none.
+// One score per image from its map, for arrays that bring none.
 #pragma once
 
 #include <cstddef>

@@ -39,15 +39,15 @@ class Labels {
   std::vector<uint32_t> parents_;
 };
 
-// Provisional labels of one mask: each pixel takes those of its four neighbours that were seen before it.
+// Provisional labels of one mask: each pixel takes those of its four neighbors that were seen before it.
 void label_mask(const uint8_t* mask, size_t height, size_t width, uint32_t* provisional, Labels& labels) {
   for (size_t y = 0; y < height; ++y) {
     for (size_t x = 0; x < width; ++x) {
       const size_t here = y * width + x;
       uint32_t label = 0;
       if (mask[here] != 0) {
-        const auto meet = [&](size_t neighbour) {
-          const uint32_t other = provisional[neighbour];
+        const auto meet = [&](size_t neighbor) {
+          const uint32_t other = provisional[neighbor];
           if (other != 0) label = label == 0 ? other : labels.join(label, other);
         };
         if (x > 0) meet(here - 1);

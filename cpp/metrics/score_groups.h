@@ -52,8 +52,8 @@ class ScoreGroups {
   using Key = decltype(order_key(Score{}));
   using Group = ScoreGroup<Score>;
 
-  // maps: one pointer per picture to `pixels` finite scores. regions: [N * pixels], 0 is background. region_weights: 1 / area of region r
-  // at [r - 1]. stop: asked before each pass over a picture.
+  // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background. region_weights: 1 / area of region r
+  // at [r - 1]. stop: asked before each pass over an image.
   ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions, std::span<const double> region_weights,
               size_t capacity, const std::function<bool()>& stop)
       : maps_(maps), pixels_(pixels), regions_(regions), weights_(region_weights), capacity_(std::max<size_t>(capacity, 1)), stop_(stop) {}

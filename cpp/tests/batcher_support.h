@@ -10,14 +10,14 @@
 #include <variant>
 #include <vector>
 
-#include "batcher.h"
+#include "runtime/batcher.h"
 
 using namespace std::chrono_literals;
 using diad::Batcher;
 using diad::Failure;
+using diad::ImageRequest;
+using diad::ImageResult;
 using diad::Outcome;
-using diad::PictureRequest;
-using diad::PictureResult;
 
 // A gate the runner waits at, so that the tests decide when a batch goes on.
 class Gate {
@@ -31,12 +31,12 @@ class Gate {
 };
 
 // Scores are the seeds; each batch takes ten steps.
-inline std::vector<PictureResult> seeds_as_scores(std::span<const PictureRequest> batch, const diad::StepCallback& on_step) {
+inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
   for (int64_t step = 1; step <= 10; ++step) {
     if (!on_step(step, 10)) return {};
   }
-  std::vector<PictureResult> results;
-  for (const PictureRequest& request : batch) results.emplace_back().score = static_cast<double>(request.seed);
+  std::vector<ImageResult> results;
+  for (const ImageRequest& request : batch) results.emplace_back().score = static_cast<double>(request.seed);
   return results;
 }
 
@@ -60,4 +60,4 @@ inline std::string code_of(std::future<Outcome>& future) {
   return failure == nullptr ? "done" : failure->code;
 }
 
-inline double score_of(std::future<Outcome>& future) { return std::get<PictureResult>(future.get()).score; }
+inline double score_of(std::future<Outcome>& future) { return std::get<ImageResult>(future.get()).score; }

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "bundle.h"
+#include "bundle/bundle.h"
 
 // 16 x 16 images, three maps of 6, 4 and 2 positions, vectors of 2 dimensions on a grid of 3.
 inline diad::Manifest evidence_manifest() {

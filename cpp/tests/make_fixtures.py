@@ -20,10 +20,10 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     rng = np.random.default_rng(7)
     for width, height, side in RESIZES:
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        picture.save(OUT / f"resize-{width}x{height}.ppm")
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(OUT / f"resize-{width}x{height}.ppm")
         # One axis at a time, horizontal first: Pillow 13 would choose the order by the shape.
-        rows = picture.resize((side, height), Image.Resampling.BILINEAR)
+        rows = image.resize((side, height), Image.Resampling.BILINEAR)
         rows.resize((side, side), Image.Resampling.BILINEAR).save(OUT / f"resize-{width}x{height}-to-{side}.ppm")
     for seed in (0, 7, 2**63 + 5):
         generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "error.h"
+#include "support/engine_error.h"
 
 // Reads a fixture of plain little-endian numbers.
 template <typename T>

@@ -4,7 +4,7 @@ import process from 'node:process';
 import { SingleBar } from 'cli-progress';
 import { calibrate, type Calibrated } from '../evaluation/calibrate.js';
 import { copyBundle, writeCalibration } from '../evaluation/calibration-files.js';
-import { readGoodPictures } from '../evaluation/datasets/good.js';
+import { readGoodImages } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
 import { DEFAULT_FPR } from '../evaluation/thresholds.js';
 import { requireWritable } from '../durable.js';
@@ -28,7 +28,7 @@ function thresholdLines({ calibration }: Calibrated): string {
   return [['all', calibration] as const, ...Object.entries(calibration.classes ?? {})]
     .map(
       ([name, { threshold, pixelThreshold, images }]) =>
-        `${name.padEnd(16)} image ${threshold.toFixed(4)}  pixel ${pixelThreshold?.toFixed(4) ?? '-'}  from ${images ?? 0} normal pictures`,
+        `${name.padEnd(16)} image ${threshold.toFixed(4)}  pixel ${pixelThreshold?.toFixed(4) ?? '-'}  from ${images ?? 0} normal images`,
     )
     .join('\n');
 }
@@ -47,7 +47,7 @@ function report(calibrated: Calibrated, bundle: string, options: Options, second
     );
   }
   for (const { className, images } of tooFew) {
-    process.stderr.write(`diad: ${className} has too few pictures (${images}) for thresholds of its own and uses the global ones\n`);
+    process.stderr.write(`diad: ${className} has too few images (${images}) for thresholds of its own and uses the global ones\n`);
   }
 }
 
@@ -60,9 +60,9 @@ export async function calibrateBundle(options: Options): Promise<void> {
   process.once('SIGINT', stop);
   const bundle = options.out ?? options.model ?? baseBundle;
   if (options.out === undefined) await requireWritable(bundle);
-  const good = await readGoodPictures(options.good);
-  const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).pictures;
-  const test = options.test === undefined ? undefined : (await readDataSet(options.test)).pictures.map(({ file }) => file);
+  const good = await readGoodImages(options.good);
+  const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).images;
+  const test = options.test === undefined ? undefined : (await readDataSet(options.test)).images.map(({ file }) => file);
   if (options.out !== undefined) await copyBundle(options.model ?? baseBundle, options.out);
   const diad = await loadModel({ ...options, model: bundle }, false); // an old calibration, whatever it holds, is about to be replaced
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });

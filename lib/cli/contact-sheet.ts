@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Diad } from '../diad.js';
-import type { CalibrationPicture } from '../evaluation/calibrate.js';
+import type { CalibrationImage } from '../evaluation/calibrate.js';
 import { isGoodName, list } from '../evaluation/datasets/layout.js';
 import { decodeImage, NO_LIMITS, takeImage } from '../image.js';
 
@@ -34,8 +34,8 @@ async function defectiveImages(data: string, className: string, count: number): 
   const listed = await Promise.all(
     kinds.map(async (kind) => {
       const folder = path.join(root, 'test', kind);
-      const { pictures } = await list(folder);
-      return spaced(pictures, count).map((name) => ({ file: path.join(folder, name), className, kind }));
+      const { images } = await list(folder);
+      return spaced(images, count).map((name) => ({ file: path.join(folder, name), className, kind }));
     }),
   );
   const inTurn = Array.from({ length: count }, (_, i) => listed.flatMap((images) => images.slice(i, i + 1))).flat();
@@ -47,7 +47,7 @@ async function defectiveImages(data: string, className: string, count: number): 
  *
  * @param data - the data set that was trained on
  */
-export async function sheetImages(data: string, split: readonly CalibrationPicture[]): Promise<readonly SheetImage[]> {
+export async function sheetImages(data: string, split: readonly CalibrationImage[]): Promise<readonly SheetImage[]> {
   const classes = [...new Set(split.map(({ className }) => className))];
   const count = Math.max(2, Math.min(MOST_OF_KIND, Math.floor(MOST_IN_ALL / classes.length)));
   const found: SheetImage[] = [];

@@ -34,14 +34,14 @@ function asText(report: Report): string {
     lines.push(['bundle', `${name}, ${imageSize} x ${imageSize}, ${steps} steps, intact (${path})`], ['digest', digest]);
   }
   if (report.score !== undefined) {
-    lines.push(['score', `${report.score.value.toFixed(6)} of the built-in picture, in ${report.score.milliseconds.toFixed(0)} ms`]);
+    lines.push(['score', `${report.score.value.toFixed(6)} of the built-in image, in ${report.score.milliseconds.toFixed(0)} ms`]);
   }
   if (report.golden !== undefined) {
     const { against, relativeDifference, tolerance } = report.golden;
     const other = against === 'bundle' ? "the reference's golden results in the bundle" : 'another process on the CPU';
     lines.push(['golden', `${relativeDifference.toExponential(1)} from ${other} (at most ${tolerance})`]);
   }
-  if (report.problem === undefined) lines.push(['verdict', 'pictures can be scored']);
+  if (report.problem === undefined) lines.push(['verdict', 'images can be scored']);
   else {
     lines.push(['problem', `${report.problem.code}: ${report.problem.message}`], ['cause', report.problem.cause]);
     for (const step of report.problem.help) lines.push(['try', step]);
@@ -49,7 +49,7 @@ function asText(report: Report): string {
   return lines.map(([name, value]) => `${name.padEnd(9)} ${value}`).join('\n');
 }
 
-/** Prints the report; exit code 1 when pictures cannot be scored. */
+/** Prints the report; exit code 1 when images cannot be scored. */
 export async function doctor({ model, device, json, timeout }: DoctorOptions): Promise<void> {
   const report = await examine({ bundle: model, device, timeoutMs: timeout * 1000 });
   process.stdout.write(`${json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);

@@ -18,7 +18,7 @@ interface Options extends ModelOptions {
   readonly seed: number;
 }
 
-/** A bar with the time left on a terminal; elsewhere a line for every tenth of the pictures. */
+/** A bar with the time left on a terminal; elsewhere a line for every tenth of the images. */
 function progressShown(): { readonly show: (progress: EvaluationProgress) => void; readonly stop: () => void } {
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
   let started = false;
@@ -36,13 +36,13 @@ function progressShown(): { readonly show: (progress: EvaluationProgress) => voi
       started = true;
     } else if (done === resumed || Math.floor((10 * done) / total) > tenth) {
       tenth = Math.floor((10 * done) / total);
-      process.stderr.write(`diad: ${done} of ${total} pictures${resumed > 0 ? `, ${resumed} of them from before` : ''}\n`);
+      process.stderr.write(`diad: ${done} of ${total} images${resumed > 0 ? `, ${resumed} of them from before` : ''}\n`);
     }
   };
   return { show, stop };
 }
 
-/** Evaluates, prints the table and says where the report is; exit code 1 when a picture could not be scored. */
+/** Evaluates, prints the table and says where the report is; exit code 1 when an image could not be scored. */
 export async function evaluate(options: Options): Promise<void> {
   const data = await readDataSet(options.data, options.layout);
   const diad = await loadModel(options);

@@ -16,7 +16,7 @@ export async function info(options: ModelOptions & { readonly json?: boolean }):
     ['bundle', `${bundle.name} (${bundle.path})`],
     ['', bundle.description],
     ['classes', bundle.classes.join(', ') || 'not said'],
-    ['picture', `${bundle.imageSize} x ${bundle.imageSize}, ${bundle.steps} steps`],
+    ['image', `${bundle.imageSize} x ${bundle.imageSize}, ${bundle.steps} steps`],
     ['size', `${(bundle.sizeBytes / 2 ** 20).toFixed(1)} MiB`],
     ['threshold', bundle.threshold === undefined ? 'not calibrated' : `${bundle.threshold}${cut}`],
     ['digest', bundle.digest],

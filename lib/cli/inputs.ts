@@ -6,7 +6,7 @@ import { SingleBar } from 'cli-progress';
 import { glob } from 'tinyglobby';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
-import { PICTURE_ENDINGS } from '../image.js';
+import { IMAGE_ENDINGS } from '../image.js';
 import { tuneAllocator } from '../native.js';
 import type { Precision } from '../options.js';
 
@@ -20,12 +20,12 @@ export interface ModelOptions {
   readonly maxFrames?: number;
 }
 
-/** What `diad score --out` writes: where it wrote into the folder it read, the next run must not take its heat maps for pictures. */
+/** What `diad score --out` writes: where it wrote into the folder it read, the next run must not take its heat maps for images. */
 export const HEATMAP = '.heatmap.png';
-const PICTURES = `**/*.{${PICTURE_ENDINGS.join(',')}}`;
+const IMAGES = `**/*.{${IMAGE_ENDINGS.join(',')}}`;
 
 /**
- * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all pictures below it but heat maps,
+ * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all images below it but heat maps,
  * anything else a glob. Order as given, files of one folder or glob sorted by name; a file named twice is taken once.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when a folder or glob matches nothing
@@ -41,11 +41,11 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
     }
     const found = isGlob
       ? await glob(input, { onlyFiles: true })
-      : (await glob(PICTURES, { cwd: input, caseSensitiveMatch: false, onlyFiles: true, ignore: `**/*${HEATMAP}` })).map((file) =>
+      : (await glob(IMAGES, { cwd: input, caseSensitiveMatch: false, onlyFiles: true, ignore: `**/*${HEATMAP}` })).map((file) =>
           path.join(input, file),
         );
     if (found.length === 0) {
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected pictures for ${input} but found none`);
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected images for ${input} but found none`);
     }
     for (const file of found.sort()) files.add(file);
   }
@@ -77,7 +77,7 @@ export async function loadModel(options: ModelOptions, calibration = true): Prom
 }
 
 /**
- * Works through files: a failure is a line on standard error and exit code 1 at the end, the rest go on; Ctrl-C stops between pictures.
+ * Works through files: a failure is a line on standard error and exit code 1 at the end, the rest go on; Ctrl-C stops between images.
  *
  * @param work - handles one file; a few run at once, results are handed to `report` in order
  */

@@ -110,7 +110,7 @@ interface SubmitCliOptions {
   readonly priority: number;
 }
 
-/** Hands pictures in and prints the run's id. */
+/** Hands images in and prints the run's id. */
 export async function submit(inputs: string[], options: SubmitCliOptions): Promise<void> {
   const { bundleDigest, submitRun } = await import('../queue/index.js');
   const address = inputs.find((input) => /^(https?|s3):\/\//.test(input));
@@ -128,7 +128,7 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   };
   const others = entries();
   const first = await others.next();
-  if (first.done === true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected pictures in ${inputs.join(', ')} but found none`);
+  if (first.done === true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected images in ${inputs.join(', ')} but found none`);
   const all = async function* (): AsyncGenerator<Submission, void, undefined> {
     yield first.value;
     yield* others;
@@ -138,13 +138,13 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   process.stdout.write(`${await submitRun(all(), { redis, model, seed, priority })}\n`);
 }
 
-/** What the text output says of a picture. */
+/** What the text output says of an image. */
 function summary(result: RunResult): string {
   if (result.status === 'done') return result.score.toFixed(4);
   return result.status === 'failed' ? `failed: ${result.error}` : result.status;
 }
 
-/** Prints a line for each picture of a run; exit code 1 when some failed, else 2 when some are still waiting, else 3 when some results have expired. */
+/** Prints a line for each image of a run; exit code 1 when some failed, else 2 when some are still waiting, else 3 when some results have expired. */
 export async function results(run: string, options: { redis: string; wait?: boolean; json?: boolean }): Promise<void> {
   const { runResults } = await import('../queue/index.js');
   const seen = new Set<string>();

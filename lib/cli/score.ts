@@ -27,7 +27,7 @@ interface Row {
   readonly seed: number;
   readonly threshold?: number;
   readonly anomalous?: boolean;
-  readonly normalisedScore?: number;
+  readonly normalizedScore?: number;
   readonly evidence?: EvidenceScores;
   readonly map?: string;
 }
@@ -51,12 +51,12 @@ async function calibrationFits({ tile, model = baseBundle }: Options): Promise<b
 /** Scores files and prints a line for each. */
 export async function score(inputs: string[], options: Options): Promise<void> {
   if (options.tile !== undefined && options.dump !== undefined) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tile or --dump but received both: stages are of whole pictures');
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tile or --dump but received both: stages are of whole images');
   }
   const files = await expandInputs(inputs);
   const table = options.csv === undefined ? undefined : path.dirname(options.csv);
   for (const folder of [options.out, options.dump, table]) if (folder !== undefined) await mkdir(folder, { recursive: true });
-  if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before pictures are scored
+  if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before images are scored
   const diad = await loadModel(options, await calibrationFits(options));
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {
@@ -77,7 +77,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       seed: options.seed,
       ...(result.threshold === undefined
         ? {}
-        : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalisedScore: result.normalisedScore ?? 0 }),
+        : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalizedScore: result.normalizedScore ?? 0 }),
       ...(result.evidence === undefined ? {} : { evidence: result.evidence }),
       ...(map === undefined ? {} : { map }),
     };

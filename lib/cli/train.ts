@@ -7,7 +7,7 @@ import { bundleDigest } from '../bundle-digest.js';
 import type { Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError, invalidArgument } from '../errors.js';
-import { calibrate, type Calibrated, type CalibrationPicture } from '../evaluation/calibrate.js';
+import { calibrate, type Calibrated, type CalibrationImage } from '../evaluation/calibrate.js';
 import { writeCalibration } from '../evaluation/calibration-files.js';
 import { defaultTarget } from '../evaluation/thresholds.js';
 import { baseBundle } from '../native.js';
@@ -84,7 +84,7 @@ async function runTraining(args: readonly string[], form: 'bar' | 'text' | 'json
 /** Calibrates a trained bundle: images it was trained on tell what is normal, thresholds come from those held out. */
 async function calibrateTrained(
   model: ModelOptions,
-  split: readonly CalibrationPicture[],
+  split: readonly CalibrationImage[],
   seed: number,
   signal: AbortSignal,
 ): Promise<Calibrated> {
@@ -118,7 +118,7 @@ async function calibrateTrained(
 async function writeSheet(
   diad: Diad,
   data: string,
-  split: readonly CalibrationPicture[],
+  split: readonly CalibrationImage[],
   run: string,
   signal: AbortSignal,
 ): Promise<string | undefined> {

@@ -7,8 +7,8 @@ import { Check } from 'typebox/value';
 import { bundleDigest } from '../bundle-digest.js';
 import { writeAtomic } from '../durable.js';
 import { codeOf, DiadError, invalidArgument } from '../errors.js';
-import type { CalibrationPicture } from '../evaluation/calibrate.js';
-import { readGoodPictures } from '../evaluation/datasets/good.js';
+import type { CalibrationImage } from '../evaluation/calibrate.js';
+import { readGoodImages } from '../evaluation/datasets/good.js';
 
 const FINISHED = 'trained.json';
 export const SPLIT = 'split.json';
@@ -34,7 +34,7 @@ export type TrainingKey = Omit<Static<typeof finishedFile>, 'model'>;
 export async function trainingKey(data: string, base: string, out: string, options: readonly string[]): Promise<TrainingKey> {
   const hash = createHash('sha256');
   const root = path.resolve(data);
-  for (const { file, className } of await readGoodPictures(data).catch(() => [])) {
+  for (const { file, className } of await readGoodImages(data).catch(() => [])) {
     hash.update(`${className}\0${path.relative(root, file)}\0${(await stat(file)).size}\n`);
   }
   return { out: path.resolve(out), base: path.resolve(base), data: root, images: hash.digest('hex'), options: options.join(' ') };
@@ -69,7 +69,7 @@ export async function noteTrained(run: string, key: TrainingKey): Promise<void> 
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file is missing or of another form
  */
-export async function readSplit(file: string): Promise<readonly CalibrationPicture[]> {
+export async function readSplit(file: string): Promise<readonly CalibrationImage[]> {
   const split = await readJson(file);
   if (!Check(splitFile, split) || split.length === 0) {
     throw invalidArgument(

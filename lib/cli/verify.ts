@@ -27,7 +27,7 @@ function asText(report: VerifyReport): string {
       .trimEnd(),
   );
   const where = `${report.bundle} on ${report.device}, ${report.precision}, LibTorch ${report.libtorch}`;
-  return [where, '', ...lines, '', `${report.pictures} golden pictures: ${report.passed ? 'pass' : 'FAIL'}`].join('\n');
+  return [where, '', ...lines, '', `${report.images} golden images: ${report.passed ? 'pass' : 'FAIL'}`].join('\n');
 }
 
 /** Prints how far this machine's results are from the reference's; exit code 1 when further than promised. */

@@ -25,7 +25,7 @@ export type Cause =
   | 'bundle-invalid'
   | 'bundle-corrupt'
   | 'calibration-invalid'
-  | 'pictures-unreadable'
+  | 'images-unreadable'
   | 'golden-differs'
   | 'unknown';
 
@@ -151,7 +151,7 @@ const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (su
     help: () => ['a file differs from what the manifest says: copy or download the bundle again; for the base model, install diad again'],
   },
   ERR_DIAD_IMAGE_DECODE: {
-    cause: 'pictures-unreadable',
+    cause: 'images-unreadable',
     help: () => ['the engine works, sharp does not: npm install --include=optional sharp   (its binaries are optional dependencies)'],
   },
 };
@@ -164,7 +164,7 @@ function crashed(outcome: ProbeOutcome, message: string): Problem {
     libtorch: 'opening LibTorch',
     bundle: 'loading the bundle',
     score: 'scoring',
-    picture: 'decoding',
+    image: 'decoding',
     golden: 'verifying',
   }[stage];
   const said = `${message} while ${where}`;
@@ -210,8 +210,7 @@ export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Pro
     if (fromLoader && pattern?.found != null) {
       return { cause: pattern.cause, code, message, help: pattern.help(pattern.found, surroundings) };
     }
-    if (stage === 'picture')
-      return { cause: 'pictures-unreadable', code, message, help: CODES['ERR_DIAD_IMAGE_DECODE']!.help(surroundings) };
+    if (stage === 'image') return { cause: 'images-unreadable', code, message, help: CODES['ERR_DIAD_IMAGE_DECODE']!.help(surroundings) };
     if (message.startsWith(`${CALIBRATION_FILE}: `)) return { cause: 'calibration-invalid', code, message, help: CALIBRATE };
     const known = CODES[code];
     return { cause: known?.cause ?? 'unknown', code, message, help: known?.help(surroundings) ?? ['please report it with this report'] };

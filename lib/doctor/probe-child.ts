@@ -18,7 +18,7 @@ export interface ProbeRequest {
 }
 
 /** The places a child comes by, in order. */
-export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'picture' | 'golden';
+export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'image' | 'golden';
 
 /** What the child sends. */
 export type ProbeMessage =
@@ -29,16 +29,16 @@ export type ProbeMessage =
   | { readonly kind: 'verified'; readonly report: VerifyReport }
   | { readonly kind: 'failed'; readonly code: string; readonly message: string };
 
-/** A built-in picture, the same in every process: a disc with a scratch before a gradient, RGB, 96 x 96. */
-function builtInPicture(): RawFrame {
+/** A built-in image, the same in every process: a disc with a scratch before a gradient, RGB, 96 x 96. */
+function builtInImage(): RawFrame {
   const side = 96;
   const data = new Uint8Array(side * side * 3);
   for (let y = 0; y < side; y++) {
     for (let x = 0; x < side; x++) {
       const inDisc = (x - 48) ** 2 + (y - 48) ** 2 < 30 ** 2;
       const inScratch = inDisc && Math.abs(x - y - 6) < 2;
-      const grey = inScratch ? 30 : inDisc ? 170 : 60 + x;
-      data.set([grey, Math.min(255, grey + (y >> 2)), Math.max(0, grey - (y >> 3))], 3 * (y * side + x));
+      const gray = inScratch ? 30 : inDisc ? 170 : 60 + x;
+      data.set([gray, Math.min(255, gray + (y >> 2)), Math.max(0, gray - (y >> 3))], 3 * (y * side + x));
     }
   }
   return { data, width: side, height: side, channels: 3 };
@@ -55,11 +55,11 @@ async function probe({ bundle, device }: ProbeRequest, say: (message: ProbeMessa
   const diad = await Diad.load(bundle, { device });
   say({ kind: 'loaded', info: diad.info });
   enter('score');
-  const frame = builtInPicture();
+  const frame = builtInImage();
   const started = performance.now();
   const { score } = await diad.score(frame);
   say({ kind: 'scored', score, milliseconds: performance.now() - started });
-  enter('picture');
+  enter('image');
   await diad.score(await encodePng(frame));
   const folder = diad.info.bundle.path;
   await diad.close();

@@ -29,7 +29,7 @@ export interface Golden {
 
 /** What `diad doctor --json` prints. */
 export interface Report extends Machine {
-  /** Pictures can be scored. */
+  /** Images can be scored. */
   readonly ok: boolean;
   readonly diad: string;
   /** Variables that change how LibTorch runs. */
@@ -50,7 +50,7 @@ export interface Report extends Machine {
     readonly imageSize: number;
     readonly steps: number;
   };
-  /** Of the built-in picture, which is scored first. */
+  /** Of the built-in image, which is scored first. */
   readonly score?: { readonly value: number; readonly milliseconds: number };
   readonly golden?: Golden;
   readonly problem?: Problem;
@@ -113,7 +113,7 @@ async function compare(first: ProbeOutcome, examination: Examination): Promise<G
   const tolerance = (info?.device ?? 'cpu') === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
   const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
   if (relativeDifference <= tolerance) return { against: 'process', relativeDifference, tolerance };
-  return differs(`The same picture scored ${score} in one process and ${reference} on the CPU of another`);
+  return differs(`The same image scored ${score} in one process and ${reference} on the CPU of another`);
 }
 
 /** Examines what is there. Native code runs in child processes only: whatever it does, this process goes on. */

@@ -8,13 +8,13 @@ import { boolean, callback, invalid, loadedBundle, number, optionsObject } from 
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import { fromEvidence } from './evidence-thresholds.js';
 import type { CalibrationRole } from './learn-normality.js';
-import { readPicture } from './pictures.js';
+import { readImage } from './images.js';
 import { DEFAULT_FPR, f1maxThreshold, requireEnough, summaryOf, thresholdsOf, type ClassSummary } from './thresholds.js';
 
 export type { CalibrationRole, ClassSummary };
 
-/** A normal picture, or one of a validation set. */
-export interface CalibrationPicture {
+/** A normal image, or one of a validation set. */
+export interface CalibrationImage {
   readonly file: string;
   readonly className: string;
   /** Default false. */
@@ -25,22 +25,22 @@ export interface CalibrationPicture {
 
 /** Options of {@link calibrate}. */
 export interface CalibrateOptions {
-  /** Normal pictures. */
-  readonly good: readonly CalibrationPicture[];
+  /** Normal images. */
+  readonly good: readonly CalibrationImage[];
   /**
-   * Share of normal pictures that may be called anomalous, 0 to 1, both excluded. Default 0.01; of a bundle with evidence the smallest
+   * Share of normal images that may be called anomalous, 0 to 1, both excluded. Default 0.01; of a bundle with evidence the smallest
    * share that the images bound where that is larger, 1 / (images + 1).
    */
   readonly targetFpr?: number;
   /** Thresholds of each class beside the global ones. Default: true for a bundle with evidence, else false. */
   readonly perClass?: boolean;
-  /** Pictures with and without defects: the image threshold is the one of the largest F1 on them. Not for a bundle with evidence. */
-  readonly validation?: readonly CalibrationPicture[];
-  /** Pictures on which results will be reported: refused where one of them is among the others. */
+  /** Images with and without defects: the image threshold is the one of the largest F1 on them. Not for a bundle with evidence. */
+  readonly validation?: readonly CalibrationImage[];
+  /** Images on which results will be reported: refused where one of them is among the others. */
   readonly test?: readonly string[];
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** For pictures that will be scored in tiles: these must be scored in the same way. Not for a bundle with evidence. */
+  /** For images that will be scored in tiles: these must be scored in the same way. Not for a bundle with evidence. */
   readonly tile?: TileOptions;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, total: number) => void;
@@ -53,7 +53,7 @@ export interface Calibrated {
   readonly normality?: Uint8Array;
   /** All images first, then the classes that have thresholds of their own. */
   readonly summary: readonly ClassSummary[];
-  /** Classes that have too few pictures for thresholds of their own, with how many they have. */
+  /** Classes that have too few images for thresholds of their own, with how many they have. */
   readonly tooFew: readonly { readonly className: string; readonly images: number }[];
 }
 
@@ -65,15 +65,15 @@ interface Scored {
   readonly peak: number;
 }
 
-async function scoreAll(diad: Diad, pictures: readonly CalibrationPicture[], options: CalibrateOptions): Promise<Scored[]> {
+async function scoreAll(diad: Diad, images: readonly CalibrationImage[], options: CalibrateOptions): Promise<Scored[]> {
   const scored: Scored[] = [];
-  async function* images() {
-    for (const { file } of pictures) yield await readPicture(file);
+  async function* bytes() {
+    for (const { file } of images) yield await readImage(file);
   }
   const { seed = 0, tile, signal, onProgress } = options;
   const call = { seed, ...(tile === undefined ? {} : { tile }), ...(signal === undefined ? {} : { signal }) };
-  for await (const settled of diad.scoreMany(images(), { ...call, onError: 'yield' })) {
-    const { className, defective = false, file } = pictures[settled.index]!;
+  for await (const settled of diad.scoreMany(bytes(), { ...call, onError: 'yield' })) {
+    const { className, defective = false, file } = images[settled.index]!;
     if (settled.status === 'rejected') {
       signal?.throwIfAborted();
       const { reason } = settled;
@@ -82,12 +82,12 @@ async function scoreAll(diad: Diad, pictures: readonly CalibrationPicture[], opt
     }
     const { score, map } = settled.value;
     scored.push({ className, defective, score, peak: map.data.reduce((a, b) => Math.max(a, b), -Infinity) });
-    onProgress?.(scored.length, pictures.length);
+    onProgress?.(scored.length, images.length);
   }
   return scored;
 }
 
-/** The normal pictures that differ from one another, and the hashes of all; a copy of a picture says nothing new. */
+/** The normal images that differ from one another, and the hashes of all; a copy of an image says nothing new. */
 async function distinct({ good, validation = [], test = [] }: CalibrateOptions): Promise<Distinct> {
   const files = [...good, ...validation].map(({ file }) => file);
   const hashes = await contentHashes(files);
@@ -96,22 +96,22 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
     validation.map(({ file }) => file),
     hashes.slice(good.length),
     new Set(hashes.slice(0, good.length)),
-    'the validation set and the normal pictures',
+    'the validation set and the normal images',
   );
   const unseen = new Set(hashes);
-  return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), pictures: [...new Set(hashes)].sort() };
+  return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), digests: [...new Set(hashes)].sort() };
 }
 
-/** The pictures of a calibration. */
+/** The images of a calibration. */
 export interface Distinct {
-  /** Normal pictures that differ from one another. */
-  readonly good: readonly CalibrationPicture[];
-  /** Hashes of all pictures. */
-  readonly pictures: readonly string[];
+  /** Normal images that differ from one another. */
+  readonly good: readonly CalibrationImage[];
+  /** Digests of all images. */
+  readonly digests: readonly string[];
 }
 
 /** How thresholds were found, whatever they are. */
-type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'pictures'>;
+type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'imageDigests'>;
 /** What calibration finds, before its origin is noted. */
 export type Outcome = Omit<Calibrated, 'calibration'> & { readonly calibration: Omit<Calibration, keyof Origin> };
 
@@ -121,14 +121,14 @@ async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Disti
   requireEnough(good.length, targetFpr);
   const scored = await scoreAll(diad, [...good, ...(validation ?? [])], options);
   const [goodScored, validationScored] = [scored.slice(0, good.length), validation === undefined ? undefined : scored.slice(good.length)];
-  /** undefined where a class has too few pictures, or no defect in the validation set. */
-  const thresholds = (its: (picture: Scored) => boolean): Thresholds | undefined => {
+  /** undefined where a class has too few images, or no defect in the validation set. */
+  const thresholds = (its: (image: Scored) => boolean): Thresholds | undefined => {
     const best = validationScored === undefined ? undefined : f1maxThreshold(validationScored.filter(its));
     if (validationScored !== undefined && best === undefined) return undefined;
     return thresholdsOf(goodScored.filter(its), targetFpr, best);
   };
   const all = thresholds(() => true);
-  if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all pictures');
+  if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all images');
   const scoresOf = (name: string): number[] => goodScored.flatMap(({ className, score }) => (className === name ? [score] : []));
   const classes: Record<string, Thresholds> = {};
   const tooFew: { className: string; images: number }[] = [];
@@ -155,24 +155,24 @@ async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Disti
 
 const KEYS = ['good', 'targetFpr', 'perClass', 'validation', 'test', 'seed', 'tile', 'signal', 'onProgress'] as const;
 
-function pictureList(value: readonly CalibrationPicture[] | undefined, name: string): readonly CalibrationPicture[] | undefined {
+function imageList(value: readonly CalibrationImage[] | undefined, name: string): readonly CalibrationImage[] | undefined {
   if (value === undefined) return undefined;
   const given: unknown = value;
-  const isPicture = (one: Partial<CalibrationPicture> | null): boolean => typeof one?.file === 'string';
-  if (!Array.isArray(given) || !given.every(isPicture)) throw invalid('an array of pictures { file, className }', name, given);
+  const isImage = (one: Partial<CalibrationImage> | null): boolean => typeof one?.file === 'string';
+  if (!Array.isArray(given) || !given.every(isImage)) throw invalid('an array of images { file, className }', name, given);
   return value;
 }
 
 /**
- * Finds thresholds from normal pictures, and from a validation set where one is given. A bundle with evidence learns what normal images look like,
+ * Finds thresholds from normal images, and from a validation set where one is given. A bundle with evidence learns what normal images look like,
  * too: `normality`, which {@link writeCalibration} writes beside the thresholds.
  *
- * Image threshold: the bounded quantile of the pictures' scores, or with `validation` the one of its largest F1. Pixel threshold: the bounded
- * quantile of the maps' largest values, so that a normal picture shows any region with a probability of at most `targetFpr`.
+ * Image threshold: the bounded quantile of the images' scores, or with `validation` the one of its largest F1. Pixel threshold: the bounded
+ * quantile of the maps' largest values, so that a normal image shows any region with a probability of at most `targetFpr`.
  *
  * @param diad - a bundle with evidence must be loaded with `{ calibration: false }`
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few pictures for the target (of a bundle with evidence: fewer than 10), when the
- *   validation set has no defect, or when pictures are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few images for the target (of a bundle with evidence: fewer than 10), when the
+ *   validation set has no defect, or when images are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's
  *   reason
  */
 export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<Calibrated> {
@@ -181,10 +181,10 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
   if (options?.targetFpr !== undefined) number(options.targetFpr, 'targetFpr', 1e-6, 1 - 1e-6, DEFAULT_FPR);
   boolean(options?.perClass, 'perClass', false);
   callback(options?.onProgress, 'onProgress');
-  const validation = pictureList(options?.validation, 'validation');
-  if ((pictureList(options?.good, 'good') ?? []).length === 0) throw invalidArgument('Expected normal pictures but received 0');
+  const validation = imageList(options?.validation, 'validation');
+  if ((imageList(options?.good, 'good') ?? []).length === 0) throw invalidArgument('Expected normal images but received 0');
   if (validation !== undefined && !validation.some(({ defective }) => defective === true)) {
-    throw invalidArgument('Expected defective pictures in the validation set but found none');
+    throw invalidArgument('Expected defective images in the validation set but found none');
   }
   const byEvidence = diad.info.bundle.evidence !== undefined;
   if (byEvidence && validation !== undefined) {
@@ -204,7 +204,7 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
     model: diad.info.bundle.digest,
     precision: diad.info.precision,
     ...(options.tile === undefined ? {} : { tile: validateTiles(options.tile) }),
-    pictures: used.pictures,
+    imageDigests: used.digests,
   };
   return { calibration: { ...calibration, ...origin }, ...outcome };
 }

@@ -1,4 +1,4 @@
-// Pictures by their content, so that a set never tests what it was tuned on, whatever the files are called.
+// Images by their content, so that a set never tests what it was tuned on, whatever the files are called.
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
@@ -32,7 +32,7 @@ export async function contentHashes(files: readonly string[]): Promise<string[]>
 }
 
 /**
- * Refuses two sets of pictures that share some.
+ * Refuses two sets of images that share some.
  *
  * @param names - what the sets are for, for the message
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the first shared files
@@ -43,6 +43,6 @@ export function refuseOverlap(files: readonly string[], hashes: readonly string[
   const shown = shared.slice(0, 3).join(', ');
   throw new DiadError(
     'ERR_DIAD_INVALID_ARGUMENT',
-    `${shared.length} of ${files.length} pictures are in both ${names} (same content): ${shown}${shared.length > 3 ? ', ...' : ''}; results on them would not count`,
+    `${shared.length} of ${files.length} images are in both ${names} (same content): ${shown}${shared.length > 3 ? ', ...' : ''}; results on them would not count`,
   );
 }

@@ -2,14 +2,14 @@
 import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import path from 'node:path';
-import { isOfTiles, normalisedScore, thresholdsFor, type Calibration } from '../calibration.js';
+import { isOfTiles, normalizedScore, thresholdsFor, type Calibration } from '../calibration.js';
 import { csv } from '../csv.js';
 import { calibrationOf, type Diad } from '../diad.js';
 import { writeAtomic } from '../durable.js';
 import { DiadError } from '../errors.js';
 import { invalid, loadedBundle, optionsObject, requiredText } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
-import type { DataSet, TestPicture } from './datasets/index.js';
+import type { DataSet, TestImage } from './datasets/index.js';
 import {
   evaluateClass,
   meanMetrics,
@@ -19,15 +19,15 @@ import {
   type Metrics,
   type MetricsMode,
 } from './metrics.js';
-import { maskOf, readPicture, type MaskRule } from './pictures.js';
-import { ScoredPictures, type RunIdentity, type ScoredPicture } from './scored-pictures.js';
+import { maskOf, readImage, type MaskRule } from './images.js';
+import { ScoredImages, type RunIdentity, type ScoredImage } from './scored-images.js';
 
 /** How far an evaluation is. */
 export interface EvaluationProgress {
   readonly stage: 'scoring' | 'metrics';
   readonly done: number;
   readonly total: number;
-  /** Pictures of an earlier run among `done`. */
+  /** Images of an earlier run among `done`. */
   readonly resumed: number;
 }
 
@@ -41,34 +41,34 @@ export interface EvaluateOptions {
   readonly mode?: MetricsMode;
   /** Of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** Stops between pictures; what was scored stays. */
+  /** Stops between images; what was scored stays. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: EvaluationProgress) => void;
 }
 
-/** A picture that could not be scored. */
-export interface FailedPicture {
+/** An image that could not be scored. */
+export interface FailedImage {
   readonly file: string;
   readonly message: string;
 }
 
 /** What is said of a class, or of all in results.json. */
 export interface ClassReport extends ClassMetrics {
-  readonly pictures: number;
+  readonly images: number;
   readonly defective: number;
-  /** Defective pictures for which the data set has no mask: part of image metrics, not of pixel metrics. */
+  /** Defective images for which the data set has no mask: part of image metrics, not of pixel metrics. */
   readonly withoutMask: number;
   /** Of the calibration; null without one. */
   readonly threshold: number | null;
 }
 
-/** A picture with its label, score and verdict. */
-export interface PictureReport extends ScoredPicture {
+/** An image with its label, score and verdict. */
+export interface ImageReport extends ScoredImage {
   readonly className: string;
   readonly defect: string;
   readonly defective: boolean;
   readonly threshold: number | null;
-  readonly normalisedScore: number | null;
+  readonly normalizedScore: number | null;
   readonly anomalous: boolean | null;
 }
 
@@ -80,29 +80,28 @@ export interface Evaluation {
   readonly data: DataSet;
   readonly classes: Readonly<Record<string, ClassReport>>;
   readonly mean: Metrics;
-  readonly pictures: readonly PictureReport[];
-  readonly failed: readonly FailedPicture[];
-  readonly scores: ScoredPictures;
+  readonly images: readonly ImageReport[];
+  readonly failed: readonly FailedImage[];
+  readonly scores: ScoredImages;
 }
 
 const CONCURRENCY = 16;
 const KEYS = ['out', 'resume', 'mode', 'seed', 'signal', 'onProgress'] as const;
 
-/** How every picture of a run is scored. */
+/** How every image of a run is scored. */
 export interface EvaluationCall {
   readonly seed: bigint;
 }
 
 function identityOf(data: DataSet, diad: Diad, { seed }: EvaluationCall): RunIdentity {
   const hash = createHash('sha256');
-  for (const { file, className, defective } of data.pictures)
-    hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
+  for (const { file, className, defective } of data.images) hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
   const { bundle, precision } = diad.info;
   return {
     version: 1,
     data: data.root,
     layout: data.layout,
-    pictures: data.pictures.length,
+    images: data.images.length,
     list: hash.digest('hex'),
     model: bundle.digest,
     precision,
@@ -112,17 +111,22 @@ function identityOf(data: DataSet, diad: Diad, { seed }: EvaluationCall): RunIde
   };
 }
 
-async function refuseCalibrationPictures(data: DataSet, calibration: Calibration | undefined): Promise<void> {
-  if (calibration?.pictures === undefined || calibration.pictures.length === 0) return;
-  const files = data.pictures.map(({ file }) => file);
-  refuseOverlap(files, await contentHashes(files), new Set(calibration.pictures), 'this test set and the set the thresholds were found on');
+async function refuseCalibrationImages(data: DataSet, calibration: Calibration | undefined): Promise<void> {
+  if (calibration?.imageDigests === undefined || calibration.imageDigests.length === 0) return;
+  const files = data.images.map(({ file }) => file);
+  refuseOverlap(
+    files,
+    await contentHashes(files),
+    new Set(calibration.imageDigests),
+    'this test set and the set the thresholds were found on',
+  );
 }
 
 async function scoreOne(diad: Diad, data: DataSet, index: number, call: EvaluationCall, signal: AbortSignal | undefined) {
-  const { file, className } = data.pictures[index]!;
-  const result = await diad.score(await readPicture(file), { ...call, className, ...(signal === undefined ? {} : { signal }) });
-  const { width, height } = result.pictureSize;
-  const line: ScoredPicture = {
+  const { file, className } = data.images[index]!;
+  const result = await diad.score(await readImage(file), { ...call, className, ...(signal === undefined ? {} : { signal }) });
+  const { width, height } = result.imageSize;
+  const line: ScoredImage = {
     index,
     file: path.relative(data.root, file),
     score: result.score,
@@ -133,19 +137,19 @@ async function scoreOne(diad: Diad, data: DataSet, index: number, call: Evaluati
   return { line, map: result.map.data };
 }
 
-/** Scores what is not done yet, a few pictures at a time; each is kept as it comes. */
+/** Scores what is not done yet, a few images at a time; each is kept as it comes. */
 async function scoreAll(
   diad: Diad,
   data: DataSet,
-  scores: ScoredPictures,
+  scores: ScoredImages,
   call: EvaluationCall,
   options: EvaluateOptions,
-): Promise<FailedPicture[]> {
+): Promise<FailedImage[]> {
   const { signal, onProgress } = options;
-  const waiting = data.pictures.flatMap((_, index) => (scores.done.has(index) ? [] : [index]));
-  const [resumed, total] = [scores.done.size, data.pictures.length];
-  const failed: FailedPicture[] = [];
-  if (signal !== undefined) setMaxListeners(0, signal); // one per picture in flight
+  const waiting = data.images.flatMap((_, index) => (scores.done.has(index) ? [] : [index]));
+  const [resumed, total] = [scores.done.size, data.images.length];
+  const failed: FailedImage[] = [];
+  if (signal !== undefined) setMaxListeners(0, signal); // one per image in flight
   const progress = (): void => onProgress?.({ stage: 'scoring', done: scores.done.size + failed.length, total, resumed });
   progress();
   const inFlight: { index: number; settled: Promise<{ value: Awaited<ReturnType<typeof scoreOne>> } | { error: unknown }> }[] = [];
@@ -156,10 +160,10 @@ async function scoreAll(
       await scores.add(outcome.value.line, outcome.value.map);
     } else if (signal?.aborted !== true) {
       const { error } = outcome;
-      // The engine gone or without memory: every further picture would fail alike.
+      // The engine gone or without memory: every further image would fail alike.
       if (error instanceof DiadError && ['ERR_DIAD_CLOSED', 'ERR_DIAD_OUT_OF_MEMORY', 'ERR_DIAD_INTERNAL'].includes(error.code))
         throw error;
-      failed.push({ file: data.pictures[index]!.file, message: error instanceof Error ? error.message : String(error) });
+      failed.push({ file: data.images[index]!.file, message: error instanceof Error ? error.message : String(error) });
     }
     progress();
   };
@@ -175,7 +179,7 @@ async function scoreAll(
   while (inFlight.length > 0) await finishOne();
   signal?.throwIfAborted();
   if (scores.done.size === 0) {
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `None of the ${total} pictures could be scored; the first: ${failed[0]?.message ?? ''}`);
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `None of the ${total} images could be scored; the first: ${failed[0]?.message ?? ''}`);
   }
   return failed;
 }
@@ -183,19 +187,19 @@ async function scoreAll(
 /** Maps and masks of one class in memory: 5 bytes a pixel. */
 async function classReport(
   data: DataSet,
-  scores: ScoredPictures,
+  scores: ScoredImages,
   className: string,
   side: number,
   mode: MetricsMode,
   threshold: number | null,
 ): Promise<ClassReport> {
   const rule: MaskRule = mode === 'diad' ? 'any' : 'half';
-  const places = data.pictures.flatMap((picture, index) => (picture.className === className && scores.done.has(index) ? [index] : []));
+  const places = data.images.flatMap((image, index) => (image.className === className && scores.done.has(index) ? [index] : []));
   const maps = new Float32Array(places.length * side ** 2);
   const masks = new Uint8Array(maps.length);
   let kept = 0;
   for (const index of places) {
-    const mask = await maskOf(data.pictures[index]!, scores.done.get(index)!, side, rule);
+    const mask = await maskOf(data.images[index]!, scores.done.get(index)!, side, rule);
     if (mask === undefined) continue;
     masks.set(mask, kept * side ** 2);
     maps.set(await scores.map(index), kept * side ** 2);
@@ -209,16 +213,16 @@ async function classReport(
       width: side,
       indices: Uint32Array.from({ length: kept }, (_, i) => i),
       imageScores: Float64Array.from(places, (index) => scores.done.get(index)!.score),
-      imageLabels: Uint8Array.from(places, (index) => (data.pictures[index]!.defective ? 1 : 0)),
+      imageLabels: Uint8Array.from(places, (index) => (data.images[index]!.defective ? 1 : 0)),
     },
     validateMetricsOptions({ mode }),
   );
-  const defective = places.filter((index) => data.pictures[index]!.defective).length;
-  return { ...found, pictures: places.length, defective, withoutMask: places.length - kept, threshold };
+  const defective = places.filter((index) => data.images[index]!.defective).length;
+  return { ...found, images: places.length, defective, withoutMask: places.length - kept, threshold };
 }
 
-function pictureReport(picture: TestPicture, scored: ScoredPicture, calibration: Calibration | undefined): PictureReport {
-  const { className, defect, defective } = picture;
+function imageReport(image: TestImage, scored: ScoredImage, calibration: Calibration | undefined): ImageReport {
+  const { className, defect, defective } = image;
   const limits = calibration === undefined ? undefined : thresholdsFor(calibration, className);
   return {
     ...scored,
@@ -226,28 +230,28 @@ function pictureReport(picture: TestPicture, scored: ScoredPicture, calibration:
     defect,
     defective,
     threshold: limits?.threshold ?? null,
-    normalisedScore: limits === undefined ? null : normalisedScore(scored.score, limits),
+    normalizedScore: limits === undefined ? null : normalizedScore(scored.score, limits),
     anomalous: limits === undefined ? null : scored.score > limits.threshold,
   };
 }
 
-const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normalised_score', 'threshold', 'anomalous', 'map'] as const;
-const CLASS_COLUMNS = ['class', 'pictures', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
+const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normalized_score', 'threshold', 'anomalous', 'map'] as const;
+const CLASS_COLUMNS = ['class', 'images', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
 
 async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
-  const { out, mode, data, classes, mean, pictures, failed } = evaluation;
+  const { out, mode, data, classes, mean, images, failed } = evaluation;
   const { bundle, device, precision } = diad.info;
   const results = {
     created: new Date().toISOString(),
     mode,
     data: { root: data.root, layout: data.layout },
     model: { name: bundle.name, digest: bundle.digest, device, precision },
-    pictures: pictures.length,
+    images: images.length,
     failed,
     classes: Object.fromEntries(
       Object.entries(classes).map(([name, { metrics, imageF1maxScore, pixelF1maxScore, ...counts }]) => {
-        const { pictures: total, defective, withoutMask, threshold } = counts;
-        return [name, { pictures: total, defective, withoutMask, threshold, imageF1maxScore, pixelF1maxScore, ...metrics }];
+        const { images: total, defective, withoutMask, threshold } = counts;
+        return [name, { images: total, defective, withoutMask, threshold, imageF1maxScore, pixelF1maxScore, ...metrics }];
       }),
     ),
     mean,
@@ -255,65 +259,65 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
   await writeAtomic(path.join(out, 'results.json'), `${JSON.stringify(results, null, 2)}\n`);
   const classRows = Object.entries(classes).map(([name, { metrics, ...counts }]) => ({
     class: name,
-    pictures: counts.pictures,
+    images: counts.images,
     defective: counts.defective,
     without_mask: counts.withoutMask,
     threshold: counts.threshold,
     ...metrics,
   }));
   await writeAtomic(path.join(out, 'per_class.csv'), csv(CLASS_COLUMNS, [...classRows, { class: 'mean', ...mean }]));
-  const imageRows = pictures.map((picture) => ({
-    file: picture.file,
-    class: picture.className,
-    defect: picture.defect,
-    defective: picture.defective,
-    score: picture.score,
-    normalised_score: picture.normalisedScore,
-    threshold: picture.threshold,
-    anomalous: picture.anomalous,
-    map: `maps/${String(picture.index).padStart(6, '0')}.f32`,
+  const imageRows = images.map((image) => ({
+    file: image.file,
+    class: image.className,
+    defect: image.defect,
+    defective: image.defective,
+    score: image.score,
+    normalized_score: image.normalizedScore,
+    threshold: image.threshold,
+    anomalous: image.anomalous,
+    map: `maps/${String(image.index).padStart(6, '0')}.f32`,
   }));
   await writeAtomic(path.join(out, 'per_image.csv'), csv(IMAGE_COLUMNS, imageRows));
 }
 
 /**
- * Scores every test picture of a data set, computes the metrics class by class and writes results.json, per_class.csv and per_image.csv.
+ * Scores every test image of a data set, computes the metrics class by class and writes results.json, per_class.csv and per_image.csv.
  *
- * Each picture is on disk before it counts: a run that was killed goes on where it was (`resume`) with nothing lost and nothing scored twice.
- * A picture that cannot be scored is listed in `failed`, left out of the metrics and tried again by a resumed run. Memory: the maps and masks of
+ * Each image is on disk before it counts: a run that was killed goes on where it was (`resume`) with nothing lost and nothing scored twice.
+ * An image that cannot be scored is listed in `failed`, left out of the metrics and tried again by a resumed run. Memory: the maps and masks of
  * one class, 5 bytes a pixel, and what `evaluateClass` needs.
  *
  * @returns the results; close `scores` when they are no longer needed
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares pictures with the calibration, or when a
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares images with the calibration, or when a
  *   mask does not fit; the signal's reason when it aborts
  */
 export async function evaluateDataSet(diad: Diad, data: DataSet, options: EvaluateOptions): Promise<Evaluation> {
   loadedBundle(diad, 'diad');
-  if (!Array.isArray((data as Partial<DataSet> | undefined)?.pictures)) throw invalid('a data set (readDataSet)', 'data', data);
+  if (!Array.isArray((data as Partial<DataSet> | undefined)?.images)) throw invalid('a data set (readDataSet)', 'data', data);
   const { out } = optionsObject(options, 'evaluate options', KEYS);
   requiredText(out, 'out');
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
   const call = { seed: BigInt(options.seed ?? 0) };
   const own = calibrationOf(diad);
-  await refuseCalibrationPictures(data, own);
+  await refuseCalibrationImages(data, own);
   // Thresholds apply to the tiling they were found with only.
   const calibration = own !== undefined && isOfTiles(own, undefined) ? own : undefined;
-  const scores = await ScoredPictures.open(options.out, identityOf(data, diad, call), options.resume ?? false);
+  const scores = await ScoredImages.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {
     const failed = await scoreAll(diad, data, scores, call, options);
-    const names = [...new Set(data.pictures.map(({ className }) => className))];
+    const names = [...new Set(data.images.map(({ className }) => className))];
     const classes: Record<string, ClassReport> = {};
     for (const [i, name] of names.entries()) {
       options.onProgress?.({ stage: 'metrics', done: i, total: names.length, resumed: 0 });
       const threshold = calibration === undefined ? null : thresholdsFor(calibration, name).threshold;
       classes[name] = await classReport(data, scores, name, diad.info.bundle.imageSize, mode, threshold);
     }
-    const pictures = data.pictures.flatMap((picture, index) => {
+    const images = data.images.flatMap((image, index) => {
       const scored = scores.done.get(index);
-      return scored === undefined ? [] : [pictureReport(picture, scored, calibration)];
+      return scored === undefined ? [] : [imageReport(image, scored, calibration)];
     });
     const mean = meanMetrics(Object.values(classes).map(({ metrics }) => metrics));
-    const evaluation: Evaluation = { out: options.out, mode, call, data, classes, mean, pictures, failed, scores };
+    const evaluation: Evaluation = { out: options.out, mode, call, data, classes, mean, images, failed, scores };
     await writeTables(evaluation, diad);
     return evaluation;
   } catch (error) {

@@ -4,7 +4,7 @@ import { openCalibrator, type Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
 import type { NativeUnseenScores } from '../native.js';
 import { oneOf } from '../validate.js';
-import type { CalibrateOptions, CalibrationPicture, Distinct, Outcome } from './calibrate.js';
+import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibrate.js';
 import { sha256 } from './content-hash.js';
 import { CALIBRATION_ROLES, chosenImages, isJudged, learnNormality, MOST_IMAGES, type NormalImage } from './learn-normality.js';
 import { defaultTarget, requireEnough, summaryOf, thresholdsOf, type ClassSummary, type NormalScore } from './thresholds.js';
@@ -12,11 +12,11 @@ import { defaultTarget, requireEnough, summaryOf, thresholdsOf, type ClassSummar
 /** Normal images of a class that is learned by itself. */
 const FEWEST_IMAGES = 10;
 
-const namesOf = (pictures: readonly CalibrationPicture[]): string[] => [...new Set(pictures.map(({ className }) => className))].sort();
+const namesOf = (images: readonly CalibrationImage[]): string[] => [...new Set(images.map(({ className }) => className))].sort();
 
 /** Which images a bundle with evidence learns from, and which classes have too few to be learned by themselves. */
 export function imagesToLearnFrom(
-  good: readonly CalibrationPicture[],
+  good: readonly CalibrationImage[],
   perClass: boolean,
 ): { readonly images: readonly NormalImage[]; readonly tooFew: readonly { readonly className: string; readonly images: number }[] } {
   const roles = good.map(({ role }, i) => oneOf(role, `good[${i}].role`, CALIBRATION_ROLES, 'calibration'));

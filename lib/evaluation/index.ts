@@ -3,13 +3,13 @@ export {
   calibrate,
   type Calibrated,
   type CalibrateOptions,
-  type CalibrationPicture,
+  type CalibrationImage,
   type CalibrationRole,
   type ClassSummary,
 } from './calibrate.js';
 export { copyBundle, writeCalibration } from './calibration-files.js';
-export { readGoodPictures, type GoodPicture } from './datasets/good.js';
-export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestPicture } from './datasets/index.js';
+export { readGoodImages, type GoodImage } from './datasets/good.js';
+export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestImage } from './datasets/index.js';
 export {
   evaluateDataSet,
   type ClassReport,
@@ -17,8 +17,8 @@ export {
   type EvaluateOptions,
   type Evaluation,
   type EvaluationProgress,
-  type FailedPicture,
-  type PictureReport,
+  type FailedImage,
+  type ImageReport,
 } from './evaluate.js';
 export {
   evaluateArrays,
@@ -33,5 +33,5 @@ export {
   type MetricsOptions,
 } from './metrics.js';
 export { readEvaluationNpz } from './npz.js';
-export type { ScoredPicture, ScoredPictures } from './scored-pictures.js';
+export type { ScoredImage, ScoredImages } from './scored-images.js';
 export { writeReport } from './report/index.js';

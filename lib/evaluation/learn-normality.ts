@@ -4,7 +4,7 @@ import type { Calibrator } from '../calibrator.js';
 import { DiadError } from '../errors.js';
 import { inOrder } from '../in-order.js';
 import type { NativeCalibration } from '../native.js';
-import { readPicture } from './pictures.js';
+import { readImage } from './images.js';
 
 /** What an image is used for: training and held-out images are those of `diad train`. */
 export type CalibrationRole = 'training' | 'held-out' | 'calibration';
@@ -88,7 +88,7 @@ export async function learnNormality(
     try {
       both.throwIfAborted();
       const call = { index, className, inMemory: true, inStatistics: isJudged(role), seed, signal: both };
-      const { width, height } = await calibrator.add(await readPicture(file), call);
+      const { width, height } = await calibrator.add(await readImage(file), call);
       if (Math.min(width, height) >= SMALLEST_SIDE) return undefined;
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',

@@ -34,7 +34,7 @@ export interface ClassMetrics {
   readonly pixelCurve: readonly CurvePoint[];
 }
 
-/** Maps, masks and names of the pictures of a data set, row-major. */
+/** Maps, masks and names of the images of a data set, row-major. */
 export interface EvaluationArrays {
   /** [N, height, width], finite. */
   readonly maps: Float32Array | Float64Array;
@@ -44,7 +44,7 @@ export interface EvaluationArrays {
   readonly height: number;
   /** Pixels. */
   readonly width: number;
-  /** Class of each picture, [N]. */
+  /** Class of each image, [N]. */
   readonly classNames: readonly string[];
   /** [N]; default: from the maps, by the mode's rule. */
   readonly imageScores?: ArrayLike<number>;
@@ -104,13 +104,13 @@ function convert(native: NativeClassMetrics): ClassMetrics {
   };
 }
 
-/** Pictures of one class for {@link evaluateClass}. */
+/** Images of one class for {@link evaluateClass}. */
 export interface ClassArrays {
   readonly maps: Float32Array | Float64Array;
   readonly masks: Uint8Array;
   readonly height: number;
   readonly width: number;
-  /** Places of the class's pictures in `maps` and `masks`. */
+  /** Places of the class's images in `maps` and `masks`. */
   readonly indices: Uint32Array;
   /** Empty: from the maps. */
   readonly imageScores: Float64Array;
@@ -119,14 +119,14 @@ export interface ClassArrays {
 }
 
 /**
- * Metrics of one class, on a native thread. The class's pictures are copied when the call is made: 5 bytes a pixel, 9 of Float64Arrays.
+ * Metrics of one class, on a native thread. The class's images are copied when the call is made: 5 bytes a pixel, 9 of Float64Arrays.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
  */
-export async function evaluateClass(pictures: ClassArrays, options: Required<MetricsOptions>): Promise<ClassMetrics> {
+export async function evaluateClass(images: ClassArrays, options: Required<MetricsOptions>): Promise<ClassMetrics> {
   const { mode, fprLimit: rateLimit, scratchBytes } = options;
   try {
-    return convert(await addon().classMetrics({ ...pictures, mode, rateLimit, scratchBytes }));
+    return convert(await addon().classMetrics({ ...images, mode, rateLimit, scratchBytes }));
   } catch (error) {
     throw fromNative(error);
   }
@@ -157,13 +157,13 @@ function checkLengths(arrays: EvaluationArrays): void {
   ] as const) {
     if (array !== undefined && array.length !== expected) throw invalid(`${expected} elements`, name, array.length);
   }
-  if (count === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected at least one picture but received none');
+  if (count === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected at least one image but received none');
 }
 
 /**
  * Metrics of a data set from arrays, class by class, at most two classes at a time, on native threads.
  *
- * Memory beside the arrays and for each of the two: 9 bytes a pixel of the class (13 of Float64Arrays) and `scratchBytes`. Each class's pictures are
+ * Memory beside the arrays and for each of the two: 9 bytes a pixel of the class (13 of Float64Arrays) and `scratchBytes`. Each class's images are
  * copied when its turn comes: the arrays must not be changed until the promise settles; transferred, they make it reject.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
@@ -184,13 +184,13 @@ export async function evaluateArrays(arrays: EvaluationArrays, options?: Metrics
   const work = async (): Promise<void> => {
     for (const name of waiting) {
       const indices = Uint32Array.from(places.get(name)!);
-      const pictures = {
+      const images = {
         ...pixels,
         indices,
         imageScores: Float64Array.from(imageScores === undefined ? [] : indices, (place) => imageScores![place]!),
         imageLabels: Uint8Array.from(imageLabels === undefined ? [] : indices, (place) => (imageLabels![place] ? 1 : 0)),
       };
-      results.set(name, await evaluateClass(pictures, validated));
+      results.set(name, await evaluateClass(images, validated));
     }
   };
   await Promise.all([work(), work()]);

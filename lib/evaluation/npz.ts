@@ -73,7 +73,7 @@ function numberArray(arrays: ReadonlyMap<string, NpyArray>, name: string, file: 
 }
 
 /** [N, H, W] of an array; a single channel ([N, 1, H, W] or [N, H, W, 1]) is dropped. */
-function pictureShape(array: NumberArray, name: string, file: string): readonly [number, number, number] {
+function imageShape(array: NumberArray, name: string, file: string): readonly [number, number, number] {
   const { shape } = array;
   const sides =
     shape.length === 4 && shape[1] === 1
@@ -88,17 +88,17 @@ function pictureShape(array: NumberArray, name: string, file: string): readonly 
   return [count, height, width];
 }
 
-function perPicture(array: NumberArray | undefined, count: number, name: string, file: string): NumberArray['data'] | undefined {
+function perImage(array: NumberArray | undefined, count: number, name: string, file: string): NumberArray['data'] | undefined {
   if (array === undefined) return undefined;
   if (array.data.length !== count)
-    throw bad(`${file}: Expected ${count} values in ${name}, one per picture, but it holds ${array.data.length}`);
+    throw bad(`${file}: Expected ${count} values in ${name}, one per image, but it holds ${array.data.length}`);
   return array.data;
 }
 
 function classNames(array: NpyArray | undefined, count: number, file: string): readonly string[] {
   if (array === undefined) return Array.from({ length: count }, () => 'all');
   if (array.data.length !== count)
-    throw bad(`${file}: Expected ${count} values in clsname, one per picture, but it holds ${array.data.length}`);
+    throw bad(`${file}: Expected ${count} values in clsname, one per image, but it holds ${array.data.length}`);
   return Array.from(array.data as ArrayLike<string | number>, String);
 }
 
@@ -116,13 +116,13 @@ export async function readEvaluationNpz(file: string, maskAbove = 0): Promise<Ev
   const masks = numberArray(arrays, 'masks', file);
   if (preds === undefined || masks === undefined)
     throw bad(`${file}: Expected the arrays preds and masks but ${preds === undefined ? 'preds' : 'masks'} is absent`);
-  const [count, height, width] = pictureShape(preds, 'preds', file);
-  const shape = pictureShape(masks, 'masks', file);
+  const [count, height, width] = imageShape(preds, 'preds', file);
+  const shape = imageShape(masks, 'masks', file);
   if (shape.some((side, d) => side !== [count, height, width][d])) {
     throw bad(`${file}: Expected masks of the shape of preds, [${[count, height, width].join(', ')}], but it is [${shape.join(', ')}]`);
   }
-  const scores = perPicture(numberArray(arrays, 'image_scores', file), count, 'image_scores', file);
-  const labels = perPicture(numberArray(arrays, 'image_labels', file), count, 'image_labels', file);
+  const scores = perImage(numberArray(arrays, 'image_scores', file), count, 'image_scores', file);
+  const labels = perImage(numberArray(arrays, 'image_labels', file), count, 'image_labels', file);
   const maps = preds.data instanceof Uint8Array ? Float32Array.from(preds.data) : preds.data;
   const defects =
     masks.data instanceof Uint8Array && maskAbove === 0 ? masks.data : Uint8Array.from(masks.data, (value) => (value > maskAbove ? 1 : 0));

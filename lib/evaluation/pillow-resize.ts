@@ -1,6 +1,6 @@
-// Pillow's antialiased bilinear resize of an 8-bit grey picture, to the byte: masks are resized as other tools of the field resize them.
+// Pillow's antialiased bilinear resize of an 8-bit gray image, to the byte: masks are resized as other tools of the field resize them.
 
-/** Coefficients in 22-bit fixed point, as Pillow has them for 8-bit pictures. */
+/** Coefficients in 22-bit fixed point, as Pillow has them for 8-bit images. */
 const PRECISION = 22;
 
 interface Taps {
@@ -13,10 +13,10 @@ function triangleTaps(from: number, to: number): Taps[] {
   const scale = from / to;
   const support = Math.max(scale, 1);
   return Array.from({ length: to }, (_, i) => {
-    const centre = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - support + 0.5));
-    const end = Math.min(from, Math.trunc(centre + support + 0.5));
-    const raw = Array.from({ length: end - first }, (__, x) => Math.max(0, 1 - Math.abs((x + first - centre + 0.5) / support)));
+    const center = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - support + 0.5));
+    const end = Math.min(from, Math.trunc(center + support + 0.5));
+    const raw = Array.from({ length: end - first }, (__, x) => Math.max(0, 1 - Math.abs((x + first - center + 0.5) / support)));
     const sum = raw.reduce((total, weight) => total + weight, 0);
     return { first, weights: Int32Array.from(raw, (weight) => Math.trunc(0.5 + (weight / sum) * 2 ** PRECISION)) };
   });
@@ -26,7 +26,7 @@ const HALF = 2 ** (PRECISION - 1);
 const clipped = (sum: number): number => Math.min(255, Math.max(0, Math.floor(sum / 2 ** PRECISION)));
 
 /**
- * Resizes a grey picture, horizontal pass first, each pass rounded to 8 bits.
+ * Resizes a gray image, horizontal pass first, each pass rounded to 8 bits.
  *
  * @param data - row-major [height, width], 0 to 255
  * @returns row-major [toHeight, toWidth]

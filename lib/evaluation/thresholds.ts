@@ -2,8 +2,8 @@
 import type { Thresholds } from '../calibration.js';
 import { invalidArgument } from '../errors.js';
 
-/** Where the median normal image lies on the normalised score. */
-const MEDIAN_NORMALISED = 0.05;
+/** Where the median normal image lies on the normalized score. */
+const MEDIAN_NORMALIZED = 0.05;
 
 /** Default share of normal images that may be called anomalous. */
 export const DEFAULT_FPR = 0.01;
@@ -15,7 +15,7 @@ export interface NormalScore {
 }
 
 /** Images that a target needs at least: with fewer, no score of theirs bounds it. */
-export const picturesNeeded = (targetFpr: number): number => Math.ceil(1 / targetFpr - 1e-9) - 1;
+export const imagesNeeded = (targetFpr: number): number => Math.ceil(1 / targetFpr - 1e-9) - 1;
 
 /** The smallest target that n images bound: their largest score is exceeded with a probability of at most 1 / (n + 1). */
 export const smallestTarget = (images: number): number => 1 / (images + 1);
@@ -43,9 +43,9 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
-/** Slope of the normalised score: the median normal image comes to 0.05. */
+/** Slope of the normalized score: the median normal image comes to 0.05. */
 function scaleOf(threshold: number, scores: readonly number[]): number {
-  return Math.max(0, (threshold - median(scores)) / Math.log((1 - MEDIAN_NORMALISED) / MEDIAN_NORMALISED));
+  return Math.max(0, (threshold - median(scores)) / Math.log((1 - MEDIAN_NORMALIZED) / MEDIAN_NORMALIZED));
 }
 
 /**
@@ -117,10 +117,10 @@ export function summaryOf(
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT when so many images bound no such target */
 export function requireEnough(images: number, targetFpr: number): void {
-  const needed = picturesNeeded(targetFpr);
+  const needed = imagesNeeded(targetFpr);
   if (images >= needed) return;
   throw invalidArgument(
-    `Expected at least ${needed} different normal pictures for a false positive rate of ${targetFpr} but received ${images}: ` +
-      `add pictures, or accept a rate of at least ${smallestTarget(images).toPrecision(3)} (--target-fpr)`,
+    `Expected at least ${needed} different normal images for a false positive rate of ${targetFpr} but received ${images}: ` +
+      `add images, or accept a rate of at least ${smallestTarget(images).toPrecision(3)} (--target-fpr)`,
   );
 }

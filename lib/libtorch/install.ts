@@ -157,7 +157,7 @@ interface Wanted {
   readonly to: string;
 }
 
-/** The part of a wheel that running needs: libraries, version, licences; laid out as in site-packages, where CUDA's libraries are looked for. */
+/** The part of a wheel that running needs: libraries, version, licenses; laid out as in site-packages, where CUDA's libraries are looked for. */
 function wantedOf(wheel: Wheel): readonly Wanted[] {
   const { shared } = libraryNames();
   const name = path.basename(wheel.file).split('-')[0] ?? 'wheel';
@@ -167,8 +167,8 @@ function wantedOf(wheel: Wheel): readonly Wanted[] {
     if (fileName === 'torch/version.py') return [{ wheel, entry, to: fileName }];
     if (/^torch\/lib\/[^/]+$/.test(fileName) && shared.test(base) && !UNUSED.test(base)) return [{ wheel, entry, to: fileName }];
     if (/^nvidia\/.*\/?(lib|bin)\/[^/]+$/.test(fileName) && shared.test(base)) return [{ wheel, entry, to: fileName }];
-    const licence = /^[^/]+\.dist-info\/(?:licenses\/)?((?:.*\/)?(?:LICEN[CS]E|License|NOTICE|COPYING)[^/]*)$/.exec(fileName)?.[1];
-    return licence === undefined || fileName.endsWith('/') ? [] : [{ wheel, entry, to: `licenses/${name}/${licence}` }];
+    const license = /^[^/]+\.dist-info\/(?:licenses\/)?((?:.*\/)?(?:LICEN[CS]E|License|NOTICE|COPYING)[^/]*)$/.exec(fileName)?.[1];
+    return license === undefined || fileName.endsWith('/') ? [] : [{ wheel, entry, to: `licenses/${name}/${license}` }];
   });
 }
 

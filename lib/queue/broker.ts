@@ -9,15 +9,15 @@ export const deadLetterName = (modelDigest: string): string => `${queueName(mode
 
 /** What a run is of. */
 export const runKey = (run: string): string => `diad:run:${run}`;
-/** Its pictures, in the order of submission. */
+/** Its images, in the order of submission. */
 export const itemsKey = (run: string): string => `diad:run:${run}:items`;
-/** Where the results of its pictures are: their keys by the pictures' places; '' for one that failed for good. */
+/** Where the results of its images are: their keys by the images' places; '' for one that failed for good. */
 export const endedKey = (run: string): string => `diad:run:${run}:ended`;
 
-/** Name of the job of a run's picture. */
+/** Name of the job of a run's image. */
 export const jobName = (run: string, index: number): string => `${run}-${index}`;
 
-/** Run and place of a job's picture; undefined for a job that no run has handed in. */
+/** Run and place of a job's image; undefined for a job that no run has handed in. */
 export function placeOf(job: string): { readonly run: string; readonly index: string } | undefined {
   const [, run, index] = /^(.+)-(\d+)$/.exec(job) ?? [];
   return run === undefined || index === undefined ? undefined : { run, index };

@@ -1,4 +1,4 @@
-// Pictures over http(s): named hosts alone, public addresses alone, redirects checked like first requests.
+// Images over http(s): named hosts alone, public addresses alone, redirects checked like first requests.
 import { lookup as systemLookup, type LookupAddress } from 'node:dns';
 import http from 'node:http';
 import https from 'node:https';
@@ -73,7 +73,7 @@ function get(target: URL, lookup: LookupFunction | undefined, maxBytes: number):
 }
 
 /**
- * Downloads a picture.
+ * Downloads an image.
  *
  * @throws Unreadable for a host that is not allowed, a private address, also behind a redirect, a lasting client error, too many bytes
  */

@@ -1,4 +1,4 @@
-// Where a picture is: a job carries a reference and the picture's SHA-256, hardly ever the picture itself.
+// Where an image is: a job carries a reference and the image's SHA-256, hardly ever the image itself.
 import { createHash } from 'node:crypto';
 import { open, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,13 +6,13 @@ import type { Readable } from 'node:stream';
 import { codeOf, DiadError } from '../errors.js';
 import { download } from './download.js';
 
-/** Pictures up to this size may travel in the job, bytes. */
+/** Images up to this size may travel in the job, bytes. */
 export const INLINE_LIMIT = 64 * 1024;
 
 /** Of one object, from the request to its last byte. */
 const S3_TIMEOUT_MS = 60_000;
 
-/** A picture by reference. `file` is relative to the worker's root. */
+/** An image by reference. `file` is relative to the worker's root. */
 export type Reference =
   | { readonly kind: 'file'; readonly path: string }
   | { readonly kind: 'url'; readonly url: string }
@@ -23,7 +23,7 @@ export type Reference =
 export interface ReadPolicy {
   /** Files must lie in this folder, links followed. Without it no files are read. */
   readonly root?: string;
-  /** Host names http(s) pictures may come from, redirects included. Default none. */
+  /** Host names http(s) images may come from, redirects included. Default none. */
   readonly hosts?: readonly string[];
   /** Of the hosts above, those that may resolve to private or loopback addresses. Default none. */
   readonly privateHosts?: readonly string[];
@@ -31,7 +31,7 @@ export interface ReadPolicy {
   readonly buckets?: readonly string[];
   /** Endpoint of an S3-compatible store. Default: the client's own configuration. */
   readonly s3Endpoint?: string;
-  /** Largest picture, bytes. Default 32 MiB. */
+  /** Largest image, bytes. Default 32 MiB. */
   readonly maxBytes?: number;
 }
 
@@ -44,9 +44,9 @@ function decoded(text: string): string {
 }
 
 /**
- * The path whose folders may name a picture's class: a file's below the worker's root, a URL's, an object's key.
+ * The path whose folders may name an image's class: a file's below the worker's root, a URL's, an object's key.
  *
- * @param label - what results call the picture: the path of one that has no other
+ * @param label - what results call the image: the path of one that has no other
  */
 export function classPath(reference: Reference, label: string, root = '/'): string {
   switch (reference.kind) {
@@ -136,7 +136,7 @@ async function readObject(bucket: string, key: string, { buckets = [], s3Endpoin
 }
 
 /**
- * Reads a picture and checks that it is the one that was submitted.
+ * Reads an image and checks that it is the one that was submitted.
  *
  * @param expected - SHA-256 in hex
  * @throws Unreadable when the policy forbids it or its hash is another; what may pass, a file that is not there among it, is another error
@@ -157,6 +157,6 @@ export async function readReference(reference: Reference, expected: string, poli
   };
   const bytes = await read();
   const found = sha256(bytes);
-  if (found !== expected) throw new Unreadable(`The picture is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
+  if (found !== expected) throw new Unreadable(`The image is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
   return bytes;
 }

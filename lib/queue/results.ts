@@ -16,10 +16,10 @@ export interface StoredScore {
   readonly precision: string;
 }
 
-/** All that a score and its verdict follow from, the picture aside. */
+/** All that a score and its verdict follow from, the image aside. */
 export type ResultBasis = Omit<StoredScore, 'score' | 'anomalous'>;
 
-/** Key of a result: what the same picture, model, options, precision and threshold give is kept once, whoever computed it and however often. */
+/** Key of a result: what the same image, model, options, precision and threshold give is kept once, whoever computed it and however often. */
 export function resultKey(imageSha256: string, { model, seed, precision, threshold, className }: ResultBasis): string {
   return `diad:result:${sha256(JSON.stringify([model, imageSha256, { seed, precision, threshold, className }]))}`;
 }
@@ -46,7 +46,7 @@ export async function keep(redis: Redis, key: string, stored: StoredScore, keepS
 export const RUN_OUTLIVES = 86_400;
 
 // KEYS: the run, its items, what has ended. ARGV: place, key of the result, seconds that it is kept, RUN_OUTLIVES.
-// The run expires when all its pictures have ended, by the longest time that one of its results is kept, 0 being for ever.
+// The run expires when all its images have ended, by the longest time that one of its results is kept, 0 being for ever.
 const END = `
 if redis.call('EXISTS', KEYS[2]) == 0 then return end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])

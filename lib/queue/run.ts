@@ -1,4 +1,4 @@
-// Runs: handing pictures in, and reading what became of them.
+// Runs: handing images in, and reading what became of them.
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Queue } from 'bullmq';
@@ -11,12 +11,12 @@ import { validateReadRunOptions, validateSubmitOptions } from './options.js';
 import { INLINE_LIMIT, type Reference } from './reference.js';
 import { readStored, type StoredScore } from './results.js';
 
-/** A picture to be scored. */
+/** An image to be scored. */
 export interface Submission {
   /** What results call it. */
   readonly file: string;
   readonly reference: Reference;
-  /** SHA-256 of the picture in hex. */
+  /** SHA-256 of the image in hex. */
   readonly sha256: string;
 }
 
@@ -31,7 +31,7 @@ export interface JobBody extends Submission {
   readonly settings: ScoreSettings;
 }
 
-/** What became of a picture of a run; 'expired': it had a result, which was not kept for longer. */
+/** What became of an image of a run; 'expired': it had a result, which was not kept for longer. */
 export type RunResult = { readonly file: string; readonly sha256: string } & (
   | ({ readonly status: 'done' } & StoredScore)
   | { readonly status: 'failed'; readonly error: string }
@@ -57,7 +57,7 @@ export interface SubmitOptions {
 const CHUNK = 500;
 
 // KEYS: the run, its items, what has ended. ARGV: how many items there are, then those to append. A command whose answer was lost with the connection
-// is sent again, and must not append twice. Pictures that have all ended made the run expire.
+// is sent again, and must not append twice. Images that have all ended made the run expire.
 const APPEND = `
 local there = redis.call('LLEN', KEYS[2])
 if there < tonumber(ARGV[1]) then return redis.error_reply('ERR items of the run are gone') end
@@ -88,13 +88,13 @@ function openQueue(model: string, connection: Redis): Queue<JobBody> {
 }
 
 /**
- * Hands a run of pictures in. Nothing is taken back when the process dies on the way: the run then has the pictures handed in so far.
+ * Hands a run of images in. Nothing is taken back when the process dies on the way: the run then has the images handed in so far.
  *
  * @returns the run's id, for {@link runResults}
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for 30 s, or refuses
  */
-export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<Submission>, options: SubmitOptions): Promise<string> {
-  iterable(pictures, 'an iterable of submissions', 'pictures');
+export async function submitRun(images: Iterable<Submission> | AsyncIterable<Submission>, options: SubmitOptions): Promise<string> {
+  iterable(images, 'an iterable of submissions', 'images');
   const { redis: url, model, seed, priority, attempts } = validateSubmitOptions(options);
   const broker = await BrokerConnection.open(url);
   const { redis } = broker;
@@ -106,9 +106,9 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
     const items = chunk.map(({ file, sha256 }) => JSON.stringify({ file, sha256 } satisfies Item));
     // Items first: a job without its item could be computed and never be asked for.
     await broker.ask(redis.eval(APPEND, 3, runKey(run), itemsKey(run), endedKey(run), count, ...items));
-    const jobs = chunk.map((picture, i) => ({
+    const jobs = chunk.map((image, i) => ({
       name: 'score',
-      data: { ...picture, model, settings: { seed } },
+      data: { ...image, model, settings: { seed } },
       opts: {
         jobId: jobName(run, count + i),
         attempts,
@@ -123,9 +123,9 @@ export async function submitRun(pictures: Iterable<Submission> | AsyncIterable<S
   };
   try {
     await broker.ask(redis.hset(runKey(run), { model, seed, submitted: new Date().toISOString() }));
-    for await (const picture of pictures) {
-      checkSubmission(picture);
-      chunk.push(picture);
+    for await (const image of images) {
+      checkSubmission(image);
+      chunk.push(image);
       if (chunk.length === CHUNK) await send();
     }
     if (chunk.length > 0) await send();
@@ -157,13 +157,13 @@ async function resolveItem(open: OpenRun, { file, sha256 }: Item, place: number,
   // It has ended since the look for its result, or somebody has removed it.
   const [ended] = await readStored(open.redis, open.run, [place]);
   if (ended !== undefined) return resolveItem(open, { file, sha256 }, place, ended);
-  return { file, sha256, status: 'failed', error: 'The broker has neither a job nor a result of this picture any more' };
+  return { file, sha256, status: 'failed', error: 'The broker has neither a job nor a result of this image any more' };
 }
 
 /** Options of {@link runResults}. */
 export interface ReadRunOptions {
   readonly redis: string;
-  /** Each picture is waited for. Default false: what is not there yet is handed out as 'waiting'. */
+  /** Each image is waited for. Default false: what is not there yet is handed out as 'waiting'. */
   readonly wait?: boolean;
   readonly signal?: AbortSignal;
 }

@@ -5,7 +5,7 @@ import { isOfTiles, thresholdsFor } from '../calibration.js';
 import { classOfPath } from '../class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
 import { EngineHealth } from '../engine-health.js';
-import { DiadError, isOfPicture } from '../errors.js';
+import { DiadError, isOfImage } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
 import { validateWorkerOptions } from './options.js';
@@ -90,7 +90,7 @@ async function reachBroker(redis: string, allowUnsafeBroker: boolean, log: (line
 }
 
 /**
- * What a picture's score and verdict will follow from. A scorer that is no Diad may judge by thresholds of classes that only it knows.
+ * What an image's score and verdict will follow from. A scorer that is no Diad may judge by thresholds of classes that only it knows.
  *
  * @param root - of the worker's files
  */
@@ -98,7 +98,7 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
   const { bundle, precision } = scorer.info;
   const className = classOfPath(classPath(reference, file, root), bundle.calibratedClasses);
   const calibration = calibrationOf(scorer as Diad);
-  // One found on tiles judges no whole picture.
+  // One found on tiles judges no whole image.
   const limits = calibration !== undefined && isOfTiles(calibration, undefined) ? thresholdsFor(calibration, className) : undefined;
   const threshold = calibration === undefined ? bundle.threshold : limits?.threshold;
   return {
@@ -128,7 +128,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   let lastSign = Date.now();
   let closing = false;
 
-  /** Scores a job's picture unless its result is there; where the result is. */
+  /** Scores a job's image unless its result is there; where the result is. */
   const compute = async (body: JobBody): Promise<string> => {
     const { sha256, reference, model } = body;
     if (model !== digest) throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
@@ -156,7 +156,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       const key = await compute(job.data);
       await noteEnd(connection, job.id ?? '', key, keepSeconds);
     } catch (error) {
-      if (isOfPicture(error)) throw new UnrecoverableError(`${error.code}: ${error.message}`);
+      if (isOfImage(error)) throw new UnrecoverableError(`${error.code}: ${error.message}`);
       throw error;
     } finally {
       running--;

@@ -137,7 +137,7 @@ class Primary {
   }
 }
 
-/** In a worker: tells the primary that pictures are taken. */
+/** In a worker: tells the primary that images are taken. */
 export function tellReady(): void {
   process.send?.({ type: READY } satisfies Message, undefined, undefined, () => undefined); // a primary that is gone is told by "disconnect"
 }

@@ -1,7 +1,7 @@
 // The bundle behind the server: loads after the server listens, is ready after a warm-up score, scores within the server's limits.
 import { setMaxListeners } from 'node:events';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
-import { EngineHealth, scoreGrey } from '../engine-health.js';
+import { EngineHealth, scoreGray } from '../engine-health.js';
 import { DiadError } from '../errors.js';
 import { inspectImage, type ImageFormat } from '../image.js';
 import { validateTiles } from '../options.js';
@@ -11,8 +11,8 @@ import type { Metrics } from './metrics.js';
 import type { Scorer, ValidatedServer } from './options.js';
 import { HttpFailure } from './problem.js';
 
-/** What a picture's own header says. */
-export interface Picture {
+/** What an image's own header says. */
+export interface Image {
   readonly bytes: Buffer;
   readonly format: ImageFormat;
   readonly width: number;
@@ -30,7 +30,7 @@ interface ScoreCall extends Call {
   readonly tile?: TileOptions;
 }
 
-/** Tiles of one picture at most: each costs what a picture costs. */
+/** Tiles of one image at most: each costs what an image costs. */
 const MOST_TILES = 256;
 
 /** Loading, readiness, admission, and the calls themselves. */
@@ -56,12 +56,12 @@ export class Engine {
     this.pixels = new Budget(options.pixelsInFlight, 'pixels');
   }
 
-  /** Whether pictures are taken: loaded, warmed up, well, not shutting down. */
+  /** Whether images are taken: loaded, warmed up, well, not shutting down. */
   get ready(): boolean {
     return this.#health?.well === true && !this.#draining;
   }
 
-  /** False when no picture will be scored by this process any more. */
+  /** False when no image will be scored by this process any more. */
   get live(): boolean {
     return !this.#lost;
   }
@@ -83,15 +83,15 @@ export class Engine {
   }
 
   /**
-   * Costs next to nothing, so that it comes before a body is read or a header of a picture looked at. What is admitted here may still be refused
+   * Costs next to nothing, so that it comes before a body is read or a header of an image looked at. What is admitted here may still be refused
    * by the queue itself.
    *
-   * @throws DiadError ERR_DIAD_QUEUE_FULL while as many pictures are in flight as the scorer takes
+   * @throws DiadError ERR_DIAD_QUEUE_FULL while as many images are in flight as the scorer takes
    */
   refuseWhenFull(): void {
     const limit = this.#scorer?.info.queueLimit;
     if (limit !== undefined && this.#inFlight >= limit) {
-      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} pictures are in flight, the limit; send it again later`);
+      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} images are in flight, the limit; send it again later`);
     }
   }
 
@@ -105,7 +105,7 @@ export class Engine {
     return this.#scorer?.info.bundle;
   }
 
-  /** Loads the bundle and scores a grey picture, so that readiness means that scores come out. */
+  /** Loads the bundle and scores a gray image, so that readiness means that scores come out. */
   async start(): Promise<void> {
     const scorer = await this.#options.load();
     if (this.#closed) {
@@ -114,7 +114,7 @@ export class Engine {
     }
     this.#scorer = scorer;
     this.#metrics.watch(scorer, this.pixels);
-    await scoreGrey(scorer);
+    await scoreGray(scorer);
     this.#health = new EngineHealth({ scorer, log: this.#log, recheckMs: this.#options.recheckMs });
     void this.#health.lost.then((error) => {
       this.#lost = true;
@@ -144,18 +144,18 @@ export class Engine {
   }
 
   /**
-   * Reads a picture's header; refuses by its magic bytes and its size before any pixel is decoded.
+   * Reads an image's header; refuses by its magic bytes and its size before any pixel is decoded.
    *
    * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_QUEUE_FULL, ERR_DIAD_IMAGE_DECODE,
    *   ERR_DIAD_IMAGE_TOO_LARGE
    */
-  async admit(bytes: unknown): Promise<Picture> {
+  async admit(bytes: unknown): Promise<Image> {
     this.#refuseUnlessReady();
     this.refuseWhenFull();
     if (!Buffer.isBuffer(bytes) || bytes.length === 0) {
       throw new HttpFailure(
         'ERR_HTTP_BAD_REQUEST',
-        'Expected the bytes of a picture as the body, or as the file "image" of a multipart form',
+        'Expected the bytes of an image as the body, or as the file "image" of a multipart form',
       );
     }
     try {
@@ -163,12 +163,12 @@ export class Engine {
       if (width * height > this.#options.maxPixels) {
         throw new DiadError(
           'ERR_DIAD_IMAGE_TOO_LARGE',
-          `Expected at most ${this.#options.maxPixels} pixels but the picture has ${width} x ${height}`,
+          `Expected at most ${this.#options.maxPixels} pixels but the image has ${width} x ${height}`,
         );
       }
       return { bytes, format, width, height };
     } catch (error) {
-      this.#metrics.refusedPicture(error);
+      this.#metrics.refusedImage(error);
       if (error instanceof DiadError && error.code === 'ERR_DIAD_IMAGE_DECODE' && error.cause === undefined) {
         throw new HttpFailure('ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', error.message); // no format that is read, as opposed to damaged bytes
       }
@@ -177,36 +177,36 @@ export class Engine {
   }
 
   /**
-   * The same for the pictures of one request.
+   * The same for the images of one request.
    *
-   * @throws what `admit` does; HttpFailure 413 for more pictures or pixels than there may be at once: such a request would never be taken
+   * @throws what `admit` does; HttpFailure 413 for more images or pixels than there may be at once: such a request would never be taken
    */
-  async admitAll(all: readonly Buffer[]): Promise<Picture[]> {
+  async admitAll(all: readonly Buffer[]): Promise<Image[]> {
     const { queueLimit } = this.scorer.info;
     if (all.length > queueLimit) {
-      throw new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${queueLimit} pictures at once but the request has ${all.length}`);
+      throw new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${queueLimit} images at once but the request has ${all.length}`);
     }
-    const pictures = await Promise.all(all.map((bytes) => this.admit(bytes)));
-    const pixels = pictures.reduce((sum, { width, height }) => sum + width * height, 0);
+    const images = await Promise.all(all.map((bytes) => this.admit(bytes)));
+    const pixels = images.reduce((sum, { width, height }) => sum + width * height, 0);
     if (pixels > this.pixels.limit) {
       throw new HttpFailure(
         'ERR_HTTP_TOO_LARGE',
-        `Expected at most ${this.pixels.limit} pixels at once but the pictures of the request have ${pixels}`,
+        `Expected at most ${this.pixels.limit} pixels at once but the images of the request have ${pixels}`,
       );
     }
-    return pictures;
+    return images;
   }
 
   /**
-   * Scores the pictures of one request; the first failure aborts the others.
+   * Scores the images of one request; the first failure aborts the others.
    *
    * @throws what `score` does
    */
-  async scoreAll(pictures: readonly Picture[], call: ScoreCall): Promise<ScoreResult[]> {
+  async scoreAll(images: readonly Image[], call: ScoreCall): Promise<ScoreResult[]> {
     const failed = new AbortController();
     const signal = AbortSignal.any([call.signal, failed.signal]);
-    setMaxListeners(0, signal); // one per picture
-    const scores = pictures.map((picture) => this.score(picture, { ...call, signal }));
+    setMaxListeners(0, signal); // one per image
+    const scores = images.map((image) => this.score(image, { ...call, signal }));
     try {
       return await Promise.all(scores);
     } catch (error) {
@@ -217,29 +217,29 @@ export class Engine {
   }
 
   /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for tiles that do not fit together or are too many, and what the library throws */
-  async score(picture: Picture, { tile, className, ...call }: ScoreCall): Promise<ScoreResult> {
+  async score(image: Image, { tile, className, ...call }: ScoreCall): Promise<ScoreResult> {
     const its = className === undefined ? {} : { className };
-    if (tile === undefined) return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, ...its }));
-    const tiles = countTiles(picture.width, picture.height, validateTiles(tile));
+    if (tile === undefined) return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its }));
+    const tiles = countTiles(image.width, image.height, validateTiles(tile));
     if (tiles > MOST_TILES) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `Expected at most ${MOST_TILES} tiles but the picture needs ${tiles}; take larger ones or less overlap`,
+        `Expected at most ${MOST_TILES} tiles but the image needs ${tiles}; take larger ones or less overlap`,
       );
     }
-    return this.#run(picture, call, (scorer, options) => scorer.score(picture.bytes, { ...options, ...its, tile }));
+    return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its, tile }));
   }
 
-  reconstruct(picture: Picture, call: Call): Promise<ReconstructResult> {
-    return this.#run(picture, call, (scorer, options) => scorer.reconstruct(picture.bytes, options));
+  reconstruct(image: Image, call: Call): Promise<ReconstructResult> {
+    return this.#run(image, call, (scorer, options) => scorer.reconstruct(image.bytes, options));
   }
 
   async #run<T extends ScoreResult | ReconstructResult>(
-    { width, height }: Picture,
+    { width, height }: Image,
     { seed = 0, signal }: Call,
     compute: (scorer: Scorer, options: { seed: number; signal: AbortSignal; timeoutMs: number }) => Promise<T>,
   ): Promise<T> {
-    const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this picture
+    const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this image
     const release = this.pixels.take(width * height);
     this.#inFlight++;
     try {
@@ -247,7 +247,7 @@ export class Engine {
       this.#metrics.computed(result);
       return result;
     } catch (error) {
-      this.#metrics.refusedPicture(error);
+      this.#metrics.refusedImage(error);
       throw error;
     } finally {
       this.#inFlight--;

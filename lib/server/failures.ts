@@ -12,7 +12,7 @@ const PROBLEM_TYPE = 'application/problem+json; charset=utf-8';
 function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem): void {
   // The Open Inference Protocol wants a member "error".
   const body = request.url.startsWith('/v2') ? { ...problem, error: problem.detail } : problem;
-  // Serialised here: the schemas of answers belong to routes, and an unknown path has none.
+  // Serialized here: the schemas of answers belong to routes, and an unknown path has none.
   void reply.status(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(body));
 }
 

@@ -3,11 +3,11 @@ import type { FastifyInstance } from 'fastify';
 import { Type, type Static } from 'typebox';
 import type { ScoreResult } from '../diad.js';
 import type { Engine } from './engine.js';
-import { clientSignal } from './pictures.js';
+import { clientSignal } from './images.js';
 import { HttpFailure } from './problem.js';
-import { ClassName, COMMON_PROBLEMS, content, PICTURE_PROBLEMS, problems } from './schemas.js';
+import { ClassName, COMMON_PROBLEMS, content, IMAGE_PROBLEMS, problems } from './schemas.js';
 
-const MOST_PICTURES = 32;
+const MOST_IMAGES = 32;
 
 const Live = Type.Object({ live: Type.Boolean() });
 const Ready = Type.Object({ ready: Type.Boolean() });
@@ -30,12 +30,12 @@ const InferRequest = Type.Object({
   inputs: Type.Array(
     Type.Object({
       name: Type.Literal('image'),
-      shape: Type.Array(Type.Integer({ minimum: 1, maximum: MOST_PICTURES }), { minItems: 1, maxItems: 1 }),
+      shape: Type.Array(Type.Integer({ minimum: 1, maximum: MOST_IMAGES }), { minItems: 1, maxItems: 1 }),
       datatype: Type.Literal('BYTES'),
       parameters: Type.Optional(Type.Object({})),
-      data: Type.Array(Type.String({ minLength: 1, contentEncoding: 'base64', description: 'An encoded picture' }), {
+      data: Type.Array(Type.String({ minLength: 1, contentEncoding: 'base64', description: 'An encoded image' }), {
         minItems: 1,
-        maxItems: MOST_PICTURES,
+        maxItems: MOST_IMAGES,
       }),
     }),
     { minItems: 1, maxItems: 1 },
@@ -43,7 +43,7 @@ const InferRequest = Type.Object({
   outputs: Type.Optional(
     Type.Array(
       Type.Object({
-        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('normalisedScore'), Type.Literal('map')]),
+        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('normalizedScore'), Type.Literal('map')]),
         parameters: Type.Optional(Type.Object({})),
       }),
     ),
@@ -79,7 +79,7 @@ function decodeBase64(text: string): Buffer {
 /** Outputs of a calibrated model beside its scores and maps. */
 const CALIBRATED = [
   { name: 'anomalous', datatype: 'BOOL' },
-  { name: 'normalisedScore', datatype: 'FP64' },
+  { name: 'normalizedScore', datatype: 'FP64' },
 ] as const;
 
 function outputsOf(results: readonly ScoreResult[], names: readonly string[]): InferAnswer['outputs'] {
@@ -87,7 +87,7 @@ function outputsOf(results: readonly ScoreResult[], names: readonly string[]): I
   const calibrated = ({ name, datatype }: (typeof CALIBRATED)[number]): InferAnswer['outputs'][number] => {
     const data = results.map(({ [name]: value }) => {
       if (value === undefined) {
-        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `There is no output "${name}": the model is not calibrated for whole pictures`);
+        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `There is no output "${name}": the model is not calibrated for whole images`);
       }
       return value;
     });
@@ -117,7 +117,7 @@ export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engin
   });
   const answers = { 200: content('Ready', { 'application/json': Ready }), 503: content('Not ready', { 'application/json': Ready }) };
   scope.get('/v2/health/ready', {
-    schema: { operationId: 'ready', summary: 'Pictures are scored', security: [], response: answers },
+    schema: { operationId: 'ready', summary: 'Images are scored', security: [], response: answers },
     handler: (_request, reply) => reply.status(engine.ready ? 200 : 503).send({ ready: engine.ready }),
   });
 }
@@ -168,7 +168,7 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
   scope.get<{ Params: ModelName }>('/v2/models/:name/ready', {
     schema: {
       operationId: 'modelReady',
-      summary: 'The model scores pictures',
+      summary: 'The model scores images',
       params: ModelName,
       response: { 200: content('Ready', { 'application/json': Ready }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
     },
@@ -180,13 +180,13 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
   scope.post<{ Params: ModelName; Body: InferRequest }>('/v2/models/:name/infer', {
     schema: {
       operationId: 'infer',
-      summary: 'Score pictures',
+      summary: 'Score images',
       description:
-        'Outputs score (FP64), of a model calibrated for whole pictures anomalous (BOOL) and normalisedScore (FP64), and map (FP32); without ' +
-        '"outputs" all but the map. The parameters hold for all pictures.',
+        'Outputs score (FP64), of a model calibrated for whole images anomalous (BOOL) and normalizedScore (FP64), and map (FP32); without ' +
+        '"outputs" all but the map. The parameters hold for all images.',
       params: ModelName,
       body: { content: { 'application/json': { schema: InferRequest } } },
-      response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...PICTURE_PROBLEMS, ...notFound }) },
+      response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...IMAGE_PROBLEMS, ...notFound }) },
     },
     handler: async ({ params, body }, reply) => {
       const { name, digest } = named(params.name);
@@ -196,14 +196,14 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       if (shape[0] !== data.length) {
         throw new HttpFailure(
           'ERR_HTTP_BAD_REQUEST',
-          `Expected ${shape[0]!} pictures by the shape of the input "image" but received ${data.length}`,
+          `Expected ${shape[0]!} images by the shape of the input "image" but received ${data.length}`,
         );
       }
-      const pictures = await engine.admitAll(data.map(decodeBase64));
+      const images = await engine.admitAll(data.map(decodeBase64));
       const { seed = 0, class: className } = body.parameters ?? {};
       const call = { seed, className, signal: clientSignal(reply) };
-      const results = await engine.scoreAll(pictures, call);
-      // Whether the calibration holds is known by the results: it may be one of pictures that were cut into tiles.
+      const results = await engine.scoreAll(images, call);
+      // Whether the calibration holds is known by the results: it may be one of images that were cut into tiles.
       const judged = results.every(({ anomalous }) => anomalous !== undefined);
       const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(judged ? CALIBRATED.map((one) => one.name) : [])];
       return {

@@ -26,20 +26,20 @@ export class Metrics {
   });
   readonly #queue = new Histogram({
     name: 'diad_queue_seconds',
-    help: 'From submission to the start of the batch, per picture',
+    help: 'From submission to the start of the batch, per image',
     buckets: SECONDS,
     registers: [this.registry],
   });
   readonly #compute = new Histogram({
     name: 'diad_compute_seconds',
-    help: 'Computing a batch, in all and by stage, per picture of the batch; "read" is decoding the file',
+    help: 'Computing a batch, in all and by stage, per image of the batch; "read" is decoding the file',
     labelNames: ['stage'],
     buckets: SECONDS,
     registers: [this.registry],
   });
   readonly #batch = new Histogram({
     name: 'diad_batch_size',
-    help: 'Pictures computed together, per picture',
+    help: 'Images computed together, per image',
     buckets: [1, 2, 4, 8, 16, 32, 64, 128, 256],
     registers: [this.registry],
   });
@@ -51,12 +51,12 @@ export class Metrics {
   });
   readonly #undecodable = new Counter({
     name: 'diad_decode_failures_total',
-    help: 'Pictures that are damaged or of no format that is read',
+    help: 'Images that are damaged or of no format that is read',
     registers: [this.registry],
   });
   readonly #cancelled = new Counter({
     name: 'diad_cancelled_total',
-    help: 'Pictures given up because the client had gone',
+    help: 'Images given up because the client had gone',
     registers: [this.registry],
   });
 
@@ -84,9 +84,9 @@ export class Metrics {
         return { queued: 0, running: 0 }; // closed: nothing is in it
       }
     };
-    gauge('diad_queue_depth', 'Pictures that wait for a batch', () => stats().queued);
-    gauge('diad_running', 'Pictures in the batch that is computed', () => stats().running);
-    gauge('diad_pixels_in_flight', 'Pixels of admitted pictures', () => pixels.used);
+    gauge('diad_queue_depth', 'Images that wait for a batch', () => stats().queued);
+    gauge('diad_running', 'Images in the batch that is computed', () => stats().running);
+    gauge('diad_pixels_in_flight', 'Pixels of admitted images', () => pixels.used);
   }
 
   answered(route: string, method: string, status: number, seconds: number): void {
@@ -98,7 +98,7 @@ export class Metrics {
     this.#rejected.inc({ code });
   }
 
-  refusedPicture(error: unknown): void {
+  refusedImage(error: unknown): void {
     if (codeOf(error) === 'ERR_DIAD_IMAGE_DECODE') this.#undecodable.inc();
     if (error instanceof ClientGone) this.#cancelled.inc();
   }
@@ -112,7 +112,7 @@ export class Metrics {
   }
 }
 
-/** Why a picture was given up: its client closed the connection. */
+/** Why an image was given up: its client closed the connection. */
 export class ClientGone extends Error {
   override readonly name = 'ClientGone';
 }

@@ -25,15 +25,15 @@ export interface ServerOptions {
   readonly bodyLimit?: number;
   /** Bytes of request bodies in memory at once. Default 256 MiB. */
   readonly bytesInFlight?: number;
-  /** Largest picture, width x height. Default 32,000,000. */
+  /** Largest image, width x height. Default 32,000,000. */
   readonly maxPixels?: number;
-  /** Pages or frames a picture may have; the first is scored. Default 1: pictures of several are refused. */
+  /** Pages or frames an image may have; the first is scored. Default 1: images of several are refused. */
   readonly maxFrames?: number;
-  /** Pixels of all pictures in flight at once. Default 128,000,000. */
+  /** Pixels of all images in flight at once. Default 128,000,000. */
   readonly pixelsInFlight?: number;
   /** How long a client may take to send a request, milliseconds. Default 30,000. */
   readonly requestTimeoutMs?: number;
-  /** How long a picture may take from its arrival to its score, milliseconds. Default 60,000. */
+  /** How long an image may take from its arrival to its score, milliseconds. Default 60,000. */
   readonly scoreTimeoutMs?: number;
   /** How often an engine that fails is asked whether it scores again, milliseconds; after six times it counts as lost. Default 5,000. */
   readonly recheckMs?: number;

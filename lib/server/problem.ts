@@ -3,7 +3,7 @@ import { STATUS_CODES } from 'node:http';
 import type { FastifyError } from 'fastify';
 import { DiadError, type DiadErrorCode } from '../errors.js';
 
-/** Codes of failures that are about HTTP rather than about a picture. */
+/** Codes of failures that are about HTTP rather than about an image. */
 export type HttpCode =
   | 'ERR_HTTP_BAD_REQUEST'
   | 'ERR_HTTP_UNAUTHORIZED'

@@ -1,4 +1,4 @@
-// The schemas that validate requests, serialise answers and are published in /openapi.json.
+// The schemas that validate requests, serialize answers and are published in /openapi.json.
 import { Type, type Static, type TSchema } from 'typebox';
 
 const Milliseconds = Type.Number({ minimum: 0, description: 'Milliseconds' });
@@ -41,19 +41,19 @@ export const COMMON_PROBLEMS = {
   503: 'Not ready, too busy or shutting down; Retry-After says when to come back',
 } as const;
 
-/** Refusals of routes that take pictures. */
-export const PICTURE_PROBLEMS = {
+/** Refusals of routes that take images. */
+export const IMAGE_PROBLEMS = {
   ...COMMON_PROBLEMS,
   406: 'Neither JSON nor PNG is accepted',
   408: 'The request was not sent in time',
   413: 'Too many bytes or pixels',
   415: 'By its first bytes no PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP',
-  422: 'The picture is damaged',
+  422: 'The image is damaged',
 } as const;
 
 export const Binary = (type: string): TSchema => Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
 
-const PICTURE_TYPES = [
+const IMAGE_TYPES = [
   'image/png',
   'image/jpeg',
   'image/webp',
@@ -64,12 +64,12 @@ const PICTURE_TYPES = [
   'application/octet-stream',
 ];
 
-/** A picture as body or as form. The declared type of a raw body is not looked at: its first bytes decide. */
-export const pictureBody = {
+/** An image as body or as form. The declared type of a raw body is not looked at: its first bytes decide. */
+export const imageBody = {
   content: {
-    ...Object.fromEntries(PICTURE_TYPES.map((type) => [type, { schema: Binary(type) }])),
+    ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, { schema: Binary(type) }])),
     'multipart/form-data': {
-      schema: Type.Object({ image: Type.Unsafe({ contentMediaType: 'application/octet-stream', description: 'The picture as a file' }) }),
+      schema: Type.Object({ image: Type.Unsafe({ contentMediaType: 'application/octet-stream', description: 'The image as a file' }) }),
     },
   },
 };
@@ -90,7 +90,7 @@ export const ScoreQuery = Type.Object(
       Type.Integer({
         minimum: 16,
         maximum: 65_536,
-        description: 'Score in tiles of this side, pixels, for defects that are small in a large picture',
+        description: 'Score in tiles of this side, pixels, for defects that are small in a large image',
       }),
     ),
     overlap: Type.Optional(
@@ -105,7 +105,7 @@ export const ScoreQuery = Type.Object(
         minimum: -1e6,
         maximum: 1e6,
         description:
-          "Find defect regions where the map lies above it. By default the calibration's, that of the class; where none holds for the picture there are no regions",
+          "Find defect regions where the map lies above it. By default the calibration's, that of the class; where none holds for the image there are no regions",
       }),
     ),
     minArea: Type.Optional(
@@ -131,14 +131,14 @@ const RegionSchema = Type.Object(
     contour: Outline,
     holes: Type.Array(Outline),
   },
-  { description: 'In pixels of the picture as it is shown, its stored orientation applied' },
+  { description: 'In pixels of the image as it is shown, its stored orientation applied' },
 );
 
 const Common = {
-  score: Type.Number({ description: 'How anomalous the picture is, 0 (as reconstructed) and up' }),
+  score: Type.Number({ description: 'How anomalous the image is, 0 (as reconstructed) and up' }),
   seed: Type.Integer({ minimum: 0 }),
   model: Type.Object({ name: Type.String(), digest: Type.String({ description: "SHA-256 of the bundle's manifest" }) }),
-  picture: Type.Object({ format: Type.String(), width: Type.Integer(), height: Type.Integer() }, { description: 'As stored' }),
+  image: Type.Object({ format: Type.String(), width: Type.Integer(), height: Type.Integer() }, { description: 'As stored' }),
   timings: Type.Object({
     readMs: Milliseconds,
     queueMs: Milliseconds,
@@ -156,7 +156,7 @@ export const ScoreAnswer = Type.Object({
   ...Common,
   threshold: Type.Optional(Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' })),
   anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
-  normalisedScore: Type.Optional(
+  normalizedScore: Type.Optional(
     Type.Number({ minimum: 0, maximum: 1, description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle' }),
   ),
   regions: Type.Optional(

@@ -21,7 +21,7 @@ import { handleFailures, refuseConnection } from './failures.js';
 import { healthRoutes, inferenceRoutes } from './inference-protocol.js';
 import { Metrics } from './metrics.js';
 import { validateServerOptions, type ServerOptions, type ValidatedServer } from './options.js';
-import { pictureRoutes } from './pictures.js';
+import { imageRoutes } from './images.js';
 import { HttpFailure } from './problem.js';
 import { COMMON_PROBLEMS, content, problems } from './schemas.js';
 
@@ -30,7 +30,7 @@ export interface DiadServer {
   /** Of the address that is listened on, for example 'http://127.0.0.1:8080'; 'http://0.0.0.0:8080' stands for every address of the machine. */
   readonly url: string;
   readonly port: number;
-  /** Fulfilled when pictures are taken; rejected when the bundle cannot be loaded. */
+  /** Fulfilled when images are taken; rejected when the bundle cannot be loaded. */
   readonly ready: Promise<void>;
   /**
    * Fulfilled with the reason when the engine has failed for good, as after an error of its device: neither alive nor ready from then on, the process
@@ -121,7 +121,7 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
   // of shorter samples than the limit, a stall of a second right behind the start of one would be enough.
   await scope.register(underPressure, { maxEventLoopDelay: 5000, sampleInterval: 5000, retryAfter: 5 });
   limitBodies(scope, options, engine);
-  await scope.register(pictureRoutes, { engine, bodyLimit: options.bodyLimit });
+  await scope.register(imageRoutes, { engine, bodyLimit: options.bodyLimit });
   await scope.register(
     (inner, given, done) => {
       inferenceRoutes(inner, given);
@@ -193,7 +193,7 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
 }
 
 /**
- * Starts the HTTP service. It listens at once (and is alive), and is ready when the bundle is loaded and a warm-up picture has been scored.
+ * Starts the HTTP service. It listens at once (and is alive), and is ready when the bundle is loaded and a warm-up image has been scored.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, or for an address that others can reach without a token; the system's error when
  *   the address cannot be listened on

@@ -1,4 +1,4 @@
-// The folder of scored pictures, which keeps every one of them: cameras use their names again.
+// The folder of scored images, which keeps every one of them: cameras use their names again.
 import { createHash } from 'node:crypto';
 import { open, readFile, rename, rm, stat, unlink, utimes } from 'node:fs/promises';
 import path from 'node:path';
@@ -8,16 +8,16 @@ import { codeOf } from '../errors.js';
 /** Bytes; file systems allow 255, of which a copy on its way needs some for a name of its own. */
 const LONGEST_NAME = 200;
 
-/** Where a picture has been put. */
+/** Where an image has been put. */
 export interface Moved {
-  /** Within the folder of scored pictures. */
+  /** Within the folder of scored images. */
   readonly name: string;
   /** Of what lies there, see {@link identify}. */
   readonly id: string;
 }
 
 /**
- * SHA-256 of path, size and time of change: a file that is replaced is another picture.
+ * SHA-256 of path, size and time of change: a file that is replaced is another image.
  *
  * @param relative - the path that counts, whatever the file is called now
  */
@@ -28,7 +28,7 @@ export async function identify(file: string, relative: string): Promise<string> 
     .digest('hex');
 }
 
-/** Names for a picture: its own path with "__" between folders, then with the first digits of its id, then with a number as well. */
+/** Names for an image: its own path with "__" between folders, then with the first digits of its id, then with a number as well. */
 function* namesFor(relative: string, id: string): Generator<string> {
   const { name, ext } = path.parse(relative.replaceAll(path.sep, '__'));
   const characters = Array.from(name);
@@ -55,13 +55,13 @@ async function claim(folder: string, names: Iterable<string>): Promise<string> {
 }
 
 /**
- * Gives an empty file that has been claimed the picture's content.
+ * Gives an empty file that has been claimed the image's content.
  *
- * @returns how: by its only name, as a copy since the folder is on another file system, or not at all since the picture has been replaced
+ * @returns how: by its only name, as a copy since the folder is on another file system, or not at all since the image has been replaced
  */
 async function fill(target: string, file: string, unchanged: () => Promise<boolean>): Promise<'moved' | 'copied' | 'replaced'> {
   try {
-    await rename(file, target); // no unlink(), which could take away a newer picture that has come under the name
+    await rename(file, target); // no unlink(), which could take away a newer image that has come under the name
     return 'moved';
   } catch (error) {
     if (codeOf(error) !== 'EXDEV') throw error;
@@ -86,13 +86,13 @@ async function unlinkCopied(file: string, target: string): Promise<void> {
 }
 
 /**
- * Moves a picture without replacing any, to another file system too. A kill on the way leaves it where it was, or on another file system in both
+ * Moves an image without replacing any, to another file system too. A kill on the way leaves it where it was, or on another file system in both
  * places, and perhaps an empty file or one whose name begins with a dot in the folder.
  *
- * @param folder - of scored pictures
- * @param relative - the picture's path in the watched folder, of which its name is made
- * @param id - of the picture that has been scored
- * @returns its name, and the id of what has been moved: another one when a newer picture took its place in that very moment; undefined when it had
+ * @param folder - of scored images
+ * @param relative - the image's path in the watched folder, of which its name is made
+ * @param id - of the image that has been scored
+ * @returns its name, and the id of what has been moved: another one when a newer image took its place in that very moment; undefined when it had
  *   been replaced before: the newer one stays where it is
  * @throws the system's error; then the file is where it was
  */

@@ -1,4 +1,4 @@
-// diad/watch: a folder's pictures scored as they appear.
+// diad/watch: a folder's images scored as they appear.
 export type { WatchEvent } from './event.js';
 export { EventRefused, jsonlSink, mqttSink, signature, stdoutSink, webhookSink, type Sink } from './sinks.js';
 export type { WatchOptions } from './options.js';

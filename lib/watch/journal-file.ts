@@ -9,16 +9,16 @@ import type { WatchEvent } from './event.js';
 export interface Entry {
   /** First line: of what follows. Files of version 1 have none, and say of each event by `sent` that all receivers have it. */
   readonly version?: 2;
-  /** First line: inode of the folder of pictures. */
+  /** First line: inode of the folder of images. */
   readonly inode?: string;
-  /** Id of a picture that was known at the start, and its path in the folder. */
+  /** Id of an image that was known at the start, and its path in the folder. */
   readonly known?: string;
   readonly file?: string;
   readonly event?: WatchEvent;
   /** A receiver's name, and the place in this file up to which it has every event. */
   readonly sink?: string;
   readonly to?: number;
-  /** Id of a picture that lies among the scored ones now, and its name there. */
+  /** Id of an image that lies among the scored ones now, and its name there. */
   readonly moved?: string;
   readonly name?: string;
   readonly sent?: string;
@@ -35,7 +35,7 @@ export interface Past {
   readonly unsent: ReadonlySet<string> | undefined;
 }
 
-/** Which known pictures are still to be told apart from new ones. */
+/** Which known images are still to be told apart from new ones. */
 export interface There {
   readonly inode: string;
   readonly names: ReadonlySet<string>;
@@ -76,7 +76,7 @@ async function namesIn(folder: string): Promise<ReadonlySet<string> | undefined>
   }
 }
 
-/** Which known pictures still lie in the folder, or may: all, where it is another one in which none is found, such as a share that is not mounted. */
+/** Which known images still lie in the folder, or may: all, where it is another one in which none is found, such as a share that is not mounted. */
 export async function stillThere(folder: string, { known, inode: before }: Past): Promise<There> {
   const inode = String((await stat(folder, { bigint: true })).ino);
   const listed = new Map<string, ReadonlySet<string> | undefined>();
@@ -91,7 +91,7 @@ export async function stillThere(folder: string, { known, inode: before }: Past)
 }
 
 /**
- * The lines of the journal that takes the old one's place: the ids of pictures that are still there, the events that a receiver has not had, and how
+ * The lines of the journal that takes the old one's place: the ids of images that are still there, the events that a receiver has not had, and how
  * far each has got. A receiver that is new gets what the last one of before has not had.
  *
  * @param positions - is given each receiver's place in the new file

@@ -1,4 +1,4 @@
-// What has been scored already, on disk, so that a restart neither loses nor repeats a picture.
+// What has been scored already, on disk, so that a restart neither loses nor repeats an image.
 import { EventEmitter, once } from 'node:events';
 import { realpath } from 'node:fs/promises';
 import { LineFile, writeAtomic } from '../durable.js';
@@ -15,7 +15,7 @@ export interface Undelivered {
 
 /** What a journal needs beside its file. */
 export interface JournalOptions {
-  /** Of the pictures. */
+  /** Of the images. */
   readonly folder: string;
   /** Each a name of its own. */
   readonly sinks: readonly string[];
@@ -26,7 +26,7 @@ export interface JournalOptions {
 
 /**
  * A file of events and of what has been delivered, appended to. Each event is flushed to the disk before it is told, so that it survives a kill -9: at
- * the next start it is delivered if it was not, and its picture is not scored again. Receivers read their events from the file: none is held in
+ * the next start it is delivered if it was not, and its image is not scored again. Receivers read their events from the file: none is held in
  * memory.
  */
 export class Journal {
@@ -68,7 +68,7 @@ export class Journal {
     return new Journal(lines, await lines.size(), known, positions, options);
   }
 
-  /** Whether a picture's event is on the disk. */
+  /** Whether an image's event is on the disk. */
   has(file: string, id: string): boolean {
     return this.#known.get(file) === id;
   }
@@ -101,7 +101,7 @@ export class Journal {
     this.#positions.set(sink, end);
   }
 
-  /** Keeps under which name a picture lies among the scored ones: not always its own. */
+  /** Keeps under which name an image lies among the scored ones: not always its own. */
   async moved(file: string, id: string, name: string): Promise<void> {
     await this.#append({ moved: id, name });
     if (this.has(file, id)) this.#known.delete(file);

@@ -19,7 +19,7 @@ export interface WatchOptions {
    * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The log says which. Default: they stay.
    */
   readonly done?: string;
-  /** Kind of part, for its own thresholds. Default: the nearest folder of a picture's path that has some. */
+  /** Kind of part, for its own thresholds. Default: the nearest folder of an image's path that has some. */
   readonly className?: string;
   /** Of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
   readonly seed?: number | bigint;
@@ -30,11 +30,11 @@ export interface WatchOptions {
    * write to a share (NFS, SMB). Default: be told.
    */
   readonly poll?: number;
-  /** Pictures at once, 1 to 1,000,000. Default 16. */
+  /** Images at once, 1 to 1,000,000. Default 16. */
   readonly concurrency?: number;
-  /** How often an engine that fails is asked whether it scores again, milliseconds, 1 to 3,600,000; meanwhile pictures wait. Default 5,000. */
+  /** How often an engine that fails is asked whether it scores again, milliseconds, 1 to 3,600,000; meanwhile images wait. Default 5,000. */
   readonly recheckMs?: number;
-  /** Told of what goes wrong and is tried again, and of pictures that had to be given another name. */
+  /** Told of what goes wrong and is tried again, and of images that had to be given another name. */
   readonly log?: (line: string) => void;
 }
 

@@ -1,12 +1,12 @@
-// Scores pictures as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
+// Scores images as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
 import type { Stats } from 'node:fs';
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { watch as watchFolder, type FSWatcher } from 'chokidar';
 import { classOfPath } from '../class-of-path.js';
 import { EngineHealth } from '../engine-health.js';
-import { isPictureName } from '../image.js';
-import { codeOf, DiadError, isOfPicture } from '../errors.js';
+import { isImageName } from '../image.js';
+import { codeOf, DiadError, isOfImage } from '../errors.js';
 import type { ScoreResult } from '../results.js';
 import { Delivery } from './delivery.js';
 import { identify, moveInto } from './done.js';
@@ -20,16 +20,16 @@ import { messageOf, waitAfter } from './wait.js';
 export interface Watching {
   /** Fulfilled when the files that were there at the start have been found. */
   readonly scanned: Promise<void>;
-  /** Fulfilled with the reason when the engine has failed for good: pictures wait for the process to be started anew. */
+  /** Fulfilled with the reason when the engine has failed for good: images wait for the process to be started anew. */
   readonly lost: Promise<Error>;
   /** Ends what is being scored and stops; what is not delivered within two seconds stays in the journal. */
   close(): Promise<void>;
 }
 
-/** Whether something is known to be neither a picture, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
-function isNoPicture(file: string, found: Stats | undefined): boolean {
+/** Whether something is known to be neither an image, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
+function isNoImage(file: string, found: Stats | undefined): boolean {
   if (found === undefined || found.isDirectory() || found.isSymbolicLink()) return false;
-  return !found.isFile() || !isPictureName(file);
+  return !found.isFile() || !isImageName(file);
 }
 
 /** Attempts with a file that cannot be read, scored or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
@@ -46,19 +46,19 @@ function namesOf(sinks: readonly Sink[]): string[] {
 }
 
 /** What an event tells of a score. */
-function told({ score, threshold, anomalous, normalisedScore }: ScoreResult): Partial<WatchEvent> {
+function told({ score, threshold, anomalous, normalizedScore }: ScoreResult): Partial<WatchEvent> {
   if (threshold === undefined) return { score };
-  return { score, threshold, anomalous: anomalous ?? false, normalisedScore: normalisedScore ?? 0 };
+  return { score, threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 };
 }
 
 /**
- * What an event tells of a picture that has none.
+ * What an event tells of an image that has none.
  *
  * @param last - whether it will not be tried again
  * @throws `error` when it will, because it may pass
  */
 function refused(error: unknown, last: boolean): Partial<WatchEvent> {
-  if (codeOf(error) === 'ERR_DIAD_CLOSED' || !(isOfPicture(error) || last)) throw error;
+  if (codeOf(error) === 'ERR_DIAD_CLOSED' || !(isOfImage(error) || last)) throw error;
   return { error: { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: messageOf(error) } };
 }
 
@@ -108,12 +108,12 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     await scoreOnce(file, relative, id, () => {
       const failed = (failedScores.get(file) ?? 0) + 1;
       failedScores.set(file, failed);
-      return failed >= ATTEMPTS && health.well; // while the engine fails nothing is put down to a picture
+      return failed >= ATTEMPTS && health.well; // while the engine fails nothing is put down to an image
     });
     if (done === undefined) return;
     // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
     const moved = await moveInto(done, file, relative, id);
-    if (moved === undefined) return; // the watcher tells of the picture that has replaced it
+    if (moved === undefined) return; // the watcher tells of the image that has replaced it
     if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
     await scoreOnce(path.join(done, moved.name), relative, moved.id, () => true); // nobody would find it there again
     await journal.moved(relative, moved.id, moved.name);
@@ -169,7 +169,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   const inside = done === undefined ? undefined : path.resolve(done);
   const watcher: FSWatcher = watchFolder(folder, {
     awaitWriteFinish: { stabilityThreshold: settleMs, pollInterval: Math.max(20, Math.floor(settleMs / 5)) },
-    ignored: (file, found) => path.resolve(file) === inside || isNoPicture(file, found),
+    ignored: (file, found) => path.resolve(file) === inside || isNoImage(file, found),
     ...(poll === undefined ? {} : { usePolling: true, interval: poll, binaryInterval: poll }),
   });
   watcher.on('add', found).on('change', found);

@@ -15,7 +15,7 @@ COMMANDS = {
     "metrics": ("metrics", "metrics of anomaly maps by scikit-learn and scikit-image"),
     "export": ("export.cli", "write a bundle"),
     "convert": ("convert.cli", "write a bundle from a published-format checkpoint"),
-    "score": ("score_cli", "score picture files"),
+    "score": ("score_cli", "score image files"),
 }
 
 

@@ -21,7 +21,7 @@ def upsampled(maps: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def distance_maps(features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
-    """1 - cosine similarity over channels per scale, upsampled to the picture's size.
+    """1 - cosine similarity over channels per scale, upsampled to the image's size.
 
     Args:
         features: of the input, [N, C_i, H_i, W_i] each.

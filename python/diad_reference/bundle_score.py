@@ -1,4 +1,4 @@
-"""Scoring picture files from Python, with a checkpoint or with an exported bundle's modules."""
+"""Scoring image files from Python, with a checkpoint or with an exported bundle's modules."""
 
 import hashlib
 import json
@@ -127,7 +127,7 @@ def normality_of_bundle(folder: str | Path) -> Normality | None:
 
 
 def dump_stages(stages: dict[str, np.ndarray], folder: str | Path, number: int) -> None:
-    """Writes every stage as NNN.<stage>.npy, NNN the picture's place in the list."""
+    """Writes every stage as NNN.<stage>.npy, NNN the image's place in the list."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, values in stages.items():
         np.save(Path(folder) / f"{number:03d}.{name}.npy", values)

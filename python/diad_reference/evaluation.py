@@ -18,13 +18,13 @@ from .frame import read_rgb, resize_rgb
 from .pipeline import DiadPipeline, add_experimental_arguments, blurred, experimental_options
 
 DEFAULT_METHODS = ("diad", "autoencoder", "blurred input")
-BLUR_SIGMA = 2.0  # pixels of the model's picture, the blurred-input baseline
+BLUR_SIGMA = 2.0  # pixels of the model's image, the blurred-input baseline
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 
 
 @dataclass(frozen=True)
-class TestPicture:
-    """One test picture; the label comes from the folder, never from the mask."""
+class TestImage:
+    """One test image; the label comes from the folder, never from the mask."""
 
     file: Path
     class_name: str
@@ -32,8 +32,8 @@ class TestPicture:
     mask: Path | None
 
 
-def test_pictures(root: Path) -> list[TestPicture]:
-    """Every picture below class/test of an MVTec-AD layout.
+def test_images(root: Path) -> list[TestImage]:
+    """Every image below class/test of an MVTec-AD layout.
 
     Raises:
         ValueError: there is none.
@@ -44,31 +44,31 @@ def test_pictures(root: Path) -> list[TestPicture]:
             for file in sorted(defect_folder.iterdir()):
                 defect = defect_folder.name
                 mask = None if defect == "good" else class_folder / "ground_truth" / defect / f"{file.stem}_mask.png"
-                found.append(TestPicture(file, class_folder.name, defect, mask))
+                found.append(TestImage(file, class_folder.name, defect, mask))
     if not found:
         raise ValueError(f"Expected class/test folders in {root} but found none")
     return found
 
 
-def thinned(pictures: list[TestPicture], per_class: int) -> list[TestPicture]:
-    """That many pictures of each class, half of them good, evenly over the kinds of defects."""
-    kinds: dict[tuple[str, bool], list[TestPicture]] = {}
-    for picture in pictures:
-        kinds.setdefault((picture.class_name, picture.defect != "good"), []).append(picture)
+def thinned(images: list[TestImage], per_class: int) -> list[TestImage]:
+    """That many images of each class, half of them good, evenly over the kinds of defects."""
+    kinds: dict[tuple[str, bool], list[TestImage]] = {}
+    for image in images:
+        kinds.setdefault((image.class_name, image.defect != "good"), []).append(image)
     counts = {kind: min(per_class // 2, len(found)) for kind, found in kinds.items()}
     return [found[i * len(found) // counts[kind]] for kind, found in kinds.items() for i in range(counts[kind])]
 
 
-def read_mask(picture: TestPicture, size: int) -> np.ndarray:
+def read_mask(image: TestImage, size: int) -> np.ndarray:
     """Defect pixels at the map's size, bool [size, size] (bilinear at 8 bits, at least half covered)."""
-    if picture.mask is None:
+    if image.mask is None:
         return np.zeros((size, size), dtype=bool)
-    with Image.open(picture.mask) as mask:
+    with Image.open(image.mask) as mask:
         return resize_rgb(np.asarray(mask.convert("L")), size) >= 128
 
 
 def class_metrics(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:
-    """Metrics of one class; AUROC and AP by scikit-learn, pixels pooled over the class's pictures.
+    """Metrics of one class; AUROC and AP by scikit-learn, pixels pooled over the class's images.
 
     Args:
         labels: bool [N].
@@ -85,7 +85,7 @@ def class_metrics(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, map
     }
 
 
-# Takes normalised pictures [N, 3, S, S] and their frames; returns maps [N, S, S] and scores [N].
+# Takes normalized images [N, 3, S, S] and their frames; returns maps [N, S, S] and scores [N].
 Method = Callable[[torch.Tensor, list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -121,9 +121,9 @@ def methods(pipeline: DiadPipeline, seed: int) -> dict[str, Method]:
     } | ablated
 
 
-def _batches(pictures: list[TestPicture], size: int) -> Iterator[list[TestPicture]]:
-    for start in range(0, len(pictures), size):
-        yield pictures[start : start + size]
+def _batches(images: list[TestImage], size: int) -> Iterator[list[TestImage]]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
 
 
 def evaluate(
@@ -134,37 +134,37 @@ def evaluate(
     Args:
         pipeline: of the model.
         root: data set.
-        seed: of the noise, the same for every picture.
-        batch: pictures at a time.
+        seed: of the noise, the same for every image.
+        batch: images at a time.
         only: methods; default DEFAULT_METHODS.
-        per_class: only that many pictures of each class; default all.
+        per_class: only that many images of each class; default all.
 
     Returns:
-        {"pictures": n, "methods": {name: {"classes": {class: metrics}, "mean": metrics, "seconds_per_picture": s}}}.
+        {"images": n, "methods": {name: {"classes": {class: metrics}, "mean": metrics, "seconds_per_image": s}}}.
     """
     size = pipeline.config.image_size
-    pictures = test_pictures(root) if per_class is None else thinned(test_pictures(root), per_class)
-    masks = np.stack([read_mask(p, size) for p in pictures])
-    labels = np.array([p.defect != "good" for p in pictures])
-    names = np.array([p.class_name for p in pictures])
-    report: dict = {"pictures": len(pictures), "methods": {}}
+    images = test_images(root) if per_class is None else thinned(test_images(root), per_class)
+    masks = np.stack([read_mask(p, size) for p in images])
+    labels = np.array([p.defect != "good" for p in images])
+    names = np.array([p.class_name for p in images])
+    report: dict = {"images": len(images), "methods": {}}
     for name, method in methods(pipeline, seed).items():
         if name not in (only or DEFAULT_METHODS):
             continue
         maps, scores, started = [], [], time.time()
-        for group in _batches(pictures, batch):
+        for group in _batches(images, batch):
             frames = [read_rgb(p.file) for p in group]
             m, s = method(pipeline.frames(frames).to(pipeline.device), frames)
             maps.append(m)
             scores.append(s)
-        seconds = (time.time() - started) / len(pictures)
+        seconds = (time.time() - started) / len(images)
         all_maps, all_scores = np.concatenate(maps), np.concatenate(scores)
         classes = {}
         for c in sorted(set(names)):
             chosen = names == c
             classes[str(c)] = class_metrics(labels[chosen], all_scores[chosen], masks[chosen], all_maps[chosen])
         mean = {key: float(np.mean([m[key] for m in classes.values()])) for key in METRICS}
-        report["methods"][name] = {"classes": classes, "mean": mean, "seconds_per_picture": seconds}
+        report["methods"][name] = {"classes": classes, "mean": mean, "seconds_per_image": seconds}
     return report
 
 
@@ -191,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated; default {', '.join(DEFAULT_METHODS)}; also {', '.join(f'without {part}' for part in PARTS)}",
     )
     parser.add_argument("--ddim-steps", type=int, help="steps of another schedule than the checkpoint's, evenly spaced over its timesteps")
-    parser.add_argument("--per-class", type=int, help="only that many pictures of each class, half of them good (default: all)")
+    parser.add_argument("--per-class", type=int, help="only that many images of each class, half of them good (default: all)")
     parser.add_argument("--device", default="cpu")
     add_experimental_arguments(parser)
 

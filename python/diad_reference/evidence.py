@@ -113,7 +113,7 @@ def memory_distances(vectors: torch.Tensor, memory: torch.Tensor, left_out: torc
     return squared.clamp_min(0).sqrt().view(count, height, width)
 
 
-def normalize(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
+def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
     """(map - mean) / spread of each of the four maps, [N, H_i, W_i] or [H_i, W_i].
 
     Raises:
@@ -140,7 +140,7 @@ def combine(normalized: Maps, config: DiadConfig) -> Evidence:
     """Combines the four normalized maps [N, H_i, W_i] of images.
 
     Args:
-        normalized: results of `normalize`.
+        normalized: results of `normalize_maps`.
         config: with evidence.
     """
     weights = _evidence_of(config)
@@ -243,7 +243,7 @@ class _Learner:
         scores = []
         for row, index in enumerate(self.judged):
             others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
-            evidence = combine(normalize([m[row : row + 1] for m in self.maps], others), self.config)
+            evidence = combine(normalize_maps([m[row : row + 1] for m in self.maps], others), self.config)
             scores.append(UnseenScore(index, float(evidence.scores[0]), float(evidence.reconstruction[0]), float(evidence.memory[0])))
         return scores
 

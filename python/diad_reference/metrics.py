@@ -166,9 +166,9 @@ def overlap_anomalib(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIM
     return float(np.trapezoid(mean[1][order], mean[0][order]) / mean[0][-1])
 
 
-def pooled_maximum(picture: np.ndarray, size: int, count: int) -> float:
+def pooled_maximum(image: np.ndarray, size: int, count: int) -> float:
     """Maximum after `count` average pools of stride 1; the plain maximum where they do not fit."""
-    values = picture.astype(np.float64)
+    values = image.astype(np.float64)
     if min(values.shape) > count * (size - 1):
         for _ in range(count):
             values = np.lib.stride_tricks.sliding_window_view(values, (size, size)).mean(axis=(2, 3))

@@ -1,4 +1,4 @@
-"""The reference pipeline: pictures to reconstruction, anomaly map and score."""
+"""The reference pipeline: images to reconstruction, anomaly map and score."""
 
 import argparse
 from collections.abc import Collection, Sequence
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from .anomaly_map import cosine_distances, distance_maps, image_scores, smooth, upsampled
 from .config import DiadConfig
-from .evidence import CalibrationImage, Evidence, Normality, combine, memory_distances, normalize
-from .frame import denormalise, normalise, resize_rgb
+from .evidence import CalibrationImage, Evidence, Normality, combine, memory_distances, normalize_maps
+from .frame import denormalize, normalize, resize_rgb
 from .models.diad import DiadModel
 from .sampler import SamplerOptions, SamplingPlan, StartNoise, plan_sampling
 from .schedule import ddim_update
@@ -41,7 +41,7 @@ class EvidenceScores:
 
 @dataclass(frozen=True)
 class DiadResult:
-    """What one picture gives."""
+    """What one image gives."""
 
     score: float
     map: np.ndarray  # float32 [S, S]
@@ -52,7 +52,7 @@ class DiadResult:
 
 
 class DiadPipeline:
-    """Scores pictures with a model.
+    """Scores images with a model.
 
     Args:
         model: weights and configuration.
@@ -91,13 +91,13 @@ class DiadPipeline:
         """The same pipeline around another model of the same interface."""
         return DiadPipeline(model, self.device, self.published, self.sampler, self.compare_with, self.normality)
 
-    def frames(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        """uint8 [H, W, 3] pictures of any size -> normalised float32 [N, 3, S, S]."""
-        resized = np.stack([resize_rgb(p, self.config.image_size) for p in pictures])
-        return normalise(resized, self.config.mean, self.config.std)
+    def frames(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """uint8 [H, W, 3] images of any size -> normalized float32 [N, 3, S, S]."""
+        resized = np.stack([resize_rgb(p, self.config.image_size) for p in images])
+        return normalize(resized, self.config.mean, self.config.std)
 
     def draw_noise(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The posterior's noise, then the forward process's, [1, 4, s, s] each, from one CPU generator with the picture's seed."""
+        """The posterior's noise, then the forward process's, [1, 4, s, s] each, from one CPU generator with the image's seed."""
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.config.autoencoder.embed_dim, self.config.latent_size, self.config.latent_size)
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
@@ -105,7 +105,7 @@ class DiadPipeline:
     @torch.inference_mode()
     def run(
         self,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         seeds: Sequence[int] | None = None,
         stages: bool = False,
         classes: Sequence[str] | None = None,
@@ -113,27 +113,27 @@ class DiadPipeline:
         """Scores a batch.
 
         Args:
-            pictures: uint8 [H, W, 3] RGB, any size.
-            seeds: one per picture, 0..2^64-1; default 0 for each.
+            images: uint8 [H, W, 3] RGB, any size.
+            seeds: one per image, 0..2^64-1; default 0 for each.
             stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md; with `normality` also
                 memory_distance [G, G], and map_raw and map are the combined ones).
             classes: one per image, whose normal images it is compared with; default, all normal images. Only with `normality`.
 
         Returns:
-            A result per picture, in order.
+            A result per image, in order.
         """
-        seeds = [0] * len(pictures) if seeds is None else seeds
-        if self.published and len(pictures) != 1:
-            raise ValueError(f"Expected one picture for the published path but received {len(pictures)}")
+        seeds = [0] * len(images) if seeds is None else seeds
+        if self.published and len(images) != 1:
+            raise ValueError(f"Expected one image for the published path but received {len(images)}")
         kept: dict[str, torch.Tensor] = {}
-        x = self.frames(pictures).to(self.device)
+        x = self.frames(images).to(self.device)
         moments, z, x_start, latents = self._latents(x, seeds)
         reconstruction = self._reconstruct(x, z, latents[-1])
         reference, parts = self._reference(x, z), None
         if self.normality is None:
             distances, total, maps, scores = self.compare(reference, reconstruction)
         else:
-            own, nearest, parts = self._judge(reference, reconstruction, self.normality, classes or [""] * len(pictures))
+            own, nearest, parts = self._judge(reference, reconstruction, self.normality, classes or [""] * len(images))
             distances = [upsampled(d, self.config.image_size) for d in own]
             total, maps, scores = parts.raw, parts.map, parts.scores
         if stages:
@@ -149,7 +149,7 @@ class DiadPipeline:
             if parts is not None:
                 kept["memory_distance"] = nearest
             kept |= {"map_raw": total, "map": torch.from_numpy(maps), "score": torch.from_numpy(scores)}
-        rebuilt = denormalise(reconstruction, self.config.mean, self.config.std)
+        rebuilt = denormalize(reconstruction, self.config.mean, self.config.std)
         return [
             DiadResult(
                 float(scores[i]),
@@ -159,16 +159,16 @@ class DiadPipeline:
                 {k: v[i].float().cpu().numpy() for k, v in kept.items()},
                 None if parts is None else EvidenceScores(float(parts.reconstruction[i]), float(parts.memory[i])),
             )
-            for i in range(len(pictures))
+            for i in range(len(images))
         ]
 
     @torch.inference_mode()
-    def denoised(self, pictures: Sequence[np.ndarray], seeds: Sequence[int]) -> torch.Tensor:
-        """The latents z_0 that sampling ends with, scaled, [N, 4, s, s]; pictures and seeds as for `run`."""
-        return self._latents(self.frames(pictures).to(self.device), seeds)[3][-1]
+    def denoised(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> torch.Tensor:
+        """The latents z_0 that sampling ends with, scaled, [N, 4, s, s]; images and seeds as for `run`."""
+        return self._latents(self.frames(images).to(self.device), seeds)[3][-1]
 
     def _latents(self, x: torch.Tensor, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Moments, z, x_T and the latent after each step for normalised pictures x [N, 3, S, S]."""
+        """Moments, z, x_T and the latent after each step for normalized images x [N, 3, S, S]."""
         noises = [self.draw_noise(seed) for seed in seeds]
         posterior_noise, forward_noise = (torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True))
         moments = self.model.first_stage_model.encode(x)
@@ -180,7 +180,7 @@ class DiadPipeline:
 
     @torch.inference_mode()
     def compare(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
-        """Differences of two batches of normalised pictures [N, 3, S, S].
+        """Differences of two batches of normalized images [N, 3, S, S].
 
         Returns:
             Distance maps per scale (float32 [N, S, S] each), their sum (float64), the blurred map (float64), the scores (float64 [N]).
@@ -192,15 +192,14 @@ class DiadPipeline:
 
     @torch.inference_mode()
     def calibration_images(
-        self, pictures: Sequence[np.ndarray], seeds: Sequence[int], class_name: str = "", in_statistics: bool = True
+        self, images: Sequence[np.ndarray], seeds: Sequence[int], class_name: str = "", in_statistics: bool = True
     ) -> list[CalibrationImage]:
         """What normal images of a class contribute to `evidence.fit_normality`; arguments as for `run`."""
-        x = self.frames(pictures).to(self.device)
+        x = self.frames(images).to(self.device)
         _, z, _, latents = self._latents(x, seeds)
         distances, vectors = self._distances_and_vectors(self._reference(x, z), self._reconstruct(x, z, latents[-1]))
         return [
-            CalibrationImage(tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics)
-            for i in range(len(pictures))
+            CalibrationImage(tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics) for i in range(len(images))
         ]
 
     def _distances_and_vectors(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -215,7 +214,7 @@ class DiadPipeline:
         distances, vectors = self._distances_and_vectors(x, reconstruction)
         entries = [normality.of(name) for name in classes]
         nearest = [memory_distances(v[None], entry.memory.to(self.device)) for v, entry in zip(vectors, entries, strict=True)]
-        normalized = [normalize([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
+        normalized = [normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
         evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config)
         return distances, torch.cat(nearest), evidence
 
@@ -230,13 +229,13 @@ class DiadPipeline:
         return x + (reconstruction - decode(z / scale)) if self.config.residual_decoding else reconstruction
 
     def _reference(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """The pictures [N, 3, S, S] that reconstructions are compared with."""
+        """The images [N, 3, S, S] that reconstructions are compared with."""
         return x if self.compare_with == "input" else self.model.first_stage_model.decode(z / self.config.scale_factor)
 
-    def _sample(self, x: torch.Tensor, picture: torch.Tensor, plan: SamplingPlan) -> list[torch.Tensor]:
+    def _sample(self, x: torch.Tensor, image: torch.Tensor, plan: SamplingPlan) -> list[torch.Tensor]:
         """The latent after each step from x_start [N, 4, s, s], the same shape each."""
         guided = "guidance" in self.published
-        shown = torch.cat([picture, picture]) if guided else picture
+        shown = torch.cat([image, image]) if guided else image
         hint = self.model.control_model.guide(shown)
         latents = []
         for step in plan.steps:
@@ -277,7 +276,7 @@ def experimental_options(args: argparse.Namespace) -> ExperimentalOptions:
 
 
 def blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of pictures [N, 3, S, S], sigma in pixels: the baseline 'reconstruction' that knows nothing of the class."""
+    """Gaussian blur of images [N, 3, S, S], sigma in pixels: the baseline 'reconstruction' that knows nothing of the class."""
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

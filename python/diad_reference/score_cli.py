@@ -1,4 +1,4 @@
-"""`score`: the reference's result for picture files, one JSON object a line."""
+"""`score`: the reference's result for image files, one JSON object a line."""
 
 import argparse
 import dataclasses
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", type=Path, help="with --published: its YAML or JSON")
     parser.add_argument("--extractor", type=Path, help="with --published: ResNet weights")
     parser.add_argument("--context", type=Path, help="with --published: text context")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, for every picture (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, for every image (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--as-published", action="store_true", help="the published sampler's operations one by one (not with --bundle)")

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model with random weights in every layer, and pictures made on the spot."""
+"""Shared fixtures: a tiny model with random weights in every layer, and images made on the spot."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def _two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> DiadModel:
-    """Tiny sizes, seeded weights, zero-initialised layers filled."""
+    """Tiny sizes, seeded weights, zero-initialized layers filled."""
     return random_model(preset("tiny"), seed=3)
 
 
@@ -61,7 +61,7 @@ def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[np.ndarray]:
-    """Three pictures of different sizes: smaller and larger than the model's, none square."""
+def images() -> list[np.ndarray]:
+    """Three images of different sizes: smaller and larger than the model's, none square."""
     rng = np.random.default_rng(5)
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 90), (70, 64), (131, 200))]

@@ -10,7 +10,7 @@ from scipy.ndimage import convolve1d
 
 from diad_reference.anomaly_map import distance_maps, image_scores, smooth
 from diad_reference.config import MapConfig, ScheduleConfig
-from diad_reference.frame import denormalise, normalise, read_rgb, resize_rgb
+from diad_reference.frame import denormalize, normalize, read_rgb, resize_rgb
 from diad_reference.pipeline import blurred
 from diad_reference.schedule import DdimStep, Schedule, ddim_update
 
@@ -41,14 +41,14 @@ def test_ddim_step_by_hand() -> None:
     assert ddim_update(x, eps, DdimStep(1, 0.25, 0.64))[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_normalise_and_back() -> None:
+def test_normalize_and_back() -> None:
     frame = np.array([[[0, 128, 255]]], dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
-    x = normalise(frame[None], mean, std)
+    x = normalize(frame[None], mean, std)
     assert x.shape == (1, 3, 1, 1)
     assert x.flatten().tolist() == pytest.approx([-0.2, (128 / 255 - 0.2) / 0.25, 0.7 / 0.125], abs=1e-6)
-    assert np.array_equal(denormalise(x, mean, std)[0], frame)
-    assert denormalise(torch.full((1, 3, 1, 1), 9.0), mean, std).tolist() == [[[[255, 255, 255]]]]
+    assert np.array_equal(denormalize(x, mean, std)[0], frame)
+    assert denormalize(torch.full((1, 3, 1, 1), 9.0), mean, std).tolist() == [[[[255, 255, 255]]]]
 
 
 def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned: rows become columns
     Image.fromarray(np.zeros((4, 10, 3), dtype=np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_rgb(tmp_path / "turned.jpg").shape == (10, 4, 3)
-    Image.fromarray(np.full((2, 2), 77, dtype=np.uint8)).save(tmp_path / "grey.png")
-    assert read_rgb(tmp_path / "grey.png")[0, 0].tolist() == [77, 77, 77]
+    Image.fromarray(np.full((2, 2), 77, dtype=np.uint8)).save(tmp_path / "gray.png")
+    assert read_rgb(tmp_path / "gray.png")[0, 0].tolist() == [77, 77, 77]
 
 
 def _fixed_point_taps(length: int, side: int) -> np.ndarray:
@@ -73,24 +73,24 @@ def _fixed_point_taps(length: int, side: int) -> np.ndarray:
     stretch = max(scale, 1.0)
     taps = np.zeros((side, length), dtype=np.int64)
     for i in range(side):
-        centre = (i + 0.5) * scale
-        low, high = max(0, int(centre - stretch + 0.5)), min(length, int(centre + stretch + 0.5))
-        weights = [max(0.0, 1 - abs((j - centre + 0.5) / stretch)) for j in range(low, high)]
+        center = (i + 0.5) * scale
+        low, high = max(0, int(center - stretch + 0.5)), min(length, int(center + stretch + 0.5))
+        weights = [max(0.0, 1 - abs((j - center + 0.5) / stretch)) for j in range(low, high)]
         taps[i, low:high] = [int(w / sum(weights) * 2**22 + 0.5) for w in weights]
     return taps
 
 
-def _pass(taps: np.ndarray, picture: np.ndarray, axis: int) -> np.ndarray:
-    summed = np.moveaxis(np.tensordot(taps, picture.astype(np.int64), (1, axis)), 0, axis)
+def _pass(taps: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
+    summed = np.moveaxis(np.tensordot(taps, image.astype(np.int64), (1, axis)), 0, axis)
     return np.clip((summed + 2**21) >> 22, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("height", "width"), [(72, 56), (56, 72), (40, 90), (300, 40), (64, 100), (30, 20)])
 def test_resize_goes_horizontally_first_in_fixed_point(height: int, width: int) -> None:
-    picture = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    rows = _pass(_fixed_point_taps(width, 64), picture, 1)
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rows = _pass(_fixed_point_taps(width, 64), image, 1)
     expected = _pass(_fixed_point_taps(height, 64), rows, 0)
-    assert np.array_equal(resize_rgb(picture, 64), expected)
+    assert np.array_equal(resize_rgb(image, 64), expected)
 
 
 def test_resize_is_antialiased_and_ignores_aspect() -> None:
@@ -133,7 +133,7 @@ def test_score_is_the_maximum_of_repeated_pools() -> None:
     assert image_scores(maps, config).tolist() == pytest.approx([9 / 16, 0.25])
 
 
-def test_blur_keeps_the_mean_of_a_flat_picture_and_softens_an_edge() -> None:
+def test_blur_keeps_the_mean_of_a_flat_image_and_softens_an_edge() -> None:
     x = torch.zeros(1, 3, 16, 16)
     x[..., 8:] = 1.0
     soft = blurred(x, 1.0)

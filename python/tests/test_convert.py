@@ -54,7 +54,7 @@ def edited_state(folder: Path, out: Path, edit: Any) -> Path:
 
 
 def test_converted_bundle_is_the_published_model(
-    published: tuple[Path, DiadModel], pictures: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, DiadModel], images: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = published
     out = tmp_path / "bundle"
@@ -63,8 +63,8 @@ def test_converted_bundle_is_the_published_model(
     printed = capsys.readouterr().out
     for ignored in ("optimizer_states", "text encoder", "extractor weights above layer3", "schedule buffers"):
         assert ignored in printed
-    plain = DiadPipeline(model, as_published=True).run(pictures[:1], [9], stages=True)[0]
-    converted = pipeline_of_bundle(out).run(pictures[:1], [9], stages=True)[0]
+    plain = DiadPipeline(model, as_published=True).run(images[:1], [9], stages=True)[0]
+    converted = pipeline_of_bundle(out).run(images[:1], [9], stages=True)[0]
     assert np.abs(plain.stages["step_x"] - converted.stages["step_x"]).max() < 2e-4
     assert np.abs(plain.stages["reconstruction"] - converted.stages["reconstruction"]).max() < 1e-4
     assert np.abs(plain.map - converted.map).max() < 2e-5
@@ -188,7 +188,7 @@ def test_context_from_a_file(published: tuple[Path, DiadModel], ending: str, tmp
         (ExtractorConfig(layers=(3, 4, 6), width_factor=2.0), True),  # wide_resnet50_2
     ],
 )
-def test_extractors_are_recognised(config: ExtractorConfig, head: bool) -> None:
+def test_extractors_are_recognized(config: ExtractorConfig, head: bool) -> None:
     torch.manual_seed(0)
     model = ResNetFeatures(config)
     state = model.state_dict()
@@ -206,12 +206,12 @@ def test_extractors_are_recognised(config: ExtractorConfig, head: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.eval()(x), rebuilt.eval()(x), strict=True))
 
 
-def test_all_skips_control_on_request(pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_all_skips_control_on_request(images: list[np.ndarray], tmp_path: Path) -> None:
     model = write_published(tmp_path, only_mid_control=False)
     loaded, _ = load_published(sources(tmp_path, only_mid_control=False))
-    expected = DiadPipeline(model).run(pictures[:1])[0].score
-    assert DiadPipeline(loaded).run(pictures[:1])[0].score == pytest.approx(expected, rel=1e-6)
-    assert abs(DiadPipeline(load_published(sources(tmp_path))[0]).run(pictures[:1])[0].score - expected) > 1e-5
+    expected = DiadPipeline(model).run(images[:1])[0].score
+    assert DiadPipeline(loaded).run(images[:1])[0].score == pytest.approx(expected, rel=1e-6)
+    assert abs(DiadPipeline(load_published(sources(tmp_path))[0]).run(images[:1])[0].score - expected) > 1e-5
 
 
 def _no_space() -> None:

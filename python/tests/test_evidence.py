@@ -23,7 +23,7 @@ from diad_reference.evidence import (
     combine,
     fit_normality,
     memory_distances,
-    normalize,
+    normalize_maps,
     read_normality,
     write_normality,
 )
@@ -58,10 +58,10 @@ def test_memory_distance_is_that_to_the_nearest_vector() -> None:
 
 
 def test_normalize_subtracts_the_mean_and_divides_by_the_spread() -> None:
-    normalized = normalize(flat(1.0, 2.0, 3.0, 4.0), normal_class(mean=0.5, spread=2.0))
+    normalized = normalize_maps(flat(1.0, 2.0, 3.0, 4.0), normal_class(mean=0.5, spread=2.0))
     assert [m.mean().item() for m in normalized] == pytest.approx([0.25, 0.75, 1.25, 1.75])
     with pytest.raises(ValueError, match=r"Expected maps of \(8, 8\) but received \(4, 4\): calibrate the bundle again"):
-        normalize([torch.zeros(1, 4, 4)] * 4, normal_class())
+        normalize_maps([torch.zeros(1, 4, 4)] * 4, normal_class())
 
 
 def test_combine_weighs_and_sums_the_maps() -> None:
@@ -216,7 +216,7 @@ def test_pipeline_combines_the_evidence(small_model: DiadModel, frames: list[np.
         assert plain.evidence is None
         entry = normality.of(name)
         nearest = memory_distances(image.vectors[None], entry.memory)
-        evidence = combine(normalize([*(d[None] for d in image.distances), nearest], entry), small_model.config)
+        evidence = combine(normalize_maps([*(d[None] for d in image.distances), nearest], entry), small_model.config)
         assert result.score == pytest.approx(evidence.scores[0], rel=1e-4, abs=1e-4)
         assert result.evidence.memory == pytest.approx(evidence.memory[0], rel=1e-4, abs=1e-4)
         assert result.evidence.reconstruction == pytest.approx(evidence.reconstruction[0], rel=1e-4, abs=1e-4)

@@ -54,10 +54,10 @@ def test_what_does_not_fit_is_refused(options: dict, message: str) -> None:
         plan_sampling(Schedule(ScheduleConfig()), SamplerOptions(**options))
 
 
-def test_stages_follow_the_options(tiny_model: DiadModel, pictures: list[np.ndarray]) -> None:
+def test_stages_follow_the_options(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
     options = SamplerOptions(steps=2, start_timestep=301, start_noise="none")
     pipeline = DiadPipeline(tiny_model, sampler=options, compare_with="autoencoder")
-    result = pipeline.run(pictures[:1], [4], stages=True)[0]
+    result = pipeline.run(images[:1], [4], stages=True)[0]
     z = torch.from_numpy(result.stages["z"])[None]
     assert np.allclose(result.stages["x_T"], 0.58881873**0.5 * result.stages["z"], atol=1e-6)
     assert len(result.stages["step_x"]) == 2
@@ -73,12 +73,12 @@ def test_stages_follow_the_options(tiny_model: DiadModel, pictures: list[np.ndar
 def _eps(model: torch.nn.Module, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 8, 8, generator=generator)
-    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        return model.eps(x, model.control_model.guide(picture), torch.tensor([401]))
+        return model.eps(x, model.control_model.guide(image), torch.tensor([401]))
 
 
-def test_without_sg_the_picture_no_longer_guides(tiny_model: DiadModel) -> None:
+def test_without_sg_the_image_no_longer_guides(tiny_model: DiadModel) -> None:
     ablated = Ablated(tiny_model, "SG")
     assert torch.equal(_eps(ablated, 1), _eps(ablated, 2))
     assert not torch.equal(_eps(tiny_model, 1), _eps(tiny_model, 2))

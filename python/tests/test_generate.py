@@ -1,4 +1,4 @@
-"""Generated pictures: seeds, layout, exact masks, disjoint photograph regions, refusals."""
+"""Generated images: seeds, layout, exact masks, disjoint photograph regions, refusals."""
 
 import hashlib
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_there_are_enough_classes_and_defects() -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_good_pictures_follow_their_generator(name: str) -> None:
+def test_good_images_follow_their_generator(name: str) -> None:
     one, same, other = (render_good(name, np.random.default_rng(seed), "train") for seed in (4, 4, 5))
     assert one.shape == (256, 256, 3)
     assert one.dtype == np.uint8
@@ -45,9 +45,9 @@ def test_good_pictures_follow_their_generator(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "defect"), EVERY_DEFECT)
 def test_masks_hold_the_pixels_that_the_defect_changed(name: str, defect: str) -> None:
-    picture, mask = render_defective(name, defect, np.random.default_rng(8), "test")
-    assert picture.shape == (256, 256, 3)
-    assert picture.dtype == mask.dtype == np.uint8
+    image, mask = render_defective(name, defect, np.random.default_rng(8), "test")
+    assert image.shape == (256, 256, 3)
+    assert image.dtype == mask.dtype == np.uint8
     assert mask.shape == (256, 256)
     assert set(np.unique(mask)) == {0, 255}
     inside = mask > 0
@@ -55,8 +55,8 @@ def test_masks_hold_the_pixels_that_the_defect_changed(name: str, defect: str) -
     assert inside.mean() < 0.5
     # The same generator without the defect gives the good twin: same scene, light and noise field.
     twin = render_good(name, np.random.default_rng(8), "test")
-    change = np.abs(picture.astype(np.float64) - twin).mean(axis=2)
-    assert change[inside].mean() > MIN_CONTRAST - 1  # rounding and the clipped noise cost less than a grey level
+    change = np.abs(image.astype(np.float64) - twin).mean(axis=2)
+    assert change[inside].mean() > MIN_CONTRAST - 1  # rounding and the clipped noise cost less than a gray level
     # Outside, what remains is below the threshold, except for single pixels that the opening took off the mask.
     assert (change[~inside] > CHANGE_THRESHOLD + 2).mean() < 0.01
     assert change[~inside].mean() < 0.5
@@ -72,7 +72,7 @@ def test_surface_defects_lie_on_the_part(defect: str) -> None:
         SURFACE[defect](scene, np.random.default_rng(seed), 0.7)
         changed = np.abs(scene.albedo - texture).max(axis=2) > 0.02
         assert (changed & (part > 0)).sum() >= 10
-        if defect in ("scratch", "crack", "colour_shift", "smear"):  # changes of the part itself; the others may hang over its edge
+        if defect in ("scratch", "crack", "color_shift", "smear"):  # changes of the part itself; the others may hang over its edge
             assert not (changed & (part == 0)).any()
 
 
@@ -108,11 +108,11 @@ def test_data_set_layout_and_counts(tmp_path: Path) -> None:
     for name, expected in (("grass", [1, 1, 1, 1, 0]), ("gravel", [1, 1, 1, 1])):
         assert [len(list((tmp_path / name / "test" / d).iterdir())) for d in DEFECTS[name]] == expected
         for defect in DEFECTS[name]:
-            pictures = sorted(p.stem for p in (tmp_path / name / "test" / defect).iterdir())
+            images = sorted(p.stem for p in (tmp_path / name / "test" / defect).iterdir())
             masks = sorted(p.name for p in (tmp_path / name / "ground_truth" / defect).iterdir())
-            assert masks == [f"{stem}_mask.png" for stem in pictures]
-    with Image.open(grass / "test" / "blob" / "000.png") as picture, Image.open(grass / "ground_truth" / "blob" / "000_mask.png") as mask:
-        assert (picture.mode, picture.size) == ("RGB", (256, 256))
+            assert masks == [f"{stem}_mask.png" for stem in images]
+    with Image.open(grass / "test" / "blob" / "000.png") as image, Image.open(grass / "ground_truth" / "blob" / "000_mask.png") as mask:
+        assert (image.mode, image.size) == ("RGB", (256, 256))
         assert (mask.mode, mask.size) == ("L", (256, 256))
 
 
@@ -127,11 +127,11 @@ def test_data_sets_are_reproducible_and_subsets_agree(tmp_path: Path) -> None:
     assert part
     assert part.items() <= a.items()
     assert not {h for p, h in a.items() if "mask" not in p} & set(other.values())
-    pictures = [h for p, h in a.items() if "mask" not in p]
-    assert len(set(pictures)) == len(pictures) == 16  # no picture twice, over splits and classes
+    images = [h for p, h in a.items() if "mask" not in p]
+    assert len(set(images)) == len(images) == 16  # no image twice, over splits and classes
 
 
-def test_validation_pictures_differ_from_test_pictures(tmp_path: Path) -> None:
+def test_validation_images_differ_from_test_images(tmp_path: Path) -> None:
     for split in ("test", "validation"):
         write_dataset(tmp_path / split, 5, train_per_class=0, test_per_class=2, classes=("gravel",), test_split=split, jobs=1)
     test, validation = files(tmp_path / "test"), files(tmp_path / "validation")
@@ -143,7 +143,7 @@ def test_command_writes_the_classes_asked_for(tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "set"
     options = ["--seed", "1", "--train-per-class", "1", "--test-per-class", "2", "--classes", "gravel,grass", "--jobs", "1"]
     assert main(["generate", "--out", str(out), *options]) == 0
-    assert "6 pictures of 2 classes" in capsys.readouterr().out
+    assert "6 images of 2 classes" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["grass", "gravel"]
     assert main(["generate", "--out", str(out), "--seed", "1", "--classes", "spoon"]) == 1
     assert "'spoon'" in capsys.readouterr().err
@@ -171,5 +171,5 @@ def test_samples_are_the_committed_examples(tmp_path: Path) -> None:
             assert made.size == kept.size == (256, 256)
             if path.suffix == ".png":
                 difference = np.abs(np.asarray(made, dtype=int) - np.asarray(kept, dtype=int))
-                # Other releases of numpy or scipy may round otherwise; another picture differs by tens of grey levels.
+                # Other releases of numpy or scipy may round otherwise; another image differs by tens of gray levels.
                 assert difference.mean() < 0.1

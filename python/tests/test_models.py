@@ -103,13 +103,13 @@ def test_autoencoder_downsampling_pads_right_and_below() -> None:
         assert down(x)[0, 0].tolist() == [[0, 2], [8, 10]]
 
 
-def test_spatial_fusion_normalises_with_biased_variance() -> None:
+def test_spatial_fusion_normalizes_with_biased_variance() -> None:
     torch.manual_seed(0)
     fusion = SpatialFusion(2, 3)
     x = torch.randn(1, 2, 8, 8)
     h = fusion[0](x)
-    centred = h - h.mean(dim=(2, 3), keepdim=True)
-    expected = F.silu(centred / torch.sqrt((centred**2).mean(dim=(2, 3), keepdim=True) + 1e-5))
+    centered = h - h.mean(dim=(2, 3), keepdim=True)
+    expected = F.silu(centered / torch.sqrt((centered**2).mean(dim=(2, 3), keepdim=True) + 1e-5))
     torch.testing.assert_close(fusion(x), expected, atol=1e-6, rtol=0)
 
 
@@ -145,7 +145,7 @@ def test_control_reaches_only_middle_and_lowest_skips(tiny_model: DiadModel) -> 
             assert not torch.equal(unet(x, emb, tiny_model.context, pushed, False), plain), f"control {index} on all skips"
 
 
-def test_zero_initialised_control_is_silent() -> None:
+def test_zero_initialized_control_is_silent() -> None:
     model = DiadModel(preset("tiny")).eval()
     torch.manual_seed(0)
     x = torch.randn(1, 4, 8, 8)

@@ -29,8 +29,8 @@ SEED = 3
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: DiadModel, pictures: list[np.ndarray]) -> DiadResult:
-    return DiadPipeline(tiny_model).run(pictures[2:], [SEED], stages=True)[0]
+def reference(tiny_model: DiadModel, images: list[np.ndarray]) -> DiadResult:
+    return DiadPipeline(tiny_model).run(images[2:], [SEED], stages=True)[0]
 
 
 def _with_schedule(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
@@ -125,11 +125,11 @@ def gate_before_value(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 def corners_not_aligned(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     interpolate = F.interpolate
     m.setattr(
-        diad_reference.anomaly_map.F, "interpolate", lambda x, **options: interpolate(x, **options | {"align_corners": _centre(options)})
+        diad_reference.anomaly_map.F, "interpolate", lambda x, **options: interpolate(x, **options | {"align_corners": _center(options)})
     )
 
 
-def _centre(options: dict) -> bool | None:
+def _center(options: dict) -> bool | None:
     return False if options.get("align_corners") else options.get("align_corners")
 
 
@@ -182,13 +182,13 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_parity_notices(
-    tiny_model: DiadModel, pictures: list[np.ndarray], reference: DiadResult, mutation: Callable, monkeypatch: pytest.MonkeyPatch
+    tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult, mutation: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutation(monkeypatch, tiny_model)
-    mutated = DiadPipeline(tiny_model).run(pictures[2:], [SEED], stages=True)[0]
+    mutated = DiadPipeline(tiny_model).run(images[2:], [SEED], stages=True)[0]
     assert broken_promises(mutated.stages, reference.stages) != {}
 
 
-def test_parity_accepts_the_same_arithmetic(tiny_model: DiadModel, pictures: list[np.ndarray], reference: DiadResult) -> None:
-    repeated = DiadPipeline(tiny_model).run(pictures[1:], [0, SEED], stages=True)[1]  # in company
+def test_parity_accepts_the_same_arithmetic(tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult) -> None:
+    repeated = DiadPipeline(tiny_model).run(images[1:], [0, SEED], stages=True)[1]  # in company
     assert broken_promises(repeated.stages, reference.stages) == {}

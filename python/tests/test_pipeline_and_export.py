@@ -28,8 +28,8 @@ def largest_difference(a: DiadResult, b: DiadResult) -> dict[str, float]:
     return {name: float(np.abs(a.stages[name] - b.stages[name]).max()) for name in a.stages}
 
 
-def test_stages_have_the_documented_names_and_shapes(tiny_model: DiadModel, pictures: list[np.ndarray]) -> None:
-    result = DiadPipeline(tiny_model).run(pictures[:1], stages=True)[0]
+def test_stages_have_the_documented_names_and_shapes(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
+    result = DiadPipeline(tiny_model).run(images[:1], stages=True)[0]
     shapes = {name: value.shape for name, value in result.stages.items()}
     map_shape = (64, 64)
     assert shapes == {
@@ -41,24 +41,24 @@ def test_stages_have_the_documented_names_and_shapes(tiny_model: DiadModel, pict
     assert result.reconstruction.shape == (64, 64, 3)
 
 
-def test_as_published_takes_one_picture_only(tiny_model: DiadModel, pictures: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="one picture"):
-        DiadPipeline(tiny_model, as_published=True).run(pictures[:2])
+def test_as_published_takes_one_image_only(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="one image"):
+        DiadPipeline(tiny_model, as_published=True).run(images[:2])
     with pytest.raises(ValueError, match="received magic"):
         DiadPipeline(tiny_model, as_published=["magic"])
 
 
-def test_batch_does_not_change_a_picture_and_seed_does(tiny_model: DiadModel, pictures: list[np.ndarray]) -> None:
+def test_batch_does_not_change_a_image_and_seed_does(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
     pipeline = DiadPipeline(tiny_model)
-    together = pipeline.run(pictures, SEEDS)
-    for picture, seed, result in zip(pictures, SEEDS, together, strict=True):
-        assert pipeline.run([picture], [seed])[0].score == pytest.approx(result.score, rel=1e-5)
-    assert abs(pipeline.run(pictures[:1], [1])[0].score - together[0].score) > 1e-6
+    together = pipeline.run(images, SEEDS)
+    for image, seed, result in zip(images, SEEDS, together, strict=True):
+        assert pipeline.run([image], [seed])[0].score == pytest.approx(result.score, rel=1e-5)
+    assert abs(pipeline.run(images[:1], [1])[0].score - together[0].score) > 1e-6
 
 
-def test_exported_modules_equal_the_plain_model_stage_by_stage(tiny_model: DiadModel, bundle: Path, pictures: list[np.ndarray]) -> None:
-    plain = DiadPipeline(tiny_model).run(pictures, SEEDS, stages=True)
-    exported = pipeline_of_bundle(bundle).run(pictures, SEEDS, stages=True)
+def test_exported_modules_equal_the_plain_model_stage_by_stage(tiny_model: DiadModel, bundle: Path, images: list[np.ndarray]) -> None:
+    plain = DiadPipeline(tiny_model).run(images, SEEDS, stages=True)
+    exported = pipeline_of_bundle(bundle).run(images, SEEDS, stages=True)
     for a, b in zip(plain, exported, strict=True):
         differences = largest_difference(a, b)
         assert differences["x_T"] < 1e-6
@@ -68,14 +68,14 @@ def test_exported_modules_equal_the_plain_model_stage_by_stage(tiny_model: DiadM
         assert b.score == pytest.approx(a.score, rel=1e-5)
 
 
-def test_all_skips_control_survives_the_export(pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_all_skips_control_survives_the_export(images: list[np.ndarray], tmp_path: Path) -> None:
     model = random_model(dataclasses.replace(preset("tiny"), only_mid_control=False), 3)
-    with_all = DiadPipeline(model).run(pictures[:1], stages=True)[0]
-    exported = pipeline_of_bundle(write_bundle(model, tmp_path / "b")).run(pictures[:1], stages=True)[0]
+    with_all = DiadPipeline(model).run(images[:1], stages=True)[0]
+    exported = pipeline_of_bundle(write_bundle(model, tmp_path / "b")).run(images[:1], stages=True)[0]
     assert largest_difference(with_all, exported)["map"] < 2e-5
 
 
-def test_the_sampler_of_a_bundle_is_its_manifests(pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_the_sampler_of_a_bundle_is_its_manifests(images: list[np.ndarray], tmp_path: Path) -> None:
     sampler = {
         "noise": {"timestep": 401, "sqrtAlphaBar": 0.65, "sqrtOneMinusAlphaBar": 0.0},
         "steps": [{"timestep": 401, "alphaBar": 0.4225, "alphaBarPrev": 0.75}, {"timestep": 150, "alphaBar": 0.75, "alphaBarPrev": 1.0}],
@@ -86,8 +86,8 @@ def test_the_sampler_of_a_bundle_is_its_manifests(pictures: list[np.ndarray], tm
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["schedule"] |= sampler
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    expected = DiadPipeline(model).run(pictures[:1], stages=True)[0]
-    result = pipeline_of_bundle(folder).run(pictures[:1], stages=True)[0]
+    expected = DiadPipeline(model).run(images[:1], stages=True)[0]
+    result = pipeline_of_bundle(folder).run(images[:1], stages=True)[0]
     assert np.array_equal(result.stages["x_T"], np.float32(0.65) * result.stages["z"])
     assert result.stages["step_x"].shape == (2, 4, 8, 8)
     assert largest_difference(expected, result)["step_x"] < 2e-4
@@ -135,14 +135,14 @@ def test_modules_take_any_batch(bundle: Path, batch: int) -> None:
         assert [f.shape[0] for f in modules.pretrained_model(torch.randn(batch, 3, 64, 64))] == [batch] * 3
 
 
-def test_half_storage_is_close_and_half_as_big(bundle: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_half_storage_is_close_and_half_as_big(bundle: Path, images: list[np.ndarray], tmp_path: Path) -> None:
     tiny_model = random_model(preset("tiny"), seed=3)  # one of its own: its weights are rounded
     half = write_bundle(tiny_model, tmp_path / "half", storage="float16")
     assert {p.dtype for p in tiny_model.parameters()} == {torch.float32}
     assert (half / "denoiser.pt").stat().st_size < 0.6 * (bundle / "denoiser.pt").stat().st_size
     assert json.loads((half / "manifest.json").read_text())["storage"] == "float16"
-    exact, rounded = (pipeline_of_bundle(b).run(pictures[:1])[0].score for b in (bundle, half))
-    assert DiadPipeline(tiny_model).run(pictures[:1])[0].score == pytest.approx(rounded, rel=1e-5)  # the golden results' yardstick
+    exact, rounded = (pipeline_of_bundle(b).run(images[:1])[0].score for b in (bundle, half))
+    assert DiadPipeline(tiny_model).run(images[:1])[0].score == pytest.approx(rounded, rel=1e-5)  # the golden results' yardstick
     assert exact == pytest.approx(rounded, rel=2e-2)
     assert exact != rounded
 

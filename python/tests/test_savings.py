@@ -19,8 +19,8 @@ def medium_model() -> DiadModel:
 
 
 @pytest.fixture(scope="module")
-def as_published(medium_model: DiadModel, pictures: list[np.ndarray]) -> DiadResult:
-    return DiadPipeline(medium_model, as_published=True).run(pictures[2:], [SEED], stages=True)[0]
+def as_published(medium_model: DiadModel, images: list[np.ndarray]) -> DiadResult:
+    return DiadPipeline(medium_model, as_published=True).run(images[2:], [SEED], stages=True)[0]
 
 
 class WithoutWork(torch.nn.Module):
@@ -51,21 +51,21 @@ class WithoutWork(torch.nn.Module):
 
 
 @pytest.mark.parametrize("saved", PUBLISHED_OPERATIONS)
-def test_operation_of_the_sampler(medium_model: DiadModel, pictures: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
+def test_operation_of_the_sampler(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
     rest = [operation for operation in PUBLISHED_OPERATIONS if operation != saved]
-    saving = DiadPipeline(medium_model, as_published=rest).run(pictures[2:], [SEED], stages=True)[0]
+    saving = DiadPipeline(medium_model, as_published=rest).run(images[2:], [SEED], stages=True)[0]
     assert np.abs(saving.stages["reconstruction"] - as_published.stages["reconstruction"]).max() < 1e-4
     assert broken_promises(saving.stages, as_published.stages) == {}
 
 
 @pytest.mark.parametrize("saved", ["time embeddings", "context keys and values", "zero convolutions"])
-def test_work_inside_the_networks(medium_model: DiadModel, pictures: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
+def test_work_inside_the_networks(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
     pipeline = DiadPipeline(WithoutWork(medium_model, saved), as_published=["extractor twice"])
-    saving = pipeline.run(pictures[2:], [SEED], stages=True)[0]
+    saving = pipeline.run(images[2:], [SEED], stages=True)[0]
     assert np.abs(saving.stages["reconstruction"] - as_published.stages["reconstruction"]).max() < 1e-4
     assert broken_promises(saving.stages, as_published.stages) == {}
 
 
-def test_all_savings_together(medium_model: DiadModel, pictures: list[np.ndarray], as_published: DiadResult) -> None:
-    lossless = DiadPipeline(medium_model).run(pictures[2:], [SEED], stages=True)[0]
+def test_all_savings_together(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult) -> None:
+    lossless = DiadPipeline(medium_model).run(images[2:], [SEED], stages=True)[0]
     assert broken_promises(lossless.stages, as_published.stages) == {}

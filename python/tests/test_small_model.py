@@ -304,16 +304,16 @@ def largest_difference(a: DiadResult, b: DiadResult) -> dict[str, float]:
     return {name: float(np.abs(a.stages[name] - b.stages[name]).max()) for name in a.stages}
 
 
-def test_small_bundle_equals_the_plain_model(small_bundle: Path, small_model: DiadModel, pictures: list[np.ndarray]) -> None:
-    plain = DiadPipeline(small_model).run(pictures, stages=True)
-    exported = pipeline_of_bundle(small_bundle).run(pictures, stages=True)
+def test_small_bundle_equals_the_plain_model(small_bundle: Path, small_model: DiadModel, images: list[np.ndarray]) -> None:
+    plain = DiadPipeline(small_model).run(images, stages=True)
+    exported = pipeline_of_bundle(small_bundle).run(images, stages=True)
     for a, b in zip(plain, exported, strict=True):
         differences = largest_difference(a, b)
         assert differences["x_T"] < 1e-5 and differences["step_x"] < 1e-4 and differences["reconstruction"] < 1e-4
         assert differences["map"] < 2e-5 and b.score == pytest.approx(a.score, abs=1e-6)
     assert plain[0].stages["step_x"].shape == (1, 16, 8, 8)
     assert np.abs(plain[0].stages["x_T"] - 0.42288151**0.5 * plain[0].stages["z"]).max() < 1e-6
-    again = DiadPipeline(small_model).run(pictures[:1], [99])[0]
+    again = DiadPipeline(small_model).run(images[:1], [99])[0]
     assert again.score == pytest.approx(plain[0].score, abs=1e-6)  # no noise: the seed does not matter
 
 
@@ -327,10 +327,10 @@ def test_extractor_of_a_small_bundle_embeds(small_bundle: Path, small_model: Dia
             torch.testing.assert_close(vectors, small_model.pretrained_model.embed(small_model.pretrained_model(x)), atol=1e-5, rtol=1e-4)
 
 
-def test_residual_decoding_adds_the_decoded_change(small_bundle: Path, pictures: list[np.ndarray]) -> None:
+def test_residual_decoding_adds_the_decoded_change(small_bundle: Path, images: list[np.ndarray]) -> None:
     model = BundleModel(small_bundle)
     assert model.config.residual_decoding
-    stages = DiadPipeline(model).run(pictures[:1], stages=True)[0].stages
+    stages = DiadPipeline(model).run(images[:1], stages=True)[0].stages
     x, z, z_0 = (torch.from_numpy(stages[name])[None] for name in ("x", "z", "step_x"))
     decode = model.first_stage_model.decode
     with torch.no_grad():

@@ -244,7 +244,7 @@ def check_trained_bundle(bundle: Path, base: Path) -> None:
     golden = json.loads((bundle / "golden" / "golden.json").read_text())
     pipeline = pipeline_of_bundle(bundle)
     for number, case in enumerate(golden["cases"]):
-        result = pipeline.run([read_rgb(bundle / "golden" / case["picture"])], [case["seed"]], stages=True)[0]
+        result = pipeline.run([read_rgb(bundle / "golden" / case["image"])], [case["seed"]], stages=True)[0]
         assert result.score == pytest.approx(case["score"], rel=1e-4)
         for stage in case["stages"]:
             stored = np.load(bundle / "golden" / f"{number:03d}.{stage}.npy")

@@ -14,10 +14,10 @@ from diad_reference.__main__ import main
 from diad_reference.checkpoint import load_checkpoint
 from diad_reference.config import preset
 from diad_reference.models.diad import DiadModel
+from diad_reference.training.images import load_good_images
 from diad_reference.training.loop import LoopSettings, fit, learning_rate_at
 from diad_reference.training.objectives import DenoiserObjective
 from diad_reference.training.perturb import CHANGE_THRESHOLD, perturb, perturb_all
-from diad_reference.training.pictures import load_good_pictures
 
 
 @pytest.fixture()
@@ -38,13 +38,13 @@ def data(tmp_path: Path) -> Path:
 
 def test_perturb_is_seeded_and_marks_the_changed_pixels() -> None:
     rng = np.random.default_rng(1)
-    picture, other = (rng.integers(60, 190, (64, 64, 3), dtype=np.uint8) for _ in range(2))
+    image, other = (rng.integers(60, 190, (64, 64, 3), dtype=np.uint8) for _ in range(2))
     visible = 0
     for seed in range(40):
-        changed, mask = perturb(picture, other, np.random.default_rng(seed))
-        again, _ = perturb(picture, other, np.random.default_rng(seed))
+        changed, mask = perturb(image, other, np.random.default_rng(seed))
+        again, _ = perturb(image, other, np.random.default_rng(seed))
         assert np.array_equal(changed, again)
-        difference = np.abs(changed.astype(float) - picture).mean(axis=2)
+        difference = np.abs(changed.astype(float) - image).mean(axis=2)
         assert (difference[mask] > CHANGE_THRESHOLD - 1).all()
         assert (difference[~mask] <= CHANGE_THRESHOLD + 1).all()
         assert mask.mean() < 0.6
@@ -177,28 +177,28 @@ def test_two_stages_then_evaluate_export_and_score(
     assert after.config.scale_factor != preset("tiny").scale_factor
     assert main(["evaluate", "--checkpoint", str(run / "model.pt"), "--data", str(data), "--out", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["pictures"] == 16
+    assert report["images"] == 16
     assert set(report["methods"]) == {"diad", "autoencoder", "blurred input"}
     assert 0 <= report["methods"]["diad"]["mean"]["pixel_auroc"] <= 1
     assert main(["export", "--checkpoint", str(run / "model.pt"), "--out", str(tmp_path / "bundle")]) == 0
     capsys.readouterr()
-    picture = str(data / "bolt" / "test" / "good" / "000.png")
-    assert main(["score", "--bundle", str(tmp_path / "bundle"), "--seed", "4", picture]) == 0
+    image = str(data / "bolt" / "test" / "good" / "000.png")
+    assert main(["score", "--bundle", str(tmp_path / "bundle"), "--seed", "4", image]) == 0
     from_bundle = json.loads(capsys.readouterr().out)
-    assert main(["score", "--checkpoint", str(run / "model.pt"), "--seed", "4", picture]) == 0
+    assert main(["score", "--checkpoint", str(run / "model.pt"), "--seed", "4", image]) == 0
     from_model = json.loads(capsys.readouterr().out)
-    assert from_bundle["file"] == picture
+    assert from_bundle["file"] == image
     assert from_bundle["seed"] == 4
     assert from_bundle["score"] == pytest.approx(from_model["score"], rel=1e-4)
     (run / "run.json").unlink()  # a run from before there were records
     assert main(["train-published", "denoiser", *common[:-2]]) == 0  # the model has its extractor
 
 
-def test_load_good_pictures_labels_by_folder(data: Path) -> None:
-    pictures = load_good_pictures(data, 32)
-    assert pictures.frames.shape == (8, 32, 32, 3)
-    assert pictures.classes == ("bolt", "weave")
-    assert pictures.labels.tolist() == [0] * 4 + [1] * 4
+def test_load_good_images_labels_by_folder(data: Path) -> None:
+    images = load_good_images(data, 32)
+    assert images.frames.shape == (8, 32, 32, 3)
+    assert images.classes == ("bolt", "weave")
+    assert images.labels.tolist() == [0] * 4 + [1] * 4
 
 
 def test_bad_input_exits_with_1(data: Path, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

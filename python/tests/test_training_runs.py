@@ -21,11 +21,11 @@ from diad_reference.convert.text_context import empty_prompt_context
 from diad_reference.models.diad import DiadModel, random_model
 from diad_reference.models.extractor import ResNetFeatures
 from diad_reference.models.sg_network import SpatialFusion
+from diad_reference.training.images import Split, load_good_images
 from diad_reference.training.loop import BatchSource, LoopSettings, Surroundings, TrainingRun, fit
 from diad_reference.training.memory import MemoryCount, count_memory, memory_table, objective_of
 from diad_reference.training.objectives import AutoencoderObjective, DenoiserObjective, PublishedDenoiserObjective
 from diad_reference.training.optimizers import OPTIMIZERS, build_optimizer, optimizer_state_bytes, recompute_activations
-from diad_reference.training.pictures import Split, load_good_pictures
 from diad_reference.training.starts import model_from_stable_diffusion
 from diad_reference.training.stopping import Interrupted
 
@@ -121,7 +121,7 @@ def test_published_recipe_trains_the_published_parts() -> None:
 
 def test_published_objective_is_zero_for_a_perfect_denoiser() -> None:
     objective = PublishedDenoiserObjective(DiadModel(TINY))
-    z, picture, timesteps, noise = denoiser_batch(4, True)
+    z, image, timesteps, noise = denoiser_batch(4, True)
     seen: list[torch.Tensor] = []
 
     def perfect(x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_published_objective_is_zero_for_a_perfect_denoiser() -> None:
         return noise
 
     objective.diffusion_model.forward = perfect
-    assert objective(z, picture, timesteps, noise)[0].item() == 0
+    assert objective(z, image, timesteps, noise)[0].item() == 0
     # At timestep 0 nearly everything is signal: sqrt(1 - 0.00085) of it.
     assert torch.allclose(seen[0][0], (1 - 0.00085) ** 0.5 * z[0] + 0.00085**0.5 * noise[0], atol=1e-6)
 
@@ -210,15 +210,15 @@ def test_validation_uses_the_averages_and_does_not_change_training(tmp_path: Pat
 
 def test_split_is_disjoint_and_stable_when_images_are_added(data: Path) -> None:
     split = Split(0.25, seed=3)
-    trained, held = load_good_pictures(data, 32, split=split), load_good_pictures(data, 32, split=split, held_out=True)
+    trained, held = load_good_images(data, 32, split=split), load_good_images(data, 32, split=split, held_out=True)
     assert (len(trained.files), len(held.files)) == (16, 4)  # a quarter of ten, rounded down, of each class
     assert not set(trained.files) & set(held.files)
     assert {Path(f).parts[0] for f in held.files} == {"bolt", "weave"}
-    assert load_good_pictures(data, 32, split=Split(0.25, seed=4), held_out=True).files != held.files
+    assert load_good_images(data, 32, split=Split(0.25, seed=4), held_out=True).files != held.files
     (data / "bolt" / "train" / "good" / "zzz.png").write_bytes((data / "bolt" / "train" / "good" / "000.png").read_bytes())
-    more = load_good_pictures(data, 32, split=split, held_out=True)
+    more = load_good_images(data, 32, split=split, held_out=True)
     assert len(set(more.files) & set(held.files)) >= 3
-    assert len(load_good_pictures(data, 32, held_out=True).files) == 0
+    assert len(load_good_images(data, 32, held_out=True).files) == 0
 
 
 def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict
     assert model.config.extractor.block == "basic"
     assert torch.equal(own["pretrained_model.conv1.weight"], resnet.conv1.weight)
     # Silent control: the model denoises as Stable Diffusion does until it is trained.
-    x, picture, *_ = denoiser_batch(1)
+    x, image, *_ = denoiser_batch(1)
     with torch.no_grad():
-        control = model.control_model(x, model.control_model.guide(picture), model.control_model.embed(torch.tensor([5])), model.context)
+        control = model.control_model(x, model.control_model.guide(image), model.control_model.embed(torch.tensor([5])), model.context)
     assert all(c.abs().max() == 0 for c in control)
 
 
@@ -278,8 +278,8 @@ def test_from_stable_diffusion_to_a_bundle(
     assert {k.split(".")[2] for k in changed if k.startswith("model.")} == {"output_blocks", "out"}
     assert any(k.startswith("first_stage_model.encoder") for k in changed)
     assert model.config.scale_factor == 0.18215
-    picture = np.full((64, 64, 3), 90, np.uint8)
-    assert np.isfinite(pipeline_of_bundle(tmp_path / "bundle").run([picture], [0])[0].score)
+    image = np.full((64, 64, 3), 90, np.uint8)
+    assert np.isfinite(pipeline_of_bundle(tmp_path / "bundle").run([image], [0])[0].score)
     assert main(command) == 0  # everything is done already
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["state"] for e in again if e["event"] == "stage"] == ["skipped", "skipped"]

@@ -9,7 +9,7 @@ import { root, run, work } from './consumer.mjs';
 const here = { cwd: root, env: process.env, timeout: 3_600_000 }; // compiling and compressing on a slow machine
 const script = (name, ...args) => run(process.execPath, [path.join(root, 'scripts', name), ...args], here);
 
-export const picture = path.join(root, 'examples', 'gear-missing_part.png');
+export const image = path.join(root, 'examples', 'gear-missing_part.png');
 
 /** The LibTorch minor of this machine's build. */
 export function builtMinor() {
@@ -49,11 +49,11 @@ export function packLibTorch({ quick }) {
   return path.join(out, tarballs()[0]);
 }
 
-/** The development tree's score of the picture. */
+/** The development tree's score of the image. */
 export function goldenScore() {
   const source = `import { Diad } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))}; import { readFileSync } from 'node:fs';
     const diad = await Diad.load(); const { score } = await diad.score(readFileSync(process.argv[1])); await diad.close(); console.log(score);`;
-  return Number(run(process.execPath, ['--input-type=module', '-e', source, picture], here).stdout);
+  return Number(run(process.execPath, ['--input-type=module', '-e', source, image], here).stdout);
 }
 
 /** Node binaries by major version, from the registry's node packages. */

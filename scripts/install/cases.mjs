@@ -1,8 +1,8 @@
-// The cases of the installation matrix: each installs the tarballs in a clean directory and scores a picture there.
+// The cases of the installation matrix: each installs the tarballs in a clean directory and scores an image there.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
-import { picture } from './artefacts.mjs';
+import { image } from './artifacts.mjs';
 import { expectScore, installedManifest, npm, project, root, run, scoreWith, work } from './consumer.mjs';
 
 const localBin = (name) => path.join(root, 'node_modules', '.bin', name);
@@ -26,7 +26,7 @@ export function npmOffline({ env, diad, libtorch, golden }) {
   const { scripts = {} } = installedManifest(folder, 'diad');
   for (const name of ['preinstall', 'install', 'postinstall']) assert(scripts[name] === undefined, `diad has an ${name} script`);
   assert(!existsSync(path.join(folder, 'node_modules', 'diad', 'binding.gyp')), 'binding.gyp would make pnpm and yarn compile');
-  const result = scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, picture });
+  const result = scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image });
   expectScore(result, golden);
   assert(/^the package @diad\/libtorch-/.test(result.source), `LibTorch came from ${result.source}`);
   return folder;
@@ -35,11 +35,11 @@ export function npmOffline({ env, diad, libtorch, golden }) {
 /** ES module, require(), worker threads, from another current folder too: one Node on an installed folder. */
 export function everyWayIn(node, folder, { env, golden }) {
   for (const program of ['score.mjs', 'score.cjs', 'workers.mjs']) {
-    expectScore(scoreWith(node, program, { cwd: folder, env, picture }), golden);
+    expectScore(scoreWith(node, program, { cwd: folder, env, image }), golden);
   }
   const elsewhere = path.join(work, 'elsewhere');
   mkdirSync(elsewhere, { recursive: true });
-  expectScore(scoreWith(node, path.join(folder, 'score.mjs'), { cwd: elsewhere, env, picture }), golden);
+  expectScore(scoreWith(node, path.join(folder, 'score.mjs'), { cwd: elsewhere, env, image }), golden);
 }
 
 /** Without the LibTorch package: the error says so, and doctor names the cause and the command. */
@@ -85,7 +85,7 @@ export function types({ diad }, folder) {
 export function bundled({ env, golden }, folder) {
   const options = ['--bundle', '--platform=node', '--format=esm', '--external:diad', '--outfile=bundled.mjs'];
   run(localBin('esbuild'), ['score.mjs', ...options], { cwd: folder, env: process.env });
-  expectScore(scoreWith(process.execPath, 'bundled.mjs', { cwd: folder, env, picture }), golden);
+  expectScore(scoreWith(process.execPath, 'bundled.mjs', { cwd: folder, env, image }), golden);
 }
 
 const tool = (name) => {
@@ -110,7 +110,7 @@ export function pnpm({ env, diad, libtorch, golden }) {
   const store = ['--store-dir', path.join(work, 'pnpm-store')];
   run(process.execPath, [tool('pnpm'), 'install', '--reporter', 'append-only', ...store], { cwd: folder, env });
   assert(readdirSync(path.join(folder, 'node_modules')).includes('.pnpm'), 'this is not the layout of pnpm');
-  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, picture }), golden);
+  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image }), golden);
 }
 
 /**
@@ -122,7 +122,7 @@ export function yarnClassic({ env, diad, libtorch, golden }, node22) {
   const install = (name, node, ...options) => {
     const folder = project(name, { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
     run(node, [tool('yarn'), 'install', '--non-interactive', '--no-progress', ...yarnCache, ...options], { cwd: folder, env });
-    expectScore(scoreWith(node, 'score.mjs', { cwd: folder, env, picture }), golden);
+    expectScore(scoreWith(node, 'score.mjs', { cwd: folder, env, image }), golden);
   };
   install('yarn1', node22);
   install('yarn1-engines', process.execPath, '--ignore-engines');
@@ -137,7 +137,7 @@ export function yarnPnp({ env, diad, libtorch, golden }) {
   run(process.execPath, [tool('@yarnpkg/cli-dist'), 'install'], { cwd: folder, env });
   assert(existsSync(path.join(folder, '.pnp.cjs')), 'this is not the layout of Plug and Play');
   const before = ['--require', './.pnp.cjs', '--loader', './.pnp.loader.mjs'];
-  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, picture, before }), golden);
+  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image, before }), golden);
 }
 
 /** Yarn 4 does not read npm's configuration: the registry and the certificates go over to it. */
@@ -157,7 +157,7 @@ export function sourceBuild({ env, diad, libtorchFolder, golden }) {
   const build = path.join(folder, 'node_modules', 'diad', 'scripts', 'build-native.mjs');
   run(process.execPath, [build, '--libtorch', libtorchFolder], { cwd: folder, env: process.env, timeout: 3_600_000 });
   const withLibTorch = { ...env, DIAD_LIBTORCH: libtorchFolder };
-  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env: withLibTorch, picture }), golden);
+  expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env: withLibTorch, image }), golden);
   assert(existsSync(path.join(folder, 'node_modules', 'diad', 'build', 'Release', 'diad.node')), 'nothing was built');
 }
 

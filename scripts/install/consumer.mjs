@@ -63,9 +63,9 @@ export function npm(args, options) {
   return run(process.execPath, [npmCli, ...args, '--no-audit', '--no-fund', '--loglevel', 'error'], options);
 }
 
-/** Score that a consumer program printed for a picture, with where it found LibTorch. */
-export function scoreWith(node, program, { cwd, env, picture, before = [] }) {
-  const { stdout } = run(node, [...before, program, picture], { cwd, env });
+/** Score that a consumer program printed for an image, with where it found LibTorch. */
+export function scoreWith(node, program, { cwd, env, image, before = [] }) {
+  const { stdout } = run(node, [...before, program, image], { cwd, env });
   return JSON.parse(stdout.trim().split('\n').at(-1));
 }
 

@@ -23,7 +23,7 @@ constexpr const char* kUsage =
     "diad-engine profile --bundle DIR [--device D] [--precision P] [--threads N] [--repeat N] FILE\n"
     "diad-engine info  --bundle DIR [--device D] [--precision P] [--threads N]\n"
     "diad-engine version\n\n"
-    "FILE is a binary PGM or PPM picture. Prints one JSON object a line; --dump writes every stage as NNN.<stage>.npy,\n"
+    "FILE is a binary PGM or PPM image. Prints one JSON object a line; --dump writes every stage as NNN.<stage>.npy,\n"
     "NNN the file's place on the command line. profile scores FILE --repeat times without and with a clock on every operator.\n";
 
 struct Arguments {
@@ -91,13 +91,13 @@ diad_engine* load(const Arguments& arguments) {
   return engine;
 }
 
-diad_result* score(diad_engine* engine, const diad::NetpbmPicture& picture, const Arguments& arguments) {
+diad_result* score(diad_engine* engine, const diad::NetpbmImage& image, const Arguments& arguments) {
   std::promise<diad_result*> finished;
   diad_request request{};
-  request.pixels = picture.pixels.data();
-  request.width = picture.width;
-  request.height = picture.height;
-  request.channels = picture.channels;
+  request.pixels = image.pixels.data();
+  request.width = image.width;
+  request.height = image.height;
+  request.channels = image.channels;
   request.seed = arguments.seed;
   request.want_stages = arguments.dump.empty() ? 0 : 1;
   request.user = &finished;
@@ -130,9 +130,9 @@ int score_files(const Arguments& arguments) {
   int failures = 0;
   for (size_t i = 0; i < arguments.files.size(); ++i) {
     try {
-      const diad::NetpbmPicture picture = diad::read_netpbm(arguments.files[i]);
+      const diad::NetpbmImage image = diad::read_netpbm(arguments.files[i]);
       for (int k = 0; k < arguments.repeat; ++k) {
-        diad_result* result = score(engine, picture, arguments);
+        diad_result* result = score(engine, image, arguments);
         const diad_timings& t = result->timings;
         const json timings{{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
                            {"denoiseMs", t.denoise}, {"decodeMs", t.decode},   {"extractMs", t.extract}, {"mapMs", t.map}};
@@ -150,11 +150,11 @@ int score_files(const Arguments& arguments) {
   return failures;
 }
 
-// Milliseconds of computing that a picture takes, as the mean of --repeat runs.
-double mean_ms(diad_engine* engine, const diad::NetpbmPicture& picture, const Arguments& arguments) {
+// Milliseconds of computing that an image takes, as the mean of --repeat runs.
+double mean_ms(diad_engine* engine, const diad::NetpbmImage& image, const Arguments& arguments) {
   double sum = 0;
   for (int k = 0; k < arguments.repeat; ++k) {
-    diad_result* result = score(engine, picture, arguments);
+    diad_result* result = score(engine, image, arguments);
     sum += result->timings.compute;
     diad_engine_result_free(result);
   }
@@ -163,16 +163,16 @@ double mean_ms(diad_engine* engine, const diad::NetpbmPicture& picture, const Ar
 
 int profile(const Arguments& arguments) {
   if (arguments.files.size() != 1) throw std::runtime_error("Expected one FILE but received " + std::to_string(arguments.files.size()));
-  const diad::NetpbmPicture picture = diad::read_netpbm(arguments.files.front());
+  const diad::NetpbmImage image = diad::read_netpbm(arguments.files.front());
   diad_engine* engine = load(arguments);
-  diad_engine_result_free(score(engine, picture, arguments));
-  const double plain = mean_ms(engine, picture, arguments);
+  diad_engine_result_free(score(engine, image, arguments));
+  const double plain = mean_ms(engine, image, arguments);
   if (diad_engine_profile_start() != 0) fail();
-  const double profiled = mean_ms(engine, picture, arguments);
+  const double profiled = mean_ms(engine, image, arguments);
   const char* const operators = diad_engine_profile_end();
   if (operators == nullptr) fail();
   json rows = json::parse(operators);
-  for (json& row : rows) {  // of one picture
+  for (json& row : rows) {  // of one image
     row["calls"] = row["calls"].get<double>() / arguments.repeat;
     row["ms"] = row["ms"].get<double>() / arguments.repeat;
     if (!row["gflop"].is_null()) row["gflop"] = row["gflop"].get<double>() / arguments.repeat;

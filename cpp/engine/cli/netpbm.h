@@ -1,4 +1,4 @@
-// Binary PGM (P5) and PPM (P6) pictures of 8 bits: the frames diad-engine reads, since no picture codec is built in.
+// Binary PGM (P5) and PPM (P6) images of 8 bits: the frames diad-engine reads, since no image codec is built in.
 #pragma once
 
 #include <cctype>
@@ -10,15 +10,15 @@
 
 namespace diad {
 
-struct NetpbmPicture {
+struct NetpbmImage {
   std::vector<uint8_t> pixels;
   uint32_t width = 0, height = 0, channels = 0;
 };
 
-// Reads a picture. Throws std::runtime_error that names the file.
-inline NetpbmPicture read_netpbm(const std::string& file) {
+// Reads an image. Throws std::runtime_error that names the file.
+inline NetpbmImage read_netpbm(const std::string& file) {
   std::ifstream stream(file, std::ios::binary);
-  const auto fail = [&file](const std::string& why) -> NetpbmPicture { throw std::runtime_error(file + ": " + why); };
+  const auto fail = [&file](const std::string& why) -> NetpbmImage { throw std::runtime_error(file + ": " + why); };
   if (!stream) return fail("cannot be read");
   const auto token = [&stream] {
     std::string word;
@@ -35,8 +35,8 @@ inline NetpbmPicture read_netpbm(const std::string& file) {
   };
   const std::string magic = token();
   if (magic != "P5" && magic != "P6") return fail("Expected a binary PGM or PPM (P5, P6)");
-  NetpbmPicture picture;
-  picture.channels = magic == "P5" ? 1 : 3;
+  NetpbmImage image;
+  image.channels = magic == "P5" ? 1 : 3;
   unsigned long sides[3] = {};
   for (unsigned long& side : sides) {
     const std::string word = token();
@@ -44,13 +44,13 @@ inline NetpbmPicture read_netpbm(const std::string& file) {
       return fail("Expected a number in the header");
     side = std::stoul(word);
   }
-  if (sides[0] == 0 || sides[1] == 0 || sides[2] != 255) return fail("Expected a picture of at least 1 x 1 with 255 levels");
-  picture.width = static_cast<uint32_t>(sides[0]);
-  picture.height = static_cast<uint32_t>(sides[1]);
-  picture.pixels.resize(sides[0] * sides[1] * picture.channels);
-  stream.read(reinterpret_cast<char*>(picture.pixels.data()), static_cast<std::streamsize>(picture.pixels.size()));
-  if (static_cast<size_t>(stream.gcount()) != picture.pixels.size()) return fail("ends before its last pixel");
-  return picture;
+  if (sides[0] == 0 || sides[1] == 0 || sides[2] != 255) return fail("Expected an image of at least 1 x 1 with 255 levels");
+  image.width = static_cast<uint32_t>(sides[0]);
+  image.height = static_cast<uint32_t>(sides[1]);
+  image.pixels.resize(sides[0] * sides[1] * image.channels);
+  stream.read(reinterpret_cast<char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
+  if (static_cast<size_t>(stream.gcount()) != image.pixels.size()) return fail("ends before its last pixel");
+  return image;
 }
 
 }  // namespace diad

@@ -30,16 +30,16 @@ typedef struct {
   const char* device;               /* "auto", "cpu", "cuda" or "cuda:N" */
   const char* precision;            /* "float32", "bfloat16", "float16" or "int8" */
   int32_t threads;                  /* intra-op threads; 0: LibTorch's default */
-  int32_t max_batch;                /* pictures in one batch, >= 1 */
+  int32_t max_batch;                /* images in one batch, >= 1 */
   int32_t max_delay_ms;             /* how long a batch that is not full may wait for more, >= 0 */
-  int32_t queue_limit;              /* waiting pictures before submit fails with ERR_DIAD_QUEUE_FULL, >= 1 */
+  int32_t queue_limit;              /* waiting images before submit fails with ERR_DIAD_QUEUE_FULL, >= 1 */
   int32_t verify;                   /* 0: file hashes are not checked (sizes are) */
-  int32_t warmup;                   /* 0: the first picture pays for lazy initialisation */
+  int32_t warmup;                   /* 0: the first image pays for lazy initialization */
   const int32_t* preferred_batches; /* sizes that are taken as soon as so many wait, ascending, 1 to max_batch; may be NULL */
   int32_t preferred_count;
-  int32_t (*unwanted)(void* user); /* NULL, or asked now and then while it loads; not 0 ends that with ERR_DIAD_CLOSED */
-  void* user;                      /* of unwanted */
-  const char* normality;           /* file that a calibration wrote, or NULL: map and score are the published ones */
+  int32_t (*is_cancelled)(void* user); /* NULL, or asked now and then while it loads; not 0 ends that with ERR_DIAD_CLOSED */
+  void* user;                          /* of is_cancelled */
+  const char* normality;               /* file that a calibration wrote, or NULL: map and score are the published ones */
 } diad_load_options;
 
 /* What normal images look like: filled by requests that name it, then finished. */
@@ -58,7 +58,7 @@ typedef struct {
   double queue, compute, resize, encode, denoise, decode, extract, map;
 } diad_timings;
 
-/* What one picture gave; freed with diad_engine_result_free. On failure error.code is set and nothing else. */
+/* What one image gave; freed with diad_engine_result_free. On failure error.code is set and nothing else. */
 typedef struct {
   diad_error error; /* code NULL: success */
   double score;
@@ -67,7 +67,7 @@ typedef struct {
   const uint8_t* reconstruction; /* RGB8 [S, S, 3], or NULL when not asked for */
   const diad_stage* stages;
   int32_t stage_count;
-  int32_t batch_size; /* pictures that were computed together */
+  int32_t batch_size; /* images that were computed together */
   diad_timings timings;
   int32_t has_evidence;           /* 1 with a normality: score and map are the combined ones, and the next two are set */
   double evidence_reconstruction; /* scores of the two kinds of evidence alone */
@@ -78,7 +78,7 @@ typedef void (*diad_done)(void* user, diad_result* result);
 typedef void (*diad_step)(void* user, int32_t step, int32_t total);
 
 typedef struct {
-  const uint8_t* pixels; /* RGB, RGBA or grey, 8 bits, rows without gaps; copied by submit */
+  const uint8_t* pixels; /* RGB, RGBA or gray, 8 bits, rows without gaps; copied by submit */
   uint32_t width;        /* pixels */
   uint32_t height;       /* pixels */
   uint32_t channels;     /* 1 (repeated), 3, or 4 (alpha dropped) */
@@ -119,7 +119,7 @@ typedef struct {
 typedef struct {
   uint64_t queued, running, completed, failed, cancelled, batches;
   double mean_batch;
-  double queue_ms_p50, queue_ms_p99, queue_ms_mean; /* over the last 1,024 pictures */
+  double queue_ms_p50, queue_ms_p99, queue_ms_mean; /* over the last 1,024 images */
   double compute_ms_p50, compute_ms_p99, compute_ms_mean;
 } diad_stats;
 
@@ -135,7 +135,7 @@ DIAD_EXPORT int32_t diad_engine_load(const char* bundle, const diad_load_options
 /* JSON about a loaded bundle; lives as long as the engine. */
 DIAD_EXPORT const char* diad_engine_info(diad_engine* engine);
 
-/* Queues a picture; does not block. */
+/* Queues an image; does not block. */
 DIAD_EXPORT int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uint64_t* id);
 
 /* Completes a pending request with ERR_DIAD_CANCELLED at once; returns 1 if there was one, 0 if it was done already. */
@@ -152,9 +152,9 @@ DIAD_EXPORT void diad_engine_result_free(diad_result* result);
 /* Begins a calibration; fails with ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence. It may outlive the engine. */
 DIAD_EXPORT int32_t diad_calibrator_new(diad_engine* engine, diad_calibrator** calibrator);
 
-/* Computes the outcome for what the calibrator has received; blocks for seconds, with as many threads as the engine has. `unwanted` is
+/* Computes the outcome for what the calibrator has received; blocks for seconds, with as many threads as the engine has. `is_cancelled` is
  * NULL, or asked now and then; not 0 ends it with ERR_DIAD_CLOSED. The calibrator stays as it is. Any thread. */
-DIAD_EXPORT int32_t diad_calibrator_finish(diad_calibrator* calibrator, int32_t (*unwanted)(void* user), void* user,
+DIAD_EXPORT int32_t diad_calibrator_finish(diad_calibrator* calibrator, int32_t (*is_cancelled)(void* user), void* user,
                                            diad_calibration** calibration);
 
 DIAD_EXPORT void diad_calibration_free(diad_calibration* calibration);

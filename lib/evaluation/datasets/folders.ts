@@ -1,43 +1,43 @@
 // Layouts that say everything by folder names: MVTec-AD and its relatives, and plain folders.
 import path from 'node:path';
-import { foldersWith, isGoodName, list, masksFor, problem, type Layout, type TestPicture } from './layout.js';
+import { foldersWith, isGoodName, list, masksFor, problem, type Layout, type TestImage } from './layout.js';
 
 interface Names {
-  /** Folder of test pictures within a class. */
+  /** Folder of test images within a class. */
   readonly test: string;
   /** Folder of masks within a class, by defect. */
   readonly masks: (classFolder: string, defect: string) => string;
-  /** Folder within a defect's folder that holds the pictures; '' for none. */
+  /** Folder within a defect's folder that holds the images; '' for none. */
   readonly inner: string;
 }
 
 const MVTEC: Names = { test: 'test', masks: (folder, defect) => path.join(folder, 'ground_truth', defect), inner: '' };
 
-async function readClass(root: string, className: string, names: Names): Promise<TestPicture[]> {
+async function readClass(root: string, className: string, names: Names): Promise<TestImage[]> {
   const classFolder = path.join(root, className);
   const testFolder = path.join(classFolder, names.test);
   const { folders } = await list(testFolder);
-  const found: TestPicture[] = [];
+  const found: TestImage[] = [];
   for (const defect of folders.filter((name) => name !== 'ground_truth')) {
     const folder = path.join(testFolder, defect, names.inner);
     const maskFolder = names.masks(classFolder, defect);
     const masks = await list(maskFolder);
-    for (const picture of (await list(folder)).pictures) {
+    for (const image of (await list(folder)).images) {
       const defective = !isGoodName(defect);
       found.push({
-        file: path.join(folder, picture),
+        file: path.join(folder, image),
         className,
         defect: defective ? defect : 'good',
         defective,
-        masks: defective ? await masksFor(picture, maskFolder, masks) : [],
+        masks: defective ? await masksFor(image, maskFolder, masks) : [],
       });
     }
   }
-  if (found.length === 0) throw problem(`Expected pictures below ${testFolder} but found none`);
+  if (found.length === 0) throw problem(`Expected images below ${testFolder} but found none`);
   return found;
 }
 
-async function readClasses(root: string, names: Names, only: string | undefined): Promise<TestPicture[]> {
+async function readClasses(root: string, names: Names, only: string | undefined): Promise<TestImage[]> {
   const classes = only === undefined ? await foldersWith(root, names.test) : [only];
   if (classes.length === 0) throw problem(`Expected folders CLASS/${names.test} in ${root} but found none`);
   return (await Promise.all(classes.map((name) => readClass(root, name, names)))).flat();
@@ -69,12 +69,12 @@ export const mvtec: Layout = {
 /** MPDD: MVTec-AD's folders. Never detected on its own, since nothing tells it apart. */
 export const mpdd: Layout = { detect: () => Promise.resolve(false), read: mvtec.read };
 
-/** VisA as its authors' script reorganises it: CLASS/test/{good,bad}/NNN.JPG, CLASS/ground_truth/bad/NNN.png. */
-export const visaReorganised: Layout = {
+/** VisA as its authors' script reorganizes it: CLASS/test/{good,bad}/NNN.JPG, CLASS/ground_truth/bad/NNN.png. */
+export const visaReorganized: Layout = {
   detect: detectDefects(async (defects, classFolder) => {
     const only = [...defects].sort().join() === 'bad,good';
-    const { pictures } = await list(path.join(classFolder, 'ground_truth', 'bad'));
-    return only && pictures.length > 0 && pictures.every((name) => !name.includes('_mask'));
+    const { images } = await list(path.join(classFolder, 'ground_truth', 'bad'));
+    return only && images.length > 0 && images.every((name) => !name.includes('_mask'));
   }),
   read: mvtec.read,
 };
@@ -91,7 +91,7 @@ export const btad: Layout = {
   read: mvtec.read,
 };
 
-/** MVTec-3D, colour pictures only: CLASS/test/DEFECT/rgb/NNN.png, CLASS/test/DEFECT/gt/NNN.png. */
+/** MVTec-3D, color images only: CLASS/test/DEFECT/rgb/NNN.png, CLASS/test/DEFECT/gt/NNN.png. */
 export const mvtec3d: Layout = {
   detect: detectDefects(async (defects, classFolder) => {
     const [first] = defects;
@@ -118,19 +118,19 @@ export const mvtec2: Layout = {
 
 const MASK_FOLDERS = ['masks', 'mask', 'ground_truth'];
 
-async function readPlain(folder: string, className: string): Promise<TestPicture[]> {
+async function readPlain(folder: string, className: string): Promise<TestImage[]> {
   const { folders } = await list(folder);
   const maskRoot = folders.find((name) => MASK_FOLDERS.includes(name.toLowerCase()));
-  const found: TestPicture[] = [];
+  const found: TestImage[] = [];
   for (const defect of folders.filter((name) => name !== maskRoot)) {
     const defective = !isGoodName(defect);
     // Masks lie in masks/ itself or in masks/DEFECT/.
     const maskFolders = maskRoot === undefined || !defective ? [] : [path.join(folder, maskRoot, defect), path.join(folder, maskRoot)];
     const listings = await Promise.all(maskFolders.map(list));
-    for (const picture of (await list(path.join(folder, defect))).pictures) {
+    for (const image of (await list(path.join(folder, defect))).images) {
       let masks: readonly string[] = [];
-      for (const [i, listing] of listings.entries()) if (masks.length === 0) masks = await masksFor(picture, maskFolders[i]!, listing);
-      found.push({ file: path.join(folder, defect, picture), className, defect: defective ? defect : 'good', defective, masks });
+      for (const [i, listing] of listings.entries()) if (masks.length === 0) masks = await masksFor(image, maskFolders[i]!, listing);
+      found.push({ file: path.join(folder, defect, image), className, defect: defective ? defect : 'good', defective, masks });
     }
   }
   return found;

@@ -1,57 +1,57 @@
-// Normal pictures of a folder, with their classes.
+// Normal images of a folder, with their classes.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { requiredText } from '../../validate.js';
 import { foldersWith, isGoodName, list, problem } from './layout.js';
 
-/** A normal picture and its class. */
-export interface GoodPicture {
+/** A normal image and its class. */
+export interface GoodImage {
   readonly file: string;
   readonly className: string;
 }
 
-async function picturesIn(folder: string, className: string): Promise<GoodPicture[]> {
-  const { pictures } = await list(folder);
-  return pictures.map((name) => ({ file: path.join(folder, name), className }));
+async function imagesIn(folder: string, className: string): Promise<GoodImage[]> {
+  const { images } = await list(folder);
+  return images.map((name) => ({ file: path.join(folder, name), className }));
 }
 
 /** train/good (or train/ok and the like) of one class. */
-async function trainPicturesOf(folder: string, className: string): Promise<GoodPicture[]> {
+async function trainImagesOf(folder: string, className: string): Promise<GoodImage[]> {
   const train = path.join(folder, 'train');
   const good = (await list(train)).folders.filter(isGoodName);
   if (good.length === 0) throw problem(`Expected normal images in ${path.join(train, 'good')} but there is no such folder`);
-  return (await Promise.all(good.map((name) => picturesIn(path.join(train, name), className)))).flat();
+  return (await Promise.all(good.map((name) => imagesIn(path.join(train, name), className)))).flat();
 }
 
 /** CLASS/train/good of a data set, or train/good of one class of it; undefined where the folder is neither. */
-async function trainPictures(root: string): Promise<GoodPicture[] | undefined> {
-  if ((await list(root)).folders.includes('train')) return trainPicturesOf(root, path.basename(root));
+async function trainImages(root: string): Promise<GoodImage[] | undefined> {
+  if ((await list(root)).folders.includes('train')) return trainImagesOf(root, path.basename(root));
   const classes = await foldersWith(root, 'train');
   if (classes.length === 0) return undefined;
-  return (await Promise.all(classes.map((name) => trainPicturesOf(path.join(root, name), name)))).flat();
+  return (await Promise.all(classes.map((name) => trainImagesOf(path.join(root, name), name)))).flat();
 }
 
 /**
- * Normal pictures of a folder: those of CLASS/train/good where the folder is a data set, or of train/good where it is one class; otherwise every
- * picture in it and, by class, in its folders CLASS/ and CLASS/good/.
+ * Normal images of a folder: those of CLASS/train/good where the folder is a data set, or of train/good where it is one class; otherwise every
+ * image in it and, by class, in its folders CLASS/ and CLASS/good/.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none, or when a class of a data set has no train/good
  */
-export async function readGoodPictures(folder: string): Promise<readonly GoodPicture[]> {
+export async function readGoodImages(folder: string): Promise<readonly GoodImage[]> {
   const root = path.resolve(requiredText(folder, 'folder'));
   const status = await stat(root).catch(() => undefined);
   if (status?.isDirectory() !== true) throw problem(`There is no folder ${folder}`);
-  const train = await trainPictures(root);
+  const train = await trainImages(root);
   if (train !== undefined && train.length > 0) return train;
-  if (train !== undefined) throw problem(`Expected pictures in train/good of ${folder} but found none`);
-  const found = await picturesIn(root, path.basename(root));
+  if (train !== undefined) throw problem(`Expected images in train/good of ${folder} but found none`);
+  const found = await imagesIn(root, path.basename(root));
   for (const name of (await list(root)).folders) {
     const className = isGoodName(name) ? path.basename(root) : name;
-    found.push(...(await picturesIn(path.join(root, name), className)));
+    found.push(...(await imagesIn(path.join(root, name), className)));
     for (const below of (await list(path.join(root, name))).folders.filter(isGoodName)) {
-      found.push(...(await picturesIn(path.join(root, name, below), className)));
+      found.push(...(await imagesIn(path.join(root, name, below), className)));
     }
   }
-  if (found.length === 0) throw problem(`Expected pictures in ${folder} or in its folders but found none`);
+  if (found.length === 0) throw problem(`Expected images in ${folder} or in its folders but found none`);
   return found;
 }

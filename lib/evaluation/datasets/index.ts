@@ -1,12 +1,12 @@
-// Data sets: finds out how a folder is laid out, and lists its test pictures.
+// Data sets: finds out how a folder is laid out, and lists its test images.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { oneOf, requiredText } from '../../validate.js';
-import { btad, folder, loco, mpdd, mvtec, mvtec2, mvtec3d, visaReorganised } from './folders.js';
-import { LAYOUT_NAMES, list, problem, type DataSet, type Layout, type LayoutName, type TestPicture } from './layout.js';
+import { btad, folder, loco, mpdd, mvtec, mvtec2, mvtec3d, visaReorganized } from './folders.js';
+import { LAYOUT_NAMES, list, problem, type DataSet, type Layout, type LayoutName, type TestImage } from './layout.js';
 import { realIad, visa } from './listed.js';
 
-export { LAYOUT_NAMES, type DataSet, type LayoutName, type TestPicture } from './layout.js';
+export { LAYOUT_NAMES, type DataSet, type LayoutName, type TestImage } from './layout.js';
 
 const LAYOUTS: Readonly<Record<LayoutName, Layout>> = {
   visa,
@@ -15,7 +15,7 @@ const LAYOUTS: Readonly<Record<LayoutName, Layout>> = {
   mvtec3d,
   loco,
   btad,
-  'visa-reorganised': visaReorganised,
+  'visa-reorganized': visaReorganized,
   mvtec,
   mpdd,
   folder,
@@ -36,11 +36,11 @@ async function detect(root: string, only: string | undefined): Promise<LayoutNam
 
 const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
-const inOrder = (a: TestPicture, b: TestPicture): number =>
+const inOrder = (a: TestImage, b: TestImage): number =>
   order(a.className, b.className) || Number(a.defective) - Number(b.defective) || order(a.defect, b.defect) || order(a.file, b.file);
 
 /**
- * Lists the test pictures of a data set.
+ * Lists the test images of a data set.
  *
  * @param folderOfSet - the data set, or one class of it
  * @param layout - default: found out
@@ -54,7 +54,7 @@ export async function readDataSet(folderOfSet: string, layout?: LayoutName): Pro
   if (!status.isDirectory()) throw problem(`Expected a folder but ${folderOfSet} is a file`);
   const [base, only] = (await isClass(root)) ? [path.dirname(root), path.basename(root)] : [root, undefined];
   const name = layout === undefined ? await detect(base, only) : oneOf(layout, 'layout', LAYOUT_NAMES, 'mvtec');
-  const pictures = [...(await LAYOUTS[name].read(base, only))].sort(inOrder);
-  if (pictures.length === 0) throw problem(`Expected test pictures in ${folderOfSet} (layout ${name}) but found none`);
-  return { layout: name, root, pictures };
+  const images = [...(await LAYOUTS[name].read(base, only))].sort(inOrder);
+  if (images.length === 0) throw problem(`Expected test images in ${folderOfSet} (layout ${name}) but found none`);
+  return { layout: name, root, images };
 }

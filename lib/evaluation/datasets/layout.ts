@@ -2,17 +2,17 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, DiadError } from '../../errors.js';
-import { isPictureName } from '../../image.js';
+import { isImageName } from '../../image.js';
 
-/** A test picture. Its label comes from the data set, never from a mask. */
-export interface TestPicture {
-  /** Path of the picture. */
+/** A test image. Its label comes from the data set, never from a mask. */
+export interface TestImage {
+  /** Path of the image. */
   readonly file: string;
   readonly className: string;
   /** "good", or what the data set calls the defect. */
   readonly defect: string;
   readonly defective: boolean;
-  /** Files whose union is the defect's mask; empty for good pictures and where there is none. */
+  /** Files whose union is the defect's mask; empty for good images and where there is none. */
   readonly masks: readonly string[];
 }
 
@@ -22,7 +22,7 @@ export interface DataSet {
   /** Absolute path. */
   readonly root: string;
   /** Sorted by class, defect and file. */
-  readonly pictures: readonly TestPicture[];
+  readonly images: readonly TestImage[];
 }
 
 /** Layouts by name, in the order in which they are tried. */
@@ -33,7 +33,7 @@ export const LAYOUT_NAMES = [
   'mvtec3d',
   'loco',
   'btad',
-  'visa-reorganised',
+  'visa-reorganized',
   'mvtec',
   'mpdd',
   'folder',
@@ -45,13 +45,13 @@ export type LayoutName = (typeof LAYOUT_NAMES)[number];
 export interface Layout {
   /** Whether a folder looks like it; `only`: judged by this class. */
   detect(root: string, only?: string): Promise<boolean>;
-  /** Its test pictures, or those of one class, in any order; throws ERR_DIAD_INVALID_ARGUMENT that names the file which does not fit. */
-  read(root: string, only?: string): Promise<readonly TestPicture[]>;
+  /** Its test images, or those of one class, in any order; throws ERR_DIAD_INVALID_ARGUMENT that names the file which does not fit. */
+  read(root: string, only?: string): Promise<readonly TestImage[]>;
 }
 
 const GOOD = new Set(['good', 'ok', 'normal']);
 
-/** Whether a folder of this name holds normal pictures. */
+/** Whether a folder of this name holds normal images. */
 export const isGoodName = (name: string): boolean => GOOD.has(name.toLowerCase());
 
 export const problem = (message: string, cause?: unknown): DiadError =>
@@ -59,8 +59,8 @@ export const problem = (message: string, cause?: unknown): DiadError =>
 
 interface Listing {
   readonly folders: readonly string[];
-  /** Pictures only. */
-  readonly pictures: readonly string[];
+  /** Images only. */
+  readonly images: readonly string[];
 }
 
 /** Names in a folder, sorted, hidden ones (also macOS's "._" companions) left out; empty for a folder that does not exist. */
@@ -70,11 +70,11 @@ export async function list(folder: string): Promise<Listing> {
     const names = (wanted: typeof entries): string[] => wanted.map(({ name }) => name).sort();
     // Links count as what their name says: data sets are often linked together.
     return {
-      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !isPictureName(entry.name)))),
-      pictures: names(entries.filter((entry) => !entry.isDirectory() && isPictureName(entry.name))),
+      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !isImageName(entry.name)))),
+      images: names(entries.filter((entry) => !entry.isDirectory() && isImageName(entry.name))),
     };
   } catch (error) {
-    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return { folders: [], pictures: [] };
+    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return { folders: [], images: [] };
     throw problem(`${folder} cannot be listed`, error);
   }
 }
@@ -94,16 +94,16 @@ export async function foldersWith(root: string, ...inside: readonly string[]): P
 export const stem = (file: string): string => path.parse(file).name;
 
 /**
- * Masks of a picture in a folder of masks: NAME_mask.* or NAME.* beside the others, or all pictures of a folder NAME.
+ * Masks of an image in a folder of masks: NAME_mask.* or NAME.* beside the others, or all images of a folder NAME.
  *
  * @param masks - listing of the folder, made once per folder
  */
-export async function masksFor(picture: string, folder: string, masks: Listing): Promise<readonly string[]> {
-  const name = stem(picture);
+export async function masksFor(image: string, folder: string, masks: Listing): Promise<readonly string[]> {
+  const name = stem(image);
   if (masks.folders.includes(name)) {
-    const { pictures } = await list(path.join(folder, name));
-    return pictures.map((mask) => path.join(folder, name, mask));
+    const { images } = await list(path.join(folder, name));
+    return images.map((mask) => path.join(folder, name, mask));
   }
-  const fits = masks.pictures.find((mask) => [`${name}_mask`, name].includes(stem(mask)));
+  const fits = masks.images.find((mask) => [`${name}_mask`, name].includes(stem(mask)));
   return fits === undefined ? [] : [path.join(folder, fits)];
 }

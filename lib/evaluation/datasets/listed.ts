@@ -1,8 +1,8 @@
-// Layouts that list their pictures in files: VisA as published (CSV) and Real-IAD (JSON).
+// Layouts that list their images in files: VisA as published (CSV) and Real-IAD (JSON).
 import { access, readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { parse } from 'csv-parse/sync';
-import { list, problem, type Layout, type TestPicture } from './layout.js';
+import { list, problem, type Layout, type TestImage } from './layout.js';
 
 const exists = (file: string): Promise<boolean> =>
   access(file).then(
@@ -29,7 +29,7 @@ export const visa: Layout = {
   detect: (root) => exists(path.join(root, VISA_LIST)),
   read: async (root) => {
     const rows = await readVisaList(root);
-    return rows.flatMap((row, i): TestPicture[] => {
+    return rows.flatMap((row, i): TestImage[] => {
       const { object, split, label, image, mask = '' } = row;
       if (object === undefined || split === undefined || label === undefined || image === undefined || image === '') {
         throw problem(
@@ -59,7 +59,7 @@ interface RealIadEntry {
 }
 
 const REAL_IAD_LISTS = [path.join('realiad_jsons', 'realiad_jsons'), 'realiad_jsons', '.'];
-const REAL_IAD_PICTURES = ['realiad_1024', 'realiad_512', 'realiad_256', 'realiad_raw', '.'];
+const REAL_IAD_IMAGES = ['realiad_1024', 'realiad_512', 'realiad_256', 'realiad_raw', '.'];
 
 async function realIadLists(root: string): Promise<string[]> {
   for (const folder of REAL_IAD_LISTS) {
@@ -70,7 +70,7 @@ async function realIadLists(root: string): Promise<string[]> {
   return [];
 }
 
-async function readRealIadList(root: string, file: string): Promise<TestPicture[]> {
+async function readRealIadList(root: string, file: string): Promise<TestImage[]> {
   let list: { meta?: { prefix?: unknown; normal_class?: unknown }; test?: unknown };
   try {
     list = JSON.parse(await readFile(file, 'utf8')) as typeof list;
@@ -80,10 +80,10 @@ async function readRealIadList(root: string, file: string): Promise<TestPicture[
   if (!Array.isArray(list.test)) throw problem(`${file}: Expected an array "test"`);
   const prefix = typeof list.meta?.prefix === 'string' ? list.meta.prefix : path.parse(file).name;
   const normal = typeof list.meta?.normal_class === 'string' ? list.meta.normal_class : 'OK';
-  const bases = REAL_IAD_PICTURES.map((folder) => path.join(root, folder, prefix));
+  const bases = REAL_IAD_IMAGES.map((folder) => path.join(root, folder, prefix));
   const found = await Promise.all(bases.map(exists));
   const base = bases[found.indexOf(true)];
-  if (base === undefined) throw problem(`${file}: Expected pictures in one of ${bases.join(', ')} but there is none`);
+  if (base === undefined) throw problem(`${file}: Expected images in one of ${bases.join(', ')} but there is none`);
   return (list.test as RealIadEntry[]).map((entry, i) => {
     const { category = path.parse(file).name, anomaly_class: kind, image_path: image, mask_path: mask } = entry;
     if (typeof image !== 'string' || typeof kind !== 'string' || typeof category !== 'string') {
@@ -100,7 +100,7 @@ async function readRealIadList(root: string, file: string): Promise<TestPicture[
   });
 }
 
-/** Real-IAD: a list per class in realiad_jsons/; pictures in realiad_1024/, realiad_512/, realiad_256/ or realiad_raw/, the first that is there. */
+/** Real-IAD: a list per class in realiad_jsons/; images in realiad_1024/, realiad_512/, realiad_256/ or realiad_raw/, the first that is there. */
 export const realIad: Layout = {
   detect: async (root) => {
     const { folders } = await list(root);
@@ -112,7 +112,7 @@ export const realIad: Layout = {
   },
   read: async (root) => {
     const lists = await realIadLists(root);
-    if (lists.length === 0) throw problem(`Expected lists of pictures (realiad_jsons/*.json) in ${root} but found none`);
+    if (lists.length === 0) throw problem(`Expected lists of images (realiad_jsons/*.json) in ${root} but found none`);
     return (await Promise.all(lists.map((file) => readRealIadList(root, file)))).flat();
   },
 };

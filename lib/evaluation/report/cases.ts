@@ -1,44 +1,44 @@
-// Worst misses and false alarms as pictures: input, reconstruction, map and mask contour, at the picture's aspect ratio.
+// Worst misses and false alarms as images: input, reconstruction, map and mask contour, at the image's aspect ratio.
 import { AnomalyMap } from '../../anomaly-map.js';
 import type { Diad } from '../../diad.js';
 import { decodeImage, NO_LIMITS, takeImage, type RawFrame } from '../../image.js';
 import { findRegions } from '../../regions.js';
-import type { Evaluation, PictureReport } from '../evaluate.js';
-import { maskOf, readPicture } from '../pictures.js';
+import type { Evaluation, ImageReport } from '../evaluate.js';
+import { maskOf, readImage } from '../images.js';
 import { escapeHtml } from './html.js';
 
 const LARGEST_SIDE = 360;
 const QUALITY = 82;
 
-/** A picture with what the report shows of it. */
+/** An image with what the report shows of it. */
 export interface Case {
-  readonly picture: PictureReport;
-  /** Data URIs of JPEG pictures. */
+  readonly image: ImageReport;
+  /** Data URIs of JPEG images. */
   readonly input: string;
   readonly reconstruction: string;
   readonly heatmap: string;
-  /** SVG path data of the mask's outline in the picture's pixels; empty without one. */
+  /** SVG path data of the mask's outline in the image's pixels; empty without one. */
   readonly contour: string;
 }
 
-/** Where classes have thresholds of their own, scores compare by their normalised values. */
-const rank = ({ score, normalisedScore }: PictureReport): number => normalisedScore ?? score;
+/** Where classes have thresholds of their own, scores compare by their normalized values. */
+const rank = ({ score, normalizedScore }: ImageReport): number => normalizedScore ?? score;
 
-/** Which pictures to show: the defective ones that scored lowest, and the good ones that scored highest. */
+/** Which images to show: the defective ones that scored lowest, and the good ones that scored highest. */
 export function chooseCases(
-  pictures: readonly PictureReport[],
+  images: readonly ImageReport[],
   count: number,
-): { readonly misses: readonly PictureReport[]; readonly alarms: readonly PictureReport[] } {
-  const byRank = [...pictures].sort((a, b) => rank(a) - rank(b));
+): { readonly misses: readonly ImageReport[]; readonly alarms: readonly ImageReport[] } {
+  const byRank = [...images].sort((a, b) => rank(a) - rank(b));
   const misses = byRank.filter(({ defective }) => defective).slice(0, count);
   const alarms = byRank.filter(({ defective }) => !defective).reverse();
   return { misses, alarms: alarms.slice(0, count) };
 }
 
-/** The value drawn in the strongest colour, one for the whole data set: that which the maps of 95 % of the pictures nowhere exceed. */
-export async function colourMaximum(evaluation: Evaluation): Promise<number> {
+/** The value drawn in the strongest color, one for the whole data set: that which the maps of 95 % of the images nowhere exceed. */
+export async function colorMaximum(evaluation: Evaluation): Promise<number> {
   const maxima: number[] = [];
-  for (const { index } of evaluation.pictures) {
+  for (const { index } of evaluation.images) {
     let largest = 0;
     for (const value of await evaluation.scores.map(index)) if (value > largest) largest = value;
     maxima.push(largest);
@@ -52,64 +52,57 @@ interface Size {
   readonly height: number;
 }
 
-async function jpeg(picture: Uint8Array | Uint8ClampedArray, size: Size, raw?: Omit<RawFrame, 'data'>): Promise<string> {
+async function jpeg(image: Uint8Array | Uint8ClampedArray, size: Size, raw?: Omit<RawFrame, 'data'>): Promise<string> {
   const { default: sharp } = await import('sharp');
-  const bytes = await sharp(picture, raw === undefined ? {} : { raw })
+  const bytes = await sharp(image, raw === undefined ? {} : { raw })
     .removeAlpha()
-    .toColourspace('srgb')
+    .toColorspace('srgb')
     .resize({ ...size, fit: 'fill' })
     .jpeg({ quality: QUALITY })
     .toBuffer();
   return `data:image/jpeg;base64,${bytes.toString('base64')}`;
 }
 
-async function maskContour(evaluation: Evaluation, picture: PictureReport, side: number): Promise<string> {
-  const mask = await maskOf(evaluation.data.pictures[picture.index]!, picture, side, 'half');
-  if (mask === undefined || !picture.defective) return '';
-  const regions = findRegions({ width: side, height: side, data: Float32Array.from(mask) }, picture, 0.5);
+async function maskContour(evaluation: Evaluation, image: ImageReport, side: number): Promise<string> {
+  const mask = await maskOf(evaluation.data.images[image.index]!, image, side, 'half');
+  if (mask === undefined || !image.defective) return '';
+  const regions = findRegions({ width: side, height: side, data: Float32Array.from(mask) }, image, 0.5);
   const ring = (points: readonly (readonly [number, number])[]): string =>
     `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join('L')}Z`;
   return regions.flatMap(({ contour, holes }) => [contour, ...holes].map(ring)).join('');
 }
 
-/** Makes the pictures of one case; reconstructs it again, as the run did. */
-export async function renderCase(evaluation: Evaluation, diad: Diad, picture: PictureReport, colourMax: number): Promise<Case> {
-  const { file } = evaluation.data.pictures[picture.index]!;
-  const frame = await decodeImage(takeImage(await readPicture(file)), NO_LIMITS);
+/** Makes the images of one case; reconstructs it again, as the run did. */
+export async function renderCase(evaluation: Evaluation, diad: Diad, image: ImageReport, colorMax: number): Promise<Case> {
+  const { file } = evaluation.data.images[image.index]!;
+  const frame = await decodeImage(takeImage(await readImage(file)), NO_LIMITS);
   const { width, height, channels } = frame;
   const scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
   const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
   const { image: rebuilt } = await diad.reconstruct(frame, evaluation.call);
   const side = diad.info.bundle.imageSize;
-  const map = new AnomalyMap(
-    side,
-    side,
-    await evaluation.scores.map(picture.index),
-    { kind: 'frame', frame },
-    { width, height },
-    undefined,
-  );
+  const map = new AnomalyMap(side, side, await evaluation.scores.map(image.index), { kind: 'frame', frame }, { width, height }, undefined);
   return {
-    picture,
+    image,
     input: await jpeg(frame.data, size, { width, height, channels }),
     reconstruction: await jpeg(rebuilt, size),
-    heatmap: await jpeg(await map.toHeatmap({ min: 0, max: colourMax }), size),
-    contour: await maskContour(evaluation, picture, side),
+    heatmap: await jpeg(await map.toHeatmap({ min: 0, max: colorMax }), size),
+    contour: await maskContour(evaluation, image, side),
   };
 }
 
 /** A case as HTML. */
-export function caseHtml({ picture, input, reconstruction, heatmap, contour }: Case): string {
-  const { width, height } = picture;
+export function caseHtml({ image, input, reconstruction, heatmap, contour }: Case): string {
+  const { width, height } = image;
   const figure = (name: string, source: string, outline: string): string =>
     `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${name}"><image href="${source}" width="${width}" height="${height}"/>${outline}</svg><figcaption>${name}</figcaption></figure>`;
   const outline = contour === '' ? '' : `<path class="contour" d="${contour}"/>`;
   const facts: readonly (readonly [string, string])[] = [
-    ['file', picture.file],
-    ['class', picture.className],
-    ['label', picture.defect],
-    ['score', picture.score.toFixed(4)],
-    ...(picture.threshold === null ? [] : [['threshold', picture.threshold.toFixed(4)] as const]),
+    ['file', image.file],
+    ['class', image.className],
+    ['label', image.defect],
+    ['score', image.score.toFixed(4)],
+    ...(image.threshold === null ? [] : [['threshold', image.threshold.toFixed(4)] as const]),
     ['size', `${width} × ${height}`],
   ];
   const list = facts.map(([name, value]) => `<dt>${name}</dt><dd>${escapeHtml(value)}</dd>`).join('');

@@ -31,7 +31,7 @@ ${content}</svg>`;
 
 /** A curve to draw. */
 export interface Curve {
-  /** Its colour: CSS class `s-KIND`. */
+  /** Its color: CSS class `s-KIND`. */
   readonly kind: 'image' | 'pixel';
   readonly points: readonly (readonly [x: number, y: number])[];
 }
@@ -60,7 +60,7 @@ export interface Marker {
   readonly score: number;
 }
 
-/** Histograms of the scores of good and defective pictures over each other. */
+/** Histograms of the scores of good and defective images over each other. */
 export function scoreHistogram(
   title: string,
   good: readonly number[],
@@ -93,7 +93,7 @@ export function scoreHistogram(
     const place = at(x(Math.min(domain[1], Math.max(domain[0], score))));
     return `<line class="m-${kind}" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}"><title>${kind} ${score.toPrecision(4)}</title></line>`;
   });
-  return frame(x, y, { x: 'score', y: 'pictures' }, bars.join('') + lines.join(''), title);
+  return frame(x, y, { x: 'score', y: 'images' }, bars.join('') + lines.join(''), title);
 }
 
 /** ROC and precision-recall points of scores, one per distinct score. */

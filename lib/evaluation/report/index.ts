@@ -1,11 +1,11 @@
 // The report of an evaluation: one HTML file that needs nothing else.
 import path from 'node:path';
-import { heatColour } from '../../anomaly-map.js';
+import { heatColor } from '../../anomaly-map.js';
 import type { Diad } from '../../diad.js';
 import { writeAtomic } from '../../durable.js';
-import type { ClassReport, Evaluation, PictureReport } from '../evaluate.js';
+import type { ClassReport, Evaluation, ImageReport } from '../evaluate.js';
 import { METRIC_NAMES, type Metrics } from '../metrics.js';
-import { caseHtml, chooseCases, colourMaximum, renderCase } from './cases.js';
+import { caseHtml, chooseCases, colorMaximum, renderCase } from './cases.js';
 import { imageCurves, scoreHistogram, unitChart, type Curve, type Marker } from './charts.js';
 import { escapeHtml } from './html.js';
 import { STYLE } from './style.js';
@@ -24,33 +24,33 @@ const TITLES: Readonly<Record<keyof Metrics, string>> = {
 
 const shown = (value: number | null): string => (value === null ? '–' : value.toFixed(4));
 
-function verdicts(pictures: readonly PictureReport[]): readonly [alarms: string, misses: string] {
-  if (pictures.some(({ anomalous }) => anomalous === null)) return ['–', '–'];
+function verdicts(images: readonly ImageReport[]): readonly [alarms: string, misses: string] {
+  if (images.some(({ anomalous }) => anomalous === null)) return ['–', '–'];
   const share = (defective: boolean): string => {
-    const of = pictures.filter((picture) => picture.defective === defective);
+    const of = images.filter((image) => image.defective === defective);
     return `${of.filter(({ anomalous }) => anomalous !== defective).length} of ${of.length}`;
   };
   return [share(false), share(true)];
 }
 
-function table({ classes, mean, pictures }: Evaluation): string {
-  const heads = ['class', 'pictures', 'defective', ...METRIC_NAMES.map((name) => TITLES[name]), 'threshold', 'false alarms', 'misses'];
+function table({ classes, mean, images }: Evaluation): string {
+  const heads = ['class', 'images', 'defective', ...METRIC_NAMES.map((name) => TITLES[name]), 'threshold', 'false alarms', 'misses'];
   const rows = Object.entries(classes).map(([name, report]) => {
-    const [alarms, misses] = verdicts(pictures.filter(({ className }) => className === name));
+    const [alarms, misses] = verdicts(images.filter(({ className }) => className === name));
     const values = METRIC_NAMES.map((metric) => shown(report.metrics[metric]));
-    return [escapeHtml(name), String(report.pictures), String(report.defective), ...values, shown(report.threshold), alarms, misses];
+    return [escapeHtml(name), String(report.images), String(report.defective), ...values, shown(report.threshold), alarms, misses];
   });
-  const defective = pictures.filter((picture) => picture.defective).length;
+  const defective = images.filter((image) => image.defective).length;
   const values = METRIC_NAMES.map((metric) => shown(mean[metric]));
-  const foot = ['mean or sum', String(pictures.length), String(defective), ...values, '', ...verdicts(pictures)];
+  const foot = ['mean or sum', String(images.length), String(defective), ...values, '', ...verdicts(images)];
   const line = (row: readonly string[], tag: string): string => `<tr>${row.map((cell) => `<${tag}>${cell}</${tag}>`).join('')}</tr>`;
   const body = rows.map((row) => line(row, 'td')).join('');
   return `<div class="scroll"><table><thead>${line(heads, 'th')}</thead><tbody>${body}</tbody><tfoot>${line(foot, 'td')}</tfoot></table></div>`;
 }
 
-function classCharts(name: string, report: ClassReport, pictures: readonly PictureReport[], range: readonly [number, number]): string {
-  const of = pictures.filter(({ className }) => className === name);
-  const scores = (defective: boolean): number[] => of.filter((picture) => picture.defective === defective).map(({ score }) => score);
+function classCharts(name: string, report: ClassReport, images: readonly ImageReport[], range: readonly [number, number]): string {
+  const of = images.filter(({ className }) => className === name);
+  const scores = (defective: boolean): number[] => of.filter((image) => image.defective === defective).map(({ score }) => score);
   const markers: Marker[] = [
     ...(report.threshold === null ? [] : [{ kind: 'threshold', score: report.threshold } as const]),
     ...(report.imageF1maxScore === null ? [] : [{ kind: 'f1max', score: report.imageF1maxScore } as const]),
@@ -72,47 +72,47 @@ function classCharts(name: string, report: ClassReport, pictures: readonly Pictu
 <div class="panel">${unitChart(`${name}: precision and recall`, { x: 'recall', y: 'precision' }, precisionRecall, false)}</div></div>`;
 }
 
-function ramp(colourMax: number): string {
+function ramp(colorMax: number): string {
   const stops = Array.from(
     { length: 9 },
     (_, i) =>
-      `rgb(${heatColour(i / 8)
+      `rgb(${heatColor(i / 8)
         .map(Math.round)
         .join(' ')})`,
   ).join(', ');
-  return `<div class="ramp" style="background: linear-gradient(90deg, ${stops})"></div><div class="ends"><span>0</span><span>${colourMax.toFixed(3)}</span></div>`;
+  return `<div class="ramp" style="background: linear-gradient(90deg, ${stops})"></div><div class="ends"><span>0</span><span>${colorMax.toFixed(3)}</span></div>`;
 }
 
-const KEY = `<div class="key"><span><i style="background: var(--good)"></i>good pictures</span><span><i style="background: var(--bad)"></i>defective pictures; curves of pictures</span>
+const KEY = `<div class="key"><span><i style="background: var(--good)"></i>good images</span><span><i style="background: var(--bad)"></i>defective images; curves of images</span>
 <span><i style="background: var(--pixel)"></i>curves of pixels</span><span>solid line: threshold; dashed: score of the largest F1, which looks at the labels of this set</span></div>`;
 
-async function cases(evaluation: Evaluation, diad: Diad, chosen: readonly PictureReport[], colourMax: number): Promise<string> {
+async function cases(evaluation: Evaluation, diad: Diad, chosen: readonly ImageReport[], colorMax: number): Promise<string> {
   // At once, so that they are rebuilt in batches.
-  const parts = await Promise.all(chosen.map(async (picture) => caseHtml(await renderCase(evaluation, diad, picture, colourMax))));
+  const parts = await Promise.all(chosen.map(async (image) => caseHtml(await renderCase(evaluation, diad, image, colorMax))));
   return parts.length === 0 ? '<p class="soft">There are none.</p>' : parts.join('\n');
 }
 
-function introduction({ data, mode, call, pictures, classes }: Evaluation, diad: Diad): string {
+function introduction({ data, mode, call, images, classes }: Evaluation, diad: Diad): string {
   const { bundle, device, precision } = diad.info;
   const withoutMask = Object.values(classes).reduce((sum, report) => sum + report.withoutMask, 0);
-  const note = withoutMask === 0 ? '' : ` ${withoutMask} defective pictures have no mask and count for image metrics only.`;
-  return `<p class="soft">${pictures.length} test pictures of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
+  const note = withoutMask === 0 ? '' : ` ${withoutMask} defective images have no mask and count for image metrics only.`;
+  return `<p class="soft">${images.length} test images of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
 <code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
 }
 
 /**
  * Writes index.html beside the tables: metrics by class, score histograms with the threshold, ROC and precision-recall curves, and the worst
- * misses and false alarms as pictures. Colours of maps are scaled over the data set. The file holds everything it shows.
+ * misses and false alarms as images. Colors of maps are scaled over the data set. The file holds everything it shows.
  *
  * @returns path of the file
  */
 export async function writeReport(evaluation: Evaluation, diad: Diad): Promise<string> {
-  const { data, pictures, failed, classes } = evaluation;
-  const colourMax = await colourMaximum(evaluation);
-  const { misses, alarms } = chooseCases(pictures, CASES);
-  const all = pictures.map(({ score }) => score);
+  const { data, images, failed, classes } = evaluation;
+  const colorMax = await colorMaximum(evaluation);
+  const { misses, alarms } = chooseCases(images, CASES);
+  const all = images.map(({ score }) => score);
   const range = [all.reduce((a, b) => Math.min(a, b), Infinity), all.reduce((a, b) => Math.max(a, b), -Infinity)] as const;
-  const charts = Object.entries(classes).map(([name, report]) => classCharts(name, report, pictures, range));
+  const charts = Object.entries(classes).map(([name, report]) => classCharts(name, report, images, range));
   const failures = failed.map(({ file, message }) => `<li><code>${escapeHtml(file)}</code>: ${escapeHtml(message)}</li>`);
   const name = escapeHtml(path.basename(data.root));
   const page = `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -123,10 +123,10 @@ ${introduction(evaluation, diad)}
 ${failures.length === 0 ? '' : `<h2>Not scored</h2><ul>${failures.join('')}</ul>`}
 <h2>Classes</h2>${table(evaluation)}
 <h2>Scores and curves</h2>${KEY}${charts.join('\n')}
-<h2>Worst misses</h2><p class="soft">Defective pictures that look the most normal to the model. The bright line marks the labelled defect. Map colours, the same for every picture:</p>${ramp(colourMax)}
-${await cases(evaluation, diad, misses, colourMax)}
-<h2>Worst false alarms</h2><p class="soft">Good pictures that look the most anomalous to the model.</p>
-${await cases(evaluation, diad, alarms, colourMax)}
+<h2>Worst misses</h2><p class="soft">Defective images that look the most normal to the model. The bright line marks the labelled defect. Map colors, the same for every image:</p>${ramp(colorMax)}
+${await cases(evaluation, diad, misses, colorMax)}
+<h2>Worst false alarms</h2><p class="soft">Good images that look the most anomalous to the model.</p>
+${await cases(evaluation, diad, alarms, colorMax)}
 </body></html>
 `;
   const file = path.join(evaluation.out, 'index.html');

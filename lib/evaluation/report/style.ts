@@ -1,4 +1,4 @@
-// Style sheet of the report: light and dark, no fonts or pictures from elsewhere.
+// Style sheet of the report: light and dark, no fonts or images from elsewhere.
 export const STYLE = `
 :root { color-scheme: light dark; --ink: light-dark(#1c2430, #e6e9ee); --soft: light-dark(#5b6675, #9aa5b4); --line: light-dark(#dde2e8, #333c48);
   --paper: light-dark(#ffffff, #161b22); --panel: light-dark(#f6f8fa, #1d242d); --good: #3f8fcf; --bad: #d9482b; --pixel: #7a52c7; --mark: light-dark(#1c2430, #ffffff); }

@@ -1,8 +1,8 @@
-// The page at /: pictures come in by drop, paste, choice or camera, are scored two at a time and shown as a gallery.
+// The page at /: images come in by drop, paste, choice or camera, are scored two at a time and shown as a gallery.
 import { render } from 'preact';
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 import { Camera } from './camera.js';
-import { PictureCard, type Entry } from './picture-card.js';
+import { ImageCard, type Entry } from './image-card.js';
 import { reconstruct, Refusal, score } from './service.js';
 
 const AT_ONCE = 2;
@@ -33,7 +33,7 @@ class Line {
 
 async function work(entry: Entry, token: string, update: Update, needToken: () => void): Promise<void> {
   try {
-    const [scored, rebuilt] = await Promise.all([score(entry.picture, token), reconstruct(entry.picture, token)]);
+    const [scored, rebuilt] = await Promise.all([score(entry.image, token), reconstruct(entry.image, token)]);
     update(entry.id, { state: 'done', score: scored, rebuilt: URL.createObjectURL(rebuilt) });
   } catch (error) {
     if (error instanceof Refusal && error.status === 401) needToken();
@@ -77,10 +77,10 @@ function App() {
     setEntries((all) => all.map((entry) => (entry.id === id ? { ...entry, ...change } : entry)));
   }, []);
   const add = useCallback((files: Iterable<File | Blob>) => {
-    for (const picture of files) {
+    for (const image of files) {
       const id = current.current.next++;
-      const name = picture instanceof File && picture.name !== '' ? picture.name : `picture ${id + 1}`;
-      const entry: Entry = { id, name, picture, url: URL.createObjectURL(picture), state: 'waiting' };
+      const name = image instanceof File && image.name !== '' ? image.name : `image ${id + 1}`;
+      const entry: Entry = { id, name, image, url: URL.createObjectURL(image), state: 'waiting' };
       setEntries((all) => [entry, ...all]);
       current.current.line.add(() => work(entry, current.current.token, update, () => setAsksToken(true)));
     }
@@ -124,11 +124,11 @@ function App() {
   return (
     <main class={dragged ? 'dragged' : ''}>
       <h1>diad</h1>
-      <p class="lead">Rebuilds a picture of a part as if the part were normal, and shows where the two differ.</p>
+      <p class="lead">Rebuilds an image of a part as if the part were normal, and shows where the two differ.</p>
       {asksToken && <TokenField token={token} change={keepToken} />}
       <div class="inputs">
         <label class="pick">
-          <span>Drop or paste pictures, or choose files</span>
+          <span>Drop or paste images, or choose files</span>
           <input
             type="file"
             multiple
@@ -143,13 +143,13 @@ function App() {
           Use the camera
         </button>
       </div>
-      {camera && <Camera take={(picture) => add([picture])} close={() => setCamera(false)} />}
+      {camera && <Camera take={(image) => add([image])} close={() => setCamera(false)} />}
       <p role="status" class="progress">
         {progress(entries)}
       </p>
       <ul class="gallery">
         {entries.map((entry) => (
-          <PictureCard key={entry.id} entry={entry} remove={() => remove(entry)} />
+          <ImageCard key={entry.id} entry={entry} remove={() => remove(entry)} />
         ))}
       </ul>
     </main>

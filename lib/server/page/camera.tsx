@@ -1,7 +1,7 @@
-// A picture from the webcam.
+// An image from the webcam.
 import { useEffect, useRef, useState } from 'preact/hooks';
 
-export function Camera({ take, close }: { readonly take: (picture: Blob) => void; readonly close: () => void }) {
+export function Camera({ take, close }: { readonly take: (image: Blob) => void; readonly close: () => void }) {
   const video = useRef<HTMLVideoElement>(null);
   const [problem, setProblem] = useState<string>();
   useEffect(() => {
@@ -33,7 +33,7 @@ export function Camera({ take, close }: { readonly take: (picture: Blob) => void
     <section class="camera" aria-label="Camera">
       {problem === undefined ? <video ref={video} autoPlay playsInline muted /> : <p class="problem">{problem}</p>}
       <button type="button" onClick={shoot} disabled={problem !== undefined}>
-        Take a picture
+        Take an image
       </button>
       <button type="button" onClick={close}>
         Close the camera

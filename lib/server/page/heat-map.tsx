@@ -1,6 +1,6 @@
-// The anomaly map as a canvas that lies over the picture.
+// The anomaly map as a canvas that lies over the image.
 import { useEffect, useRef } from 'preact/hooks';
-import { heatAlpha, heatColour } from '../../heat-colour.js';
+import { heatAlpha, heatColor } from '../../heat-color.js';
 import type { Score } from './service.js';
 
 /** Little-endian floats of base64. */
@@ -10,13 +10,13 @@ export function decodeMap(text: string): Float32Array {
   return Float32Array.from({ length: bytes.length >> 2 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
-/** Pixels of a heat map: the strongest colour at twice the threshold (at 1 without one), never at the picture's own maximum. */
+/** Pixels of a heat map: the strongest color at twice the threshold (at 1 without one), never at the image's own maximum. */
 export function heatPixels(values: Float32Array, width: number, height: number, threshold: number | undefined): ImageData {
   const pixels = new ImageData(width, height);
   const max = threshold === undefined || threshold <= 0 ? 1 : 2 * threshold;
   for (const [i, value] of values.entries()) {
     const strength = Math.min(1, Math.max(0, value / max));
-    pixels.data.set([...heatColour(strength), 255 * heatAlpha(strength)], 4 * i);
+    pixels.data.set([...heatColor(strength), 255 * heatAlpha(strength)], 4 * i);
   }
   return pixels;
 }

@@ -6,8 +6,8 @@ export interface Score {
   readonly threshold?: number;
   readonly anomalous?: boolean;
   readonly timings: Readonly<Record<string, number>>;
-  readonly picture: { readonly width: number; readonly height: number };
-  /** In pixels of the picture as it is shown. */
+  readonly image: { readonly width: number; readonly height: number };
+  /** In pixels of the image as it is shown. */
   readonly regions?: readonly {
     readonly box: { readonly x: number; readonly y: number; readonly width: number; readonly height: number };
     readonly peak: number;
@@ -30,11 +30,11 @@ export class Refusal extends Error {
 const PATIENCE = 5;
 const sleep = (seconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** Posts a picture; waits and tries again a few times when the service is busy. */
-async function post(route: string, picture: Blob, accept: string, token: string): Promise<Response> {
+/** Posts an image; waits and tries again a few times when the service is busy. */
+async function post(route: string, image: Blob, accept: string, token: string): Promise<Response> {
   const headers = { accept, 'content-type': 'application/octet-stream', ...(token === '' ? {} : { authorization: `Bearer ${token}` }) };
   for (let attempt = 1; ; attempt++) {
-    const answer = await fetch(route, { method: 'POST', body: picture, headers });
+    const answer = await fetch(route, { method: 'POST', body: image, headers });
     if (answer.ok) return answer;
     const problem = (await answer.json().catch(() => ({}))) as { detail?: string };
     const busy = answer.status === 503 || answer.status === 429;
@@ -44,11 +44,11 @@ async function post(route: string, picture: Blob, accept: string, token: string)
 }
 
 /** Score, verdict, map. */
-export async function score(picture: Blob, token: string): Promise<Score> {
-  return (await (await post('/v1/score?map=true', picture, 'application/json', token)).json()) as Score;
+export async function score(image: Blob, token: string): Promise<Score> {
+  return (await (await post('/v1/score?map=true', image, 'application/json', token)).json()) as Score;
 }
 
 /** The reconstruction as PNG. */
-export async function reconstruct(picture: Blob, token: string): Promise<Blob> {
-  return (await post('/v1/reconstruct', picture, 'image/png', token)).blob();
+export async function reconstruct(image: Blob, token: string): Promise<Blob> {
+  return (await post('/v1/reconstruct', image, 'image/png', token)).blob();
 }

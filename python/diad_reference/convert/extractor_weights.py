@@ -1,4 +1,4 @@
-"""The ResNet behind torchvision- or timm-named weights, recognised by its keys and shapes."""
+"""The ResNet behind torchvision- or timm-named weights, recognized by its keys and shapes."""
 
 import re
 from collections.abc import Mapping

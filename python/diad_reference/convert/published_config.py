@@ -131,9 +131,9 @@ def _check(config: DiadConfig, root: _Params) -> None:
         raise root.fail("first_stage_config", f"an autoencoder of {HINT_REDUCTION.bit_length()} levels (the hint stack shrinks by 8)")
     divisor = HINT_REDUCTION * 2 ** (len(unet.channel_mult) - 1)
     if config.image_size % divisor:
-        raise ValueError(f"Expected a picture size divisible by {divisor} but received {config.image_size}")
+        raise ValueError(f"Expected an image size divisible by {divisor} but received {config.image_size}")
     if config.image_size <= config.map.pool_count * (config.map.pool_size - 1):
-        raise ValueError(f"Expected a picture size above 56 (the score's pools) but received {config.image_size}")
+        raise ValueError(f"Expected an image size above 56 (the score's pools) but received {config.image_size}")
     for part in (unet.model_channels, autoencoder.ch):
         if part % unet.norm_groups:
             raise ValueError(f"Expected widths divisible by {unet.norm_groups} (GroupNorm's groups) but received {part}")
@@ -143,7 +143,7 @@ def read_published_config(path: str | Path, only_mid_control: bool = True, image
     """Sizes and constants from the published configuration's structure.
 
     `model.params` holds linear_start, linear_end, timesteps, scale_factor and the `params` of control_stage_config, unet_config and
-    first_stage_config; everything else is ignored. The picture's size is the autoencoder's `resolution`: the file's two `image_size`
+    first_stage_config; everything else is ignored. The image's size is the autoencoder's `resolution`: the file's two `image_size`
     (64 and 32 in the published one) are not what the test program uses. `only_mid_control` of the file is ignored, too, since the
     published test program overrides it.
 
@@ -179,7 +179,7 @@ def read_published_config(path: str | Path, only_mid_control: bool = True, image
         raise root.child("unet_config", "params").fail("out_channels", f"{unet.in_channels} (in_channels)")
     hint_channels = root.child("control_stage_config", "params").integer("hint_channels", 3)
     if hint_channels != 3:
-        raise root.child("control_stage_config", "params").fail("hint_channels", "3 (the hint is the picture)")
+        raise root.child("control_stage_config", "params").fail("hint_channels", "3 (the hint is the image)")
     autoencoder = _autoencoder(root.child("first_stage_config", "params"))
     timesteps = root.integer("timesteps", 1000, low=10)
     config = DiadConfig(

@@ -112,7 +112,7 @@ def write_bundle(
         storage: dtype of the stored weights: float32, float16 or bfloat16.
         card: text of MODEL_CARD.md; default, a line with the model's name.
         name: model name in the manifest; default, the configuration's.
-        golden: write golden/, the reference's own results for two pictures, which `diad verify` compares with.
+        golden: write golden/, the reference's own results for two images, which `diad verify` compares with.
 
     Returns:
         The bundle's folder.

@@ -1,4 +1,4 @@
-"""golden/ of a bundle: two pictures with their seeds and every stage of the reference's result, for `diad verify`."""
+"""golden/ of a bundle: two images with their seeds and every stage of the reference's result, for `diad verify`."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ GOLDEN = "golden"
 SEEDS = (0, 12345)
 
 
-def golden_pictures(size: int) -> list[np.ndarray]:
-    """Two pictures that need no data set: one smaller than the model's and wide, one larger and high, both with edges and noise.
+def golden_images(size: int) -> list[np.ndarray]:
+    """Two images that need no data set: one smaller than the model's and wide, one larger and high, both with edges and noise.
 
     Args:
         size: S, pixels.
@@ -23,7 +23,7 @@ def golden_pictures(size: int) -> list[np.ndarray]:
     Returns:
         uint8 [H, W, 3] each.
     """
-    pictures = []
+    images = []
     for index, (height, width) in enumerate([(size * 5 // 8, size), (size * 9 // 8, size * 7 // 8)]):
         rng = np.random.default_rng(index)
         y, x = np.mgrid[:height, :width] / size
@@ -32,12 +32,12 @@ def golden_pictures(size: int) -> list[np.ndarray]:
         stripes = (np.floor(14 * (x + 0.5 * y)) % 2 == 0) & (y > 0.45)
         shade[disc] = (0.85, 0.75, 0.25)
         shade[stripes] *= 0.55
-        pictures.append(np.clip(255 * shade + rng.normal(0, 6, shade.shape), 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(255 * shade + rng.normal(0, 6, shade.shape), 0, 255).astype(np.uint8))
+    return images
 
 
 def write_golden(model: DiadModel, folder: Path) -> None:
-    """Writes golden.json, NNN.png and NNN.<stage>.npy (float32) of the plain model, one picture at a time, on the CPU.
+    """Writes golden.json, NNN.png and NNN.<stage>.npy (float32) of the plain model, one image at a time, on the CPU.
 
     Args:
         model: with the weights that the bundle holds.
@@ -46,14 +46,14 @@ def write_golden(model: DiadModel, folder: Path) -> None:
     folder.mkdir(parents=True)
     pipeline = DiadPipeline(model)
     cases = []
-    for index, (picture, seed) in enumerate(zip(golden_pictures(model.config.image_size), SEEDS, strict=True)):
+    for index, (image, seed) in enumerate(zip(golden_images(model.config.image_size), SEEDS, strict=True)):
         name = f"{index:03d}"
-        Image.fromarray(picture).save(folder / f"{name}.png")
-        result = pipeline.run([picture], [seed], stages=True)[0]
+        Image.fromarray(image).save(folder / f"{name}.png")
+        result = pipeline.run([image], [seed], stages=True)[0]
         for stage, values in result.stages.items():
             if stage != "score":
                 np.save(folder / f"{name}.{stage}.npy", np.ascontiguousarray(values, dtype=np.float32))
         stages = [stage for stage in result.stages if stage != "score"]
-        cases.append({"picture": f"{name}.png", "seed": seed, "score": result.score, "stages": stages})
+        cases.append({"image": f"{name}.png", "seed": seed, "score": result.score, "stages": stages})
     content = {"cases": cases, "torchVersion": torch.__version__.split("+")[0]}
     (folder / "golden.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -121,7 +121,7 @@ class Guide(nn.Module):
 
 
 class ScriptedDenoiser(nn.Module):
-    """denoiser.pt: `guide` once per picture, `forward` once per step."""
+    """denoiser.pt: `guide` once per image, `forward` once per step."""
 
     def __init__(self, guide: torch.jit.ScriptModule, core: torch.jit.ScriptModule) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures and data sets: every picture has its own generator, seeded by what it shows, so that subsets agree."""
+"""Images and data sets: every image has its own generator, seeded by what it shows, so that subsets agree."""
 
 import zlib
 from collections.abc import Callable
@@ -39,21 +39,21 @@ _BUILDERS: dict[str, Builder] = {
 CLASSES: tuple[str, ...] = tuple(sorted(_BUILDERS))
 STRUCTURAL = ("missing_part", "misplaced_part")
 DEFECTS: dict[str, tuple[str, ...]] = {
-    "brick": ("crack", "blob", "hole", "colour_shift", "smear"),
-    "cable": ("missing_part", "misplaced_part", "scratch", "contamination", "colour_shift", "thread"),
-    "capsule": ("missing_part", "misplaced_part", "scratch", "crack", "blob", "colour_shift"),
+    "brick": ("crack", "blob", "hole", "color_shift", "smear"),
+    "cable": ("missing_part", "misplaced_part", "scratch", "contamination", "color_shift", "thread"),
+    "capsule": ("missing_part", "misplaced_part", "scratch", "crack", "blob", "color_shift"),
     "circuit_board": ("missing_part", "misplaced_part", "scratch", "blob", "contamination", "thread"),
-    "fabric": ("missing_part", "misplaced_part", "hole", "thread", "blob", "colour_shift"),
+    "fabric": ("missing_part", "misplaced_part", "hole", "thread", "blob", "color_shift"),
     "gear": ("missing_part", "misplaced_part", "scratch", "crack", "contamination", "blob"),
-    "grass": ("blob", "hole", "thread", "colour_shift", "contamination"),
-    "gravel": ("blob", "thread", "colour_shift", "smear"),
-    "screw": ("missing_part", "misplaced_part", "scratch", "colour_shift", "contamination", "thread"),
-    "tile": ("misplaced_part", "crack", "scratch", "blob", "hole", "colour_shift"),
+    "grass": ("blob", "hole", "thread", "color_shift", "contamination"),
+    "gravel": ("blob", "thread", "color_shift", "smear"),
+    "screw": ("missing_part", "misplaced_part", "scratch", "color_shift", "contamination", "thread"),
+    "tile": ("misplaced_part", "crack", "scratch", "blob", "hole", "color_shift"),
 }
 
 MIN_AREA = 30  # pixels of the mask
-MIN_CONTRAST = 8.0  # grey levels, mean over the mask of the noise-free change
-CHANGE_THRESHOLD = 4.0  # grey levels: a pixel that changed less is not part of the mask
+MIN_CONTRAST = 8.0  # gray levels, mean over the mask of the noise-free change
+CHANGE_THRESHOLD = 4.0  # gray levels: a pixel that changed less is not part of the mask
 
 
 def _check(class_name: str, defect: str | None = None) -> None:
@@ -64,7 +64,7 @@ def _check(class_name: str, defect: str | None = None) -> None:
 
 
 def render_good(class_name: str, rng: np.random.Generator, split: Split = "train") -> Array:
-    """A picture of a normal part.
+    """An image of a normal part.
 
     Args:
         class_name: one of CLASSES.
@@ -84,9 +84,9 @@ def render_good(class_name: str, rng: np.random.Generator, split: Split = "train
 
 
 def render_defective(class_name: str, defect: str, rng: np.random.Generator, split: Split = "test") -> tuple[Array, Array]:
-    """A picture of a defective part with its exact mask.
+    """An image of a defective part with its exact mask.
 
-    The same scene is rendered with and without the defect under the same light; the mask is where the noise-free pictures differ
+    The same scene is rendered with and without the defect under the same light; the mask is where the noise-free images differ
     by at least CHANGE_THRESHOLD. Defects too small or too faint (MIN_AREA, MIN_CONTRAST) are drawn again, stronger.
 
     Args:
@@ -112,29 +112,29 @@ def render_defective(class_name: str, defect: str, rng: np.random.Generator, spl
         scene = build(np.random.default_rng(scene_seed), change, choice)
         if change is None:
             SURFACE[defect](scene, choice, strength)
-        picture = shade(scene, camera)
-        difference = np.abs(picture - without).mean(axis=2)
+        image = shade(scene, camera)
+        difference = np.abs(image - without).mean(axis=2)
         mask = binary_opening(difference >= CHANGE_THRESHOLD, structure=np.ones((2, 2)))
         if mask.sum() >= MIN_AREA and difference[mask].mean() >= MIN_CONTRAST:
-            return expose(picture, camera), mask.astype(np.uint8) * 255
+            return expose(image, camera), mask.astype(np.uint8) * 255
         strength = min(1.0, strength + 0.1)
 
 
-def picture_rng(seed: int, *what: str | int) -> np.random.Generator:
-    """The generator of one picture, from the data set's seed and what it shows: class, split, "good" or the defect, index."""
+def image_rng(seed: int, *what: str | int) -> np.random.Generator:
+    """The generator of one image, from the data set's seed and what it shows: class, split, "good" or the defect, index."""
     return np.random.default_rng([seed, *(zlib.crc32(str(w).encode()) for w in what)])
 
 
 def _write_good(out: Path, seed: int, class_name: str, split: Split, index: int) -> None:
     folder = out / class_name / ("train" if split == "train" else "test") / "good"
-    rng = picture_rng(seed, class_name, split, "good", index)
+    rng = image_rng(seed, class_name, split, "good", index)
     Image.fromarray(render_good(class_name, rng, split)).save(folder / f"{index:03d}.png", compress_level=1)
 
 
 def _write_defective(out: Path, seed: int, class_name: str, split: Split, defect: str, index: int) -> None:
-    rng = picture_rng(seed, class_name, split, defect, index)
-    picture, mask = render_defective(class_name, defect, rng, split)
-    Image.fromarray(picture).save(out / class_name / "test" / defect / f"{index:03d}.png", compress_level=1)
+    rng = image_rng(seed, class_name, split, defect, index)
+    image, mask = render_defective(class_name, defect, rng, split)
+    Image.fromarray(image).save(out / class_name / "test" / defect / f"{index:03d}.png", compress_level=1)
     Image.fromarray(mask).save(out / class_name / "ground_truth" / defect / f"{index:03d}_mask.png")
 
 
@@ -156,15 +156,15 @@ def write_dataset(
 
     Args:
         out: folder; files of the same name are overwritten.
-        seed: of every picture; the same seed gives the same pictures, whatever else is asked for.
-        train_per_class: good training pictures per class.
-        test_per_class: test pictures per class; half of them (rounded up) good, the others spread evenly over the class's defects.
+        seed: of every image; the same seed gives the same images, whatever else is asked for.
+        train_per_class: good training images per class.
+        test_per_class: test images per class; half of them (rounded up) good, the others spread evenly over the class's defects.
         classes: of CLASSES.
-        test_split: "test" or "validation": which regions of the photographs the test pictures show.
+        test_split: "test" or "validation": which regions of the photographs the test images show.
         jobs: processes.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
         ValueError: unknown class or a negative count.

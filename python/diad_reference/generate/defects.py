@@ -1,4 +1,4 @@
-"""Surface defects: scratch, crack, blob, hole, colour shift, thread, contamination. They act on the scene, before the light.
+"""Surface defects: scratch, crack, blob, hole, color shift, thread, contamination. They act on the scene, before the light.
 
 `strength` scales contrast (about 0.3 subtle to 1 plain); sizes are drawn log-uniformly from subtle to large.
 """
@@ -46,12 +46,12 @@ def _walk(start: Array, angle: float, length: float, steps: int, wander: float, 
     return points
 
 
-def _splash(centre: Array, radius: float, rng: np.random.Generator, ragged: float) -> Array:
+def _splash(center: Array, radius: float, rng: np.random.Generator, ragged: float) -> Array:
     """An irregular round region: coverage 0..1."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    theta = np.arctan2(y - centre[1], x - centre[0])
+    theta = np.arctan2(y - center[1], x - center[0])
     stretch, tilt = rng.uniform(1, 1.6), rng.uniform(0, np.pi)
-    dx, dy = x - centre[0], y - centre[1]
+    dx, dy = x - center[0], y - center[1]
     r = np.hypot((dx * np.cos(tilt) + dy * np.sin(tilt)) / stretch, -dx * np.sin(tilt) + dy * np.cos(tilt))
     edge = np.ones_like(r)
     for k in (2, 3, 5, 8):
@@ -88,11 +88,11 @@ def crack(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 def blob(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     """A drop of something foreign: glue, paint, oil."""
-    centre = _spot(scene, rng)
-    splash = _splash(centre, _log_uniform(rng, 5, 24), rng, 0.25)
-    colours = ((0.08, 0.07, 0.06), (0.85, 0.84, 0.8), (0.45, 0.3, 0.14), (0.3, 0.33, 0.4))
-    colour = np.array(colours[int(rng.integers(len(colours)))]) * rng.uniform(0.8, 1.2)
-    scene.paint(splash * (0.35 + 0.6 * strength), colour, gloss=float(rng.uniform(0.1, 0.7)))
+    center = _spot(scene, rng)
+    splash = _splash(center, _log_uniform(rng, 5, 24), rng, 0.25)
+    colors = ((0.08, 0.07, 0.06), (0.85, 0.84, 0.8), (0.45, 0.3, 0.14), (0.3, 0.33, 0.4))
+    color = np.array(colors[int(rng.integers(len(colors)))]) * rng.uniform(0.8, 1.2)
+    scene.paint(splash * (0.35 + 0.6 * strength), color, gloss=float(rng.uniform(0.1, 0.7)))
     scene.height += 3 * strength * np.sqrt(splash)
 
 
@@ -104,8 +104,8 @@ def hole(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     scene.height -= 5 * void
 
 
-def colour_shift(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A stain, burn or fading: the surface keeps its relief and changes its colour."""
+def color_shift(scene: Scene, rng: np.random.Generator, strength: float) -> None:
+    """A stain, burn or fading: the surface keeps its relief and changes its color."""
     region = _splash(_spot(scene, rng), _log_uniform(rng, 12, 45), rng, 0.3)
     soft = Image.fromarray((region * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 4))))
     region = np.asarray(soft, dtype=np.float32) / 255 * scene.part
@@ -119,17 +119,17 @@ def thread(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     angle = rng.uniform(0, 2 * np.pi)
     points = _walk(_spot(scene, rng), angle, _log_uniform(rng, 40, 170), 24, 0.28, rng)
     line = _polyline(points, _log_uniform(rng, 1.2, 2.8))
-    colours = ((0.1, 0.09, 0.09), (0.9, 0.89, 0.86), (0.6, 0.15, 0.13), (0.15, 0.25, 0.5))
-    scene.paint(line * (0.5 + 0.5 * strength), colours[int(rng.integers(len(colours)))], gloss=0.1)
+    colors = ((0.1, 0.09, 0.09), (0.9, 0.89, 0.86), (0.6, 0.15, 0.13), (0.15, 0.25, 0.5))
+    scene.paint(line * (0.5 + 0.5 * strength), colors[int(rng.integers(len(colors)))], gloss=0.1)
     scene.height += 2 * line
 
 
 def contamination(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     """A cluster of dust, chips or grains."""
-    centre, spread = _spot(scene, rng), _log_uniform(rng, 5, 22)
+    center, spread = _spot(scene, rng), _log_uniform(rng, 5, 22)
     dark = rng.random() < 0.6
     for _ in range(int(_log_uniform(rng, 6, 40))):
-        speck = _splash(centre + rng.normal(0, spread, 2), _log_uniform(rng, 1.2, 3.2), rng, 0.4)
+        speck = _splash(center + rng.normal(0, spread, 2), _log_uniform(rng, 1.2, 3.2), rng, 0.4)
         level = rng.uniform(0.05, 0.25) if dark else rng.uniform(0.7, 0.95)
         scene.paint(speck * (0.45 + 0.55 * strength), np.array((level, level * 0.97, level * 0.92)), gloss=0.05)
         scene.height += 1.5 * speck
@@ -149,7 +149,7 @@ SURFACE: dict[str, Callable[[Scene, np.random.Generator, float], None]] = {
     "crack": crack,
     "blob": blob,
     "hole": hole,
-    "colour_shift": colour_shift,
+    "color_shift": color_shift,
     "thread": thread,
     "contamination": contamination,
     "smear": smear,

@@ -10,10 +10,10 @@ from .canvas import Pose, box, circle, draw_pose, noise, sampled_noise, segment
 from .scene import SIZE, Scene
 
 
-def ground(rng: np.random.Generator, colour: tuple[float, float, float], grain: float = 0.02) -> Scene:
+def ground(rng: np.random.Generator, color: tuple[float, float, float], grain: float = 0.02) -> Scene:
     """A matt surface with a little grain and large stains."""
     texture = 1 + 0.03 * noise(rng, 5) + grain * noise(rng, 90)
-    albedo = (np.array(colour, dtype=np.float32) * texture[..., None]).astype(np.float32)
+    albedo = (np.array(color, dtype=np.float32) * texture[..., None]).astype(np.float32)
     flat = np.zeros((SIZE, SIZE), dtype=np.float32)
     return Scene(albedo, 0.25 * noise(rng, 80), flat.copy(), flat.copy())
 
@@ -33,7 +33,7 @@ def gear(rng: np.random.Generator, change: str | None, choice: np.random.Generat
         tooth = np.where(beside, -1 + choice.uniform(0, 0.5), tooth)
     body = (r - 0.70 - 0.075 * tooth) * 0.8
     off = (0.0, 0.0)
-    if change == "misplaced_part":  # the bore is off centre
+    if change == "misplaced_part":  # the bore is off center
         a, d = choice.uniform(0, 2 * np.pi), choice.uniform(0.05, 0.12)
         off = (d * np.cos(a), d * np.sin(a))
     bore_pose = pose.moved(*off)
@@ -62,8 +62,8 @@ def screw(rng: np.random.Generator, change: str | None, choice: np.random.Genera
     thread_depth = np.full_like(pose.u, 0.022)
     start = 0.12
     if change == "missing_part":  # a stretch of stripped thread
-        centre, half = choice.uniform(0.1, 0.5), choice.uniform(0.06, 0.14)
-        thread_depth = np.where(np.abs(pose.u - centre) < half, 0.0, thread_depth)
+        center, half = choice.uniform(0.1, 0.5), choice.uniform(0.06, 0.14)
+        thread_depth = np.where(np.abs(pose.u - center) < half, 0.0, thread_depth)
     if change == "misplaced_part":  # bent shank
         bend = np.maximum(pose.u - choice.uniform(0.0, 0.3), 0) ** 2 * choice.choice([-1, 1]) * choice.uniform(0.25, 0.5)
         pose = Pose(pose.u, pose.v - bend, pose.pixel)
@@ -87,7 +87,7 @@ def screw(rng: np.random.Generator, change: str | None, choice: np.random.Genera
 
 
 def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """A two-colour pharmaceutical capsule with a printed code."""
+    """A two-color pharmaceutical capsule with a printed code."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.82, 0.83, 0.84), grain=0.012)
     left, right = (((0.72, 0.2, 0.17), (0.9, 0.83, 0.66)), ((0.2, 0.36, 0.62), (0.88, 0.88, 0.86)), ((0.26, 0.5, 0.3), (0.9, 0.76, 0.3)))[
@@ -131,25 +131,25 @@ def cable(rng: np.random.Generator, change: str | None, choice: np.random.Genera
     """Cross-section of a three-core cable: sheath, filler, insulation, copper strands."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.13, 0.13, 0.14))
-    sheath_colour = ((0.72, 0.72, 0.7), (0.3, 0.31, 0.33))[int(rng.integers(2))]
+    sheath_color = ((0.72, 0.72, 0.7), (0.3, 0.31, 0.33))[int(rng.integers(2))]
     sheath = circle(pose, 0.8)
     cover = pose.cover(sheath)
-    scene.paint(cover, np.array(sheath_colour) * (1 + 0.03 * noise(rng, 60))[..., None], gloss=0.12)
+    scene.paint(cover, np.array(sheath_color) * (1 + 0.03 * noise(rng, 60))[..., None], gloss=0.12)
     scene.height += pose.relief(sheath, 0.06, 6)
     filler = pose.cover(circle(pose, 0.66))
     scene.paint(filler, np.array((0.5, 0.48, 0.43)) * (1 + 0.14 * noise(rng, 70))[..., None], gloss=0.02)
     scene.height -= filler * 2.5
-    colours = [(0.45, 0.3, 0.2), (0.2, 0.36, 0.66), (0.55, 0.62, 0.2)]
+    colors = [(0.45, 0.3, 0.2), (0.2, 0.36, 0.66), (0.55, 0.62, 0.2)]
     spots = [(0.33 * np.cos(a), 0.33 * np.sin(a)) for a in np.deg2rad([-90, 30, 150])]
     missing = choice.integers(3) if change == "missing_part" else -1
     if change == "misplaced_part":
         if choice.random() < 0.5:  # two cores swapped
             a, b = choice.permutation(3)[:2]
-            colours[a], colours[b] = colours[b], colours[a]
+            colors[a], colors[b] = colors[b], colors[a]
         else:  # one core pushed aside
             k, a = choice.integers(3), choice.uniform(0, 2 * np.pi)
             spots[k] = (spots[k][0] + 0.09 * np.cos(a), spots[k][1] + 0.09 * np.sin(a))
-    for k, (colour, spot) in enumerate(zip(colours, spots, strict=True)):
+    for k, (color, spot) in enumerate(zip(colors, spots, strict=True)):
         core = pose.moved(*spot, degrees=float(rng.uniform(0, 60)))
         dull = rng.uniform(0.92, 1.06)
         jitter = rng.normal(0, 0.004, (19, 2))
@@ -159,7 +159,7 @@ def cable(rng: np.random.Generator, change: str | None, choice: np.random.Genera
         core, near = core.cut(window), scene.cut(window)
         ring = circle(core, 0.265)
         mottle = 1 + 0.02 * noise(np.random.default_rng(k), 50)[window]
-        near.paint(pose.cover(ring), np.array(colour) * dull * mottle[..., None], gloss=0.25)
+        near.paint(pose.cover(ring), np.array(color) * dull * mottle[..., None], gloss=0.25)
         near.height += pose.relief(ring, 0.05, 4)
         near.paint(pose.cover(circle(core, 0.185)), (0.2, 0.13, 0.09), gloss=0.0)
         for (du, dv), (ju, jv) in zip(_STRANDS, jitter, strict=True):

@@ -1,4 +1,4 @@
-"""A scene before the camera: colour, relief and gloss per pixel, and how light and sensor turn it into a picture."""
+"""A scene before the camera: color, relief and gloss per pixel, and how light and sensor turn it into an image."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ Array = np.ndarray
 class Scene:
     """What lies under the camera; all arrays are [SIZE, SIZE]."""
 
-    albedo: Array  # [SIZE, SIZE, 3], 0..1, linear in the picture's grey levels
+    albedo: Array  # [SIZE, SIZE, 3], 0..1, linear in the image's gray levels
     height: Array  # pixels, towards the camera
     gloss: Array  # 0..1, strength of the highlight
     part: Array  # 0..1, coverage by the inspected part; 1 everywhere for textures
@@ -23,9 +23,9 @@ class Scene:
         """A window of the scene; painting it in place paints the scene."""
         return Scene(self.albedo[window], self.height[window], self.gloss[window], self.part[window])
 
-    def paint(self, mask: Array, colour: Array | tuple[float, float, float], gloss: float | None = None) -> None:
-        """Covers the masked pixels (0..1) with a colour."""
-        self.albedo += mask[..., None] * (np.asarray(colour, dtype=np.float32) - self.albedo)
+    def paint(self, mask: Array, color: Array | tuple[float, float, float], gloss: float | None = None) -> None:
+        """Covers the masked pixels (0..1) with a color."""
+        self.albedo += mask[..., None] * (np.asarray(color, dtype=np.float32) - self.albedo)
         if gloss is not None:
             self.gloss += mask * (gloss - self.gloss)
 
@@ -40,8 +40,8 @@ class Camera:
     vignette: float
     gains: tuple[float, float, float]  # exposure times white balance
     blur: float  # pixels
-    read_noise: float  # grey levels
-    shot_noise: float  # grey levels at full white
+    read_noise: float  # gray levels
+    shot_noise: float  # gray levels at full white
     seed: int  # of the noise
 
 
@@ -66,7 +66,7 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 
 
 def shade(scene: Scene, camera: Camera) -> Array:
-    """The picture without noise: float32 [SIZE, SIZE, 3], grey levels 0..255.
+    """The image without noise: float32 [SIZE, SIZE, 3], gray levels 0..255.
 
     Lambert's law plus a Blinn highlight over the relief's normals, a soft shadow of the part, uneven light, lens blur.
     """
@@ -80,11 +80,11 @@ def shade(scene: Scene, camera: Camera) -> Array:
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) / (SIZE - 1) - 0.5
     falloff = 1 + camera.gradient[0] * x * 2 + camera.gradient[1] * y * 2 - camera.vignette * (x**2 + y**2) * 2
     light = (camera.ambient + (1 - camera.ambient) * diffuse / lz) * falloff * _shadow(scene.part, lx, ly)
-    picture = scene.albedo * light[..., None] + (0.55 * highlight * falloff)[..., None]
-    picture = 255 * picture * np.array(camera.gains)
+    image = scene.albedo * light[..., None] + (0.55 * highlight * falloff)[..., None]
+    image = 255 * image * np.array(camera.gains)
     for axis in (0, 1):
-        picture = gaussian_filter1d(picture, camera.blur, axis=axis, truncate=3)
-    return np.clip(picture, 0, 255).astype(np.float32)
+        image = gaussian_filter1d(image, camera.blur, axis=axis, truncate=3)
+    return np.clip(image, 0, 255).astype(np.float32)
 
 
 def _shadow(part: Array, lx: float, ly: float) -> Array:
@@ -97,7 +97,7 @@ def _shadow(part: Array, lx: float, ly: float) -> Array:
 
 
 def expose(clean: Array, camera: Camera) -> Array:
-    """Adds shot and read noise and quantises: uint8 [SIZE, SIZE, 3]."""
+    """Adds shot and read noise and quantizes: uint8 [SIZE, SIZE, 3]."""
     rng = np.random.default_rng(camera.seed)
     sigma = np.sqrt(camera.read_noise**2 + camera.shot_noise**2 * clean / 255)
     noise = rng.standard_normal(clean.shape, dtype=np.float32) * sigma

@@ -1,4 +1,4 @@
-"""Boards and surfaces that fill the picture: circuit board, woven fabric, tiles, and photographed brick, grass and gravel."""
+"""Boards and surfaces that fill the image: circuit board, woven fabric, tiles, and photographed brick, grass and gravel."""
 
 from functools import cache
 from typing import Literal
@@ -13,9 +13,9 @@ from .scene import SIZE, Scene
 Split = Literal["train", "test", "validation"]
 
 
-def _sheet(colour: np.ndarray, gloss: float) -> Scene:
+def _sheet(color: np.ndarray, gloss: float) -> Scene:
     flat = np.zeros((SIZE, SIZE), dtype=np.float32)
-    albedo = np.broadcast_to(np.asarray(colour, dtype=np.float32), (SIZE, SIZE, 3)).astype(np.float32).copy()
+    albedo = np.broadcast_to(np.asarray(color, dtype=np.float32), (SIZE, SIZE, 3)).astype(np.float32).copy()
     return Scene(albedo, flat.copy(), flat + gloss, flat + 1)
 
 
@@ -41,15 +41,15 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
     """A populated board: solder mask, traces, chips, resistors, capacitors, LEDs."""
     pose = draw_pose(rng, degrees=5)
     layout, traces = _LAYOUTS[int(rng.integers(len(_LAYOUTS)))]
-    mask_colour = np.array((0.1, 0.33, 0.2)) * (1 + rng.normal(0, 0.03))
-    scene = _sheet(mask_colour * (1 + 0.05 * noise(rng, 70))[..., None], 0.15)
+    mask_color = np.array((0.1, 0.33, 0.2)) * (1 + rng.normal(0, 0.03))
+    scene = _sheet(mask_color * (1 + 0.05 * noise(rng, 70))[..., None], 0.15)
     for u0, v0, u1, v1 in traces:
         window = pose.around((u0 + u1) / 2, (v0 + v1) / 2, float(np.hypot(u1 - u0, v1 - v0)) / 2 + 0.12)
         frame, near = pose.cut(window), scene.cut(window)
         lines = segment(frame, (u0, v0), (u1, v1), 0.014)
         for offset in (0.05, -0.05):
             lines = np.minimum(lines, segment(frame, (u0 + offset, v0 + offset), (u1 + offset, v1 + offset), 0.01))
-        near.paint(pose.cover(lines), mask_colour * 1.55)
+        near.paint(pose.cover(lines), mask_color * 1.55)
         near.height += pose.relief(lines, 0.012, 0.8)
         for u, v in ((u0, v0), (u1, v1)):
             via = circle(frame.moved(u, v), 0.028)
@@ -120,7 +120,7 @@ def _component(scene: Scene, pose: Pose, kind: str) -> None:
 def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
     """Plain weave seen from above."""
     pose = draw_pose(rng, degrees=3, shift=20, scale=0.05)
-    warp_colour, weft_colour = (((0.32, 0.38, 0.5), (0.62, 0.64, 0.68)), ((0.56, 0.46, 0.34), (0.74, 0.68, 0.56)))[int(rng.integers(2))]
+    warp_color, weft_color = (((0.32, 0.38, 0.5), (0.62, 0.64, 0.68)), ((0.56, 0.46, 0.34), (0.74, 0.68, 0.56)))[int(rng.integers(2))]
     pitch = 0.094
     bend = 0.03 * noise(rng, 4)
     u, v = (pose.u + bend * 0.25) / pitch, (pose.v + 0.03 * noise(rng, 4) * 0.25) / pitch
@@ -134,16 +134,16 @@ def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Gener
     warp = np.clip(1 - (across_u / 0.46) ** 2, 0, 1) * (0.65 + 0.35 * np.cos(np.pi * across_v))
     weft = np.clip(1 - (across_v / 0.46) ** 2, 0, 1) * (0.65 + 0.35 * np.cos(np.pi * across_u))
     if change == "missing_part":  # one weft thread is missing over a length
-        gone, centre = choice.integers(-7, 7), choice.uniform(-6, 6)
-        lost = (row == gone) & (np.abs(u - centre) < choice.uniform(2.5, 7))
+        gone, center = choice.integers(-7, 7), choice.uniform(-6, 6)
+        lost = (row == gone) & (np.abs(u - center) < choice.uniform(2.5, 7))
         weft = np.where(lost, 0.0, weft)
         over = np.where(lost, True, over)
         warp = np.where(lost, warp * 0.75, warp)
     top = np.where(over, warp, weft)
     fibre = 1 + 0.1 * np.where(over, noise(rng, (20, 200)), noise(rng, (200, 20))) + 0.04 * noise(rng, 12)
-    colour = np.where(over[..., None], warp_colour, weft_colour) * (0.45 + 0.55 * np.sqrt(top))[..., None] * fibre[..., None]
+    color = np.where(over[..., None], warp_color, weft_color) * (0.45 + 0.55 * np.sqrt(top))[..., None] * fibre[..., None]
     scene = _sheet(np.zeros(3), 0.03)
-    scene.albedo = np.clip(colour, 0, 1).astype(np.float32)
+    scene.albedo = np.clip(color, 0, 1).astype(np.float32)
     scene.height = (3.5 * np.sqrt(top)).astype(np.float32)
     return scene
 
@@ -188,10 +188,10 @@ def photographed(name: str, rng: np.random.Generator, split: Split) -> Scene:
     side = int(rng.integers(160, 181))
     y, x = int(rng.integers(top, bottom - side + 1)), int(rng.integers(left, right - side + 1))
     piece = Image.fromarray(_photograph(name)[y : y + side, x : x + side]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    grey = np.asarray(piece, dtype=np.float32) / 255
+    gray = np.asarray(piece, dtype=np.float32) / 255
     if rng.random() < 0.5:
-        grey = grey[:, ::-1]
+        gray = gray[:, ::-1]
     tint = np.array(_TINTS[name]) * (1 + rng.normal(0, 0.02, 3))
     scene = _sheet(np.zeros(3), 0.02)
-    scene.albedo = np.clip(grey[..., None] * tint * rng.uniform(0.92, 1.08), 0, 1).astype(np.float32)
+    scene.albedo = np.clip(gray[..., None] * tint * rng.uniform(0.92, 1.08), 0, 1).astype(np.float32)
     return scene

@@ -146,7 +146,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Autoencoder with a diagonal Gaussian posterior; pictures are in the ImageNet-normalised space."""
+    """Autoencoder with a diagonal Gaussian posterior; images are in the ImageNet-normalized space."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -161,5 +161,5 @@ class AutoencoderKL(nn.Module):
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Picture of a latent: [N, 4, s, s] (not scaled) -> [N, 3, S, S], not clamped."""
+        """Image of a latent: [N, 4, s, s] (not scaled) -> [N, 3, S, S], not clamped."""
         return self.decoder(self.post_quant_conv(z))

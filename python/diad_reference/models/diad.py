@@ -90,7 +90,7 @@ class DiadModel(nn.Module):
 
 
 def fill_zero_layers(model: nn.Module, generator: torch.Generator, scale: float = 0.05) -> None:
-    """Gives every all-zero weight a random value, since a zero-initialised control leaves half the arithmetic untested."""
+    """Gives every all-zero weight a random value, since a zero-initialized control leaves half the arithmetic untested."""
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and not parameter.detach().any():
             with torch.no_grad():
@@ -98,7 +98,7 @@ def fill_zero_layers(model: nn.Module, generator: torch.Generator, scale: float 
 
 
 def random_model(config: DiadConfig, seed: int) -> DiadModel:
-    """A model with seeded random weights in every layer, normalisation statistics included; for tests and benchmarks.
+    """A model with seeded random weights in every layer, normalization statistics included; for tests and benchmarks.
 
     Args:
         config: sizes.

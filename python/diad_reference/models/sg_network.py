@@ -17,7 +17,7 @@ def zero_module(module: nn.Module) -> nn.Module:
 
 
 class _TrainableInstanceNorm(nn.InstanceNorm2d):
-    """InstanceNorm whose gradient is right for a single picture, too.
+    """InstanceNorm whose gradient is right for a single image, too.
 
     PyTorch 2.13's own is not on the CPU when the gradient that arrives is channels-last and N is 1; while training the norm is therefore
     spelt out, and autograd derives it.
@@ -34,7 +34,7 @@ class _TrainableInstanceNorm(nn.InstanceNorm2d):
 class SpatialFusion(nn.Sequential):
     """One arrow of the SFF block: stride-2 convolution without bias, InstanceNorm, SiLU.
 
-    The normalisation takes the picture's own mean and biased variance over the positions, no affine, eps 1e-5.
+    The normalization takes the image's own mean and biased variance over the positions, no affine, eps 1e-5.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -46,7 +46,7 @@ class SpatialFusion(nn.Sequential):
 
 
 class SemanticGuidedNetwork(nn.Module):
-    """A copy of the UNet's encoder and middle, fed the noisy latent plus a hint made from the input picture."""
+    """A copy of the UNet's encoder and middle, fed the noisy latent plus a hint made from the input image."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

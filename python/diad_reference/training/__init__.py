@@ -1,1 +1,1 @@
-"""Training: autoencoder, then SG network and denoiser, then the extractor; only good pictures are used, no masks."""
+"""Training: autoencoder, then SG network and denoiser, then the extractor; only good images are used, no masks."""

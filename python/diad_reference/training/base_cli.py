@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config import DiadConfig, preset
 from ..export.bundle import STORAGE, write_bundle
-from ..frame import normalise, read_rgb, resize_rgb
+from ..frame import normalize, read_rgb, resize_rgb
 from ..models.diad import DiadModel, build_extractor
 from ..models.efficientnet_lite import LiteFeatures, balance_embedding, load_imagenet_weights
 from ..models.patch_autoencoder import fit_patches, psnr
@@ -87,4 +87,4 @@ def _crops(folder: Path, config: DiadConfig, seed: int) -> torch.Tensor:
             side = int(rng.integers(min(SMALLEST_CROP, *rgb.shape[:2]), min(rgb.shape[:2]) + 1))
             y, x = (int(rng.integers(0, length - side + 1)) for length in rgb.shape[:2])
             crops.append(resize_rgb(np.ascontiguousarray(rgb[y : y + side, x : x + side]), config.image_size))
-    return normalise(np.stack(crops[:PATCH_CROPS]), config.mean, config.std)
+    return normalize(np.stack(crops[:PATCH_CROPS]), config.mean, config.std)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..config import DiadConfig
-from ..frame import normalise
+from ..frame import normalize
 from ..schedule import Schedule
 from .loop import BatchSource
 from .objectives import Losses
@@ -125,7 +125,7 @@ def deviation_batches(
         version = rng.integers(0, copies, count) * len(images.clean) + index
         changed = (rng.random(count) < perturbed_share)[:, None, None, None]
         shown = np.where(changed, images.perturbed[version], images.clean[index])
-        pair = normalise(np.concatenate([shown, images.clean[index]]), config.mean, config.std)
+        pair = normalize(np.concatenate([shown, images.clean[index]]), config.mean, config.std)
         first, second = (jitter(pair, rng) if jitter else pair).chunk(2)
         level = np.where(rng.random(count) < NOISY_SHARE, rng.uniform(0, MOST_NOISE, count), 0.0)
         noise = rng.standard_normal((count, *latent), dtype=np.float32)

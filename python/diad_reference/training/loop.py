@@ -39,7 +39,7 @@ class LoopSettings:
     device: str = "cpu"
     precision: str = "float32"  # autocast: float32 or bfloat16
     optimizer: str = "adamw"  # or adafactor
-    micro_batch: int = 0  # pictures in memory at once per process; gradients add up to the batch's. 0: all
+    micro_batch: int = 0  # images in memory at once per process; gradients add up to the batch's. 0: all
     recompute: bool = False  # gradient checkpointing
     validate_every: int = 200
     validation_batches: int = 4
@@ -57,7 +57,7 @@ BatchSource = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, ...]
 class Surroundings:
     """What a run is told beside its settings."""
 
-    validation: BatchSource | None = None  # batches of held-out pictures
+    validation: BatchSource | None = None  # batches of held-out images
     progress: Progress = field(default_factory=Progress)
 
 
@@ -140,7 +140,7 @@ class TrainingRun:
         self.wrapped = nn.parallel.DistributedDataParallel(objective) if self.world > 1 else objective
 
     def step(self, batch: tuple[torch.Tensor, ...], step: int) -> dict[str, float]:
-        """Takes one step; micro-batches weigh as much as they have pictures."""
+        """Takes one step; micro-batches weigh as much as they have images."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.settings, self.spent)
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,7 +168,7 @@ class TrainingRun:
 
     @torch.no_grad()
     def validate(self, source: BatchSource) -> float:
-        """Mean loss of the averaged weights on held-out pictures: the same pictures, changes and noise every time."""
+        """Mean loss of the averaged weights on held-out images: the same images, changes and noise every time."""
         losses = []
         with self.ema.in_place(self.objective):
             self.objective.eval()

@@ -1,4 +1,4 @@
-"""What each stage minimises."""
+"""What each stage minimizes."""
 
 import torch
 from torch import nn
@@ -14,17 +14,17 @@ def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
-def picture_loss(rebuilt: torch.Tensor, x: torch.Tensor) -> Losses:
-    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 at an eighth of the size (colours), in the normalised space [N, 3, S, S]."""
+def image_loss(rebuilt: torch.Tensor, x: torch.Tensor) -> Losses:
+    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 at an eighth of the size (colors), in the normalized space [N, 3, S, S]."""
     l1, mse = F.l1_loss(rebuilt, x), F.mse_loss(rebuilt, x)
     edges = sum(F.l1_loss(a, b) for a, b in zip(_gradients(rebuilt), _gradients(x), strict=True))
-    colours = F.l1_loss(F.avg_pool2d(rebuilt, 8), F.avg_pool2d(x, 8))
-    metrics = {"l1": l1.detach(), "mse": mse.detach(), "colours": colours.detach()}
-    return l1 + 0.3 * mse + 0.5 * edges + 0.5 * colours, metrics
+    colors = F.l1_loss(F.avg_pool2d(rebuilt, 8), F.avg_pool2d(x, 8))
+    metrics = {"l1": l1.detach(), "mse": mse.detach(), "colors": colors.detach()}
+    return l1 + 0.3 * mse + 0.5 * edges + 0.5 * colors, metrics
 
 
 class AutoencoderObjective(nn.Module):
-    """The picture's loss + 1e-4 KL."""
+    """The image's loss + 1e-4 KL."""
 
     kl_weight = 1e-4
 
@@ -37,13 +37,13 @@ class AutoencoderObjective(nn.Module):
         mean, logvar = self.autoencoder.encode(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
         rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise)
-        loss, metrics = picture_loss(rebuilt, x)
+        loss, metrics = image_loss(rebuilt, x)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         return loss + self.kl_weight * kl, metrics | {"kl": kl.detach()}
 
 
 class DecoderObjective(nn.Module):
-    """The picture's loss for given latents: the encoder is not trained, so that the denoiser's latents keep their meaning."""
+    """The image's loss for given latents: the encoder is not trained, so that the denoiser's latents keep their meaning."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class DecoderObjective(nn.Module):
 
     def forward(self, z: torch.Tensor, x: torch.Tensor) -> Losses:
         """z: latents, not scaled, [N, 4, s, s]; x: what they should become [N, 3, S, S]."""
-        return picture_loss(self.autoencoder.decode(z), x)
+        return image_loss(self.autoencoder.decode(z), x)
 
 
 class _Denoiser(nn.Module):
@@ -69,10 +69,10 @@ class _Denoiser(nn.Module):
             self.control_model.zero_convs[: len(self.control_model.zero_convs) - read].requires_grad_(False)
         self.register_buffer("context", model.context.clone())
 
-    def eps(self, x: torch.Tensor, picture: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Noise predicted in x [N, 4, s, s] with the hint `picture` [N, 3, S, S] at timesteps [N]."""
+    def eps(self, x: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise predicted in x [N, 4, s, s] with the hint `image` [N, 3, S, S] at timesteps [N]."""
         context = self.context.expand(len(x), -1, -1)
-        control = self.control_model(x, self.control_model.guide(picture), self.control_model.embed(timesteps), context)
+        control = self.control_model(x, self.control_model.guide(image), self.control_model.embed(timesteps), context)
         return self.diffusion_model(x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control)
 
 
@@ -94,11 +94,11 @@ class DenoiserObjective(_Denoiser):
         self.register_buffer("spread", torch.cat([torch.tensor([spread]), (1 - alpha_bar[1:]).sqrt()]))
         self.register_buffer("alpha_bar", alpha_bar)
 
-    def forward(self, z: torch.Tensor, picture: torch.Tensor, step: torch.Tensor, noise: torch.Tensor) -> Losses:
-        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; picture: hint [N, 3, S, S]; step: [N] sampling steps."""
+    def forward(self, z: torch.Tensor, image: torch.Tensor, step: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; step: [N] sampling steps."""
         shape = (-1, 1, 1, 1)
         x = self.signal[step].view(shape) * z + self.spread[step].view(shape) * noise
-        eps = self.eps(x, picture, self.timesteps[step])
+        eps = self.eps(x, image, self.timesteps[step])
         # Inverting DDIM's own formula, error of x_0: the sampler divides by the told timestep's alpha_bar.
         inverse_snr = (1 - self.alpha_bar[step]) / self.alpha_bar[step]
         target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(shape)
@@ -123,10 +123,10 @@ class PublishedDenoiserObjective(_Denoiser):
         self.register_buffer("signal", alpha_bar.sqrt().float())
         self.register_buffer("spread", (1 - alpha_bar).sqrt().float())
 
-    def forward(self, z: torch.Tensor, picture: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> Losses:
-        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; picture: hint [N, 3, S, S]; timesteps: [N], 0..999."""
+    def forward(self, z: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; timesteps: [N], 0..999."""
         shape = (-1, 1, 1, 1)
         x = self.signal[timesteps].view(shape) * z + self.spread[timesteps].view(shape) * noise
-        error = ((self.eps(x, picture, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))
+        error = ((self.eps(x, image, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))
         high = timesteps >= len(self.signal) // 2
         return error.mean(), {"eps_high": error[high].mean().detach(), "eps_low": error[~high].mean().detach()}

@@ -10,9 +10,9 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import PRESETS, AutoencoderConfig, preset
 from ..export.bundle import STORAGE, write_bundle
 from ..models.diad import DiadModel
+from .images import Split, class_folders
 from .loop import LoopSettings
 from .optimizers import OPTIMIZERS
-from .pictures import Split, class_folders
 from .progress import Progress
 from .run_record import MODEL_FILE, NEW_RUN_SHARE, RECIPES, RECORD_FILE, RunRecord, agreed, read_record, write_record
 from .stages import STAGES, StageSettings, forget_caches, later_stages
@@ -54,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument(
         "--validation-share", type=float, help=f"of each class, held out of training for the validation loss (default: {NEW_RUN_SHARE})"
     )
-    new.add_argument("--split-seed", type=int, help="of the choice of held-out pictures (default: 0)")
+    new.add_argument("--split-seed", type=int, help="of the choice of held-out images (default: 0)")
 
     add("--steps", type=int, help="of each stage (default: see docs/training.md)")
-    add("--batch", type=int, help="pictures a step over all processes")
+    add("--batch", type=int, help="images a step over all processes")
     add("--learning-rate", type=float, help="of one stage")
-    add("--perturbed-share", type=float, help="share of perturbed pictures in a batch, 0..1 (default: 0.5; published recipe: 0)")
-    add("--per-class", type=int, default=0, help="train on the first so many pictures of each class (default: all)")
+    add("--perturbed-share", type=float, help="share of perturbed images in a batch, 0..1 (default: 0.5; published recipe: 0)")
+    add("--per-class", type=int, default=0, help="train on the first so many images of each class (default: all)")
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
     add("--log-every", type=int, default=20, help="steps between lines of progress (default: %(default)s)")
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process a GPU")
     machine.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
-    machine.add_argument("--micro-batch", type=int, default=0, help="pictures in memory at once; gradients add up (default: the batch)")
+    machine.add_argument("--micro-batch", type=int, default=0, help="images in memory at once; gradients add up (default: the batch)")
     machine.add_argument("--recompute", action="store_true", help="gradient checkpointing: less memory, a third more time")
     machine.add_argument("--optimizer", choices=OPTIMIZERS, help="default: adamw; adafactor for the published recipe's denoiser")
     machine.add_argument("--ema-decay", type=float, help="of the averaged weights, 0: none (default: 0.998; published recipe: 0)")

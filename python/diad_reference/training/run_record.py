@@ -7,7 +7,7 @@ from pathlib import Path
 RECORD_FILE = "run.json"
 MODEL_FILE = "model.pt"
 RECIPES = ("weighted", "published")
-NEW_RUN_SHARE = 0.1  # of the good pictures of each class, held out of a new run
+NEW_RUN_SHARE = 0.1  # of the good images of each class, held out of a new run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RunRecord:
 
 
 def read_record(run: Path) -> RunRecord | None:
-    """The run's record; of a run without one (begun before there were records), that of a run without held-out pictures.
+    """The run's record; of a run without one (begun before there were records), that of a run without held-out images.
 
     Returns:
         None for a new run.

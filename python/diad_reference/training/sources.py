@@ -1,4 +1,4 @@
-"""Batches of the stages: pictures, changed versions of them, latents and noise, all drawn from the step's generator."""
+"""Batches of the stages: images, changed versions of them, latents and noise, all drawn from the step's generator."""
 
 from dataclasses import dataclass
 
@@ -6,25 +6,25 @@ import numpy as np
 import torch
 
 from ..config import DiadConfig
-from ..frame import normalise
+from ..frame import normalize
 from ..models.diad import DiadModel
+from .images import GoodImages
 from .loop import BatchSource
 from .perturb import perturb_all
-from .pictures import GoodPictures
 
 
-class PictureSource:
-    """Normalised pictures, some of them perturbed."""
+class ImageSource:
+    """Normalized images, some of them perturbed."""
 
-    def __init__(self, config: DiadConfig, pictures: GoodPictures, copies: int, seed: int) -> None:
+    def __init__(self, config: DiadConfig, images: GoodImages, copies: int, seed: int) -> None:
         self.config = config
-        self.good = pictures.frames
+        self.good = images.frames
         self.copies = copies
         self.changed, _ = perturb_all(self.good, copies, seed)
 
-    def normalised(self, frames: np.ndarray) -> torch.Tensor:
+    def normalized(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
-        return normalise(frames, self.config.mean, self.config.std)
+        return normalize(frames, self.config.mean, self.config.std)
 
     def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Draws random images.
@@ -41,7 +41,7 @@ class PictureSource:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and standard deviation of pictures' latents, not scaled, [N, 4, s, s] each."""
+    """Mean and standard deviation of images' latents, not scaled, [N, 4, s, s] each."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -58,30 +58,30 @@ def gaussian(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
 
 @torch.no_grad()  # not inference mode: weights that change devices in it could not be trained afterwards
 def encode_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 32) -> Posterior:
-    """Latents of pictures uint8 [N, S, S, 3]; the autoencoder goes to the device for it and comes back."""
+    """Latents of images uint8 [N, S, S, 3]; the autoencoder goes to the device for it and comes back."""
     autoencoder = model.first_stage_model.to(device).eval()
     parts = []
     for start in range(0, len(frames), batch):
-        x = normalise(frames[start : start + batch], model.config.mean, model.config.std)
+        x = normalize(frames[start : start + batch], model.config.mean, model.config.std)
         parts.append(autoencoder.encode(x.to(device)).cpu())
     autoencoder.cpu()
     mean, logvar = torch.cat(parts).chunk(2, dim=1)
     return Posterior(mean, torch.exp(0.5 * logvar.clamp(-30.0, 20.0)))
 
 
-def autoencoder_batches(source: PictureSource, config: DiadConfig, perturbed_share: float) -> BatchSource:
-    """(pictures, posterior noise)."""
+def autoencoder_batches(source: ImageSource, config: DiadConfig, perturbed_share: float) -> BatchSource:
+    """(images, posterior noise)."""
     latent = (config.autoencoder.embed_dim, config.latent_size, config.latent_size)
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
         _, frames = source.pick(rng, count, perturbed_share)
-        return source.normalised(frames), gaussian(rng, (count, *latent))
+        return source.normalized(frames), gaussian(rng, (count, *latent))
 
     return batch
 
 
-def denoiser_batches(source: PictureSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str) -> BatchSource:
-    """(scaled latents of good pictures, hints that may be perturbed, steps or timesteps, noise)."""
+def denoiser_batches(source: ImageSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str) -> BatchSource:
+    """(scaled latents of good images, hints that may be perturbed, steps or timesteps, noise)."""
     steps = len(model.schedule.steps)
     odds = np.linspace(2.0, 1.0, steps)  # of the weighted recipe: the noisiest steps twice as often as the last
     odds /= odds.sum()
@@ -90,18 +90,18 @@ def denoiser_batches(source: PictureSource, posterior: Posterior, model: DiadMod
         index, frames = source.pick(rng, count, perturbed_share)
         z = model.config.scale_factor * posterior.sample(rng, index)
         drawn = rng.integers(0, model.config.schedule.timesteps, count) if recipe == "published" else rng.choice(steps, count, p=odds)
-        return z, source.normalised(frames), torch.from_numpy(drawn), gaussian(rng, tuple(z.shape))
+        return z, source.normalized(frames), torch.from_numpy(drawn), gaussian(rng, tuple(z.shape))
 
     return batch
 
 
-def decoder_batches(source: PictureSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float) -> BatchSource:
-    """(latents, pictures): half encoded ones, which are perturbed or not, half sampled ones, which shall become the good picture.
+def decoder_batches(source: ImageSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float) -> BatchSource:
+    """(latents, images): half encoded ones, which are perturbed or not, half sampled ones, which shall become the good image.
 
     Args:
-        source: pictures.
-        posterior: latents of the good pictures, then of the changed ones.
-        sampled: what the sampler made of the good pictures, not scaled, [N, 4, s, s].
+        source: images.
+        posterior: latents of the good images, then of the changed ones.
+        sampled: what the sampler made of the good images, not scaled, [N, 4, s, s].
         perturbed_share: of the encoded half.
     """
     frames = np.concatenate([source.good, source.changed])
@@ -111,6 +111,6 @@ def decoder_batches(source: PictureSource, posterior: Posterior, sampled: torch.
         good = rng.integers(0, len(source.good), count)
         index = np.where(rng.random(count) < perturbed_share, good + len(source.good), good)[:encoded]
         z = torch.cat([posterior.sample(rng, index), sampled[good[encoded:]]])
-        return z, source.normalised(np.concatenate([frames[index], source.good[good[encoded:]]]))
+        return z, source.normalized(np.concatenate([frames[index], source.good[good[encoded:]]]))
 
     return batch

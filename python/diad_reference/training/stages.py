@@ -11,12 +11,12 @@ from torch import nn
 
 from ..models.diad import DiadModel
 from ..pipeline import DiadPipeline
+from .images import Split, load_good_images
 from .loop import BatchSource, LoopSettings, Surroundings, fit
 from .objectives import AutoencoderObjective, DecoderObjective, DenoiserObjective, PublishedDenoiserObjective
-from .pictures import Split, load_good_pictures
 from .progress import Progress
 from .sources import (
-    PictureSource,
+    ImageSource,
     autoencoder_batches,
     decoder_batches,
     denoiser_batches,
@@ -34,33 +34,33 @@ class StageSettings:
     run: Path  # folder of checkpoints and logs
     data: Path  # data set in MVTec-AD layout
     loop: LoopSettings
-    perturbed_share: float = 0.5  # of the batch, where the stage uses perturbed pictures; 0: the published recipe
-    per_class: int = 0  # pictures of each class that are used; 0: all
+    perturbed_share: float = 0.5  # of the batch, where the stage uses perturbed images; 0: the published recipe
+    per_class: int = 0  # images of each class that are used; 0: all
     recipe: str = "weighted"  # of the denoiser, and whether the latent scale is measured or stays the published one
     split: Split = dataclasses.field(default_factory=Split)
     progress: Progress = dataclasses.field(default_factory=Progress)
 
 
 class _Stage:
-    """Pictures of a stage and, when some are held out, those of its validation."""
+    """Images of a stage and, when some are held out, those of its validation."""
 
     def __init__(self, name: str, model: DiadModel, settings: StageSettings, copies: int, seed_offset: int = 0) -> None:
         self.name, self.settings = name, settings
         seed = settings.loop.seed + seed_offset
-        pictures = load_good_pictures(settings.data, model.config.image_size, settings.per_class, settings.split)
-        self.source = PictureSource(model.config, pictures, copies, seed)
-        held_out = load_good_pictures(settings.data, model.config.image_size, 0, settings.split, held_out=True)
-        self.held_out = PictureSource(model.config, held_out, copies, seed) if len(held_out.frames) else None
+        images = load_good_images(settings.data, model.config.image_size, settings.per_class, settings.split)
+        self.source = ImageSource(model.config, images, copies, seed)
+        held_out = load_good_images(settings.data, model.config.image_size, 0, settings.split, held_out=True)
+        self.held_out = ImageSource(model.config, held_out, copies, seed) if len(held_out.frames) else None
 
-    def fit(self, objective: nn.Module, batches: Callable[[PictureSource, str], BatchSource]) -> None:
-        """Trains; `batches` makes the stage's batches of pictures, whose caches have that ending."""
+    def fit(self, objective: nn.Module, batches: Callable[[ImageSource, str], BatchSource]) -> None:
+        """Trains; `batches` makes the stage's batches of images, whose caches have that ending."""
         validation = batches(self.held_out, ".held-out") if self.held_out else None
         source = batches(self.source, "")
         state = self.settings.run / f"{self.name}.train.pt"
         fit(objective, source, self.settings.loop, state, self.name, Surroundings(validation, self.settings.progress))
 
     def cached(self, file: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array of the run's folder, made when it is not there or is one of other pictures."""
+        """An array of the run's folder, made when it is not there or is one of other images."""
         path = self.settings.run / file
         if path.exists():
             array = np.load(path)
@@ -90,11 +90,11 @@ def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 
 def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains SG network and UNet together on the latents of good pictures; the hint may be a perturbed version."""
+    """Trains SG network and UNet together on the latents of good images; the hint may be a perturbed version."""
     stage = _Stage("denoiser", model, settings, copies=3)
     objective = PublishedDenoiserObjective if settings.recipe == "published" else DenoiserObjective
 
-    def batches(source: PictureSource, ending: str) -> BatchSource:
+    def batches(source: ImageSource, ending: str) -> BatchSource:
         posterior = encode_all(model, source.good, settings.loop.device)
         return denoiser_batches(source, posterior, model, settings.perturbed_share, settings.recipe)
 
@@ -103,13 +103,13 @@ def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 
 def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains the decoder further on encoded and on sampled latents, half of each, against the good picture.
+    """Trains the decoder further on encoded and on sampled latents, half of each, against the good image.
 
-    The encoder stays as it is. Latents of perturbed pictures are decoded to the perturbed picture, sampled ones to the good one.
+    The encoder stays as it is. Latents of perturbed images are decoded to the perturbed image, sampled ones to the good one.
     """
     stage = _Stage("decoder", model, settings, copies=1, seed_offset=2)
 
-    def batches(source: PictureSource, ending: str) -> BatchSource:
+    def batches(source: ImageSource, ending: str) -> BatchSource:
         make = lambda: _denoised_latents(model, source.good, settings)  # noqa: E731
         sampled = torch.from_numpy(stage.cached(f"sampled{ending}.npy", len(source.good), make))
         posterior = encode_all(model, np.concatenate([source.good, source.changed]), settings.loop.device)
@@ -121,7 +121,7 @@ def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 @torch.no_grad()
 def _denoised_latents(model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32) -> np.ndarray:
-    """What the sampler makes of pictures, divided by the latent scale, [N, 4, s, s]; the picture's index is its noise seed."""
+    """What the sampler makes of images, divided by the latent scale, [N, 4, s, s]; the image's index is its noise seed."""
     pipeline = DiadPipeline(model, settings.loop.device)
     parts = []
     for start in range(0, len(frames), batch):

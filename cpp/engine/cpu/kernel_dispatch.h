@@ -1,0 +1,26 @@
+// The inner loops for this machine's instruction set.
+#pragma once
+
+#include "cpu/kernels/depthwise_kernel.h"
+#include "cpu/kernels/direct_conv_kernel.h"
+#include "cpu/kernels/rowwise_kernels.h"
+#include "cpu/kernels/winograd_kernel.h"
+#include "kernels/quantized_kernel.h"
+
+namespace diad {
+
+struct CpuKernels {
+  kernels::ConvKernel convolution;
+  kernels::DepthwiseKernel depthwise;
+  kernels::WinogradKernels winograd;
+  kernels::RowKernels rows;
+  const kernels::QuantizedKernels* quantized;  // null without AVX-512 VNNI
+};
+
+// Null without AVX2 (with FMA and F16C) or AVX-512.
+[[nodiscard]] const CpuKernels* cpu_kernels();
+
+// Floating-point operations below which a second thread costs more than it brings.
+inline constexpr double kWorkOfAThread = 1e6;
+
+}  // namespace diad

@@ -1,0 +1,67 @@
+#include "evidence/evidence.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/matmul.h>
+
+#include "pipeline/anomaly_map.h"
+
+namespace diad {
+
+namespace {
+
+constexpr double kSmoothing = 1, kTruncate = 4;  // gaussian over positions of a map
+constexpr double kAddedShare = 0.3;              // of the average spread: positions that hardly vary do not outweigh all others
+
+// Average pools of `size`, stride 1, no padding, `count` of them in a row, along one axis: [S - count * (size - 1), S].
+at::Tensor pool_matrix(int64_t side, int64_t size, int64_t count) {
+  at::Tensor matrix = at::eye(side, at::kDouble);
+  for (int64_t i = 0; i < count; ++i) matrix = matrix.unfold(0, size, 1).mean(-1);
+  return matrix;
+}
+
+at::Tensor from_both_sides(const at::Tensor& matrix, const at::Tensor& maps) { return at::matmul(at::matmul(matrix, maps), matrix.t()); }
+
+std::vector<double> maxima(const at::Tensor& maps) {
+  const at::Tensor values = maps.amax({1, 2}).cpu();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
+}  // namespace
+
+NormalMap normal_map(const at::Tensor& mean, const at::Tensor& spread) {
+  const at::Tensor smooth = gaussian_blur(spread, kSmoothing, kTruncate);
+  const at::Tensor divisor = smooth + kAddedShare * smooth.mean({-2, -1}, /*keepdim=*/true);
+  return {gaussian_blur(mean, kSmoothing, kTruncate).to(at::kFloat), divisor.clamp_min(kSmallestDivisor).to(at::kFloat)};
+}
+
+EvidenceMaps normalized(const EvidenceMaps& maps, const NormalMaps& normal) {
+  EvidenceMaps result;
+  for (size_t i = 0; i < maps.size(); ++i) result[i] = (maps[i] - normal.mean[i]) / normal.divisor[i];
+  return result;
+}
+
+EvidenceCombiner::EvidenceCombiner(const Manifest& manifest, c10::Device device)
+    : size_(manifest.image_size),
+      reconstruction_weight_(manifest.evidence->reconstruction_weight),
+      memory_weight_(manifest.evidence->memory_weight) {
+  blur_ = blur_matrix(size_, manifest.map_sigma, manifest.map_truncate).to(device);
+  blur_and_pools_ = at::matmul(pool_matrix(size_, manifest.pool_size, manifest.pool_count).to(device), blur_);
+}
+
+Evidence EvidenceCombiner::operator()(const EvidenceMaps& normalized) const {
+  const auto map = [&](size_t i) { return enlarged(normalized[i], size_).to(at::kDouble); };
+  const at::Tensor reconstruction = reconstruction_weight_ * (map(0) + map(1) + map(2));
+  const at::Tensor memory = memory_weight_ * map(3);
+  Evidence result;
+  result.raw = reconstruction + memory;
+  result.smooth = from_both_sides(blur_, result.raw);
+  const at::Tensor pooled_reconstruction = from_both_sides(blur_and_pools_, reconstruction);
+  const at::Tensor pooled_memory = from_both_sides(blur_and_pools_, memory);
+  result.scores = maxima(pooled_reconstruction + pooled_memory);
+  result.reconstruction = maxima(pooled_reconstruction);
+  result.memory = maxima(pooled_memory);
+  return result;
+}
+
+}  // namespace diad

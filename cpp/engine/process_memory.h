@@ -1,9 +1,0 @@
-// What the process holds of the system's memory.
-#pragma once
-
-namespace diad {
-
-// Hands what was freed in the middle of the heap back to the system, where the C library can.
-void give_memory_back();
-
-}  // namespace diad
