@@ -11,7 +11,7 @@
 
 #include "cpu/conv_tiling.h"
 #include "cpu/kernel_dispatch.h"
-#include "quantized_conv.h"
+#include "cpu/int8_conv.h"
 #include "support/mmap_pool.h"
 #include "support/thread_pool.h"
 

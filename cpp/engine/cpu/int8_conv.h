@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "cpu/direct_conv.h"
-#include "kernels/quantized_kernel.h"
+#include "cpu/kernels/int8_kernel.h"
 
 namespace diad {
 

@@ -5,7 +5,7 @@
 #include "cpu/kernels/direct_conv_kernel.h"
 #include "cpu/kernels/rowwise_kernels.h"
 #include "cpu/kernels/winograd_kernel.h"
-#include "kernels/quantized_kernel.h"
+#include "cpu/kernels/int8_kernel.h"
 
 namespace diad {
 

@@ -17,7 +17,7 @@
 #include "cpu/cpu_features.h"
 #include "cpu/direct_conv.h"
 #include "cpu/winograd_conv.h"
-#include "quantized_conv.h"
+#include "cpu/int8_conv.h"
 
 namespace diad {
 

@@ -14,7 +14,7 @@
 #include <exception>
 #include <string_view>
 
-#include "quantized_conv.h"
+#include "cpu/int8_conv.h"
 #include "support/engine_error.h"
 #include "support/error_translation.h"
 

@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "difference.h"
-#include "quantized_conv.h"
+#include "cpu/int8_conv.h"
 #include "random_tensor.h"
 #include "support.h"
 #include "support/thread_pool.h"

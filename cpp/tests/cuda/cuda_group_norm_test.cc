@@ -49,7 +49,7 @@ struct BFloat16 {
 
 #define __device__
 namespace kernels {
-#include "kernels/group_norm.cu"
+#include "cuda/kernels/group_norm.cu"
 }
 #undef __device__
 

@@ -1,7 +1,7 @@
 // QuantizedConv with AVX-512 VNNI: 8 pixels by 2 vectors of 16 channels in registers, four products to a lane and instruction.
 #include <immintrin.h>
 
-#include "quantized_kernel.h"
+#include "cpu/kernels/int8_kernel.h"
 
 namespace diad::kernels {
 
