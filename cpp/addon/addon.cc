@@ -1,4 +1,5 @@
-// The addon's entry: open LibTorch and the engine, load bundles. Links neither, so that it always loads itself.
+// The addon's entry: open LibTorch and the engine, load bundles. Links neither, so that it always loads
+// itself.
 #include <napi.h>
 
 #include <memory>
@@ -34,7 +35,8 @@ LoadRequest read_load_request(const Napi::CallbackInfo& info) {
   request.options.max_delay_ms = integer("maxDelayMs");
   request.options.queue_limit = integer("queueLimit");
   const auto sizes = options.Get("preferredBatches").As<Napi::Array>();
-  for (uint32_t i = 0; i < sizes.Length(); ++i) request.preferred_batches.push_back(sizes.Get(i).ToNumber().Int32Value());
+  for (uint32_t i = 0; i < sizes.Length(); ++i)
+    request.preferred_batches.push_back(sizes.Get(i).ToNumber().Int32Value());
   request.options.verify = options.Get("verify").ToBoolean() ? 1 : 0;
   request.options.warmup = options.Get("warmup").ToBoolean() ? 1 : 0;
   return request;
@@ -47,7 +49,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
   DiadAddon(Napi::Env env, Napi::Object exports) : environment_(Environment::create(env)) {
     engine_class_ = Napi::Persistent(NativeEngine::define(env));
     DefineAddon(exports, {InstanceMethod("open", &DiadAddon::open), InstanceMethod("load", &DiadAddon::load),
-                          InstanceMethod("classMetrics", &DiadAddon::class_metrics), InstanceMethod("tuneAllocator", &DiadAddon::tune),
+                          InstanceMethod("classMetrics", &DiadAddon::class_metrics),
+                          InstanceMethod("tuneAllocator", &DiadAddon::tune),
                           InstanceMethod("shutdown", &DiadAddon::shutdown)});
   }
 
@@ -64,15 +67,19 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       return promise;
     }
     // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
-    const bool started = environment_->run_in_background([environment = environment_, operation, libtorch = std::move(libtorch),
+    const bool started = environment_->run_in_background([environment = environment_, operation,
+                                                          libtorch = std::move(libtorch),
                                                           engine = std::move(engine)]() mutable {
       CodedError error = open_engine_library(libtorch, engine);
       const char* version = error.code.empty() ? engine_api()->version() : nullptr;
-      if (error.code.empty() && version == nullptr) error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
-      environment->post([operation = std::move(operation), error, text = std::string(version == nullptr ? "" : version)](Napi::Env env) {
+      if (error.code.empty() && version == nullptr)
+        error = {"ERR_DIAD_INTERNAL", engine_api()->last_error().message};
+      environment->post([operation = std::move(operation), error,
+                         text = std::string(version == nullptr ? "" : version)](Napi::Env env) {
         if (error.code.empty()) {
           const Napi::Object json = env.Global().Get("JSON").As<Napi::Object>();
-          operation->resolve(env, json.Get("parse").As<Napi::Function>().Call(json, {Napi::String::New(env, text)}));
+          operation->resolve(
+              env, json.Get("parse").As<Napi::Function>().Call(json, {Napi::String::New(env, text)}));
         } else {
           operation->reject(env, error.code, error.message);
         }
@@ -92,20 +99,24 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad is not open in this environment");
       return promise;
     }
-    const bool started =
-        environment_->run_in_background([this, api, environment = environment_, operation, request = std::move(given)]() mutable {
+    const bool started = environment_->run_in_background(
+        [this, api, environment = environment_, operation, request = std::move(given)]() mutable {
           request.options.device = request.device.c_str();
           request.options.preferred_batches = request.preferred_batches.data();
           request.options.preferred_count = static_cast<int32_t>(request.preferred_batches.size());
           request.options.precision = request.precision.c_str();
           request.options.normality = request.normality.empty() ? nullptr : request.normality.c_str();
-          request.options.is_cancelled = [](void* user) { return static_cast<Environment*>(user)->closed() ? 1 : 0; };
+          request.options.is_cancelled = [](void* user) {
+            return static_cast<Environment*>(user)->closed() ? 1 : 0;
+          };
           request.options.user = environment.get();
           diad_engine* engine = nullptr;
           if (api->load(request.bundle.c_str(), &request.options, &engine) != 0) {
             const diad_error error = api->last_error();
             environment->post([operation = std::move(operation), code = std::string(error.code),
-                               message = std::string(error.message)](Napi::Env env) { operation->reject(env, code, message); });
+                               message = std::string(error.message)](Napi::Env env) {
+              operation->reject(env, code, message);
+            });
             return;
           }
           auto handle = std::make_shared<EngineHandle>(*api, engine);
@@ -129,7 +140,9 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
   Napi::Value class_metrics(const Napi::CallbackInfo& info) { return class_metrics_call(info, environment_); }
 
   // tuneAllocator(): boolean; for the whole process.
-  Napi::Value tune(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), tune_allocator()); }
+  Napi::Value tune(const Napi::CallbackInfo& info) {
+    return Napi::Boolean::New(info.Env(), tune_allocator());
+  }
 
   // shutdown(): void; stops and joins every native thread of this environment.
   Napi::Value shutdown(const Napi::CallbackInfo& info) {

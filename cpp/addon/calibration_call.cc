@@ -16,8 +16,10 @@ Napi::Object convert_scores(Napi::Env env, const diad_unseen_scores& scores) {
   Napi::Uint32Array indices = Napi::Uint32Array::New(env, count);
   for (size_t i = 0; i < count; ++i) indices[i] = scores.indices[i];
   object.Set("indices", indices);
-  const std::pair<const char*, const double*> columns[] = {
-      {"scores", scores.scores}, {"reconstruction", scores.reconstruction}, {"memory", scores.memory}, {"peaks", scores.peaks}};
+  const std::pair<const char*, const double*> columns[] = {{"scores", scores.scores},
+                                                           {"reconstruction", scores.reconstruction},
+                                                           {"memory", scores.memory},
+                                                           {"peaks", scores.peaks}};
   for (const auto& [name, values] : columns) {
     Napi::Float64Array array = Napi::Float64Array::New(env, count);
     for (size_t i = 0; i < count; ++i) array[i] = values[i];
@@ -65,18 +67,20 @@ Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>
       const diad_error error = api.last_error();
       std::pair<std::string, std::string> why{error.code, error.message};
       if (calibrator->dropped()) why = {"ERR_DIAD_CANCELLED", "The calibrator was dropped"};
-      environment->post(
-          [operation = std::move(operation), why = std::move(why)](Napi::Env loop) { operation->reject(loop, why.first, why.second); });
+      environment->post([operation = std::move(operation), why = std::move(why)](Napi::Env loop) {
+        operation->reject(loop, why.first, why.second);
+      });
       return;
     }
-    environment->post(
-        [operation = std::move(operation), found = std::shared_ptr<diad_calibration>(raw, api.calibration_free)](Napi::Env loop) {
-          try {
-            operation->resolve(loop, convert_calibration(loop, *found));
-          } catch (const Napi::Error&) {  // V8 has no room for the arrays
-            operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to hand out the calibration");
-          }
-        });
+    environment->post([operation = std::move(operation),
+                       found = std::shared_ptr<diad_calibration>(raw, api.calibration_free)](Napi::Env loop) {
+      try {
+        operation->resolve(loop, convert_calibration(loop, *found));
+      } catch (const Napi::Error&) {  // V8 has no room for the arrays
+        operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY",
+                          "There is not enough memory to hand out the calibration");
+      }
+    });
   });
   if (!started) operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoThread);
   return promise;

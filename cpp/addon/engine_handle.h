@@ -24,7 +24,8 @@ class EngineHandle {
     return true;
   }
 
-  // Completes what is pending and releases the engine; blocks until its thread has come to the end of a layer.
+  // Completes what is pending and releases the engine; blocks until its thread has come to the end of a
+  // layer.
   void close() {
     diad_engine* engine = nullptr;
     {

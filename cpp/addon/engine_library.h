@@ -30,14 +30,16 @@ struct CodedError {
   std::string message;
 };
 
-// Where oneDNN computes (bfloat16, processors without AVX2), OpenMP's threads spin at each barrier, by default for milliseconds: on a
-// machine that has other work, inference becomes several times slower. Asleep at once, they are woken at each loop, which costs more than
-// the work of a small model. So they spin for a fraction of a millisecond. libgomp reads this once, when LibTorch brings it in; what the
-// user has set stays. On JavaScript's thread, which reads and writes the environment, too.
+// Where oneDNN computes (bfloat16, processors without AVX2), OpenMP's threads spin at each barrier, by
+// default for milliseconds: on a machine that has other work, inference becomes several times slower. Asleep
+// at once, they are woken at each loop, which costs more than the work of a small model. So they spin for a
+// fraction of a millisecond. libgomp reads this once, when LibTorch brings it in; what the user has set
+// stays. On JavaScript's thread, which reads and writes the environment, too.
 void bound_spinning();
 
-// Opens <libtorch_folder>/libtorch.so (libtorch.dylib, torch.dll), then the engine; once per process, later calls return the first
-// outcome's library as long as they name the same files. Blocks for about 0.3 s. Any thread.
+// Opens <libtorch_folder>/libtorch.so (libtorch.dylib, torch.dll), then the engine; once per process, later
+// calls return the first outcome's library as long as they name the same files. Blocks for about 0.3 s. Any
+// thread.
 CodedError open_engine_library(const std::string& libtorch_folder, const std::string& engine_path);
 
 // The opened library, or nullptr before a successful open_engine_library.

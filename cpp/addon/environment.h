@@ -1,4 +1,5 @@
-// What belongs to one JavaScript environment (the main thread's or a worker's): the way back from native threads, and its engines.
+// What belongs to one JavaScript environment (the main thread's or a worker's): the way back from native
+// threads, and its engines.
 #pragma once
 
 #include <napi.h>
@@ -18,10 +19,13 @@ class EngineHandle;
 
 // Teardown rules, each of which was a crash in some addon:
 // 1. Native threads call JavaScript through one thread-safe function per environment, nothing else.
-// 2. It is unreferenced while nothing is pending, so that an idle process ends by itself, and referenced while something is.
-// 3. Before it goes, every engine of the environment is closed: no native thread may use it afterwards. The cleanup hook that does so is
+// 2. It is unreferenced while nothing is pending, so that an idle process ends by itself, and referenced
+// while something is.
+// 3. Before it goes, every engine of the environment is closed: no native thread may use it afterwards. The
+// cleanup hook that does so is
 //    registered after the thread-safe function was made, since hooks run in reverse order.
-// 4. Hooks do not run on process.exit() or an uncaught throw: the JavaScript 'exit' event calls shutdown() instead. Both may happen.
+// 4. Hooks do not run on process.exit() or an uncaught throw: the JavaScript 'exit' event calls shutdown()
+// instead. Both may happen.
 // 5. A call that arrives after teardown is dropped with its data freed, never queued.
 class Environment : public std::enable_shared_from_this<Environment> {
  public:
@@ -40,12 +44,12 @@ class Environment : public std::enable_shared_from_this<Environment> {
   void add(const std::shared_ptr<EngineHandle>& engine);
   void remove(const std::shared_ptr<EngineHandle>& engine);
 
-  // Runs blocking work on a thread of its own: not on the event loop's, not in libuv's pool. False, and `work` not run, where the system
-  // gives no thread.
+  // Runs blocking work on a thread of its own: not on the event loop's, not in libuv's pool. False, and
+  // `work` not run, where the system gives no thread.
   [[nodiscard]] bool run_in_background(std::function<void()> work);
 
-  // Closes every engine and the way back. Blocks until the inference threads have come to the end of a layer and background work has
-  // noticed (kLongestWait at most). Idempotent.
+  // Closes every engine and the way back. Blocks until the inference threads have come to the end of a layer
+  // and background work has noticed (kLongestWait at most). Idempotent.
   void shutdown();
 
   [[nodiscard]] bool on_javascript_thread() const { return std::this_thread::get_id() == thread_; }

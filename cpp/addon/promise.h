@@ -19,7 +19,8 @@ inline Napi::Value make_error(Napi::Env env, const std::string& code, const std:
 }
 
 // Why an operation ends that no thread could be found for.
-inline constexpr const char* kNoThread = "The system gives this process no further thread; lower its load or raise its limits";
+inline constexpr const char* kNoThread =
+    "The system gives this process no further thread; lower its load or raise its limits";
 
 // A deferred promise and the reference that keeps the process alive until it is settled.
 class Operation {

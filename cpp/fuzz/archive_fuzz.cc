@@ -1,5 +1,5 @@
-// Any pickles, code and tensor bytes as a TorchScript file. The input holds the records; the archive around them is made here, since a
-// mutated zip hardly ever has the right checksums.
+// Any pickles, code and tensor bytes as a TorchScript file. The input holds the records; the archive around
+// them is made here, since a mutated zip hardly ever has the right checksums.
 //
 // Input: records, each a byte for its name, three for its length (little-endian) and its content.
 #include <caffe2/serialize/inline_container.h>
@@ -14,7 +14,8 @@
 
 namespace {
 
-constexpr const char* kNames[] = {"data.pkl", "constants.pkl", "code/__torch__.py", "data/0", "data/1", "constants/0", "model.json"};
+constexpr const char* kNames[] = {"data.pkl", "constants.pkl", "code/__torch__.py", "data/0",
+                                  "data/1",   "constants/0",   "model.json"};
 
 void write_archive(const std::string& file, const uint8_t* bytes, size_t size) {
   caffe2::serialize::PyTorchStreamWriter writer(file);

@@ -1,4 +1,5 @@
-// The curves of anomalib (torchmetrics) with their approximations, in float64 where the tool computes in float32.
+// The curves of anomalib (torchmetrics) with their approximations, in float64 where the tool computes in
+// float32.
 #pragma once
 
 #include <cmath>
@@ -13,8 +14,8 @@
 
 namespace diad::metrics {
 
-// torchmetrics puts scores through a sigmoid before ROC and precision-recall curves as soon as one lies outside 0..1. It is computed in the
-// scores' own precision, so that high scores become equal.
+// torchmetrics puts scores through a sigmoid before ROC and precision-recall curves as soon as one lies
+// outside 0..1. It is computed in the scores' own precision, so that high scores become equal.
 template <std::floating_point Score>
 Score squashed(Score score) {
   return Score{1} / (Score{1} + std::exp(-score));
@@ -24,7 +25,8 @@ Score squashed(Score score) {
 template <std::floating_point Score>
 class SquashedGroups {
  public:
-  SquashedGroups(bool squash, std::function<void(const ScoreGroup<Score>&)> visit) : squash_(squash), visit_(std::move(visit)) {}
+  SquashedGroups(bool squash, std::function<void(const ScoreGroup<Score>&)> visit)
+      : squash_(squash), visit_(std::move(visit)) {}
 
   void add(ScoreGroup<Score> group) {
     if (squash_) group.score = squashed(group.score);
@@ -49,8 +51,9 @@ class SquashedGroups {
   std::optional<ScoreGroup<Score>> waiting_;
 };
 
-// Area under the precision-recall curve by trapezoids. The curve is sorted by recall with a stable sort from ascending thresholds, so that
-// among points of equal recall the precision rises and the next recall begins at its lowest precision.
+// Area under the precision-recall curve by trapezoids. The curve is sorted by recall with a stable sort from
+// ascending thresholds, so that among points of equal recall the precision rises and the next recall begins
+// at its lowest precision.
 class TrapezoidPrecisionRecall {
  public:
   explicit TrapezoidPrecisionRecall(uint64_t positives) : positives_(positives) {}
@@ -72,7 +75,8 @@ class TrapezoidPrecisionRecall {
   }
 
  private:
-  // Points of one recall are complete: from the highest precision of the level before to the lowest of this one.
+  // Points of one recall are complete: from the highest precision of the level before to the lowest of this
+  // one.
   void end_level() {
     if (true_positives_ == 0) return;  // recall 0 ends at the added point of precision 1
     const double recall = static_cast<double>(true_positives_) / static_cast<double>(positives_);
@@ -88,8 +92,9 @@ class TrapezoidPrecisionRecall {
   Sum area_;
 };
 
-// Area under the per-region overlap curve as anomalib's AUPRO without binning: each region's own ROC curve against all background,
-// up to the limit, resampled by the index of its points to the length of the common curve, then averaged. Work: regions x points.
+// Area under the per-region overlap curve as anomalib's AUPRO without binning: each region's own ROC curve
+// against all background, up to the limit, resampled by the index of its points to the length of the common
+// curve, then averaged. Work: regions x points.
 class ResampledOverlap {
  public:
   // region_scores: descending scores of each region's pixels.
@@ -99,7 +104,8 @@ class ResampledOverlap {
   // Groups of equal scores in descending order.
   void add(double score, uint64_t negatives);
 
-  // stop: asked before each region. Throws Stopped. Undefined without regions or background, or where the curve has no width.
+  // stop: asked before each region. Throws Stopped. Undefined without regions or background, or where the
+  // curve has no width.
   std::optional<double> area(const std::function<bool()>& stop);
 
  private:
@@ -116,8 +122,8 @@ class ResampledOverlap {
   std::vector<std::vector<double>> region_scores_;
   double limit_;
   uint64_t false_positives_ = 0;
-  size_t common_points_ = 1;                 // of the common curve at or below the limit, (0, 0) included
-  std::vector<double> background_;           // distinct scores, descending, until the rate has passed the limit
+  size_t common_points_ = 1;        // of the common curve at or below the limit, (0, 0) included
+  std::vector<double> background_;  // distinct scores, descending, until the rate has passed the limit
   std::vector<uint64_t> background_counts_;  // pixels at or above them
 };
 

@@ -16,7 +16,8 @@ enum class Mode { kExact, kDiad, kAder, kAnomalib, kMvtec };
 
 std::optional<Mode> mode_of(std::string_view name);
 
-// Images of one class. Maps and masks belong together pairwise; image scores and labels too. Either pair may be empty.
+// Images of one class. Maps and masks belong together pairwise; image scores and labels too. Either pair may
+// be empty.
 template <typename Score>
 struct ClassImages {
   std::span<const Score* const> maps;     // each height * width
@@ -27,7 +28,7 @@ struct ClassImages {
 };
 
 struct Limits {
-  double rate = 0.3;                         // false positive rate up to which the per-region overlap is integrated
+  double rate = 0.3;  // false positive rate up to which the per-region overlap is integrated
   size_t scratch_bytes = size_t{256} << 20;  // of sorting; see score_groups.h
 };
 
@@ -44,14 +45,18 @@ struct ClassMetrics {
   std::vector<CurvePoint> pixel_curve;  // at most a few hundred points, of pixels with defects and without
 };
 
-// Memory beside the images: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode kAnomalib 32 bytes for each
-// distinct background score of the integrated range.
+// Memory beside the images: 4 bytes a pixel for regions, limits.scratch_bytes for sorting, and in mode
+// kAnomalib 32 bytes for each distinct background score of the integrated range.
 //
-// stop: asked now and then; true throws Stopped. Throws std::invalid_argument for a score that is not finite or lengths that do not fit.
+// stop: asked now and then; true throws Stopped. Throws std::invalid_argument for a score that is not finite
+// or lengths that do not fit.
 template <typename Score>
-ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop);
+ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits,
+                           const std::function<bool()>& stop);
 
-extern template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&, const std::function<bool()>&);
-extern template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&, const std::function<bool()>&);
+extern template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&,
+                                           const std::function<bool()>&);
+extern template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&,
+                                           const std::function<bool()>&);
 
 }  // namespace diad::metrics

@@ -14,7 +14,8 @@ struct Regions {
   std::vector<uint64_t> areas;     // pixels of region r at [r - 1]
 };
 
-// 8-connected regions of each mask (non-zero is defect), as scikit-image's `label` with its default connectivity.
+// 8-connected regions of each mask (non-zero is defect), as scikit-image's `label` with its default
+// connectivity.
 //
 // masks: one pointer per mask to height * width bytes.
 Regions label_regions(std::span<const uint8_t* const> masks, size_t height, size_t width);

@@ -1,9 +1,10 @@
 // Pixels of a class in descending order of score, as groups of equal scores, in bounded memory.
 //
-// Every metric of ranking is a function of these groups. They are found by a most-significant-digit-first descent over order-preserving
-// integer keys: ranges of keys that fit the scratch memory are gathered and radix-sorted, others are split by their next 16 bits, and
-// where all bits are fixed equal scores need no sorting at all. The scratch memory is two buffers of at most `capacity` entries (8 bytes
-// each for float32 scores, 16 for float64), whatever the number of pixels; each range costs one pass over the pixels.
+// Every metric of ranking is a function of these groups. They are found by a most-significant-digit-first
+// descent over order-preserving integer keys: ranges of keys that fit the scratch memory are gathered and
+// radix-sorted, others are split by their next 16 bits, and where all bits are fixed equal scores need no
+// sorting at all. The scratch memory is two buffers of at most `capacity` entries (8 bytes each for float32
+// scores, 16 for float64), whatever the number of pixels; each range costs one pass over the pixels.
 #pragma once
 
 #include <algorithm>
@@ -52,11 +53,16 @@ class ScoreGroups {
   using Key = decltype(order_key(Score{}));
   using Group = ScoreGroup<Score>;
 
-  // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background. region_weights: 1 / area of region r
-  // at [r - 1]. stop: asked before each pass over an image.
-  ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions, std::span<const double> region_weights,
-              size_t capacity, const std::function<bool()>& stop)
-      : maps_(maps), pixels_(pixels), regions_(regions), weights_(region_weights), capacity_(std::max<size_t>(capacity, 1)), stop_(stop) {}
+  // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background.
+  // region_weights: 1 / area of region r at [r - 1]. stop: asked before each pass over an image.
+  ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions,
+              std::span<const double> region_weights, size_t capacity, const std::function<bool()>& stop)
+      : maps_(maps),
+        pixels_(pixels),
+        regions_(regions),
+        weights_(region_weights),
+        capacity_(std::max<size_t>(capacity, 1)),
+        stop_(stop) {}
 
   // Calls visit(group) for each group, highest score first. Throws Stopped.
   template <typename Visit>
@@ -86,8 +92,12 @@ class ScoreGroups {
       return;
     }
     const std::vector<uint64_t> counts = count_digits(prefix, open);
-    const auto low_of = [&](size_t bin) { return static_cast<Key>(prefix | static_cast<Key>(static_cast<Key>(bin) << shift)); };
-    const auto high_of = [&](size_t bin) { return static_cast<Key>(low_of(bin) | static_cast<Key>((Key{1} << shift) - 1)); };
+    const auto low_of = [&](size_t bin) {
+      return static_cast<Key>(prefix | static_cast<Key>(static_cast<Key>(bin) << shift));
+    };
+    const auto high_of = [&](size_t bin) {
+      return static_cast<Key>(low_of(bin) | static_cast<Key>((Key{1} << shift) - 1));
+    };
     size_t top = kBins;  // bins [bin, top) are waiting, `waiting` entries
     uint64_t waiting = 0;
     const auto flush = [&](size_t bin) {
@@ -177,7 +187,8 @@ class ScoreGroups {
     std::array<std::vector<size_t>, digits> counts;
     for (auto& each : counts) each.assign(bins, 0);
     for (const Entry& entry : entries_) {
-      for (int d = 0; d < digits; ++d) ++counts[static_cast<size_t>(d)][static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)];
+      for (int d = 0; d < digits; ++d)
+        ++counts[static_cast<size_t>(d)][static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)];
     }
     sorted_.resize(entries_.size());
     for (int d = 0; d < digits; ++d) {
@@ -185,7 +196,8 @@ class ScoreGroups {
       if (std::find(places.begin(), places.end(), entries_.size()) != places.end()) continue;
       size_t place = 0;
       for (size_t& count : places) place += std::exchange(count, place);
-      for (const Entry& entry : entries_) sorted_[places[static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)]++] = entry;
+      for (const Entry& entry : entries_)
+        sorted_[places[static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)]++] = entry;
       entries_.swap(sorted_);
       if (stop_()) throw Stopped();
     }

@@ -1,7 +1,8 @@
 // A process whose system refuses memory, for tests of what then happens.
 #pragma once
 
-#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
 #define DIAD_HAS_ADDRESS_LIMIT 1
 
 #include <sys/resource.h>

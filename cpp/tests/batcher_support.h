@@ -31,7 +31,8 @@ class Gate {
 };
 
 // Scores are the seeds; each batch takes ten steps.
-inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> batch,
+                                                const diad::StepCallback& on_step) {
   for (int64_t step = 1; step <= 10; ++step) {
     if (!on_step(step, 10)) return {};
   }
@@ -40,15 +41,17 @@ inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> ba
   return results;
 }
 
-inline std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms, uint64_t session = 0,
-                                   uint64_t* id = nullptr, int64_t priority = 0) {
+inline std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms,
+                                   uint64_t session = 0, uint64_t* id = nullptr, int64_t priority = 0) {
   auto promise = std::make_shared<std::promise<Outcome>>();
   diad::Submission submission;
   submission.seed = seed;
   submission.timeout = timeout;
   submission.session = session;
   submission.priority = priority;
-  submission.done = [promise](Outcome outcome) { promise->set_value(std::move(outcome)); };  // throws when called twice
+  submission.done = [promise](Outcome outcome) {
+    promise->set_value(std::move(outcome));
+  };  // throws when called twice
   const uint64_t given = batcher.submit(std::move(submission));
   if (id != nullptr) *id = given;
   return promise->get_future();

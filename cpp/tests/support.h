@@ -17,7 +17,8 @@ std::vector<T> read_numbers(const std::string& name) {
   REQUIRE(stream.good());
   std::vector<T> values(static_cast<size_t>(stream.tellg()) / sizeof(T));
   stream.seekg(0);
-  stream.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(T)));
+  stream.read(reinterpret_cast<char*>(values.data()),
+              static_cast<std::streamsize>(values.size() * sizeof(T)));
   return values;
 }
 
@@ -32,7 +33,8 @@ std::string error_of(Action&& action) {
   return "no error";
 }
 
-// Ends a test case as skipped where the machine lacks what it needs. scripts/test.mjs counts the lines that this prints.
+// Ends a test case as skipped where the machine lacks what it needs. scripts/test.mjs counts the lines that
+// this prints.
 #define SKIP_UNLESS(condition, reason)                                                              \
   if (!(condition)) {                                                                               \
     std::printf("[skipped] %s: %s\n", doctest::getContextOptions()->currentTest->m_name, (reason)); \
@@ -40,4 +42,6 @@ std::string error_of(Action&& action) {
   }                                                                                                 \
   static_assert(true)
 
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}

@@ -92,7 +92,9 @@ def write_normality(normality: Normality, path: str | Path) -> None:
     save_file(tensors, str(path), {"format": FORMAT, "version": VERSION, "images": json.dumps(images)})
 
 
-def memory_distances(vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
+def memory_distances(
+    vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Euclidean distance of each vector to the nearest one of a memory (PatchCore, Roth et al., CVPR 2022, eq. 6).
 
     Args:
@@ -121,8 +123,13 @@ def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
     """
     for values, mean in zip(maps, normal.means, strict=True):
         if values.shape[-2:] != mean.shape:
-            raise ValueError(f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again")
-    return [(m - mean.to(m.device)) / spread.to(m.device) for m, mean, spread in zip(maps, normal.means, normal.spreads, strict=True)]
+            raise ValueError(
+                f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again"
+            )
+    return [
+        (m - mean.to(m.device)) / spread.to(m.device)
+        for m, mean, spread in zip(maps, normal.means, normal.spreads, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,9 @@ class UnseenScore:
     memory: float
 
 
-def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0) -> tuple[Normality, list[UnseenScore]]:
+def fit_normality(
+    images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0
+) -> tuple[Normality, list[UnseenScore]]:
     """Learns what normal images show.
 
     Args:
@@ -199,7 +208,9 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
     classes, scores = {"": overall.normal}, {}
     if len(names) > 1:
         for name in filter(None, names):
-            learner = _Learner(name, [(i, image) for i, image in enumerate(images) if image.class_name == name], config, seed)
+            learner = _Learner(
+                name, [(i, image) for i, image in enumerate(images) if image.class_name == name], config, seed
+            )
             classes[name] = learner.normal
             scores |= {score.index: score for score in learner.unseen_scores()}
     scores = {score.index: score for score in overall.unseen_scores()} | scores
@@ -209,19 +220,27 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
 class _Learner:
     """One entry: its memory, its statistics, and the scores of its images without themselves."""
 
-    def __init__(self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int) -> None:
+    def __init__(
+        self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int
+    ) -> None:
         used = min(len(images), MOST_IMAGES)
         images = [images[i * len(images) // used] for i in range(used)]
         self.config = config
         self.judged = [i for i, image in images if image.in_statistics]
         if len(self.judged) < 2:
-            raise ValueError(f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}")
+            raise ValueError(
+                f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}"
+            )
         owners = torch.cat([torch.full((image.vectors[0].numel(),), i) for i, image in images])
         vectors = torch.cat([image.vectors.flatten(1).T for _, image in images]).half()  # [images G G, D]
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors])
+        chosen = np.sort(
+            np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors]
+        )
         memory, owners = vectors[chosen], owners[chosen]
         if len(owners.unique()) < 2:
-            raise ValueError(f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1")
+            raise ValueError(
+                f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1"
+            )
         stacks: list[list[torch.Tensor]] = [[] for _ in range(MAPS)]
         for i, image in images:
             if image.in_statistics:
@@ -235,8 +254,12 @@ class _Learner:
         """The entry that the judged images `rows` give; a single one has no spread, which that of all images stands in for."""
         chosen = [m[rows].double() for m in self.maps]
         spread_of = chosen if len(rows) > 1 else [m.double() for m in self.maps]
-        smoothed = [_smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)]
-        return NormalClass(memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows))
+        smoothed = [
+            _smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)
+        ]
+        return NormalClass(
+            memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows)
+        )
 
     def unseen_scores(self) -> list[UnseenScore]:
         """Scores of the images in the statistics, each without itself."""
@@ -244,7 +267,14 @@ class _Learner:
         for row, index in enumerate(self.judged):
             others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
             evidence = combine(normalize_maps([m[row : row + 1] for m in self.maps], others), self.config)
-            scores.append(UnseenScore(index, float(evidence.scores[0]), float(evidence.reconstruction[0]), float(evidence.memory[0])))
+            scores.append(
+                UnseenScore(
+                    index,
+                    float(evidence.scores[0]),
+                    float(evidence.reconstruction[0]),
+                    float(evidence.memory[0]),
+                )
+            )
         return scores
 
 

@@ -56,13 +56,16 @@ struct Bundle {
   uint64_t size_bytes = 0;      // of all listed files
 };
 
-inline constexpr std::array<const char*, 4> kModuleFiles{"encoder.pt", "denoiser.pt", "decoder.pt", "extractor.pt"};
+inline constexpr std::array<const char*, 4> kModuleFiles{"encoder.pt", "denoiser.pt", "decoder.pt",
+                                                         "extractor.pt"};
 
-// Parses and checks a manifest's text. Throws EngineError ERR_DIAD_BUNDLE_INVALID that names the key and the value.
+// Parses and checks a manifest's text. Throws EngineError ERR_DIAD_BUNDLE_INVALID that names the key and the
+// value.
 [[nodiscard]] Manifest parse_manifest(const std::string& text);
 
 // Opens a bundle: reads the manifest and checks every file's size and, with `verify`, its sha256.
-// Throws EngineError: ERR_DIAD_BUNDLE_NOT_FOUND (folder or manifest absent), _INVALID (schema), _CORRUPT (file missing, size, hash).
+// Throws EngineError: ERR_DIAD_BUNDLE_NOT_FOUND (folder or manifest absent), _INVALID (schema), _CORRUPT
+// (file missing, size, hash).
 [[nodiscard]] Bundle open_bundle(const std::filesystem::path& folder, bool verify);
 
 }  // namespace diad

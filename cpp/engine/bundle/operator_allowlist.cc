@@ -15,8 +15,9 @@ namespace diad {
 namespace {
 
 // Sorted. Left out on purpose, beside everything that touches files, Python, other processes or the terminal:
-// loops (what is allowed comes to an end), objects and attribute writes, views given by raw strides (as_strided, set_, resize_),
-// uninitialized memory (empty), random numbers (results would not repeat) and kernels that skip their bounds checks.
+// loops (what is allowed comes to an end), objects and attribute writes, views given by raw strides
+// (as_strided, set_, resize_), uninitialized memory (empty), random numbers (results would not repeat) and
+// kernels that skip their bounds checks.
 constexpr auto kOperators = std::to_array<std::string_view>({
     "aten::Bool",
     "aten::Float",
@@ -235,9 +236,10 @@ class Inspection {
 
  private:
   [[noreturn]] void refuse(const std::string& why) const {
-    throw EngineError(code::kBundleInvalid,
-                      file_ + ": the function " + name_ + " " + why +
-                          "; a bundle's modules may only calculate with tensors (docs/security.md lists what is checked)");
+    throw EngineError(
+        code::kBundleInvalid,
+        file_ + ": the function " + name_ + " " + why +
+            "; a bundle's modules may only calculate with tensors (docs/security.md lists what is checked)");
   }
 
   void block(const Block& block) const {
@@ -250,7 +252,8 @@ class Inspection {
   void check(const Node& node) const {
     const std::string name = node.kind().toQualString();
     if (!is_allowed_operator(name)) refuse("uses the operator " + name);
-    if (const auto* schema = node.maybeSchema(); schema != nullptr && schema->overload_name().ends_with("out")) {
+    if (const auto* schema = node.maybeSchema();
+        schema != nullptr && schema->overload_name().ends_with("out")) {
       refuse("uses the operator " + name + "." + schema->overload_name());
     }
     // A method of an interface is chosen at run time.
@@ -270,7 +273,8 @@ bool is_allowed_operator(std::string_view name) { return std::ranges::binary_sea
 
 void require_allowed_operators(const torch::jit::Module& module, const std::string& file) {
   Inspection inspection(file);
-  for (const Function* function : module._ivalue()->compilation_unit()->get_functions()) inspection.function(*function);
+  for (const Function* function : module._ivalue()->compilation_unit()->get_functions())
+    inspection.function(*function);
   for (const torch::jit::Module& part : module.modules()) inspection.class_methods(*part.type());
 }
 

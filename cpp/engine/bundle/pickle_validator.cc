@@ -13,10 +13,11 @@ namespace {
 
 constexpr size_t kDeepest = 256;  // containers and modules inside one another
 
-constexpr std::array<std::string_view, 10> kStorages{"FloatStorage", "HalfStorage",  "BFloat16Storage", "DoubleStorage", "LongStorage",
-                                                     "IntStorage",   "ShortStorage", "CharStorage",     "ByteStorage",   "BoolStorage"};
-constexpr std::array<std::string_view, 5> kListBuilders{"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist",
-                                                        "restore_type_tag"};
+constexpr std::array<std::string_view, 10> kStorages{
+    "FloatStorage", "HalfStorage",  "BFloat16Storage", "DoubleStorage", "LongStorage",
+    "IntStorage",   "ShortStorage", "CharStorage",     "ByteStorage",   "BoolStorage"};
+constexpr std::array<std::string_view, 5> kListBuilders{
+    "build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag"};
 
 template <size_t N>
 bool among(const std::array<std::string_view, N>& names, std::string_view name) {
@@ -47,7 +48,9 @@ class PickleWalk {
   [[noreturn]] void broken(const std::string& what) const {
     throw EngineError(code::kBundleCorrupt, where_ + " " + what + " (byte " + std::to_string(at_) + ")");
   }
-  [[noreturn]] void refused(const std::string& what) const { throw EngineError(code::kBundleInvalid, where_ + " holds " + what); }
+  [[noreturn]] void refused(const std::string& what) const {
+    throw EngineError(code::kBundleInvalid, where_ + " holds " + what);
+  }
 
   std::string_view take(size_t count) {
     if (count > bytes_.size() - at_) broken("breaks off");
@@ -94,8 +97,9 @@ class PickleWalk {
   }
 
   void push_tuple(const std::vector<Value>& values) {
-    const bool is_address = values.size() == 5 && values[0].kind == Kind::kText && values[1].kind == Kind::kStorageType &&
-                            values[2].kind == Kind::kText && values[3].kind == Kind::kText;
+    const bool is_address = values.size() == 5 && values[0].kind == Kind::kText &&
+                            values[1].kind == Kind::kStorageType && values[2].kind == Kind::kText &&
+                            values[3].kind == Kind::kText;
     push(is_address ? Kind::kStorageAddress : Kind::kPlain, 1 + deepest(values));
   }
   void tuple_of(size_t count) {
@@ -132,12 +136,14 @@ class PickleWalk {
     const std::string_view module = line(), name = line();
     const auto is = [&](std::string_view m, std::string_view n) { return module == m && name == n; };
     if (module == "torch" && among(kStorages, name)) return push(Kind::kStorageType);
-    const bool is_module = module.starts_with("__torch__") && module.find("torch.classes") == std::string_view::npos;
+    const bool is_module =
+        module.starts_with("__torch__") && module.find("torch.classes") == std::string_view::npos;
     if (is_module || is("torch._utils", "_rebuild_tensor_v2") || is("collections", "OrderedDict") ||
         (module == "torch.jit._pickle" && among(kListBuilders, name))) {
       return push(Kind::kConstructor);
     }
-    refused("the constructor " + std::string(module) + "." + std::string(name) + ", which is not allowed in a bundle");
+    refused("the constructor " + std::string(module) + "." + std::string(name) +
+            ", which is not allowed in a bundle");
   }
 
   // One instruction; false after the last.
@@ -224,7 +230,8 @@ class PickleWalk {
         break;
       }
       case 'Q':  // BINPERSID
-        if (pop().kind != Kind::kStorageAddress) broken("reads a storage without its type, key, device and length");
+        if (pop().kind != Kind::kStorageAddress)
+          broken("reads a storage without its type, key, device and length");
         push();
         break;
       default:

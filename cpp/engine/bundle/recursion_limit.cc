@@ -26,7 +26,8 @@ bool is_of_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 
 std::string_view name_after(std::string_view line, std::string_view keyword) {
   if (!line.starts_with(keyword)) return {};
   line.remove_prefix(keyword.size());
-  const auto end = std::find_if_not(line.begin(), line.end(), [](char c) { return is_of_name(c) && c != '.'; });
+  const auto end =
+      std::find_if_not(line.begin(), line.end(), [](char c) { return is_of_name(c) && c != '.'; });
   return line.substr(0, static_cast<size_t>(end - line.begin()));
 }
 
@@ -87,7 +88,8 @@ bool measure(const std::string& name, Units& units) {
   const auto open = [&](const std::string& of) {
     const auto found = units.find(of);
     if (found == units.end() || found->second.state == Unit::State::kDone) return true;
-    if (found->second.state == Unit::State::kOpen) return !path.empty() && path.back().unit == &found->second;  // itself
+    if (found->second.state == Unit::State::kOpen)
+      return !path.empty() && path.back().unit == &found->second;  // itself
     found->second.state = Unit::State::kOpen;
     path.push_back({&found->second});
     return true;

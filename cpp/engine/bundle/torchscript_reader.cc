@@ -36,10 +36,13 @@ constexpr size_t kMostInlined = 2'000'000;  // nodes
 [[noreturn]] void invalid(const std::string& what) { throw EngineError(code::kBundleInvalid, what); }
 [[noreturn]] void corrupt(const std::string& what) { throw EngineError(code::kBundleCorrupt, what); }
 
-// The compiler of TorchScript recurses over expressions and blocks: what would exhaust its stack does not reach it.
+// The compiler of TorchScript recurses over expressions and blocks: what would exhaust its stack does not
+// reach it.
 void check_source(std::string_view source, const std::string& where) {
-  // Refused here and not only in check_class: LibTorch compiles a hook that is listed but nowhere defined from memory it never filled.
-  if (source.find("__forward_hooks__") != source.npos || source.find("__forward_pre_hooks__") != source.npos) {
+  // Refused here and not only in check_class: LibTorch compiles a hook that is listed but nowhere defined
+  // from memory it never filled.
+  if (source.find("__forward_hooks__") != source.npos ||
+      source.find("__forward_pre_hooks__") != source.npos) {
     invalid(where + " has forward hooks, which are not allowed in a bundle");
   }
   size_t brackets = 0, operators = 0, branches = 0;
@@ -48,14 +51,16 @@ void check_source(std::string_view source, const std::string& where) {
     const char c = source[i];
     if (line_start) {
       const size_t text = source.find_first_not_of(' ', i);
-      if (text != std::string_view::npos && text - i > kDeepestIndent) invalid(where + " has blocks nested too deeply");
+      if (text != std::string_view::npos && text - i > kDeepestIndent)
+        invalid(where + " has blocks nested too deeply");
       line_start = false;
     }
     if (c == '(' || c == '[' || c == '{') ++brackets;
     if ((c == ')' || c == ']' || c == '}') && brackets > 0) --brackets;
     if (std::strchr("+-*/%~<>=!|&^@.", c) != nullptr) ++operators;
     const auto word = [&](std::string_view name) {
-      return source.substr(i, name.size()) == name && (i == 0 || std::isalnum(static_cast<unsigned char>(source[i - 1])) == 0);
+      return source.substr(i, name.size()) == name &&
+             (i == 0 || std::isalnum(static_cast<unsigned char>(source[i - 1])) == 0);
     };
     if (word("if ") || word("not ") || word("and ") || word("or ")) ++operators;
     if (word("elif ")) ++branches;
@@ -63,7 +68,8 @@ void check_source(std::string_view source, const std::string& where) {
       line_start = true;
       if (brackets == 0) operators = 0;
     }
-    if (brackets > kDeepestBrackets || operators > kMostOperators) invalid(where + " has an expression nested too deeply");
+    if (brackets > kDeepestBrackets || operators > kMostOperators)
+      invalid(where + " has an expression nested too deeply");
     if (branches > kMostBranches) invalid(where + " has too many branches");
   }
 }
@@ -71,7 +77,8 @@ void check_source(std::string_view source, const std::string& where) {
 // Classes whose objects may be made while a file is read.
 void check_class(const c10::ClassType& type, const std::string& file) {
   const std::string name = type.name() ? type.name()->qualifiedName() : "a class without a name";
-  if (!type.is_module()) invalid(file + ": an object of " + name + ", which is no module, is not allowed in a bundle");
+  if (!type.is_module())
+    invalid(file + ": an object of " + name + ", which is no module, is not allowed in a bundle");
   for (const char* method : {"__setstate__", "__getstate__"}) {
     if (type.findMethod(method) != nullptr)
       invalid(file + ": the operator " + method + " of " + name + " would run while the file is loaded");
@@ -88,9 +95,12 @@ class Archive {
         size_(std::filesystem::file_size(path)),
         reader_(path.string()),
         unit_(std::make_shared<CompilationUnit>()),
-        importer_(unit_, &constants_, [this](const std::string& qualifier) { return source(qualifier); }, reader_.version()) {
+        importer_(
+            unit_, &constants_, [this](const std::string& qualifier) { return source(qualifier); },
+            reader_.version()) {
     // The format before version 1.2 runs code of its own while it is read.
-    if (reader_.hasRecord("model.json")) invalid(file_ + " is in TorchScript's old format; export the bundle again");
+    if (reader_.hasRecord("model.json"))
+      invalid(file_ + " is in TorchScript's old format; export the bundle again");
   }
 
   Module read() {
@@ -153,9 +163,15 @@ class Archive {
       at += taken;
       return taken;
     };
-    const auto resolve = [this](const c10::QualifiedName& name) { return c10::StrongTypePtr(unit_, importer_.loadType(name)); };
-    const auto load = [this](const c10::StrongTypePtr& type, const IValue& state) { return object(type, state); };
-    const auto storage = [this, archive](const std::string& key) { return tensor_bytes(archive + "/" + key); };
+    const auto resolve = [this](const c10::QualifiedName& name) {
+      return c10::StrongTypePtr(unit_, importer_.loadType(name));
+    };
+    const auto load = [this](const c10::StrongTypePtr& type, const IValue& state) {
+      return object(type, state);
+    };
+    const auto storage = [this, archive](const std::string& key) {
+      return tensor_bytes(archive + "/" + key);
+    };
     torch::jit::Unpickler unpickler(read, resolve, load, storage, c10::Device(c10::kCPU));
     unpickler.set_version(reader_.version());
     return unpickler.parse_ivalue();
@@ -173,8 +189,8 @@ class Archive {
       const auto found = attributes.find(name);
       if (found == attributes.end()) corrupt(file_ + ": a module without its attribute " + name);
       if (!found->value().type()->isSubtypeOf(*cls->getAttribute(i))) {
-        corrupt(file_ + ": Expected " + cls->getAttribute(i)->repr_str() + " for the attribute " + name + " but received " +
-                found->value().type()->repr_str());
+        corrupt(file_ + ": Expected " + cls->getAttribute(i)->repr_str() + " for the attribute " + name +
+                " but received " + found->value().type()->repr_str());
       }
       made->setSlot(i, found->value());
     }
@@ -187,7 +203,8 @@ class Archive {
     const size_t size = reader_.getRecordSize(name);
     // Weights are stored as they are: together they cannot be larger than the file, even if a few are shared.
     tensor_bytes_ += size;
-    if (size > size_ || tensor_bytes_ > 4 * size_) invalid(file_ + ": its tensors unpack to more than the file holds");
+    if (size > size_ || tensor_bytes_ > 4 * size_)
+      invalid(file_ + ": its tensors unpack to more than the file holds");
     auto [bytes, length] = reader_.getRecord(name, mapped_allocator());
     storages_[bytes.get()] = length;
     return std::move(bytes);
@@ -202,7 +219,8 @@ class Archive {
     const auto& storage = tensor.storage();
     const auto known = storages_.find(storage.data());
     const size_t held = known == storages_.end() ? 0 : known->second;
-    const auto limit = static_cast<int64_t>(held);  // no element lies beyond that many elements, whatever its type
+    const auto limit =
+        static_cast<int64_t>(held);  // no element lies beyond that many elements, whatever its type
     bool fits = storage.nbytes() <= held && tensor.storage_offset() >= 0 && tensor.storage_offset() <= limit;
     bool empty = false;
     int64_t last = tensor.storage_offset();
@@ -221,7 +239,9 @@ class Archive {
 
   void check_value(const IValue& value) {
     if (value.isTensor()) return check_tensor(value.toTensor());
-    if (value.isInt() || value.isDouble() || value.isBool() || value.isString() || value.isNone() || value.isDevice()) return;
+    if (value.isInt() || value.isDouble() || value.isBool() || value.isString() || value.isNone() ||
+        value.isDevice())
+      return;
     if (!checked_.insert(value).second) return;
     if (value.isTuple()) {
       for (const IValue& element : value.toTupleRef().elements()) check_value(element);
@@ -250,7 +270,8 @@ class Archive {
   size_t tensor_bytes_ = 0;
 };
 
-// A function that calls another twice, which calls a third twice, and so on: each is small, all together are not.
+// A function that calls another twice, which calls a third twice, and so on: each is small, all together are
+// not.
 class InlinedSize {
  public:
   explicit InlinedSize(std::string file) : file_(std::move(file)) {}
@@ -269,7 +290,9 @@ class InlinedSize {
       ++size;
       for (torch::jit::Block* inner : node->blocks()) size += of(inner);
       if (torch::jit::GraphFunction* const called = torch::jit::tryToGraphFunction(node)) size += of(*called);
-      if (size > kMostInlined) invalid(file_ + " has functions that come to more than " + std::to_string(kMostInlined) + " operators");
+      if (size > kMostInlined)
+        invalid(file_ + " has functions that come to more than " + std::to_string(kMostInlined) +
+                " operators");
     }
     return size;
   }

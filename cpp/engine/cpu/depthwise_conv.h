@@ -1,4 +1,5 @@
-// Depthwise convolution with the border before it and the clamp after it, for EfficientNet-Lite (models/efficientnet_lite.py).
+// Depthwise convolution with the border before it and the clamp after it, for EfficientNet-Lite
+// (models/efficientnet_lite.py).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,20 +11,23 @@
 
 namespace diad {
 
-// Each channel has a square kernel of its own. float32 on a CPU with AVX2 or AVX-512 is computed by the engine's kernel, everything else by
-// LibTorch. A TorchScript custom class, so that a frozen graph can hold it as a constant (cpu_passes.h).
+// Each channel has a square kernel of its own. float32 on a CPU with AVX2 or AVX-512 is computed by the
+// engine's kernel, everything else by LibTorch. A TorchScript custom class, so that a frozen graph can hold
+// it as a constant (cpu_passes.h).
 class DepthwiseLayer final : public torch::CustomClassHolder {
  public:
   struct Shape {
     int64_t stride = 1;
     int64_t before = 0, after = 0;  // border of zeros above and to the left, below and to the right, pixels
-    float low = -std::numeric_limits<float>::infinity(), high = std::numeric_limits<float>::infinity();  // clamp of the result
+    float low = -std::numeric_limits<float>::infinity(),
+          high = std::numeric_limits<float>::infinity();  // clamp of the result
   };
 
   // weight [C, 1, k, k], bias [C].
   DepthwiseLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape shape);
 
-  // x [N, C, H, W] (any strides) -> [N, C, H', W'], channels last. Throws c10::Error where x does not fit the weight.
+  // x [N, C, H, W] (any strides) -> [N, C, H', W'], channels last. Throws c10::Error where x does not fit the
+  // weight.
   at::Tensor run(const at::Tensor& x) const;
 
   // What computes it: "depthwise" or "LibTorch".

@@ -1,4 +1,5 @@
-// Convolution and matrix product for few pixels: no set-up per call, weights read once, in half precision where that loses nothing.
+// Convolution and matrix product for few pixels: no set-up per call, weights read once, in half precision
+// where that loses nothing.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,14 +21,15 @@ class DirectConv {
   // Whether this machine has the instructions (AVX2 with FMA and F16C, or AVX-512).
   [[nodiscard]] static bool available();
 
-  // weight [K, C, h, w] float32, bias [K]. Weights that are all exact in IEEE half precision, as those of a bundle stored in float16 are,
-  // are kept in it and widened in registers: half the memory traffic, the same values.
+  // weight [K, C, h, w] float32, bias [K]. Weights that are all exact in IEEE half precision, as those of a
+  // bundle stored in float16 are, are kept in it and widened in registers: half the memory traffic, the same
+  // values.
   DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape);
 
-  // x [N, C, H, W] (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or broadcast to it, is added before
-  // the relu.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false,
-                               float upper = std::numeric_limits<float>::infinity()) const;
+  // x [N, C, H, W] (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or
+  // broadcast to it, is added before the relu.
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                               bool relu = false, float upper = std::numeric_limits<float>::infinity()) const;
 
   // x [..., C] -> [..., K], for a 1 x 1 kernel; `residual` likewise.
   [[nodiscard]] at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;

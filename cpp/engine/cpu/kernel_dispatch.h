@@ -3,9 +3,9 @@
 
 #include "cpu/kernels/depthwise_kernel.h"
 #include "cpu/kernels/direct_conv_kernel.h"
+#include "cpu/kernels/int8_kernel.h"
 #include "cpu/kernels/rowwise_kernels.h"
 #include "cpu/kernels/winograd_kernel.h"
-#include "cpu/kernels/int8_kernel.h"
 
 namespace diad {
 

@@ -7,8 +7,9 @@
 
 namespace diad {
 
-// Tiles of m x m output pixels cost (m + 2)^2 products a channel pair instead of 9 m^2: 2.25 times fewer for m = 2, 4 times for m = 4. The
-// weights grow by (m + 2)^2 / 9, unless they are transformed for every run. Stride 1, padding 1, dilation 1.
+// Tiles of m x m output pixels cost (m + 2)^2 products a channel pair instead of 9 m^2: 2.25 times fewer for
+// m = 2, 4 times for m = 4. The weights grow by (m + 2)^2 / 9, unless they are transformed for every run.
+// Stride 1, padding 1, dilation 1.
 class WinogradConv {
  public:
   // Whether this machine has the instructions and the numbers of channels fit the vectors (multiples of 16).
@@ -23,9 +24,10 @@ class WinogradConv {
   // weight [K, C, 3, 3] float32, bias [K].
   WinogradConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape);
 
-  // x [N, C, H, W] (any strides) -> [N, K, H, W] (twice H and W where upsampled), channels last; `residual`, of the output's size or
-  // broadcast to it, is added before the relu.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
+  // x [N, C, H, W] (any strides) -> [N, K, H, W] (twice H and W where upsampled), channels last; `residual`,
+  // of the output's size or broadcast to it, is added before the relu.
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                               bool relu = false) const;
 
   [[nodiscard]] int64_t tile() const { return shape_.tile; }
 

@@ -11,7 +11,8 @@ struct WinogradChoice {
   bool stored = true;
 };
 
-// For a layer with so many output pixels an image and pairs of input and output channels, which an image passes `runs` times.
+// For a layer with so many output pixels an image and pairs of input and output channels, which an image
+// passes `runs` times.
 [[nodiscard]] WinogradChoice choose_winograd(int64_t pixels, int64_t pairs, int64_t runs);
 
 }  // namespace diad

@@ -1,5 +1,6 @@
-// Recordings by LibTorch's class for CUDA. The engine is linked with a LibTorch that may be one for CPUs, so what it needs of CUDA's is
-// weak: found when the engine is opened beside a LibTorch for CUDA, null otherwise.
+// Recordings by LibTorch's class for CUDA. The engine is linked with a LibTorch that may be one for CPUs, so
+// what it needs of CUDA's is weak: found when the engine is opened beside a LibTorch for CUDA, null
+// otherwise.
 #include "cuda/device_graph.h"
 
 #ifdef DIAD_CUDA_HEADERS  // CMakeLists.txt: they were found
@@ -11,7 +12,8 @@
 
 #include <exception>
 
-static_assert(CUDA_VERSION >= 12040, "the class has other members for an older CUDA: LibTorch for CUDA is built with a newer one");
+static_assert(CUDA_VERSION >= 12040,
+              "the class has other members for an older CUDA: LibTorch for CUDA is built with a newer one");
 
 __asm__(
     ".weak _ZN2at4cuda9CUDAGraphC2Eb\n"
@@ -41,8 +43,9 @@ class CudaGraph final : public DeviceGraph {
   Pool pool() override { return graph_.pool(); }
 
  private:
-  // LibTorch's, which leaves its allocators as they are when a recording cannot be begun or ended: they would go on asking it, even when it
-  // is gone, for which streams they work, and keep all memory until the process ends.
+  // LibTorch's, which leaves its allocators as they are when a recording cannot be begun or ended: they would
+  // go on asking it, even when it is gone, for which streams they work, and keep all memory until the process
+  // ends.
   struct Graph : at::cuda::CUDAGraph {
     template <typename Action>
     void rollback_on_error(const Action& action) {

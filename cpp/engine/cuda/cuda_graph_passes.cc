@@ -29,7 +29,8 @@ const c10::Symbol kTensor = c10::Symbol::fromQualString("aten::tensor");
 
 class NormRewriter final : GraphRewriter {
  public:
-  NormRewriter(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) : GraphRewriter(graph), launch_(launch) {}
+  NormRewriter(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch)
+      : GraphRewriter(graph), launch_(launch) {}
 
   int run() {
     if (writes_in_place(graph_->block())) return 0;
@@ -42,7 +43,9 @@ class NormRewriter final : GraphRewriter {
   void rewrite(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
     const auto groups = torch::jit::toIValue(node->input(1)), eps = torch::jit::toIValue(node->input(4));
-    if (!weight || !bias || !groups || !eps || (weight->scalar_type() != at::kHalf && weight->scalar_type() != at::kBFloat16)) return;
+    if (!weight || !bias || !groups || !eps ||
+        (weight->scalar_type() != at::kHalf && weight->scalar_type() != at::kBFloat16))
+      return;
     const auto [x, shift, silu] = surroundings_of_norm(node);
     const GroupNormShape shape{groups->toInt(), eps->toDouble(), silu != nullptr};
     Node* const last = silu ? silu : node;
@@ -63,7 +66,8 @@ class Tf32Rewriter final : GraphRewriter {
 
   int run() {
     visit(graph_->block(), kConvolution, [this](Node* node) {
-      const auto place = node->schema().argumentIndexWithName("allow_tf32");  // older overloads have none and ask the process
+      const auto place = node->schema().argumentIndexWithName(
+          "allow_tf32");  // older overloads have none and ask the process
       if (!place) return;
       node->replaceInput(static_cast<size_t>(*place), constant(node, false));
       ++done_;
@@ -111,7 +115,8 @@ class SideStream final : public torch::CustomClassHolder {
     if (on.is_cpu()) return;
     const c10::impl::VirtualGuardImpl implementation(on.device().type());
     first_ = implementation.getStream(on.device());
-    if (!second_ || second_->device() != on.device()) second_ = implementation.getStreamFromGlobalPool(on.device());
+    if (!second_ || second_->device() != on.device())
+      second_ = implementation.getStreamFromGlobalPool(on.device());
     order(*first_, *second_);
     implementation.exchangeStream(*second_);
     open_side = this;
@@ -141,10 +146,14 @@ class SideStream final : public torch::CustomClassHolder {
 
 void enter_side(const at::Tensor& on, const c10::intrusive_ptr<SideStream>& streams) { streams->enter(on); }
 void leave_side(const c10::intrusive_ptr<SideStream>& streams) { streams->leave(); }
-// `kept` lives until here: its memory belongs to the first stream, which would give it to others while the second still reads it.
-void join_side(const std::vector<at::Tensor>& /*kept*/, const c10::intrusive_ptr<SideStream>& streams) { streams->join(); }
+// `kept` lives until here: its memory belongs to the first stream, which would give it to others while the
+// second still reads it.
+void join_side(const std::vector<at::Tensor>& /*kept*/, const c10::intrusive_ptr<SideStream>& streams) {
+  streams->join();
+}
 
-at::Tensor run_device_norm(const at::Tensor& x, const OptionalTensor& shift, const c10::intrusive_ptr<DeviceGroupNorm>& layer) {
+at::Tensor run_device_norm(const at::Tensor& x, const OptionalTensor& shift,
+                           const c10::intrusive_ptr<DeviceGroupNorm>& layer) {
   check_cancelled();
   return layer->run(x, shift);
 }
@@ -192,7 +201,8 @@ bool has_effects(const torch::jit::Block* block) {
 
 bool holds_tensors(const c10::Type& type) {
   return type.isSubtypeOf(*c10::TensorType::get()) || type.kind() == c10::TypeKind::AnyType ||
-         std::any_of(type.containedTypes().begin(), type.containedTypes().end(), [](const auto& inner) { return holds_tensors(*inner); });
+         std::any_of(type.containedTypes().begin(), type.containedTypes().end(),
+                     [](const auto& inner) { return holds_tensors(*inner); });
 }
 
 }  // namespace
@@ -211,7 +221,9 @@ int forbid_tf32(const std::shared_ptr<Graph>& graph) { return Tf32Rewriter(graph
 
 int view_rows(const std::shared_ptr<Graph>& graph) { return RowRewriter(graph).run(); }
 
-int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) { return NormRewriter(graph, launch).run(); }
+int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) {
+  return NormRewriter(graph, launch).run();
+}
 
 size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
   if (writes_in_place(graph->block()) || has_effects(graph->block())) return 0;
@@ -223,8 +235,10 @@ size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
   // The longest stretch between two that depend.
   auto first = nodes.end(), last = nodes.end();
   for (auto at = std::find_if(nodes.begin(), nodes.end(), depends); at != nodes.end();) {
-    const auto begin = std::find_if_not(at, nodes.end(), depends), end = std::find_if(begin, nodes.end(), depends);
-    if (end != nodes.end() && (first == nodes.end() || end - begin > last - first)) std::tie(first, last) = std::pair(begin, end);
+    const auto begin = std::find_if_not(at, nodes.end(), depends),
+               end = std::find_if(begin, nodes.end(), depends);
+    if (end != nodes.end() && (first == nodes.end() || end - begin > last - first))
+      std::tie(first, last) = std::pair(begin, end);
     at = end;
   }
   if (first == nodes.end()) return 0;
@@ -278,13 +292,20 @@ size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
 
 TORCH_LIBRARY_FRAGMENT(diad, library) {
   // Of unknown effect: nothing may be taken out or moved past them.
-  const auto schema = [](const char* text) { return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE); };
+  const auto schema = [](const char* text) {
+    return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE);
+  };
   library.class_<DeviceGroupNorm>("DeviceGroupNorm");
   library.class_<SideStream>("SideStream");
-  library.def("device_group_norm(Tensor x, Tensor? shift, __torch__.torch.classes.diad.DeviceGroupNorm layer) -> Tensor", run_device_norm);
-  library.def(schema("enter_side(Tensor on, __torch__.torch.classes.diad.SideStream streams) -> ()"), enter_side);
+  library.def(
+      "device_group_norm(Tensor x, Tensor? shift, __torch__.torch.classes.diad.DeviceGroupNorm layer) -> "
+      "Tensor",
+      run_device_norm);
+  library.def(schema("enter_side(Tensor on, __torch__.torch.classes.diad.SideStream streams) -> ()"),
+              enter_side);
   library.def(schema("leave_side(__torch__.torch.classes.diad.SideStream streams) -> ()"), leave_side);
-  library.def(schema("join_side(Tensor[] kept, __torch__.torch.classes.diad.SideStream streams) -> ()"), join_side);
+  library.def(schema("join_side(Tensor[] kept, __torch__.torch.classes.diad.SideStream streams) -> ()"),
+              join_side);
 }
 
 }  // namespace diad

@@ -1,5 +1,6 @@
-// GroupNorm with what stands around it, for channels-last half-precision images on a device that runs kernels of our own
-// (kernels/group_norm.cu): LibTorch's returns contiguous images, which the next convolution would have to lay out again.
+// GroupNorm with what stands around it, for channels-last half-precision images on a device that runs kernels
+// of our own (kernels/group_norm.cu): LibTorch's returns contiguous images, which the next convolution would
+// have to lay out again.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,7 +30,8 @@ using KernelLauncher = std::function<void(const KernelLaunch&)>;
 // The kernels' text, for compile_cuda (cuda_program.h).
 [[nodiscard]] const char* group_norm_source();
 
-// A launcher of the kernels, compiled and checked once for each device. Empty, after a warning that says why, where they cannot be had.
+// A launcher of the kernels, compiled and checked once for each device. Empty, after a warning that says why,
+// where they cannot be had.
 [[nodiscard]] KernelLauncher group_norm_launcher(c10::Device device);
 
 class DeviceGroupNorm final : public torch::CustomClassHolder {
@@ -37,8 +39,9 @@ class DeviceGroupNorm final : public torch::CustomClassHolder {
   // weight, bias [C] in float16 or bfloat16. `launch` may be empty: then LibTorch's operators do the work.
   DeviceGroupNorm(at::Tensor weight, at::Tensor bias, const GroupNormShape& shape, KernelLauncher launch);
 
-  // As group_norm (group_norm.h); x in the weight's type, on its device. An image's result does not depend on the others of its batch.
-  // Types and numbers of channels that the kernels are not for go through LibTorch's operators.
+  // As group_norm (group_norm.h); x in the weight's type, on its device. An image's result does not depend on
+  // the others of its batch. Types and numbers of channels that the kernels are not for go through LibTorch's
+  // operators.
   [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& shift) const;
 
  private:
@@ -50,7 +53,8 @@ class DeviceGroupNorm final : public torch::CustomClassHolder {
   bool fits_;
 };
 
-// Runs the kernels on a few shapes. Throws std::runtime_error where they give something else than LibTorch's operators do.
+// Runs the kernels on a few shapes. Throws std::runtime_error where they give something else than LibTorch's
+// operators do.
 void check_group_norm(const KernelLauncher& launch, c10::Device device);
 
 }  // namespace diad

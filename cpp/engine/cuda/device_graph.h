@@ -9,18 +9,21 @@
 
 namespace diad {
 
-// One recording. Everything is of the current stream, which must not be the default one between begin() and end().
+// One recording. Everything is of the current stream, which must not be the default one between begin() and
+// end().
 class DeviceGraph {
  public:
-  using Pool = std::pair<unsigned long long, unsigned long long>;  // as LibTorch names pools; {0, 0}: a new one
+  using Pool =
+      std::pair<unsigned long long, unsigned long long>;  // as LibTorch names pools; {0, 0}: a new one
 
   DeviceGraph() = default;
   DeviceGraph(const DeviceGraph&) = delete;
   DeviceGraph& operator=(const DeviceGraph&) = delete;
   virtual ~DeviceGraph() = default;
 
-  virtual void begin(Pool pool) = 0;  // other threads go on meanwhile: what they do is no part of the recording
-  virtual void end() = 0;             // when it throws, the recording is over all the same and its memory given back
+  virtual void begin(
+      Pool pool) = 0;      // other threads go on meanwhile: what they do is no part of the recording
+  virtual void end() = 0;  // when it throws, the recording is over all the same and its memory given back
   virtual void replay() = 0;
   [[nodiscard]] virtual Pool pool() = 0;  // after end(): for recordings that are to share its memory
 };

@@ -21,7 +21,8 @@ namespace diad {
 
 namespace {
 
-// The functions of NVRTC and of the driver that are needed, as their documentation declares them. Results: 0 is success.
+// The functions of NVRTC and of the driver that are needed, as their documentation declares them. Results: 0
+// is success.
 struct OpaqueProgram;
 struct OpaqueModule;
 struct OpaqueFunction;
@@ -61,7 +62,8 @@ std::vector<std::string> nvrtc_names() {
   std::vector<std::string> names;
   Dl_info libtorch;
   if (dladdr(reinterpret_cast<const void*>(&at::globalContext), &libtorch) != 0) {
-    names.push_back((std::filesystem::path(libtorch.dli_fname).parent_path() / "libcaffe2_nvrtc.so").string());
+    names.push_back(
+        (std::filesystem::path(libtorch.dli_fname).parent_path() / "libcaffe2_nvrtc.so").string());
   }
   names.insert(names.end(), {"libnvrtc.so.13", "libnvrtc.so.12"});
   return names;
@@ -80,13 +82,16 @@ struct Nvrtc {
     open_builtins();
   }
 
-  // NVRTC opens this library by its bare name, which finds one that is open already; where it lies no run path may say.
+  // NVRTC opens this library by its bare name, which finds one that is open already; where it lies no run
+  // path may say.
   void open_builtins() const {
     Dl_info nvrtc;
     if (dladdr(reinterpret_cast<const void*>(create), &nvrtc) == 0) return;
     std::error_code unreadable;
-    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(nvrtc.dli_fname).parent_path(), unreadable)) {
-      if (entry.path().filename().string().starts_with("libnvrtc-builtins.so")) dlopen(entry.path().c_str(), RTLD_NOW | RTLD_LOCAL);
+    for (const auto& entry : std::filesystem::directory_iterator(
+             std::filesystem::path(nvrtc.dli_fname).parent_path(), unreadable)) {
+      if (entry.path().filename().string().starts_with("libnvrtc-builtins.so"))
+        dlopen(entry.path().c_str(), RTLD_NOW | RTLD_LOCAL);
     }
   }
 
@@ -95,7 +100,8 @@ struct Nvrtc {
   }
 
   Library library;
-  int (*create)(Program*, const char* source, const char* name, int headers, const char* const* texts, const char* const* names) = nullptr;
+  int (*create)(Program*, const char* source, const char* name, int headers, const char* const* texts,
+                const char* const* names) = nullptr;
   int (*compile)(Program, int options, const char* const* values) = nullptr;
   int (*log_size)(Program, size_t*) = nullptr;
   int (*log)(Program, char*) = nullptr;
@@ -127,8 +133,8 @@ struct Driver {
   int (*attribute)(int*, int attribute, int device) = nullptr;
   int (*load)(Module*, const void* image) = nullptr;
   int (*function)(Function*, Module, const char* name) = nullptr;
-  int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared_bytes, void* stream, void** arguments,
-                void** extra) = nullptr;
+  int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared_bytes,
+                void* stream, void** arguments, void** extra) = nullptr;
   int (*error_string)(int, const char**) = nullptr;
 };
 
@@ -144,10 +150,12 @@ void* native_stream(const Implementation& implementation, c10::Device device) {
 
 }  // namespace
 
-std::vector<char> compile_cuda(const std::string& source, const std::string& architecture, const std::string& nvrtc) {
+std::vector<char> compile_cuda(const std::string& source, const std::string& architecture,
+                               const std::string& nvrtc) {
   const Nvrtc compiler(nvrtc.empty() ? nvrtc_names() : std::vector<std::string>{nvrtc});
   Program made = nullptr;
-  compiler.check(compiler.create(&made, source.c_str(), "diad.cu", 0, nullptr, nullptr), "creating a program");
+  compiler.check(compiler.create(&made, source.c_str(), "diad.cu", 0, nullptr, nullptr),
+                 "creating a program");
   const auto end = [&compiler](OpaqueProgram* program) { compiler.destroy(&program); };
   const std::unique_ptr<OpaqueProgram, decltype(end)> program(made, end);
   const std::string target = "--gpu-architecture=" + architecture;
@@ -160,7 +168,8 @@ std::vector<char> compile_cuda(const std::string& source, const std::string& arc
       log.resize(size);
       static_cast<void>(compiler.log(program.get(), log.data()));
     }
-    throw std::runtime_error("NVRTC for " + architecture + ": " + compiler.error_string(result) + "\n" + log.c_str());
+    throw std::runtime_error("NVRTC for " + architecture + ": " + compiler.error_string(result) + "\n" +
+                             log.c_str());
   }
   size_t size = 0;
   compiler.check(compiler.code_size(program.get(), &size), "asking for the code");
@@ -169,11 +178,13 @@ std::vector<char> compile_cuda(const std::string& source, const std::string& arc
   return code;
 }
 
-KernelLauncher cuda_launcher(c10::Device device, const std::string& source, std::span<const char* const> kernels) {
+KernelLauncher cuda_launcher(c10::Device device, const std::string& source,
+                             std::span<const char* const> kernels) {
   const auto driver = std::make_shared<const Driver>();
   const c10::impl::VirtualGuardImpl implementation(device.type());
   const c10::DeviceGuard guard(device);
-  // From here on the device's context is this thread's, too; memory alone may come from LibTorch's cache, without a call to the device.
+  // From here on the device's context is this thread's, too; memory alone may come from LibTorch's cache,
+  // without a call to the device.
   static_cast<void>(at::zeros({1}, at::TensorOptions(device)));
   int number = 0, major = 0, minor = 0;
   driver->check(driver->current_device(&number), "asking for the device");

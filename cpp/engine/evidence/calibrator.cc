@@ -34,11 +34,15 @@ uint64_t scrambled(uint64_t x) {
 
 void require_finite(const at::Tensor& values, int64_t index, const char* what) {
   if (at::isfinite(values).all().item<bool>()) return;
-  throw EngineError(code::kInternal, std::string(what) + " of calibration image " + std::to_string(index) +
-                                         " hold a number that is not finite in half precision: the networks overflowed; check the model");
+  throw EngineError(
+      code::kInternal,
+      std::string(what) + " of calibration image " + std::to_string(index) +
+          " hold a number that is not finite in half precision: the networks overflowed; check the model");
 }
 
-std::string shown(const std::string& class_name) { return class_name.empty() ? "all images" : "the class \"" + class_name + "\""; }
+std::string shown(const std::string& class_name) {
+  return class_name.empty() ? "all images" : "the class \"" + class_name + "\"";
+}
 
 }  // namespace
 
@@ -62,8 +66,9 @@ class Calibrator::Learner {
       if (image->roles.in_statistics) judged_.push_back(image);
     }
     if (judged_.size() < 2) {
-      throw EngineError(code::kInvalidArgument, "Expected at least 2 calibration images for " + shown(name_) + " but received " +
-                                                    std::to_string(judged_.size()) + "; add defect-free images");
+      throw EngineError(code::kInvalidArgument, "Expected at least 2 calibration images for " + shown(name_) +
+                                                    " but received " + std::to_string(judged_.size()) +
+                                                    "; add defect-free images");
     }
     choose(evidence.memory_vectors);
     measure();
@@ -95,16 +100,16 @@ class Calibrator::Learner {
       const at::Tensor peaks = evidence.smooth.amax({1, 2});
       for (int64_t k = 0; k < some; ++k) {
         const auto at = static_cast<size_t>(k);
-        result.push_back({judged_[static_cast<size_t>(first + k)]->index, evidence.scores[at], evidence.reconstruction[at],
-                          evidence.memory[at], peaks[k].item<double>()});
+        result.push_back({judged_[static_cast<size_t>(first + k)]->index, evidence.scores[at],
+                          evidence.reconstruction[at], evidence.memory[at], peaks[k].item<double>()});
       }
     }
     return result;
   }
 
  private:
-  // The memory: of all vectors those with the lowest keys, which depend on nothing but an image's index and a position. Vectors of one
-  // image lie side by side.
+  // The memory: of all vectors those with the lowest keys, which depend on nothing but an image's index and a
+  // position. Vectors of one image lie side by side.
   void choose(int64_t most) {
     struct Candidate {
       uint64_t key;
@@ -126,17 +131,21 @@ class Calibrator::Learner {
     std::ranges::sort(candidates, {}, [](const Candidate& c) { return std::pair(c.image, c.position); });
     std::vector<at::Tensor> chosen;
     for (auto from = candidates.begin(); from != candidates.end();) {
-      const auto to = std::find_if(from, candidates.end(), [&](const Candidate& c) { return c.image != from->image; });
+      const auto to =
+          std::find_if(from, candidates.end(), [&](const Candidate& c) { return c.image != from->image; });
       std::vector<int64_t> positions;
       std::transform(from, to, std::back_inserter(positions), [](const Candidate& c) { return c.position; });
-      const at::Tensor rows = at::from_blob(positions.data(), {static_cast<int64_t>(positions.size())}, at::kLong);
+      const at::Tensor rows =
+          at::from_blob(positions.data(), {static_cast<int64_t>(positions.size())}, at::kLong);
       chosen.push_back(remembered_[from->image]->vectors.index_select(0, rows));
       owned_[remembered_[from->image]->index] = {from - candidates.begin(), to - candidates.begin()};
       from = to;
     }
     if (chosen.size() < 2) {
-      throw EngineError(code::kInvalidArgument, "Expected vectors of at least 2 images in the memory for " + shown(name_) +
-                                                    " but received those of " + std::to_string(chosen.size()) + "; add defect-free images");
+      throw EngineError(code::kInvalidArgument, "Expected vectors of at least 2 images in the memory for " +
+                                                    shown(name_) + " but received those of " +
+                                                    std::to_string(chosen.size()) +
+                                                    "; add defect-free images");
     }
     memory_ = at::cat(chosen);
   }
@@ -189,11 +198,12 @@ class Calibrator::Learner {
 Calibrator::Calibrator(Manifest manifest, int threads) : manifest_(std::move(manifest)), threads_(threads) {
   if (manifest_.evidence) return;
   throw EngineError(code::kInvalidArgument,
-                    "The bundle " + manifest_.name + " has no evidence in its manifest: there is nothing to learn from normal images");
+                    "The bundle " + manifest_.name +
+                        " has no evidence in its manifest: there is nothing to learn from normal images");
 }
 
-void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRoles roles, const Features& distances,
-                     const at::Tensor& embedding) {
+void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRoles roles,
+                     const Features& distances, const at::Tensor& embedding) {
   const c10::InferenceMode guard;
   auto image = std::make_shared<Image>(Image{index, class_name, roles, {}, {}});
   // Copies: what networks compute may lie in memory that the batch's end unmaps.
@@ -201,7 +211,8 @@ void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRo
   require_finite(image->vectors, index, "The vectors");
   if (roles.in_statistics) {
     for (size_t i = 0; i < distances.size(); ++i) {
-      image->distances[i] = distances[i].to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
+      image->distances[i] =
+          distances[i].to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
       require_finite(image->distances[i], index, "The maps");
     }
   }
@@ -236,7 +247,8 @@ Calibration Calibrator::finish() const {
     for (const std::string& name : names) {
       if (name.empty()) continue;
       Images of_class;
-      std::ranges::copy_if(images, std::back_inserter(of_class), [&](const auto& image) { return image->class_name == name; });
+      std::ranges::copy_if(images, std::back_inserter(of_class),
+                           [&](const auto& image) { return image->class_name == name; });
       const Learner learner(of_class, name, *manifest_.evidence);
       classes.emplace(name, learner.result());
       std::ranges::copy(learner.scores(combine), std::back_inserter(result.images));

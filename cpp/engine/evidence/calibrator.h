@@ -1,4 +1,5 @@
-// Learns what normal images look like: collects their maps and vectors, then writes a normality file and scores each image by the others.
+// Learns what normal images look like: collects their maps and vectors, then writes a normality file and
+// scores each image by the others.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +22,8 @@ struct CalibrationRoles {
   bool in_statistics = false;  // its maps count for mean and spread, and it is scored
 };
 
-// An image judged as one that calibration has not seen: by a memory without its vectors and by statistics without its maps.
+// An image judged as one that calibration has not seen: by a memory without its vectors and by statistics
+// without its maps.
 struct UnseenScore {
   int64_t index;
   double score, reconstruction, memory;
@@ -29,26 +31,31 @@ struct UnseenScore {
 };
 
 struct Calibration {
-  std::vector<uint8_t> normality;    // the file's bytes
-  std::vector<UnseenScore> images;   // of the images in the statistics, by index: judged by the entry of their class
+  std::vector<uint8_t> normality;  // the file's bytes
+  std::vector<UnseenScore>
+      images;  // of the images in the statistics, by index: judged by the entry of their class
   std::vector<UnseenScore> overall;  // the same images judged by the entry of all images
 };
 
 class Calibrator {
  public:
-  // Of a class, and of all images together, at most so many are used; of more, an evenly spaced choice by index.
+  // Of a class, and of all images together, at most so many are used; of more, an evenly spaced choice by
+  // index.
   static constexpr int64_t kMostImages = 1000;
 
-  // `threads` share in finish(). Throws EngineError ERR_DIAD_INVALID_ARGUMENT where the manifest has no evidence.
+  // `threads` share in finish(). Throws EngineError ERR_DIAD_INVALID_ARGUMENT where the manifest has no
+  // evidence.
   Calibrator(Manifest manifest, int threads);
 
-  // Adds an image, from any thread; one that was added with the same index before is replaced. distances [H_i, W_i], embedding [D, G, G].
-  // Copies what its roles need. Throws EngineError ERR_DIAD_INTERNAL where numbers are not finite in half precision.
-  void add(int64_t index, const std::string& class_name, CalibrationRoles roles, const Features& distances, const at::Tensor& embedding);
+  // Adds an image, from any thread; one that was added with the same index before is replaced. distances
+  // [H_i, W_i], embedding [D, G, G]. Copies what its roles need. Throws EngineError ERR_DIAD_INTERNAL where
+  // numbers are not finite in half precision.
+  void add(int64_t index, const std::string& class_name, CalibrationRoles roles, const Features& distances,
+           const at::Tensor& embedding);
 
-  // The outcome for what was added; the order of arrival makes no difference. Takes about two products of each image with the memory. Asks
-  // check_cancelled. Throws EngineError ERR_DIAD_INVALID_ARGUMENT where a class has fewer than two images in its statistics, or vectors
-  // of fewer than two images.
+  // The outcome for what was added; the order of arrival makes no difference. Takes about two products of
+  // each image with the memory. Asks check_cancelled. Throws EngineError ERR_DIAD_INVALID_ARGUMENT where a
+  // class has fewer than two images in its statistics, or vectors of fewer than two images.
   [[nodiscard]] Calibration finish() const;
 
  private:

@@ -11,16 +11,20 @@ namespace diad {
 namespace {
 
 constexpr double kSmoothing = 1, kTruncate = 4;  // gaussian over positions of a map
-constexpr double kAddedShare = 0.3;              // of the average spread: positions that hardly vary do not outweigh all others
+constexpr double kAddedShare =
+    0.3;  // of the average spread: positions that hardly vary do not outweigh all others
 
-// Average pools of `size`, stride 1, no padding, `count` of them in a row, along one axis: [S - count * (size - 1), S].
+// Average pools of `size`, stride 1, no padding, `count` of them in a row, along one axis: [S - count * (size
+// - 1), S].
 at::Tensor pool_matrix(int64_t side, int64_t size, int64_t count) {
   at::Tensor matrix = at::eye(side, at::kDouble);
   for (int64_t i = 0; i < count; ++i) matrix = matrix.unfold(0, size, 1).mean(-1);
   return matrix;
 }
 
-at::Tensor from_both_sides(const at::Tensor& matrix, const at::Tensor& maps) { return at::matmul(at::matmul(matrix, maps), matrix.t()); }
+at::Tensor from_both_sides(const at::Tensor& matrix, const at::Tensor& maps) {
+  return at::matmul(at::matmul(matrix, maps), matrix.t());
+}
 
 std::vector<double> maxima(const at::Tensor& maps) {
   const at::Tensor values = maps.amax({1, 2}).cpu();
@@ -32,7 +36,8 @@ std::vector<double> maxima(const at::Tensor& maps) {
 NormalMap normal_map(const at::Tensor& mean, const at::Tensor& spread) {
   const at::Tensor smooth = gaussian_blur(spread, kSmoothing, kTruncate);
   const at::Tensor divisor = smooth + kAddedShare * smooth.mean({-2, -1}, /*keepdim=*/true);
-  return {gaussian_blur(mean, kSmoothing, kTruncate).to(at::kFloat), divisor.clamp_min(kSmallestDivisor).to(at::kFloat)};
+  return {gaussian_blur(mean, kSmoothing, kTruncate).to(at::kFloat),
+          divisor.clamp_min(kSmallestDivisor).to(at::kFloat)};
 }
 
 EvidenceMaps normalized(const EvidenceMaps& maps, const NormalMaps& normal) {

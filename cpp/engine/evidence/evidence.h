@@ -1,4 +1,5 @@
-// From maps of an image to evidence: normalized with what normal images show, weighted, combined, scored (docs/evidence.md).
+// From maps of an image to evidence: normalized with what normal images show, weighted, combined, scored
+// (docs/evidence.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +15,8 @@ namespace diad {
 // [N, H_i, W_i] float32: the cosine distances of three scales, then the distances to the memory.
 using EvidenceMaps = std::array<at::Tensor, 4>;
 
-// What normal images show at each position of each map, [H_i, W_i] or one for each image [N, H_i, W_i]; float32.
+// What normal images show at each position of each map, [H_i, W_i] or one for each image [N, H_i, W_i];
+// float32.
 struct NormalMaps {
   EvidenceMaps mean;
   EvidenceMaps divisor;  // the spread with the added share of its average, at least kSmallestDivisor
@@ -23,7 +25,8 @@ struct NormalMaps {
 // Identical calibration images spread by nothing: below this a difference is taken for rounding.
 inline constexpr double kSmallestDivisor = 1e-6;
 
-// Smooths the mean and the standard deviation of a map, [N, H, W] float64 each, and turns them into what NormalMaps holds for it.
+// Smooths the mean and the standard deviation of a map, [N, H, W] float64 each, and turns them into what
+// NormalMaps holds for it.
 struct NormalMap {
   at::Tensor mean, divisor;
 };
@@ -34,8 +37,8 @@ struct NormalMap {
 
 // Combined maps and scores of N images.
 struct Evidence {
-  at::Tensor raw;                                      // [N, S, S] float64: the weighted sum of the normalized maps
-  at::Tensor smooth;                                   // [N, S, S] float64: blurred
+  at::Tensor raw;     // [N, S, S] float64: the weighted sum of the normalized maps
+  at::Tensor smooth;  // [N, S, S] float64: blurred
   std::vector<double> scores, reconstruction, memory;  // [N]: of the combined map, and of its two parts alone
 };
 

@@ -27,7 +27,8 @@ constexpr int64_t kRowsOfAThread = 8;
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-// Maximum of values[first..last-1]; kNone where there are none. In lanes, which the compiler turns into vectors.
+// Maximum of values[first..last-1]; kNone where there are none. In lanes, which the compiler turns into
+// vectors.
 float largest(const float* values, int64_t first, int64_t last) {
   constexpr int64_t kLanes = 16;
   std::array<float, kLanes> lanes;
@@ -44,7 +45,8 @@ float largest(const float* values, int64_t first, int64_t last) {
   return result;
 }
 
-// |q|^2 - 2 max(q . m - |m|^2 / 2), clamped at 0, and its root. What is not a number stays so: std::max would make it 0.
+// |q|^2 - 2 max(q . m - |m|^2 / 2), clamped at 0, and its root. What is not a number stays so: std::max would
+// make it 0.
 float distance_of(const float* query, int64_t dimensions, float best) {
   double squared = 0;
   for (int64_t i = 0; i < dimensions; ++i) squared += static_cast<double>(query[i]) * query[i];
@@ -54,7 +56,8 @@ float distance_of(const float* query, int64_t dimensions, float best) {
 
 }  // namespace
 
-NearestVectors::NearestVectors(const at::Tensor& vectors, c10::Device device) : count_(vectors.size(0)), dimensions_(vectors.size(1)) {
+NearestVectors::NearestVectors(const at::Tensor& vectors, c10::Device device)
+    : count_(vectors.size(0)), dimensions_(vectors.size(1)) {
   const at::Tensor weight = vectors.to(device, at::kFloat).contiguous();
   const at::Tensor bias = weight.to(at::kDouble).square().sum(1).mul(-0.5).to(at::kFloat);
   if (device.is_cpu() && DirectConv::available()) {

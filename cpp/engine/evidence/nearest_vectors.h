@@ -15,8 +15,9 @@ struct LeftOut {
   int64_t first = 0, last = 0;
 };
 
-// Vectors laid out for the search once. On a CPU with the engine's own kernels the product with them is a linear layer, so that the search
-// shares the thread pool of the calling thread; elsewhere it is LibTorch's. Not for several threads at a time.
+// Vectors laid out for the search once. On a CPU with the engine's own kernels the product with them is a
+// linear layer, so that the search shares the thread pool of the calling thread; elsewhere it is LibTorch's.
+// Not for several threads at a time.
 class NearestVectors {
  public:
   // vectors [M, D], half or float32, M > 0.

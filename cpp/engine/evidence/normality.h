@@ -1,4 +1,5 @@
-// What normal images of each class look like, as calibration wrote it: normality.safetensors (docs/evidence.md).
+// What normal images of each class look like, as calibration wrote it: normality.safetensors
+// (docs/evidence.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,9 +30,11 @@ using NormalClasses = std::map<std::string, NormalClass>;  // "": all images tog
 // The bytes of normality.safetensors.
 [[nodiscard]] std::vector<uint8_t> serialize_normality(const NormalClasses& classes);
 
-// Throws EngineError, naming `file`: ERR_DIAD_BUNDLE_CORRUPT (no intact safetensors file), ERR_DIAD_BUNDLE_INVALID (of another kind, or its
-// sizes are not those of the manifest, which must have evidence).
-[[nodiscard]] NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file, const Manifest& manifest);
+// Throws EngineError, naming `file`: ERR_DIAD_BUNDLE_CORRUPT (no intact safetensors file),
+// ERR_DIAD_BUNDLE_INVALID (of another kind, or its sizes are not those of the manifest, which must have
+// evidence).
+[[nodiscard]] NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file,
+                                            const Manifest& manifest);
 
 // Image [D, G, G], any strides -> its vectors [G * G, D], contiguous.
 [[nodiscard]] at::Tensor vectors_of(const at::Tensor& embedding);
@@ -46,9 +49,11 @@ class Normality {
     at::Tensor memory_distance;  // [N, G, G] float32
   };
 
-  // distances [N, H_i, W_i] and embedding [N, D, G, G] of N images, each judged by the entry of its class; a class without one, ""
-  // included, by the entry of all images. Throws EngineError ERR_DIAD_BUNDLE_INVALID where the maps' sizes are not the file's.
-  [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding, std::span<const std::string> classes);
+  // distances [N, H_i, W_i] and embedding [N, D, G, G] of N images, each judged by the entry of its class; a
+  // class without one, "" included, by the entry of all images. Throws EngineError ERR_DIAD_BUNDLE_INVALID
+  // where the maps' sizes are not the file's.
+  [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding,
+                                std::span<const std::string> classes);
 
  private:
   struct Entry {

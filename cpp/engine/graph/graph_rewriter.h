@@ -1,4 +1,5 @@
-// What rewritings of a frozen TorchScript graph share: finding nodes and what surrounds them, putting others in their place.
+// What rewritings of a frozen TorchScript graph share: finding nodes and what surrounds them, putting others
+// in their place.
 #pragma once
 
 #include <torch/csrc/jit/ir/constants.h>
@@ -24,7 +25,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 // x of add(x, y, alpha = 1) or add(y, x, 1), given y.
 [[nodiscard]] torch::jit::Value* other_summand(torch::jit::Node* add, const torch::jit::Value* known);
 
-// Whether anything in a block, or in blocks inside it, writes into a tensor: then what reads it must not be moved.
+// Whether anything in a block, or in blocks inside it, writes into a tensor: then what reads it must not be
+// moved.
 [[nodiscard]] bool writes_in_place(const torch::jit::Block* block);
 
 class GraphRewriter {
@@ -32,7 +34,8 @@ class GraphRewriter {
   explicit GraphRewriter(std::shared_ptr<torch::jit::Graph> graph) : graph_(std::move(graph)) {}
 
  protected:
-  // group_norm(x, groups, weight, bias, eps, cudnn) with an addition of one value a channel before it and SiLU after it.
+  // group_norm(x, groups, weight, bias, eps, cudnn) with an addition of one value a channel before it and
+  // SiLU after it.
   struct Norm {
     torch::jit::Value* x;
     torch::jit::Value* shift;  // [N or 1, C, 1, 1]; null: none

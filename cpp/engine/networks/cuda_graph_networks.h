@@ -1,4 +1,5 @@
-// Modules whose work an accelerator records once and repeats: at few images most of the time goes into launching kernels, one by one.
+// Modules whose work an accelerator records once and repeats: at few images most of the time goes into
+// launching kernels, one by one.
 #pragma once
 
 #include <functional>
@@ -31,9 +32,10 @@ using Recorder = std::function<std::unique_ptr<Recording>(const std::function<Te
 // A recorder of `device`, empty where there are no recordings of it (device_graphs).
 [[nodiscard]] Recorder graph_recorder(c10::Device device);
 
-// The modules with every call recorded, for each step and for batches of 1, 2, 4, ... 64 images: others are filled up with repetitions of
-// their last image. A recording is used once it has given what plain execution gives; where it cannot be made or gives something else
-// (a warning says so), and for larger batches, execution stays plain.
+// The modules with every call recorded, for each step and for batches of 1, 2, 4, ... 64 images: others are
+// filled up with repetitions of their last image. A recording is used once it has given what plain execution
+// gives; where it cannot be made or gives something else (a warning says so), and for larger batches,
+// execution stays plain.
 class CapturedModules final : public Networks {
  public:
   CapturedModules(std::unique_ptr<Networks> plain, Recorder recorder);

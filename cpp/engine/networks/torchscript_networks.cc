@@ -38,8 +38,9 @@ void require_method(const Module& module, const char* file, const char* method, 
   if (!found) throw EngineError(code::kBundleInvalid, std::string(file) + " has no method " + method);
   const size_t received = found->num_inputs() - 1;  // without self
   if (received != arguments) {
-    throw EngineError(code::kBundleInvalid, std::string(file) + ": Expected " + std::to_string(arguments) + " arguments for " + method +
-                                                " but the method takes " + std::to_string(received));
+    throw EngineError(code::kBundleInvalid, std::string(file) + ": Expected " + std::to_string(arguments) +
+                                                " arguments for " + method + " but the method takes " +
+                                                std::to_string(received));
   }
 }
 
@@ -53,13 +54,15 @@ Module load_module(const Bundle& bundle, const char* file) {
     throw;
   } catch (const std::exception& error) {
     const Failure failure = describe_failure(error);
-    if (std::string_view(failure.code) == code::kOutOfMemory) throw EngineError(failure.code, failure.message);
-    throw EngineError(code::kBundleCorrupt, std::string(file) + " cannot be loaded as TorchScript: " + failure.message);
+    if (std::string_view(failure.code) == code::kOutOfMemory)
+      throw EngineError(failure.code, failure.message);
+    throw EngineError(code::kBundleCorrupt,
+                      std::string(file) + " cannot be loaded as TorchScript: " + failure.message);
   }
 }
 
-// Puts methods where they are called, each as its text has it: torch::jit::Inline() alone would optimize every one by itself first, and its
-// copy of what it calls with it.
+// Puts methods where they are called, each as its text has it: torch::jit::Inline() alone would optimize
+// every one by itself first, and its copy of what it calls with it.
 void inline_methods(torch::jit::Block* block) {
   for (auto at = block->nodes().begin(); at != block->nodes().end();) {
     Node* const node = *at;
@@ -81,8 +84,8 @@ void inline_methods(torch::jit::Block* block) {
   }
 }
 
-// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time. With `channels_last` those of
-// convolutions lie as half-precision kernels read them.
+// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time. With
+// `channels_last` those of convolutions lie as half-precision kernels read them.
 std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method, bool channels_last) {
   const std::shared_ptr<Graph> whole = module.get_method(method).graph()->copy();
   inline_methods(whole->block());
@@ -111,7 +114,8 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
   return graph;
 }
 
-// The interpreter descends from a value that is used once to those that it is computed of, a level of the stack for each.
+// The interpreter descends from a value that is used once to those that it is computed of, a level of the
+// stack for each.
 void refuse_long_chains(const torch::jit::Block* block, const char* name) {
   constexpr int64_t kLongest = 5000;
   std::unordered_map<const torch::jit::Value*, int64_t> chains;
@@ -122,15 +126,18 @@ void refuse_long_chains(const torch::jit::Block* block, const char* name) {
       if (found != chains.end()) longest = std::max(longest, found->second);
     }
     if (longest == kLongest) {
-      throw EngineError(code::kBundleInvalid, std::string(name) + ": Expected at most " + std::to_string(kLongest) +
-                                                  " operations of which each is for the next one alone, but there are more");
+      throw EngineError(code::kBundleInvalid,
+                        std::string(name) + ": Expected at most " + std::to_string(kLongest) +
+                            " operations of which each is for the next one alone, but there are more");
     }
-    if (node->outputs().size() == 1 && node->output()->uses().size() == 1) chains.emplace(node->output(), longest + 1);
+    if (node->outputs().size() == 1 && node->output()->uses().size() == 1)
+      chains.emplace(node->output(), longest + 1);
     for (const torch::jit::Block* inner : node->blocks()) refuse_long_chains(inner, name);
   }
 }
 
-// A method that can be run, as it is: torch::jit::GraphExecutor would go through the passes of above once more, at the first call.
+// A method that can be run, as it is: torch::jit::GraphExecutor would go through the passes of above once
+// more, at the first call.
 class Program {
  public:
   Program(const std::shared_ptr<Graph>& graph, const char* name) : code_(graph, name) {}
@@ -146,26 +153,34 @@ class Program {
 
 class TorchScriptModules final : public Networks {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision) : channels_last_(precision.type != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision)
+      : channels_last_(precision.type != c10::kFloat) {
     KernelLauncher kernels;
-    if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS")) kernels = group_norm_launcher(device);
-    // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
-    std::future<Module> reading = std::async(std::launch::async, [&bundle, is_cancelled = current_cancellation()] {
-      const CancellationScope scope(is_cancelled);
-      return load_module(bundle, "denoiser.pt");
-    });
+    if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS"))
+      kernels = group_norm_launcher(device);
+    // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the
+    // others.
+    std::future<Module> reading =
+        std::async(std::launch::async, [&bundle, is_cancelled = current_cancellation()] {
+          const CancellationScope scope(is_cancelled);
+          return load_module(bundle, "denoiser.pt");
+        });
     // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
-    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments, Precision computed_in) {
+    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments,
+                           Precision computed_in) {
       require_method(module, file, method, arguments);
       units_.push_back(module._ivalue()->compilation_unit());
       module.to(device, computed_in.type);
-      std::shared_ptr<Graph> compiled = with_constant_weights(module, method, computed_in.type != c10::kFloat);
+      std::shared_ptr<Graph> compiled =
+          with_constant_weights(module, method, computed_in.type != c10::kFloat);
       if (!device.is_cpu()) forbid_tf32(compiled);
       view_rows(compiled);
       return compiled;
     };
-    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
-      if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimize_for_cpu(compiled, {runs, computed_in.type, computed_in.quantized});
+    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in,
+                             int64_t runs = 1) {
+      if (device.is_cpu() && cpu_multiplies(computed_in.type))
+        optimize_for_cpu(compiled, {runs, computed_in.type, computed_in.quantized});
       if (kernels) use_device_norms(compiled, kernels);
       refuse_long_chains(compiled->block(), name);
       return std::make_unique<Program>(compiled, name);
@@ -193,7 +208,8 @@ class TorchScriptModules final : public Networks {
     denoiser = Module();
     guide_ = program(std::move(guide), "guide", precision);
     if (switched_on("DIAD_CUDA_STREAMS")) overlap_branches(denoise, kHint);
-    denoise_ = program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
+    denoise_ =
+        program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
@@ -216,17 +232,21 @@ class TorchScriptModules final : public Networks {
   at::Tensor embed(const Features& maps) override {
     if (!embed_) return Networks::embed(maps);
     const c10::IValue output = (*embed_)({c10::ivalue::Tuple::create(maps[0], maps[1], maps[2])});
-    if (!output.isTensor()) throw EngineError(code::kBundleInvalid, "extractor.pt: Expected a tensor from embed");
+    if (!output.isTensor())
+      throw EngineError(code::kBundleInvalid, "extractor.pt: Expected a tensor from embed");
     return output.toTensor();
   }
 
  private:
-  [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
+  [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const {
+    return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x;
+  }
 
   static constexpr size_t kHint = 1;  // denoise's argument of that name
 
   bool channels_last_;
-  // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
+  // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave
+  // the interpreter name these.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
   std::unique_ptr<Program> embed_;  // null without evidence

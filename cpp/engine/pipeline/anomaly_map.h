@@ -22,8 +22,8 @@ struct AnomalyMaps {
 // The blur below along one axis as a matrix [size, size], float64: row i holds the weights of output i.
 [[nodiscard]] at::Tensor blur_matrix(int64_t size, double sigma, double truncate);
 
-// Gaussian blur of maps [N, S, S], float64: sigma in pixels, cut at truncate * sigma, border reflected with its edge sample repeated
-// (scipy.ndimage.gaussian_filter's default).
+// Gaussian blur of maps [N, S, S], float64: sigma in pixels, cut at truncate * sigma, border reflected with
+// its edge sample repeated (scipy.ndimage.gaussian_filter's default).
 [[nodiscard]] at::Tensor gaussian_blur(const at::Tensor& maps, double sigma, double truncate);
 
 // Maximum after `count` average pools of size x size, stride 1, no padding: [N, S, S] float64 -> [N].

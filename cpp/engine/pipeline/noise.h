@@ -19,6 +19,7 @@ struct Noise {
 
 // The posterior's sample, scaled: scale * (mean + exp(0.5 * clamp(logvar)) * noise).
 // moments [N, 2C, s, s] float32, noise [N, C, s, s] -> z [N, C, s, s].
-[[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise, const Manifest& manifest);
+[[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise,
+                                          const Manifest& manifest);
 
 }  // namespace diad

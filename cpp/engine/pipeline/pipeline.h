@@ -65,15 +65,16 @@ using StepCallback = std::function<bool(int64_t done, int64_t total)>;
 
 class Pipeline {
  public:
-  // `tidy`: what networks compute is pooled outside the heap (PooledScope) until the batch ends, and what one has left in the heap's middle
-  // goes back to the system before the next begins.
-  // With `normality` map and score are the combined ones of docs/evidence.md, else the published ones.
-  Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device, c10::ScalarType precision, bool use_pool = false,
-           std::unique_ptr<Normality> normality = nullptr);
+  // `tidy`: what networks compute is pooled outside the heap (PooledScope) until the batch ends, and what one
+  // has left in the heap's middle goes back to the system before the next begins. With `normality` map and
+  // score are the combined ones of docs/evidence.md, else the published ones.
+  Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device,
+           c10::ScalarType precision, bool use_pool = false, std::unique_ptr<Normality> normality = nullptr);
 
-  // Computes a batch; an image's result does not depend on the rest of the batch beyond float32 rounding. Returns an empty vector when the
-  // callback stopped it.
-  [[nodiscard]] std::vector<ImageResult> run(std::span<const ImageRequest> batch, const StepCallback& on_step);
+  // Computes a batch; an image's result does not depend on the rest of the batch beyond float32 rounding.
+  // Returns an empty vector when the callback stopped it.
+  [[nodiscard]] std::vector<ImageResult> run(std::span<const ImageRequest> batch,
+                                             const StepCallback& on_step);
 
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
 

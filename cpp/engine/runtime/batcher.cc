@@ -28,14 +28,18 @@ Distribution distribution(const std::deque<double>& values) {
   if (values.empty()) return {};
   std::vector<double> sorted(values.begin(), values.end());
   std::sort(sorted.begin(), sorted.end());
-  const auto at = [&](double share) { return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))]; };
-  return {at(0.5), at(0.99), std::accumulate(sorted.begin(), sorted.end(), 0.0) / static_cast<double>(sorted.size())};
+  const auto at = [&](double share) {
+    return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))];
+  };
+  return {at(0.5), at(0.99),
+          std::accumulate(sorted.begin(), sorted.end(), 0.0) / static_cast<double>(sorted.size())};
 }
 
 const Failure kClosedFailure{code::kClosed, "The model was closed before this image was done"};
 
-const Failure kNotFinite{
-    code::kInternal, "The score of this image is no finite number: the networks overflowed; use float32 or bfloat16, or check the model"};
+const Failure kNotFinite{code::kInternal,
+                         "The score of this image is no finite number: the networks overflowed; use float32 "
+                         "or bfloat16, or check the model"};
 
 }  // namespace
 
@@ -50,7 +54,9 @@ struct Batcher::Item {
   bool silent = false;             // guarded by callbacks: done was called
 };
 
-std::pair<int64_t, uint64_t> Batcher::queue_key(const Item& item) { return {-item.submission.priority, item.id}; }
+std::pair<int64_t, uint64_t> Batcher::queue_key(const Item& item) {
+  return {-item.submission.priority, item.id};
+}
 
 Batcher::Batcher(BatcherOptions options, BatchRunner runner) : options_(options), runner_(std::move(runner)) {
   worker_ = std::thread([this] { work(); });
@@ -145,7 +151,8 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
     item->state = Item::State::kDone;
     pending_.erase(item->id);
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
-      const bool by_caller = std::string_view(failure->code) == code::kCancelled || std::string_view(failure->code) == code::kClosed;
+      const bool by_caller = std::string_view(failure->code) == code::kCancelled ||
+                             std::string_view(failure->code) == code::kClosed;
       ++(by_caller ? cancelled_ : failed_);
     } else {
       ++completed_;
@@ -184,13 +191,15 @@ Batcher::Clock::time_point Batcher::oldest() const {
 
 std::vector<Batcher::ItemPtr> Batcher::next_batch() {
   std::unique_lock lock(mutex_);
-  const auto enough = static_cast<size_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
+  const auto enough =
+      static_cast<size_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
   std::vector<ItemPtr> batch;
   while (batch.empty()) {
     queue_changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
     if (closing_) return {};
     if (options_.max_delay.count() > 0) {
-      queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || queue_.size() >= enough; });
+      queue_changed_.wait_until(lock, oldest() + options_.max_delay,
+                                [&] { return closing_ || queue_.size() >= enough; });
       if (closing_) return {};
     }
     batch.reserve(batch_size());                          // may throw: before anything is taken
@@ -239,15 +248,18 @@ void Batcher::run(std::span<const ItemPtr> batch) {
     std::vector<ImageRequest> requests;
     for (const ItemPtr& item : batch) {
       const Submission& submission = item->submission;
-      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.class_name, submission.calibration});
+      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.class_name,
+                          submission.calibration});
     }
     std::vector<ImageResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {
-      if (!std::isfinite(results[i].score)) {  // it would pass for a good image: no number is above a threshold
+      if (!std::isfinite(
+              results[i].score)) {  // it would pass for a good image: no number is above a threshold
         finish(batch[i], kNotFinite);
         continue;
       }
-      results[i].timings.queue = std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
+      results[i].timings.queue =
+          std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
       finish(batch[i], std::move(results[i]));
     }
   } catch (...) {
@@ -277,7 +289,8 @@ void Batcher::watch_deadlines() {
     lock.unlock();
     const auto now = Clock::now();
     try {
-      finish_all([now](const Item& item) { return item.deadline <= now; }, Failure{code::kTimeout, "The request's timeout passed"});
+      finish_all([now](const Item& item) { return item.deadline <= now; },
+                 Failure{code::kTimeout, "The request's timeout passed"});
     } catch (const std::bad_alloc&) {
       std::this_thread::sleep_for(kBeforeTryingAgain);
     }
@@ -287,8 +300,15 @@ void Batcher::watch_deadlines() {
 
 BatcherStats Batcher::stats() const {
   const std::lock_guard lock(mutex_);
-  BatcherStats stats{
-      queue_.size(), running_, completed_, failed_, cancelled_, batches_, 0, distribution(queue_ms_), distribution(compute_ms_)};
+  BatcherStats stats{queue_.size(),
+                     running_,
+                     completed_,
+                     failed_,
+                     cancelled_,
+                     batches_,
+                     0,
+                     distribution(queue_ms_),
+                     distribution(compute_ms_)};
   if (batches_ > 0) stats.mean_batch = static_cast<double>(batched_) / static_cast<double>(batches_);
   return stats;
 }

@@ -1,4 +1,5 @@
-// The queue in front of the inference thread: bounded, by priority, batching, cancellation, deadlines, shutdown.
+// The queue in front of the inference thread: bounded, by priority, batching, cancellation, deadlines,
+// shutdown.
 #pragma once
 
 #include <atomic>
@@ -27,8 +28,8 @@ struct BatcherOptions {
   int64_t max_batch = 1;                   // images, >= 1
   std::chrono::milliseconds max_delay{0};  // how long a batch that is not full waits for more
   int64_t queue_limit = 1024;              // waiting images, >= 1
-  // Batch sizes that are taken as soon as so many wait, the largest first; ascending, each from 1 to max_batch. Only while none can be
-  // formed does max_delay run. Empty: max_batch alone.
+  // Batch sizes that are taken as soon as so many wait, the largest first; ascending, each from 1 to
+  // max_batch. Only while none can be formed does max_delay run. Empty: max_batch alone.
   std::vector<int64_t> preferred = {};
 };
 
@@ -38,13 +39,14 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
-  std::string class_name;                         // see ImageRequest
-  CalibrationSink calibration;                    // likewise
-  int64_t priority = 0;                           // larger goes first; equals in the order of submission
-  std::chrono::milliseconds timeout{0};           // from submit; 0: none
-  uint64_t session = 0;                           // whose request this is, for close_session
-  std::function<void(Outcome)> done;              // called exactly once, from any thread, without locks of the queue held
-  std::function<void(int64_t, int64_t)> on_step;  // may be empty; called from the inference thread, never after done
+  std::string class_name;                // see ImageRequest
+  CalibrationSink calibration;           // likewise
+  int64_t priority = 0;                  // larger goes first; equals in the order of submission
+  std::chrono::milliseconds timeout{0};  // from submit; 0: none
+  uint64_t session = 0;                  // whose request this is, for close_session
+  std::function<void(Outcome)> done;  // called exactly once, from any thread, without locks of the queue held
+  std::function<void(int64_t, int64_t)>
+      on_step;  // may be empty; called from the inference thread, never after done
 };
 
 // Percentiles and mean over the last images, milliseconds.
@@ -58,15 +60,16 @@ struct BatcherStats {
   Distribution queue_ms, compute_ms;
 };
 
-using BatchRunner = std::function<std::vector<ImageResult>(std::span<const ImageRequest>, const StepCallback&)>;
+using BatchRunner =
+    std::function<std::vector<ImageResult>(std::span<const ImageRequest>, const StepCallback&)>;
 using MakeBatchRunner = std::function<BatchRunner()>;
 
 class Batcher {
  public:
   Batcher(BatcherOptions options, BatchRunner runner);
-  // `make_runner` runs on the inference thread; returns when it is done, throws what it throws. OpenMP keeps a pool of threads for every
-  // thread that calls it, and once they are more than the cores, waiting threads go to sleep at once: everything LibTorch does belongs on
-  // one thread, loading included.
+  // `make_runner` runs on the inference thread; returns when it is done, throws what it throws. OpenMP keeps
+  // a pool of threads for every thread that calls it, and once they are more than the cores, waiting threads
+  // go to sleep at once: everything LibTorch does belongs on one thread, loading included.
   Batcher(BatcherOptions options, const MakeBatchRunner& make_runner);
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
@@ -83,7 +86,8 @@ class Batcher {
 
   [[nodiscard]] BatcherStats stats() const;
 
-  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops where it next looks (interruption.h). Idempotent.
+  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops where it next looks
+  // (interruption.h). Idempotent.
   void close();
 
  private:
@@ -111,7 +115,8 @@ class Batcher {
   uint64_t running_ = 0, next_id_ = 1;
   uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
   std::deque<double> queue_ms_, compute_ms_;
-  std::atomic<bool> is_cancelled_{false};  // nobody waits for the running batch any more; written under mutex_
+  std::atomic<bool> is_cancelled_{
+      false};  // nobody waits for the running batch any more; written under mutex_
   bool closing_ = false;
   std::mutex close_mutex_;  // one closer at a time
   std::thread worker_, watcher_;

@@ -25,15 +25,17 @@ struct LoadOptions {
 
 class Model {
  public:
-  // Loads the networks and starts the inference thread. `normality`: null, or what normal images look like, of the file with that sha256.
-  // Throws EngineError.
-  Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality, const std::string& normality_sha256);
+  // Loads the networks and starts the inference thread. `normality`: null, or what normal images look like,
+  // of the file with that sha256. Throws EngineError.
+  Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality,
+        const std::string& normality_sha256);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
-  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes, normalitySha256 (null without one).
+  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes, normalitySha256 (null without
+  // one).
   [[nodiscard]] const std::string& info() const { return info_; }
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   [[nodiscard]] int threads() const { return threads_; }
@@ -47,7 +49,8 @@ class Model {
 };
 
 // The model of a bundle; one that is loaded already with these options is shared. Throws EngineError.
-[[nodiscard]] std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options);
+[[nodiscard]] std::shared_ptr<Model> open_model(const std::filesystem::path& folder,
+                                                const LoadOptions& options);
 
 // JSON about the engine and the LibTorch it runs in.
 [[nodiscard]] std::string engine_version();

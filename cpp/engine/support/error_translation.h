@@ -11,8 +11,8 @@ struct Failure {
   std::string message;
 };
 
-// EngineErrors keep their code; interruptions become ERR_DIAD_CLOSED, failed allocations become ERR_DIAD_OUT_OF_MEMORY; anything else
-// ERR_DIAD_INTERNAL.
+// EngineErrors keep their code; interruptions become ERR_DIAD_CLOSED, failed allocations become
+// ERR_DIAD_OUT_OF_MEMORY; anything else ERR_DIAD_INTERNAL.
 [[nodiscard]] Failure describe_failure(const std::exception& error);
 
 // The same for the exception being handled; call it inside a catch (...) block.

@@ -26,8 +26,11 @@ thread_local bool in_scope = false;
 #ifndef _WIN32
 
 constexpr size_t kOwnMapping = 1 << 20;  // bytes
-constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: mappings are read from end to end, again and again
-constexpr size_t kPage = 4 << 10;        // bytes; what is taken of a waiting piece ends with a page, so that the rest can be unmapped
+constexpr size_t kHugePages =
+    4
+    << 20;  // bytes from which large pages are asked for: mappings are read from end to end, again and again
+constexpr size_t kPage =
+    4 << 10;  // bytes; what is taken of a waiting piece ends with a page, so that the rest can be unmapped
 
 struct Mapping {
   void* address;
@@ -45,7 +48,8 @@ Mapping map(size_t bytes) {
 
 void unmap(const Mapping& mapping) { munmap(mapping.address, mapping.bytes); }
 
-// What tensors have let go, by address. Neighbors become one piece, of which the next tensor takes as much as it needs.
+// What tensors have let go, by address. Neighbors become one piece, of which the next tensor takes as much as
+// it needs.
 class Pool {
  public:
   Mapping take(size_t wanted) {
@@ -145,8 +149,8 @@ class Pool {
   }
 
   void drop_largest() {
-    const auto largest =
-        std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    const auto largest = std::max_element(waiting_.begin(), waiting_.end(),
+                                          [](const auto& a, const auto& b) { return a.second < b.second; });
     unmap({largest->first, largest->second});
     of_.waiting -= largest->second;
     waiting_.erase(largest);
@@ -187,7 +191,9 @@ class MappedAllocator final : public c10::Allocator {
     return {address, mapping.release(), pooled_ ? put_context : unmap_context, c10::Device(c10::kCPU)};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }  // the address alone does not say how it was allocated
+  c10::DeleterFnPtr raw_deleter() const override {
+    return nullptr;
+  }  // the address alone does not say how it was allocated
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
  private:
@@ -229,7 +235,8 @@ PooledScope::~PooledScope() {
 }
 
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type, at::MemoryFormat format) {
-  return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
+  return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   type, format);
 }
 
 }  // namespace diad

@@ -25,11 +25,13 @@ using std::chrono::microseconds;
 constexpr microseconds kHelperSpins{200};
 // A worker's last piece takes less, unless something else has its core.
 constexpr microseconds kOwnerSpins{50};
-// A worker that was waited for this long, and longer than the loop had taken, had lost its core: for so many times as long the owner is
-// quicker alone, but not for longer than kMostAlone: perhaps the whole process stood still.
+// A worker that was waited for this long, and longer than the loop had taken, had lost its core: for so many
+// times as long the owner is quicker alone, but not for longer than kMostAlone: perhaps the whole process
+// stood still.
 constexpr microseconds kLate{500}, kMostAlone{1'000'000};
 constexpr int kAloneFactor = 10;
-// A thread's part of a loop is cut into pieces of at least so many grains, so many at most: each costs the order of what is read.
+// A thread's part of a loop is cut into pieces of at least so many grains, so many at most: each costs the
+// order of what is read.
 constexpr int64_t kGrainsOfAPiece = 4, kPieces = 4;
 
 void pause_briefly() {
@@ -54,7 +56,8 @@ bool spin(microseconds most, const Condition& is_over) {
   return is_over();
 }
 
-// The state of the loop that is on, in one word: its number, how many workers may still join it, how many are in it.
+// The state of the loop that is on, in one word: its number, how many workers may still join it, how many are
+// in it.
 constexpr uint64_t kInside = 1, kPlace = 1 << 16, kNumber = uint64_t{1} << 32;
 constexpr uint64_t inside(uint64_t state) { return state % kPlace; }
 constexpr uint64_t places(uint64_t state) { return state % kNumber / kPlace; }
@@ -104,7 +107,8 @@ class PoolState {
       part.end = count * (i + 1) / parts_in_use_;
     }
     failed_.store(false, std::memory_order_relaxed);
-    state_.store((number(state_.load(std::memory_order_relaxed)) + 1) * kNumber + static_cast<uint64_t>(workers) * kPlace);
+    state_.store((number(state_.load(std::memory_order_relaxed)) + 1) * kNumber +
+                 static_cast<uint64_t>(workers) * kPlace);
     if (const int64_t awake = threads() - asleep_.load(); awake < workers) call(workers - awake);
     const Clock::time_point started = Clock::now();
     take_pieces(0);
@@ -135,7 +139,8 @@ class PoolState {
     for (int64_t i = 0; i < workers; ++i) wake_.notify_one();
   }
 
-  // Those of the thread's own part, in their order, which is that of weights in memory; then what is left of the others'.
+  // Those of the thread's own part, in their order, which is that of weights in memory; then what is left of
+  // the others'.
   void take_pieces(int64_t thread) {
     try {
       for (int64_t i = 0; i < parts_in_use_; ++i) {
@@ -240,7 +245,8 @@ ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::count() const { return pool_->threads(); }
 
-ThreadPoolScope::ThreadPoolScope(ThreadPool& pool) : before_(std::exchange(of_this_thread, pool.pool_.get())) {}
+ThreadPoolScope::ThreadPoolScope(ThreadPool& pool)
+    : before_(std::exchange(of_this_thread, pool.pool_.get())) {}
 
 ThreadPoolScope::~ThreadPoolScope() { of_this_thread = before_; }
 

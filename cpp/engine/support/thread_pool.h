@@ -1,7 +1,8 @@
 // Threads that share in a thread's loops.
 //
-// Instead of OpenMP's: there the work is divided beforehand and everybody waits for the last thread, so that one which has lost its core to
-// another program holds up all others, at each of a thousand loops an image. Here whoever has time takes the next piece.
+// Instead of OpenMP's: there the work is divided beforehand and everybody waits for the last thread, so that
+// one which has lost its core to another program holds up all others, at each of a thousand loops an image.
+// Here whoever has time takes the next piece.
 #pragma once
 
 #include <cstdint>
@@ -45,12 +46,14 @@ struct LoopBody {
 };
 void run_loop(int64_t count, int64_t grain, LoopBody body);
 
-// Calls body(begin, end) for pieces that together are [0, count), in any order, on this thread and its workers; from `grain` on each is
-// worth a further thread. Which thread takes what is left to chance, so the result of a piece must not depend on the others. Throws what
-// the body threw first.
+// Calls body(begin, end) for pieces that together are [0, count), in any order, on this thread and its
+// workers; from `grain` on each is worth a further thread. Which thread takes what is left to chance, so the
+// result of a piece must not depend on the others. Throws what the body threw first.
 template <typename Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
-  run_loop(count, grain, {[](const void* it, int64_t begin, int64_t end) { (*static_cast<const Body*>(it))(begin, end); }, &body});
+  run_loop(count, grain,
+           {[](const void* it, int64_t begin, int64_t end) { (*static_cast<const Body*>(it))(begin, end); },
+            &body});
 }
 
 }  // namespace diad

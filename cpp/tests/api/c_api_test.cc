@@ -31,10 +31,12 @@ TEST_CASE("C interface: version") {
 
 TEST_CASE("C interface: what cannot be loaded says why") {
   const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
-  CHECK(contains(load_error("/nowhere", good), "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
+  CHECK(contains(load_error("/nowhere", good),
+                 "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
   diad_load_options options = good;
   options.max_batch = 0;
-  CHECK(contains(load_error("/nowhere", options), "ERR_DIAD_INVALID_ARGUMENT: Expected at least 1 for maxBatch but received 0"));
+  CHECK(contains(load_error("/nowhere", options),
+                 "ERR_DIAD_INVALID_ARGUMENT: Expected at least 1 for maxBatch but received 0"));
   options = good;
   options.queue_limit = -4;
   CHECK(contains(load_error("/nowhere", options), "queueLimit but received -4"));
@@ -47,7 +49,8 @@ TEST_CASE("C interface: a bundle without evidence takes no normality file and ca
   nlohmann::json manifest = nlohmann::json::parse(std::ifstream(bundle / "manifest.json"));
   manifest.erase("evidence");
   std::ofstream(bundle / "manifest.json") << manifest;
-  diad_load_options options{"cpu", "float32", 1, 1, 0, 8, /*verify=*/0, 0, nullptr, 0, nullptr, nullptr, nullptr};
+  diad_load_options options{"cpu", "float32", 1, 1,       0,       8,      /*verify=*/0,
+                            0,     nullptr,   0, nullptr, nullptr, nullptr};
   options.normality = "/nowhere/normality.safetensors";
   const std::string error = load_error(bundle.c_str(), options);
   fs::remove_all(bundle);

@@ -20,7 +20,8 @@ namespace {
 
 class TemporaryFile {
  public:
-  explicit TemporaryFile(const std::string& name) : path_(fs::temp_directory_path() / ("diad-" + std::to_string(getpid()) + "-" + name)) {}
+  explicit TemporaryFile(const std::string& name)
+      : path_(fs::temp_directory_path() / ("diad-" + std::to_string(getpid()) + "-" + name)) {}
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
@@ -98,14 +99,15 @@ TEST_CASE("TorchScript: operators outside the numeric set are refused by name") 
   for (const auto& [source, name] : cases) {
     CAPTURE(name);
     const std::string refusal = refusal_of(module_with(source));
-    CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the function forward uses the operator " + std::string(name)));
+    CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the function forward uses the operator " +
+                                std::string(name)));
   }
 }
 
 TEST_CASE("TorchScript: an operator is found in a nested block, in another method and in a submodule") {
-  CHECK(contains(
-      refusal_of(module_with("def forward(self, x):\n  if bool(x.sum() > 0):\n    if bool(x.sum() > 1):\n      print(x)\n  return x\n")),
-      "prim::Print"));
+  CHECK(contains(refusal_of(module_with("def forward(self, x):\n  if bool(x.sum() > 0):\n    if bool(x.sum() "
+                                        "> 1):\n      print(x)\n  return x\n")),
+                 "prim::Print"));
   Module other = module_with(kGood);
   other.define("def never_called(self, x):\n  print(x)\n  return x\n");
   CHECK(contains(refusal_of(other), "the function never_called uses the operator prim::Print"));
@@ -124,21 +126,26 @@ TEST_CASE("TorchScript: __setstate__ never runs") {
   module.register_attribute("training", c10::BoolType::get(), false);
   module.define(kGood);
   module.define("def __getstate__(self):\n  return (self.weight, self.training)\n");
-  module.define("def __setstate__(self, state: Tuple[Tensor, bool]):\n  torch.save(state[0], '" + witness.path().string() +
-                "')\n  self.weight = state[0]\n  self.training = state[1]\n");
+  module.define("def __setstate__(self, state: Tuple[Tensor, bool]):\n  torch.save(state[0], '" +
+                witness.path().string() + "')\n  self.weight = state[0]\n  self.training = state[1]\n");
   const std::string refusal = refusal_of(module);
-  CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the operator __setstate__ of __torch__.Restored would run"));
+  CHECK(contains(
+      refusal,
+      "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the operator __setstate__ of __torch__.Restored would run"));
   CHECK_FALSE(fs::exists(witness.path()));
 }
 
 TEST_CASE("TorchScript: lengths, sizes and offsets of tensors are not believed") {
   CHECK(refusal_of_changed("data/0", [](std::string&) {}) == "no error");
-  const std::string beyond = "ERR_DIAD_BUNDLE_CORRUPT: decoder.pt: a tensor that reaches beyond its stored bytes";
+  const std::string beyond =
+      "ERR_DIAD_BUNDLE_CORRUPT: decoder.pt: a tensor that reaches beyond its stored bytes";
   CHECK(refusal_of_changed("data/0", [](std::string& bytes) { bytes.resize(8); }) == beyond);
-  // The size (4,) as MARK, BININT1 4, TUPLE. LibTorch 2.13 finds this by itself, and says so in an error of its own.
+  // The size (4,) as MARK, BININT1 4, TUPLE. LibTorch 2.13 finds this by itself, and says so in an error of
+  // its own.
   std::string oversized = "an error of LibTorch's";
   try {
-    oversized = refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "(K\x04t", "(K\x40t"); });
+    oversized =
+        refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "(K\x04t", "(K\x40t"); });
   } catch (const c10::Error& error) {
     CHECK(contains(error.what_without_backtrace(), "storage"));
     oversized = beyond;
@@ -147,14 +154,22 @@ TEST_CASE("TorchScript: lengths, sizes and offsets of tensors are not believed")
 }
 
 TEST_CASE("TorchScript: a damaged pickle is refused before LibTorch reads it") {
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.resize(pickle.size() / 2); }), "breaks off"));
+  CHECK(
+      contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.resize(pickle.size() / 2); }),
+               "breaks off"));
+  CHECK(contains(refusal_of_changed("data.pkl",
+                                    [](std::string& pickle) {
+                                      replace(pickle, "torch._utils\n_rebuild_tensor_v2", "posix\nsystem");
+                                    }),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt: data.pkl holds the constructor posix.system, which is "
+                 "not allowed"));
   CHECK(contains(
-      refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "torch._utils\n_rebuild_tensor_v2", "posix\nsystem"); }),
-      "ERR_DIAD_BUNDLE_INVALID: decoder.pt: data.pkl holds the constructor posix.system, which is not allowed"));
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "c__torch__", "c__torch__.torch.classes"); }),
-                 "torch.classes"));
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.insert(pickle.begin() + 2, '0'); }),
-                 "the pickle opcode 48"));
+      refusal_of_changed(
+          "data.pkl", [](std::string& pickle) { replace(pickle, "c__torch__", "c__torch__.torch.classes"); }),
+      "torch.classes"));
+  CHECK(contains(
+      refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.insert(pickle.begin() + 2, '0'); }),
+      "the pickle opcode 48"));
 }
 
 TEST_CASE("pickle: every operand must be there, of its kind, at a bounded depth") {
@@ -178,14 +193,18 @@ TEST_CASE("pickle: every operand must be there, of its kind, at a bounded depth"
 
 TEST_CASE("TorchScript: source that would exhaust the compiler's stack is refused") {
   const auto refusal = [](const std::string& expression) {
-    return refusal_of_changed("code/__torch__.py", [&](std::string& source) { replace(source, "return ", "return " + expression); });
+    return refusal_of_changed("code/__torch__.py", [&](std::string& source) {
+      replace(source, "return ", "return " + expression);
+    });
   };
   CHECK(contains(refusal(std::string(100000, '(')), "nested too deeply"));
   CHECK(contains(refusal(std::string(100000, '-')), "nested too deeply"));
 }
 
-TEST_CASE("TorchScript: functions that call one another too deeply, or come to too many operators, are refused") {
-  // forward calls the first of `count` methods, each of which calls the next in `expression`, where # stands for its name.
+TEST_CASE(
+    "TorchScript: functions that call one another too deeply, or come to too many operators, are refused") {
+  // forward calls the first of `count` methods, each of which calls the next in `expression`, where # stands
+  // for its name.
   const auto with_methods = [](int count, const std::string& expression) {
     return refusal_of_changed("code/__torch__.py", [&](std::string& source) {
       const size_t begin = source.find("self: ") + 6;
@@ -194,27 +213,35 @@ TEST_CASE("TorchScript: functions that call one another too deeply, or come to t
         std::string body = i == count ? "x" : expression;
         const std::string next = "(self).m" + std::to_string(i + 1);
         for (size_t at = body.find('#'); at != body.npos; at = body.find('#')) body.replace(at, 1, next);
-        source += "  def m" + std::to_string(i) + "(self: " + type + ",\n    x: Tensor) -> Tensor:\n    return " + body + "\n";
+        source += "  def m" + std::to_string(i) + "(self: " + type +
+                  ",\n    x: Tensor) -> Tensor:\n    return " + body + "\n";
       }
       replace(source, "return ", "return (self).m0(");
       source.insert(source.find('\n', source.find("(self).m0(")), ")");
     });
   };
   CHECK(with_methods(100, "#(x)") == "no error");
-  CHECK(contains(with_methods(2000, "#(x)"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that call one another too deeply"));
+  CHECK(contains(with_methods(2000, "#(x)"),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that call one another too deeply"));
   CHECK(with_methods(8, "torch.add(#(x), #(x))") == "no error");
-  CHECK(contains(with_methods(60, "torch.add(#(x), #(x))"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that come to more than"));
+  CHECK(contains(with_methods(60, "torch.add(#(x), #(x))"),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that come to more than"));
 }
 
-TEST_CASE("TorchScript: hooks that are listed but nowhere defined are refused before LibTorch compiles the class") {
+TEST_CASE(
+    "TorchScript: hooks that are listed but nowhere defined are refused before LibTorch compiles the class") {
   for (const std::string list : {"__forward_hooks__", "__forward_pre_hooks__"}) {
-    const auto list_hook = [&](std::string& source) { replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__"); };
-    CHECK(contains(refusal_of_changed("code/__torch__.py", list_hook), "forward hooks, which are not allowed"));
+    const auto list_hook = [&](std::string& source) {
+      replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__");
+    };
+    CHECK(
+        contains(refusal_of_changed("code/__torch__.py", list_hook), "forward hooks, which are not allowed"));
   }
 }
 
 TEST_CASE("TorchScript: other formats are refused") {
   const TemporaryFile file("other.pt");
   std::ofstream(file.path(), std::ios::binary) << "\x80\x02}q.";
-  CHECK(contains(error_of([&] { (void)diad::read_torchscript(file.path(), "decoder.pt"); }), "decoder.pt is no TorchScript archive"));
+  CHECK(contains(error_of([&] { (void)diad::read_torchscript(file.path(), "decoder.pt"); }),
+                 "decoder.pt is no TorchScript archive"));
 }

@@ -14,7 +14,8 @@ const CpuFeatures kAvx2{}, kAvx512{.avx512bw = true, .avx512vl = true, .avx512dq
 TEST_CASE("oneDNN accepts bfloat16 on a CPU with AVX-512 BW, VL and DQ only") {
   CHECK(onednn_accepts(c10::kBFloat16, kAvx512));
   CHECK(!onednn_accepts(c10::kBFloat16, kAvx2));
-  for (bool CpuFeatures::* missing : {&CpuFeatures::avx512bw, &CpuFeatures::avx512vl, &CpuFeatures::avx512dq}) {
+  for (bool CpuFeatures::* missing :
+       {&CpuFeatures::avx512bw, &CpuFeatures::avx512vl, &CpuFeatures::avx512dq}) {
     CpuFeatures features = kAvx512;
     features.*missing = false;
     CHECK(!onednn_accepts(c10::kBFloat16, features));
@@ -23,7 +24,9 @@ TEST_CASE("oneDNN accepts bfloat16 on a CPU with AVX-512 BW, VL and DQ only") {
   CHECK(!onednn_accepts(c10::kHalf, kAvx512));
 }
 
-TEST_CASE("graphs are rewritten in bfloat16 on a CPU with AVX512_BF16 or AMX only, and never where oneDNN rejects it") {
+TEST_CASE(
+    "graphs are rewritten in bfloat16 on a CPU with AVX512_BF16 or AMX only, and never where oneDNN rejects "
+    "it") {
   CHECK(!cpu_multiplies(c10::kBFloat16, kAvx2));
   CHECK(!cpu_multiplies(c10::kBFloat16, kAvx512));
   for (bool CpuFeatures::* present : {&CpuFeatures::avx512_bf16, &CpuFeatures::amx_bf16}) {

@@ -55,9 +55,10 @@ graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : 
 
 TEST_CASE("a residual block's graph becomes norms and layers, and computes the same") {
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
-  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
-                   emb = random_tensor({1, 16}, 7);
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2),
+                   g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5),
+                   x = random_tensor({2, 16, 6, 6}, 6), emb = random_tensor({1, 16}, 7);
   Program program(kResidualBlock, {{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}});
   const at::Tensor expected = program.run({x, emb});
   const CpuRewrites done = optimize_for_cpu(program.graph);
@@ -65,8 +66,8 @@ TEST_CASE("a residual block's graph becomes norms and layers, and computes the s
   CHECK(done.upsampled_convolutions == 1);
   CHECK(done.norms == 1);
   CHECK(done.linears == 1);
-  for (const char* kind :
-       {"aten::conv2d", "aten::group_norm", "aten::silu", "aten::upsample_nearest2d", "aten::relu", "aten::linear", "aten::add"}) {
+  for (const char* kind : {"aten::conv2d", "aten::group_norm", "aten::silu", "aten::upsample_nearest2d",
+                           "aten::relu", "aten::linear", "aten::add"}) {
     CAPTURE(kind);
     CHECK(program.count(kind) == 0);
   }
@@ -122,10 +123,13 @@ graph(%x : Tensor, %q : Tensor, %p : Tensor, %g : Tensor, %o : Tensor):
 
 }  // namespace
 
-TEST_CASE("attention, LayerNorm, GEGLU and InstanceNorm as the networks have them become one operator each; others stay") {
+TEST_CASE(
+    "attention, LayerNorm, GEGLU and InstanceNorm as the networks have them become one operator each; others "
+    "stay") {
   const c10::InferenceMode guard;
-  const at::Tensor x = random_tensor({2, 5, 16}, 1), q = random_tensor({2, 3, 5, 8}, 2), p = random_tensor({2, 16, 4, 4}, 3),
-                   g = random_tensor({16}, 4), o = random_tensor({16}, 5);
+  const at::Tensor x = random_tensor({2, 5, 16}, 1), q = random_tensor({2, 3, 5, 8}, 2),
+                   p = random_tensor({2, 16, 4, 4}, 3), g = random_tensor({16}, 4),
+                   o = random_tensor({16}, 5);
   Program program(kTransformer, {{"g", g}, {"o", o}});
   const at::Tensor expected = program.run({x, q, p});
   const CpuRewrites done = optimize_for_cpu(program.graph);
@@ -139,7 +143,8 @@ TEST_CASE("attention, LayerNorm, GEGLU and InstanceNorm as the networks have the
   CHECK(program.count("aten::instance_norm") == 1);
   CHECK(program.count("aten::silu") == 0);
   CHECK(difference(program.run({x, q, p}), expected) < 1e-4);
-  CHECK(optimize_for_cpu(Program(kTransformer, {{"g", g}, {"o", o}}).graph, {.computed_in = at::kBFloat16}).attentions == 0);
+  CHECK(optimize_for_cpu(Program(kTransformer, {{"g", g}, {"o", o}}).graph, {.computed_in = at::kBFloat16})
+            .attentions == 0);
 }
 
 TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the same on every CPU") {
@@ -162,7 +167,8 @@ TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the sa
   CHECK(done.norms == 1);
   CHECK(done.linears == 1);
   for (const int64_t images : {2, 1, 2}) {
-    const at::Tensor x = random_tensor({images, 16, 6, 6}, 6).to(at::kBFloat16), emb = random_tensor({1, 16}, 7).to(at::kBFloat16);
+    const at::Tensor x = random_tensor({images, 16, 6, 6}, 6).to(at::kBFloat16),
+                     emb = random_tensor({1, 16}, 7).to(at::kBFloat16);
     const at::Tensor expected = Program(kResidualBlock, exact).run({x.to(at::kFloat), emb.to(at::kFloat)});
     const double plain = difference(Program(kResidualBlock, rounded).run({x, emb}), expected);
     const double packed = difference(program.run({x, emb}), expected);
@@ -171,19 +177,23 @@ TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the sa
   }
 }
 
-TEST_CASE("quantized, the same graph is near its float32 result, and layers that 8 bits are not for stay exact") {
+TEST_CASE(
+    "quantized, the same graph is near its float32 result, and layers that 8 bits are not for stay exact") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
-  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
-                   emb = random_tensor({1, 16}, 7);
-  const std::vector<std::pair<std::string, at::Tensor>> weights{{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}};
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2),
+                   g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5),
+                   x = random_tensor({2, 16, 6, 6}, 6), emb = random_tensor({1, 16}, 7);
+  const std::vector<std::pair<std::string, at::Tensor>> weights{
+      {"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}};
   Program program(kResidualBlock, weights);
   const CpuRewrites done = optimize_for_cpu(program.graph, {.quantized = true});
   CHECK(done.convolutions == 3);
   CHECK(done.linears == 1);
   const at::Tensor expected = Program(kResidualBlock, weights).run({x, emb});
-  const double error = (program.run({x, emb}) - expected).norm().item<double>() / expected.norm().item<double>();
+  const double error =
+      (program.run({x, emb}) - expected).norm().item<double>() / expected.norm().item<double>();
   CHECK(error > 1e-5);
   CHECK(error < 0.03);
 
@@ -195,7 +205,8 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
   %a : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
   %y : Tensor = aten::linear(%a, %m, %none)
   return (%y))IR";
-  const std::vector<std::pair<std::string, at::Tensor>> few{{"w", random_tensor({8, 4, 3, 3}, 8)}, {"m", random_tensor({20, 6}, 9)}};
+  const std::vector<std::pair<std::string, at::Tensor>> few{{"w", random_tensor({8, 4, 3, 3}, 8)},
+                                                            {"m", random_tensor({20, 6}, 9)}};
   Program small(exact, few);
   CHECK(optimize_for_cpu(small.graph, {.quantized = true}).convolutions == 1);
   const at::Tensor y = random_tensor({1, 4, 6, 6}, 10);
@@ -234,10 +245,12 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
     return {{"calls", 0}};
   };
   CHECK(rows.size() == 5);
-  const nlohmann::json plain = row("convolution 3 x 3 to 32 x 32, "), enlarged = row("convolution 3 x 3 after upsampling to 64 x 64, ");
+  const nlohmann::json plain = row("convolution 3 x 3 to 32 x 32, "),
+                       enlarged = row("convolution 3 x 3 after upsampling to 64 x 64, ");
   const double gflop = 2e-9 * 2 * 16 * 16 * 9 * 32 * 32;  // of one run
-  for (const auto& [found, expected] :
-       {std::pair{plain, gflop}, {enlarged, 4 * gflop}, {row("linear, 64 rows, "), 2e-9 * 2 * 16 * 64 * 64 * 64}}) {
+  for (const auto& [found, expected] : {std::pair{plain, gflop},
+                                        {enlarged, 4 * gflop},
+                                        {row("linear, 64 rows, "), 2e-9 * 2 * 16 * 64 * 64 * 64}}) {
     CHECK(found["calls"] == 2);
     CHECK(found["gflop"].get<double>() == doctest::Approx(2 * expected));
     CHECK(found["ms"].get<double>() > 0);
@@ -329,7 +342,8 @@ graph(%x : Tensor, %v : Tensor, %w : Tensor):
 
 namespace {
 
-// EfficientNet-Lite's block: expansion with ReLU6, a border on one side, a depthwise convolution with ReLU6, a projection.
+// EfficientNet-Lite's block: expansion with ReLU6, a border on one side, a depthwise convolution with ReLU6,
+// a projection.
 const char* const kInvertedResidual = R"IR(
 graph(%x : Tensor, %w1 : Tensor, %b1 : Tensor, %w2 : Tensor, %b2 : Tensor, %w3 : Tensor, %b3 : Tensor):
   %one : int = prim::Constant[value=1]()
@@ -350,12 +364,17 @@ graph(%x : Tensor, %w1 : Tensor, %b1 : Tensor, %w2 : Tensor, %b2 : Tensor, %w3 :
 
 }  // namespace
 
-TEST_CASE("an inverted residual's graph becomes a depthwise layer between two convolutions, and computes the same") {
+TEST_CASE(
+    "an inverted residual's graph becomes a depthwise layer between two convolutions, and computes the "
+    "same") {
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({24, 8, 1, 1}, 1), b1 = random_tensor({24}, 2), w2 = random_tensor({24, 1, 3, 3}, 3);
-  const at::Tensor b2 = random_tensor({24}, 4), w3 = random_tensor({8, 24, 1, 1}, 5), b3 = random_tensor({8}, 6);
+  const at::Tensor w1 = random_tensor({24, 8, 1, 1}, 1), b1 = random_tensor({24}, 2),
+                   w2 = random_tensor({24, 1, 3, 3}, 3);
+  const at::Tensor b2 = random_tensor({24}, 4), w3 = random_tensor({8, 24, 1, 1}, 5),
+                   b3 = random_tensor({8}, 6);
   const at::Tensor x = random_tensor({2, 8, 8, 8}, 7) * 3;
-  Program program(kInvertedResidual, {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}, {"w3", w3}, {"b3", b3}});
+  Program program(kInvertedResidual,
+                  {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}, {"w3", w3}, {"b3", b3}});
   const at::Tensor expected = program.run({x});
   const CpuRewrites done = optimize_for_cpu(program.graph);
   CHECK(done.convolutions == 2);

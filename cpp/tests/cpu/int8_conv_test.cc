@@ -1,4 +1,6 @@
 // QuantizedConv against the same roundings done with plain operators in double.
+#include "cpu/int8_conv.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/amin.h>
@@ -16,7 +18,6 @@
 #include <utility>
 
 #include "difference.h"
-#include "cpu/int8_conv.h"
 #include "random_tensor.h"
 #include "support.h"
 #include "support/thread_pool.h"
@@ -32,7 +33,8 @@ at::Tensor rounded_weight(const at::Tensor& weight) {
 
 // Rounded to 256 steps from the least to the greatest value over `dimensions`, 0 included.
 at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
-  const at::Tensor least = at::amin(x, dimensions, true).clamp_max(0), greatest = at::amax(x, dimensions, true).clamp_min(0);
+  const at::Tensor least = at::amin(x, dimensions, true).clamp_max(0),
+                   greatest = at::amax(x, dimensions, true).clamp_min(0);
   const at::Tensor scale = ((greatest - least) / 255.F).clamp_min(1e-30), zero = at::round(-least / scale);
   const at::Tensor bytes = (at::round(x * (1 / scale)) + zero).clamp(0, 255);
   return (bytes - zero).to(at::kDouble) * scale.to(at::kDouble);
@@ -40,7 +42,9 @@ at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
 
 }  // namespace
 
-TEST_CASE("the quantized convolution equals sums of rounded factors, for odd sizes, strides, batches and channel counts") {
+TEST_CASE(
+    "the quantized convolution equals sums of rounded factors, for odd sizes, strides, batches and channel "
+    "counts") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   uint64_t seed = 0;
@@ -56,13 +60,16 @@ TEST_CASE("the quantized convolution equals sums of rounded factors, for odd siz
             x[1] *= 10;  // a scale of its own
             const bool row_by_row = kernel == 1 && stride == 1;
             const at::Tensor rounded = row_by_row ? rounded_input(x, {1}) : rounded_input(x, {1, 2, 3});
-            const at::Tensor expected = at::conv2d(rounded, rounded_weight(weight), bias.to(at::kDouble), stride, padding);
-            const at::Tensor residual = random_tensor(expected.sizes().vec(), ++seed), each = random_tensor({1, outputs, 1, 1}, ++seed);
+            const at::Tensor expected =
+                at::conv2d(rounded, rounded_weight(weight), bias.to(at::kDouble), stride, padding);
+            const at::Tensor residual = random_tensor(expected.sizes().vec(), ++seed),
+                             each = random_tensor({1, outputs, 1, 1}, ++seed);
             const QuantizedConv layer(weight, bias, {stride, padding, false});
             const at::Tensor y = layer.run(x, std::nullopt);
             CHECK(y.is_contiguous(at::MemoryFormat::ChannelsLast));
             CHECK(difference(y, expected) < 3e-5);
-            CHECK(difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual), expected + residual) < 3e-5);
+            CHECK(difference(layer.run(x.contiguous(at::MemoryFormat::ChannelsLast), residual),
+                             expected + residual) < 3e-5);
             CHECK(difference(layer.run(x, each, true), (expected + each).relu()) < 3e-5);
           }
         }
@@ -74,9 +81,11 @@ TEST_CASE("the quantized convolution equals sums of rounded factors, for odd siz
 TEST_CASE("the quantized convolution enlarges its input on the way in, and is near the exact one") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
-  const at::Tensor x = random_tensor({2, 64, 5, 6}, 1), weight = random_tensor({40, 64, 3, 3}, 2), bias = random_tensor({40}, 3);
+  const at::Tensor x = random_tensor({2, 64, 5, 6}, 1), weight = random_tensor({40, 64, 3, 3}, 2),
+                   bias = random_tensor({40}, 3);
   const auto enlarged = [](const at::Tensor& y) { return at::upsample_nearest2d(y, {10, 12}); };
-  const at::Tensor expected = at::conv2d(enlarged(rounded_input(x, {1, 2, 3})), rounded_weight(weight), bias.to(at::kDouble), 1, 1);
+  const at::Tensor expected =
+      at::conv2d(enlarged(rounded_input(x, {1, 2, 3})), rounded_weight(weight), bias.to(at::kDouble), 1, 1);
   const at::Tensor y = QuantizedConv(weight, bias, {1, 1, true}).run(x, std::nullopt);
   CHECK(difference(y, expected) < 1e-4);
   const at::Tensor exact = at::conv2d(enlarged(x), weight, bias, 1, 1);
@@ -86,11 +95,13 @@ TEST_CASE("the quantized convolution enlarges its input on the way in, and is ne
 TEST_CASE("the quantized product gives every row a scale of its own") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
-  const at::Tensor matrix = random_tensor({70, 36}, 1), bias = random_tensor({70}, 2), kernel = matrix.view({70, 36, 1, 1});
+  const at::Tensor matrix = random_tensor({70, 36}, 1), bias = random_tensor({70}, 2),
+                   kernel = matrix.view({70, 36, 1, 1});
   const QuantizedConv layer(kernel, bias, {});
   const at::Tensor exact_matrix = rounded_weight(kernel).view({70, 36});
   for (const int64_t rows : {0, 1, 2, 7, 8, 9, 300}) {
-    const at::Tensor sizes = at::logspace(-2, 1, std::max<int64_t>(rows, 1)).narrow(0, 0, rows).view({1, rows, 1});
+    const at::Tensor sizes =
+        at::logspace(-2, 1, std::max<int64_t>(rows, 1)).narrow(0, 0, rows).view({1, rows, 1});
     const at::Tensor x = random_tensor({2, rows, 36}, 3) * sizes, residual = random_tensor({2, rows, 70}, 4);
     CHECK(layer.multiply(x, std::nullopt).size(1) == rows);
     if (rows == 0) continue;
@@ -105,8 +116,9 @@ TEST_CASE("a least value that rounds to a step below the first one stays within 
   const c10::InferenceMode guard;
   const QuantizedConv identity(at::eye(16).view({16, 16, 1, 1}), std::nullopt, {});
   // Of these -least / scale, the zero point's quotient, lies below a half and least * (1 / scale) beyond it.
-  for (const auto& [least, greatest] :
-       {std::pair{-0x1.4ffa7cp-1F, 0x1.4d0804p+0F}, {-0x1.540ceep+1F, 0x1.2769f6p-1F}, {-0x1.d7ca48p-1F, 0x1.d2108ap+1F}}) {
+  for (const auto& [least, greatest] : {std::pair{-0x1.4ffa7cp-1F, 0x1.4d0804p+0F},
+                                        {-0x1.540ceep+1F, 0x1.2769f6p-1F},
+                                        {-0x1.d7ca48p-1F, 0x1.d2108ap+1F}}) {
     const float scale = (greatest - least) / 255.F;
     REQUIRE(std::nearbyint(least * (1 / scale)) + static_cast<float>(std::lround(-least / scale)) == -1);
     at::Tensor x = at::zeros({1, 16});

@@ -22,7 +22,8 @@ TEST_CASE("a layer of few pixels or few channels is left to the others") {
 
 TEST_CASE("layers of the published size get the tile that their memory and their runs are worth") {
   for (const auto& [side, channels, runs, tile, stored] : {
-           Expected{16, 1280, 10, 2, true},  // of the denoiser: stored, since it would be transformed ten times
+           Expected{16, 1280, 10, 2,
+                    true},  // of the denoiser: stored, since it would be transformed ten times
            Expected{32, 320, 10, 2, true},
            Expected{32, 512, 1, 2, false},  // of the autoencoder: transformed when it runs
            Expected{64, 512, 1, 4, false},

@@ -55,9 +55,10 @@ TEST_CASE("the branch without the hint goes to a stream of its own, what it need
   const at::Tensor expected = program.run({z, hint});
   CHECK(overlap_branches(program.graph, 1) == 2);
   program.graph->lint();
-  const std::vector<std::string> wanted{"aten::rsub", "diad::enter_side", "aten::mul", "aten::add",           "diad::leave_side",
-                                        "aten::cos",  "aten::add",        "aten::exp", "prim::ListConstruct", "diad::join_side",
-                                        "aten::add",  "aten::neg",        "aten::mul"};
+  const std::vector<std::string> wanted{
+      "aten::rsub", "diad::enter_side", "aten::mul", "aten::add",           "diad::leave_side",
+      "aten::cos",  "aten::add",        "aten::exp", "prim::ListConstruct", "diad::join_side",
+      "aten::add",  "aten::neg",        "aten::mul"};
   CHECK(order(*program.graph) == wanted);
   CHECK(program.run({z, hint}).equal(expected));
   // What the second stream reads of the first's lives until both meet: 1 - z and z itself.
@@ -66,7 +67,9 @@ TEST_CASE("the branch without the hint goes to a stream of its own, what it need
   }
 }
 
-TEST_CASE("on a device the stretch has a stream of its own, which begins after the first and is waited for; an error leaves none open") {
+TEST_CASE(
+    "on a device the stretch has a stream of its own, which begins after the first and is waited for; an "
+    "error leaves none open") {
   const c10::InferenceMode guard;
   // Of z only the size is read: the device computes nothing.
   constexpr const char* kOfSizes = R"(graph(%z : Tensor, %hint : Tensor, %dim : int):
@@ -178,7 +181,8 @@ TEST_CASE("graphs without two branches, and such as write in place, are left alo
   return (%sum))");
 }
 
-TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one node that computes the same") {
+TEST_CASE(
+    "GroupNorm in half precision, with what stands around it, becomes one node that computes the same") {
   const c10::InferenceMode guard;
   constexpr const char* kNorms = R"(graph(%x : Tensor, %embedding : Tensor, %weight : Tensor, %bias : Tensor):
   %one : int = prim::Constant[value=1]()
@@ -194,7 +198,9 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
   %y : Tensor = aten::silu(%second)
   return (%y))";
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16, at::kFloat}) {
-    const auto in_type = [&](const std::vector<int64_t>& sizes, uint64_t seed) { return random_tensor(sizes, seed).to(type); };
+    const auto in_type = [&](const std::vector<int64_t>& sizes, uint64_t seed) {
+      return random_tensor(sizes, seed).to(type);
+    };
     Program program(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
     const at::Tensor x = in_type({2, 16, 5, 5}, 3), embedding = in_type({2, 16}, 4);
     const at::Tensor expected = program.run({x, embedding});
@@ -205,8 +211,9 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
     static_cast<void>(program.run({x, embedding}));
     CHECK(launched == (type == at::kFloat ? 0 : 4));
     if (type == at::kFloat) continue;
-    CHECK(order(*program.graph) ==
-          std::vector<std::string>{"aten::unsqueeze", "aten::unsqueeze", "diad::device_group_norm", "diad::device_group_norm"});
+    CHECK(order(*program.graph) == std::vector<std::string>{"aten::unsqueeze", "aten::unsqueeze",
+                                                            "diad::device_group_norm",
+                                                            "diad::device_group_norm"});
     Program by_operators(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
     REQUIRE(use_device_norms(by_operators.graph, {}) == 2);
     const at::Tensor y = by_operators.run({x, embedding});
@@ -214,7 +221,9 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
   }
 }
 
-TEST_CASE("NVRTC compiles the kernels for every architecture that LibTorch's CUDA 13 builds are for, and tells what is wrong with a text") {
+TEST_CASE(
+    "NVRTC compiles the kernels for every architecture that LibTorch's CUDA 13 builds are for, and tells "
+    "what is wrong with a text") {
   const char* const nvrtc = std::getenv("DIAD_NVRTC");
   SKIP_UNLESS(nvrtc != nullptr, "DIAD_NVRTC names no libnvrtc; npm test does");
   for (const char* architecture : {"sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"}) {
@@ -225,10 +234,10 @@ TEST_CASE("NVRTC compiles the kernels for every architecture that LibTorch's CUD
       CHECK(text.find(std::string(".text.") + kernel) != std::string::npos);
     }
   }
-  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("int wrong(", "sm_90", nvrtc)), doctest::Contains("diad.cu(1): error"),
-                       std::runtime_error);
-  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda(group_norm_source(), "sm_1", nvrtc)), doctest::Contains("NVRTC for sm_1"),
-                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("int wrong(", "sm_90", nvrtc)),
+                       doctest::Contains("diad.cu(1): error"), std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda(group_norm_source(), "sm_1", nvrtc)),
+                       doctest::Contains("NVRTC for sm_1"), std::runtime_error);
 }
 
 TEST_CASE("without NVRTC or driver the reason is told") {

@@ -22,11 +22,12 @@ using namespace diad;
 constexpr CalibrationRoles kBoth{true, true};
 
 // An image whose three maps are `distance` everywhere and whose vectors are all (place, 0).
-void add_constant(Calibrator& calibrator, int64_t index, double distance, double place, CalibrationRoles roles = kBoth,
-                  const std::string& class_name = "") {
+void add_constant(Calibrator& calibrator, int64_t index, double distance, double place,
+                  CalibrationRoles roles = kBoth, const std::string& class_name = "") {
   Features distances;
   for (size_t i = 0; i < 3; ++i) distances[i] = at::full(map_size(i), distance, at::kFloat);
-  const at::Tensor embedding = at::stack({at::full({3, 3}, place, at::kFloat), at::full({3, 3}, 0.0, at::kFloat)});
+  const at::Tensor embedding =
+      at::stack({at::full({3, 3}, place, at::kFloat), at::full({3, 3}, 0.0, at::kFloat)});
   calibrator.add(index, class_name, roles, distances, embedding);
 }
 
@@ -54,7 +55,8 @@ TEST_CASE("calibrator: statistics and scores of four images, each left out of wh
   CHECK(all.images == 4);
   CHECK(all.memory.sizes() == at::IntArrayRef{36, 2});  // all that there are
   // Mean 3, squares 4 + 1 + 9 + 0 over 3; to the memory without themselves 1, 1, 3, 3.
-  const double mean[] = {3, 3, 3, 2}, spread[] = {std::sqrt(14.0 / 3), std::sqrt(14.0 / 3), std::sqrt(14.0 / 3), std::sqrt(4.0 / 3)};
+  const double mean[] = {3, 3, 3, 2},
+               spread[] = {std::sqrt(14.0 / 3), std::sqrt(14.0 / 3), std::sqrt(14.0 / 3), std::sqrt(4.0 / 3)};
   for (size_t i = 0; i < 4; ++i) {
     CHECK((all.maps.mean[i] - mean[i]).abs().max().item<double>() < 1e-5);
     CHECK((all.maps.divisor[i] - 1.3 * spread[i]).abs().max().item<double>() < 1e-5);
@@ -113,7 +115,8 @@ TEST_CASE("calibrator: an image's score is the one that a calibration without it
   Features distances;
   for (size_t i = 0; i < 3; ++i) distances[i] = random_tensor(map_size(i), 40 + i).abs().unsqueeze(0);
   const std::vector<std::string> names{""};
-  const Evidence unseen = normality.judge(distances, random_tensor({2, 3, 3}, 43).unsqueeze(0), names).evidence;
+  const Evidence unseen =
+      normality.judge(distances, random_tensor({2, 3, 3}, 43).unsqueeze(0), names).evidence;
   CHECK(last.reconstruction == doctest::Approx(unseen.reconstruction[0]).epsilon(1e-5));
   // The statistics of the others' memory distances know the last one's vectors: alike, not equal.
   CHECK(last.memory == doctest::Approx(unseen.memory[0]).epsilon(0.5));
@@ -135,7 +138,8 @@ TEST_CASE("calibrator: an entry for each class and one for all images") {
   REQUIRE(calibration.images.size() == 8);
   REQUIRE(calibration.overall.size() == 8);
   CHECK(calibration.images[7].score == calibration.overall[7].score);  // no class: judged by all
-  CHECK(calibration.images[2].reconstruction == doctest::Approx(0.5 * 3 * 1.5 / (1.3 * std::sqrt(0.5))).epsilon(1e-5));
+  CHECK(calibration.images[2].reconstruction ==
+        doctest::Approx(0.5 * 3 * 1.5 / (1.3 * std::sqrt(0.5))).epsilon(1e-5));
   CHECK(calibration.images[2].reconstruction != doctest::Approx(calibration.overall[2].reconstruction));
   Calibrator one_class(evidence_manifest(), 1);
   for (int64_t i = 0; i < 3; ++i) add_random(one_class, i, "gear");
@@ -146,15 +150,17 @@ TEST_CASE("calibrator: an entry for each class and one for all images") {
 
 TEST_CASE("calibrator: two images are enough, one is not") {
   Calibrator calibrator(evidence_manifest(), 1);
-  CHECK(contains(error_of([&] { (void)calibrator.finish(); }),
-                 "ERR_DIAD_INVALID_ARGUMENT: Expected at least 2 calibration images for all images but received 0"));
+  CHECK(contains(
+      error_of([&] { (void)calibrator.finish(); }),
+      "ERR_DIAD_INVALID_ARGUMENT: Expected at least 2 calibration images for all images but received 0"));
   add_constant(calibrator, 0, 1, 0);
   CHECK(contains(error_of([&] { (void)calibrator.finish(); }), "but received 1; add defect-free images"));
   add_constant(calibrator, 1, 3, 4);
   const Calibration calibration = calibrator.finish();
   REQUIRE(calibration.images.size() == 2);
   // The other one alone has no spread; that of both is sqrt(2).
-  CHECK(calibration.images[1].reconstruction == doctest::Approx(0.5 * 3 * 2 / (1.3 * std::sqrt(2.0))).epsilon(1e-5));
+  CHECK(calibration.images[1].reconstruction ==
+        doctest::Approx(0.5 * 3 * 2 / (1.3 * std::sqrt(2.0))).epsilon(1e-5));
   add_constant(calibrator, 2, 1, 0, kBoth, "lonely");
   CHECK(contains(error_of([&] { (void)calibrator.finish(); }),
                  "Expected at least 2 calibration images for the class \"lonely\" but received 1"));
@@ -165,7 +171,8 @@ TEST_CASE("calibrator: needs vectors of two images") {
   add_constant(calibrator, 0, 1, 0);
   add_constant(calibrator, 1, 2, 0, {false, true});
   CHECK(contains(error_of([&] { (void)calibrator.finish(); }),
-                 "ERR_DIAD_INVALID_ARGUMENT: Expected vectors of at least 2 images in the memory for all images but received those of 1"));
+                 "ERR_DIAD_INVALID_ARGUMENT: Expected vectors of at least 2 images in the memory for all "
+                 "images but received those of 1"));
 }
 
 TEST_CASE("calibrator: images that are all the same give finite scores") {
@@ -183,17 +190,21 @@ TEST_CASE("calibrator: of more images than it uses it takes an evenly spaced cho
     add_constant(calibrator, i, static_cast<double>(i % 7), static_cast<double>(i % 5));
   const Calibration calibration = calibrator.finish();
   REQUIRE(static_cast<int64_t>(calibration.images.size()) == Calibrator::kMostImages);
-  for (size_t i = 0; i < calibration.images.size(); ++i) CHECK(calibration.images[i].index == 2 * static_cast<int64_t>(i));
+  for (size_t i = 0; i < calibration.images.size(); ++i)
+    CHECK(calibration.images[i].index == 2 * static_cast<int64_t>(i));
 }
 
 TEST_CASE("calibrator: rejects numbers that half precision cannot hold") {
   Calibrator calibrator(evidence_manifest(), 1);
-  CHECK(contains(error_of([&] { add_constant(calibrator, 4, 1, 1e6); }), "ERR_DIAD_INTERNAL: The vectors of calibration image 4 hold"));
-  CHECK(contains(error_of([&] { add_constant(calibrator, 5, std::nan(""), 1); }), "The maps of calibration image 5 hold"));
+  CHECK(contains(error_of([&] { add_constant(calibrator, 4, 1, 1e6); }),
+                 "ERR_DIAD_INTERNAL: The vectors of calibration image 4 hold"));
+  CHECK(contains(error_of([&] { add_constant(calibrator, 5, std::nan(""), 1); }),
+                 "The maps of calibration image 5 hold"));
 }
 
 TEST_CASE("calibrator: needs a bundle with evidence; ends when nobody wants the outcome") {
-  CHECK(contains(error_of([] { const Calibrator calibrator(Manifest{}, 1); }), "ERR_DIAD_INVALID_ARGUMENT: The bundle  has no evidence"));
+  CHECK(contains(error_of([] { const Calibrator calibrator(Manifest{}, 1); }),
+                 "ERR_DIAD_INVALID_ARGUMENT: The bundle  has no evidence"));
   Calibrator calibrator(evidence_manifest(), 1);
   for (int64_t i = 0; i < 3; ++i) add_random(calibrator, i);
   const CancellationScope scope([] { return true; });

@@ -63,13 +63,17 @@ TEST_CASE("nearest vectors: a query that is no number has a distance that is non
   CHECK(std::isnan(values(memory.distances(queries))[0]));
 }
 
-TEST_CASE("nearest vectors: agree with all distances, whatever is left out and however many threads share in the search") {
-  const at::Tensor vectors = random_tensor({1003, 37}, 1).to(at::kHalf), queries = random_tensor({517, 37}, 2);
+TEST_CASE(
+    "nearest vectors: agree with all distances, whatever is left out and however many threads share in the "
+    "search") {
+  const at::Tensor vectors = random_tensor({1003, 37}, 1).to(at::kHalf),
+                   queries = random_tensor({517, 37}, 2);
   const at::Tensor all = at::cdist(queries.to(at::kDouble), vectors.to(at::kDouble));
   NearestVectors memory(vectors, c10::kCPU);
   ThreadPool pool(1);
   for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 0}, {0, 500}, {400, 1003}, {13, 991}}) {
-    const at::Tensor expected = at::cat({all.narrow(1, 0, first), all.narrow(1, last, 1003 - last)}, 1).amin(1);
+    const at::Tensor expected =
+        at::cat({all.narrow(1, 0, first), all.narrow(1, last, 1003 - last)}, 1).amin(1);
     const at::Tensor alone = memory.distances(queries, {first, last});
     CHECK((alone - expected).abs().max().item<double>() < 1e-5);
     const ThreadPoolScope sharing(pool);
@@ -78,7 +82,8 @@ TEST_CASE("nearest vectors: agree with all distances, whatever is left out and h
 }
 
 TEST_CASE("normal maps: smoothing keeps what is constant; three tenths of the average spread are added") {
-  const NormalMap normal = normal_map(at::full({1, 5, 7}, 2.0, at::kDouble), at::full({1, 5, 7}, 0.5, at::kDouble));
+  const NormalMap normal =
+      normal_map(at::full({1, 5, 7}, 2.0, at::kDouble), at::full({1, 5, 7}, 0.5, at::kDouble));
   CHECK((normal.mean - 2).abs().max().item<double>() < 1e-6);
   CHECK((normal.divisor - 0.65).abs().max().item<double>() < 1e-6);
 }
@@ -102,7 +107,8 @@ TEST_CASE("normal maps: images that are all the same leave a divisor above 0") {
 TEST_CASE("evidence: constant maps combined by hand") {
   const Manifest manifest = evidence_manifest();  // weights 0.5 and 1
   EvidenceMaps maps;
-  for (size_t i = 0; i < 4; ++i) maps[i] = at::full({2, map_size(i)[0], map_size(i)[1]}, static_cast<double>(i + 1), at::kFloat);
+  for (size_t i = 0; i < 4; ++i)
+    maps[i] = at::full({2, map_size(i)[0], map_size(i)[1]}, static_cast<double>(i + 1), at::kFloat);
   const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
   CHECK((evidence.raw - 7).abs().max().item<double>() < 1e-5);  // 0.5 * (1 + 2 + 3) + 4
   CHECK((evidence.smooth - 7).abs().max().item<double>() < 1e-5);
@@ -120,7 +126,9 @@ TEST_CASE("evidence: blur and pools as in the published map") {
   const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
   const auto large = [&](size_t i) { return enlarged(maps[i], manifest.image_size).to(at::kDouble); };
   const at::Tensor reconstruction = 0.5 * (large(0) + large(1) + large(2)), memory = large(3);
-  const auto blurred = [&](const at::Tensor& map) { return gaussian_blur(map, manifest.map_sigma, manifest.map_truncate); };
+  const auto blurred = [&](const at::Tensor& map) {
+    return gaussian_blur(map, manifest.map_sigma, manifest.map_truncate);
+  };
   const auto score = [&](const at::Tensor& map, int64_t i) {
     return pooled_maximum(blurred(map), manifest.pool_size, manifest.pool_count)[i].item<double>();
   };
@@ -153,14 +161,16 @@ TEST_CASE("normality: judges by the entry of an image's class, else by that of a
     CHECK(judgement.evidence.scores[i] == doctest::Approx(reconstruction[i] + memory[i]));
   }
   distances[1] = at::zeros({3, 5, 4});
-  CHECK(contains(error_of([&] { (void)normality.judge(distances, embedding, names); }),
-                 "ERR_DIAD_BUNDLE_INVALID: The normality file has maps of [4, 4] but this bundle makes some of [5, 4]"));
+  CHECK(contains(
+      error_of([&] { (void)normality.judge(distances, embedding, names); }),
+      "ERR_DIAD_BUNDLE_INVALID: The normality file has maps of [4, 4] but this bundle makes some of [5, 4]"));
 }
 
 TEST_CASE("normality: the file is read as it was written") {
   const NormalClasses classes{{"", constant_class(0.25, 1.5, random_tensor({7, 2}, 1))},
                               {"a/b", constant_class(1, 2, random_tensor({5, 2}, 2))}};
-  const NormalClasses read = parse_normality(serialize_normality(classes), "normality.safetensors", evidence_manifest());
+  const NormalClasses read =
+      parse_normality(serialize_normality(classes), "normality.safetensors", evidence_manifest());
   REQUIRE(read.size() == 2);
   for (const auto& [name, expected] : classes) {
     const NormalClass& found = read.at(name);
@@ -185,27 +195,37 @@ TEST_CASE("normality: rejects files of another kind or size") {
   const auto with = [&](const char* name, const at::Tensor& tensor) {
     return changed([&](Safetensors& other) { other.tensors[name] = tensor; });
   };
-  const auto said = [&](const char* key, const char* value) { return changed([&](Safetensors& other) { other.metadata[key] = value; }); };
-  CHECK(contains(said("format", "other"), "ERR_DIAD_BUNDLE_INVALID: normality.safetensors: Expected the format diad-normality"));
+  const auto said = [&](const char* key, const char* value) {
+    return changed([&](Safetensors& other) { other.metadata[key] = value; });
+  };
+  CHECK(contains(said("format", "other"),
+                 "ERR_DIAD_BUNDLE_INVALID: normality.safetensors: Expected the format diad-normality"));
   CHECK(contains(said("version", "2"), "Expected version 1 but received \"2\""));
   CHECK(contains(said("images", "{"), "an entry \"\" for the metadata images"));
   CHECK(contains(said("images", R"({"a": 1})"), "an entry \"\" for the metadata images"));
   CHECK(contains(said("images", R"({"": -1})"), "Expected a number of images"));
   CHECK(contains(said("images", R"({"": 1, "a": 1})"), "Expected a tensor a/memory but it is absent"));
-  CHECK(contains(changed([](Safetensors& other) { other.tensors.erase("/mean.3"); }), "Expected a tensor /mean.3 but it is absent"));
+  CHECK(contains(changed([](Safetensors& other) { other.tensors.erase("/mean.3"); }),
+                 "Expected a tensor /mean.3 but it is absent"));
   CHECK(contains(with("/more", at::ones({1}, at::kFloat)), "Expected no tensor /more"));
-  CHECK(contains(with("/memory", at::ones({7, 3}, at::kHalf)), "Expected [7, 2] for /memory but received [7, 3]"));
-  CHECK(contains(with("/memory", at::ones({101, 2}, at::kHalf)), "Expected at most 100 vectors for /memory but received 101"));
+  CHECK(contains(with("/memory", at::ones({7, 3}, at::kHalf)),
+                 "Expected [7, 2] for /memory but received [7, 3]"));
+  CHECK(contains(with("/memory", at::ones({101, 2}, at::kHalf)),
+                 "Expected at most 100 vectors for /memory but received 101"));
   CHECK(contains(with("/memory", at::ones({0, 2}, at::kHalf)), "Expected a matrix of F16 for /memory"));
   CHECK(contains(with("/memory", at::ones({7, 2}, at::kFloat)), "Expected a matrix of F16 for /memory"));
-  CHECK(contains(with("/mean.4", at::ones({4, 3}, at::kFloat)), "Expected [4, 3] for /spread.4 but received [3, 3]"));
-  CHECK(contains(with("/spread.2", at::zeros({4, 4}, at::kFloat)), "Expected positive numbers for /spread.2"));
+  CHECK(contains(with("/mean.4", at::ones({4, 3}, at::kFloat)),
+                 "Expected [4, 3] for /spread.4 but received [3, 3]"));
+  CHECK(
+      contains(with("/spread.2", at::zeros({4, 4}, at::kFloat)), "Expected positive numbers for /spread.2"));
   CHECK(contains(with("/mean.1", at::full({6, 6}, std::numeric_limits<double>::infinity(), at::kFloat)),
                  "Expected finite numbers for /mean.1"));
   Manifest other = evidence_manifest();
   other.evidence->grid = 5;
-  CHECK(contains(refusal(good, other), "Expected [5, 5] for /mean.4 but received [3, 3]; calibrate this bundle again"));
+  CHECK(contains(refusal(good, other),
+                 "Expected [5, 5] for /mean.4 but received [3, 3]; calibrate this bundle again"));
   std::vector<uint8_t> cut = serialize_normality(classes);
   cut.pop_back();
-  CHECK(contains(error_of([&] { (void)parse_normality(cut, "normality.safetensors", evidence_manifest()); }), "ERR_DIAD_BUNDLE_CORRUPT"));
+  CHECK(contains(error_of([&] { (void)parse_normality(cut, "normality.safetensors", evidence_manifest()); }),
+                 "ERR_DIAD_BUNDLE_CORRUPT"));
 }

@@ -100,7 +100,9 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
       state().recorded->unjoined.insert(later.id());
     }
   }
-  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<FakeEvent*>(event); }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
+    delete static_cast<FakeEvent*>(event);
+  }
 
   void synchronizeStream(const Stream& on) const override {
     const std::scoped_lock lock(state().mutex);
@@ -168,7 +170,9 @@ class Graph final : public at::GraphImplInterface {
 class Memory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t) override { return {nullptr, kDevice}; }
-  void copy_data(void*, const void*, size_t) const override { TORCH_CHECK(false, "there is nothing to copy"); }
+  void copy_data(void*, const void*, size_t) const override {
+    TORCH_CHECK(false, "there is nothing to copy");
+  }
 };
 
 }  // namespace
@@ -180,7 +184,9 @@ void begin() {
 #ifdef DIAD_HAS_GRAPHS
     at::GraphImplRegistry()->Register(
         c10::DeviceTypeName(c10::kPrivateUse1, false),
-        [](const at::GraphImplArgs& args) -> std::unique_ptr<at::GraphImplInterface> { return std::make_unique<Graph>(args); });
+        [](const at::GraphImplArgs& args) -> std::unique_ptr<at::GraphImplInterface> {
+          return std::make_unique<Graph>(args);
+        });
 #endif
     return true;
   }();
@@ -202,7 +208,8 @@ void wait_for_all() { Guard().synchronizeDevice(0); }
 
 at::Tensor tensor() {
   static auto* const memory = new Memory;
-  return at::detail::empty_generic({2, 3}, memory, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), at::kFloat, std::nullopt);
+  return at::detail::empty_generic({2, 3}, memory, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+                                   at::kFloat, std::nullopt);
 }
 
 }  // namespace fake_device

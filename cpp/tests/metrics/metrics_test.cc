@@ -18,7 +18,8 @@ using namespace diad::metrics;
 const std::function<bool()> kGoOn = [] { return false; };
 
 template <typename Score>
-std::vector<ScoreGroup<Score>> groups_of(const std::vector<Score>& scores, const std::vector<uint32_t>& regions,
+std::vector<ScoreGroup<Score>> groups_of(const std::vector<Score>& scores,
+                                         const std::vector<uint32_t>& regions,
                                          const std::vector<double>& weights, size_t capacity) {
   const Score* const row = scores.data();
   ScoreGroups<Score> groups({&row, 1}, scores.size(), regions, weights, capacity, kGoOn);
@@ -30,11 +31,13 @@ std::vector<ScoreGroup<Score>> groups_of(const std::vector<Score>& scores, const
 }  // namespace
 
 TEST_CASE("regions are 8-connected, numbered over all masks") {
-  const std::array<uint8_t, 12> first{1, 0, 0, 9, 0, 1, 0, 0, 1, 0, 0, 255}, second{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7};
+  const std::array<uint8_t, 12> first{1, 0, 0, 9, 0, 1, 0, 0, 1, 0, 0, 255},
+      second{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7};
   const std::array<const uint8_t*, 2> masks{first.data(), second.data()};
   const Regions regions = label_regions(masks, 3, 4);
   CHECK(regions.areas == std::vector<uint64_t>{3, 1, 1, 1});
-  CHECK(regions.of_pixel == std::vector<uint32_t>{1, 0, 0, 2, 0, 1, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4});
+  CHECK(regions.of_pixel ==
+        std::vector<uint32_t>{1, 0, 0, 2, 0, 1, 0, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4});
 }
 
 TEST_CASE("a region that closes late is one region") {
@@ -62,7 +65,8 @@ TEST_CASE_TEMPLATE("any scratch memory gives the same groups", Score, float, dou
   std::vector<uint32_t> regions;
   for (int i = 0; i < 5000; ++i) {
     // Coarse and fine values, of both signs and many magnitudes, half of them tied.
-    const double value = std::ldexp(static_cast<double>(random() % 2000) - 1000, static_cast<int>(random() % 40) - 20);
+    const double value =
+        std::ldexp(static_cast<double>(random() % 2000) - 1000, static_cast<int>(random() % 40) - 20);
     scores.push_back(static_cast<Score>(i % 2 == 0 ? 1.25 : value));
     regions.push_back(static_cast<uint32_t>(random() % 3));
   }
@@ -96,7 +100,8 @@ TEST_CASE("pooled maximum") {
 }
 
 TEST_CASE("stretched rates: by the largest kept one, or by the range") {
-  // Four background pixels at 1..4, one region of one pixel at 2.5; thresholds 1, 1.3, .. so that rates below 0.3 are 1/4 and 0.
+  // Four background pixels at 1..4, one region of one pixel at 2.5; thresholds 1, 1.3, .. so that rates below
+  // 0.3 are 1/4 and 0.
   const std::array<float, 5> map{1, 2, 3, 4, 2.5F};
   const std::array<uint8_t, 5> mask{0, 0, 0, 0, 1};
   const float* const maps[] = {map.data()};

@@ -1,4 +1,5 @@
-// CapturedModules with recorders that repeat the work themselves: what a device's graphs do to memory, without a device.
+// CapturedModules with recorders that repeat the work themselves: what a device's graphs do to memory,
+// without a device.
 #include "networks/cuda_graph_networks.h"
 
 #include <ATen/TensorOperators.h>
@@ -23,10 +24,14 @@ class Arithmetic final : public Networks {
  public:
   at::Tensor encode(const at::Tensor& x) override { return counted(2 * x); }
   at::Tensor guide(const at::Tensor& x) override { return counted(x + 1); }
-  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override { return counted(z * (step + 1) + hint); }
+  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
+    return counted(z * (step + 1) + hint);
+  }
   at::Tensor decode(const at::Tensor& z) override { return counted(z - 3); }
   Features extract(const at::Tensor& x) override { return {counted(x), x * x, x.sum({2, 3})}; }
-  at::Tensor embed(const Features& maps) override { return counted(maps[0] + maps[1].mean({2, 3}, true) - maps[2]); }
+  at::Tensor embed(const Features& maps) override {
+    return counted(maps[0] + maps[1].mean({2, 3}, true) - maps[2]);
+  }
 
   int calls = 0;
 
@@ -76,7 +81,8 @@ TEST_CASE("recorded modules give each image what plain ones do, whatever the bat
       const at::Tensor x = images(count, ++seed), hint = images(count, ++seed);
       CHECK(modules.encode(x).equal(plain.encode(x)));
       CHECK(modules.guide(x).equal(plain.guide(x)));
-      for (const int64_t step : {0, 1, 9}) CHECK(modules.denoise(x, hint, step).equal(plain.denoise(x, hint, step)));
+      for (const int64_t step : {0, 1, 9})
+        CHECK(modules.denoise(x, hint, step).equal(plain.denoise(x, hint, step)));
       CHECK(modules.decode(x).equal(plain.decode(x)));
       const Features found = modules.extract(x), expected = plain.extract(x);
       for (size_t i = 0; i < found.size(); ++i) CHECK(found[i].equal(expected[i]));
@@ -130,7 +136,8 @@ TEST_CASE("where recording fails or gives something else, execution stays plain 
   }
 }
 
-TEST_CASE("an error of the modules is the caller's, and the next call is recorded as the first would have been") {
+TEST_CASE(
+    "an error of the modules is the caller's, and the next call is recorded as the first would have been") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
@@ -148,7 +155,9 @@ TEST_CASE("a CPU has no recorder, nor has CUDA in a LibTorch for CPUs") {
 
 #if __has_include(<ATen/accelerator/Graph.h>)
 
-TEST_CASE("a device's recordings share one stream that is not the default one, and one pool; results are the plain modules'") {
+TEST_CASE(
+    "a device's recordings share one stream that is not the default one, and one pool; results are the plain "
+    "modules'") {
   const c10::InferenceMode guard;
   fake_device::begin();
   CapturedModules modules(std::make_unique<Arithmetic>(), graph_recorder(fake_device::kDevice));
@@ -180,12 +189,15 @@ TEST_CASE("a pool that has lost its last recording is not asked for again") {
   CHECK_NOTHROW(recorder(work));
 }
 
-TEST_CASE("after an error in what is recorded other calls are recorded; after a recording that could not be ended none is tried") {
+TEST_CASE(
+    "after an error in what is recorded other calls are recorded; after a recording that could not be ended "
+    "none is tried") {
   const c10::InferenceMode guard;
   fake_device::begin();
   const Recorder recorder = graph_recorder(fake_device::kDevice);
   const auto work = [] { return Tensors{images(1, 1)}; };
-  CHECK_THROWS_WITH(recorder([]() -> Tensors { throw std::runtime_error("of an operator"); }), "of an operator");
+  CHECK_THROWS_WITH(recorder([]() -> Tensors { throw std::runtime_error("of an operator"); }),
+                    "of an operator");
   CHECK_NOTHROW(recorder(work));
   CHECK_THROWS_WITH(recorder([]() -> Tensors {
                       fake_device::wait_for_all();
@@ -214,7 +226,9 @@ TEST_CASE("recordings: vectors of images are recorded like all else") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
-  const Features maps{random_tensor({3, 2, 4, 4}, 1), random_tensor({3, 2, 2, 2}, 2), random_tensor({3, 2, 1, 1}, 3)};
-  for (int round = 0; round < 2; ++round) CHECK(modules.embed(maps).equal(maps[0] + maps[1].mean({2, 3}, true) - maps[2]));
+  const Features maps{random_tensor({3, 2, 4, 4}, 1), random_tensor({3, 2, 2, 2}, 2),
+                      random_tensor({3, 2, 1, 1}, 3)};
+  for (int round = 0; round < 2; ++round)
+    CHECK(modules.embed(maps).equal(maps[0] + maps[1].mean({2, 3}, true) - maps[2]));
   CHECK(counting.recordings == 1);
 }

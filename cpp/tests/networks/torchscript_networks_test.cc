@@ -17,7 +17,8 @@
 namespace {
 
 diad::Bundle base_bundle() {
-  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "base", false);
+  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "base",
+                           false);
 }
 
 // A bundle of the base's networks with another one in place of `file`; its folder goes with the object.
@@ -25,11 +26,14 @@ class BundleWith {
  public:
   explicit BundleWith(const torch::jit::Module& network, const std::string& file = "encoder.pt") {
     const std::filesystem::path of_base = bundle_.folder;
-    bundle_.folder = std::filesystem::temp_directory_path() /
-                     (std::string("diad-networks-").append(std::to_string(getpid())).append("-").append(std::to_string(made++)));
+    bundle_.folder = std::filesystem::temp_directory_path() / (std::string("diad-networks-")
+                                                                   .append(std::to_string(getpid()))
+                                                                   .append("-")
+                                                                   .append(std::to_string(made++)));
     std::filesystem::create_directories(bundle_.folder);
     for (const char* name : diad::kModuleFiles) {
-      std::filesystem::copy(of_base / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
+      std::filesystem::copy(of_base / name, bundle_.folder / name,
+                            std::filesystem::copy_options::overwrite_existing);
     }
     network.save((bundle_.folder / file).string());
   }
@@ -63,7 +67,8 @@ TEST_CASE("features are compared in float32, whatever the networks compute in") 
   }
 }
 
-TEST_CASE("an error inside a network names the functions it passed through, long after the file's module is gone") {
+TEST_CASE(
+    "an error inside a network names the functions it passed through, long after the file's module is gone") {
   const c10::InferenceMode guard;
   const diad::Bundle bundle = base_bundle();
   const std::unique_ptr<diad::Networks> modules = diad::load_networks(bundle, c10::Device(c10::kCPU), {});
@@ -82,7 +87,9 @@ TEST_CASE("an error inside a network names the functions it passed through, long
   }
 }
 
-TEST_CASE("methods that call others, in branches too, compute what they say; weights may be read in many places and be alike") {
+TEST_CASE(
+    "methods that call others, in branches too, compute what they say; weights may be read in many places "
+    "and be alike") {
   const c10::InferenceMode guard;
   torch::jit::Module network("__torch__.Network");
   const at::Tensor weight = random_tensor({4}, 1);
@@ -125,7 +132,9 @@ TEST_CASE("operations of which each is for the next one alone: as many as the in
     return network;
   };
   const BundleWith good(chain(4000));
-  CHECK(diad::load_networks(good.bundle(), c10::Device(c10::kCPU), {})->encode(at::zeros({1})).item<float>() == 4000);
+  CHECK(
+      diad::load_networks(good.bundle(), c10::Device(c10::kCPU), {})->encode(at::zeros({1})).item<float>() ==
+      4000);
   const BundleWith hostile(chain(6000));
   CHECK(contains(error_of([&] { (void)diad::load_networks(hostile.bundle(), c10::Device(c10::kCPU), {}); }),
                  "ERR_DIAD_BUNDLE_INVALID: encoder.pt: Expected at most 5000 operations"));
@@ -146,7 +155,8 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
   const at::Tensor x = random_tensor({2, 3, 8, 8}, 2);
   other.bundle().manifest.evidence.reset();
   const auto plain = diad::load_networks(other.bundle(), c10::Device(c10::kCPU), {});
-  CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }), "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
+  CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }),
+                 "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
   other.bundle().manifest.evidence = diad::EvidenceSettings{};
   const auto modules = diad::load_networks(other.bundle(), c10::Device(c10::kCPU), {});
   for (int round = 0; round < 2; ++round) {

@@ -38,15 +38,20 @@ diad::Manifest small_manifest() {
   return m;
 }
 
-diad::NetpbmImage fixture(const std::string& name) { return diad::read_netpbm(std::string(DIAD_FIXTURES) + "/" + name + ".ppm"); }
+diad::NetpbmImage fixture(const std::string& name) {
+  return diad::read_netpbm(std::string(DIAD_FIXTURES) + "/" + name + ".ppm");
+}
 
-double largest_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
 
 }  // namespace
 
 TEST_CASE("resize equals Pillow's to the byte") {
-  const std::pair<const char*, uint32_t> cases[] = {{"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32}, {"resize-1x1", 8},
-                                                    {"resize-16x40", 16}, {"resize-33x16", 16}, {"resize-14x60", 16}};
+  const std::pair<const char*, uint32_t> cases[] = {
+      {"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32}, {"resize-1x1", 8},
+      {"resize-16x40", 16}, {"resize-33x16", 16}, {"resize-14x60", 16}};
   for (const auto& [name, side] : cases) {
     CAPTURE(name);
     const diad::NetpbmImage source = fixture(name);
@@ -93,7 +98,8 @@ TEST_CASE("images that are normalized where they lie have the same bits") {
   m.mean = {0.485F, 0.456F, 0.406F};
   m.std = {0.229F, 0.224F, 0.225F};
   std::vector<uint8_t> rgb(2 * 16 * 16 * 3);
-  for (size_t i = 0; i < rgb.size(); ++i) rgb[i] = static_cast<uint8_t>(i / 3 + i % 3);  // every level in every channel
+  for (size_t i = 0; i < rgb.size(); ++i)
+    rgb[i] = static_cast<uint8_t>(i / 3 + i % 3);  // every level in every channel
   const at::Tensor together = diad::normalized(at::from_blob(rgb.data(), {2, 16, 16, 3}, at::kByte), m);
   CHECK(together.is_contiguous());
   for (const size_t image : {0, 1}) {
@@ -109,26 +115,32 @@ TEST_CASE("noise equals torch's for the seed") {
     const diad::Noise noise = diad::draw_noise(seed, small_manifest());
     REQUIRE(expected.size() == 512);
     CHECK(std::memcmp(noise.posterior.const_data_ptr<float>(), expected.data(), 256 * sizeof(float)) == 0);
-    CHECK(std::memcmp(noise.forward.const_data_ptr<float>(), expected.data() + 256, 256 * sizeof(float)) == 0);
+    CHECK(std::memcmp(noise.forward.const_data_ptr<float>(), expected.data() + 256, 256 * sizeof(float)) ==
+          0);
   }
 }
 
 TEST_CASE("posterior sample: scale, standard deviation, clamped log variance") {
-  const at::Tensor moments = at::cat({at::full({1, 4, 1, 1}, 3.0F), at::full({1, 4, 1, 1}, std::log(4.0F))}, 1);
+  const at::Tensor moments =
+      at::cat({at::full({1, 4, 1, 1}, 3.0F), at::full({1, 4, 1, 1}, std::log(4.0F))}, 1);
   const at::Tensor noise = at::full({1, 4, 1, 1}, 0.25F);
-  CHECK(diad::sample_posterior(moments, noise, small_manifest()).max().item<double>() == doctest::Approx(0.5 * (3 + 2 * 0.25)));
+  CHECK(diad::sample_posterior(moments, noise, small_manifest()).max().item<double>() ==
+        doctest::Approx(0.5 * (3 + 2 * 0.25)));
   const at::Tensor wild = at::cat({at::zeros({1, 4, 1, 1}), at::full({1, 4, 1, 1}, 1000.0F)}, 1);
-  CHECK(diad::sample_posterior(wild, noise, small_manifest()).max().item<double>() == doctest::Approx(0.5 * 0.25 * std::exp(10.0)));
+  CHECK(diad::sample_posterior(wild, noise, small_manifest()).max().item<double>() ==
+        doctest::Approx(0.5 * 0.25 * std::exp(10.0)));
 }
 
 TEST_CASE("DDIM step by hand") {
   const at::Tensor x = at::full({1, 4, 1, 1}, 1.0F), eps = at::full({1, 4, 1, 1}, 0.5F);
   const double predicted = (1 - std::sqrt(0.75) * 0.5) / 0.5;
-  CHECK(diad::ddim_update(x, eps, {1, 0.25F, 0.64F}).max().item<double>() == doctest::Approx(0.8 * predicted + 0.6 * 0.5).epsilon(1e-6));
+  CHECK(diad::ddim_update(x, eps, {1, 0.25F, 0.64F}).max().item<double>() ==
+        doctest::Approx(0.8 * predicted + 0.6 * 0.5).epsilon(1e-6));
 }
 
 TEST_CASE("gaussian equals SciPy's") {
-  std::vector<double> source = read_numbers<double>("gaussian-in.f64"), target = read_numbers<double>("gaussian-out.f64");
+  std::vector<double> source = read_numbers<double>("gaussian-in.f64"),
+                      target = read_numbers<double>("gaussian-out.f64");
   const at::Tensor maps = at::from_blob(source.data(), {2, 24, 24}, at::kDouble),
                    expected = at::from_blob(target.data(), {2, 24, 24}, at::kDouble);
   CHECK(largest_difference(diad::gaussian_blur(maps, 2.5, 4.0), expected) < 1e-14);

@@ -13,14 +13,15 @@
 TEST_CASE("queue: cancelled images answer at once, a batch nobody wants stops between steps") {
   Gate gate;
   std::atomic<int> steps{0};
-  Batcher batcher({.max_batch = 2}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    for (int64_t step = 1; step <= 10; ++step) {
-      ++steps;
-      if (!on_step(step, 10)) return std::vector<ImageResult>{};
-    }
-    return std::vector<ImageResult>(batch.size());
-  });
+  Batcher batcher({.max_batch = 2},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    for (int64_t step = 1; step <= 10; ++step) {
+                      ++steps;
+                      if (!on_step(step, 10)) return std::vector<ImageResult>{};
+                    }
+                    return std::vector<ImageResult>(batch.size());
+                  });
   uint64_t id = 0;
   auto cancelled = submit(batcher, 1, 0ms, 0, &id);
   while (batcher.stats().running == 0) std::this_thread::yield();
@@ -37,15 +38,16 @@ TEST_CASE("queue: cancelled images answer at once, a batch nobody wants stops be
 
 TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody still wants goes on") {
   std::atomic<int> started{0}, interrupted{0};
-  Batcher batcher({.max_batch = 2, .max_delay = 60'000ms}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    if (++started > 1) return seeds_as_scores(batch, on_step);
-    try {
-      for (;;) diad::check_cancelled();  // a step that never ends by itself
-    } catch (const diad::Cancelled&) {
-      ++interrupted;
-      throw;
-    }
-  });
+  Batcher batcher({.max_batch = 2, .max_delay = 60'000ms},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    if (++started > 1) return seeds_as_scores(batch, on_step);
+                    try {
+                      for (;;) diad::check_cancelled();  // a step that never ends by itself
+                    } catch (const diad::Cancelled&) {
+                      ++interrupted;
+                      throw;
+                    }
+                  });
   uint64_t first_id = 0, second_id = 0;
   auto first = submit(batcher, 1, 0ms, 0, &first_id), second = submit(batcher, 2, 0ms, 0, &second_id);
   while (started == 0) std::this_thread::yield();
@@ -62,10 +64,11 @@ TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody st
 
 TEST_CASE("queue: closing does not wait for a step that would not end") {
   std::atomic<bool> started{false};
-  Batcher batcher({.max_batch = 1}, [&](std::span<const ImageRequest>, const diad::StepCallback&) -> std::vector<ImageResult> {
-    started = true;
-    for (;;) diad::check_cancelled();
-  });
+  Batcher batcher({.max_batch = 1},
+                  [&](std::span<const ImageRequest>, const diad::StepCallback&) -> std::vector<ImageResult> {
+                    started = true;
+                    for (;;) diad::check_cancelled();
+                  });
   auto pending = submit(batcher, 1);
   while (!started) std::this_thread::yield();
   batcher.close();
@@ -117,10 +120,12 @@ TEST_CASE("queue: closing a session leaves the others, closing the queue leaves 
 }
 
 TEST_CASE("queue: a failing runner fails its batch only") {
-  Batcher batcher({.max_batch = 1}, [](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    if (batch[0].seed == 1) throw std::runtime_error("the network is odd\nand its trace is long");
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 1},
+                  [](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    if (batch[0].seed == 1)
+                      throw std::runtime_error("the network is odd\nand its trace is long");
+                    return seeds_as_scores(batch, on_step);
+                  });
   auto bad = submit(batcher, 1), good = submit(batcher, 2);
   const Outcome outcome = bad.get();
   CHECK(std::get<Failure>(outcome).code == std::string("ERR_DIAD_INTERNAL"));
@@ -131,13 +136,14 @@ TEST_CASE("queue: a failing runner fails its batch only") {
 TEST_CASE("queue: a batch that does not fit into memory is tried in halves") {
   std::vector<size_t> sizes;
   Gate gate;
-  Batcher batcher({.max_batch = 4}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    sizes.push_back(batch.size());
-    if (batch.size() > 1) throw std::bad_alloc();
-    if (batch[0].seed == 3) throw std::bad_alloc();
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 4},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    sizes.push_back(batch.size());
+                    if (batch.size() > 1) throw std::bad_alloc();
+                    if (batch[0].seed == 3) throw std::bad_alloc();
+                    return seeds_as_scores(batch, on_step);
+                  });
   auto first = submit(batcher, 0);
   while (batcher.stats().running == 0) std::this_thread::yield();
   std::vector<std::future<Outcome>> pending;
@@ -154,7 +160,8 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
   Batcher batcher({.max_batch = 5, .queue_limit = 100000}, seeds_as_scores);
   std::vector<std::future<Outcome>> pending;
   std::vector<uint64_t> ids(3000);
-  for (size_t i = 0; i < ids.size(); ++i) pending.push_back(submit(batcher, i, i % 7 == 0 ? 1ms : 0ms, 0, &ids[i]));
+  for (size_t i = 0; i < ids.size(); ++i)
+    pending.push_back(submit(batcher, i, i % 7 == 0 ? 1ms : 0ms, 0, &ids[i]));
   std::thread canceller([&] {
     for (size_t i = 0; i < ids.size(); i += 3) batcher.cancel(ids[i]);
   });
@@ -171,10 +178,11 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
 
 TEST_CASE("queue: an image that is cancelled while it waits is let go at once, not when its turn comes") {
   Gate gate;
-  Batcher batcher({.max_batch = 1}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 1},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    return seeds_as_scores(batch, on_step);
+                  });
   std::future<Outcome> running = submit(batcher, 1);
   while (batcher.stats().running == 0) std::this_thread::sleep_for(1ms);
   const auto held = std::make_shared<int>(0);  // lives as long as the submission
@@ -192,15 +200,16 @@ TEST_CASE("queue: an image that is cancelled while it waits is let go at once, n
 
 TEST_CASE("queue: a score that is no number fails its image, not the others of its batch") {
   Gate gate;
-  Batcher batcher({.max_batch = 3}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    std::vector<ImageResult> results = seeds_as_scores(batch, on_step);
-    for (ImageResult& result : results) {
-      if (result.score == 2) result.score = std::numeric_limits<double>::quiet_NaN();
-      if (result.score == 3) result.score = std::numeric_limits<double>::infinity();
-    }
-    return results;
-  });
+  Batcher batcher({.max_batch = 3},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    std::vector<ImageResult> results = seeds_as_scores(batch, on_step);
+                    for (ImageResult& result : results) {
+                      if (result.score == 2) result.score = std::numeric_limits<double>::quiet_NaN();
+                      if (result.score == 3) result.score = std::numeric_limits<double>::infinity();
+                    }
+                    return results;
+                  });
   std::future<Outcome> first = submit(batcher, 9);
   std::vector<std::future<Outcome>> others;
   for (const uint64_t seed : {1, 2, 3}) others.push_back(submit(batcher, seed));

@@ -18,7 +18,8 @@ void write(const fs::path& file, const std::string& text) {
 }  // namespace
 
 TEST_CASE("a quota of processors is the least of the process's groups and those above, rounded up") {
-  const fs::path folder = fs::temp_directory_path() / ("diad-quota-" + std::to_string(reinterpret_cast<uintptr_t>(&folder)));
+  const fs::path folder =
+      fs::temp_directory_path() / ("diad-quota-" + std::to_string(reinterpret_cast<uintptr_t>(&folder)));
   const fs::path self = folder / "self", groups = folder / "groups";
   const auto quota = [&](const std::string& mine) {
     write(self, mine);

@@ -74,7 +74,8 @@ TEST_CASE("of a piece that was let go the next takes what it needs, and the rest
 TEST_CASE("neighbors that were let go become one piece, in whatever order") {
   const Held held;
   const PooledScope scope(true);
-  const std::vector<std::vector<size_t>> orders{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+  const std::vector<std::vector<size_t>> orders{{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                                {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
   piece(9 * kMiB);
   for (const auto& order : orders) {
     std::vector<at::Tensor> pieces{piece(2 * kMiB), piece(3 * kMiB), piece(4 * kMiB)};
@@ -94,7 +95,8 @@ TEST_CASE("neighbors that were let go become one piece, in whatever order") {
 TEST_CASE("the smallest piece that is enough serves") {
   const Held held;
   const PooledScope scope(true);
-  std::vector<at::Tensor> pieces{piece(8 * kMiB), piece(kMiB), piece(3 * kMiB), piece(kMiB), piece(2 * kMiB)};  // neighbors or not
+  std::vector<at::Tensor> pieces{piece(8 * kMiB), piece(kMiB), piece(3 * kMiB), piece(kMiB),
+                                 piece(2 * kMiB)};  // neighbors or not
   const auto* const place = pieces[2].const_data_ptr<uint8_t>();
   for (const size_t which : {0, 2, 4}) pieces[which] = at::Tensor();
   CHECK(piece(2 * kMiB + 1).const_data_ptr<uint8_t>() == place);
@@ -136,7 +138,8 @@ TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
   const Held held;
   const PooledScope scope(true);
   piece(4 * kMiB);
-  for (const int64_t bytes : {int64_t{1} << 60, std::numeric_limits<int64_t>::max()}) CHECK_THROWS_AS(piece(bytes), std::bad_alloc);
+  for (const int64_t bytes : {int64_t{1} << 60, std::numeric_limits<int64_t>::max()})
+    CHECK_THROWS_AS(piece(bytes), std::bad_alloc);
   CHECK(held.used() == 0);
   CHECK(Held::waiting() == 0);
   piece(4 * kMiB);
@@ -155,7 +158,8 @@ TEST_CASE("what waits is given back when the system refuses a piece") {
   std::ranges::sort(pieces, {}, [](const at::Tensor& one) { return one.const_data_ptr<uint8_t>(); });
   for (size_t i = 0; i < pieces.size(); i += 2) pieces[i].reset();  // none beside another
   REQUIRE(Held::waiting() == 4 * kPiece);
-  // None of the four is large enough. Two go anyway, lest all together exceed what was in use; here that is not enough.
+  // None of the four is large enough. Two go anyway, lest all together exceed what was in use; here that is
+  // not enough.
   const AddressLimit limit(address_space() - 2 * kPiece);
   const at::Tensor larger = piece(kPiece * 3 / 2);
   CHECK(Held::waiting() == 0);
@@ -191,7 +195,8 @@ TEST_CASE("pieces of many sizes, let go in any order, never share a byte") {
   CHECK(Held::waiting() == 0);
 }
 
-TEST_CASE("nothing waits after the scope, nor after one that an error ends; a scope inside another ends nothing") {
+TEST_CASE(
+    "nothing waits after the scope, nor after one that an error ends; a scope inside another ends nothing") {
   const Held held;
   {
     const PooledScope scope(true);
@@ -227,7 +232,9 @@ TEST_CASE("pieces outlive their scope; then nothing waits for them") {
   CHECK(Held::waiting() == 0);
 }
 
-TEST_CASE("a layer computes the same, to the bit, with the pool and without it, also into memory that another has filled") {
+TEST_CASE(
+    "a layer computes the same, to the bit, with the pool and without it, also into memory that another has "
+    "filled") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 32, 3, 3}, 1), x = random_tensor({1, 32, 128, 128}, 2);
   SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");

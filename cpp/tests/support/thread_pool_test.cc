@@ -103,11 +103,13 @@ TEST_CASE("a loop inside a loop runs on the thread that has come to it") {
   CHECK(total == 120);
 }
 
-TEST_CASE("a worker thread that loses its core is waited for, then left alone for a while, then asked again") {
+TEST_CASE(
+    "a worker thread that loses its core is waited for, then left alone for a while, then asked again") {
   ThreadPool pool(1);
   const ThreadPoolScope sharing(pool);
   const auto owner = std::this_thread::get_id();
-  // Both threads are in the loop: the worker thread comes while the owner waits, and stays after the owner's part.
+  // Both threads are in the loop: the worker thread comes while the owner waits, and stays after the owner's
+  // part.
   const auto helped = [&](std::chrono::milliseconds late) {
     std::atomic<bool> came{false};
     parallel_for(2, 1, [&](int64_t, int64_t) {

@@ -1,4 +1,5 @@
-// DirectConv, WinogradConv and loops over rows with AVX-512: 8 pixels by 2 vectors of 16 channels in registers.
+// DirectConv, WinogradConv and loops over rows with AVX-512: 8 pixels by 2 vectors of 16 channels in
+// registers.
 #include <immintrin.h>
 
 #include "cpu/kernels/depthwise_kernel.h"
@@ -32,7 +33,9 @@ struct Avx512 {
   static Type divide(Type a, Type b) { return _mm512_div_ps(a, b); }
   static Type root(Type a) { return _mm512_maskz_sqrt_ps(0xFFFF, a); }
   static Type absolute(Type a) { return _mm512_abs_ps(a); }
-  static Type round(Type a) { return _mm512_maskz_roundscale_ps(0xFFFF, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Type round(Type a) {
+    return _mm512_maskz_roundscale_ps(0xFFFF, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   static Type times_power_of_two(Type a, Type n) { return _mm512_maskz_scalef_ps(0xFFFF, a, n); }
   static Type where_negative(Type a, Type then, Type otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ), otherwise, then);
@@ -55,8 +58,12 @@ struct Avx512 {
   }
   static void store(float* to, Type value) { _mm512_storeu_ps(to, value); }
   // The first `count` lanes, fewer than kWidth; the others are loaded as 0.
-  static Type load_first(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first(count), from); }
-  static void store_first(float* to, int64_t count, Type value) { _mm512_mask_storeu_ps(to, first(count), value); }
+  static Type load_first(const float* from, int64_t count) {
+    return _mm512_maskz_loadu_ps(first(count), from);
+  }
+  static void store_first(float* to, int64_t count, Type value) {
+    _mm512_mask_storeu_ps(to, first(count), value);
+  }
   static __mmask16 first(int64_t count) { return static_cast<__mmask16>((1 << count) - 1); }
 };
 

@@ -13,8 +13,9 @@ struct Quantization {
   int32_t zero;  // 0 to 255
 };
 
-// y[p][k] = bias[k] + residual[p][k] + s(p) scales[k] * sum over runs r and i of (x[p](r, i) - z(p)) w[k / 32][r][i][k % 32], where s and z
-// are of p's quantization. Inputs and weights are four bytes at a time, the inputs unsigned, the weights signed.
+// y[p][k] = bias[k] + residual[p][k] + s(p) scales[k] * sum over runs r and i of (x[p](r, i) - z(p)) w[k /
+// 32][r][i][k % 32], where s and z are of p's quantization. Inputs and weights are four bytes at a time, the
+// inputs unsigned, the weights signed.
 struct QuantizedArguments {
   ConvGeometry at;
   const int32_t* x;
@@ -38,8 +39,9 @@ struct Range {
 // For AVX-512 with VNNI. convolution: as ConvKernel.
 struct QuantizedKernels {
   void (*convolution)(const QuantizedArguments& arguments, int64_t block, int64_t first, int64_t last);
-  void (*extend)(const float* values, int64_t count, Range& range);                       // the range by the values
-  void (*quantize)(const float* values, int64_t count, Quantization by, uint8_t* bytes);  // to the nearest, at most 0 and 255
+  void (*extend)(const float* values, int64_t count, Range& range);  // the range by the values
+  void (*quantize)(const float* values, int64_t count, Quantization by,
+                   uint8_t* bytes);  // to the nearest, at most 0 and 255
 };
 
 extern const QuantizedKernels quantized_vnni;
