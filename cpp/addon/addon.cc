@@ -1,5 +1,5 @@
-// The addon's entry: open LibTorch and the engine, load bundles. Links neither, so that it always loads
-// itself.
+// Entry point of the addon: opens LibTorch and the engine, loads bundles. Links neither, so that the addon
+// itself always loads.
 #include <napi.h>
 
 #include <memory>
@@ -57,7 +57,7 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
  private:
   // open(libtorchFolder, enginePath): Promise<EngineVersion>.
   Napi::Value open(const Napi::CallbackInfo& info) {
-    // What may throw comes first: an operation that has begun keeps the process alive until it ends.
+    // Conversions can throw, so they come first: a started operation keeps the process alive until it ends.
     std::string libtorch = info[0].ToString(), engine = info[1].ToString();
     bound_spinning();
     auto operation = std::make_shared<Operation>(info.Env(), environment_);
@@ -66,7 +66,8 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
       operation->reject(info.Env(), "ERR_DIAD_CLOSED", "diad was shut down in this environment");
       return promise;
     }
-    // The dynamic loader may take a second: on a thread of its own, neither the loop's nor libuv's.
+    // The dynamic loader can take a second: run it on a separate thread, not on the event loop or libuv's
+    // pool.
     const bool started = environment_->run_in_background([environment = environment_, operation,
                                                           libtorch = std::move(libtorch),
                                                           engine = std::move(engine)]() mutable {
@@ -121,11 +122,11 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
           }
           auto handle = std::make_shared<EngineHandle>(*api, engine);
           environment->add(handle);
-          if (environment->closed()) {  // torn down while loading: nobody will come for it
+          if (environment->closed()) {  // shut down while loading: no JavaScript object will own it
             environment->remove(handle);
             return;
           }
-          // `this` lives as long as the environment, and the task runs on its thread only.
+          // `this` lives as long as the environment, and the task runs on the environment's thread.
           environment->post([this, operation = std::move(operation), handle](Napi::Env env) {
             const Napi::Object object = engine_class_.New({});
             NativeEngine::Unwrap(object)->attach(environment_, handle);
@@ -139,12 +140,12 @@ class DiadAddon : public Napi::Addon<DiadAddon> {
   // classMetrics(request): Promise<metrics>; needs neither LibTorch nor an engine.
   Napi::Value class_metrics(const Napi::CallbackInfo& info) { return class_metrics_call(info, environment_); }
 
-  // tuneAllocator(): boolean; for the whole process.
+  // tuneAllocator(): boolean; affects the whole process.
   Napi::Value tune(const Napi::CallbackInfo& info) {
     return Napi::Boolean::New(info.Env(), tune_allocator());
   }
 
-  // shutdown(): void; stops and joins every native thread of this environment.
+  // shutdown(): void; stops and joins all native threads of this environment.
   Napi::Value shutdown(const Napi::CallbackInfo& info) {
     environment_->shutdown();
     return info.Env().Undefined();

@@ -38,15 +38,15 @@ Napi::Object convert_calibration(Napi::Env env, const diad_calibration& calibrat
   return object;
 }
 
-// Who may end the computation.
-struct Wish {
+// Sources that can cancel the computation.
+struct CancelSources {
   Environment& environment;
   const CalibratorHandle& calibrator;
 };
 
 int32_t is_cancelled(void* user) {
-  const auto& wish = *static_cast<const Wish*>(user);
-  return wish.calibrator.dropped() || wish.environment.closed() ? 1 : 0;
+  const auto& sources = *static_cast<const CancelSources*>(user);
+  return sources.calibrator.dropped() || sources.environment.closed() ? 1 : 0;
 }
 
 }  // namespace
@@ -61,9 +61,9 @@ Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>
   }
   const bool started = environment->run_in_background([environment, operation, calibrator]() mutable {
     const EngineApi& api = calibrator->api();
-    Wish wish{*environment, *calibrator};
+    CancelSources sources{*environment, *calibrator};
     diad_calibration* raw = nullptr;
-    if (api.calibrator_finish(calibrator->get(), &is_cancelled, &wish, &raw) != 0) {
+    if (api.calibrator_finish(calibrator->get(), &is_cancelled, &sources, &raw) != 0) {
       const diad_error error = api.last_error();
       std::pair<std::string, std::string> why{error.code, error.message};
       if (calibrator->dropped()) why = {"ERR_DIAD_CANCELLED", "The calibrator was dropped"};
@@ -76,9 +76,9 @@ Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>
                        found = std::shared_ptr<diad_calibration>(raw, api.calibration_free)](Napi::Env loop) {
       try {
         operation->resolve(loop, convert_calibration(loop, *found));
-      } catch (const Napi::Error&) {  // V8 has no room for the arrays
+      } catch (const Napi::Error&) {  // V8 cannot allocate the arrays
         operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY",
-                          "There is not enough memory to hand out the calibration");
+                          "There is not enough memory to return the calibration");
       }
     });
   });

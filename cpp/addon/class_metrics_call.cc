@@ -21,13 +21,13 @@ namespace metrics = diad::metrics;
 constexpr const char* kNoRoom =
     "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer images";
 
-// Everything the computation needs, copied on the JavaScript thread: no reference to an array keeps its
-// memory where it is once the caller transfers the buffer.
+// Everything the computation needs, copied on the JavaScript thread: a reference to an array does not keep
+// its memory in place when the caller transfers the buffer.
 struct Request {
-  bool single = true;           // float32 maps, else float64
+  bool single = true;           // float32 maps, otherwise float64
   size_t images = 0;            // of the class
   std::vector<std::byte> maps;  // [images, height, width]
-  std::vector<uint8_t> masks;   // the same
+  std::vector<uint8_t> masks;   // [images, height, width]
   size_t height = 0, width = 0;
   std::vector<double> image_scores;
   std::vector<uint8_t> image_labels;
@@ -134,7 +134,7 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info,
   } catch (const std::bad_alloc&) {
     operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
     return promise;
-  } catch (const std::exception& error) {  // JavaScript's own included
+  } catch (const std::exception& error) {  // includes JavaScript exceptions
     operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
     return promise;
   }
@@ -151,7 +151,7 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info,
           environment->post([operation, found = std::move(found)](Napi::Env loop) {
             try {
               operation->resolve(loop, convert(loop, found));
-            } catch (const Napi::Error&) {  // V8 has no room for the curve
+            } catch (const Napi::Error&) {  // V8 cannot allocate the curve
               operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
             }
           });

@@ -10,8 +10,8 @@ namespace diad_addon {
 
 namespace {
 
-// Process-wide and never destroyed: native threads of several environments may still read it while the
-// process exits.
+// Process-wide and never destroyed: native threads of several environments can read it while the process
+// exits.
 struct Library {
   std::mutex mutex;
   std::string libtorch_folder, engine_path;
@@ -81,7 +81,7 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   if (!exists(engine_path))
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND",
             "There is no engine library at " + engine_path + "; build it with `npm run build:native`"};
-  // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
+  // Global, so that the engine's undefined symbols resolve by soname and the engine needs no run path.
   std::string reason;
   if (open_library(libtorch, Visibility::kGlobal, reason) == nullptr) {
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "LibTorch cannot be opened: " + reason};

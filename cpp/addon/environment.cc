@@ -9,14 +9,14 @@ namespace diad_addon {
 
 namespace {
 
-constexpr std::chrono::seconds kLongestWait{10};  // for background work at teardown
+constexpr std::chrono::seconds kLongestWait{10};  // for background work during shutdown
 
 }  // namespace
 
 std::shared_ptr<Environment> Environment::create(Napi::Env env) {
   auto created = std::make_shared<Environment>();
   napi_value name = Napi::String::New(env, "diad");
-  // The context keeps the environment alive until the function's finalizer.
+  // The context keeps the environment alive until the function's finalizer runs.
   auto* context = new std::shared_ptr<Environment>(created);
   const auto finalize = [](napi_env, void* data, void*) {
     delete static_cast<std::shared_ptr<Environment>*>(data);
@@ -41,8 +41,7 @@ void Environment::call_js(napi_env env, napi_value /*callback*/, void* /*context
   try {
     (*task)(env);
   } catch (const Napi::Error& error) {
-    // A worker that is being terminated refuses every call, this one too: its promises will never be looked
-    // at again.
+    // A terminating worker rejects every call, including this one. Its promises are never observed.
     error.ThrowAsJavaScriptException();
   } catch (const std::exception& error) {
     Napi::Error::New(env, error.what()).ThrowAsJavaScriptException();
@@ -85,11 +84,11 @@ bool Environment::run_in_background(std::function<void()> work) {
   try {
     std::thread([self = shared_from_this(), work = std::move(work)]() mutable {
       work();
-      work = nullptr;  // what it captured goes before anybody is told that it ended
+      work = nullptr;  // destroys its captures before the end is signaled
       self->background_over();
     }).detach();
     return true;
-  } catch (const std::exception&) {  // no thread, or no memory for one
+  } catch (const std::exception&) {  // no thread, or out of memory
     background_over();
     return false;
   }

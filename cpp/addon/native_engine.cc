@@ -11,7 +11,7 @@ namespace {
 
 Napi::Value closed_error(Napi::Env env) { return make_error(env, "ERR_DIAD_CLOSED", "The model is closed"); }
 
-// Frees a result when its task is run or dropped.
+// Frees a result when its task has run or is dropped.
 using ResultPtr = std::shared_ptr<diad_result>;
 
 Napi::Object convert_timings(Napi::Env env, const diad_timings& t) {
@@ -68,7 +68,7 @@ Napi::Object convert_result(Napi::Env env, const diad_result& result) {
   return object;
 }
 
-// What a submitted image carries through the engine; freed by `done`.
+// Context of a submitted image, passed through the engine; freed by `done`.
 struct Pending {
   std::shared_ptr<Environment> environment;
   std::shared_ptr<Operation> operation;  // used and destroyed on the JavaScript thread only
@@ -88,8 +88,8 @@ void image_done(void* user, diad_result* raw) {
     }
     try {
       operation->resolve(env, convert_result(env, *result));
-    } catch (const Napi::Error&) {  // V8 has no room for map or reconstruction
-      operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to hand out the result");
+    } catch (const Napi::Error&) {  // V8 cannot allocate map or reconstruction
+      operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to return the result");
     }
   });
 }
@@ -101,8 +101,8 @@ void image_step(void* user, int32_t step, int32_t total) {
   });
 }
 
-// A function kept for later calls. A reference may only be deleted on its own thread: one that is dropped
-// elsewhere, which happens after teardown alone, is left to the environment's end.
+// Keeps a function for later calls. A reference can be deleted only on its own thread. If it is released on
+// another thread, which happens only after teardown, it is left to the environment's cleanup.
 std::shared_ptr<Napi::FunctionReference> hold(Napi::Function function,
                                               const std::shared_ptr<Environment>& environment) {
   return {new Napi::FunctionReference(Napi::Persistent(function)),
@@ -112,7 +112,7 @@ std::shared_ptr<Napi::FunctionReference> hold(Napi::Function function,
           }};
 }
 
-// Reads a frame object; false when its bytes do not fit its sizes.
+// Reads a frame object; returns false if its data does not match its dimensions.
 bool read_frame(const Napi::Object& frame, diad_request& request) {
   const Napi::Value data = frame.Get("data");
   if (!data.IsTypedArray() || data.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) return false;
@@ -197,7 +197,7 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   const Napi::Value name = options.Get("className");
   const std::string class_name = name.IsString() ? name.ToString().Utf8Value() : "";
   request.class_name = class_name.c_str();
-  std::shared_ptr<CalibratorHandle> sink;  // until the engine has its own hold on it
+  std::shared_ptr<CalibratorHandle> sink;  // until the engine holds its own reference
   if (options.Get("calibration").IsObject()) {
     const Napi::Object calibration = options.Get("calibration").As<Napi::Object>();
     sink = calibrator(env, calibration.Get("calibrator"));
@@ -285,11 +285,11 @@ Napi::Value NativeEngine::drop_calibrator(const Napi::CallbackInfo& info) {
 Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   static_cast<void>(engine(env));
-  calibrators_.clear();  // one that is being finished stays until it is
+  calibrators_.clear();  // a calibrator that is being finished keeps its own reference
   auto operation = std::make_shared<Operation>(env, environment_);
   const Napi::Promise promise = operation->promise();
-  // Closing waits for the end of a layer: not on this thread. The environment's own teardown waits for
-  // whoever comes first.
+  // Closing waits for the end of a layer, so it runs on another thread. The environment's shutdown can close
+  // the engine concurrently.
   const bool started =
       environment_->run_in_background([environment = environment_, engine = engine_, operation]() mutable {
         engine->close();
@@ -298,7 +298,7 @@ Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
           operation->resolve(loop, loop.Undefined());
         });
       });
-  if (!started) {  // then here: a layer's time is better than an engine that stays
+  if (!started) {  // close here: blocking for a layer is better than leaking the engine
     engine_->close();
     environment_->remove(engine_);
     operation->resolve(env, env.Undefined());

@@ -1,4 +1,5 @@
-// Any text as manifest.json: a manifest within its bounds, or ERR_DIAD_BUNDLE_INVALID.
+// Fuzzes parse_manifest with arbitrary text: returns a manifest within its bounds or throws
+// ERR_DIAD_BUNDLE_INVALID.
 #include <cstdint>
 #include <cstdlib>
 #include <string>

@@ -7,11 +7,11 @@ namespace diad::metrics {
 
 namespace {
 
-// torch.allclose's default tolerances.
+// Default tolerances of torch.allclose.
 bool close(double a, double b) { return std::abs(a - b) <= 1e-8 + 1e-5 * std::abs(b); }
 
-// Linear interpolation at x as the tool does it: the interval before the first point not below x, float32's
-// epsilon in the denominator.
+// Linear interpolation at x as in the tool: uses the interval before the first point not below x, and adds
+// float32's epsilon to the denominator.
 double interpolate(const std::vector<double>& xs, const std::vector<double>& ys, double x, size_t& interval) {
   while (interval + 2 < xs.size() && xs[interval + 1] < x) ++interval;
   const double width = std::numeric_limits<float>::epsilon() + (xs[interval + 1] - xs[interval]);
@@ -24,7 +24,7 @@ void ResampledOverlap::add(double score, uint64_t negatives) {
   if (negatives_ == 0) return;
   false_positives_ += negatives;
   if (rate(false_positives_) <= limit_) ++common_points_;
-  // Two groups beyond the limit: the first may be needed as a point, the second ends it.
+  // Two groups beyond the limit: the first can be needed as a point, the second ends the curve.
   const bool wanted =
       background_.size() < 2 || rate(background_counts_[background_counts_.size() - 2]) <= limit_;
   if (negatives > 0 && wanted) {
@@ -33,7 +33,7 @@ void ResampledOverlap::add(double score, uint64_t negatives) {
   }
 }
 
-// Points of the region's curve from (0, 0) to the last one of the first rate above the limit.
+// Returns the points of the region's curve from (0, 0) to the last one at the first rate above the limit.
 ResampledOverlap::Curve ResampledOverlap::region_curve(std::span<const double> scores) const {
   Curve curve{{0}, {0}};
   size_t found = 0, b = 0;
@@ -61,13 +61,13 @@ std::optional<double> ResampledOverlap::area(const std::function<bool()>& stop) 
   for (const std::vector<double>& scores : region_scores_) {
     if (stop()) throw Stopped();
     Curve curve = region_curve(scores);
-    // [0, within) lie at or below the limit.
+    // Points [0, within) lie at or below the limit.
     const auto above = std::upper_bound(curve.rates.begin(), curve.rates.end(), limit_);
     auto within = static_cast<size_t>(above - curve.rates.begin());
     const size_t first_at_limit = static_cast<size_t>(
         std::lower_bound(curve.rates.begin(), curve.rates.end(), limit_) - curve.rates.begin());
     if (curve.rates[within - 1] == 0)
-      within = curve.rates.size();  // nothing in between: the limit moves to the first rate above
+      within = curve.rates.size();  // no point between 0 and the limit: use the first rate above it
     std::vector<double> index(within);
     for (size_t i = 0; i < within; ++i) index[i] = static_cast<double>(i);
     double slope = 0;

@@ -27,7 +27,7 @@ std::optional<double> flipped(std::optional<double> auroc) {
 
 bool outside_unit(double lowest, double highest) { return lowest < 0 || highest > 1; }
 
-// anomalib's F1 has 1e-10 in the denominator of 2PR / (P + R).
+// anomalib's F1 adds 1e-10 to the denominator of 2PR / (P + R).
 class TorchF1 {
  public:
   explicit TorchF1(uint64_t positives) : positives_(positives) {}
@@ -54,7 +54,7 @@ struct RankingMetrics {
   std::optional<double> auroc, ap, f1max, f1max_score;
 };
 
-// Metrics of a ranking by a mode's rules, fed by the groups in descending order.
+// Ranking metrics by the rules of a mode. Groups are added in descending order of score.
 template <typename Score>
 class ModeRanking {
  public:
@@ -98,7 +98,7 @@ class ModeRanking {
   SquashedGroups<Score> squashed_;
 };
 
-// Points of the pixel curve wherever a rate has moved by 1/200.
+// Samples the pixel curve wherever a rate has changed by 1/200.
 class CurveSampler {
  public:
   CurveSampler(uint64_t negatives, uint64_t positives) : negatives_(negatives), positives_(positives) {}
@@ -228,7 +228,7 @@ void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& li
   }
 }
 
-// The mode's own score where its pools fit the map, else the plain maximum.
+// Scores of the mode if its pools fit the map, otherwise the maximum of the map.
 template <typename Score>
 std::vector<double> scores_of_maps(const ClassImages<Score>& images, Mode mode) {
   const auto [size, count] = mode == Mode::kDiad   ? std::pair<size_t, size_t>{8, 8}
@@ -308,7 +308,7 @@ ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Li
   if (!images.maps.empty()) pixel_metrics(images, mode, limits, stop, metrics);
   const std::vector<double> scores =
       images.image_scores.empty() ? scores_of_maps(images, mode) : images.image_scores;
-  // The published evaluation and ADer know no labels but those of the resized masks; which there must be for
+  // The published evaluation and ADer use only the labels of the resized masks. This requires a mask for
   // every image.
   const bool by_masks = images.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
   const bool from_masks = by_masks && images.masks.size() == scores.size();

@@ -6,7 +6,7 @@ namespace diad::metrics {
 
 namespace {
 
-// Averages over `size` neighbors along the rows; rows of `width` become rows of width - size + 1.
+// Averages `size` neighbors along the rows; rows of `width` become rows of width - size + 1.
 std::vector<double> average_rows(const std::vector<double>& values, size_t height, size_t width,
                                  size_t size) {
   const size_t shorter = width - size + 1;

@@ -1,4 +1,4 @@
-// Metrics of a ranking, from its groups of equal scores in descending order: ROC, precision-recall,
+// Metrics of a ranking, computed from groups of equal scores in descending order: ROC, precision-recall,
 // per-region overlap.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace diad::metrics {
 
-// Sums with a running compensation (Neumaier), so that tens of millions of small terms lose nothing.
+// Compensated sum (Neumaier): tens of millions of small terms lose no precision.
 class Sum {
  public:
   void add(double term) {
@@ -23,8 +23,8 @@ class Sum {
   double value_ = 0, correction_ = 0;
 };
 
-// Area under the ROC curve (trapezoids, exact in integers), average precision (sum of precision times the
-// step of recall, as scikit-learn's average_precision_score) and the largest F1 over all thresholds.
+// Area under the ROC curve (trapezoidal rule, exact in integers), average precision (sum of precision times
+// recall step, as in scikit-learn's average_precision_score) and largest F1 over all thresholds.
 class Ranking {
  public:
   // negatives, positives: totals over all groups.
@@ -45,7 +45,7 @@ class Ranking {
     }
   }
 
-  // Undefined without both kinds.
+  // Undefined unless there are both negatives and positives.
   [[nodiscard]] std::optional<double> auroc() const {
     if (negatives_ == 0 || positives_ == 0) return std::nullopt;
     return static_cast<double>(twice_area_) / 2 / static_cast<double>(negatives_) /
@@ -59,7 +59,7 @@ class Ranking {
   [[nodiscard]] std::optional<double> f1max() const {
     return positives_ == 0 ? std::nullopt : std::optional(f1max_);
   }
-  // Scores at or above it give the largest F1; the highest such score.
+  // The highest score s for which classifying scores >= s as positive gives the largest F1.
   [[nodiscard]] std::optional<double> f1max_score() const {
     return positives_ == 0 ? std::nullopt : std::optional(f1max_score_);
   }
@@ -73,11 +73,11 @@ class Ranking {
 };
 
 // Area under the per-region overlap curve up to a limit of the false positive rate, divided by the limit
-// (Bergmann et al., IJCV 2021, section 5): trapezoids between all points, from (0, 0), the last one cut at
-// the limit by interpolation.
+// (Bergmann et al., IJCV 2021, section 5). Trapezoidal rule over all points from (0, 0); the last segment is
+// cut at the limit by interpolation.
 class OverlapCurve {
  public:
-  // single: round each false positive rate to float32, as the official evaluation does.
+  // single: rounds each false positive rate to float32, as the official evaluation does.
   OverlapCurve(uint64_t negatives, size_t regions, double limit, bool single)
       : negatives_(negatives), regions_(regions), limit_(limit), single_(single) {}
 

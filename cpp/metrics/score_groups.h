@@ -1,10 +1,10 @@
-// Pixels of a class in descending order of score, as groups of equal scores, in bounded memory.
+// Visits the pixels of a class as groups of equal scores in descending order, in bounded memory.
 //
-// Every metric of ranking is a function of these groups. They are found by a most-significant-digit-first
+// All ranking metrics are functions of these groups. The groups are found by a most-significant-digit-first
 // descent over order-preserving integer keys: ranges of keys that fit the scratch memory are gathered and
-// radix-sorted, others are split by their next 16 bits, and where all bits are fixed equal scores need no
-// sorting at all. The scratch memory is two buffers of at most `capacity` entries (8 bytes each for float32
-// scores, 16 for float64), whatever the number of pixels; each range costs one pass over the pixels.
+// radix-sorted, others are split by their next 16 bits, and once all bits are fixed no sorting is needed. The
+// scratch memory is two buffers of at most `capacity` entries (8 bytes each for float32 scores, 16 for
+// float64), independent of the number of pixels. Each range costs one pass over the pixels.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 
 namespace diad::metrics {
 
-// Equal scores.
+// A group of equal scores.
 template <typename Score>
 struct ScoreGroup {
   Score score{};
@@ -32,7 +32,8 @@ struct ScoreGroup {
   double region_shares = 0;  // sum of 1 / area of the region over the defect pixels
 };
 
-// A key whose unsigned order is the order of finite floating-point numbers; both zeros are one.
+// Returns a key whose unsigned order is the order of finite floating-point numbers; both zeros have the same
+// key.
 template <std::floating_point Score>
 auto order_key(Score score) {
   using Key = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
@@ -54,7 +55,7 @@ class ScoreGroups {
   using Group = ScoreGroup<Score>;
 
   // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background.
-  // region_weights: 1 / area of region r at [r - 1]. stop: asked before each pass over an image.
+  // region_weights: 1 / area of region r at [r - 1]. stop: polled before each pass over an image.
   ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions,
               std::span<const double> region_weights, size_t capacity, const std::function<bool()>& stop)
       : maps_(maps),
@@ -83,7 +84,7 @@ class ScoreGroups {
     uint32_t region;
   };
 
-  // Keys that share the bits above `open` with `prefix`.
+  // Visits the keys that share the bits above `open` with `prefix`.
   template <typename Visit>
   void descend_below(Key prefix, int open, Visit& visit) {
     const int shift = open - kDigit;
@@ -98,7 +99,7 @@ class ScoreGroups {
     const auto high_of = [&](size_t bin) {
       return static_cast<Key>(low_of(bin) | static_cast<Key>((Key{1} << shift) - 1));
     };
-    size_t top = kBins;  // bins [bin, top) are waiting, `waiting` entries
+    size_t top = kBins;  // bins [bin, top) are pending and have `waiting` entries
     uint64_t waiting = 0;
     const auto flush = [&](size_t bin) {
       if (waiting > 0) visit_gathered(low_of(bin), high_of(top - 1), static_cast<size_t>(waiting), visit);
@@ -139,7 +140,7 @@ class ScoreGroups {
     return counts;
   }
 
-  // All bits but the last digit are fixed: one pass counts every group.
+  // All bits except the last digit are fixed: one pass counts every group.
   template <typename Visit>
   void visit_counted(Key prefix, Visit& visit) {
     std::vector<Group> groups(kBins);
@@ -179,7 +180,7 @@ class ScoreGroups {
     }
   }
 
-  // Least-significant-digit radix sort by key, ascending; digits that all keys share are skipped.
+  // Least-significant-digit radix sort by key, ascending; skips digits that all keys share.
   void sort_entries() {
     constexpr int digit = 11;
     constexpr size_t bins = size_t{1} << digit;

@@ -1,5 +1,5 @@
-// Metrics over a fixed set of thresholds, as tools that do not sort compute them; swept by the groups of
-// equal scores.
+// Metrics over a fixed set of thresholds, as computed by tools that do not sort, from the groups of equal
+// scores.
 #pragma once
 
 #include <cmath>
@@ -13,9 +13,9 @@
 
 namespace diad::metrics {
 
-// numpy.arange for floating-point scalars of one type, to the bit: the length is the rounded-up quotient,
-// each element start + i * delta with delta the rounded difference of the first two. Empty for a step that is
-// not positive.
+// numpy.arange for floating-point scalars of one type, bit-exact: the length is the quotient rounded up, and
+// each element is start + i * delta, where delta is the rounded difference of the first two elements. Empty
+// for a step that is not positive.
 template <std::floating_point Score>
 std::vector<Score> numpy_arange(Score start, Score stop, Score step) {
   if (!(step > 0)) return {};
@@ -33,12 +33,12 @@ std::vector<Score> numpy_arange(Score start, Score stop, Score step) {
   return values;
 }
 
-// How rates below the limit are stretched to 0..1 before the integration.
+// How rates below the limit are scaled to 0..1 before integration.
 enum class RateScale { kByLargest, kByRange };
 
-// Per-region overlap at `steps` equidistant thresholds from the lowest score (a pixel is predicted when its
-// score is above), integrated over the points whose false positive rate is below the limit, with no point
-// added at its ends.
+// Per-region overlap at `steps` equidistant thresholds from the lowest score (a pixel is predicted if its
+// score is above the threshold), integrated over the points with a false positive rate below the limit. No
+// points are added at the ends.
 template <std::floating_point Score>
 class SteppedOverlap {
  public:
@@ -56,12 +56,12 @@ class SteppedOverlap {
     shares_.add(group.region_shares);
   }
 
-  // Undefined without regions or background, with fewer than two points below the limit, or where they have
-  // no width.
+  // Undefined without regions or background, with fewer than two points below the limit, or if these points
+  // have no width.
   std::optional<double> area(double limit, RateScale scale) {
     while (next_ > 0) record();
     if (regions_ == 0 || negatives_ == 0) return std::nullopt;
-    std::vector<Point> kept;  // ascending rates: thresholds were passed from the highest
+    std::vector<Point> kept;  // ascending rates: thresholds were visited from the highest
     for (const Point& point : points_) {
       if (point.rate < limit) kept.push_back(point);
     }
@@ -89,7 +89,7 @@ class SteppedOverlap {
   }
 
   std::vector<Score> thresholds_;
-  size_t next_;  // thresholds [0, next_) are still to be recorded
+  size_t next_;  // thresholds [0, next_) are not yet recorded
   uint64_t negatives_;
   size_t regions_;
   uint64_t false_positives_ = 0;
@@ -97,8 +97,8 @@ class SteppedOverlap {
   std::vector<Point> points_;
 };
 
-// Largest F1 over the thresholds 0, 0.05, .., 1 of scores scaled to 0..1 by their extremes, with 1e-8 added
-// to each denominator.
+// Largest F1 over the thresholds 0, 0.05, ..., 1 of scores scaled to 0..1 by minimum and maximum, with 1e-8
+// added to each denominator.
 template <std::floating_point Score>
 class SteppedF1 {
  public:

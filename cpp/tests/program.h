@@ -1,4 +1,4 @@
-// A TorchScript graph from its text.
+// A runnable TorchScript graph, parsed from text.
 #pragma once
 
 #include <ATen/core/Tensor.h>

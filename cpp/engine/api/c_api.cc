@@ -1,4 +1,4 @@
-// The C interface over Model: plain structs in and out, no exception leaves.
+// The C interface on top of Model: plain structs in and out, no exceptions.
 #include <atomic>
 #include <limits>
 #include <memory>
@@ -32,11 +32,10 @@ using diad::ImageResult;
 using diad::Outcome;
 namespace code = diad::code;
 
-// The last failure of each thread. Never destroyed before the thread's last call: trivially small, owned by
-// the thread.
+// Last failure of each thread. Thread-local, so it lives until the thread's last call.
 thread_local Failure last_failure{nullptr, {}};
 
-// Runs `body`; a failure is remembered for diad_engine_last_error.
+// Runs `body` and stores a failure for diad_engine_last_error.
 template <typename Body>
 int32_t guarded(Body&& body) noexcept {
   try {
@@ -48,7 +47,7 @@ int32_t guarded(Body&& body) noexcept {
   }
 }
 
-// A diad_result with everything it points to.
+// A diad_result that owns everything it points to.
 struct OwnedResult : diad_result {
   OwnedResult() : diad_result{} {}
 
@@ -83,7 +82,7 @@ struct OwnedResult : diad_result {
   std::vector<diad_stage> stage_views;
 };
 
-// A diad_unseen_scores with everything it points to.
+// A diad_unseen_scores that owns everything it points to.
 class OwnedScores {
  public:
   explicit OwnedScores(const std::vector<diad::UnseenScore>& of_images) {
@@ -110,7 +109,7 @@ class OwnedScores {
   std::vector<double> scores_, reconstruction_, memory_, peaks_;
 };
 
-// A diad_calibration with everything it points to.
+// A diad_calibration that owns everything it points to.
 struct OwnedCalibration : diad_calibration {
   explicit OwnedCalibration(diad::Calibration calibration)
       : diad_calibration{},
@@ -222,7 +221,7 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
     submission.priority = request->priority;
     submission.session = engine->session;
-    // There beforehand: whatever happens, somebody waits to be told.
+    // Preallocated so that out-of-memory can still be reported.
     submission.done = [done = request->done, user = request->user,
                        place = std::make_shared<std::unique_ptr<OwnedResult>>(
                            std::make_unique<OwnedResult>())](Outcome outcome) {

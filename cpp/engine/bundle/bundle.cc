@@ -120,8 +120,8 @@ bool is_plain(const std::string& name) {
          name.find_first_of("/\\\0", 0, 3) == std::string::npos;
 }
 
-// A file that really lies in the bundle: a plain name, or one in a folder of the bundle's (golden/000.png),
-// no link that leads out.
+// Returns the path of a file inside the bundle. The name must not contain folders except one
+// subfolder (golden/000.png). The file must not be a link that leads out of the bundle.
 fs::path inside(const fs::path& folder, const std::string& name) {
   const size_t slash = name.find('/');
   const bool fits = slash == std::string::npos
@@ -133,7 +133,7 @@ fs::path inside(const fs::path& folder, const std::string& name) {
   if (!fs::is_regular_file(file, error)) {
     throw EngineError(code::kBundleCorrupt, name + " is missing from the bundle " + folder.string());
   }
-  // A link may point at a neighbor in the same folder and nowhere else.
+  // Links are allowed only to files in the same folder.
   if (fs::canonical(file).parent_path() != (fs::canonical(folder) / name).parent_path()) {
     throw EngineError(code::kBundleCorrupt,
                       name + " is a link that leads out of the bundle " + folder.string());
@@ -161,7 +161,7 @@ void check_file(const fs::path& folder, const std::string& name, const json& ent
 }  // namespace
 
 Manifest parse_manifest(const std::string& source) {
-  bool too_deep = false;  // for what is written out again, which recurses
+  bool too_deep = false;  // protects the recursive serializer
   const auto keep = [&too_deep](int depth, json::parse_event_t, const json&) {
     too_deep = too_deep || depth > kDeepestManifest;
     return !too_deep;

@@ -30,7 +30,7 @@ std::string shown(const json& value) {
   return text.size() > 60 ? text.substr(0, 60) + "..." : text;
 }
 
-// Errors that name the file.
+// Throws errors that name the file.
 class Complaints {
  public:
   explicit Complaints(const std::string& file) : file_(file) {}
@@ -50,7 +50,7 @@ json parse_header(std::string_view text, const Complaints& complaints) {
   std::set<std::string> names;
   const auto keep = [&](int depth, json::parse_event_t event, const json& value) {
     too_deep = too_deep || depth > kDeepestHeader;
-    // Of two tensors of one name the parser would keep the last.
+    // The parser would keep the last of two tensors with the same name.
     if (event == json::parse_event_t::key && depth == 1)
       repeated = repeated || !names.insert(value.get<std::string>()).second;
     return !too_deep;
@@ -62,7 +62,7 @@ json parse_header(std::string_view text, const Complaints& complaints) {
   return header;
 }
 
-// Where a tensor lies behind the header, checked against its shape.
+// Position of a tensor in the data section, checked against its shape.
 struct Place {
   uint64_t begin, end;
   std::string name;
@@ -184,7 +184,7 @@ Safetensors parse_safetensors(std::span<const uint8_t> bytes, const std::string&
 }
 
 std::vector<uint8_t> serialize_safetensors(const Safetensors& content) {
-  // Wider types first: every tensor is aligned to its type.
+  // Wider types first, so that every tensor is aligned.
   std::vector<std::pair<std::string, at::Tensor>> ordered;
   for (const c10::ScalarType type : {c10::kFloat, c10::kHalf}) {
     for (const auto& [name, tensor] : content.tensors) {

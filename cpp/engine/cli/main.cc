@@ -1,4 +1,4 @@
-// diad-engine: the engine without Node, for profiling and for machines that have none.
+// diad-engine: runs the engine without Node, for profiling and for machines without Node.
 #include <cstdio>
 #include <filesystem>
 #include <future>
@@ -41,7 +41,7 @@ int whole_number(const std::string& option, const std::string& word, int low) {
     size_t used = 0;
     const int value = std::stoi(word, &used);
     if (used == word.size() && value >= low) return value;
-  } catch (const std::logic_error&) {  // not a number, or beyond int: reported below
+  } catch (const std::logic_error&) {  // not an integer, or out of range: reported below
   }
   throw std::runtime_error("Expected a whole number of at least " + std::to_string(low) + " for " + option +
                            " but received " + word);
@@ -52,7 +52,7 @@ uint64_t seed_of(const std::string& word) {
     size_t used = 0;
     const unsigned long long value = std::stoull(word, &used);
     if (used == word.size() && word.front() != '-') return value;
-  } catch (const std::logic_error&) {  // not a number, or beyond 64 bits: reported below
+  } catch (const std::logic_error&) {  // not an integer, or out of range: reported below
   }
   throw std::runtime_error("Expected a whole number from 0 to 2^64 - 1 for --seed but received " + word);
 }
@@ -173,7 +173,7 @@ int score_files(const Arguments& arguments) {
   return failures;
 }
 
-// Milliseconds of computing that an image takes, as the mean of --repeat runs.
+// Mean computing time of an image over --repeat runs, in milliseconds.
 double mean_ms(diad_engine* engine, const diad::NetpbmImage& image, const Arguments& arguments) {
   double sum = 0;
   for (int k = 0; k < arguments.repeat; ++k) {
@@ -196,7 +196,7 @@ int profile(const Arguments& arguments) {
   const char* const operators = diad_engine_profile_end();
   if (operators == nullptr) fail();
   json rows = json::parse(operators);
-  for (json& row : rows) {  // of one image
+  for (json& row : rows) {  // per image
     row["calls"] = row["calls"].get<double>() / arguments.repeat;
     row["ms"] = row["ms"].get<double>() / arguments.repeat;
     if (!row["gflop"].is_null()) row["gflop"] = row["gflop"].get<double>() / arguments.repeat;

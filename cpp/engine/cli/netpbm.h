@@ -1,5 +1,4 @@
-// Binary PGM (P5) and PPM (P6) images of 8 bits: the frames diad-engine reads, since no image codec is built
-// in.
+// Reads 8-bit binary PGM (P5) and PPM (P6) images. diad-engine has no image codecs.
 #pragma once
 
 #include <cctype>
@@ -16,7 +15,7 @@ struct NetpbmImage {
   uint32_t width = 0, height = 0, channels = 0;
 };
 
-// Reads an image. Throws std::runtime_error that names the file.
+// Reads an image. Throws std::runtime_error with the file's name.
 inline NetpbmImage read_netpbm(const std::string& file) {
   std::ifstream stream(file, std::ios::binary);
   const auto fail = [&file](const std::string& why) -> NetpbmImage {

@@ -1,4 +1,4 @@
-// NumPy's .npy format, version 1.0, float32.
+// Writes NumPy's .npy format, version 1.0, float32.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace diad {
 
-// Writes a row-major array. Throws std::runtime_error when the file cannot be written.
+// Writes a row-major array. Throws std::runtime_error if the file cannot be written.
 inline void write_npy(const std::filesystem::path& file, std::span<const int64_t> shape,
                       const float* values) {
   std::string dimensions;
@@ -21,7 +21,7 @@ inline void write_npy(const std::filesystem::path& file, std::span<const int64_t
   }
   std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + dimensions + "), }";
   header.append(63 - (10 + header.size()) % 64, ' ')
-      .push_back('\n');  // magic, version and length take 10 bytes; padded to 64
+      .push_back('\n');  // magic, version and length take 10 bytes; padded to a multiple of 64
   std::ofstream stream(file, std::ios::binary);
   stream << "\x93NUMPY" << '\x01' << '\x00' << static_cast<char>(header.size() & 0xff)
          << static_cast<char>(header.size() >> 8) << header;

@@ -100,7 +100,7 @@ class CpuRewriter final : GraphRewriter {
 
   CpuRewrites run() {
     if (writes_in_place(graph_->block()) || !at::hasMKLDNN()) return done_;
-    // What our layers return lies channels last, which view() may not be able to see in other sizes.
+    // Packed layers return channels-last tensors, which view() cannot always reshape.
     visit(graph_->block(), kView, [this](Node* node) {
       if (node->input(1)->type()->kind() != c10::TypeKind::ListType) return;  // view(dtype)
       replace(node, "aten::reshape", {node->input(0), node->input(1)});
@@ -127,8 +127,8 @@ class CpuRewriter final : GraphRewriter {
            weight->device().is_cpu();
   }
 
-  // Strides, paddings or dilations with which sizes stay far from overflowing; others are LibTorch's to
-  // refuse.
+  // Checks strides, paddings or dilations, so that sizes cannot overflow. LibTorch handles others and reports
+  // errors.
   static bool are_within(const std::vector<int64_t>& values, int64_t least) {
     constexpr int64_t kMost = 1 << 20;
     return std::all_of(values.begin(), values.end(),
@@ -154,9 +154,9 @@ class CpuRewriter final : GraphRewriter {
     ++done_.norms;
   }
 
-  // _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, ...) or
-  // conv2d(x, weight, bias, stride, padding, dilation, groups); upsampling before it, a residual and ReLU
-  // after it.
+  // Fuses _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, ...)
+  // or conv2d(x, weight, bias, stride, padding, dilation, groups) with upsampling before it and a residual
+  // and ReLU after it.
   void rewrite_convolution(Node* node) {
     const bool full = node->kind() == kConvolution;
     const OptionalTensor weight = constant_tensor(node->input(1)), bias = constant_tensor(node->input(2));
@@ -206,7 +206,7 @@ class CpuRewriter final : GraphRewriter {
     ++done_.convolutions;
   }
 
-  // A ReLU, or a ReLU6.
+  // A ReLU or ReLU6.
   struct Activation {
     Node* node;
     float upper;
@@ -219,7 +219,7 @@ class CpuRewriter final : GraphRewriter {
     return std::nullopt;
   }
 
-  // A border of zeros that pad(x, [left, right, top, bottom], "constant", value) has put around x.
+  // Returns the zero padding if x is the result of pad(x, [left, right, top, bottom], "constant", value).
   static std::optional<std::vector<int64_t>> zeros_around(Value* x) {
     Node* const pad = x->node();
     if (pad->kind() != kPad || x->uses().size() != 1) return std::nullopt;
@@ -229,7 +229,7 @@ class CpuRewriter final : GraphRewriter {
     return constant_ints(pad->input(1), 4);
   }
 
-  // A square kernel of each channel's own, the border before it and the activation after it.
+  // Fuses a depthwise convolution with the padding before it and the activation after it.
   void rewrite_depthwise(Node* node, const at::Tensor& weight, const OptionalTensor& bias,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {
     const int64_t kernel = weight.size(2);
@@ -246,7 +246,7 @@ class CpuRewriter final : GraphRewriter {
       x = x->node()->input(0);
     }
     if (std::max(shape.before, shape.after) >= kernel)
-      return;  // pixels made of nothing but border: LibTorch's
+      return;  // LibTorch handles outputs that read only padding
     Node* last = node;
     if (const auto activation = activation_after(node)) {
       last = activation->node;
@@ -289,8 +289,8 @@ class CpuRewriter final : GraphRewriter {
     ++done_.linears;
   }
 
-  // instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn) without
-  // weights, SiLU after it.
+  // Fuses instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn)
+  // without weights with SiLU after it.
   void rewrite_instance_norm(Node* node) {
     for (const size_t i : {1, 2, 3, 4}) {
       if (!is_none(node->input(i))) return;
@@ -306,7 +306,7 @@ class CpuRewriter final : GraphRewriter {
     ++done_.instance_norms;
   }
 
-  // layer_norm(x, normalized_shape, weight, bias, eps, cudnn) over the last axis.
+  // Replaces layer_norm(x, normalized_shape, weight, bias, eps, cudnn) over the last axis.
   void rewrite_layer_norm(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
     if (!is_packable(weight, 1) || !is_packable(bias, 1) || weight->numel() != bias->numel()) return;
@@ -321,7 +321,8 @@ class CpuRewriter final : GraphRewriter {
     ++done_.layer_norms;
   }
 
-  // scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale, enable_gqa), each as by default.
+  // Replaces scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale, enable_gqa) with default
+  // arguments.
   void rewrite_attention(Node* node) {
     if (node->inputs().size() != 8 || !is_none(node->input(3)) || !is_none(node->input(6))) return;
     const auto is = [&](size_t input, const c10::IValue& value) {
@@ -333,7 +334,7 @@ class CpuRewriter final : GraphRewriter {
     ++done_.attentions;
   }
 
-  // value * gelu(gate) of the halves of one tensor, which chunk(x, 2, -1) has made.
+  // Fuses value * gelu(gate) of the two halves returned by chunk(x, 2, -1).
   void rewrite_gate(Node* node) {
     const auto approximation = torch::jit::toIValue(node->input(1));
     Node* const mul = only_user(node, kMul);
@@ -354,8 +355,8 @@ class CpuRewriter final : GraphRewriter {
     ++done_.gates;
   }
 
-  // Takes the replaced chain out, last first, and with it its weight, so that plain and packed weights do not
-  // pile up.
+  // Removes the replaced chain, last node first, together with its weight, so that original and packed
+  // weights are not held at the same time.
   void retire(Node* first, Node* last) {
     while (last != first) {
       Node* const before = only_user_chain(first, last);
@@ -367,7 +368,7 @@ class CpuRewriter final : GraphRewriter {
     if (weight->uses().empty() && weight->node()->kind() == c10::prim::Constant) weight->node()->destroy();
   }
 
-  // The node of the chain first -> ... -> last that feeds `last`.
+  // Returns the node of the chain first -> ... -> last that feeds `last`.
   static Node* only_user_chain(Node* first, const Node* last) {
     Node* node = first;
     while (node->output()->uses().front().user != last) node = node->output()->uses().front().user;

@@ -52,7 +52,7 @@ at::Tensor DepthwiseLayer::run(const at::Tensor& x) const {
                                     shape_.before,
                                     shape_.low,
                                     shape_.high};
-  const double work = 2.0 * static_cast<double>(out_width * channels * kernel * kernel);  // of a row
+  const double work = 2.0 * static_cast<double>(out_width * channels * kernel * kernel);  // per row
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
   parallel_for(images * out_height, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {

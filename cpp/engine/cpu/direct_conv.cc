@@ -20,7 +20,7 @@ namespace {
 using kernels::ConvArguments;
 using kernels::kBlock;
 
-// Piece by piece: large weights are not copied, and most that are not exact are found out by the first piece.
+// Compares in pieces: avoids a copy of large weights, and usually the first piece finds an inexact value.
 bool exact_in_half(const at::Tensor& weight) {
   constexpr int64_t kPiece = 1 << 16;
   for (const at::Tensor& piece : weight.contiguous().view({-1}).split(kPiece)) {

@@ -14,8 +14,8 @@
 #include "support/mmap_pool.h"
 #include "support/thread_pool.h"
 
-// The loops below vectorize; the widest version the CPU has is chosen when the library is loaded: under
-// ThreadSanitizer that is before its run-time library can work.
+// The loops below vectorize, and the dynamic loader selects the widest version the CPU supports. Not under
+// ThreadSanitizer, whose runtime is not initialized at that time.
 #if defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__) && defined(__x86_64__) && \
     defined(__linux__)
 #define DIAD_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -27,8 +27,8 @@ namespace diad {
 
 namespace {
 
-constexpr int64_t kRows = 64;  // pixels whose sums are kept in float before they go to double
-// Values that are worth a thread.
+constexpr int64_t kRows = 64;  // pixels summed in float before the sums are added to a double
+// Minimum number of values per thread.
 constexpr int64_t kValuesToSum = 32768, kValuesToScale = 16384;
 
 // Sums of (x - pivot) and of its square over `rows` pixels, per channel.
@@ -53,7 +53,7 @@ DIAD_VECTORISED void scale_rows(const float* x, const float* scale, const float*
   }
 }
 
-// y = v / (1 + exp(-v)), v = x * scale + offset. exp by 2^n times a polynomial of the rest (Cephes'
+// y = v / (1 + exp(-v)), v = x * scale + offset. exp is 2^n times a polynomial of the remainder (Cephes
 // coefficients, error below 2e-7).
 DIAD_VECTORISED void scale_rows_silu(const float* x, const float* scale, const float* offset, int64_t rows,
                                      int64_t channels, float* y) {
@@ -81,7 +81,7 @@ DIAD_VECTORISED void widen(const uint16_t* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = std::bit_cast<float>(static_cast<uint32_t>(from[i]) << 16);
 }
 
-// To the nearest bfloat16, ties to even; NaN stays one.
+// Rounds to the nearest bfloat16, ties to even; keeps NaN.
 DIAD_VECTORISED void narrow(const float* from, int64_t count, uint16_t* to) {
   for (int64_t i = 0; i < count; ++i) {
     const auto bits = std::bit_cast<uint32_t>(from[i]);
@@ -90,12 +90,12 @@ DIAD_VECTORISED void narrow(const float* from, int64_t count, uint16_t* to) {
   }
 }
 
-// The pixels of a channels-last image in float, whatever they are stored in.
+// Reads the pixels of a channels-last image as float.
 class Pixels {
  public:
   explicit Pixels(const at::Tensor& x) : half_(x.scalar_type() == at::kBFloat16), data_(x.const_data_ptr()) {}
 
-  // `count` values from `first` on: the image's own, or copies in `copy`.
+  // Returns `count` values starting at `first`: a pointer into the image, or into `copy` after conversion.
   const float* read(int64_t first, int64_t count, std::vector<float>& copy) const {
     if (!half_) return static_cast<const float*>(data_) + first;
     copy.resize(static_cast<size_t>(count));
@@ -113,13 +113,13 @@ at::Tensor in_float(const at::Tensor& values) {
                                                                       : values.to(at::kFloat).contiguous();
 }
 
-// What normalizing multiplies an image's channels by and adds to them.
+// Per-channel factors and offsets that normalize an image.
 struct Coefficients {
   float *scale, *offset;
 };
 
-// Of one image. sums, squares: those of x less the pivot, per channel. gain, base: null for 1 and 0; added to
-// x: null for nothing.
+// Computes the coefficients of one image. sums, squares: per channel, of x minus the pivot. gain, base: null
+// for 1 and 0. added is added to x; null for nothing.
 void find_coefficients(const double* sums, const double* squares, const float* pivot, const float* added,
                        double pixels, int64_t channels, int64_t of_a_group, double eps, const float* gain,
                        const float* base, Coefficients to) {
@@ -144,7 +144,7 @@ void find_coefficients(const double* sums, const double* squares, const float* p
   }
 }
 
-// x [N, C, H, W] with at least a pixel, float32 or bfloat16; shift, weight and bias of C values in float, or
+// x [N, C, H, W], not empty, float32 or bfloat16; shift, weight and bias hold C float values or are
 // undefined.
 at::Tensor normalized(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& weight,
                       const at::Tensor& bias, const GroupNormShape& shape) {
@@ -161,8 +161,8 @@ at::Tensor normalized(const at::Tensor& x, const at::Tensor& shift, const at::Te
   const float *const gain = values_of(weight), *const base = values_of(bias), *const added = values_of(shift);
   const auto size_of_chunk = [&](int64_t chunk) { return std::min(kRows, pixels - chunk * kRows); };
 
-  // Sums of x less a value of its size, which keeps them small beside the variance: the middle one of three
-  // pixels', of which one may be far from all others. A fixed split, so that thread counts change nothing.
+  // Subtracts a pivot to avoid cancellation: the median of three pixels, so that one outlier does not matter.
+  // The split is fixed, so that the result does not depend on the number of threads.
   const int64_t tasks = images * chunks;
   std::vector<float> space(static_cast<size_t>((2 * tasks + 3 * images) * channels));
   float *const sums = space.data(), *const squares = sums + tasks * channels,

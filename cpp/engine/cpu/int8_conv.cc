@@ -25,9 +25,9 @@ using kernels::Quantization;
 using kernels::QuantizedArguments;
 using kernels::Range;
 
-constexpr int64_t kFour = 4;  // bytes that are multiplied at a time
+constexpr int64_t kFour = 4;  // bytes multiplied at a time
 constexpr int64_t kLeastChannels = 16;
-constexpr int64_t kMostProducts = 65536;  // 255 * 127 times as many fit into 32 bits
+constexpr int64_t kMostProducts = 65536;  // the sum of as many products of 255 * 127 fits into 32 bits
 constexpr float kGreatestWeight = 127;
 constexpr float kGreatestInput = 255;
 constexpr float kLeastScale = 1e-30F;
@@ -38,7 +38,7 @@ Quantization quantization_of(const Range& range) {
   return {scale, static_cast<int32_t>(std::lround(-range.least / scale))};
 }
 
-// One for each image of `each` values.
+// Computes one quantization per image of `each` values.
 std::vector<Quantization> quantizations_of(const float* x, int64_t images, int64_t each) {
   constexpr int64_t kPiece = 1 << 15;
   const int64_t pieces = (each + kPiece - 1) / kPiece;
@@ -82,7 +82,7 @@ QuantizedConv::QuantizedConv(const at::Tensor& weight, const std::optional<at::T
   const int64_t filled = blocks_of(out_channels_) * kBlock, blocks = filled / kBlock;
   const at::Tensor flat = weight.flatten(1);
   const at::Tensor scale = (at::amax(flat.abs(), 1) / kGreatestWeight).clamp_min(kLeastScale);
-  // [K, C, h, w] -> [K / 32, 32, C / 4, 4, h, w] -> [K / 32, h, w, C / 4, 32, 4], a block of channels at a
+  // [K, C, h, w] -> [K / 32, 32, C / 4, 4, h, w] -> [K / 32, h, w, C / 4, 32, 4], one block of channels at a
   // time
   weights_ = at::detail::empty_generic({blocks, height_, width_, channels_ / kFour, kBlock, kFour},
                                        mapped_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
@@ -182,7 +182,7 @@ void QuantizedConv::products(const float* rows, int64_t count, const float* resi
 }
 
 void QuantizedConv::compute(kernels::QuantizedArguments& a, int64_t pixels) const {
-  constexpr double kSpeed = 4;  // products to a lane
+  constexpr double kSpeed = 4;  // products per lane
   a.weights = reinterpret_cast<const int32_t*>(weights_.const_data_ptr<int8_t>());
   a.weight_sums = sums_.const_data_ptr<int32_t>();
   a.scales = scales_.const_data_ptr<float>();

@@ -1,4 +1,4 @@
-// The inner loops for this machine's instruction set.
+// Selects the kernels for this CPU's instruction set.
 #pragma once
 
 #include "cpu/kernels/depthwise_kernel.h"
@@ -17,10 +17,10 @@ struct CpuKernels {
   const kernels::QuantizedKernels* quantized;  // null without AVX-512 VNNI
 };
 
-// Null without AVX2 (with FMA and F16C) or AVX-512.
+// Returns null without AVX2 (with FMA and F16C) or AVX-512.
 [[nodiscard]] const CpuKernels* cpu_kernels();
 
-// Floating-point operations below which a second thread costs more than it brings.
+// Floating-point operations below which a second thread costs more than it saves.
 inline constexpr double kWorkOfAThread = 1e6;
 
 }  // namespace diad

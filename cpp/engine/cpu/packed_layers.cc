@@ -36,15 +36,15 @@ at::Tensor reordered(const at::Tensor& weight, const ConvLayer::Shape& shape, co
   return reorder.call(weight.contiguous(), shape.padding, shape.stride, shape.dilation, 1, x.sizes());
 }
 
-// A tensor of bytes, equal for equal layouts.
+// Returns a byte tensor; equal layouts give equal tensors.
 at::Tensor layout_of(const at::Tensor& packed) {
   static const auto describe =
       operator_of<at::Tensor(const at::Tensor&)>("mkldnn::_get_mkldnn_serialized_md");
   return describe.call(packed);
 }
 
-// The fold adds a third of weights and saves more than half of the arithmetic: worth it where pixels
-// outnumber channels. Its sums of weights would be rounded in bfloat16.
+// Folding adds a third to the weights and saves more than half of the arithmetic: it pays if there are more
+// pixels than channels. In bfloat16 the sums of weights would be rounded.
 bool folding_pays(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat && x.size(2) * x.size(3) >= x.size(1);
 }
@@ -106,7 +106,7 @@ ConvLayer::ConvLayer(at::Tensor weight, std::optional<at::Tensor> bias, Shape sh
       type_(plain_.scalar_type()),
       is_plain_(!onednn_accepts(type_, features)) {
   for (size_t i = 0; i < size_.size(); ++i) size_[i] = plain_.size(static_cast<int64_t>(i));
-  if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
+  if (bias_) bias_ = bias_->contiguous();  // oneDNN assumes it is contiguous
 }
 
 const at::Tensor& ConvLayer::packed_for(const at::Tensor& x) {
@@ -145,7 +145,7 @@ const char* ConvLayer::kernel() const {
   return folded_.defined() ? "oneDNN, folded" : "oneDNN";
 }
 
-// Only when all is packed is the choice made: where memory ran out on the way, the next call chooses again.
+// Sets chosen_ only after packing succeeded: after out-of-memory the next call tries again.
 void ConvLayer::choose_for(const at::Tensor& x) {
   if (plain_.scalar_type() == at::kFloat) pack_for(x);
   chosen_ = true;
@@ -157,8 +157,8 @@ void ConvLayer::pack_for(const at::Tensor& x) {
   };
   const std::array<int64_t, 4> size = output_size(x);
   const int64_t pixels = size[2] * size[3];
-  // A border wider than the kernel holds pixels made of nothing else: LibTorch's, before memory for it is
-  // asked for here.
+  // If the padding reaches the output size, some outputs read only padding. LibTorch handles these before
+  // memory is allocated for the padding.
   const bool bordered = shape_.padding[0] < size_[2] && shape_.padding[0] < size_[3];
   const bool square = shape_.stride[0] == shape_.stride[1] && shape_.padding[0] == shape_.padding[1] &&
                       all(shape_.dilation, 1) && bordered;
@@ -258,7 +258,7 @@ LinearLayer::LinearLayer(const at::Tensor& weight, std::optional<at::Tensor> bia
       out_features_(weight.size(0)),
       type_(weight.scalar_type()),
       is_plain_(!onednn_accepts(type_, features)) {
-  if (bias_) bias_ = bias_->contiguous();  // oneDNN reads it as if it were
+  if (bias_) bias_ = bias_->contiguous();  // oneDNN assumes it is contiguous
 }
 
 const char* LinearLayer::kernel() const {

@@ -21,11 +21,11 @@ namespace {
 using kernels::kBlock;
 
 constexpr int64_t kValuesOfAThread = 1 << 14;
-constexpr int64_t kQueriesAtOnce = 64;  // whose products with all keys lie in the second cache
-constexpr int64_t kBetweenRows =
-    16;  // floats, lest rows of a power of two contend for the same places of the first cache
+constexpr int64_t kQueriesAtOnce = 64;  // their products with all keys fit into the L2 cache
+// Padding in floats: rows whose stride is a power of two would contend for the same sets of the L1 cache.
+constexpr int64_t kBetweenRows = 16;
 
-// [count, width] with rows `stride` apart -> [count / 32, width, 32], zeros behind the last.
+// [count, width] with rows `stride` apart -> [count / 32, width, 32], zero-padded.
 void pack_rows(const float* from, int64_t stride, int64_t count, int64_t width, float* to) {
   for (int64_t first = 0; first < count; first += kBlock, to += width * kBlock) {
     const int64_t filled = std::min(kBlock, count - first);
@@ -36,7 +36,7 @@ void pack_rows(const float* from, int64_t stride, int64_t count, int64_t width, 
   }
 }
 
-// [count, width] with rows `stride` apart -> [width / 32, count, 32], zeros behind the last column.
+// [count, width] with rows `stride` apart -> [width / 32, count, 32], zero-padded.
 void pack_columns(const float* from, int64_t stride, int64_t count, int64_t width, float* to) {
   for (int64_t first = 0; first < width; first += kBlock, to += count * kBlock) {
     const int64_t filled = std::min(kBlock, width - first);
@@ -53,7 +53,7 @@ void multiply(const PlainProduct& product) {
     cpu_kernels()->convolution(arguments, block, 0, product.count);
 }
 
-// Not larger than any memory, as expanded tensors may be.
+// The size limit guards against expanded tensors, which can be larger than any memory.
 bool is_plain(const at::Tensor& x) {
   constexpr int64_t kMostValues = int64_t{1} << 40;
   return x.dim() == 4 && x.scalar_type() == at::kFloat && x.device().is_cpu() && x.numel() > 0 &&

@@ -22,7 +22,7 @@ constexpr int64_t kChannelMultiple = 16;
 constexpr int64_t kMostPositions = 36;  // of a 6 x 6 tile
 constexpr int64_t kMostOutputs = 16;
 
-// Tiles that are transformed, multiplied and transformed back before the next: what lies between stays in the
+// Tiles that are transformed, multiplied and transformed back at a time: intermediate results stay in the
 // caches.
 constexpr int64_t kTilesAtOnce = 256;
 
@@ -31,18 +31,18 @@ at::Tensor empty_in(c10::Allocator* allocator, at::IntArrayRef sizes) {
                                    std::nullopt);
 }
 
-// The tiles of the output, counted row by row, image by image, and where their pixels lie in the input or
-// output.
+// Tiles of the output, counted row by row and image by image, and the positions of their pixels in the input
+// or output.
 struct Tiling {
   int64_t images, height, width, channels, tile;
-  int64_t times = 1;  // each pixel of memory stands for so many in both directions
+  int64_t times = 1;  // upsampling factor by repetition
 
   [[nodiscard]] int64_t rows() const { return (height + tile - 1) / tile; }
   [[nodiscard]] int64_t columns() const { return (width + tile - 1) / tile; }
   [[nodiscard]] int64_t count() const { return images * rows() * columns(); }
 
-  // The pixels of a square of `side` that begins `before` pixels up and left of the tile; `outside` for those
-  // that the image lacks.
+  // Pointers to the pixels of a square of `side` that begins `before` pixels above and left of the tile;
+  // `outside` for pixels beyond the image.
   template <typename Float>
   void pixels(int64_t index, int64_t side, int64_t before, Float* image, Float* outside, Float** to) const {
     const int64_t column = index % columns() * tile - before,
@@ -59,7 +59,7 @@ struct Tiling {
   }
 };
 
-// `work`: floating-point operations of one action.
+// `work`: floating-point operations per action.
 void each_in_parallel(int64_t count, double work, const auto& action) {
   parallel_for(count, std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work)),
                [&](int64_t begin, int64_t end) {

@@ -21,8 +21,7 @@ namespace diad {
 
 namespace {
 
-// The functions of NVRTC and of the driver that are needed, as their documentation declares them. Results: 0
-// is success.
+// The required functions of NVRTC and of the driver, as documented. They return 0 on success.
 struct OpaqueProgram;
 struct OpaqueModule;
 struct OpaqueFunction;
@@ -31,10 +30,10 @@ using Module = OpaqueModule*;                                              // CU
 using Function = OpaqueFunction*;                                          // CUfunction
 constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;  // CUdevice_attribute
 
-// A library that is never closed: code of it may run as long as the process does.
+// A library that is never closed: its code can run until the process ends.
 class Library {
  public:
-  // The first of `names` that can be opened.
+  // Opens the first of `names` that can be opened.
   Library(const char* what, const std::vector<std::string>& names) : what_(what) {
     std::string errors;
     for (const std::string& name : names) {
@@ -45,7 +44,7 @@ class Library {
     throw std::runtime_error(std::string(what) + " cannot be opened" + errors);
   }
 
-  // The function of that name, here or in what the library needs.
+  // Looks up a function in the library and its dependencies.
   template <typename Signature>
   void find(const char* name, Signature*& function) const {
     function = reinterpret_cast<Signature*>(dlsym(handle_, name));
@@ -57,7 +56,7 @@ class Library {
   void* handle_ = nullptr;
 };
 
-// LibTorch's library that needs NVRTC knows where it lies; beside it, or as the system finds it.
+// NVRTC is found through the LibTorch library that depends on it, or by the system's search path.
 std::vector<std::string> nvrtc_names() {
   std::vector<std::string> names;
   Dl_info libtorch;
@@ -82,8 +81,8 @@ struct Nvrtc {
     open_builtins();
   }
 
-  // NVRTC opens this library by its bare name, which finds one that is open already; where it lies no run
-  // path may say.
+  // NVRTC opens this library by its bare name, which finds one that is already open. The search path might
+  // not contain its folder.
   void open_builtins() const {
     Dl_info nvrtc;
     if (dladdr(reinterpret_cast<const void*>(create), &nvrtc) == 0) return;
@@ -138,13 +137,13 @@ struct Driver {
   int (*error_string)(int, const char**) = nullptr;
 };
 
-// LibTorch 2.11 has no handles of streams behind its device-independent interface.
+// LibTorch 2.11 has no device-independent access to native stream handles.
 template <typename Implementation>
 void* native_stream(const Implementation& implementation, c10::Device device) {
   if constexpr (requires { implementation.getStreamNativeHandle(implementation.getStream(device)); }) {
     return implementation.getStreamNativeHandle(implementation.getStream(device));
   } else {
-    throw std::runtime_error("this LibTorch does not hand out its streams");
+    throw std::runtime_error("this LibTorch does not provide native stream handles");
   }
 }
 
@@ -172,9 +171,9 @@ std::vector<char> compile_cuda(const std::string& source, const std::string& arc
                              log.c_str());
   }
   size_t size = 0;
-  compiler.check(compiler.code_size(program.get(), &size), "asking for the code");
+  compiler.check(compiler.code_size(program.get(), &size), "getting the code");
   std::vector<char> code(size);
-  compiler.check(compiler.code(program.get(), code.data()), "asking for the code");
+  compiler.check(compiler.code(program.get(), code.data()), "getting the code");
   return code;
 }
 
@@ -183,16 +182,16 @@ KernelLauncher cuda_launcher(c10::Device device, const std::string& source,
   const auto driver = std::make_shared<const Driver>();
   const c10::impl::VirtualGuardImpl implementation(device.type());
   const c10::DeviceGuard guard(device);
-  // From here on the device's context is this thread's, too; memory alone may come from LibTorch's cache,
-  // without a call to the device.
+  // Makes the device's context current on this thread. Allocating memory might not, because LibTorch can
+  // serve it from its cache.
   static_cast<void>(at::zeros({1}, at::TensorOptions(device)));
   int number = 0, major = 0, minor = 0;
-  driver->check(driver->current_device(&number), "asking for the device");
-  driver->check(driver->attribute(&major, kComputeCapabilityMajor, number), "asking for its architecture");
-  driver->check(driver->attribute(&minor, kComputeCapabilityMinor, number), "asking for its architecture");
+  driver->check(driver->current_device(&number), "getting the device");
+  driver->check(driver->attribute(&major, kComputeCapabilityMajor, number), "getting its architecture");
+  driver->check(driver->attribute(&minor, kComputeCapabilityMinor, number), "getting its architecture");
   const std::vector<char> code = compile_cuda(source, "sm_" + std::to_string(major) + std::to_string(minor));
   Module loaded = nullptr;
-  driver->check(driver->load(&loaded, code.data()), "loading our kernels");
+  driver->check(driver->load(&loaded, code.data()), "loading the kernels");
   std::map<std::string, Function, std::less<>> functions;
   for (const char* name : kernels) driver->check(driver->function(&functions[name], loaded, name), name);
   static_cast<void>(native_stream(implementation, device));
@@ -214,7 +213,7 @@ KernelLauncher cuda_launcher(c10::Device device, const std::string& source,
 namespace diad {
 
 std::vector<char> compile_cuda(const std::string&, const std::string&, const std::string&) {
-  throw std::runtime_error("kernels of our own are compiled on Linux alone");
+  throw std::runtime_error("CUDA kernels are supported on Linux only");
 }
 
 KernelLauncher cuda_launcher(c10::Device, const std::string& source, std::span<const char* const>) {

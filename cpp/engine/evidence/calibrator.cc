@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kScoredTogether = 8;  // images whose maps are combined at a time
 
-// SplitMix64 (Steele, Lea, Flood 2014): a number that looks random for each number.
+// SplitMix64 (Steele, Lea, Flood 2014): a well-mixed hash of x.
 uint64_t scrambled(uint64_t x) {
   x += 0x9e3779b97f4a7c15U;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
@@ -37,7 +37,7 @@ void require_finite(const at::Tensor& values, int64_t index, const char* what) {
   throw EngineError(
       code::kInternal,
       std::string(what) + " of calibration image " + std::to_string(index) +
-          " hold a number that is not finite in half precision: the networks overflowed; check the model");
+          " contain a value that is not finite in half precision: the networks overflowed; check the model");
 }
 
 std::string shown(const std::string& class_name) {
@@ -50,11 +50,11 @@ struct Calibrator::Image {
   int64_t index;
   std::string class_name;
   CalibrationRoles roles;
-  Features distances;  // [H_i, W_i] float32; undefined for an image of the memory alone
+  Features distances;  // [H_i, W_i] float32; undefined for an image that is used for the memory only
   at::Tensor vectors;  // [G * G, D] half
 };
 
-// What one entry of the file is made of, and how its images score by it.
+// Learns one entry of the normality file and scores its images.
 class Calibrator::Learner {
  public:
   Learner(const Images& images, std::string class_name, const EvidenceSettings& evidence)
@@ -108,12 +108,12 @@ class Calibrator::Learner {
   }
 
  private:
-  // The memory: of all vectors those with the lowest keys, which depend on nothing but an image's index and a
-  // position. Vectors of one image lie side by side.
+  // Selects the memory: the vectors with the lowest keys, which depend only on image index and position.
+  // Vectors of one image are contiguous.
   void choose(int64_t most) {
     struct Candidate {
       uint64_t key;
-      size_t image;  // of remembered_
+      size_t image;  // index into remembered_
       int64_t position;
     };
     std::vector<Candidate> candidates;
@@ -150,7 +150,8 @@ class Calibrator::Learner {
     memory_ = at::cat(chosen);
   }
 
-  // The four maps of each judged image, and their mean and spread over images at each position.
+  // Computes the four maps of each judged image, and their mean and standard deviation over images at each
+  // position.
   void measure() {
     std::array<std::vector<at::Tensor>, 4> maps;
     NearestVectors memory(memory_, c10::kCPU);
@@ -172,14 +173,14 @@ class Calibrator::Learner {
     }
   }
 
-  // Map i's statistics for each of the images first..first+some-1, without that image: [some, H, W].
+  // Statistics of map i for each of the images first..first+some-1, leaving that image out: [some, H, W].
   [[nodiscard]] std::pair<at::Tensor, at::Tensor> without(size_t i, int64_t first, int64_t some) const {
     const auto others = static_cast<double>(judged_.size()) - 1;
     const at::Tensor own = differences_[i].narrow(0, first, some);
     const at::Tensor mean = mean_[i] - own / others;
-    // Sum of squares around the others' mean: without the own one, and moved by own / others.
+    // Sum of squares around the mean of the other images: without the image itself, shifted by own / others.
     const at::Tensor squares = (squares_[i] - own.square() * (1 + 1 / others)).clamp_min(0);
-    // One other image has no spread: that of both stands in for it.
+    // A single other image has no spread; the spread of both is used instead.
     const at::Tensor spread = others > 1 ? (squares / (others - 1)).sqrt() : spread_[i].expand_as(own);
     const NormalMap normal = normal_map(mean, spread);
     return {normal.mean, normal.divisor};
@@ -189,24 +190,23 @@ class Calibrator::Learner {
   int64_t grid_;
   Images remembered_, judged_;
   at::Tensor memory_;                                  // [M, D] half
-  std::map<int64_t, LeftOut> owned_;                   // by an image's index: its vectors in the memory
+  std::map<int64_t, LeftOut> owned_;                   // image index -> its vectors in the memory
   EvidenceMaps maps_;                                  // [n, H_i, W_i]
   std::array<at::Tensor, 4> mean_, spread_, squares_;  // [H_i, W_i] float64
-  std::array<at::Tensor, 4> differences_;              // [n, H_i, W_i] float64, from the mean
+  std::array<at::Tensor, 4> differences_;              // [n, H_i, W_i] float64, difference from the mean
 };
 
 Calibrator::Calibrator(Manifest manifest, int threads) : manifest_(std::move(manifest)), threads_(threads) {
   if (manifest_.evidence) return;
-  throw EngineError(code::kInvalidArgument,
-                    "The bundle " + manifest_.name +
-                        " has no evidence in its manifest: there is nothing to learn from normal images");
+  throw EngineError(code::kInvalidArgument, "The bundle " + manifest_.name +
+                                                " has no evidence in its manifest: it cannot be calibrated");
 }
 
 void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRoles roles,
                      const Features& distances, const at::Tensor& embedding) {
   const c10::InferenceMode guard;
   auto image = std::make_shared<Image>(Image{index, class_name, roles, {}, {}});
-  // Copies: what networks compute may lie in memory that the batch's end unmaps.
+  // Copies, because the networks' results can lie in memory that is unmapped at the end of the batch.
   image->vectors = vectors_of(embedding).to(at::kCPU, at::kHalf, /*non_blocking=*/false, /*copy=*/true);
   require_finite(image->vectors, index, "The vectors");
   if (roles.in_statistics) {

@@ -10,12 +10,12 @@ namespace diad {
 
 namespace {
 
-constexpr double kSmoothing = 1, kTruncate = 4;  // gaussian over positions of a map
-constexpr double kAddedShare =
-    0.3;  // of the average spread: positions that hardly vary do not outweigh all others
+constexpr double kSmoothing = 1, kTruncate = 4;  // Gaussian over the positions of a map
+// Share of the average spread added at each position, so that positions that hardly vary do not dominate.
+constexpr double kAddedShare = 0.3;
 
-// Average pools of `size`, stride 1, no padding, `count` of them in a row, along one axis: [S - count * (size
-// - 1), S].
+// Returns `count` successive average pools of `size`, stride 1, no padding, along one axis as a matrix [S -
+// count * (size - 1), S].
 at::Tensor pool_matrix(int64_t side, int64_t size, int64_t count) {
   at::Tensor matrix = at::eye(side, at::kDouble);
   for (int64_t i = 0; i < count; ++i) matrix = matrix.unfold(0, size, 1).mean(-1);

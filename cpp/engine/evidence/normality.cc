@@ -28,7 +28,7 @@ std::string spread_name(const std::string& of_class, size_t map) {
   return of_class + "/spread." + std::to_string(map + 1);
 }
 
-// A parsed file whose tensors are taken out one by one, each checked.
+// A parsed file. take() removes a tensor and checks it.
 class Reader {
  public:
   Reader(Safetensors content, const std::string& file) : content_(std::move(content)), file_(file) {}
@@ -129,7 +129,7 @@ NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string&
     if (!count.is_number_unsigned()) reader.invalid("Expected a number of images for \"" + name + "\"");
     NormalClass of_class = take_class(reader, name, *manifest.evidence);
     of_class.images = count.get<int64_t>();
-    for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {  // one network made all maps
+    for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {  // all maps come from the same networks
       const NormalMaps& first = classes.empty() ? of_class.maps : classes.begin()->second.maps;
       reader.require_size(mean_name(name, i), of_class.maps.mean[i].sizes(), first.mean[i].sizes());
     }
@@ -164,7 +164,7 @@ Normality::Judgement Normality::judge(const Features& distances, const at::Tenso
   for (size_t i = 0; i < distances.size(); ++i) {
     if (distances[i].sizes().slice(1) == any.mean[i].sizes()) continue;
     std::ostringstream words;
-    words << "The normality file has maps of " << any.mean[i].sizes() << " but this bundle makes some of "
+    words << "The normality file has maps of " << any.mean[i].sizes() << " but this bundle produces maps of "
           << distances[i].sizes().slice(1) << "; calibrate it again";
     throw EngineError(code::kBundleInvalid, words.str());
   }

@@ -1,5 +1,5 @@
-// What normal images of each class look like, as calibration wrote it: normality.safetensors
-// (docs/evidence.md).
+// Statistics of normal images per class, as written by a calibration: normality.safetensors
+// (docs/design/evidence.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,27 +19,27 @@
 
 namespace diad {
 
-// The file's content for one class, or for all images together.
+// Content of the file for one class, or for all images.
 struct NormalClass {
   at::Tensor memory;   // [M, D] half
   NormalMaps maps;     // [H_i, W_i]
   int64_t images = 0;  // in the statistics
 };
-using NormalClasses = std::map<std::string, NormalClass>;  // "": all images together
+using NormalClasses = std::map<std::string, NormalClass>;  // "": all images
 
-// The bytes of normality.safetensors.
+// Returns the bytes of normality.safetensors.
 [[nodiscard]] std::vector<uint8_t> serialize_normality(const NormalClasses& classes);
 
-// Throws EngineError, naming `file`: ERR_DIAD_BUNDLE_CORRUPT (no intact safetensors file),
-// ERR_DIAD_BUNDLE_INVALID (of another kind, or its sizes are not those of the manifest, which must have
-// evidence).
+// Parses and checks a normality file. `file` is its name in messages. The manifest must have evidence. Throws
+// EngineError: ERR_DIAD_BUNDLE_CORRUPT (damaged safetensors file) or ERR_DIAD_BUNDLE_INVALID (another kind of
+// file, or sizes that do not match the manifest).
 [[nodiscard]] NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file,
                                             const Manifest& manifest);
 
-// Image [D, G, G], any strides -> its vectors [G * G, D], contiguous.
+// Returns the vectors [G * G, D], contiguous, of an embedding [D, G, G] with any strides.
 [[nodiscard]] at::Tensor vectors_of(const at::Tensor& embedding);
 
-// The classes on a device, ready to judge images. Not for several threads at a time.
+// The classes on a device, ready to judge images. Not thread-safe.
 class Normality {
  public:
   Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device);
@@ -49,9 +49,9 @@ class Normality {
     at::Tensor memory_distance;  // [N, G, G] float32
   };
 
-  // distances [N, H_i, W_i] and embedding [N, D, G, G] of N images, each judged by the entry of its class; a
-  // class without one, "" included, by the entry of all images. Throws EngineError ERR_DIAD_BUNDLE_INVALID
-  // where the maps' sizes are not the file's.
+  // Judges N images from distances [N, H_i, W_i] and embedding [N, D, G, G], each by the entry of its class.
+  // Images of an unknown class, or of class "", use the entry of all images. Throws EngineError
+  // ERR_DIAD_BUNDLE_INVALID if the sizes of the maps differ from the file's.
   [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding,
                                 std::span<const std::string> classes);
 

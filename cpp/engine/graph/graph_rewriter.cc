@@ -63,7 +63,7 @@ GraphRewriter::Norm GraphRewriter::surroundings_of_norm(Node* norm) {
 void GraphRewriter::replace(Node* last, const char* name, const std::vector<Value*>& inputs) {
   Node* const node = graph_->create(c10::Symbol::fromQualString(name), inputs);
   node->insertBefore(last);
-  node->copyMetadata(last);  // errors name the place in the program
+  node->copyMetadata(last);  // errors keep their source location
   node->output()->setType(c10::TensorType::get());
   last->output()->replaceAllUsesWith(node->output());
 }

@@ -13,8 +13,8 @@ namespace diad {
 
 namespace {
 
-// Index into 0..size-1 of position i of a line mirrored at both ends, edge samples repeated: d c b a | a b c
-// d | d c b a.
+// Maps position i to an index in 0..size-1 by reflecting at both ends with the edge sample repeated:
+// d c b a | a b c d | d c b a.
 int64_t mirrored(int64_t i, int64_t size) {
   const int64_t period = 2 * size;
   const int64_t folded = ((i % period) + period) % period;

@@ -25,7 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Milliseconds since the last call, the device's work included.
+// Returns the milliseconds since the previous call, including the device's work.
 class Lap {
  public:
   explicit Lap(c10::Device device) : device_(device) {}
@@ -49,13 +49,13 @@ Stage make_stage(const char* name, const at::Tensor& value) {
   return {name, dense.sizes().vec(), std::vector<float>(first, first + dense.numel())};
 }
 
-// Maps and scores of a batch: the published ones, or with a normality the combined ones.
+// Maps and scores of a batch: the published ones, or the combined ones with a normality.
 struct Maps {
-  Features distances;  // [N, S, S] float32; undefined where nobody asked for stages of combined maps
+  Features distances;  // [N, S, S] float32; undefined for combined maps without requested stages
   at::Tensor raw, smooth;
   std::vector<double> scores;
   std::vector<EvidenceScores> evidence;  // [N], or empty
-  at::Tensor memory_distance;            // [N, G, G] float32, with evidence
+  at::Tensor memory_distance;            // [N, G, G] float32; only with a normality
 };
 
 Maps published(const Features& distances, const Manifest& manifest) {
@@ -88,7 +88,7 @@ void hand_over(std::span<const ImageRequest> batch, const Features& distances, c
   }
 }
 
-// Everything between input and score, for the images that asked for it.
+// Intermediate results of a batch, from input to reconstruction.
 struct Intermediates {
   at::Tensor x, moments, z, x_start, reconstruction, embedding;
   std::vector<at::Tensor> step_x;
@@ -122,7 +122,7 @@ Features slice_batch(const Features& features, int64_t first, int64_t count) {
 
 }  // namespace
 
-// What a network returned, if it is of the size that the manifest gives.
+// Returns a network's result if it has the expected size; throws EngineError otherwise.
 at::Tensor expect_shape(at::Tensor result, at::IntArrayRef size, const char* file) {
   if (result.sizes() == size) return result;
   std::ostringstream words;
@@ -145,8 +145,7 @@ at::Tensor Pipeline::load_frames(std::span<const ImageRequest> batch) const {
     check_cancelled();
     return resize_frame(*request.frame, size);
   };
-  if (!device_.is_cpu()) {  // bytes cross over, a quarter of the floats, from memory that the device reads by
-                            // itself
+  if (!device_.is_cpu()) {  // copies uint8, a quarter of the float32 size, from pinned memory
     const auto count = static_cast<int64_t>(batch.size());
     const at::Tensor bytes =
         at::empty({count, size, size, 3}, at::TensorOptions(at::kByte).pinned_memory(true));
@@ -159,8 +158,8 @@ at::Tensor Pipeline::load_frames(std::span<const ImageRequest> batch) const {
   return at::cat(images);
 }
 
-// Vectors of the inputs [N, D, G, G], from their feature maps; undefined where neither a normality nor a
-// calibration needs them.
+// Computes the vectors [N, D, G, G] of the inputs from their feature maps. Undefined if neither a normality
+// nor a calibration needs them.
 at::Tensor Pipeline::embed_if_wanted(std::span<const ImageRequest> batch, const Features& maps) const {
   const bool collected = std::ranges::any_of(
       batch, [](const ImageRequest& request) { return request.calibration.calibrator != nullptr; });
@@ -171,8 +170,8 @@ at::Tensor Pipeline::embed_if_wanted(std::span<const ImageRequest> batch, const 
       .to(at::kFloat);
 }
 
-// x_start = signal * z + spread * noise by the manifest's factors. A spread of 0 adds nothing: the result is
-// exactly signal * z.
+// Computes x_start = signal * z + spread * noise with the manifest's factors. With a spread of 0 the result
+// is exactly signal * z.
 at::Tensor Pipeline::start_of_sampling(const at::Tensor& z, const std::vector<at::Tensor>& noise) const {
   const double signal = manifest_.sqrt_alpha_bar_noise, spread = manifest_.sqrt_one_minus_alpha_bar_noise;
   at::Tensor start = signal * z;
@@ -221,7 +220,7 @@ std::vector<ImageResult> Pipeline::run(std::span<const ImageRequest> batch, cons
             .to(at::kFloat);
     latent = ddim_update(latent, eps, manifest_.steps[static_cast<size_t>(i)]);
     kept.step_x.push_back(latent);
-    wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
+    wait_for(device_);  // so that steps are reported when they are done and cancelled steps do not start
     if (!on_step(i + 1, total)) return {};
   }
   timings.denoise = end_of_network();

@@ -18,7 +18,7 @@ namespace {
 constexpr int kPrecisionBits = 32 - 8 - 2;
 constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
 
-// One output sample: the input samples it is made of and their fixed-point weights.
+// Input samples of one output sample, with fixed-point weights.
 struct Taps {
   uint32_t first = 0;
   std::vector<int32_t> weights;
@@ -44,7 +44,7 @@ std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
     for (const double weight : weights) {
       const double share = total == 0 ? weight : weight / total;
       taps[i].weights.push_back(
-          static_cast<int32_t>(share * (1 << kPrecisionBits) + 0.5));  // no weight is negative
+          static_cast<int32_t>(share * (1 << kPrecisionBits) + 0.5));  // weights are not negative
     }
   }
   return taps;
@@ -52,7 +52,7 @@ std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
 
 uint8_t clip8(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kPrecisionBits, 0, 255)); }
 
-// Calls each(row) for all rows; `values`: how many are read for one.
+// Calls each(row) for all rows in parallel; `values` is the number of values read per row.
 template <typename Each>
 void in_rows(uint32_t rows, size_t values, const Each& each) {
   constexpr size_t kValuesOfAThread = 1 << 17;
@@ -145,7 +145,7 @@ at::Tensor normalized(std::span<const uint8_t> rgb, const Manifest& manifest) {
 }
 
 at::Tensor normalized(const at::Tensor& rgb, const Manifest& manifest) {
-  // Tensors, since a device may multiply by the reciprocal of a number.
+  // Divides by tensors: a device can turn division by a scalar into multiplication by its reciprocal.
   const auto of_channels = [&rgb](std::initializer_list<float> values) {
     return at::tensor(values, at::kFloat).reshape({-1, 1, 1}).to(rgb.device());
   };

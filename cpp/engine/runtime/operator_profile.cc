@@ -32,18 +32,18 @@ struct Profile {
 };
 
 Profile& profile() {
-  static auto* one = new Profile;  // never destroyed: threads may outlive static destructors
+  static auto* one = new Profile;  // never destroyed: threads can outlive static destructors
   return *one;
 }
 
-// Operators that are running on this thread, one inside another.
+// Nesting depth of the operators running on this thread.
 thread_local int depth = 0;
 
 struct Call : at::ObserverContext {
   std::string label;  // empty inside another operator
   std::optional<double> gflop;
   Clock::time_point started;
-  c10::Device device = c10::kCPU;  // of its tensors
+  c10::Device device = c10::kCPU;  // device of its tensors
 };
 
 std::string by(int64_t height, int64_t width) {
@@ -69,7 +69,7 @@ void describe_linear(const at::Tensor& x, const LinearLayer& layer, Call& call) 
   call.gflop = gflop_of({rows, x.size(-1), layer.out_features()});
 }
 
-// What is left to LibTorch.
+// Describes operators that LibTorch computes.
 void describe_other(const std::string& name, c10::ArrayRef<const c10::IValue> inputs, Call& call) {
   std::vector<at::Tensor> tensors;
   for (const c10::IValue& input : inputs) {
@@ -97,7 +97,7 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   auto call = std::make_unique<Call>();
   if (depth++ > 0) return call;
   const std::string name = function.name();
-  // The interpreter hands over its whole stack.
+  // The interpreter passes its whole stack.
   const c10::ArrayRef<const c10::IValue> inputs =
       function.inputs().slice(function.inputs().size() - function.num_inputs());
   if (name == "diad::convolution") {
@@ -117,7 +117,7 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
 
 void end(const at::RecordFunction&, at::ObserverContext* context) {
   const auto* const call = static_cast<Call*>(context);
-  if (--depth == 0 && call != nullptr) wait_for(call->device);  // which works on while the CPU goes ahead
+  if (--depth == 0 && call != nullptr) wait_for(call->device);  // kernels run asynchronously
   const auto now = Clock::now();
   if (call == nullptr || call->label.empty()) return;
   const std::lock_guard lock(profile().mutex);

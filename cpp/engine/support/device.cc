@@ -22,7 +22,7 @@ namespace diad {
 
 namespace {
 
-// Why LibTorch can use no CUDA device, in its own words: it says so when it is to begin.
+// Returns LibTorch's reason for not using CUDA, which initialization reports.
 std::string why_no_cuda() {
   try {
     at::globalContext().lazyInitDevice(c10::kCUDA);
@@ -70,7 +70,7 @@ Precision parse_precision(const std::string& name, c10::Device device) {
   }
   if (!device.is_cpu())
     throw EngineError(code::kDeviceUnavailable,
-                      "The precision int8 is for the CPU; the device is " + device.str());
+                      "The precision int8 is supported on the CPU only; the device is " + device.str());
   if (!QuantizedConv::available()) {
     throw EngineError(code::kDeviceUnavailable,
                       "The precision int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16");
@@ -94,7 +94,7 @@ void empty_device_cache([[maybe_unused]] c10::Device device) noexcept {
   if (device.is_cpu()) return;
   try {
     c10::getDeviceAllocator(device.type())->emptyCache();
-  } catch (const std::exception&) {  // another model records, or the device is lost
+  } catch (const std::exception&) {  // another model is capturing a graph, or the device is lost
   }
 #endif
 }

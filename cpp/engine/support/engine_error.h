@@ -1,4 +1,4 @@
-// Errors inside the engine: a stable code and a message for people.
+// Errors inside the engine: a stable code and a readable message.
 #pragma once
 
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// How deep the compiler would recurse over sources.
+// Tests the bound on the compiler's recursion depth.
 #include "bundle/recursion_limit.h"
 
 #include <string>
@@ -12,7 +12,7 @@ namespace {
 using Sources = std::vector<std::pair<std::string, std::string>>;
 
 std::string method(const std::string& name, const std::string& expression) {
-  std::string text = "  def ";  // piece by piece: GCC 12 takes a sum of strings for an overlapping copy
+  std::string text = "  def ";  // in pieces: GCC 12 warns about an overlapping copy in a sum of strings
   text.append(name)
       .append("(self: __torch__.M, x: Tensor) -> Tensor:\n    return ")
       .append(expression)
@@ -20,7 +20,7 @@ std::string method(const std::string& name, const std::string& expression) {
   return text;
 }
 
-// A class M of a chain of methods, one calling the next.
+// A class M with a chain of methods that each call the next.
 std::string chain(int count) {
   std::string text = "class M(Module):\n  training : bool\n";
   for (int i = 0; i < count; ++i) {
@@ -32,7 +32,7 @@ std::string chain(int count) {
 
 }  // namespace
 
-TEST_CASE("depth of calls: every function of a class counts, with the deepest of its statements") {
+TEST_CASE("call depth: counts every function of a class with its deepest statement") {
   const int64_t one = diad::max_call_depth({{"__torch__", chain(1)}});
   CHECK(one >= diad::kCallLevels);
   CHECK(one < 3 * diad::kCallLevels);
@@ -45,12 +45,12 @@ TEST_CASE("depth of calls: every function of a class counts, with the deepest of
   const auto negated = [](size_t times) { return std::string(times, '-') + "x"; };
   CHECK(deepest(bracketed(50)) == deepest(bracketed(20)) + 30);
   CHECK(deepest(negated(50)) == deepest(negated(20)) + 30);
-  // Statements after one another do not add up, lines of one bracket do.
+  // Consecutive statements do not add up, but lines within one bracket do.
   CHECK(deepest(negated(20) + "\n    y = " + negated(20)) == deepest("y + " + negated(20)));
   CHECK(deepest(negated(20) + " + (\n    " + negated(20) + ")") == deepest(negated(41) + "(x)"));
 }
 
-TEST_CASE("depth of calls: along the deepest path from class to class, of all files") {
+TEST_CASE("call depth: follows the deepest path from class to class across files") {
   const auto holder = [](const std::string& name, const std::string& attribute) {
     std::string text = "class ";
     text.append(name)

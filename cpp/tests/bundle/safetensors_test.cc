@@ -1,4 +1,4 @@
-// The safetensors format: what is written is read again, and damaged files are rejected.
+// Tests the safetensors format: round trips and rejection of damaged files.
 #include "bundle/safetensors.h"
 
 #include <ATen/TensorOperators.h>
@@ -30,7 +30,7 @@ std::string refusal(const std::vector<uint8_t>& bytes) {
   return error_of([&] { (void)parse_safetensors(bytes, "some.safetensors"); });
 }
 
-// Why a header of these tensors, over eight bytes of data, is rejected.
+// Returns the error for a header with these tensors and eight bytes of data.
 std::string refusal_of(const json& header) { return refusal(file_of(header.dump(), 8)); }
 
 json tensor(const char* dtype, const json& shape, const json& offsets) {
@@ -39,7 +39,7 @@ json tensor(const char* dtype, const json& shape, const json& offsets) {
 
 }  // namespace
 
-TEST_CASE("safetensors: reads what it wrote") {
+TEST_CASE("safetensors: round trip") {
   Safetensors content;
   content.tensors = {{"a/half", at::arange(6, at::kFloat).view({2, 3}).to(at::kHalf)},
                      {"b/single", at::arange(4, at::kFloat) / 3},
@@ -59,7 +59,7 @@ TEST_CASE("safetensors: reads what it wrote") {
   CHECK(bytes == diad::serialize_safetensors(read));
 }
 
-TEST_CASE("safetensors: writes float32 first, behind a header of a multiple of eight bytes") {
+TEST_CASE("safetensors: writes float32 first and pads the header to a multiple of eight bytes") {
   Safetensors content;
   content.tensors = {{"a", at::ones({1}, at::kHalf)}, {"b", at::ones({1}, at::kFloat)}};
   const std::vector<uint8_t> bytes = diad::serialize_safetensors(content);
@@ -79,7 +79,7 @@ TEST_CASE("safetensors: rejects other types when writing") {
                  "ERR_DIAD_INVALID_ARGUMENT: Expected tensors of half"));
 }
 
-TEST_CASE("safetensors: rejects files whose header does not fit") {
+TEST_CASE("safetensors: rejects files with an invalid header") {
   CHECK(
       contains(refusal({}),
                "ERR_DIAD_BUNDLE_CORRUPT: some.safetensors: Expected a safetensors file but it has 0 bytes"));
@@ -136,7 +136,7 @@ TEST_CASE("safetensors: rejects tensors that do not fit the data") {
   }
 }
 
-TEST_CASE("safetensors: rejects a file that was cut short anywhere") {
+TEST_CASE("safetensors: rejects a file truncated at any byte") {
   Safetensors content;
   content.tensors = {{"a", at::ones({3}, at::kHalf)}, {"b", at::ones({2, 2}, at::kFloat)}};
   const std::vector<uint8_t> bytes = diad::serialize_safetensors(content);

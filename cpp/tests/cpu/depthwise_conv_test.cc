@@ -1,4 +1,4 @@
-// DepthwiseLayer against the plain operators in double.
+// Tests DepthwiseLayer against LibTorch's operators in double.
 #include "cpu/depthwise_conv.h"
 
 #include <ATen/TensorOperators.h>
@@ -31,8 +31,7 @@ at::Tensor plain_depthwise(const at::Tensor& x, const at::Tensor& weight, const 
 
 }  // namespace
 
-TEST_CASE(
-    "the depthwise convolution equals the plain one for odd sizes, strides, borders and channel counts") {
+TEST_CASE("the depthwise convolution equals LibTorch's for odd sizes, strides, paddings and channel counts") {
   const c10::InferenceMode guard;
   uint64_t seed = 0;
   for (const int64_t channels : {1, 7, 16, 33, 96}) {
@@ -54,7 +53,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("the depthwise convolution clamps its result, works without a bias, and says what computes it") {
+TEST_CASE("the depthwise convolution clamps its result, works without a bias and reports its kernel") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({24, 1, 3, 3}, 1), x = random_tensor({1, 24, 6, 6}, 2) * 5;
   const DepthwiseLayer::Shape shape{1, 1, 1, 0.0F, 6.0F};
@@ -64,7 +63,7 @@ TEST_CASE("the depthwise convolution clamps its result, works without a bias, an
   CHECK(std::string(layer.kernel()) == (cpu_kernels() ? "depthwise" : "LibTorch"));
 }
 
-TEST_CASE("the depthwise convolution in bfloat16 is LibTorch's") {
+TEST_CASE("the depthwise convolution falls back to LibTorch in bfloat16") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({8, 1, 3, 3}, 1).to(at::kBFloat16),
                    x = random_tensor({1, 8, 6, 6}, 2).to(at::kBFloat16);

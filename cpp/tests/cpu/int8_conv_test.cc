@@ -1,4 +1,4 @@
-// QuantizedConv against the same roundings done with plain operators in double.
+// Tests QuantizedConv against the same quantization with LibTorch's operators in double.
 #include "cpu/int8_conv.h"
 
 #include <ATen/TensorOperators.h>
@@ -31,7 +31,7 @@ at::Tensor rounded_weight(const at::Tensor& weight) {
   return (at::round(weight / scale).to(at::kDouble) * scale.to(at::kDouble));
 }
 
-// Rounded to 256 steps from the least to the greatest value over `dimensions`, 0 included.
+// Quantizes to 256 steps from minimum to maximum over `dimensions`, including 0.
 at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
   const at::Tensor least = at::amin(x, dimensions, true).clamp_max(0),
                    greatest = at::amax(x, dimensions, true).clamp_min(0);
@@ -43,8 +43,8 @@ at::Tensor rounded_input(const at::Tensor& x, at::IntArrayRef dimensions) {
 }  // namespace
 
 TEST_CASE(
-    "the quantized convolution equals sums of rounded factors, for odd sizes, strides, batches and channel "
-    "counts") {
+    "the quantized convolution equals a convolution of quantized inputs and weights for odd sizes and "
+    "strides") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   uint64_t seed = 0;
@@ -57,7 +57,7 @@ TEST_CASE(
             const at::Tensor weight = random_tensor({outputs, channels, kernel, kernel}, ++seed) * 0.2,
                              bias = random_tensor({outputs}, ++seed);
             at::Tensor x = random_tensor({2, channels, side, side + 1}, ++seed);
-            x[1] *= 10;  // a scale of its own
+            x[1] *= 10;  // needs its own scale
             const bool row_by_row = kernel == 1 && stride == 1;
             const at::Tensor rounded = row_by_row ? rounded_input(x, {1}) : rounded_input(x, {1, 2, 3});
             const at::Tensor expected =
@@ -78,7 +78,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("the quantized convolution enlarges its input on the way in, and is near the exact one") {
+TEST_CASE("the quantized convolution upsamples its input and is close to the exact result") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({2, 64, 5, 6}, 1), weight = random_tensor({40, 64, 3, 3}, 2),
@@ -92,7 +92,7 @@ TEST_CASE("the quantized convolution enlarges its input on the way in, and is ne
   CHECK((y - exact).norm().item<double>() < 0.02 * exact.norm().item<double>());
 }
 
-TEST_CASE("the quantized product gives every row a scale of its own") {
+TEST_CASE("the quantized product uses one scale per row") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor matrix = random_tensor({70, 36}, 1), bias = random_tensor({70}, 2),
@@ -111,11 +111,12 @@ TEST_CASE("the quantized product gives every row a scale of its own") {
   }
 }
 
-TEST_CASE("a least value that rounds to a step below the first one stays within a step of itself") {
+TEST_CASE("a minimum that rounds below the first step stays within one step") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const QuantizedConv identity(at::eye(16).view({16, 16, 1, 1}), std::nullopt, {});
-  // Of these -least / scale, the zero point's quotient, lies below a half and least * (1 / scale) beyond it.
+  // For these values -least / scale, the quotient of the zero point, is below a half and least * (1 / scale)
+  // is beyond it.
   for (const auto& [least, greatest] : {std::pair{-0x1.4ffa7cp-1F, 0x1.4d0804p+0F},
                                         {-0x1.540ceep+1F, 0x1.2769f6p-1F},
                                         {-0x1.d7ca48p-1F, 0x1.d2108ap+1F}}) {
@@ -128,7 +129,7 @@ TEST_CASE("a least value that rounds to a step below the first one stays within 
   }
 }
 
-TEST_CASE("values that are not finite reach the quantized convolution's output, of their own image alone") {
+TEST_CASE("non-finite values make only their own image's output of the quantized convolution NaN") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 16, 3, 3}, 1);
@@ -143,7 +144,7 @@ TEST_CASE("values that are not finite reach the quantized convolution's output, 
   CHECK(layer.run(at::zeros({1, 16, 4, 4}), std::nullopt).eq(0).all().item<bool>());
 }
 
-TEST_CASE("what the quantized convolution does not take") {
+TEST_CASE("the quantized convolution supports only some weights") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   CHECK(QuantizedConv::takes(at::zeros({16, 16, 3, 3})));
   CHECK_FALSE(QuantizedConv::takes(at::zeros({16, 18, 3, 3})));
@@ -153,7 +154,7 @@ TEST_CASE("what the quantized convolution does not take") {
   CHECK_FALSE(QuantizedConv::takes(at::zeros({16, 16, 3, 3}, at::kBFloat16)));
 }
 
-TEST_CASE("the number of threads changes no bit of the quantized convolution") {
+TEST_CASE("the number of threads does not change the quantized convolution") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 192, 3, 3}, 1), x = random_tensor({2, 192, 20, 20}, 2);

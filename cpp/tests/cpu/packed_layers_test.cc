@@ -1,4 +1,4 @@
-// The layers and the norm for the CPU against the plain operators, in double where that says which is right.
+// Tests the packed CPU layers and the norm against LibTorch's operators, in double where exactness matters.
 #include "cpu/packed_layers.h"
 
 #include <ATen/Context.h>
@@ -41,15 +41,15 @@ at::Tensor plain_norm(const at::Tensor& x, const std::optional<at::Tensor>& shif
 
 }  // namespace
 
-TEST_CASE("GroupNorm with shift and SiLU equals the operators one by one") {
+TEST_CASE("GroupNorm with shift and SiLU equals the separate operators") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({48}, 1), bias = random_tensor({48}, 2);
   for (const auto& [images, side] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 16}, {3, 13}}) {
-    // A large mean beside a small spread is where one-pass variances fail.
+    // Single-pass variances fail for a large mean with a small spread.
     const at::Tensor x = random_tensor({images, 48, side, side}, 3) + 100 * random_tensor({1, 48, 1, 1}, 4);
     for (const bool silu : {false, true}) {
       for (const int64_t groups : {1, 8, 48}) {
-        if (side == 1 && groups == 48) continue;  // one value a group has no variance
+        if (side == 1 && groups == 48) continue;  // a group of one value has no variance
         const GroupNormShape shape{groups, 1e-5, silu};
         for (const std::optional<at::Tensor>& shift :
              {std::optional<at::Tensor>(), std::optional(random_tensor({1, 48, 1, 1}, 5)),
@@ -66,7 +66,7 @@ TEST_CASE("GroupNorm with shift and SiLU equals the operators one by one") {
   }
 }
 
-TEST_CASE("GroupNorm loses no digits to a first pixel far from all others") {
+TEST_CASE("GroupNorm is accurate if the first pixel is an outlier") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({48}, 1), bias = random_tensor({48}, 2),
                    x = random_tensor({1, 48, 96, 96}, 3);
@@ -76,7 +76,7 @@ TEST_CASE("GroupNorm loses no digits to a first pixel far from all others") {
                    plain_norm(x, std::nullopt, weight, bias, shape)) < 1e-4);
 }
 
-TEST_CASE("GroupNorm of bfloat16 is that of float32, rounded to the nearest") {
+TEST_CASE("GroupNorm in bfloat16 equals float32 rounded to nearest") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({48}, 1).to(at::kBFloat16),
                    bias = random_tensor({48}, 2).to(at::kBFloat16);
@@ -92,8 +92,8 @@ TEST_CASE("GroupNorm of bfloat16 is that of float32, rounded to the nearest") {
         group_norm(x.to(at::kFloat), shift.to(at::kFloat), weight.to(at::kFloat), bias.to(at::kFloat), shape);
     CHECK(y.equal(expected.to(at::kBFloat16)));
   }
-  // x of -1 and 1 in one group: y = bias +- weight, halfway between two bfloat16 numbers, of which the even
-  // one is meant.
+  // x is -1 and 1 in one group: y = bias +- weight lies halfway between two bfloat16 numbers and must round
+  // to even.
   const at::Tensor ends = at::tensor({-1.F, 1.F}).view({1, 1, 1, 2}).to(at::kBFloat16),
                    step = at::tensor({1 / 256.F}).to(at::kBFloat16);
   for (const auto& [middle, below, above] :
@@ -110,21 +110,21 @@ TEST_CASE("GroupNorm of bfloat16 is that of float32, rounded to the nearest") {
   CHECK(!y[0].isnan().any().item<bool>());
 }
 
-TEST_CASE("SiLU holds where exp overflows and underflows") {
+TEST_CASE("SiLU is correct where exp overflows and underflows") {
   const c10::InferenceMode guard;
   const at::Tensor ends =
       at::tensor({-1e4F, -200.0F, -88.5F, -20.0F, -1e-3F, 0.0F, 1e-3F, 20.0F, 88.5F, 200.0F, 1e4F})
           .view({1, 1, 1, 11});
-  // One group whose normalization is undone by weight and bias leaves the values themselves.
+  // A group whose normalization is undone by weight and bias, so that the values stay the same.
   const at::Tensor deviation = ends.std(std::nullopt, c10::optional<at::Scalar>(0)), mean = ends.mean();
   const at::Tensor y = group_norm(ends, std::nullopt, deviation.view({1}), mean.view({1}), {1, 0.0, true});
   const at::Tensor expected =
       plain_norm(ends, std::nullopt, deviation.view({1}), mean.view({1}), {1, 0.0, true});
   CHECK(at::isfinite(y).all().item<bool>());
-  CHECK(difference(y, expected) < 2e-3);  // of 1e4
+  CHECK(difference(y, expected) < 2e-3);  // relative to 1e4
 }
 
-TEST_CASE("nearest upsampling before a convolution folds into one transposed convolution") {
+TEST_CASE("nearest upsampling and a convolution fold into one transposed convolution") {
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({2, 5, 6, 7}, 1), weight = random_tensor({9, 5, 3, 3}, 2),
                    bias = random_tensor({9}, 3);
@@ -136,7 +136,7 @@ TEST_CASE("nearest upsampling before a convolution folds into one transposed con
   ConvLayer layer(weight, bias, {{1, 1}, {1, 1}, {1, 1}, true, false});
   CHECK(difference(layer.run(x, std::nullopt), expected) < 2e-5);
   CHECK(difference(layer.run(x, std::nullopt), expected) < 2e-5);
-  // Where channels outnumber pixels the image is enlarged; each after the other, from one weight.
+  // With more channels than pixels the image is upsampled; alternate between both with one weight.
   const at::Tensor small = x.slice(2, 0, 1).slice(3, 0, 3);
   const at::Tensor enlarged_small = at::upsample_nearest2d(small.to(at::kDouble), {2, 6});
   const at::Tensor expected_small =
@@ -148,7 +148,7 @@ TEST_CASE("nearest upsampling before a convolution folds into one transposed con
   CHECK(difference(layer.run(small, std::nullopt), expected_small) < 2e-5);
 }
 
-TEST_CASE("a packed layer serves every input size, in any order") {
+TEST_CASE("a packed layer handles all input sizes in any order") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({192, 64, 3, 3}, 1) * 0.1;
   ConvLayer layer(weight, std::nullopt, {{1, 1}, {1, 1}, {1, 1}, false, false});
@@ -162,8 +162,7 @@ TEST_CASE("a packed layer serves every input size, in any order") {
   }
 }
 
-TEST_CASE(
-    "prepacked layers equal the plain ones, with residual and ReLU, for shapes that oneDNN would not take") {
+TEST_CASE("packed layers equal LibTorch's with residual and ReLU for small and odd shapes") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({24, 16, 3, 3}, 1), bias = random_tensor({24}, 2);
   for (const int64_t side : {1, 2, 4, 17}) {
@@ -192,9 +191,7 @@ TEST_CASE(
         2e-5);
 }
 
-TEST_CASE(
-    "layers add residuals of any size that broadcasts with theirs, and of other types, as plain addition "
-    "does") {
+TEST_CASE("layers add residuals that broadcast or have another type like separate additions") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 16, 3, 3}, 1) * 0.1, x = random_tensor({2, 16, 1, 1}, 2);
   const at::Tensor plain = at::conv2d(x, weight, {}, 1, 1);
@@ -209,7 +206,7 @@ TEST_CASE(
     }
   }
   const at::Tensor matrix = random_tensor({20, 12}, 6);
-  for (const int64_t rows : {5, 300}) {  // our kernel, oneDNN's
+  for (const int64_t rows : {5, 300}) {  // few and many rows
     LinearLayer layer(matrix, std::nullopt);
     const at::Tensor tokens = random_tensor({2, rows, 12}, 8), expected = at::linear(tokens, matrix);
     for (const at::Tensor& residual :
@@ -219,7 +216,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("a bias that is a view is read as such, whatever computes the layer") {
+TEST_CASE("layers accept a non-contiguous bias with every kernel") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({8, 6, 3, 3}, 1), x = random_tensor({2, 6, 9, 9}, 2),
                    dense = random_tensor({16}, 3);
@@ -241,7 +238,7 @@ TEST_CASE("a bias that is a view is read as such, whatever computes the layer") 
   }
 }
 
-TEST_CASE("bfloat16 layers call LibTorch's plain operators on a CPU that oneDNN does not support") {
+TEST_CASE("bfloat16 layers fall back to LibTorch on a CPU that oneDNN does not support") {
   const c10::InferenceMode guard;
   const auto half = [](const at::Tensor& t) { return t.to(at::kBFloat16); };
   const at::Tensor weight = half(random_tensor({8, 6, 3, 3}, 1) * 0.2), bias = half(random_tensor({8}, 2)),
@@ -287,7 +284,7 @@ TEST_CASE("bfloat16 layers use oneDNN on a CPU that it supports") {
   CHECK(std::string(linear.kernel()) == "oneDNN");
 }
 
-TEST_CASE("a border wider than the kernel is LibTorch's") {
+TEST_CASE("padding wider than the kernel falls back to oneDNN") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({8, 6, 3, 3}, 1), x = random_tensor({1, 6, 4, 4}, 2);
   ConvLayer layer(weight, std::nullopt, {{5, 5}, {1, 1}, {1, 1}});
@@ -298,8 +295,7 @@ TEST_CASE("a border wider than the kernel is LibTorch's") {
 
 #ifdef DIAD_HAS_ADDRESS_LIMIT
 
-TEST_CASE(
-    "a layer that ran out of memory when it was packed is packed by the next call as it would have been") {
+TEST_CASE("a layer that ran out of memory during packing is packed by the next call") {
   SKIP_UNLESS(DirectConv::available(), "needs AVX2");
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({1024, 1024, 3, 3}, 1),
@@ -317,7 +313,7 @@ TEST_CASE(
 
 #endif
 
-TEST_CASE("layers refuse what does not fit their weights, instead of reading beyond it") {
+TEST_CASE("layers reject inputs that do not match their weights") {
   const c10::InferenceMode guard;
   ConvLayer layer(random_tensor({32, 16, 3, 3}, 1), std::nullopt, {{0, 0}, {2, 2}, {1, 1}, false, false});
   const auto image = [](int64_t channels, int64_t width) {
@@ -335,7 +331,7 @@ TEST_CASE("layers refuse what does not fit their weights, instead of reading bey
   CHECK_THROWS_WITH(linear.run(half, std::nullopt), doctest::Contains("Expected Float"));
 }
 
-TEST_CASE("a norm of other sizes and types than ours is for is LibTorch's, and so is what it refuses") {
+TEST_CASE("GroupNorm falls back to LibTorch for other sizes and types, including errors") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({8}, 1), bias = random_tensor({8}, 2);
   const auto plain = [&](const at::Tensor& x) { return at::silu(at::group_norm(x, 4, weight, bias, 1e-5)); };
@@ -347,7 +343,7 @@ TEST_CASE("a norm of other sizes and types than ours is for is LibTorch's, and s
         at::IntArrayRef({0, 8, 4, 4}));
   const at::Tensor half = random_tensor({2, 8, 3, 3}, 6).to(at::kHalf);
   CHECK(group_norm(half, std::nullopt, weight, bias, shape).equal(plain(half)));
-  // Summands that are no value a channel, though they have as many values.
+  // Shifts that are not per channel but have as many values.
   const at::Tensor x = random_tensor({2, 8, 3, 8}, 7);
   for (const at::Tensor& shift :
        {random_tensor({1, 1, 1, 8}, 8), random_tensor({8, 1, 1}, 9), random_tensor({1, 1, 3, 1}, 10)}) {

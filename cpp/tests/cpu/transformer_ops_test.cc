@@ -1,4 +1,4 @@
-// Attention, LayerNorm and GEGLU against LibTorch's operators in double.
+// Tests attention, LayerNorm and GEGLU against LibTorch's operators in double.
 #include "cpu/transformer_ops.h"
 
 #include <ATen/TensorOperators.h>
@@ -29,7 +29,7 @@ using namespace diad;
 
 namespace {
 
-// As the graphs have it: [N, L, h d], split into heads.
+// Splits [N, L, h d] into heads, as in the graphs.
 at::Tensor in_heads(const at::Tensor& x, int64_t heads) {
   return x.reshape({x.size(0), x.size(1), heads, x.size(2) / heads}).transpose(1, 2);
 }
@@ -40,7 +40,7 @@ at::Tensor in_double(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 }  // namespace
 
-TEST_CASE("attention is that of the plain operator, for all numbers of queries, keys and channels") {
+TEST_CASE("attention equals LibTorch's for all numbers of queries, keys and channels") {
   const c10::InferenceMode guard;
   ThreadPool pool(2);
   const ThreadPoolScope sharing(pool);
@@ -61,7 +61,7 @@ TEST_CASE("attention is that of the plain operator, for all numbers of queries, 
   }
 }
 
-TEST_CASE("attention takes images that share keys, other strides, great products; a NaN stays in its image") {
+TEST_CASE("attention supports shared keys, other strides and large products, and NaN stays in its image") {
   const c10::InferenceMode guard;
   const at::Tensor q = random_tensor({2, 4, 40, 24}, 1), k = random_tensor({1, 4, 77, 24}, 2),
                    v = random_tensor({1, 4, 77, 24}, 3);
@@ -79,7 +79,7 @@ TEST_CASE("attention takes images that share keys, other strides, great products
   CHECK_FALSE(y.select(0, 0).isnan().any().item<bool>());
 }
 
-TEST_CASE("attention whose products are beyond what their exponents' rounding allows") {
+TEST_CASE("attention is accurate for very large products") {
   const c10::InferenceMode guard;
   const at::Tensor q = random_tensor({1, 2, 9, 8}, 1), k = random_tensor({1, 2, 50, 8}, 2),
                    v = random_tensor({1, 2, 50, 8}, 3);
@@ -89,7 +89,7 @@ TEST_CASE("attention whose products are beyond what their exponents' rounding al
   }
 }
 
-TEST_CASE("attention of what it does not compute is LibTorch's, errors too") {
+TEST_CASE("attention falls back to LibTorch for other inputs, including errors") {
   const c10::InferenceMode guard;
   const at::Tensor half = random_tensor({1, 2, 5, 8}, 1).to(at::kBFloat16),
                    flat = random_tensor({2, 5, 8}, 2);
@@ -99,7 +99,7 @@ TEST_CASE("attention of what it does not compute is LibTorch's, errors too") {
                          random_tensor({1, 2, 5, 9}, 1)));
 }
 
-TEST_CASE("the number of threads changes no bit of attention, LayerNorm and GEGLU") {
+TEST_CASE("the number of threads does not change attention, LayerNorm and GEGLU") {
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({2, 300, 96}, 1), weight = random_tensor({96}, 2),
                    bias = random_tensor({96}, 3), q = in_heads(x, 4);
@@ -111,7 +111,7 @@ TEST_CASE("the number of threads changes no bit of attention, LayerNorm and GEGL
   CHECK(geglu(x).equal(alone[2]));
 }
 
-TEST_CASE("LayerNorm of rows of any width, far from zero too") {
+TEST_CASE("LayerNorm is accurate for rows of any width and large means") {
   const c10::InferenceMode guard;
   for (const int64_t width : {1, 7, 16, 24, 96, 1283}) {
     CAPTURE(width);
@@ -133,7 +133,7 @@ TEST_CASE("LayerNorm of rows of any width, far from zero too") {
             .item<bool>());
 }
 
-TEST_CASE("GEGLU of halves of any width, from far below zero to far above") {
+TEST_CASE("GEGLU is accurate for any width and for large positive and negative gates") {
   const c10::InferenceMode guard;
   for (const int64_t width : {1, 15, 16, 100}) {
     CAPTURE(width);
@@ -149,7 +149,7 @@ TEST_CASE("GEGLU of halves of any width, from far below zero to far above") {
   CHECK(geglu(half).equal(half.chunk(2, -1)[0] * at::gelu(half.chunk(2, -1)[1])));
 }
 
-TEST_CASE("InstanceNorm with and without SiLU") {
+TEST_CASE("InstanceNorm equals LibTorch's with and without SiLU") {
   const c10::InferenceMode guard;
   const auto exact = [](const at::Tensor& x, bool silu) {
     const at::Tensor y = at::instance_norm(x.to(at::kDouble), {}, {}, {}, {}, true, 0, 1e-5, false);
@@ -159,7 +159,7 @@ TEST_CASE("InstanceNorm with and without SiLU") {
     for (const bool silu : {false, true}) {
       const at::Tensor x = random_tensor({2, 20, side, side}, 1);
       CHECK(difference(instance_norm(x, 1e-5, silu), exact(x, silu)) <
-            (side == 1 ? 2e-4 : 2e-5));  // one value: eps alone divides
+            (side == 1 ? 2e-4 : 2e-5));  // a single value is divided by eps only
     }
   }
 }

@@ -1,4 +1,4 @@
-// WinogradConv against the plain operators in double.
+// Tests WinogradConv against LibTorch's operators in double.
 #include "cpu/winograd_conv.h"
 
 #include <ATen/TensorOperators.h>
@@ -21,7 +21,8 @@ namespace {
 
 using namespace diad;
 
-// Of the norms: what a sum of float32 products loses does not depend on the size of the largest element.
+// Relative difference of the norms: the rounding error of a float32 sum does not depend on the size of its
+// result.
 double relative_difference(const at::Tensor& a, const at::Tensor& b) {
   REQUIRE(a.sizes() == b.sizes());
   const at::Tensor expected = b.to(at::kDouble);
@@ -32,15 +33,12 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   return at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), 1, 1);
 }
 
-// Rounding of 2 x 2 tiles is that of the plain sum; 4 x 4 tiles multiply by up to 8 and divide by up to 24 on
-// the way.
+// 2 x 2 tiles round like a direct sum; 4 x 4 tiles multiply by up to 8 and divide by up to 24 in between.
 double tolerance(int64_t tile) { return tile == 2 ? 1e-6 : 6e-6; }
 
 }  // namespace
 
-TEST_CASE(
-    "Winograd's convolution equals the plain one, for sides that tiles do not divide, batches, residuals and "
-    "ReLU") {
+TEST_CASE("Winograd's convolution equals LibTorch's for sizes that are not multiples of the tile") {
   const c10::InferenceMode guard;
   uint64_t seed = 0;
   for (const int64_t tile : {2, 4}) {
@@ -75,7 +73,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are") {
+TEST_CASE("Winograd's convolution confines NaN to its neighborhood") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({16, 16, 3, 3}, 1), bias = random_tensor({16}, 2);
   SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");
@@ -86,7 +84,7 @@ TEST_CASE("Winograd's convolution keeps not-a-number and infinity where they are
   CHECK(at::isfinite(y.slice(2, 16)).all().item<bool>());
 }
 
-TEST_CASE("a layer is right whichever convolution its size and channels lead to") {
+TEST_CASE("a layer is right for every kernel that its size and channels select") {
   const c10::InferenceMode guard;
   for (const int64_t side : {8, 15, 16, 40}) {
     for (const int64_t channels : {32, 64, 96, 104, 208}) {
@@ -104,7 +102,7 @@ TEST_CASE("a layer is right whichever convolution its size and channels lead to"
   }
 }
 
-TEST_CASE("the number of threads changes no bit of Winograd's convolution") {
+TEST_CASE("the number of threads does not change Winograd's convolution") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({96, 64, 3, 3}, 1), x = random_tensor({1, 64, 80, 80}, 2);
   SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");

@@ -1,5 +1,5 @@
-// The kernels of group_norm.cu, compiled for the CPU: every thread of a block is a thread here, so that the
-// sanitizers see what a device's would do to memory and to each other.
+// Tests the kernels of group_norm.cu, compiled for the CPU: every thread of a block is a CPU thread, so that
+// sanitizers detect memory errors and races.
 #include "cuda/cuda_group_norm.h"
 
 #include <ATen/TensorOperators.h>
@@ -81,7 +81,7 @@ void run_thread(const diad::KernelLaunch& launch, bool sums, float* shared) {
   }
 }
 
-// Block after block; the threads of a block side by side.
+// Runs blocks one after the other, and the threads of a block concurrently.
 void launch(const diad::KernelLaunch& launch) {
   const std::string_view kernel = launch.kernel;
   const bool sums = kernel.starts_with("sums"), brain = kernel.ends_with("bf16");
@@ -98,8 +98,7 @@ void launch(const diad::KernelLaunch& launch) {
     for (unsigned block = 0; block < gridDim.x * gridDim.y * gridDim.z; ++block) {
       blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
       if (x == 0 && y == 0)
-        shared =
-            std::vector<float>(launch.shared_bytes / sizeof(float), std::nanf(""));  // nothing left in it
+        shared = std::vector<float>(launch.shared_bytes / sizeof(float), std::nanf(""));  // no stale values
       ends.arrive_and_wait();
       brain ? run_thread<BFloat16>(launch, sums, shared.data())
             : run_thread<Float16>(launch, sums, shared.data());
@@ -127,7 +126,7 @@ at::Tensor expected_norm(const at::Tensor& x, const std::optional<at::Tensor>& s
   return shape.silu ? at::silu(y) : y;
 }
 
-// Largest difference in units of the type's rounding.
+// Returns the largest difference in units of the type's rounding.
 double in_roundings(const at::Tensor& found, const at::Tensor& expected) {
   const double unit = found.scalar_type() == at::kHalf ? std::ldexp(1.0, -11) : std::ldexp(1.0, -8);
   return ((found.to(at::kDouble) - expected).abs() / (expected.abs() + 1e-2)).max().item<double>() / unit;
@@ -135,7 +134,7 @@ double in_roundings(const at::Tensor& found, const at::Tensor& expected) {
 
 }  // namespace
 
-TEST_CASE("the device's GroupNorm gives the exact result, rounded, whatever the shape") {
+TEST_CASE("the device's GroupNorm equals the rounded exact result for all shapes") {
   const c10::InferenceMode guard;
   struct Size {
     int64_t images, channels, groups, height, width;
@@ -143,7 +142,7 @@ TEST_CASE("the device's GroupNorm gives the exact result, rounded, whatever the 
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
     for (const Size& of : {Size{1, 64, 32, 1, 1}, Size{2, 320, 32, 5, 3}, Size{1, 1280, 8, 3, 3},
                            Size{3, 12, 2, 9, 31}, Size{1, 1200, 1, 2, 2}, Size{2, 8, 4, 37, 37}}) {
-      for (const int variant : {0, 1, 2}) {  // without shift; one for all images; one each
+      for (const int variant : {0, 1, 2}) {  // no shift; one for all images; one per image
         CAPTURE(variant);
         CAPTURE(of.channels);
         const at::Tensor x = (random_tensor({of.images, of.channels, of.height, of.width}, 1) +
@@ -163,7 +162,7 @@ TEST_CASE("the device's GroupNorm gives the exact result, rounded, whatever the 
   }
 }
 
-TEST_CASE("an image's result on the device is that of any batch, to the bit") {
+TEST_CASE("the result of an image on the device does not depend on its batch") {
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({3, 40, 11, 13}, 1).to(at::kBFloat16);
   const DeviceGroupNorm norm(at::ones({40}, at::kBFloat16), at::zeros({40}, at::kBFloat16), {4, 1e-5, true},
@@ -173,7 +172,7 @@ TEST_CASE("an image's result on the device is that of any batch, to the bit") {
     CHECK(norm.run(x.narrow(0, i, 1), std::nullopt).equal(together.narrow(0, i, 1)));
 }
 
-TEST_CASE("SiLU on the device holds where exp overflows; what is not a number stays so") {
+TEST_CASE("the device's SiLU is correct where exp overflows and keeps NaN") {
   const c10::InferenceMode guard;
   const at::Tensor x = at::tensor({-1.0F, 1.0F, -1.0F, 1.0F}).reshape({1, 2, 1, 2}).to(at::kHalf);
   const at::Tensor weight = at::full({2}, 3e4F).to(at::kHalf), bias = at::zeros({2}, at::kHalf);
@@ -189,7 +188,7 @@ TEST_CASE("SiLU on the device holds where exp overflows; what is not a number st
             .item<bool>());
 }
 
-TEST_CASE("what the kernels are not for goes through LibTorch's operators") {
+TEST_CASE("unsupported inputs of the device's GroupNorm fall back to LibTorch") {
   const c10::InferenceMode guard;
   int launched = 0;
   const KernelLauncher counting = [&](const KernelLaunch&) { ++launched; };
@@ -205,15 +204,15 @@ TEST_CASE("what the kernels are not for goes through LibTorch's operators") {
                .item<double>()) < 5e-2);
   };
   compare(random_tensor({1, 6, 4, 4}, 1), 1);                    // float32
-  compare(random_tensor({1, 6, 4, 4}, 1).to(at::kBFloat16), 2);  // three channels a group
-  compare(random_tensor({2, 8, 4}, 1).to(at::kBFloat16), 2);     // no image
+  compare(random_tensor({1, 6, 4, 4}, 1).to(at::kBFloat16), 2);  // three channels per group
+  compare(random_tensor({2, 8, 4}, 1).to(at::kBFloat16), 2);     // not an image
   CHECK(DeviceGroupNorm(at::ones({8}, at::kHalf), at::zeros({8}, at::kHalf), {2}, counting)
             .run(at::empty({0, 8, 4, 4}, at::kHalf), std::nullopt)
             .size(0) == 0);
   CHECK(launched == 0);
 }
 
-TEST_CASE("kernels that compute something else are found out before they are used") {
+TEST_CASE("kernels that compute something else are detected before use") {
   const c10::InferenceMode guard;
   const c10::Device cpu(at::kCPU);
   CHECK_NOTHROW(check_group_norm(emulated::launch, cpu));

@@ -1,4 +1,4 @@
-// Evidence in the pipeline: what a normality changes, and what a calibrator receives.
+// Tests evidence in the pipeline: the effect of a normality and the data that a calibrator receives.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/cat.h>
@@ -45,9 +45,9 @@ Manifest manifest_with(bool evidence) {
   return m;
 }
 
-class Networks final : public Networks {
+class FakeNetworks final : public Networks {
  public:
-  explicit Networks(int& embedded, int64_t grid = 4) : embedded_(embedded), grid_(grid) {}
+  explicit FakeNetworks(int& embedded, int64_t grid = 4) : embedded_(embedded), grid_(grid) {}
 
   at::Tensor encode(const at::Tensor& x) override {
     const at::Tensor mean = at::adaptive_avg_pool2d(x, {4, 4});
@@ -87,7 +87,7 @@ struct Run {
 Run run(const Manifest& manifest, std::span<const ImageRequest> batch,
         std::unique_ptr<Normality> normality = nullptr) {
   Run result;
-  Pipeline pipeline(manifest, std::make_unique<Networks>(result.embedded), c10::kCPU, at::kFloat, false,
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(result.embedded), c10::kCPU, at::kFloat, false,
                     std::move(normality));
   result.results = pipeline.run(batch, [](int64_t, int64_t) { return true; });
   return result;
@@ -136,9 +136,7 @@ std::unique_ptr<Normality> calibrated(const Manifest& manifest) {
 
 }  // namespace
 
-TEST_CASE(
-    "evidence: without a normality a bundle with evidence gives the published map and score, and embeds "
-    "nothing") {
+TEST_CASE("evidence: without a normality a bundle with evidence returns the published map and score") {
   const Images images = five_images();
   const Run plain = run(manifest_with(false), images.batch(nullptr, kClasses)),
             able = run(manifest_with(true), images.batch(nullptr, kClasses));
@@ -152,7 +150,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("evidence: calibration receives every image of a batch and leaves its result as it is") {
+TEST_CASE("evidence: calibration receives every image of a batch without changing its result") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   const auto calibrator = std::make_shared<Calibrator>(manifest, 1);
@@ -170,7 +168,7 @@ TEST_CASE("evidence: calibration receives every image of a batch and leaves its 
   CHECK(classes.at("light").images == 2);
 }
 
-TEST_CASE("evidence: with a normality the map is the combined one, scored in the same way") {
+TEST_CASE("evidence: with a normality the map combines the evidence and is scored the same way") {
   const c10::InferenceMode guard;
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
@@ -192,7 +190,7 @@ TEST_CASE("evidence: with a normality the map is the combined one, scored in the
   }
 }
 
-TEST_CASE("evidence: an image of the memory is near to it; class names choose what it is compared with") {
+TEST_CASE("evidence: an image in the memory has small distances, and the class name selects the entry") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   const Run own = run(manifest, images.batch(nullptr, kClasses), calibrated(manifest));
@@ -204,11 +202,11 @@ TEST_CASE("evidence: an image of the memory is near to it; class names choose wh
   }
 }
 
-TEST_CASE("evidence: an embedding of another size than the manifest's is rejected") {
+TEST_CASE("evidence: rejects an embedding whose size differs from the manifest") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   int embedded = 0;
-  Pipeline pipeline(manifest, std::make_unique<Networks>(embedded, 5), c10::kCPU, at::kFloat, false,
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(embedded, 5), c10::kCPU, at::kFloat, false,
                     calibrated(manifest));
   CHECK(contains(
       error_of([&] {

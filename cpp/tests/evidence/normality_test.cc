@@ -1,4 +1,4 @@
-// Nearest vectors, normalization, combination and the normality file, on cases worked out by hand.
+// Tests nearest vectors, normalization, combination and the normality file on cases with known results.
 #include "evidence/normality.h"
 
 #include <ATen/TensorOperators.h>
@@ -28,7 +28,7 @@ std::vector<float> values(const at::Tensor& tensor) {
   return {flat.const_data_ptr<float>(), flat.const_data_ptr<float>() + flat.numel()};
 }
 
-// Statistics of constant maps: mean and divisor everywhere.
+// Statistics of constant maps, with the same mean and divisor everywhere.
 NormalClass constant_class(double mean, double divisor, const at::Tensor& memory) {
   NormalClass result;
   result.memory = memory.to(at::kHalf);
@@ -57,15 +57,13 @@ TEST_CASE("nearest vectors: distances to a memory of two") {
   CHECK(std::isinf(values(memory.distances(queries, {0, 2}))[0]));
 }
 
-TEST_CASE("nearest vectors: a query that is no number has a distance that is none") {
+TEST_CASE("nearest vectors: the distance of a NaN query is NaN") {
   NearestVectors memory(at::ones({3, 2}, at::kHalf), c10::kCPU);
   const at::Tensor queries = at::tensor({std::numeric_limits<float>::quiet_NaN(), 0.0F}).view({1, 2});
   CHECK(std::isnan(values(memory.distances(queries))[0]));
 }
 
-TEST_CASE(
-    "nearest vectors: agree with all distances, whatever is left out and however many threads share in the "
-    "search") {
+TEST_CASE("nearest vectors: match an exhaustive search for any left-out range and number of threads") {
   const at::Tensor vectors = random_tensor({1003, 37}, 1).to(at::kHalf),
                    queries = random_tensor({517, 37}, 2);
   const at::Tensor all = at::cdist(queries.to(at::kDouble), vectors.to(at::kDouble));
@@ -81,16 +79,16 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("normal maps: smoothing keeps what is constant; three tenths of the average spread are added") {
+TEST_CASE("normal maps: smoothing keeps constants, and 0.3 times the average spread is added") {
   const NormalMap normal =
       normal_map(at::full({1, 5, 7}, 2.0, at::kDouble), at::full({1, 5, 7}, 0.5, at::kDouble));
   CHECK((normal.mean - 2).abs().max().item<double>() < 1e-6);
   CHECK((normal.divisor - 0.65).abs().max().item<double>() < 1e-6);
 }
 
-TEST_CASE("normal maps: the smoothing is a gaussian of one position with the border's samples repeated") {
+TEST_CASE("normal maps: smoothing is a Gaussian with sigma 1 and reflected borders") {
   at::Tensor spread = at::zeros({1, 1, 9}, at::kDouble);
-  spread[0][0][0] = 1;  // and, mirrored, once more beside it
+  spread[0][0][0] = 1;  // reflected at the border, it counts twice
   const std::vector<float> smooth = values(normal_map(spread, at::ones({1, 1, 9}, at::kDouble)).mean);
   double total = 0;
   for (int k = -4; k <= 4; ++k) total += std::exp(-0.5 * k * k);
@@ -99,12 +97,12 @@ TEST_CASE("normal maps: the smoothing is a gaussian of one position with the bor
   CHECK(smooth[5] == 0);
 }
 
-TEST_CASE("normal maps: images that are all the same leave a divisor above 0") {
+TEST_CASE("normal maps: identical images have a divisor above 0") {
   const NormalMap normal = normal_map(at::ones({1, 3, 3}, at::kDouble), at::zeros({1, 3, 3}, at::kDouble));
   CHECK(normal.divisor.min().item<float>() == static_cast<float>(kSmallestDivisor));
 }
 
-TEST_CASE("evidence: constant maps combined by hand") {
+TEST_CASE("evidence: combines constant maps") {
   const Manifest manifest = evidence_manifest();  // weights 0.5 and 1
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i)
@@ -119,7 +117,7 @@ TEST_CASE("evidence: constant maps combined by hand") {
   }
 }
 
-TEST_CASE("evidence: blur and pools as in the published map") {
+TEST_CASE("evidence: blurs and pools like the published map") {
   const Manifest manifest = evidence_manifest();
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i) maps[i] = random_tensor({3, map_size(i)[0], map_size(i)[1]}, i);
@@ -141,7 +139,7 @@ TEST_CASE("evidence: blur and pools as in the published map") {
   }
 }
 
-TEST_CASE("normality: judges by the entry of an image's class, else by that of all images") {
+TEST_CASE("normality: judges by the entry of an image's class, otherwise by the entry of all images") {
   const Manifest manifest = evidence_manifest();
   // One vector each: (0, 0) for all images, (3, 4) for gears.
   const NormalClasses classes{{"", constant_class(0, 1, at::zeros({1, 2}))},
@@ -153,7 +151,7 @@ TEST_CASE("normality: judges by the entry of an image's class, else by that of a
   const std::vector<std::string> names{"gear", "", "unheard of"};
   const Normality::Judgement judgement = normality.judge(distances, embedding, names);
   CHECK(values(judgement.memory_distance.amax({1, 2})) == std::vector<float>{0, 5, 5});
-  // Gear: 0.5 * 3 * (3 - 1) / 2 and (0 - 1) / 2. All: 0.5 * 3 * 3 and 5.
+  // Gear: 0.5 * 3 * (3 - 1) / 2 and (0 - 1) / 2. All images: 0.5 * 3 * 3 and 5.
   const double reconstruction[] = {1.5, 4.5, 4.5}, memory[] = {-0.5, 5, 5};
   for (size_t i = 0; i < 3; ++i) {
     CHECK(judgement.evidence.reconstruction[i] == doctest::Approx(reconstruction[i]));
@@ -161,12 +159,12 @@ TEST_CASE("normality: judges by the entry of an image's class, else by that of a
     CHECK(judgement.evidence.scores[i] == doctest::Approx(reconstruction[i] + memory[i]));
   }
   distances[1] = at::zeros({3, 5, 4});
-  CHECK(contains(
-      error_of([&] { (void)normality.judge(distances, embedding, names); }),
-      "ERR_DIAD_BUNDLE_INVALID: The normality file has maps of [4, 4] but this bundle makes some of [5, 4]"));
+  CHECK(contains(error_of([&] { (void)normality.judge(distances, embedding, names); }),
+                 "ERR_DIAD_BUNDLE_INVALID: The normality file has maps of [4, 4] but this bundle produces "
+                 "maps of [5, 4]"));
 }
 
-TEST_CASE("normality: the file is read as it was written") {
+TEST_CASE("normality: round trip of the file") {
   const NormalClasses classes{{"", constant_class(0.25, 1.5, random_tensor({7, 2}, 1))},
                               {"a/b", constant_class(1, 2, random_tensor({5, 2}, 2))}};
   const NormalClasses read =

@@ -1,4 +1,4 @@
-// The base bundle's networks as TorchScript.
+// Tests the base bundle's networks as TorchScript.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/ones.h>
@@ -21,7 +21,7 @@ diad::Bundle base_bundle() {
                            false);
 }
 
-// A bundle of the base's networks with another one in place of `file`; its folder goes with the object.
+// A bundle of the base networks with `file` replaced; its folder is deleted with the object.
 class BundleWith {
  public:
   explicit BundleWith(const torch::jit::Module& network, const std::string& file = "encoder.pt") {
@@ -53,7 +53,7 @@ class BundleWith {
 
 }  // namespace
 
-TEST_CASE("features are compared in float32, whatever the networks compute in") {
+TEST_CASE("features are extracted in float32 for every precision") {
   const c10::InferenceMode guard;
   const diad::Bundle bundle = base_bundle();
   const at::Tensor x = random_tensor({1, 3, 256, 256}, 1), z = random_tensor({1, 48, 16, 16}, 2);
@@ -67,8 +67,7 @@ TEST_CASE("features are compared in float32, whatever the networks compute in") 
   }
 }
 
-TEST_CASE(
-    "an error inside a network names the functions it passed through, long after the file's module is gone") {
+TEST_CASE("an error inside a network includes the traceback after the module has been released") {
   const c10::InferenceMode guard;
   const diad::Bundle bundle = base_bundle();
   const std::unique_ptr<diad::Networks> modules = diad::load_networks(bundle, c10::Device(c10::kCPU), {});
@@ -87,9 +86,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE(
-    "methods that call others, in branches too, compute what they say; weights may be read in many places "
-    "and be alike") {
+TEST_CASE("inlines nested method calls, also in branches, with weights that are shared or equal") {
   const c10::InferenceMode guard;
   torch::jit::Module network("__torch__.Network");
   const at::Tensor weight = random_tensor({4}, 1);
@@ -121,7 +118,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("operations of which each is for the next one alone: as many as the interpreter's stack bears") {
+TEST_CASE("rejects chains of operations that would overflow the interpreter's stack") {
   const c10::InferenceMode guard;
   const auto chain = [](int64_t length) {
     std::string text = "def forward(self, x):\n";
@@ -140,7 +137,7 @@ TEST_CASE("operations of which each is for the next one alone: as many as the in
                  "ERR_DIAD_BUNDLE_INVALID: encoder.pt: Expected at most 5000 operations"));
 }
 
-TEST_CASE("vectors come from the extractor's method embed, where the manifest has evidence") {
+TEST_CASE("computes vectors with the extractor's method embed if the manifest has evidence") {
   const c10::InferenceMode guard;
   torch::jit::Module network("__torch__.Extractor");
   network.register_parameter("weight", random_tensor({5, 3, 1, 1}, 1), /*is_buffer=*/true);
@@ -169,7 +166,7 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
   }
 }
 
-TEST_CASE("a manifest with evidence needs an extractor with a method embed") {
+TEST_CASE("rejects a manifest with evidence if the extractor has no method embed") {
   torch::jit::Module network("__torch__.Extractor");
   network.define("def forward(self, x):\n  return (x, x, x)\n");
   BundleWith other(network, "extractor.pt");

@@ -1,4 +1,4 @@
-// Pipeline with networks that only note how they are called: order, ends, and where their memory comes from.
+// Tests the pipeline with networks that record their calls: order, early stops, and memory pooling.
 #include "pipeline/pipeline.h"
 
 #include <ATen/TensorOperators.h>
@@ -47,11 +47,11 @@ Manifest small_manifest() {
 
 struct Call {
   std::string network;
-  bool pooled;      // what it computes comes from the pool
-  int64_t waiting;  // bytes in the pool when it begins
+  bool pooled;      // results are allocated from the pool
+  int64_t waiting;  // free bytes in the pool at the start
 };
 
-// Networks of a few operators. Each leaves 2 MiB behind.
+// Networks of a few operators. Each one frees a 2 MiB tensor.
 class Noting final : public Networks {
  public:
   explicit Noting(std::vector<Call>& calls) : calls_(calls) {}
@@ -138,7 +138,7 @@ std::vector<float> values_of(const Run& run, const std::string& stage) {
 
 }  // namespace
 
-TEST_CASE("pipeline: each network once, the denoiser once a step, for all images of a batch together") {
+TEST_CASE("pipeline: runs each network once per batch and the denoiser once per step") {
   const Frame frame = frame_of(1);
   const Run one = run(false, {{&frame, 1, kEverything}}, always),
             two = run(false, {{&frame, 1, {}}, {&frame, 2, {}}}, always);
@@ -147,8 +147,7 @@ TEST_CASE("pipeline: each network once, the denoiser once a step, for all images
   CHECK(names(two.calls) == expected);
 }
 
-TEST_CASE(
-    "pipeline: the start is signal * z + spread * noise, and exactly signal * z where the spread is 0") {
+TEST_CASE("pipeline: x_T is signal * z + spread * noise, and exactly signal * z for spread 0") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   const auto start_of = [&](uint64_t seed) {
@@ -168,8 +167,7 @@ TEST_CASE(
   start_of(2);
 }
 
-TEST_CASE(
-    "pipeline: a bundle of one step calls the denoiser once, and the step's levels are the manifest's") {
+TEST_CASE("pipeline: a single-step bundle calls the denoiser once with the manifest's noise levels") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   manifest.sqrt_one_minus_alpha_bar_noise = 0;
@@ -184,7 +182,7 @@ TEST_CASE(
       "", manifest);
   CHECK(names(done.calls) == std::vector<std::string>{"encode", "guide", "denoise 0", "decode", "extract"});
   CHECK(told == std::vector<std::pair<int64_t, int64_t>>{{1, 1}});
-  // alphaBarPrev 1 ends at the predicted latent: (x - sqrt(0.75) eps) / sqrt(0.25).
+  // With alphaBarPrev 1 the result is the predicted latent: (x - sqrt(0.75) eps) / sqrt(0.25).
   const std::vector<float> start = values_of(done, "x_T"), end = values_of(done, "step_x"),
                            moments = values_of(done, "moments");
   REQUIRE(end.size() == start.size());
@@ -194,7 +192,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("pipeline: residual decoding adds the decoded change of the latent to the input") {
+TEST_CASE("pipeline: residual decoding adds the decoded latent difference to the input") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   manifest.residual_decoding = true;
@@ -214,7 +212,7 @@ TEST_CASE("pipeline: residual decoding adds the decoded change of the latent to 
   }
 }
 
-TEST_CASE("pipeline: an image has what it is asked for and is its own, whatever its company") {
+TEST_CASE("pipeline: an image gets its requested outputs, independent of the rest of the batch") {
   const Frame first = frame_of(1), second = frame_of(90);
   const ImageRequest alone{&first, 5, kEverything},
       other{&second, 6, {.map = false, .reconstruction = false, .stages = false}};
@@ -233,7 +231,7 @@ TEST_CASE("pipeline: an image has what it is asked for and is its own, whatever 
   CHECK(both[0].batch_size == 2);
 }
 
-TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes") {
+TEST_CASE("pipeline: stops after a step whose callback returns false, without results") {
   const Frame frame = frame_of(1);
   std::vector<std::pair<int64_t, int64_t>> told;
   const Run stopped = run(true, {{&frame, 1, {}}}, [&](int64_t done, int64_t total) {
@@ -246,7 +244,7 @@ TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes"
   CHECK(pool_bytes().waiting == 0);
 }
 
-TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by the file's name") {
+TEST_CASE("pipeline: rejects network results whose size differs from the manifest") {
   const Frame frame = frame_of(1);
   for (const std::string network : {"encoder", "denoiser", "decoder"}) {
     std::vector<Call> calls;
@@ -261,9 +259,7 @@ TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by 
 
 #ifndef _WIN32
 
-TEST_CASE(
-    "pipeline: a tidy one computes in the pool, which serves all networks and is empty after the last; "
-    "results are the same") {
+TEST_CASE("pipeline: the pool serves all networks, is empty afterwards and does not change results") {
   const Frame frame = frame_of(1);
   const std::vector<ImageRequest> batch{{&frame, 1, kEverything}};
   const Run plain = run(false, batch, always), use_pool = run(true, batch, always);
@@ -274,7 +270,7 @@ TEST_CASE(
   for (const Call& call : use_pool.calls) {
     CAPTURE(call.network);
     CHECK(call.pooled);
-    CHECK(call.waiting == (&call == &use_pool.calls.front() ? 0 : 2 * kMiB));  // what the first one let go
+    CHECK(call.waiting == (&call == &use_pool.calls.front() ? 0 : 2 * kMiB));  // freed by earlier networks
   }
   CHECK(pool_bytes().waiting == 0);
   REQUIRE(use_pool.results.size() == 1);
@@ -282,7 +278,7 @@ TEST_CASE(
   CHECK(use_pool.results[0].map == plain.results[0].map);
 }
 
-TEST_CASE("pipeline: what a network that fails has left in the pool goes, too") {
+TEST_CASE("pipeline: a failing network leaves the pool empty") {
   const Frame frame = frame_of(1);
   for (const char* network : {"encode", "denoise 1", "extract"}) {
     const Run failed = run(true, {{&frame, 1, {}}}, always, network);

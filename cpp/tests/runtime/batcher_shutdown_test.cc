@@ -1,4 +1,4 @@
-// The queue with a runner that is no model: cancellation, deadlines, shutdown, failures.
+// Tests the queue with a runner without a model: cancellation, timeouts, shutdown, failures.
 #include <atomic>
 #include <limits>
 #include <map>
@@ -10,7 +10,7 @@
 #include "support.h"
 #include "support/cancellation.h"
 
-TEST_CASE("queue: cancelled images answer at once, a batch nobody wants stops between steps") {
+TEST_CASE("queue: cancelled images complete at once and a fully cancelled batch stops between steps") {
   Gate gate;
   std::atomic<int> steps{0};
   Batcher batcher({.max_batch = 2},
@@ -26,23 +26,23 @@ TEST_CASE("queue: cancelled images answer at once, a batch nobody wants stops be
   auto cancelled = submit(batcher, 1, 0ms, 0, &id);
   while (batcher.stats().running == 0) std::this_thread::yield();
   CHECK(batcher.cancel(id));
-  CHECK(code_of(cancelled) == "ERR_DIAD_CANCELLED");  // although its batch still runs
+  CHECK(code_of(cancelled) == "ERR_DIAD_CANCELLED");  // although its batch is still running
   CHECK_FALSE(batcher.cancel(id));
   CHECK_FALSE(batcher.cancel(12345));
   gate.open();
   auto next = submit(batcher, 2);
   CHECK(code_of(next) == "done");
-  CHECK(steps == 11);  // one step of the unwanted batch, ten of the next
+  CHECK(steps == 11);  // one step of the cancelled batch, ten of the next
   CHECK(batcher.stats().cancelled == 1);
 }
 
-TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody still wants goes on") {
+TEST_CASE("queue: a batch stops inside a step only when all its images are cancelled") {
   std::atomic<int> started{0}, interrupted{0};
   Batcher batcher({.max_batch = 2, .max_delay = 60'000ms},
                   [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
                     if (++started > 1) return seeds_as_scores(batch, on_step);
                     try {
-                      for (;;) diad::check_cancelled();  // a step that never ends by itself
+                      for (;;) diad::check_cancelled();  // a step that never ends on its own
                     } catch (const diad::Cancelled&) {
                       ++interrupted;
                       throw;
@@ -56,13 +56,13 @@ TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody st
   CHECK(interrupted == 0);
   CHECK(batcher.cancel(second_id));
   auto third = submit(batcher, 3), fourth = submit(batcher, 4);
-  CHECK(score_of(third) == 3);  // what was said about the last batch is no longer true of this one
+  CHECK(score_of(third) == 3);  // the cancellation of the previous batch does not apply to this one
   CHECK(interrupted == 1);
   CHECK(code_of(first) == "ERR_DIAD_CANCELLED");
   CHECK(code_of(second) == "ERR_DIAD_CANCELLED");
 }
 
-TEST_CASE("queue: closing does not wait for a step that would not end") {
+TEST_CASE("queue: closing stops an endless step") {
   std::atomic<bool> started{false};
   Batcher batcher({.max_batch = 1},
                   [&](std::span<const ImageRequest>, const diad::StepCallback&) -> std::vector<ImageResult> {
@@ -75,7 +75,7 @@ TEST_CASE("queue: closing does not wait for a step that would not end") {
   CHECK(code_of(pending) == "ERR_DIAD_CLOSED");
 }
 
-TEST_CASE("queue: deadlines pass while waiting and while running") {
+TEST_CASE("queue: timeouts apply to waiting and running images") {
   Gate gate;
   std::atomic<bool> started{false};
   Batcher batcher({.max_batch = 1}, [&](auto batch, const auto& on_step) {
@@ -85,7 +85,7 @@ TEST_CASE("queue: deadlines pass while waiting and while running") {
   });
   uint64_t passed = 0;
   std::future<Outcome> running;
-  for (auto timeout = 20ms; !started; timeout *= 2) {  // a busy machine may take longer than that to start
+  for (auto timeout = 20ms; !started; timeout *= 2) {  // a busy machine can take longer than that to start
     running = submit(batcher, 1, timeout);
     CHECK(code_of(running) == "ERR_DIAD_TIMEOUT");
     ++passed;
@@ -97,7 +97,7 @@ TEST_CASE("queue: deadlines pass while waiting and while running") {
   CHECK(batcher.stats().failed == passed + 1);
 }
 
-TEST_CASE("queue: closing a session leaves the others, closing the queue leaves nobody waiting") {
+TEST_CASE("queue: closing a session keeps other sessions, closing the queue completes all images") {
   Gate gate;
   Batcher batcher({.max_batch = 1}, [&](auto batch, const auto& on_step) {
     gate.wait();
@@ -133,7 +133,7 @@ TEST_CASE("queue: a failing runner fails its batch only") {
   CHECK(score_of(good) == 2);
 }
 
-TEST_CASE("queue: a batch that does not fit into memory is tried in halves") {
+TEST_CASE("queue: a batch that runs out of memory is retried in halves") {
   std::vector<size_t> sizes;
   Gate gate;
   Batcher batcher({.max_batch = 4},
@@ -156,7 +156,7 @@ TEST_CASE("queue: a batch that does not fit into memory is tried in halves") {
   CHECK(sizes == std::vector<size_t>{1, 4, 2, 1, 1, 2, 1, 1});
 }
 
-TEST_CASE("queue: every submission is answered exactly once under a storm of cancels") {
+TEST_CASE("queue: every submission completes exactly once under many concurrent cancellations") {
   Batcher batcher({.max_batch = 5, .queue_limit = 100000}, seeds_as_scores);
   std::vector<std::future<Outcome>> pending;
   std::vector<uint64_t> ids(3000);
@@ -176,7 +176,7 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
   CHECK(stats.completed + stats.failed + stats.cancelled == 3000);
 }
 
-TEST_CASE("queue: an image that is cancelled while it waits is let go at once, not when its turn comes") {
+TEST_CASE("queue: cancelling a queued image releases it at once") {
   Gate gate;
   Batcher batcher({.max_batch = 1},
                   [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
@@ -198,7 +198,7 @@ TEST_CASE("queue: an image that is cancelled while it waits is let go at once, n
   CHECK(code_of(running) == "done");
 }
 
-TEST_CASE("queue: a score that is no number fails its image, not the others of its batch") {
+TEST_CASE("queue: a non-finite score fails only its own image") {
   Gate gate;
   Batcher batcher({.max_batch = 3},
                   [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
@@ -221,6 +221,6 @@ TEST_CASE("queue: a score that is no number fails its image, not the others of i
     const auto* const failure = std::get_if<Failure>(&outcome);
     REQUIRE(failure != nullptr);
     CHECK(std::string(failure->code) == "ERR_DIAD_INTERNAL");
-    CHECK(contains(failure->message, "is no finite number"));
+    CHECK(contains(failure->message, "is not finite"));
   }
 }

@@ -1,4 +1,4 @@
-// What exceptions are told as.
+// Tests the translation of exceptions.
 #include "support/error_translation.h"
 
 #include <new>
@@ -8,8 +8,7 @@
 
 #include "support.h"
 
-TEST_CASE(
-    "failures: the words of LibTorch's and oneDNN's allocators mean out of memory, other words do not") {
+TEST_CASE("failures: recognizes the out-of-memory messages of LibTorch, oneDNN and CUDA") {
   const auto code_of = [](const char* words) {
     return std::string(diad::describe_failure(std::runtime_error(words)).code);
   };
@@ -32,8 +31,7 @@ TEST_CASE(
   CHECK(code_of("The size of tensor a (3) must match the size of tensor b (4)") == "ERR_DIAD_INTERNAL");
 }
 
-TEST_CASE(
-    "failures: of TorchScript's listing the error alone is told, one line; one of CUDA says that it lasts") {
+TEST_CASE("failures: keeps one line of a TorchScript listing and advises a restart after CUDA errors") {
   const auto told = [](const char* words) {
     return diad::describe_failure(std::runtime_error(words)).message;
   };
@@ -43,8 +41,8 @@ TEST_CASE(
       "RuntimeError: CUDA error: an illegal memory access was encountered\nCompile with "
       "`TORCH_USE_CUDA_DSA`\n";
   CHECK(told(listed) ==
-        "CUDA error: an illegal memory access was encountered; most such errors end a process's use of CUDA: "
-        "it must be started again");
+        "CUDA error: an illegal memory access was encountered; most CUDA errors cannot be "
+        "recovered from: restart the process");
   CHECK(told("The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most "
              "recent call last):\n"
              "RuntimeError: Sizes differ") == "Sizes differ");

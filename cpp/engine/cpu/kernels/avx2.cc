@@ -1,5 +1,4 @@
-// DirectConv, WinogradConv and loops over rows with AVX2, FMA and F16C: 6 pixels by 2 vectors of 8 channels
-// in registers.
+// CPU kernels with AVX2, FMA and F16C: 6 pixels by 2 vectors of 8 channels in registers.
 #include <immintrin.h>
 
 #include "cpu/kernels/depthwise_kernel.h"
@@ -52,7 +51,7 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
   static void store(float* to, Type value) { _mm256_storeu_ps(to, value); }
-  // The first `count` lanes, fewer than kWidth; the others are loaded as 0.
+  // The first `count` lanes, fewer than kWidth; the other lanes are loaded as 0.
   static Type load_first(const float* from, int64_t count) { return _mm256_maskload_ps(from, first(count)); }
   static void store_first(float* to, int64_t count, Type value) {
     _mm256_maskstore_ps(to, first(count), value);

@@ -1,24 +1,24 @@
-// The inner loop of DepthwiseConv, compiled once for each instruction set (avx2.cc, avx512.cc). As in
-// direct_conv_kernel.h nothing of the standard library is used.
+// The kernel of DepthwiseLayer, compiled once per instruction set (avx2.cc, avx512.cc). Does not use the
+// standard library, see direct_conv_kernel.h.
 #pragma once
 
 #include <stdint.h>
 
 namespace diad::kernels {
 
-// One image, channels last: y[row][column][c] = clamp(bias[c] + sum over the kernel of x * w, low, high);
-// pixels beyond the border are 0.
+// Arguments for one channels-last image: y[row][column][c] = clamp(bias[c] + sum over the kernel of x * w,
+// low, high). Pixels outside the image are 0.
 struct DepthwiseArguments {
   const float* x;        // [height][width][channels]
   const float* weights;  // [kernel][kernel][channels]
   const float* bias;     // [channels]
   float* y;              // [out_height][out_width][channels]
   int64_t height, width, channels, out_width, kernel, stride;
-  int64_t before;  // border above and to the left, pixels
+  int64_t before;  // padding at the top and left, pixels
   float low, high;
 };
 
-// Output rows first..last-1.
+// Computes output rows first..last-1.
 using DepthwiseKernel = void (*)(const DepthwiseArguments& arguments, int64_t first, int64_t last);
 
 void depthwise_conv_avx512(const DepthwiseArguments& arguments, int64_t first, int64_t last);
@@ -28,9 +28,9 @@ template <typename Vector>
 struct DepthwiseLoops {
   using V = typename Vector::Type;
   static constexpr int64_t kWidth = Vector::kWidth;
-  static constexpr int kAtOnce = 4;  // vectors of channels whose sums stay in registers
+  static constexpr int kAtOnce = 4;  // vectors of channels accumulated in registers
 
-  // The part of the kernel that lies within the image, in one direction.
+  // Range of kernel positions that lie within the image along one axis.
   struct Range {
     int64_t first, last;
   };
@@ -55,7 +55,7 @@ struct DepthwiseLoops {
     }
     const V low = Vector::broadcast(a.low), high = Vector::broadcast(a.high);
     for (int v = 0; v < kVectors; ++v)
-      store(to + channel + v * kWidth, Vector::min(high, Vector::max(low, sum[v])));  // a NaN stays one
+      store(to + channel + v * kWidth, Vector::min(high, Vector::max(low, sum[v])));  // keeps NaN
   }
 
   static void run(const DepthwiseArguments& a, int64_t first, int64_t last) {

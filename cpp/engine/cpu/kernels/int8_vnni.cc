@@ -1,4 +1,4 @@
-// QuantizedConv with AVX-512 VNNI: 8 pixels by 2 vectors of 16 channels in registers, four products to a lane
+// QuantizedConv with AVX-512 VNNI: 8 pixels by 2 vectors of 16 channels in registers, four products per lane
 // and instruction.
 #include <immintrin.h>
 
@@ -8,7 +8,7 @@ namespace diad::kernels {
 
 namespace {
 
-constexpr __mmask16 kAll = 0xFFFF;  // masked forms: GCC 12 takes the plain ones for uninitialized
+constexpr __mmask16 kAll = 0xFFFF;  // masked forms: GCC 12 warns about uninitialized values in the others
 
 struct Vnni {
   using Type = __m512i;
@@ -40,7 +40,7 @@ void finish(const QuantizedArguments& a, int64_t block, int64_t first, int64_t c
       __m512 value = _mm512_fmadd_ps(sum, scale, bias);
       const int64_t at = (first + p) * a.out_channels + from + v;
       if (a.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, a.residual + at));
-      if (a.relu) value = _mm512_maskz_max_ps(kAll, _mm512_setzero_ps(), value);  // a NaN stays one
+      if (a.relu) value = _mm512_maskz_max_ps(kAll, _mm512_setzero_ps(), value);  // keeps NaN
       _mm512_mask_storeu_ps(a.y + at, mask, value);
     }
   }

@@ -1,8 +1,8 @@
-// The transforms of WinogradConv, compiled once for each instruction set (avx512.cc, avx2.cc).
+// The transforms of WinogradConv, compiled once per instruction set (avx512.cc, avx2.cc).
 //
 // Matrices: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4, for 3 x 3
-// kernels and tiles of 2 x 2 and 4 x 4 output pixels. As in direct_conv_kernel.h nothing of the standard
-// library is used.
+// kernels and tiles of 2 x 2 and 4 x 4 output pixels. Does not use the standard library, see
+// direct_conv_kernel.h.
 #pragma once
 
 #include <stdint.h>
@@ -11,23 +11,22 @@
 
 namespace diad::kernels {
 
-// Input pixels of a tile along a side, for `Out` output pixels.
+// Side length of a tile's input for `Out` output pixels per side.
 template <int Out>
 constexpr int kWinogradIn = Out + 2;
 
-// G g G^T for the taps of one block of output channels: taps [channels, 9, kBlock]; position p, [channels,
-// kBlock], goes to transformed + p
-// * position_stride.
+// G g G^T for the taps of one block of output channels: taps [channels, 9, kBlock]. Position p, [channels,
+// kBlock], is written to transformed + p * position_stride.
 using WinogradWeights = void (*)(const float* taps, int64_t channels, float* transformed,
                                  int64_t position_stride);
 
-// B^T d B: `pixels` [in * in] are the tile's input pixels, row by row, `channels` floats each; position p
-// goes to transformed + p * position_stride.
+// B^T d B: `pixels` [in * in] are the input pixels of the tile, row by row, with `channels` floats each.
+// Position p is written to transformed + p * position_stride.
 using WinogradInput = void (*)(const float* const* pixels, int64_t channels, float* transformed,
                                int64_t position_stride);
 
-// A^T m A + bias + residual: position p comes from products + p * position_stride; y [out * out] are the
-// tile's output pixels, null where the image ends before; residual likewise, or null altogether.
+// A^T m A + bias + residual: position p is read from products + p * position_stride. y [out * out] are the
+// output pixels of the tile, null outside the image; residual has the same layout, or is null for none.
 struct WinogradOutputArguments {
   const float* products;
   int64_t position_stride, channels;
@@ -46,7 +45,7 @@ struct WinogradKernels {
 
 extern const WinogradKernels winograd_avx512, winograd_avx2;
 
-// One-dimensional transforms of a line of vectors, `step` apart.
+// One-dimensional transforms of a line of vectors.
 template <typename Vector, int Out>
 struct WinogradLine;
 
