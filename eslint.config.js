@@ -13,8 +13,8 @@ export default tseslint.config(
     },
     rules: {
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
-      '@typescript-eslint/no-non-null-assertion': 'off', // indices that the loop bounds already prove
-      '@typescript-eslint/no-unnecessary-condition': 'off', // callers in JavaScript are not held by the types
+      '@typescript-eslint/no-non-null-assertion': 'off', // indices are checked by loop bounds
+      '@typescript-eslint/no-unnecessary-condition': 'off', // JavaScript callers can ignore the types
       '@typescript-eslint/unbound-method': 'off',
     },
   },
@@ -27,7 +27,7 @@ export default tseslint.config(
     rules: {
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
       '@typescript-eslint/no-non-null-assertion': 'off',
-      '@typescript-eslint/no-unnecessary-condition': 'off', // old browsers are not held by the types
+      '@typescript-eslint/no-unnecessary-condition': 'off', // old browsers lack some typed features
       '@typescript-eslint/no-confusing-void-expression': 'off', // event handlers
     },
   },

@@ -1,10 +1,12 @@
-// npm run accuracy: how far Node's results are from the reference's, measured; writes bench/results/accuracy.json and the table in docs/accuracy.md.
+// npm run accuracy: compares results of Node with the reference. Writes bench/results/accuracy.json and the
+// table in docs/benchmarks.md.
 //
 //   node bench/accuracy.mjs [--full] [--keep DIR]
 //
-// Without --full: the base bundle (its golden results) and a checkpoint of medium size, converted, in every precision of the CPU.
-// With --full: also a checkpoint of the published size with seeded random weights: converted by the same command, one image in Node and in the
-// reference as published, with times and peak memory. Takes about 12 GB of disk and 8 GB of memory.
+// Without --full: the base bundle (golden results) and a converted medium checkpoint, in all precisions of
+// the CPU. With --full: also a converted checkpoint of the published size with seeded random weights, one
+// image in Node and in the published reference, with times and peak memory. Needs about 12 GB of disk space
+// and 8 GB of memory.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -24,11 +26,14 @@ const { values } = parseArgs({
 const image = path.join(root, 'examples', 'circuit_board-missing_part.png');
 const SEED = 1;
 
-/** Runs a program and measures it: wall-clock seconds and the largest resident set, both as the kernel counts them. */
+/** Runs a program and measures wall-clock seconds and peak resident set. */
 function measured(command, args) {
   const script =
-    'import json, os, resource, subprocess, sys, time\nstarted = time.time()\ncode = subprocess.call(sys.argv[1:])\n' +
-    "print(json.dumps({'code': code, 'seconds': time.time() - started, 'peakMiB': resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}))";
+    'import json, os, resource, subprocess, sys, time\n' +
+    'started = time.time()\n' +
+    'code = subprocess.call(sys.argv[1:])\n' +
+    'peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024\n' +
+    "print(json.dumps({'code': code, 'seconds': time.time() - started, 'peakMiB': peak}))";
   const env = { ...process.env, PYTHONPATH: path.join(root, 'python'), OMP_WAIT_POLICY: 'PASSIVE' };
   const run = spawnSync(python, ['-c', script, command, ...args], {
     env,
@@ -57,7 +62,7 @@ async function compareDumps(mine, expected) {
   return differences;
 }
 
-/** Converts a checkpoint of that size and runs one image in Node and in the reference as published. */
+/** Converts a checkpoint of the given size and scores one image in Node and in the published reference. */
 async function published(config, folder) {
   if (!existsSync(path.join(folder, 'model.ckpt')))
     measured(python, ['bench/full_checkpoint.py', folder, '--config', config]);
@@ -80,7 +85,7 @@ async function published(config, folder) {
   const dumps = { node: path.join(folder, 'node'), reference: path.join(folder, 'reference') };
   process.stderr.write(`${config}: Node\n`);
   const node = cli('score', '--model', bundle, '--seed', String(SEED), '--json', '--dump', dumps.node, image);
-  process.stderr.write(`${config}: reference as published\n`);
+  process.stderr.write(`${config}: published reference\n`);
   const model = ['--published', files['model.ckpt'], '--config-file', files['diad.yaml'], ...sources];
   const asPublished = reference(
     'score',
@@ -109,7 +114,7 @@ async function precisions(name, bundle) {
   for (const precision of ['float32', 'bfloat16', 'float16', 'int8']) {
     const report = await verifyBundle(bundle, { device: 'cpu', precision }).catch((error) => {
       if (error.code !== 'ERR_DIAD_DEVICE_UNAVAILABLE') throw error;
-      process.stderr.write(`${precision} left out: ${error.message}\n`);
+      process.stderr.write(`${precision} skipped: ${error.message}\n`);
     });
     if (report === undefined) continue;
     const of = (stage) => report.stages.find((found) => found.stage === stage);
@@ -130,30 +135,38 @@ const short = (value) => (value === 0 ? '0' : value.toExponential(1));
 
 function tables(result) {
   const lines = [
-    `Measured on ${result.date} with \`npm run accuracy${result.full ? ' -- --full' : ''}\` (commit ${result.commit}; ${result.cpu}, ${result.cores} cores; LibTorch ${result.libtorch}).`,
+    `Measured on ${result.date} with \`npm run accuracy${result.full ? ' -- --full' : ''}\` ` +
+      `(commit ${result.commit}; ${result.cpu}, ${result.cores} cores; LibTorch ${result.libtorch}).`,
     '',
-    '| bundle | device, precision | reconstruction, max abs | map, max abs | score, relative | promise kept |',
+    '| bundle | device, precision | reconstruction, max abs | map, max abs | score, relative ' +
+      '| within tolerance |',
     '|---|---|---|---|---|---|',
     ...result.precisions.map(
       (row) =>
-        `| ${row.name} | cpu, ${row.precision} | ${short(row.reconstruction)} | ${short(row.map)} | ${short(row.score)} | ${row.passed ? 'yes' : 'NO'} |`,
+        `| ${row.name} | cpu, ${row.precision} | ${short(row.reconstruction)} | ${short(row.map)} | ` +
+        `${short(row.score)} | ${row.passed ? 'yes' : 'NO'} |`,
     ),
     '',
-    'Node against the reference as published, float32, one image, largest difference at each stage (of the score: relative):',
+    'Node compared with the published reference, float32, one image: largest absolute difference per stage ' +
+      '(relative for the score):',
     '',
-    `| stage | promised | ${result.published.map((row) => row.name).join(' | ')} |`,
+    `| stage | tolerance | ${result.published.map((row) => row.name).join(' | ')} |`,
     `|---|---|${'---|'.repeat(result.published.length)}`,
     ...Object.entries(CPU_FLOAT32).map(
       ([stage, tolerance]) =>
-        `| ${stage} | ${tolerance} | ${result.published.map((row) => short(row.differences[stage])).join(' | ')} |`,
+        `| ${stage} | ${tolerance} | ` +
+        `${result.published.map((row) => short(row.differences[stage])).join(' | ')} |`,
     ),
     '',
-    '| size | checkpoint | convert | Node: process start to result | reference as published, the same |',
+    '| size | checkpoint | convert | Node, process start to result ' +
+      '| published reference, process start to result |',
     '|---|---|---|---|---|',
     ...result.published.map((row) => {
       const cell = ({ seconds, peakMiB }) =>
         `${seconds.toFixed(0)} s, peak ${(peakMiB / 1024).toFixed(2)} GiB`;
-      return `| ${row.name} | ${(row.checkpointMiB / 1024).toFixed(2)} GiB | ${cell(row.convert)} | ${cell(row.node)} | ${cell(row.reference)} |`;
+      const checkpoint = `${(row.checkpointMiB / 1024).toFixed(2)} GiB`;
+      const cells = [row.name, checkpoint, cell(row.convert), cell(row.node), cell(row.reference)];
+      return `| ${cells.join(' | ')} |`;
     }),
   ];
   return lines.join('\n');
@@ -186,7 +199,7 @@ try {
   };
   mkdirSync(path.join(root, 'bench', 'results'), { recursive: true });
   writeFileSync(path.join(root, 'bench', 'results', 'accuracy.json'), `${JSON.stringify(result, null, 2)}\n`);
-  const page = path.join(root, 'docs', 'accuracy.md');
+  const page = path.join(root, 'docs', 'benchmarks.md');
   const [start, end] = ['<!-- measured: npm run accuracy -->', '<!-- end of measured -->'];
   const text = readFileSync(page, 'utf8');
   const [before, after] = [text.slice(0, text.indexOf(start) + start.length), text.slice(text.indexOf(end))];

@@ -1,9 +1,10 @@
-"""What AOTInductor makes of the denoiser, beside the engine's rewritten TorchScript: milliseconds of one step, one image, float32, on the CPU.
+"""Compares AOTInductor with the engine: milliseconds per denoiser step, one image, float32, CPU.
 
     python bench/aoti.py [--configs demo,medium] [--rounds 7]
 
-Compiles one step of the denoiser (UNet and SG network, constants folded, as exported) to an AOTInductor package with its weights frozen, and times it in turn with
-diad-engine's ten steps on a bundle of the same size. Writes bench/results/aoti.json and its table in docs/performance.md.
+Compiles one step of the denoiser (UNet and SG network with folded constants, as exported) to an AOTInductor
+package with frozen weights. Times it alternately with diad-engine's ten steps on a bundle of the same size.
+Writes bench/results/aoti.json and its table in docs/benchmarks.md.
 """
 
 import argparse
@@ -27,7 +28,7 @@ START, END = "<!-- measured: aoti -->", "<!-- end of measured: aoti -->"
 
 
 def bundle_of(config: str) -> Path:
-    """The base bundle, or the one of random weights that `npm run bench` writes."""
+    """Returns the base bundle or a random-weight bundle written by `npm run bench`."""
     return (
         ROOT / "models" / "base"
         if config == "small"
@@ -36,7 +37,7 @@ def bundle_of(config: str) -> Path:
 
 
 def engine_step(config: str, image: Path) -> float:
-    """Milliseconds of a step of diad-engine, median of five images after the warm-up."""
+    """Measures a step of diad-engine in milliseconds: the median of five images after warm-up."""
     engine = ROOT / "build" / "Release" / "diad-engine"
     command = [engine, "score", "--bundle", bundle_of(config), "--repeat", "5", image]
     lines = subprocess.run(
@@ -46,7 +47,7 @@ def engine_step(config: str, image: Path) -> float:
 
 
 def package_step(step: object, arguments: tuple[torch.Tensor, ...]) -> float:
-    """Milliseconds of a call, median of a round's."""
+    """Measures a call in milliseconds: the median of one round."""
     times = []
     for _ in range(STEPS_A_ROUND):
         started = time.perf_counter()
@@ -57,7 +58,7 @@ def package_step(step: object, arguments: tuple[torch.Tensor, ...]) -> float:
 
 @torch.no_grad()
 def measure(config: str, rounds: int) -> dict[str, float | str]:
-    """Compiles, compares the results, and times both in turn."""
+    """Compiles the denoiser, compares the results and times both alternately."""
     model = random_model(preset(config), seed=0).eval()
     core, guide = DenoiserCore(model).eval(), Guide(model).eval()
     side = model.config.image_size
@@ -92,7 +93,7 @@ def measure(config: str, rounds: int) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Measures every size and writes the table."""
+    """Measures all sizes and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configs", default="demo,medium")
     parser.add_argument("--rounds", type=int, default=7)
@@ -125,16 +126,18 @@ def main() -> None:
         json.dumps({**where, "rows": rows}, indent=2) + "\n"
     )
     lines = [
-        f"Measured on {where['date']} with `python bench/aoti.py` (commit {commit}; {where['cpu']}, {where['cores']} cores): one step of the denoiser, one image.",
+        f"Measured on {where['date']} with `python bench/aoti.py` (commit {commit}; {where['cpu']}, "
+        f"{where['cores']} cores): one step of the denoiser, one image.",
         "",
         "| size | diad-engine, ms | AOTInductor package, ms | ratio | compiling, s |",
         "|---|---|---|---|---|",
         *(
-            f"| {r['config']} | {r['engineMs']:.1f} | {r['aotiMs']:.1f} | {r['ratio']:.2f}x | {r['compileSeconds']:.0f} |"
+            f"| {r['config']} | {r['engineMs']:.1f} | {r['aotiMs']:.1f} | {r['ratio']:.2f}x "
+            f"| {r['compileSeconds']:.0f} |"
             for r in rows
         ),
     ]
-    page = ROOT / "docs" / "performance.md"
+    page = ROOT / "docs" / "benchmarks.md"
     text = page.read_text()
     page.write_text(
         f"{text[: text.index(START) + len(START)]}\n\n"

@@ -1,10 +1,12 @@
-// npm run bench: diad against the Python reference, interleaved in one run, at three sizes; cold start; load; memory.
+// npm run bench: compares diad with the Python reference at three sizes, interleaved in one run. Also
+// measures cold start, load and memory.
 //
-//   npm run bench -- [--quick] [--sizes demo,medium,published] [--keep-load] [--rounds N] [--soak N] [--device cpu]
+//   npm run bench -- [--quick] [--sizes demo,medium,published] [--keep-load] [--rounds N] [--soak N]
+//                    [--device cpu]
 //
-// Writes bench/results/<machine>.json and the tables of docs/performance.md. --quick: the demo model only, few rounds, under three minutes; it writes
-// nothing unless --write is given. Sizes that are not run keep the rows of the last run, as do cold start and load
-// with --keep-load, if there are any.
+// Writes bench/results/<machine>.json and the tables of docs/benchmarks.md. --quick: demo model only, few
+// rounds, under three minutes; writes nothing unless --write is given. Sizes that are not run keep the rows
+// of the previous run. With --keep-load, so do cold start and load.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -38,7 +40,7 @@ const NVIDIA_DRIVER = '/proc/driver/nvidia/version';
 const onCuda = values.device !== 'cpu';
 const CUDA_BATCHES = [1, 2, 4, 8, 16, 32];
 
-/** What each size is run with; profiled: images under the profiler; memory: of both sides together, beside each other. */
+/** Settings per size. profiled: images to profile; memory: needed by all processes together. */
 const PLANS = {
   demo: {
     modes: ['as-published', 'lossless', 'compiled'],
@@ -66,7 +68,7 @@ const PLANS = {
   },
 };
 
-/** A bundle of seeded random weights of that size (the demo model is its own), kept from one run to the next. */
+/** Returns the base bundle for 'demo', otherwise a cached bundle with seeded random weights. */
 function bundleOf(size) {
   if (size === 'demo') return path.join(root, 'models', 'base');
   const folder = path.join(root, 'out', 'bench', size);
@@ -90,7 +92,7 @@ function bundleOf(size) {
     env: { ...process.env, PYTHONPATH: path.join(root, 'python') },
     stdio: 'inherit',
   });
-  if (status !== 0) throw new Error(`Writing the bundle of ${size} failed`);
+  if (status !== 0) throw new Error(`Could not write the bundle of size ${size}`);
   return folder;
 }
 
@@ -112,17 +114,17 @@ async function load() {
   return { saturated: flat, poisson: arrivals };
 }
 
-// Precisions that change the result, and what a CPU must have for them to be faster than float32.
+// Lossy precisions, and the CPU features with which they are faster than float32.
 const FASTER = { bfloat16: /\b(amx_bf16|avx512_bf16)\b/, int8: /\bavx512_vnni\b/ };
 
-/** Those of FASTER that the device has instructions for. */
+/** Lists the lossy precisions that the device has instructions for. */
 function fasterPrecisions() {
   if (onCuda) return ['bfloat16', 'float16'];
   const flags = existsSync(CPU_INFO) ? readFileSync(CPU_INFO, 'utf8') : '';
   return Object.keys(FASTER).filter((precision) => FASTER[precision].test(flags));
 }
 
-/** The processor's name, with its model number where a virtual machine's name says little. */
+/** Returns the processor name, with the model number if the name is generic, as on virtual machines. */
 function processor() {
   const name = os.cpus()[0].model;
   const number = existsSync(CPU_INFO) ? /^model\s*: (\d+)$/m.exec(readFileSync(CPU_INFO, 'utf8')) : null;
@@ -134,7 +136,8 @@ const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], {
   encoding: 'utf8',
 }).stdout.trim();
 const cpu = processor();
-const name = `${`${cpu}-${os.availableParallelism()}-cores${onCuda ? '-cuda' : ''}`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
+const machineName = `${cpu}-${os.availableParallelism()}-cores${onCuda ? '-cuda' : ''}`;
+const name = `${machineName.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
 const file = path.join(root, 'bench', 'results', name);
 const last = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {};
 const results = {
@@ -152,13 +155,13 @@ const results = {
 };
 if (!onCuda) {
   results.notRun.cuda = existsSync(NVIDIA_DRIVER)
-    ? '`npm run bench -- --device cuda` is a run of its own'
+    ? 'run `npm run bench -- --device cuda` separately'
     : 'no CUDA device on this machine';
 }
 if (values['keep-load']) {
   const { coldStartMs, load: lastLoad, loadCommit } = last;
   if (lastLoad) Object.assign(results, { coldStartMs, load: lastLoad, loadCommit });
-  else results.notRun.load = 'left out with --keep-load';
+  else results.notRun.load = 'skipped because of --keep-load';
 } else {
   results.coldStartMs = spread(
     coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png'), values.device),
@@ -197,16 +200,17 @@ for (const size of sizes) {
   for (const precision of precisions)
     ratios.push(`${precision} ${row[precision].speedup.toFixed(2)}x as-published`);
   console.log(
-    `${size}: ${median([row.imageMs.diad.median]).toFixed(0)} ms an image; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
+    `${size}: ${median([row.imageMs.diad.median]).toFixed(0)} ms per image; ${ratios.join(', ')}; ` +
+      `saturated ${row.saturatedSpeedup.toFixed(2)}x`,
   );
 }
 if (!values.quick || values.write) {
   mkdirSync(path.dirname(file), { recursive: true });
   writeFileSync(file, `${JSON.stringify(results, null, 2)}\n`);
-  const page = path.join(root, 'docs', 'performance.md');
+  const page = path.join(root, 'docs', 'benchmarks.md');
   const folder = path.dirname(file);
   const machines = readdirSync(folder).filter((entry) => /-cores(-cuda)?\.json$/.test(entry));
   const read = (entry) => JSON.parse(readFileSync(path.join(folder, entry), 'utf8'));
   writeFileSync(page, performancePage(readFileSync(page, 'utf8'), machines.sort().map(read)));
-  console.log(`\nbench/results/${name}, docs/performance.md`);
+  console.log(`\nbench/results/${name}, docs/benchmarks.md`);
 }

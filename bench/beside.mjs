@@ -1,7 +1,7 @@
-// Scoring beside other busy processes: node bench/beside.mjs
+// Measures latency with competing processes: node bench/beside.mjs
 //
-// For 0, 1 and 2 processes that do nothing but compute, and for one thread and all: the median time of an image of the base bundle, a process
-// of its own for each, the rounds interleaved.
+// Prints the median latency of the base bundle with 0, 1 and 2 busy processes, for one thread and for all
+// threads. Each measurement runs in its own process. Rounds are interleaved.
 import { spawn } from 'node:child_process';
 import os from 'node:os';
 import path from 'node:path';
@@ -47,7 +47,7 @@ function run(threads) {
     let output = '';
     child.stdout.on('data', (data) => (output += data));
     child.on('close', (code) =>
-      code === 0 ? resolve(Number(output)) : reject(new Error(`a process ended with ${code}`)),
+      code === 0 ? resolve(Number(output)) : reject(new Error(`A process exited with code ${code}`)),
     );
   });
 }
@@ -68,7 +68,8 @@ async function main() {
       for (const other of others) other.kill('SIGKILL');
     }
     console.log(
-      `${busy} busy beside: ${Math.round(median(times.one))} ms with 1 thread, ${Math.round(median(times.all))} ms with ${all}`,
+      `${busy} busy processes: ${Math.round(median(times.one))} ms with 1 thread, ` +
+        `${Math.round(median(times.all))} ms with ${all} threads`,
     );
   }
 }

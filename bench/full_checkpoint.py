@@ -1,4 +1,4 @@
-"""A checkpoint of the published size in the published format, from seeded random weights (never zeros), with its extractor and context.
+"""Writes a published-format checkpoint with seeded random, nonzero weights, and its extractor and context.
 
 python bench/full_checkpoint.py DIR [--config published|medium] [--seed N]
 """

@@ -1,8 +1,10 @@
-// Metrics of 1,000 maps of 256 x 256: the native ones against scikit-learn and scikit-image doing the same, in turn, on the same arrays.
+// Compares the native metrics with scikit-learn and scikit-image on 1,000 maps of 256 x 256, alternating on
+// the same arrays.
 //
-//   node scripts/setup.mjs --python && node bench/metrics.mjs [--maps 1000] [--classes 10] [--rounds 3] [--mode exact]
+//   node scripts/setup.mjs --python
+//   node bench/metrics.mjs [--maps 1000] [--classes 10] [--rounds 3] [--mode exact]
 //
-// Prints medians and the ratio, writes bench/results/metrics.json and the figure in docs/evaluation.md.
+// Prints medians and the ratio. Writes bench/results/metrics.json and the text in docs/benchmarks.md.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -39,7 +41,7 @@ try {
   }
   const result = {
     ...circumstances(),
-    load: os.loadavg()[0], // a quiet machine starts near 0 and ends near 1
+    load: os.loadavg()[0], // from near 0 to near 1 on an idle machine
     maps: Number(values.maps),
     side: arrays.height,
     classes: Number(values.classes),
@@ -50,10 +52,12 @@ try {
   writeFileSync(path.join(root, 'bench', 'results', 'metrics.json'), `${JSON.stringify(result, null, 2)}\n`);
   const { seconds } = result;
   const text =
-    `Measured on ${result.date} with \`node bench/metrics.mjs\` (commit ${result.commit}; ${result.cpu}, ${result.cores} cores): every metric of ` +
-    `${result.maps} maps of ${result.side} x ${result.side} in ${result.classes} classes, mode \`${result.mode}\`: ${seconds.diad.toFixed(1)} s; scikit-learn and ` +
-    `scikit-image doing the same in turn on the same arrays: ${seconds.reference.toFixed(0)} s, ${(seconds.reference / seconds.diad).toFixed(1)} times as long.`;
-  fill('evaluation.md', 'metrics', text);
+    `Measured on ${result.date} with \`node bench/metrics.mjs\` (commit ${result.commit}; ${result.cpu}, ` +
+    `${result.cores} cores): all metrics of ${result.maps} maps of ${result.side} x ${result.side} in ` +
+    `${result.classes} classes, mode \`${result.mode}\`, take ${seconds.diad.toFixed(1)} s. ` +
+    `scikit-learn and scikit-image take ${seconds.reference.toFixed(0)} s on the same arrays, ` +
+    `${(seconds.reference / seconds.diad).toFixed(1)} times as long.`;
+  fill('benchmarks.md', 'metrics', text);
   console.log(text);
 } finally {
   rmSync(scratch, { recursive: true, force: true });

@@ -1,4 +1,4 @@
-"""Arrays for bench/metrics.mjs, and the same metrics by scikit-learn and scikit-image, timed.
+"""Creates arrays for bench/metrics.mjs, and times the metrics with scikit-learn and scikit-image.
 
 python bench/metrics_reference.py make FILE MAPS CLASSES
 python bench/metrics_reference.py time FILE MODE
@@ -17,7 +17,7 @@ STEPS = {"diad": 200, "ader": 100}
 
 
 def make(file: str, maps: int, classes: int) -> None:
-    """Blurred noise with raised rectangles for defects in every second map of each class."""
+    """Writes maps of blurred noise, with raised rectangles as defects in every second map of each class."""
     rng = np.random.default_rng(0)
     preds, masks = np.empty((maps, SIDE, SIDE), np.float32), np.zeros((maps, SIDE, SIDE), np.uint8)
     for i in range(maps):
@@ -29,14 +29,14 @@ def make(file: str, maps: int, classes: int) -> None:
 
 
 def ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
-    """AUROC, AP, F1max as one writes them with scikit-learn."""
+    """Computes AUROC, AP and F1max with scikit-learn."""
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-30)
     return roc_auc_score(labels, scores), average_precision_score(labels, scores), f1.max()
 
 
 def overlap(masks: np.ndarray, maps: np.ndarray, steps: int | None) -> float:
-    """AU-PRO: exact from the sorted scores, or over `steps` thresholds as the tools that use scikit-image do."""
+    """Computes AU-PRO, exactly from sorted scores or over `steps` thresholds."""
     if steps is None:
         shares, total = np.zeros(maps.shape), 0
         for n, mask in enumerate(masks):
@@ -55,14 +55,15 @@ def overlap(masks: np.ndarray, maps: np.ndarray, steps: int | None) -> float:
     rates, overlaps = [], []
     for threshold in np.arange(low, high, (high - low) / steps):
         predicted = maps > threshold
-        overlaps.append(np.mean([predicted[n][tuple(r.coords.T)].mean() for n, found in enumerate(regions) for r in found]))
+        shares = [predicted[n][tuple(r.coords.T)].mean() for n, found in enumerate(regions) for r in found]
+        overlaps.append(np.mean(shares))
         rates.append((predicted & (masks == 0)).sum() / (masks == 0).sum())
     x, y = np.array(rates), np.array(overlaps)
     return auc(x[x < 0.3] / x[x < 0.3].max(), y[x < 0.3])
 
 
 def measure(file: str, mode: str) -> float:
-    """Seconds for all metrics of all classes."""
+    """Measures the seconds for all metrics of all classes."""
     with np.load(file) as archive:
         preds, masks, names = archive["preds"], archive["masks"], archive["clsname"]
     started = time.perf_counter()

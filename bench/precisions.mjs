@@ -1,10 +1,11 @@
-// What computing in another precision than float32 does to the base bundle's scores, maps and metrics, on its test images.
+// Measures the effect of lower precisions on scores, maps and metrics of the base bundle.
 //
 //   node bench/precisions.mjs --test DIR [--work DIR] [--device cpu]
 //
-// DIR: the split that `python -m diad_reference generate` wrote (models/base/MODEL_CARD.md has the command). Every image is scored in float32, bfloat16,
-// float16 and int8 by `evaluateDataSet`, the maps of one part of them compared value by value. Resumable. Writes bench/results/precisions.json and its table in
-// docs/accuracy.md.
+// DIR: test split written by `python -m diad_reference generate` (see models/base/MODEL_CARD.md for the
+// command). Scores all images in float32, bfloat16, float16 and int8 with `evaluateDataSet` and compares the
+// maps of some of them value by value. Can be resumed. Writes bench/results/precisions.json and its table in
+// docs/benchmarks.md.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import os from 'node:os';
@@ -22,13 +23,13 @@ const { values } = parseArgs({
   },
 });
 const PRECISIONS = ['float32', 'bfloat16', 'float16', 'int8'];
-const PROMISED_SCORE = 5e-3; // relative; docs/accuracy.md
+const PROMISED_SCORE = 5e-3; // relative tolerance; see docs/reference/accuracy.md
 const COMPARED_MAPS = 40;
 
 const data = await readDataSet(values.test);
 mkdirSync(values.work, { recursive: true });
 
-/** Metrics, every image's score, and the maps of every so many-th image. */
+/** Computes the metrics, the scores of all images and the maps of COMPARED_MAPS evenly spaced images. */
 async function measure(precision) {
   const diad = await Diad.load(undefined, { device: values.device, precision });
   const evaluation = await evaluateDataSet(diad, data, {
@@ -56,7 +57,7 @@ for (const precision of PRECISIONS) {
     found[precision] = await measure(precision);
   } catch (error) {
     if (error.code !== 'ERR_DIAD_DEVICE_UNAVAILABLE' || precision === 'float32') throw error;
-    console.log(`${precision} left out: ${error.message}`);
+    console.log(`${precision} skipped: ${error.message}`);
   }
 }
 const exact = found.float32;
@@ -80,12 +81,14 @@ writeFileSync(
 const four = (value) => value.toFixed(4);
 const short = (value) => (value === 0 ? '0' : value.toExponential(1));
 fill(
-  'accuracy.md',
+  'benchmarks.md',
   'precisions',
   [
-    `Measured on ${where.date} with \`bench/precisions.mjs\` (commit ${where.commit}; ${where.cpu}, ${where.device}): ${where.images} test images of the base bundle, maps of ${where.maps}.`,
+    `Measured on ${where.date} with \`bench/precisions.mjs\` (commit ${where.commit}; ${where.cpu}, ` +
+      `${where.device}): ${where.images} test images of the base bundle, ${where.maps} of them with maps.`,
     '',
-    `| precision | score, relative: median | 99 % | largest | within ${PROMISED_SCORE} | map, max abs | image AUROC | image AP | pixel AUROC | pixel AP |`,
+    `| precision | score, relative: median | p99 | largest | within ${PROMISED_SCORE} | map, max abs ` +
+      '| image AUROC | image AP | pixel AUROC | pixel AP |',
     '|---|---|---|---|---|---|---|---|---|---|',
     ...rows.map(({ precision, mean, score, within, map }) => {
       const metrics = [mean.image_auroc, mean.image_ap, mean.pixel_auroc, mean.pixel_ap].map(four);

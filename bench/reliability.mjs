@@ -1,9 +1,11 @@
-// npm run reliability: load and faults against the service and the queue; each run writes bench/results/ and its table in docs/reliability.md.
+// npm run reliability: load and fault tests of the service and the queue. Writes results to bench/results/
+// and tables to docs/benchmarks.md.
 //
 //   npm run reliability -- [NAME ...] [--short] [--write]
 //
-// NAME: load, queue-faults, redis-restart, schemathesis, mutants, bad-clients; none: all. --short: the form of the tests, which writes nothing
-// unless --write is given. Exit code 1 when an expectation is not met; then nothing is written either.
+// NAME: load, queue-faults, redis-restart, schemathesis, mutants, bad-clients; default: all. --short: the
+// form that the test suite runs; writes nothing unless --write is given. If an expectation is not met, the
+// exit code is 1 and nothing is written.
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { write } from './reliability/record.mjs';
@@ -20,14 +22,15 @@ if (unknown !== undefined) throw new Error(`Expected one of ${NAMES.join(', ')} 
 for (const name of names) {
   const { run } = await import(`./reliability/${name}.mjs`);
   const started = performance.now();
-  // figures: plain numbers; expectations: [sentence, kept]
+  // figures: numbers by name; expectations: [description, met]
   const { figures, expectations } = await run({ short: values.short });
   const broken = expectations.filter(([, kept]) => !kept);
   const seconds = (performance.now() - started) / 1000;
   console.log(
-    `${name}: ${broken.length === 0 ? 'all kept' : 'BROKEN'} in ${seconds.toFixed(0)} s\n${JSON.stringify(figures, null, 2)}`,
+    `${name}: ${broken.length === 0 ? 'all met' : 'FAILED'} in ${seconds.toFixed(0)} s\n` +
+      JSON.stringify(figures, null, 2),
   );
-  for (const [sentence] of broken) console.error(`${name}: not kept: ${sentence}`);
+  for (const [sentence] of broken) console.error(`${name}: not met: ${sentence}`);
   if (broken.length > 0) process.exitCode = 1;
   else if (!values.short || values.write)
     write('reliability', name, { short: values.short, seconds, figures, expectations });

@@ -1,8 +1,9 @@
-// npm run scaling: what the queue costs, and from it and the engine's speed what many images need; fills docs/scaling.md.
+// npm run scaling: measures the queue overhead and the engine speed, and derives the resources for many
+// images. Writes tables to docs/benchmarks.md.
 //
 //   npm run scaling -- [--short] [--write]
 //
-// --short: fewer jobs, writes nothing unless --write is given.
+// --short: fewer jobs; writes nothing unless --write is given.
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -21,12 +22,14 @@ const { values } = parseArgs({
   options: { short: { type: 'boolean', default: false }, write: { type: 'boolean', default: false } },
 });
 const DAY = 86_400;
-const HEADROOM = 0.7; // share of a machine's or a broker's measured speed that is planned with
+const HEADROOM = 0.7; // share of the measured speed that the plan uses
 
 const memory = async (redis) => Number(/used_memory:(\d+)/.exec(await redis.info('memory'))[1]);
 const commands = async (redis) => Number(/total_commands_processed:(\d+)/.exec(await redis.info('stats'))[1]);
 
-/** Milliseconds a job costs a worker that has nothing else to do, one job at a time. */
+/**
+ * Measures the overhead per job in milliseconds, for a worker with one job at a time and an instant engine.
+ */
 async function overhead({ root: folder, images, broker }) {
   const starts = [];
   const scorer = stubScorer(0, () => starts.push(performance.now()));
@@ -38,16 +41,16 @@ async function overhead({ root: folder, images, broker }) {
   return { median: quantile(gaps, 0.5), p99: quantile(gaps, 0.99) };
 }
 
-/** Bytes that a waiting job with its item takes in Redis, and that a kept result takes. */
+/** Measures the bytes of a waiting job with its item in Redis. */
 async function footprint({ images, broker }, redis) {
   const before = await memory(redis);
-  const model = 'cd'.repeat(32); // nobody works for it
+  const model = 'cd'.repeat(32); // no worker serves this model
   await submitRun(images.map(asFile), { redis: broker.url, model, seed: 2 });
   const queued = (await memory(redis)) - before;
   return queued / images.length;
 }
 
-/** Jobs a second that so many worker processes end with an engine that takes no time, and what the broker is asked for a job. */
+/** Measures jobs per second and broker commands per job, for worker processes with an instant engine. */
 async function throughput({ root: folder, images, broker }, redis, processes) {
   const workers = await Promise.all(
     Array.from({ length: processes }, () =>
@@ -81,7 +84,7 @@ async function throughput({ root: folder, images, broker }, redis, processes) {
   }
 }
 
-/** Images a second of the base bundle on one core, in full batches. */
+/** Measures images per second of the base bundle on one core, in full batches. */
 async function engineOnOneCore(count) {
   const image = await readFile(path.join(root, 'examples', 'gear-good.png'));
   const diad = await Diad.load(undefined, { device: 'cpu', threads: 1 });
@@ -116,26 +119,32 @@ async function run({ short }) {
       const figures = {
         jobs,
         'overhead per job, median ms': cost.median,
-        'p99 ms': cost.p99,
+        'overhead per job, p99 ms': cost.p99,
         'jobs/s, 1 process': rates[1],
-        '2 processes': rates[2],
-        '4 processes': rates[4],
+        'jobs/s, 2 processes': rates[2],
+        'jobs/s, 4 processes': rates[4],
         'commands to Redis per job (4 processes)': asked,
         'Redis bytes per queued job': bytes,
         'base bundle, images/s on one core': engine,
       };
       const model = [1e6, 1e9].flatMap((daily) => [
-        [`${daily.toExponential(0)} images a day, images/s on average`, daily / DAY],
-        [`${daily.toExponential(0)} a day, cores for the base bundle`, Math.ceil(daily / perCoreDay)],
-        [`${daily.toExponential(0)} a day, brokers at the measured jobs/s`, Math.ceil(daily / brokerDay)],
+        [`${daily.toExponential(0)} images per day, average images/s`, daily / DAY],
         [
-          `${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`,
+          `${daily.toExponential(0)} images per day, cores for the base bundle`,
+          Math.ceil(daily / perCoreDay),
+        ],
+        [
+          `${daily.toExponential(0)} images per day, brokers at the measured jobs/s`,
+          Math.ceil(daily / brokerDay),
+        ],
+        [
+          `${daily.toExponential(0)} images per day, GiB of Redis for a backlog of one hour`,
           ((daily / 24) * bytes) / 2 ** 30,
         ],
       ]);
       const costs = {
-        'images a day and core, base bundle': Math.round(perCoreDay),
-        'images a day and GPU': 'not measured',
+        'images per day and core, base bundle': Math.round(perCoreDay),
+        'images per day and GPU': 'not measured',
         ...Object.fromEntries(model),
       };
       return { figures, costs };

@@ -1,10 +1,12 @@
 // Builds the addon, the engine, its executable and the C++ tests with CMake, incrementally.
 //
-//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only] [--sanitize address|thread] [--fuzz]
+//   node scripts/build-native.mjs [--libtorch DIR] [--addon-only] [--libraries-only]
+//                                 [--sanitize address|thread] [--fuzz]
 //
-// The CMake tree is build/cmake, the results are in build/Release; with --sanitize both are in build/sanitize-NAME. --fuzz builds the fuzzers
-// alone, with Clang, in build/fuzz.
-// LibTorch: --libtorch, else DIAD_LIBTORCH, else the torch package of the project's .venv, else that of python3.
+// The CMake tree is build/cmake, and the results are in build/Release. With --sanitize, both are in
+// build/sanitize-NAME. --fuzz builds only the fuzzers, with Clang, in build/fuzz.
+// LibTorch is taken from --libtorch, DIAD_LIBTORCH, the torch package of the project's .venv, or the torch
+// package of python3, in this order.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -34,7 +36,8 @@ function torchOfVenv() {
 
 function torchOfPython() {
   const find =
-    'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
+    'import importlib.util as u; s = u.find_spec("torch"); ' +
+    'print(s.submodule_search_locations[0] if s else "")';
   const found = spawnSync(process.platform === 'win32' ? 'python' : 'python3', ['-c', find], {
     encoding: 'utf8',
   });
@@ -43,7 +46,7 @@ function torchOfPython() {
 
 function findLibTorch(option) {
   const named = option ?? process.env.DIAD_LIBTORCH;
-  if (named) return isLibTorch(named) ? named : fail(`${named} holds no share/cmake/Torch/TorchConfig.cmake`);
+  if (named) return isLibTorch(named) ? named : fail(`${named} has no share/cmake/Torch/TorchConfig.cmake`);
   const found = [...torchOfVenv(), ...torchOfPython()].find(isLibTorch);
   const setUp = existsSync(path.join(root, 'scripts', 'setup.mjs'))
     ? ', or run `npm run setup`, which installs torch into .venv'
@@ -51,7 +54,8 @@ function findLibTorch(option) {
   return (
     found ??
     fail(
-      `no LibTorch found: pass --libtorch DIR or set DIAD_LIBTORCH to a folder like site-packages/torch${setUp}`,
+      'no LibTorch found: pass --libtorch DIR or set DIAD_LIBTORCH to a folder like site-packages/torch' +
+        setUp,
     )
   );
 }
@@ -64,11 +68,11 @@ function findNodeHeaders(require) {
   const found = candidates
     .map((folder) => path.join(folder, 'include', 'node'))
     .find((folder) => existsSync(path.join(folder, 'node_api.h')));
-  // Otherwise the headers of Node-API alone, as a package: enough for an addon that uses nothing else.
+  // Otherwise use the package with the Node-API headers, which are sufficient for this addon.
   return found ?? path.join(folderOf(require, 'node-api-headers'), 'include');
 }
 
-/** A package that only building needs; diad's own repository has it, an installed diad does not. */
+/** Returns the folder of a build-time package, which is not a dependency of the published package. */
 function folderOf(require, name) {
   try {
     return path.dirname(require.resolve(`${name}/package.json`));
@@ -77,14 +81,15 @@ function folderOf(require, name) {
   }
 }
 
-/** A Clang that knows this C++ library; older ones stumble over its ranges. */
+/** Finds a Clang that supports the C++ library. Older versions cannot compile its ranges. */
 function findClang() {
   const names = ['clang++-21', 'clang++-20', 'clang++-19', 'clang++-18', 'clang++-17', 'clang++-16'];
   const found = names.find((name) => spawnSync(name, ['--version']).status === 0);
   return (
     found ??
     fail(
-      'fuzzing needs Clang 16 or newer with its runtime (Debian: apt-get install clang-19 libclang-rt-19-dev)',
+      'fuzzing needs Clang 16 or newer with its runtime ' +
+        '(Debian: apt-get install clang-19 libclang-rt-19-dev)',
     )
   );
 }
@@ -105,6 +110,7 @@ const kind = values.fuzz ? ['fuzz'] : values.sanitize === undefined ? [] : [`san
 const home = path.join(root, 'build', ...kind);
 const tree = path.join(home, 'cmake');
 const ninja = spawnSync('ninja', ['--version']).status === 0;
+const withTools = !values.fuzz && !values['libraries-only'] && existsSync(path.join(root, 'cpp', 'tests'));
 const configure = [
   ...['-S', root, '-B', tree, '-DCMAKE_BUILD_TYPE=Release', `-DDIAD_OUTPUT=${path.join(home, 'Release')}`],
   `-DDIAD_SANITIZE=${values.sanitize ?? ''}`,
@@ -117,7 +123,7 @@ const configure = [
   ...(values.fuzz
     ? [`-DCMAKE_CXX_COMPILER=${findClang()}`, '-DDIAD_BUILD_FUZZERS=ON', '-DDIAD_BUILD_ADDON=OFF']
     : ['-DDIAD_BUILD_ADDON=ON']),
-  `-DDIAD_BUILD_TOOLS=${values.fuzz || values['libraries-only'] || !existsSync(path.join(root, 'cpp', 'tests')) ? 'OFF' : 'ON'}`,
+  `-DDIAD_BUILD_TOOLS=${withTools ? 'ON' : 'OFF'}`,
   `-DDIAD_BUILD_ENGINE=${values['addon-only'] ? 'OFF' : 'ON'}`,
   ...(values['addon-only'] ? [] : [`-DDIAD_LIBTORCH=${path.resolve(findLibTorch(values.libtorch))}`]),
 ];
@@ -135,5 +141,5 @@ try {
   ];
   execFileSync('cmake', build, { stdio: 'inherit' });
 } catch (error) {
-  fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed, see above');
+  fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed; see the output above');
 }

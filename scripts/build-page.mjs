@@ -1,4 +1,5 @@
-// Bundles the page of lib/server/page into dist/page: one script, one style sheet, no request beyond the server.
+// Bundles the page in lib/server/page to dist/page: one script, one style sheet, no requests to other
+// servers.
 import { cpSync, mkdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';

@@ -1,11 +1,12 @@
-// The gate before a release: every expected prebuilt binary is there, small, stripped, free of the build machine, and needs no newer system
-// than the package says.
+// Release check: all expected prebuilt binaries exist, are small and stripped, contain no paths of the build
+// machine, and need no newer system than the package declares.
 //
-//   node scripts/check-prebuilds.mjs [--folder prebuilds | --tarball FILE.tgz] [--libtorch 2.13,...] [--floor GLIBC=2.28 ...] [--json]
+//   node scripts/check-prebuilds.mjs [--folder prebuilds | --tarball FILE.tgz] [--libtorch 2.13,...]
+//                                    [--floor GLIBC=2.28 ...] [--json]
 //
-// What is expected stands in package.json under "diad": platforms, LibTorch versions, and the newest symbol versions that may be needed
-// (floors). --libtorch narrows the LibTorch minors to those that could be built here. Linux binaries are read with readelf; of other platforms'
-// only presence and size are checked.
+// package.json lists the expected platforms, LibTorch versions and newest allowed symbol versions (floors)
+// under "diad". --libtorch limits the LibTorch minor versions to those built here. Linux binaries are checked
+// with readelf. For other platforms, only presence and size are checked.
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -24,7 +25,8 @@ const UNWINDER = /^libgcc_s\.so\.\d+$/;
 const CXX = /^libstdc\+\+\.so\.\d+$/;
 const BUILD_MACHINE = /(?<![\w.$-])\/(?:home|root|Users|github|__w|tmp|var\/tmp|opt|work|build)\/[\w./+-]+/g;
 
-const RECORDS_ON_CUDA = / WEAK .* UND _ZN2at4cuda9CUDAGraph13capture_begin/; // found in a LibTorch for CUDA, absent otherwise
+// Weak symbol, resolved by LibTorch for CUDA only.
+const RECORDS_ON_CUDA = / WEAK .* UND _ZN2at4cuda9CUDAGraph13capture_begin/;
 
 const minorOf = (version) => version.split('.').slice(0, 2).join('.');
 const readelf = (options, file) =>
@@ -49,7 +51,7 @@ function newer(a, b) {
   return at !== undefined && (left[at] ?? 0) > (right[at] ?? 0);
 }
 
-/** Newest version of each symbol namespace that a binary needs, for example { GLIBC: '2.34' }. */
+/** Returns the newest version that a binary needs of each symbol namespace, for example { GLIBC: '2.34' }. */
 function neededVersions(file) {
   const newest = {};
   for (const [, namespace, version] of readelf(['--dyn-syms'], file).matchAll(
@@ -72,14 +74,14 @@ function checkElf(file, { allowed, floors, isAddon }, report) {
   const paths = [...dynamic.matchAll(/\((?:RPATH|RUNPATH)\).*\[(.+)\]/g)].map(([, value]) => value);
   if (paths.length > 0) report(`has a run path: ${paths.join(', ')}`);
   const foreign = needed.filter((name) => !allowed.some((pattern) => pattern.test(name)));
-  if (foreign.length > 0) report(`needs ${foreign.join(', ')}, which a user may not have`);
+  if (foreign.length > 0) report(`needs ${foreign.join(', ')}, which users might not have`);
   if (/\.symtab|\.debug_/.test(readelf(['--sections'], file))) report('is not stripped');
   const machine = [...new Set(readFileSync(file, 'latin1').match(BUILD_MACHINE) ?? [])];
-  if (machine.length > 0) report(`names folders of the build machine: ${machine.slice(0, 3).join(', ')}`);
+  if (machine.length > 0) report(`contains paths of the build machine: ${machine.slice(0, 3).join(', ')}`);
   const versions = neededVersions(file);
   for (const [namespace, version] of Object.entries(versions)) {
     if (newer(version, floors[namespace]))
-      report(`needs ${namespace}_${version}; the package promises ${namespace}_${floors[namespace]}`);
+      report(`needs ${namespace}_${version}; the package declares ${namespace}_${floors[namespace]}`);
   }
   if (isAddon) {
     const known = nodeApiSymbols();
@@ -90,7 +92,7 @@ function checkElf(file, { allowed, floors, isAddon }, report) {
     if (used.length === 0) report('uses no Node-API function');
     if (unknown.length > 0) report(`uses ${unknown.join(', ')}, which Node-API ${NODE_API} does not have`);
   } else if (!RECORDS_ON_CUDA.test(readelf(['--dyn-syms'], file))) {
-    report('records no graphs on CUDA: it was built without the headers of CUDA');
+    report('cannot record CUDA graphs: it was built without the CUDA headers');
   }
   return { needed, versions };
 }

@@ -1,9 +1,11 @@
-// npm run fuzz -- [--minutes M] [--only NAME ...] [--jobs N] [--dry]: libFuzzer on what reads bundles and frames (cpp/fuzz), with
-// AddressSanitizer and UndefinedBehaviorSanitizer, each for M minutes (default 30), N at once (default 1).
+// npm run fuzz -- [--minutes M] [--only NAME ...] [--jobs N] [--dry]: runs libFuzzer on the parsers of
+// bundles and frames (cpp/fuzz), with AddressSanitizer and UndefinedBehaviorSanitizer, each for M minutes
+// (default 30), N at once (default 1).
 //
-// Needs Clang with its runtime libraries (Debian: clang-19 libclang-rt-19-dev) and what `npm test` sets up. Programs, corpora and inputs that
-// were found to fail are in build/fuzz; the corpora are kept and gone on with. A run is recorded in bench/results/fuzz.json and in the table
-// of docs/reliability.md, unless --dry.
+// Requires Clang with its runtime libraries (Debian: clang-19 libclang-rt-19-dev) and the setup of `npm
+// test`. Programs, corpora and failing inputs are in build/fuzz. Later runs continue with the corpora.
+// Results are written to bench/results/fuzz.json and to the table in docs/design/reliability.md, unless --dry
+// is given.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -14,13 +16,13 @@ import { python, root } from './setup.mjs';
 
 const FUZZERS = {
   manifest: 'any text as manifest.json',
-  bundle: 'any manifest over a folder with files',
+  bundle: 'any manifest with a folder of files',
   pickle: "any bytes as a module's pickle",
   archive: 'any pickles, code and tensors as a TorchScript file',
   frame: 'frames of any size and content',
 };
 const RESULTS = path.join(root, 'bench', 'results', 'fuzz.json');
-const PAGE = path.join(root, 'docs', 'reliability.md');
+const PAGE = path.join(root, 'docs', 'design', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run fuzz -->', '<!-- end of measured: npm run fuzz -->'];
 const home = path.join(root, 'build', 'fuzz');
 
@@ -36,14 +38,14 @@ const seconds = Math.round(Number(values.minutes) * 60);
 if (!(seconds > 0)) throw new Error(`Expected minutes above 0 for --minutes but received ${values.minutes}`);
 const jobs = Number(values.jobs);
 if (!(Number.isInteger(jobs) && jobs > 0))
-  throw new Error(`Expected a whole number above 0 for --jobs but received ${values.jobs}`);
+  throw new Error(`Expected a positive integer for --jobs but received ${values.jobs}`);
 const unknown = values.only.filter((name) => !(name in FUZZERS));
 if (unknown.length > 0)
   throw new Error(
     `Expected names among ${Object.keys(FUZZERS).join(', ')} but received ${unknown.join(', ')}`,
   );
 
-/** What libFuzzer starts from. */
+/** Writes the seed inputs. */
 function makeSeeds() {
   const modules = path.join(home, 'modules');
   const seeds = path.join(home, 'seeds');
@@ -85,7 +87,7 @@ async function fuzz(name, seeds) {
   const [status, signal] = await once(child, 'close');
   const last = (pattern) => Number([...stderr.matchAll(pattern)].at(-1)?.[1] ?? 0);
   const outcome = {
-    // A finding ends a run early.
+    // A finding stops the run early.
     seconds: status === 0 ? seconds : Math.round((performance.now() - started) / 1000),
     executions: last(/stat::number_of_executed_units:\s+(\d+)/g) || last(/^#(\d+)/gm),
     coverage: last(/cov: (\d+)/g),
@@ -112,9 +114,8 @@ function record(outcomes) {
     const row = rows[name];
     if (row === undefined) continue;
     const minutes = (row.seconds / 60).toFixed(row.seconds % 60 === 0 ? 0 : 1);
-    lines.push(
-      `| ${name}: ${what} | ${minutes} | ${row.executions} | ${row.coverage} | ${row.corpus} | ${row.failure ?? 'none'} | ${row.date} |`,
-    );
+    const cells = [minutes, row.executions, row.coverage, row.corpus, row.failure ?? 'none', row.date];
+    lines.push(`| ${name}: ${what} | ${cells.join(' | ')} |`);
   }
   const text = readFileSync(PAGE, 'utf8');
   const [before, after] = [text.slice(0, text.indexOf(START) + START.length), text.slice(text.indexOf(END))];
@@ -135,7 +136,7 @@ async function work() {
       `${name}: ${executions} inputs, ${coverage} edges, corpus of ${corpus}: ${failure ?? 'no finding'}\n`,
     );
     if (failure !== null) process.exitCode = 1;
-    if (!values.dry) record({ [name]: outcome }); // after each: a run takes hours in full
+    if (!values.dry) record({ [name]: outcome }); // after each fuzzer, because a full run takes hours
   }
 }
 await Promise.all(Array.from({ length: jobs }, work));

@@ -1,23 +1,25 @@
-// Merges the prebuilds folders of several machines into one, so that a release holds an engine for every LibTorch minor.
+// Merges prebuilds folders of several machines, so that a release has an engine for each LibTorch minor
+// version.
 //
 //   node scripts/merge-prebuilds.mjs OUT IN...
 //
-// Each machine built the addon and the engine of its own LibTorch. Of addons for one platform the first is kept: they are built from the same
-// sources against the same Node-API, whatever LibTorch was there. Two different files for one engine are an error.
+// Each machine builds the addon and the engine for its LibTorch version. For each platform, the first addon
+// is kept: addons do not depend on the LibTorch version. Two different files for the same engine are an
+// error.
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 
 function merge(out, from) {
   const platforms = readdirSync(from).filter((name) => statSync(path.join(from, name)).isDirectory());
-  if (platforms.length === 0) throw new Error(`${from} holds no platform's folder`);
+  if (platforms.length === 0) throw new Error(`${from} has no platform folder`);
   for (const platform of platforms) {
     mkdirSync(path.join(out, platform), { recursive: true });
     for (const name of readdirSync(path.join(from, platform))) {
       const [source, to] = [path.join(from, platform, name), path.join(out, platform, name)];
       if (!existsSync(to)) cpSync(source, to);
       else if (!name.endsWith('.node') && !readFileSync(source).equals(readFileSync(to))) {
-        throw new Error(`${platform}/${name} comes from two machines and differs`);
+        throw new Error(`${platform}/${name} differs between two machines`);
       }
     }
   }

@@ -1,10 +1,12 @@
-// Packs @diad/libtorch-<platform>-<arch>: LibTorch's CPU libraries as an npm package, as small as they get.
+// Packs @diad/libtorch-<platform>-<arch>: the CPU libraries of LibTorch as an npm package of minimal size.
 //
 //   node scripts/pack-libtorch.mjs [--from FOLDER] [--out out/libtorch] [--no-tarball | --quick]
 //
-// --from: a LibTorch as `diad libtorch install` leaves it (torch/lib, torch/version.py, licenses); default: one is installed into out/ first.
-// --quick: a larger tarball, for tests: compressing takes most of the time.
-// Taken is what libtorch.so needs, directly or not, and lies beside it; symbol tables go (linking against the libraries still works). Linux only.
+// --from: a LibTorch folder from `diad libtorch install` (torch/lib, torch/version.py, licenses). Default:
+// installs one to out/ first.
+// --quick: less compression, for tests, because compression takes most of the time.
+// The package contains the direct and indirect dependencies of libtorch.so in its folder, without symbol
+// tables. Linking against the libraries still works. Linux only.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -30,7 +32,7 @@ async function fetchLibTorch() {
   return installed.folder;
 }
 
-/** Libraries that `first` needs and that lie in `folder`, itself included. */
+/** Lists `first` and its direct and indirect dependencies in `folder`. */
 function closure(folder, first) {
   const found = new Set([first]);
   for (const name of found) {
@@ -43,7 +45,7 @@ function closure(folder, first) {
   return [...found];
 }
 
-/** Every library must find all it needs where the package will be. */
+/** Checks that all dependencies of the libraries are found. */
 function checkResolved(folder, names) {
   for (const name of names) {
     const missing = execFileSync('ldd', [path.join(folder, name)], { encoding: 'utf8' }).match(
@@ -72,11 +74,11 @@ function describe(version, names) {
 
 const README = (version) => `# LibTorch ${version} for diad
 
-The CPU libraries of the PyTorch ${version} wheel, stripped of symbol tables and of what only Python needs. Install it beside \`diad\`, which finds it by
-itself. The licenses of PyTorch and of what it contains are in \`licenses/\`.
+The CPU libraries of the PyTorch ${version} wheel, without symbol tables and Python-only parts. Install it next
+to \`diad\`, which finds it automatically. The licenses of PyTorch and its components are in \`licenses/\`.
 `;
 
-/** As npm publishes it. */
+/** Packs the folder with npm. */
 function pack(folder) {
   const out = path.dirname(folder);
   const [{ filename }] = JSON.parse(
@@ -110,13 +112,13 @@ async function main() {
       quick: { type: 'boolean', default: false },
     },
   });
-  if (process.platform !== 'linux') throw new Error('this runs on Linux');
+  if (process.platform !== 'linux') throw new Error('only Linux is supported');
   const from = path.resolve(values.from ?? (await fetchLibTorch()));
   const version = /__version__ = '([^']+)'/.exec(
     readFileSync(path.join(from, 'torch', 'version.py'), 'utf8'),
   )?.[1];
   if (version === undefined || existsSync(path.join(from, 'torch', 'lib', 'libtorch_cuda.so')))
-    throw new Error(`${from} is no CPU LibTorch`);
+    throw new Error(`${from} is not a CPU build of LibTorch`);
   const folder = path.join(path.resolve(values.out), 'package');
   rmSync(folder, { recursive: true, force: true });
   const lib = path.join(folder, 'lib');

@@ -1,4 +1,5 @@
-// npm run docs:page: docs/images/page.png for the README - the page of `diad serve` with example images, as the base bundle scores them.
+// npm run docs:page: writes docs/images/page.png, a screenshot of the `diad serve` page with scored example
+// images.
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
@@ -13,7 +14,7 @@ async function main() {
   setUp();
   const executablePath = process.env.DIAD_CHROMIUM ?? programPath('chromium');
   if (executablePath === undefined || !existsSync(executablePath)) {
-    throw new Error('Chromium is needed: put it on PATH or name it in DIAD_CHROMIUM');
+    throw new Error('Chromium not found: add it to PATH or set DIAD_CHROMIUM');
   }
   const { Diad } = await import('../dist/index.js');
   const { createServer } = await import('../dist/server/index.js');
@@ -23,7 +24,7 @@ async function main() {
     await server.ready;
     const page = await browser.newPage({ viewport: VIEWPORT, colorScheme: 'light' });
     await page.goto(server.url);
-    // One at a time: the newest comes first.
+    // Add one image at a time, because the page shows the newest first.
     for (const [i, name] of EXAMPLES.toReversed().entries()) {
       await page.locator('input[type=file]').setInputFiles(path.join(root, 'examples', name));
       await page

@@ -1,10 +1,11 @@
-// npm run prebuilds: writes prebuilds/<platform>-<arch>/ - the addon and one engine library for each LibTorch minor built here.
+// npm run prebuilds: writes prebuilds/<platform>-<arch>/ with the addon and the engine library for the local
+// LibTorch.
 //
 //   node scripts/prebuild.mjs [--libtorch DIR] [--reuse-build [--to FOLDER]]
 //
-// prebuildify starts from nothing (node-gyp removes build/), so it works on a copy of what the package ships, which also shows that those
-// sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them;
-// with --to into another folder than prebuilds/.
+// prebuildify works on a copy of the package's sources, because node-gyp removes build/. This also checks
+// that the sources in the package are complete. --reuse-build strips the libraries of build/Release instead,
+// which were built with the same CMakeLists.txt. --to selects another output folder than prebuilds/.
 import { execFileSync } from 'node:child_process';
 import {
   cpSync,
@@ -22,7 +23,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
-// Of what the package ships, the part that is compiled: what is missing there fails here.
+// The compiled part of the package's files. If a source file is missing in the package, the build fails.
 const { files } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
 const SOURCES = [
   'package.json',
@@ -38,7 +39,7 @@ function libtorch(option) {
     .map((name) => path.join(lib, name, 'site-packages', 'torch'))
     .find(existsSync);
   if (found === undefined)
-    throw new Error('no LibTorch: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`');
+    throw new Error('no LibTorch found: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`');
   return realpathSync(found);
 }
 
@@ -54,7 +55,7 @@ function stage() {
   return folder;
 }
 
-/** Node's own headers where they lie beside it; otherwise node-gyp downloads them. */
+/** Uses the headers of the Node installation if they exist. Otherwise, node-gyp downloads them. */
 function nodeHeaders() {
   const prefix = path.resolve(path.dirname(process.execPath), '..');
   return existsSync(path.join(prefix, 'include', 'node', 'node_api.h')) ? { npm_config_nodedir: prefix } : {};
@@ -72,10 +73,10 @@ function prebuildify(named) {
 }
 
 function reuseBuild(target) {
-  if (process.platform !== 'linux') throw new Error('--reuse-build is for Linux');
+  if (process.platform !== 'linux') throw new Error('--reuse-build is supported on Linux only');
   const built = path.join(root, 'build', 'Release');
   const engines = readdirSync(built).filter((name) => /^libdiad_engine-torch[\d.]+\.so$/.test(name));
-  if (engines.length === 0) throw new Error('build/Release holds no engine: npm run build');
+  if (engines.length === 0) throw new Error('build/Release has no engine: run `npm run build`');
   for (const name of ['diad.node', ...engines]) {
     const to = path.join(target, name.replace('diad.node', 'diad.glibc.node'));
     cpSync(path.join(built, name), to);
@@ -91,7 +92,7 @@ try {
       to: { type: 'string' },
     },
   });
-  if (values.to !== undefined && !values['reuse-build']) throw new Error('--to goes with --reuse-build');
+  if (values.to !== undefined && !values['reuse-build']) throw new Error('--to requires --reuse-build');
   const target = path.join(values.to ?? path.join(root, 'prebuilds'), `${process.platform}-${process.arch}`);
   rmSync(target, { recursive: true, force: true });
   mkdirSync(target, { recursive: true });

@@ -1,5 +1,5 @@
-// npm run docs:image: docs/image.png for the README - input, reconstruction and heat map of example images, side by side, as the base
-// bundle makes them.
+// npm run docs:image: writes docs/image.png with input, reconstruction and heat map of example images, side
+// by side, computed with the base bundle.
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';

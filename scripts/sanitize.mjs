@@ -1,12 +1,14 @@
-// npm run sanitize -- address|thread: engine, addon and C++ tests built with a sanitizer (address: with undefined behavior), then the C++
-// tests and part of the mocha tests under stock Node with the sanitizer's library preloaded.
-// npm run sanitize -- valgrind: the C++ tests of the ordinary build under valgrind's memcheck, which also sees reads of memory that nobody has
-// written, LibTorch's included; without those that multiply much, and without Node, which takes minutes to start there.
+// npm run sanitize -- address|thread: builds engine, addon and C++ tests with a sanitizer (address: also
+// undefined behavior). Then runs the C++ tests, and some mocha tests in unmodified Node with the sanitizer
+// library preloaded. npm run sanitize -- valgrind: runs the C++ tests of the normal build with valgrind's
+// memcheck, which also detects reads of uninitialized memory, including those in LibTorch. Skips
+// compute-heavy tests, and skips Node, which takes minutes to start in valgrind.
 //
 //   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/07-lifecycle.test.ts ...]
 //
-// Everything is in build/sanitize-NAME: the CMake tree, the binaries, and a copy of the package that uses them. Needs what `npm test` sets up.
-// A whole run is recorded in bench/results/sanitizers.json and in the table of docs/reliability.md, unless --dry.
+// The CMake tree, the binaries and a copy of the package that uses them are in build/sanitize-NAME. Requires
+// the setup of `npm test`. Results of complete runs are written to bench/results/sanitizers.json and to the
+// table in docs/design/reliability.md, unless --dry is given.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -17,7 +19,10 @@ import { root } from './setup.mjs';
 const VALGRIND = 'valgrind';
 const RUNTIMES = { address: 'libasan.so', thread: 'libtsan.so' };
 const TESTS = ['01-arguments', '06-bundle', '07-lifecycle'].map((name) => `test/${name}.test.ts`);
-/** C++ tests, as doctest's patterns, that memcheck would need many minutes for; the queue's wait for threads that take turns there. */
+/**
+ * doctest patterns of C++ tests that take many minutes in memcheck. Queue tests are slow because threads run
+ * serially.
+ */
 const LARGE_TESTS = [
   "the device's GroupNorm*",
   'kernels that compute something else*',
@@ -31,7 +36,7 @@ const LARGE_TESTS = [
   'a profile*',
 ];
 const RESULTS = path.join(root, 'bench', 'results', 'sanitizers.json');
-const PAGE = path.join(root, 'docs', 'reliability.md');
+const PAGE = path.join(root, 'docs', 'design', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run sanitize -->', '<!-- end of measured: npm run sanitize -->'];
 
 const { values, positionals } = parseArgs({
@@ -54,15 +59,15 @@ const suppressions = (of) =>
 const env = {
   ...process.env,
   LD_LIBRARY_PATH: path.join(home, 'Release'),
-  // V8 and LibTorch keep much until the process ends; leaks are measured by `npm run abuse -- --only cycles` instead.
+  // V8 and LibTorch do not free all memory at exit. `npm run abuse -- --only cycles` measures leaks instead.
   ASAN_OPTIONS: `detect_leaks=0:${suppressions('address')}`,
   UBSAN_OPTIONS: `halt_on_error=1:${suppressions('undefined')}`,
   TSAN_OPTIONS: `halt_on_error=0:exitcode=66:ignore_noninstrumented_modules=1:${suppressions('thread')}`,
-  // GNU's OpenMP synchronises in ways ThreadSanitizer cannot see.
+  // ThreadSanitizer does not detect the synchronization of GNU OpenMP.
   ...(name === 'thread' ? { OMP_NUM_THREADS: '1' } : {}),
 };
 
-/** Runs a program; what it prints goes on and comes back. */
+/** Runs a program, prints its output and returns it. */
 function run(title, command, args, options = {}) {
   process.stdout.write(`== ${title}\n`);
   const { status, signal, error, stdout, stderr } = spawnSync(command, args, {
@@ -77,13 +82,13 @@ function run(title, command, args, options = {}) {
   process.stdout.write(stdout ?? '');
   process.stderr.write(stderr ?? '');
   if (status !== 0) {
-    process.stderr.write(`sanitize: ${title}: ended with ${signal ?? status}\n`);
+    process.stderr.write(`sanitize: ${title}: exited with ${signal ?? status}\n`);
     process.exitCode = 1;
   }
   return { status, output: `${stdout}${stderr}` };
 }
 
-/** The package as tests see it, around the sanitized binaries. */
+/** Creates a copy of the package for the tests, with the sanitized binaries. */
 function packageCopy() {
   const copy = path.join(home, 'package');
   rmSync(copy, { recursive: true, force: true });
@@ -103,7 +108,7 @@ function cppTests() {
   return { passed: Number(counts?.[1] ?? 0), failed: Number(counts?.[2] ?? 1), reports: reportsIn(output) };
 }
 
-/** Memcheck over the C++ tests that are small enough for it: it is slow, and one thread at a time. */
+/** Runs small C++ tests with memcheck, which is slow and runs one thread at a time. */
 function smallTests() {
   const folder = path.join(root, 'build', 'Release');
   const checks = [
@@ -130,7 +135,7 @@ function smallTests() {
 
 function mochaTests() {
   const preload = execFileSync('gcc', [`-print-file-name=${RUNTIMES[name]}`], { encoding: 'utf8' }).trim();
-  if (!existsSync(preload)) throw new Error(`gcc has no ${RUNTIMES[name]}: install its sanitizer libraries`);
+  if (!existsSync(preload)) throw new Error(`gcc has no ${RUNTIMES[name]}: install the sanitizer libraries`);
   const mocha = path.join(root, 'node_modules', 'mocha', 'bin', 'mocha.js');
   const report = path.join(home, 'mocha.json');
   rmSync(report, { force: true });
@@ -153,7 +158,7 @@ function mochaTests() {
   return { passed: stats.passes, failed: stats.failures, reports: reportsIn(output) };
 }
 
-/** How many findings a sanitizer has printed. */
+/** Counts the findings in the output of a sanitizer. */
 const reportsIn = (output) =>
   (output.match(/ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer/g) ?? []).length;
 

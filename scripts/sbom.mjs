@@ -1,6 +1,7 @@
-// npm run sbom: the software bill of materials of the package, CycloneDX JSON, into out/sbom.cdx.json.
+// npm run sbom: writes the software bill of materials of the package, CycloneDX JSON, to out/sbom.cdx.json.
 //
-// npm lists what it installs; added is what it cannot see: C++ libraries compiled in, the base model, and LibTorch, which is found at run time.
+// Adds components that npm does not list: compiled-in C++ libraries, the base model, and LibTorch, which is
+// loaded at run time.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -45,7 +46,9 @@ function baseModel() {
   const manifest = read('models', 'base', 'manifest.json');
   const { name, torchVersion } = JSON.parse(manifest);
   const hashes = [{ alg: 'SHA-256', content: createHash('sha256').update(manifest).digest('hex') }];
-  const description = `Model bundle, exported with torch ${torchVersion}; the hash is its manifest's, which holds those of its files`;
+  const description =
+    `Model bundle, exported with torch ${torchVersion}. The hash is that of the manifest, ` +
+    'which contains the hashes of all files';
   return {
     type: 'machine-learning-model',
     name: `diad-bundle-${name}`,
@@ -57,7 +60,7 @@ function baseModel() {
 }
 
 function libtorch(version) {
-  const description = 'Opened at run time where it is found; not part of the package';
+  const description = 'Loaded at run time; not part of the package';
   return {
     type: 'library',
     name: 'libtorch',

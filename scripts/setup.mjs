@@ -1,6 +1,9 @@
-// Set-up of a fresh clone, each step once: node packages, .venv with PyTorch (which is also the LibTorch), TypeScript, native build.
+// Sets up a fresh clone: node packages, .venv with PyTorch (which contains LibTorch), TypeScript, native
+// build. Each step runs once, and again if its inputs change.
 //
-//   node scripts/setup.mjs [--python]     --python: also the Python reference with what its tests need
+//   node scripts/setup.mjs [--python]
+//
+// --python: also installs the Python reference and its test dependencies
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -11,7 +14,7 @@ import { fileURLToPath } from 'node:url';
 export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 export const python = path.join(root, '.venv', 'bin', 'python');
 const TORCH = 'torch==2.13.0';
-/** Headers, for what the engine calls of LibTorch's on CUDA; nothing of them is linked. */
+/** CUDA headers for the engine's calls to LibTorch on CUDA. Nothing is linked. */
 const CUDA_HEADERS = ['nvidia-cuda-runtime==13.0.96', 'nvidia-cuda-crt==13.0.88'];
 
 function filesBelow(entry) {
@@ -21,7 +24,7 @@ function filesBelow(entry) {
   return below.map((found) => path.join(found.parentPath ?? found.path, found.name));
 }
 
-/** Digest of files and folders, so that a step runs again when what it works on has changed. */
+/** Computes a digest of files and folders, so that a step runs again when its inputs change. */
 function digest(entries) {
   const hash = createHash('sha256').update(process.version);
   const files = entries.flatMap((entry) =>
@@ -68,10 +71,10 @@ function systemPython() {
     });
     if (version.status === 0 && Number(version.stdout.trim().split('.')[1]) >= 11) return name;
   }
-  throw new Error('Python 3.11 or newer is needed: diad finds LibTorch in its PyTorch');
+  throw new Error('Python 3.11 or newer is required: setup installs PyTorch, which contains LibTorch');
 }
 
-/** Runs every step that has not been done; returns those that it ran with their times. */
+/** Runs all outdated steps. Returns the executed steps with their times. */
 export function setUp({ withPython = false } = {}) {
   step('node packages', ['package.json', 'package-lock.json'], ['node_modules/sharp/package.json'], () =>
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel', 'error']),
@@ -95,7 +98,7 @@ export function setUp({ withPython = false } = {}) {
         TORCH,
       ]),
     );
-    // A bundle of the published design in miniature, random weights: ten steps, no evidence.
+    // A miniature of the published design with random weights: ten steps, no evidence.
     step('test bundle', ['python/diad_reference'], ['build/fixtures/published/manifest.json'], () =>
       run(python, [
         '-m',

@@ -1,10 +1,10 @@
-// What the tests need beside npm and PyPI: a browser, a Redis and an MQTT broker from Debian's packages.
+// Installs the system packages that the tests need: a browser, Redis and an MQTT broker.
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 
-/** What each package brings, under the names it may have already; an environment variable names it elsewhere. */
+/** Required packages with possible program names. An environment variable can set the path of the program. */
 const NEEDED = [
   {
     package: 'chromium',
@@ -15,7 +15,7 @@ const NEEDED = [
   { package: 'mosquitto', programs: ['mosquitto'] },
 ];
 
-/** Path of a program; undefined when it is not there. */
+/** Returns the path of a program, or undefined if it is not installed. */
 export function programPath(name) {
   const folders = [...(process.env.PATH ?? '').split(':'), '/usr/bin', '/usr/sbin', '/usr/local/bin'];
   return folders.map((folder) => path.join(folder, name)).find((file) => existsSync(file));
@@ -29,8 +29,8 @@ function isThere({ programs, variable }) {
 }
 
 /**
- * Installs what is missing, which takes root on a Debian or Ubuntu; says what to do otherwise. The brokers' own services are not started:
- * the tests start theirs on free ports.
+ * Installs missing packages, which requires root on Debian or Ubuntu. Otherwise, throws an error that names
+ * them. The services of the brokers are not started, because the tests start their own brokers on free ports.
  */
 export function installSystemPackages() {
   const packages = NEEDED.filter((needed) => !isThere(needed)).map((needed) => needed.package);
@@ -38,7 +38,8 @@ export function installSystemPackages() {
   const command = `apt-get install --yes ${packages.join(' ')}`;
   if (process.getuid?.() !== 0 || programPath('apt-get') === undefined) {
     throw new Error(
-      `The tests need ${packages.join(', ')}: run \`sudo ${command}\`, or put the programs on PATH (Chromium: or in DIAD_CHROMIUM)`,
+      `The tests need ${packages.join(', ')}: run \`sudo ${command}\`, or add the programs to PATH ` +
+        '(for Chromium, you can also set DIAD_CHROMIUM)',
     );
   }
   process.stderr.write(`[set-up] ${command} ...\n`);

@@ -1,15 +1,18 @@
-// npm run test:install: the installation matrix from scratch. Tarballs are packed, then installed in clean directories and used there.
+// npm run test:install: installation tests. Packs the tarballs, installs them in clean folders and scores
+// images.
 //
 //   node scripts/test-install.mjs [--short] [--reuse-build] [--only NAME,...]
 //   node scripts/test-install.mjs --reuse-build --only 'built from the sources in the package'
 //
-// --short is what `npm run test:all` runs: this Node, npm, binaries taken from build/Release. The whole matrix builds the binaries with prebuildify and
-// needs the package registry (Node binaries, package managers); --reuse-build spares it prebuildify. Each case prints a line; the last line is "N passed, N failed".
+// --short is the form that `npm run test:all` runs: current Node, npm, binaries from build/Release. The full
+// matrix builds the binaries with prebuildify and needs the package registry (Node binaries, package
+// managers).
+// --reuse-build skips prebuildify. Prints a line per case; the last line is "N passed, N failed".
 import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
-import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artifacts.mjs';
+import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artefacts.mjs';
 import * as cases from './install/cases.mjs';
 import { cleanEnvironment, root, work } from './install/consumer.mjs';
 
@@ -33,7 +36,7 @@ const NEEDED = [
     'dist/page/app.js',
     'dist/page/app.css',
   ],
-  ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/service.md'],
+  ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/guide/service.md'],
 ];
 
 const { values } = parseArgs({
@@ -48,7 +51,7 @@ let [passed, failed] = [0, 0];
 
 const wanted = (name) => only === undefined || only.includes(name);
 
-/** Runs a case; a failure is printed and the rest go on. */
+/** Runs a case. A failure is printed, and the other cases still run. */
 function run(name, work) {
   if (!wanted(name)) return undefined;
   const started = performance.now();
@@ -66,7 +69,7 @@ function run(name, work) {
 
 function checkContents({ files, size, unpackedSize }) {
   const stray = files.filter((file) => !SHIPPED.test(file) || /\.map$|test/i.test(path.basename(file)));
-  if (stray.length > 0) throw new Error(`these do not belong into the package: ${stray.join(', ')}`);
+  if (stray.length > 0) throw new Error(`unexpected files in the package: ${stray.join(', ')}`);
   for (const needed of NEEDED) {
     if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
   }
@@ -77,10 +80,11 @@ function checkContents({ files, size, unpackedSize }) {
   );
   if (orphans.length > 0)
     throw new Error(
-      `dist/ holds what lib/ no longer has: ${orphans.join(', ')}; remove dist/ and build again`,
+      `dist/ has files without a source in lib/: ${orphans.join(', ')}; remove dist/ and build again`,
     );
   console.log(
-    `        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`,
+    `        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ` +
+      `${(unpackedSize / 1e6).toFixed(1)} MB unpacked`,
   );
 }
 
@@ -101,7 +105,7 @@ function main() {
     diad,
     golden: goldenScore(),
     libtorchFolder: torchFolder(),
-    // Packed for the first case that installs it: that takes minutes.
+    // Packed on first use, because packing takes minutes.
     get libtorch() {
       return (libtorch ??= packLibTorch({ quick: values.short }));
     },
@@ -113,7 +117,7 @@ function main() {
   const folder =
     run('npm offline from two tarballs', () => cases.npmOffline(context)) ??
     path.join(work, 'projects', 'npm');
-  run('what is said without LibTorch', () => cases.withoutLibTorch(context));
+  run('error message without LibTorch', () => cases.withoutLibTorch(context));
   if (values.short) {
     run('import and require and workers', () => cases.everyWayIn(process.execPath, folder, context));
     return;

@@ -1,10 +1,12 @@
-// Set-up, then checks and test suites; ends with the ten slowest tests and the line "N passed, N failed, N skipped".
+// Runs the setup, the checks and the test suites. Prints the ten slowest tests and the line
+// "N passed, N failed, N skipped".
 //
-//   node scripts/test.mjs            npm test: what a change is likely to break, in minutes
-//   node scripts/test.mjs --all      npm run test:all: every test
-//   node scripts/test.mjs --rest     what --all has beyond npm test
+//   node scripts/test.mjs            npm test: fast tests, in minutes
+//   node scripts/test.mjs --all      npm run test:all: all tests
+//   node scripts/test.mjs --rest     the tests of --all that npm test does not run
 //
-// Slow tests belong to --all and --rest only: mocha's with @slow in a title, Python's with the marker "slow", the C++ runs for lesser CPUs.
+// Slow tests run with --all and --rest only: mocha tests with @slow in the title, Python tests with the
+// marker "slow", and the C++ tests for CPUs with fewer instructions.
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import os from 'node:os';
@@ -29,13 +31,15 @@ const { values: options } = parseArgs({
 const fast = !options.rest;
 const slow = options.all || options.rest;
 
-/** In the titles of mocha's slow suites and tests: stress, faults, training, installation, a browser, brokers. */
+/**
+ * Tag in the titles of slow mocha suites and tests: stress, faults, training, installation, browser, brokers.
+ */
 const SLOW = '@slow';
 
-/** A program that prints nothing for so long hangs. Generous: no test depends on how fast the machine is. */
+/** A program without output for this time is killed. Long, so that slow machines do not fail. */
 const HANG_GUARD_MS = 20 * 60_000;
 
-/** Runs a program; what it prints appears at once, or together when it has ended. */
+/** Runs a program. Prints its output immediately, or all at once after it has exited (`together`). */
 async function run(name, command, args, { together = true, env = {} } = {}) {
   if (!together) console.log(`\n== ${name}`);
   const child = spawn(command, args, {
@@ -46,7 +50,7 @@ async function run(name, command, args, { together = true, env = {} } = {}) {
   const started = performance.now();
   const printed = [];
   const hung = setTimeout(() => {
-    printed.push(Buffer.from(`${name}: killed, it printed nothing for ${HANG_GUARD_MS / 60_000} minutes\n`));
+    printed.push(Buffer.from(`${name}: killed after ${HANG_GUARD_MS / 60_000} minutes without output\n`));
     child.kill('SIGKILL');
   }, HANG_GUARD_MS);
   for (const stream of [child.stdout, child.stderr]) {
@@ -71,7 +75,7 @@ async function run(name, command, args, { together = true, env = {} } = {}) {
 }
 
 function count(name, { passed, failed, skipped = 0 }, status) {
-  // A suite that ends badly without naming a failed test has failed as a whole; so has one that ran nothing.
+  // Count a failure if the suite failed without a failed test, or if it ran no tests.
   const lost = failed === 0 && (status !== 0 || passed + skipped === 0) ? 1 : 0;
   totals.passed += passed;
   totals.failed += failed + lost;
@@ -79,7 +83,7 @@ function count(name, { passed, failed, skipped = 0 }, status) {
   console.log(`${name}: ${passed} passed, ${failed + lost} failed, ${skipped} skipped`);
 }
 
-/** A check is one test: it passes or not. */
+/** Runs a check and counts it as one test. */
 async function check(name, command, args) {
   const { status } = await run(name, command, args);
   count(name, status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 }, status);
@@ -94,7 +98,7 @@ async function mochaSuite() {
   try {
     result = JSON.parse(readFileSync(report, 'utf8'));
   } catch (error) {
-    console.log(`mocha left no report: ${error.message}`);
+    console.log(`mocha wrote no report: ${error.message}`);
   }
   tests.push(...result.tests.map(({ title, seconds }) => ({ suite: 'mocha', title, seconds })));
   count('mocha', { passed: result.passes, failed: result.failures, skipped: result.pending }, status);
@@ -113,7 +117,8 @@ async function cppTests(name, args, env) {
     path.join(root, 'build', 'Release', 'diad_engine_tests'),
     ['--duration=true', ...args],
     {
-      // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
+      // MALLOC_PERTURB_: glibc overwrites freed memory, to detect uses after free. NVRTC compiles CUDA
+      // kernels without a device.
       env: {
         LD_LIBRARY_PATH: path.join(root, 'build', 'Release'),
         MALLOC_PERTURB_: '165',
@@ -125,7 +130,7 @@ async function cppTests(name, args, env) {
   for (const [, seconds, title] of output.matchAll(/^(\d+\.\d+) s: (.*)$/gm))
     tests.push({ suite: name, title, seconds: Number(seconds) });
   const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
-  // doctest counts a test that SKIP_UNLESS (cpp/tests/support.h) ended as passed.
+  // doctest counts tests that SKIP_UNLESS (cpp/tests/support.h) skipped as passed.
   const skipped = output.match(/^\[skipped\] /gm)?.length ?? 0;
   count(
     name,
@@ -134,7 +139,7 @@ async function cppTests(name, args, env) {
   );
 }
 
-/** What computes on lesser CPUs: the layers with LibTorch's and our kernels for fewer instructions. */
+/** Runs the layer tests with the kernels for CPUs with fewer instructions. */
 async function cppCapabilities() {
   const layers = ['packed_layers', 'cpu_graph_passes', 'direct_conv', 'transformer_ops', 'winograd_conv']
     .map((name) => `*${name}_test*`)
@@ -160,7 +165,7 @@ async function pythonSuite() {
     '-p',
     'no:cacheprovider',
   ];
-  // One thread: beside other tests OpenMP's would wait for one another.
+  // One thread, because OpenMP threads are slow next to other tests.
   const { status } = await run('Python tests', python, args, {
     env: { OMP_NUM_THREADS: '1', PYTHONUNBUFFERED: '1' },
   });
@@ -168,7 +173,7 @@ async function pythonSuite() {
   try {
     xml = readFileSync(report, 'utf8');
   } catch (error) {
-    console.log(`pytest left no report: ${error.message}`);
+    console.log(`pytest wrote no report: ${error.message}`);
   }
   for (const [, file, title, seconds] of xml.matchAll(
     /<testcase classname="([^"]*)" name="([^"]*)" time="([\d.]+)"/g,
@@ -194,7 +199,7 @@ async function checks() {
 
 function printTimes() {
   const line = ({ seconds }, text) => console.log(`${seconds.toFixed(1).padStart(8)} s  ${text}`);
-  console.log('\nSet-up, checks and suites:');
+  console.log('\nSetup, checks and suites:');
   for (const step of steps) line(step, step.name);
   console.log('\nThe ten slowest tests:');
   for (const test of tests.sort((a, b) => b.seconds - a.seconds).slice(0, 10))
@@ -204,7 +209,8 @@ function printTimes() {
 try {
   if (slow) installSystemPackages();
   steps.push(...setUp({ withPython: true }));
-  // The checks and Python's tests use one thread each and mocha's tests wait a lot: together they end sooner. The C++ tests use every core.
+  // Run checks and Python tests in parallel with mocha: they use one thread each, and mocha tests mostly
+  // wait. The C++ tests use all cores.
   const besides = async () => {
     if (fast) await checks();
     await pythonSuite();

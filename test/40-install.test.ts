@@ -22,7 +22,7 @@ describe('installation @slow', () => {
   for (const name of [
     'contents of the package',
     'npm offline from two tarballs',
-    'what is said without LibTorch',
+    'error message without LibTorch',
     'import and require and workers',
   ]) {
     it(name, () => {

@@ -1,4 +1,4 @@
-// Small files that ask for a lot: pixels, scans, pages, frames.
+// Decompression bombs: small files with very many pixels, scans, pages or frames.
 import { writeFileSync, mkdtempSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -6,9 +6,10 @@ import zlib from 'node:zlib';
 import { megabytes, nodeChild } from './harness.mjs';
 
 export const abuse =
-  'bombs: PNG 30,000 x 30,000, progressive JPEG with 5,000 scans, TIFF of 10,000 pages, GIF and WebP of 10,000 frames';
-export const mustHold = 'refused before decoding, with the reason; peak RSS < +200 MB, < 10 s';
-export const amounts = { short: 1, full: 10 }; // rounds over the five
+  'decompression bombs: PNG of 30,000 x 30,000, progressive JPEG with 5,000 scans, TIFF with 10,000 pages, ' +
+  'GIF and WebP with 10,000 frames';
+export const mustHold = 'rejected before decoding, with the reason; peak RSS < +200 MB, < 10 s';
+export const amounts = { short: 1, full: 10 }; // rounds over the five files
 
 const MOST_MB = 200;
 const LONGEST_MS = 10_000;
@@ -36,7 +37,7 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
-/** A whole, valid PNG of side x side black pixels, 1 bit each: 112 MB of rows in about 110 KB. */
+/** Creates a valid PNG of side x side black pixels, 1 bit each: 112 MB of rows in about 110 KB. */
 export function pngBomb(side = 30_000) {
   const header = Buffer.alloc(13);
   header.writeUInt32BE(side, 0);
@@ -52,7 +53,7 @@ export function pngBomb(side = 30_000) {
   ]);
 }
 
-/** A progressive JPEG whose last scan is there `scans` times. */
+/** Creates a progressive JPEG whose last scan is repeated `scans` times. */
 export async function jpegBomb(scans = 5000) {
   const { default: sharp } = await import('sharp');
   const plain = sharp({ create: { width: 4000, height: 4000, channels: 3, background: '#807060' } });
@@ -67,7 +68,7 @@ export async function jpegBomb(scans = 5000) {
   ]);
 }
 
-/** A TIFF of one-strip pages of 64 x 64 gray pixels that share their pixels. */
+/** Creates a TIFF of one-strip pages of 64 x 64 gray pixels that share their pixel data. */
 export function tiffBomb(pages = 10_000) {
   const [side, entries] = [64, 9];
   const pixels = 8;
@@ -102,7 +103,7 @@ export function tiffBomb(pages = 10_000) {
   return file;
 }
 
-/** A GIF of frames of one logical screen: the frame's bytes, repeated. */
+/** Creates a GIF that repeats the bytes of one frame. */
 export async function gifBomb(frames = 10_000) {
   const { default: sharp } = await import('sharp');
   const plain = sharp({ create: { width: 1000, height: 1000, channels: 3, background: '#807060' } });
@@ -117,7 +118,7 @@ export async function gifBomb(frames = 10_000) {
   ]);
 }
 
-/** A WebP whose one frame is there `frames` times. */
+/** Creates a WebP whose last frame is repeated, with `frames` frames in total. */
 export async function webpBomb(frames = 10_000) {
   const { default: sharp } = await import('sharp');
   const pixels = { width: 64, height: 128, channels: 3 };
@@ -134,7 +135,7 @@ export async function webpBomb(frames = 10_000) {
   return bomb;
 }
 
-/** What each must be refused with. */
+/** Expected error of each file. */
 const REFUSALS = {
   png: /^ERR_DIAD_IMAGE_TOO_LARGE: .* 30000 x 30000/,
   jpeg: /^ERR_DIAD_IMAGE_DECODE: .*more than 100 scans/,
@@ -163,8 +164,11 @@ export async function run(count) {
           const bomb = readFileSync(${JSON.stringify(path.join(folder, name))});
           const before = process.resourceUsage().maxRSS;
           const started = performance.now();
-          const outcome = await diad.score(bomb).then(() => 'score', (error) => error instanceof DiadError ? error.code + ': ' + error.message : 'not a DiadError: ' + error);
-          console.log(JSON.stringify({ outcome, ms: performance.now() - started, kib: process.resourceUsage().maxRSS - before }));
+          const describe = (error) =>
+            error instanceof DiadError ? error.code + ': ' + error.message : 'not a DiadError: ' + error;
+          const outcome = await diad.score(bomb).then(() => 'score', describe);
+          const kib = process.resourceUsage().maxRSS - before;
+          console.log(JSON.stringify({ outcome, ms: performance.now() - started, kib }));
           await diad.close();`;
         const ended = await nodeChild(source, { timeout: 60_000 });
         if (ended.code !== 0) {

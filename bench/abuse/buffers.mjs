@@ -1,9 +1,9 @@
-// Input buffers that are overwritten, transferred or detached right after the call.
+// Overwrites, transfers or detaches input buffers right after the call.
 import { library, readTestImage, randomNumbers } from './harness.mjs';
 
 export const abuse = 'input buffer mutated, transferred or detached right after the call';
 export const mustHold =
-  'the result of the original bytes; a buffer that is gone before the call is a DiadError';
+  'result of the original bytes; DiadError for a buffer that was detached before the call';
 export const amounts = { short: 24, full: 1000 };
 
 export async function run(count) {

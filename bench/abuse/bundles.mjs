@@ -1,4 +1,5 @@
-// A bundle with every class of damage: flipped bits, missing ends, exchanged files, impossible manifests, ways out of the folder.
+// Bundles with all kinds of damage: flipped bits, truncation, swapped files, invalid manifests, path
+// traversal.
 import { createHash } from 'node:crypto';
 import {
   cpSync,
@@ -15,9 +16,11 @@ import path from 'node:path';
 import { baseBundle, isDiadError, library, randomNumbers, within } from './harness.mjs';
 
 export const abuse =
-  'bundle: bits flipped at every class of position, truncated, files exchanged, huge or negative sizes, path traversal, links out';
+  'bundle: bits flipped at all kinds of positions, truncated, files swapped, huge or negative sizes, ' +
+  'path traversal, links out of the bundle';
 export const mustHold =
-  "refused with the file's name (without hashes, too: a result or a DiadError); nothing outside the bundle read";
+  'rejected with the name of the file (without hash checks: a result or a DiadError); ' +
+  'no file outside the bundle is read';
 export const amounts = { short: 60, full: 2000 };
 
 const FILES = [
@@ -33,7 +36,7 @@ const MODULES = FILES.filter((name) => name.endsWith('.pt'));
 
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
 
-/** Positions that matter in a file: its first bytes, its directory at the end, and everything between. */
+/** Draws a position in a file: in its first bytes, in the directory at its end, or anywhere. */
 function position(size, random) {
   const zone = Math.floor(random() * 4);
   if (zone === 0) return Math.floor(random() * Math.min(256, size));
@@ -49,7 +52,7 @@ function flip(bytes, random) {
 
 const HOSTILE_NUMBERS = [-1, -(2 ** 63), 2 ** 53, 1e300, 0.5, '1', null, [], {}, true];
 
-/** A number of the manifest replaced by something a schema must refuse, or by an absurd one that it may accept. */
+/** Replaces a number in the manifest with a value that is invalid, or absurd but possibly accepted. */
 function editManifest(manifest, random) {
   const paths = [];
   const walk = (value, trail) => {
@@ -93,7 +96,7 @@ export async function run(count) {
   const manifest = () => JSON.parse(original.get('manifest.json').toString());
   const tally = { refused: 0, accepted: 0 };
 
-  /** Loads; `named`: what the refusal must name; undefined where a result is allowed. */
+  /** Loads the bundle. `named`: text that the error must contain; undefined if loading can succeed. */
   async function attempt(what, options, named) {
     try {
       const diad = await within(60_000, Diad.load(bundle, { warmup: false, ...options }), what);
@@ -117,23 +120,25 @@ export async function run(count) {
       switch (i % 8) {
         case 0:
           write(name, flip(original.get(name), random));
-          // Of the manifest itself the hash, the parser or the schema may be first to object; each names it.
+          // A damaged manifest can fail the hash check, the parser or the schema. Each error names the
+          // manifest.
           await attempt(`a flipped bit in ${name}`, {}, name.startsWith('manifest') ? 'manifest' : name);
           break;
         case 1: {
           const size = Math.floor(random() * statSync(path.join(bundle, name)).size);
           write(name, original.get(name).subarray(0, size));
-          await attempt(`${name} cut to ${size} bytes`, {}, name.startsWith('manifest') ? 'manifest' : name);
+          const named = name.startsWith('manifest') ? 'manifest' : name;
+          await attempt(`${name} truncated to ${size} bytes`, {}, named);
           break;
         }
-        case 2: // the archive reader and the pickles are on their own here
+        case 2: // without hash checks: tests the archive reader and the pickle validator
           write(module, flip(original.get(module), random));
           await attempt(`a flipped bit in ${module}, hashes not checked`, { verify: false });
           break;
         case 3: {
           const other = MODULES[(MODULES.indexOf(module) + 1 + Math.floor(random() * 3)) % MODULES.length];
           write(module, original.get(other));
-          await attempt(`${other} in the place of ${module}`, {}, module);
+          await attempt(`${module} replaced by ${other}`, {}, module);
           break;
         }
         case 4: {
@@ -153,7 +158,7 @@ export async function run(count) {
         }
         case 6: {
           const target = path.join(scratch, 'linked.pt');
-          writeFileSync(target, original.get(module)); // same bytes: only its place is wrong
+          writeFileSync(target, original.get(module)); // same content, but outside the bundle
           rmSync(path.join(bundle, module));
           symlinkSync(target, path.join(bundle, module));
           await attempt(`${module} linked out of the bundle`, {}, module);
@@ -165,8 +170,8 @@ export async function run(count) {
           write(module, bytes);
           const edited = manifest();
           edited.files[module] = { size: bytes.length, sha256: digest(bytes) };
-          seal(edited); // whoever wrote this bundle knew how to seal it
-          await attempt(`a flipped bit in ${module}, sealed again`, {});
+          seal(edited); // as if the author of the bundle had damaged it
+          await attempt(`a flipped bit in ${module}, with correct hashes`, {});
         }
       }
       for (const file of changed) {
@@ -174,14 +179,16 @@ export async function run(count) {
         renameSync(path.join(scratch, 'restored'), path.join(bundle, file));
       }
     }
-    await attempt('the bundle as it was', {}).then(() => {
-      if (tally.accepted === 0) failures.push('the undamaged bundle was refused: the group shows nothing');
+    await attempt('the original bundle', {}).then(() => {
+      if (tally.accepted === 0) failures.push('the undamaged bundle was rejected: the test is not valid');
     });
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
   return {
-    measured: `${tally.refused} refused, ${tally.accepted} accepted (sealed or unhashed flips that change no meaning), ${failures.length} bad`,
+    measured:
+      `${tally.refused} rejected, ${tally.accepted} accepted (flips without effect, with correct or ` +
+      `unchecked hashes), ${failures.length} bad`,
     failures,
   };
 }

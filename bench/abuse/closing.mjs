@@ -1,9 +1,10 @@
-// close() during work, twice, from two places, and instances that are dropped without it.
+// Calls close() during work, repeatedly and concurrently, and drops instances without close().
 import { library, megabytes, readTestImage, randomNumbers, rss, sleep, within } from './harness.mjs';
 
-export const abuse = 'close() during work, twice, from two places; garbage-collected without close';
+export const abuse =
+  'close() during work, repeated and concurrent; instances garbage-collected without close()';
 export const mustHold =
-  'pending calls reject ERR_DIAD_CLOSED or finish; memory returns (RSS growth over the second half < 40 MB)';
+  'pending calls finish or reject with ERR_DIAD_CLOSED; RSS growth over the second half < 40 MB';
 export const amounts = { short: 24, full: 2000 };
 
 const MOST_GROWTH_MB = 40;
@@ -37,18 +38,18 @@ export async function run(count) {
     if (i === count >> 1) half = rss();
     if (i % 4 === 3) {
       const dropped = await Diad.load(undefined, { warmup: false });
-      const pending = dropped.score(image); // keeps its engine alive until it is done
+      const pending = dropped.score(image); // keeps the engine alive until it completes
       globalThis.gc();
-      const { score } = await within(20_000, pending, 'a score whose Diad nobody holds');
-      if (score !== golden) failures.push(`a forgotten Diad scored ${score}, not ${golden}`);
+      const { score } = await within(20_000, pending, 'a score of an unreferenced Diad');
+      if (score !== golden) failures.push(`an unreferenced Diad scored ${score}, not ${golden}`);
     } else {
       await closeDuringWork(Diad, image, golden, random, failures);
     }
     if (i % 8 === 7) {
       globalThis.gc();
-      await sleep(5); // finalizers
+      await sleep(5); // let finalizers run
       const { score } = await steady.score(image);
-      if (score !== golden) failures.push(`after ${i + 1} closings the score is ${score}, not ${golden}`);
+      if (score !== golden) failures.push(`after ${i + 1} instances the score is ${score}, not ${golden}`);
     }
   }
   const growth = megabytes(rss() - half);
@@ -56,7 +57,9 @@ export async function run(count) {
     failures.push(`RSS grew by ${growth.toFixed(1)} MB in the second half`);
   await steady.close();
   return {
-    measured: `${count} instances, ${failures.length} bad; RSS growth of the second half ${growth.toFixed(1)} MB`,
+    measured:
+      `${count} instances, ${failures.length} bad; ` +
+      `RSS growth over the second half ${growth.toFixed(1)} MB`,
     failures,
   };
 }

@@ -1,9 +1,9 @@
-// Loading and closing the base bundle over and over.
+// Loads and closes the base bundle repeatedly.
 import { library, readTestImage, rss, settledThreads, slope } from './harness.mjs';
 
 export const abuse = 'load/score/close cycles of models/base';
 export const mustHold =
-  'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
+  'scores unchanged; no thread leaks; RSS slope < 20 KiB per cycle after warm-up (checked from 100 cycles)';
 export const amounts = { short: 5, full: 300 };
 
 const MOST_SLOPE_KIB = 20;
@@ -30,15 +30,17 @@ export async function run(count) {
   }
   const kib = slope(xs, ys);
   const more = (await settledThreads()) - threadsBefore;
-  if (more > 0) failures.push(`${more} threads more than after the first cycle`);
-  if (count >= 100 && kib >= MOST_SLOPE_KIB) failures.push(`RSS grows by ${kib.toFixed(1)} KiB a cycle`);
+  if (more > 0) failures.push(`${more} more threads than after the first cycle`);
+  if (count >= 100 && kib >= MOST_SLOPE_KIB) failures.push(`RSS grows by ${kib.toFixed(1)} KiB per cycle`);
   if (count < 100)
     return {
-      measured: `${count} cycles, ${more} threads more, ${failures.length} bad; the slope is judged from 100 cycles on`,
+      measured:
+        `${count} cycles, ${more} more threads, ${failures.length} bad; ` +
+        'the slope is checked from 100 cycles',
       failures,
     };
   return {
-    measured: `${kib.toFixed(1)} KiB a cycle over the last ${xs.length} of ${count}, ${more} threads more`,
+    measured: `${kib.toFixed(1)} KiB per cycle over the last ${xs.length} of ${count}, ${more} more threads`,
     failures,
   };
 }

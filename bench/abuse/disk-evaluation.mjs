@@ -1,4 +1,4 @@
-// kill -9 and full disks while an evaluation writes scores, tables and report, while a calibration is replaced, while a bundle is exported.
+// kill -9 and full disks during evaluation, calibration and export of a bundle.
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -9,7 +9,7 @@ const SIDE = 32;
 
 const moduleUrl = (...names) => JSON.stringify(pathToFileURL(path.join(root, 'dist', ...names)).href);
 
-/** A small data set of MVTec-AD's layout. */
+/** Writes a small data set in MVTec-AD layout. */
 export async function writeDataSet(folder) {
   const { default: sharp } = await import('sharp');
   const image = (level) =>
@@ -32,17 +32,21 @@ export async function writeDataSet(folder) {
   }
 }
 
-// The engine is a stub whose scores follow from the images: the files are what is tried here, and most of the time must go into them.
+// The engine is a stub with scores computed from the pixels, so that most of the time is spent writing files.
 const evaluating = (data, out, once) => `
   import { evaluateDataSet, readDataSet, writeReport } from ${moduleUrl('evaluation', 'index.js')};
   const side = ${SIDE};
-  const info = { bundle: { name: 'stub', digest: 'd'.repeat(64), imageSize: side, path: ${JSON.stringify(baseBundle)} }, device: 'cpu', precision: 'float32' };
+  const bundle = {
+    name: 'stub', digest: 'd'.repeat(64), imageSize: side, path: ${JSON.stringify(baseBundle)},
+  };
+  const info = { bundle, device: 'cpu', precision: 'float32' };
   const stub = {
     info,
     score: async (bytes) => {
       const level = [...bytes].reduce((sum, byte) => sum + byte, 0) / bytes.length;
       const data = Float32Array.from({ length: side * side }, (_, i) => level + i / 1e4);
-      return { score: level, imageSize: { width: side, height: side }, map: { data }, timings: { computeMs: 1 } };
+      const imageSize = { width: side, height: side };
+      return { score: level, imageSize, map: { data }, timings: { computeMs: 1 } };
     },
     reconstruct: async ({ data, width, height }) => {
       const { default: sharp } = await import('sharp');
@@ -51,7 +55,8 @@ const evaluating = (data, out, once) => `
   };
   const data = await readDataSet(${JSON.stringify(data)});
   for (let round = 0; ; round++) {
-    const evaluation = await evaluateDataSet(stub, data, { out: ${JSON.stringify(out)}, resume: true, mode: 'exact' });
+    const options = { out: ${JSON.stringify(out)}, resume: true, mode: 'exact' };
+    const evaluation = await evaluateDataSet(stub, data, options);
     await writeReport(evaluation, stub, 0n);
     await evaluation.scores.close();
     process.stdout.write('round\\n');
@@ -60,7 +65,7 @@ const evaluating = (data, out, once) => `
 
 const node = (source, wrapper = []) => [...wrapper, process.execPath, '--input-type=module', '-e', source];
 
-/** What of an evaluation's files is not whole. */
+/** Returns the problems of an evaluation's files that are incomplete. */
 function broken(out) {
   const wrong = [];
   const text = (name) =>
@@ -68,7 +73,7 @@ function broken(out) {
   const results = text('results.json');
   try {
     if (results !== undefined && JSON.parse(results).classes.bolt.images !== IMAGES)
-      wrong.push('results.json counts other images');
+      wrong.push('results.json has a wrong number of images');
   } catch (error) {
     wrong.push(`results.json: ${error.message}`);
   }
@@ -78,35 +83,37 @@ function broken(out) {
   if (![undefined, 1 + IMAGES].includes(rows('per_image.csv')))
     wrong.push(`per_image.csv has ${rows('per_image.csv')} lines`);
   const report = text('index.html');
-  if (report !== undefined && !report.endsWith('</html>\n')) wrong.push('index.html breaks off');
+  if (report !== undefined && !report.endsWith('</html>\n')) wrong.push('index.html is truncated');
   return wrong;
 }
 
 const undated = (out) =>
   readFileSync(path.join(out, 'results.json'), 'utf8').replace(/"created": "[^"]*"/, '');
 
-/** An evaluation killed at a random moment leaves whole files, and goes on to the result of one that nobody disturbed. */
+/**
+ * Kills an evaluation at a random time. Its files must be complete, and it must resume to the same result.
+ */
 export async function killedWhileEvaluating(folder, random, failures) {
   const data = path.join(folder, 'data');
   await writeDataSet(data);
   const [out, calm] = [path.join(folder, 'out'), path.join(folder, 'calm')];
   await child(node(evaluating(data, calm, true)));
-  const late = random() < 0.5; // in the first round, with scores half written, or in one that replaces tables and report
+  const late = random() < 0.5; // while tables and report are replaced; otherwise while scores are written
   const ended = await child(node(evaluating(data, out, false)), 60_000, (running) => {
     const kill = (most) => setTimeout(() => running.kill('SIGKILL'), random() * most);
     if (late) running.stdout.once('data', () => kill(200));
     else setTimeout(() => kill(400), 250);
   });
-  if (ended.signal !== 'SIGKILL') failures.push(`evaluating: ended by itself: ${ended.stderr.slice(-300)}`);
+  if (ended.signal !== 'SIGKILL') failures.push(`evaluating: exited on its own: ${ended.stderr.slice(-300)}`);
   for (const wrong of broken(out)) failures.push(`evaluating, killed: ${wrong}`);
   const resumed = await child(node(evaluating(data, out, true)));
   if (resumed.code !== 0)
     failures.push(`evaluating, resumed: code ${resumed.code}: ${resumed.stderr.slice(-300)}`);
   else if (undated(out) !== undated(calm))
-    failures.push('evaluating, resumed: other results than those of an undisturbed run');
+    failures.push('evaluating, resumed: results differ from those of an uninterrupted run');
 }
 
-/** An evaluation on a disk that is full from some size on: an error, and the older files as they were. */
+/** Evaluates with a file size limit. The evaluation must fail with an error and keep the old files. */
 export async function fullWhileEvaluating(folder, failures) {
   const data = path.join(folder, 'data');
   const out = path.join(folder, 'out');
@@ -119,23 +126,27 @@ export async function fullWhileEvaluating(folder, failures) {
   }
   for (const wrong of broken(out)) failures.push(`evaluating, full disk: ${wrong}`);
   if (readFileSync(path.join(out, 'index.html'), 'utf8') !== before)
-    failures.push('evaluating, full disk: another report');
+    failures.push('evaluating, full disk: the report changed');
 }
 
-/** A bundle's calibration replaced over and over, killed: what is there is one of those that were written. */
+/**
+ * Kills a process that replaces a calibration repeatedly. The file must be one of the written calibrations.
+ */
 export async function killedWhileCalibrating(folder, random, failures) {
   const bundle = path.join(folder, 'calibrated');
   mkdirSync(bundle);
   const source = `import { writeCalibration } from ${moduleUrl('evaluation', 'index.js')};
     for (let i = 0; ; i++) {
       const images = Array.from({ length: (i * 797) % 3000 }, (_, k) => 'p' + k);
-      await writeCalibration(${JSON.stringify(bundle)}, { threshold: images.length + 0.5, method: 'quantile', targetFpr: 0.01, images });
+      const calibration = { threshold: images.length + 0.5, method: 'quantile', targetFpr: 0.01, images };
+      await writeCalibration(${JSON.stringify(bundle)}, calibration);
       process.stdout.write('.');
     }`;
   const ended = await child(node(source), 60_000, (running) => {
     running.stdout.once('data', () => setTimeout(() => running.kill('SIGKILL'), random() * 200));
   });
-  if (ended.signal !== 'SIGKILL') failures.push(`calibrating: ended by itself: ${ended.stderr.slice(-300)}`);
+  if (ended.signal !== 'SIGKILL')
+    failures.push(`calibrating: exited on its own: ${ended.stderr.slice(-300)}`);
   try {
     const { threshold, images } = JSON.parse(readFileSync(path.join(bundle, 'calibration.json'), 'utf8'));
     if (threshold !== images.length + 0.5) failures.push('calibrating: a mixture of two calibrations');
@@ -144,7 +155,7 @@ export async function killedWhileCalibrating(folder, random, failures) {
   }
 }
 
-/** The exporter on a disk that is full: an OSError in words, the older bundle untouched, nothing left lying about. */
+/** Exports with a file size limit. The export must raise OSError, keep the old bundle and leave no files. */
 export async function fullWhileExporting(folder, failures) {
   const out = path.join(folder, 'exported', 'bundle');
   cpSync(baseBundle, out, { recursive: true });
@@ -167,7 +178,7 @@ except OSError as error:
       `exporting, full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`,
     );
   if (readFileSync(path.join(out, 'manifest.sha256'), 'utf8') !== before)
-    failures.push('exporting, full disk: another bundle');
+    failures.push('exporting, full disk: the old bundle changed');
   const left = readdirSync(path.dirname(out)).filter((name) => name !== 'bundle');
   if (left.length > 0) failures.push(`exporting, full disk: ${left.join(', ')} left behind`);
 }

@@ -1,4 +1,5 @@
-// kill -9 and full disks while files are replaced and appended to, while bundles are put in place, and (disk-evaluation.mjs) in whole runs.
+// kill -9 and full disks while files are replaced or appended to, while bundles are exported, and in complete
+// runs (disk-evaluation.mjs).
 import {
   existsSync,
   mkdirSync,
@@ -21,38 +22,45 @@ import { child, nodeChild, python, randomNumbers, root } from './harness.mjs';
 
 export const abuse = 'kill -9 and a full disk while writing results, calibration, report, journal and bundle';
 export const mustHold =
-  'the old file intact or the new one whole; a killed evaluation resumes to the result of an undisturbed one; a full disk is an error, not a crash';
+  'the old or the new file is complete; a killed evaluation resumes to the same result; ' +
+  'a full disk is an error, not a crash';
 export const amounts = { short: 2, full: 50 }; // of each kind
 
 const durable = pathToFileURL(path.join(root, 'dist', 'durable.js')).href;
 
-/** Content that says by itself whether it is whole. */
+/** Whether content is complete: its first line is the length of the rest. */
 const whole = (text) => {
   const [length, body = ''] = text.split('\n', 2);
   return Number(length) === body.length && /^(.)\1*$/.test(body);
 };
 
-/** Every writer of the package's goes through lib/durable.ts; this is that way, killed at a random moment. */
+/** Kills a process at a random time while it replaces a file with lib/durable.ts, which all writers use. */
 async function killedWhileReplacing(folder, random, failures) {
   const file = path.join(folder, 'results.json');
   writeFileSync(file, '1\nz');
   const source = `import { writeAtomic } from ${JSON.stringify(durable)};
     process.stdout.write('up');
-    for (let i = 0; ; i++) { const body = 'abcdefgh'[i % 8].repeat(1 + (i * 7919) % 3000000); await writeAtomic(${JSON.stringify(file)}, body.length + '\\n' + body); }`;
+    for (let i = 0; ; i++) {
+      const body = 'abcdefgh'[i % 8].repeat(1 + (i * 7919) % 3000000);
+      await writeAtomic(${JSON.stringify(file)}, body.length + '\\n' + body);
+    }`;
   const ended = await child([process.execPath, '--input-type=module', '-e', source], 60_000, (running) => {
     running.stdout.once('data', () => setTimeout(() => running.kill('SIGKILL'), random() * 200));
   });
-  if (ended.signal !== 'SIGKILL') failures.push(`replacing: ended by itself: ${ended.stderr.slice(-200)}`);
+  if (ended.signal !== 'SIGKILL') failures.push(`replacing: exited on its own: ${ended.stderr.slice(-200)}`);
   if (!whole(readFileSync(file, 'utf8')))
     failures.push('replacing: a half-written file under its final name');
 }
 
-/** A journal keeps every line whose append was reported, and only whole lines. */
+/** Kills a process while it appends to a journal. The journal must have all reported lines, undamaged. */
 async function killedWhileAppending(folder, random, failures) {
   const file = path.join(folder, 'journal.jsonl');
   const source = `import { JsonLines } from ${JSON.stringify(durable)};
     const { file } = await JsonLines.open(${JSON.stringify(file)});
-    for (let i = 0; ; i++) { await file.append({ i, text: 'x'.repeat((i * 131) % 5000) }); process.stdout.write(i + '\\n'); }`;
+    for (let i = 0; ; i++) {
+      await file.append({ i, text: 'x'.repeat((i * 131) % 5000) });
+      process.stdout.write(i + '\\n');
+    }`;
   let killing = false;
   const ended = await child([process.execPath, '--input-type=module', '-e', source], 60_000, (running) => {
     running.stdout.on('data', () => {
@@ -65,20 +73,22 @@ async function killedWhileAppending(folder, random, failures) {
   const { file: again, lines } = await JsonLines.open(file);
   await again.close();
   if (!(lines.length > reported))
-    failures.push(`appending: ${reported + 1} lines were reported, ${lines.length} are there`);
-  if (lines.some((line, i) => line.i !== i)) failures.push('appending: a line is missing or torn');
+    failures.push(`appending: ${reported + 1} lines were reported, ${lines.length} were found`);
+  if (lines.some((line, i) => line.i !== i)) failures.push('appending: a line is missing or damaged');
 }
 
-/** RLIMIT_FSIZE stands in for a full disk: the write fails part-way. */
+/** Simulates a full disk with RLIMIT_FSIZE: a write fails halfway. */
 async function fullDisk(folder, failures) {
   const file = path.join(folder, 'calibration.json');
   writeFileSync(file, '1\nz');
   const source = `import { writeAtomic, JsonLines } from ${JSON.stringify(durable)};
     const body = 'a'.repeat(500000);
-    const first = await writeAtomic(${JSON.stringify(file)}, body.length + '\\n' + body).then(() => 'written', (error) => error.code);
+    const text = body.length + '\\n' + body;
+    const codeOf = (error) => error.code;
+    const first = await writeAtomic(${JSON.stringify(file)}, text).then(() => 'written', codeOf);
     const { file: journal } = await JsonLines.open(${JSON.stringify(path.join(folder, 'full.jsonl'))});
     await journal.append({ i: 0 });
-    const second = await journal.append({ text: body }).then(() => 'written', (error) => error.code);
+    const second = await journal.append({ text: body }).then(() => 'written', codeOf);
     console.log(first, second);`;
   const ended = await nodeChild(source, { wrapper: ['prlimit', '--fsize=100000', '--'], prelude: false });
   if (ended.code !== 0 || ended.stdout.trim() !== 'EFBIG EFBIG') {
@@ -86,16 +96,16 @@ async function fullDisk(folder, failures) {
       `full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stdout}${ended.stderr.slice(-300)}`,
     );
   }
-  if (readFileSync(file, 'utf8') !== '1\nz') failures.push('full disk: the old file is gone');
+  if (readFileSync(file, 'utf8') !== '1\nz') failures.push('full disk: the old file is lost');
   if (readdirSync(folder).some((name) => name.startsWith('.calibration')))
-    failures.push('full disk: a temporary file stays');
+    failures.push('full disk: a temporary file remains');
   const { JsonLines } = await import(durable);
   const { file: journal, lines } = await JsonLines.open(path.join(folder, 'full.jsonl'));
   await journal.close();
   if (lines.length !== 1) failures.push(`full disk: ${lines.length} journal lines instead of 1`);
 }
 
-/** /dev/full behind a command's standard output. */
+/** Redirects the output of a command to /dev/full. */
 async function fullOutput(failures) {
   const cli = path.join(root, 'dist', 'cli', 'main.js');
   const ended = await child(['sh', '-c', `"${process.execPath}" "${cli}" info > /dev/full`]);
@@ -103,7 +113,7 @@ async function fullOutput(failures) {
     failures.push(`diad info > /dev/full: code ${ended.code}, signal ${ended.signal}`);
 }
 
-/** The exporter of bundles, killed while it writes: the old folder stands or the new one does, whole. */
+/** Kills the bundle exporter while it writes. The folder must be the complete old or new bundle. */
 async function killedWhileExporting(folder, random, failures) {
   const out = path.join(folder, 'bundle');
   const script = `
@@ -126,10 +136,10 @@ while True:
   const ended = await child([python, '-W', 'ignore', '-c', script], 120_000, (running) => {
     running.stdout.once('data', () => setTimeout(() => running.kill('SIGKILL'), 50 + random() * 400));
   });
-  if (ended.signal !== 'SIGKILL') failures.push(`exporting: ended by itself: ${ended.stderr.slice(-300)}`);
-  // Names change places in one step (renameat2): once a bundle stood at its place, a whole one always does.
+  if (ended.signal !== 'SIGKILL') failures.push(`exporting: exited on its own: ${ended.stderr.slice(-300)}`);
+  // renameat2 exchanges the folders atomically: after the first bundle, a complete bundle always exists.
   if (!existsSync(out)) {
-    if (ended.stdout.includes('placed')) failures.push('exporting: the bundle is gone');
+    if (ended.stdout.includes('placed')) failures.push('exporting: the bundle is missing');
     return;
   }
   const { createHash } = await import('node:crypto');
@@ -139,7 +149,7 @@ while True:
   const isWhole =
     digest(at('decoder.pt')) === manifest.decoder &&
     `${digest(at('manifest.json'))}\n` === readFileSync(at('manifest.sha256'), 'utf8');
-  if (!isWhole) failures.push('exporting: a bundle that is not whole under its final name');
+  if (!isWhole) failures.push('exporting: an incomplete bundle under its final name');
 }
 
 export async function run(count) {

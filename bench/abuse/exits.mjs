@@ -1,16 +1,18 @@
-// Processes that end while the native thread computes, or while another bundle is loaded.
+// Ends processes while the native thread computes or while a bundle is loaded.
 import { nodeChild, randomNumbers } from './harness.mjs';
 
 export const abuse =
   'process.exit(), uncaught throw, SIGTERM and SIGINT while scoring; process.exit() while loading';
-export const mustHold = 'the exit code Node would give, no crash; full form: gone within 300 ms';
+export const mustHold = "Node's usual exit code, no crash; full form: exits within 300 ms";
 export const amounts = { short: 2, full: 200 }; // of each kind
 
 const LONGEST_MS = 300;
 
 const scoring = (i) => `const diad = await Diad.load(undefined, { warmup: false, maxBatch: ${1 + (i % 4)} });
-  for (let seed = 0; seed < 30; seed++) diad.score(image, { seed, onStep: seed % 2 ? () => {} : undefined }).catch(() => {});`;
-// LibTorch is there already: what is cut off is reading, compiling, packing and warming up.
+  for (let seed = 0; seed < 30; seed++) {
+    diad.score(image, { seed, onStep: seed % 2 ? () => {} : undefined }).catch(() => {});
+  }`;
+// LibTorch is already loaded, so the exit interrupts reading, compiling, packing or warm-up.
 const loading = (i) => `await (await Diad.load(undefined, { warmup: false })).close();
   Diad.load(undefined, { maxBatch: ${2 + (i % 4)} }).catch(() => {});`;
 
@@ -45,7 +47,7 @@ export async function run(count, full) {
       } else if (/terminate called|Segmentation|core dumped|FATAL/.test(ended.stderr)) {
         failures.push(`${name} after ${wait} ms: ${ended.stderr.slice(-300)}`);
       } else if (full && !(delay <= LONGEST_MS)) {
-        failures.push(`${name} after ${wait} ms: ended ${delay} ms later`);
+        failures.push(`${name} after ${wait} ms: took ${delay} ms to exit`);
       }
     }
     delays.sort((a, b) => a - b);

@@ -1,4 +1,4 @@
-// What the groups of abuses share: the engine to abuse, golden scores, memory, a seeded random generator, children.
+// Shared by all groups: test bundle and image, memory, seeded random numbers, child processes.
 import { spawn } from 'node:child_process';
 import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
@@ -13,11 +13,11 @@ export const python = path.join(root, '.venv', 'bin', 'python');
 export const imageFile = path.join(root, 'examples', 'gear-good.png');
 export const readTestImage = () => readFileSync(imageFile);
 
-/** Codes a caller may meet; anything else that leaves the library is a finding. */
+/** Whether an error is a documented DiadError. Any other error from the library is a finding. */
 export const isDiadError = (error) =>
   error?.name === 'DiadError' && /^ERR_DIAD_/.test(error.code) && error.code !== 'ERR_DIAD_INTERNAL';
 
-/** mulberry32: the same sequence for the same seed, so that a finding can be met again. */
+/** Creates a seeded random generator (mulberry32), so that findings are reproducible. */
 export function randomNumbers(seed) {
   let state = seed >>> 0;
   return () => {
@@ -32,7 +32,7 @@ export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 export const megabytes = (bytes) => bytes / 2 ** 20;
 export const rss = () => process.memoryUsage.rss();
 
-/** Rejects when `promise` is not settled after `ms`. */
+/** Rejects if `promise` does not settle within `ms`. */
 export async function within(ms, promise, what) {
   let timer;
   const late = new Promise((_, reject) => {
@@ -46,8 +46,8 @@ export async function within(ms, promise, what) {
 }
 
 /**
- * How many threads this process has once none has ended for half a second: the one that destroys a closed model ends by itself a moment
- * after close() has resolved, on a busy machine later than the next statement.
+ * Counts the threads of this process once none has ended for half a second. The thread that destroys a closed
+ * model ends slightly after close() has resolved.
  */
 export async function settledThreads() {
   const threads = () => readdirSync('/proc/self/task').length;
@@ -60,7 +60,7 @@ export async function settledThreads() {
   return fewest;
 }
 
-/** Slope of y over x by least squares. */
+/** Computes the least-squares slope of y over x. */
 export function slope(xs, ys) {
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const [mx, my] = [mean(xs), mean(ys)];
@@ -69,9 +69,10 @@ export function slope(xs, ys) {
   );
 }
 
-/** Runs an ES module given as text in a Node of its own; `Diad` and `image` are there. */
+/** Runs the source of an ES module in a new Node process, with `Diad` and `image` defined. */
 export function nodeChild(source, { nodeArgs = [], wrapper = [], timeout = 120_000, prelude = true } = {}) {
-  const lead = `import { readFileSync } from 'node:fs'; import { Diad, DiadError } from ${JSON.stringify(libraryUrl)};
+  const lead = `import { readFileSync } from 'node:fs';
+import { Diad, DiadError } from ${JSON.stringify(libraryUrl)};
 const image = readFileSync(${JSON.stringify(imageFile)});\n`;
   const command = [
     ...wrapper,
@@ -84,7 +85,7 @@ const image = readFileSync(${JSON.stringify(imageFile)});\n`;
   return child(command, timeout);
 }
 
-/** Runs a program to its end; `closed` is when it was gone, by Date.now(). */
+/** Runs a program until it exits. `closed` is the time of its exit, from Date.now(). */
 export function child([program, ...args], timeout = 120_000, onStart = () => {}) {
   return new Promise((resolve, reject) => {
     const running = spawn(program, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
@@ -110,7 +111,7 @@ export function child([program, ...args], timeout = 120_000, onStart = () => {})
 /** Loads the built library. */
 export const library = () => import(libraryUrl);
 
-/** Waits until nothing is queued or running; the queue must come to that by itself. */
+/** Waits until nothing is queued or running. */
 export async function untilIdle(diad) {
   await within(
     60_000,

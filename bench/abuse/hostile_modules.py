@@ -1,6 +1,9 @@
-"""Writes TorchScript files that a bundle must not hold: `python bench/abuse/hostile_modules.py OUT WITNESS`.
+"""Writes TorchScript files that bundles must not contain.
 
-Prints a JSON list of {file, refusal}: what the refusal must mention. Several of them would create WITNESS if anything of them ran.
+python bench/abuse/hostile_modules.py OUT WITNESS
+
+Prints a JSON list of {file, refusal}, where `refusal` is text that the error must contain. Several of the
+files would create WITNESS if they were executed.
 """
 
 import json
@@ -128,7 +131,7 @@ def main() -> None:
     modules["hooked"] = (hooked, "forward hooks")
     written = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit's deprecation notices
+        warnings.simplefilter("ignore")  # torch.jit's deprecation warnings
         for name, (module, refusal) in modules.items():
             torch.jit.script(module.eval()).save(str(out / f"{name}.pt"))
             written.append({"file": f"{name}.pt", "refusal": refusal})
@@ -145,7 +148,7 @@ def main() -> None:
             out / "pickle.pt",
             _use_new_zipfile_serialization=False,
         )
-        written.append({"file": "pickle.pt", "refusal": "no TorchScript archive"})
+        written.append({"file": "pickle.pt", "refusal": "not a TorchScript archive"})
         torch.save({"x": torch.ones(1)}, out / "checkpoint.pt")
         written.append({"file": "checkpoint.pt", "refusal": "constants.pkl"})
     print(json.dumps(written))

@@ -1,12 +1,15 @@
-// npm run abuse: what breaks other addons, done to this one on purpose.
+// npm run abuse: stress tests with misuse that crashes other addons.
 //
 //   node bench/abuse/main.mjs [--full] [--only NAME ...] [--dry] [--count N] [--minutes M] [--results FILE]
 //   node bench/abuse/main.mjs --merge FILE
 //
-// Short forms take minutes together and run in `npm run test:all`; --full are the amounts of docs/reliability.md (hours). Each group runs in a
-// process of its own. Writes a row a group into bench/results/reliability.json and the table in docs/reliability.md, unless --dry; with
-// --results into that file alone, from which --merge takes it over later (a run of hours on a copy of the tree). --minutes ends a group
-// that looks at it (soak) after that much wall time; the row states what was done until then.
+// The short forms take minutes in total and run in `npm run test:all`. --full uses the amounts of
+// docs/design/reliability.md and takes hours. Each group runs in its own process.
+//
+// Writes one row per group to bench/results/reliability.json and to the table in docs/design/reliability.md,
+// unless --dry is given. With --results, rows are written to that file only; --merge adds them later, for
+// example after a long run on a copy of the tree. --minutes limits the time of groups that support it (soak);
+// the row shows the completed amount.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -33,10 +36,10 @@ export const GROUPS = [
   'options',
 ];
 const RESULTS = path.join(root, 'bench', 'results', 'reliability.json');
-const PAGE = path.join(root, 'docs', 'reliability.md');
+const PAGE = path.join(root, 'docs', 'design', 'reliability.md');
 const [START, END] = ['<!-- measured: npm run abuse -->', '<!-- end of measured: npm run abuse -->'];
 
-/** In the child: one group, its outcome as a line of JSON. */
+/** Runs one group in a child process and prints its outcome as a line of JSON. */
 async function runGroup(name, { full, count, minutes }) {
   const group = await import(`./${name}.mjs`);
   const asked = Number(count ?? (full ? group.amounts.full : group.amounts.short));
@@ -111,7 +114,7 @@ function table(rows) {
 
 const readRows = (file) => (existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {});
 
-/** Content hash of a folder as committed: unlike a commit's it outlives a rebase. */
+/** Returns the tree hash of a committed folder. Unlike a commit hash, it does not change in a rebase. */
 const treeOf = (folder) =>
   execFileSync('git', ['rev-parse', '--short', `HEAD:${folder}`], { cwd: root, encoding: 'utf8' }).trim();
 
@@ -127,7 +130,7 @@ function record(name, outcome, file = RESULTS) {
   take({ [name]: row }, file);
 }
 
-/** Takes rows over into a file of results; into the project's own with the table. */
+/** Adds rows to a results file. For the project's own file, also updates the table. */
 function take(rows, file = RESULTS) {
   mkdirSync(path.dirname(file), { recursive: true });
   const all = { ...readRows(file), ...rows };
@@ -169,7 +172,8 @@ if (values.group !== undefined) {
     if (!held) failed++;
     if (!values.dry && outcome.abuse !== undefined) record(name, outcome, values.results);
     console.log(
-      `${held ? 'held' : 'FAILED'}  ${name}: ${outcome.amount ?? '?'} in ${(outcome.seconds ?? 0).toFixed(1)} s: ${outcome.measured ?? ''}`,
+      `${held ? 'held' : 'FAILED'}  ${name}: ${outcome.amount ?? '?'} in ` +
+        `${(outcome.seconds ?? 0).toFixed(1)} s: ${outcome.measured ?? ''}`,
     );
     for (const failure of outcome.failures.slice(0, 20)) console.log(`        ${failure}`);
   }

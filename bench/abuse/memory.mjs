@@ -1,4 +1,4 @@
-// Batches, images and loads that do not fit: allocations above a limit are refused (short_memory.c), first for large blocks only.
+// Batches, images and loads that do not fit in memory: short_memory.c fails allocations above a limit.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -6,18 +6,20 @@ import path from 'node:path';
 import { nodeChild, root } from './harness.mjs';
 
 export const abuse =
-  'out of memory: blocks above a limit refused to a batch of 24, an image of 100 megapixels and a load';
+  'out of memory: allocations above a limit fail in a batch of 24, an image of 100 megapixels and a load';
 export const mustHold =
-  'each a result or ERR_DIAD_OUT_OF_MEMORY, a batch tried again in smaller ones; no crash; next score golden once there is memory again';
+  'a result or ERR_DIAD_OUT_OF_MEMORY; batches are retried in smaller ones; no crash; ' +
+  'the next score with enough memory is unchanged';
 export const amounts = { short: 1, full: 50 };
 
-/** The largest block a process gets, kilobytes; several in turn, from what a whole batch nearly fits into to less than one image needs. */
+/** Largest possible allocations in kilobytes: from nearly enough for a batch to less than one image needs. */
 const LIMITS = [16_000, 6000, 2000, 600, 200];
 
 const source = (file, limits) => `
   import { openSync, writeSync } from 'node:fs';
   import sharp from 'sharp';
-  const large = await sharp({ create: { width: 10_000, height: 10_000, channels: 3, background: '#445566' } }).png().toBuffer();
+  const create = { width: 10_000, height: 10_000, channels: 3, background: '#445566' };
+  const large = await sharp({ create }).png().toBuffer();
   const diad = await Diad.load(undefined, { maxBatch: 24, threads: 1, maxDelayMs: 50 });
   const golden = (await diad.score(image)).score;
   const limitFile = openSync(${JSON.stringify(file)}, 'r+');
@@ -25,14 +27,20 @@ const source = (file, limits) => `
   const frame = { data: new Uint8Array(128 * 128 * 3).fill(90), width: 128, height: 128, channels: 3 };
   const tally = {};
   const count = (key) => (tally[key] = (tally[key] ?? 0) + 1);
-  const refusal = (what, error) => count(what + (error?.code === 'ERR_DIAD_OUT_OF_MEMORY' ? ' refused' : ': ' + error?.code + ' ' + error?.message));
+  const refusal = (what, error) =>
+    count(
+      error?.code === 'ERR_DIAD_OUT_OF_MEMORY'
+        ? what + ' refused'
+        : what + ': ' + error?.code + ' ' + error?.message,
+    );
   let drifted = 0;
   for (const kilobytes of ${JSON.stringify(limits)}) {
     const calls = Array.from({ length: 24 }, (_, seed) => diad.score(frame, { seed }));
     limit(kilobytes);
     for (const { status, value, reason } of await Promise.allSettled(calls)) {
       if (status === 'rejected') refusal('image of a batch', reason);
-      else count(Number.isFinite(value.score) ? (value.batchSize === 24 ? 'scored in the batch' : 'scored in a smaller batch') : 'no number');
+      else if (!Number.isFinite(value.score)) count('no number');
+      else count(value.batchSize === 24 ? 'scored in the batch' : 'scored in a smaller batch');
     }
     await diad.score(large).then(() => count('large image scored'), (error) => refusal('large image', error));
     await Diad.load(undefined, { maxBatch: 3, threads: 1 }).then(
@@ -75,7 +83,7 @@ export async function run(count) {
       }
       const outcome = JSON.parse(ended.stdout);
       if (outcome.drifted > 0)
-        failures.push(`process ${i}: ${outcome.drifted} next scores that are not golden`);
+        failures.push(`process ${i}: ${outcome.drifted} changed scores after the limit was removed`);
       for (const [key, times] of Object.entries(outcome.tally)) {
         tally[key] = (tally[key] ?? 0) + times;
         if (!ALLOWED.test(key)) failures.push(`process ${i}: ${key}`);
@@ -85,11 +93,13 @@ export async function run(count) {
     rmSync(folder, { recursive: true, force: true });
   }
   for (const seen of ['image of a batch refused', 'scored in a smaller batch', 'load refused']) {
-    if (tally[seen] === undefined) failures.push(`nothing was ${seen}: the group shows too little`);
+    if (tally[seen] === undefined) failures.push(`no case of "${seen}": the test is not valid`);
   }
   const seen = Object.entries(tally).map(([key, times]) => `${times} ${key}`);
   return {
-    measured: `${count} processes, ${LIMITS.length} limits each: ${seen.sort().join(', ')}; ${failures.length} bad`,
+    measured:
+      `${count} processes, ${LIMITS.length} limits each: ${seen.sort().join(', ')}; ` +
+      `${failures.length} bad`,
     failures,
   };
 }

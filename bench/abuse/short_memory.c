@@ -1,7 +1,9 @@
-/* LD_PRELOAD: blocks larger than a limit are refused as if there were no memory for them. The limit, bytes as a 64-bit number, is read from the
- * file that SHORT_MEMORY names on every allocation, so that a program can set it for itself; 0: none.
+/* LD_PRELOAD library that fails allocations larger than a limit. The limit is a 64-bit number of bytes in the
+ * file that SHORT_MEMORY names; 0 means no limit. It is read on each allocation, so that a program can change
+ * it.
  *
- * A limit of the whole process (RLIMIT_AS, a cgroup) also takes the memory of V8 and glib, which end the process when they get none. */
+ * A limit for the whole process (RLIMIT_AS, a cgroup) would also affect V8 and glib, which abort the process
+ * when an allocation fails. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -34,9 +36,13 @@ static int refused(size_t size) {
 }
 
 void* malloc(size_t size) { return refused(size) ? NULL : __libc_malloc(size); }
-void* calloc(size_t count, size_t size) { return size != 0 && refused(count * size) ? NULL : __libc_calloc(count, size); }
+void* calloc(size_t count, size_t size) {
+  return size != 0 && refused(count * size) ? NULL : __libc_calloc(count, size);
+}
 void* realloc(void* block, size_t size) { return refused(size) ? NULL : __libc_realloc(block, size); }
-void* memalign(size_t alignment, size_t size) { return refused(size) ? NULL : __libc_memalign(alignment, size); }
+void* memalign(size_t alignment, size_t size) {
+  return refused(size) ? NULL : __libc_memalign(alignment, size);
+}
 void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
 int posix_memalign(void** block, size_t alignment, size_t size) {
   if (refused(size)) return ENOMEM;

@@ -1,8 +1,8 @@
-// Aborts and timeouts at every step and between them.
+// Aborts and timeouts before, during and after each step.
 import { library, readTestImage, randomNumbers, sleep, untilIdle, within } from './harness.mjs';
 
 export const abuse = 'abort and timeout storms: before, while queued, at every step, after';
-export const mustHold = 'the right reason, next score golden, queue empty';
+export const mustHold = 'correct abort reason, unchanged next score, empty queue';
 export const amounts = { short: 150, full: 10_000 };
 
 const AT_ONCE = 25;
@@ -48,7 +48,9 @@ export async function run(count) {
   if (queued + running !== 0) failures.push(`${queued} queued and ${running} running at the end`);
   await diad.close();
   return {
-    measured: `${tally.aborted} aborted, ${tally.timeout} timed out, ${tally.finished} finished; ${failures.length} bad`,
+    measured:
+      `${tally.aborted} aborted, ${tally.timeout} timed out, ${tally.finished} finished; ` +
+      `${failures.length} bad`,
     failures,
   };
 }

@@ -1,4 +1,4 @@
-// TorchScript files with operators outside the numeric set, in a bundle whose hashes are right.
+// TorchScript files with forbidden operators, in a bundle with correct hashes.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -7,9 +7,10 @@ import path from 'node:path';
 import { baseBundle, library, python, root } from './harness.mjs';
 
 export const abuse =
-  'TorchScript files with file access, save, print, loops, __setstate__, hooks, objects, forks, other formats';
-export const mustHold = 'refused before anything runs, naming file and operator';
-export const amounts = { short: 1, full: 4 }; // rounds; each round puts the files in another module's place
+  'TorchScript files with file access, save, print, loops, __setstate__, hooks, objects, forks; ' +
+  'files in other formats';
+export const mustHold = 'rejected before execution, with the names of file and operator';
+export const amounts = { short: 1, full: 4 }; // rounds; each round replaces another module
 
 const MODULES = ['encoder.pt', 'denoiser.pt', 'decoder.pt', 'extractor.pt'];
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
@@ -48,9 +49,9 @@ export async function run(count) {
       }
       writeFileSync(path.join(bundle, module), original);
     }
-    if (existsSync(witness)) failures.push('a file was written: something ran');
+    if (existsSync(witness)) failures.push('a file was written: code was executed');
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
-  return { measured: `${refused} refused, ${failures.length} bad`, failures };
+  return { measured: `${refused} rejected, ${failures.length} bad`, failures };
 }

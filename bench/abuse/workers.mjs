@@ -1,4 +1,4 @@
-// worker_threads that load, score and are terminated at random moments; at the end an addon used in workers only.
+// Terminates worker_threads at random times while they load and score; also uses the addon in workers only.
 import { Worker } from 'node:worker_threads';
 import {
   library,
@@ -13,8 +13,9 @@ import {
 } from './harness.mjs';
 
 export const abuse =
-  'worker_threads: load, score, terminate at random moments, 4 at once; addon used only in a worker';
-export const mustHold = "no crash, main thread's scores golden, RSS growth over the second half < 40 MB";
+  'worker_threads: load, score, terminate at random times, 4 at once; addon used only in a worker';
+export const mustHold =
+  'no crash, unchanged scores in the main thread, RSS growth over the second half < 40 MB';
 export const amounts = { short: 8, full: 500 };
 
 const MOST_GROWTH_MB = 40;
@@ -62,7 +63,8 @@ export async function run(count) {
   const alone = await nodeChild(
     `import { Worker } from 'node:worker_threads';
      for (let i = 0; i < 3; i++) {
-       const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(SOURCE)})), { workerData: readFileSync(process.argv[1]) });
+       const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(SOURCE)}));
+       const worker = new Worker(url, { workerData: readFileSync(process.argv[1]) });
        await new Promise((resolve) => worker.on('message', (m) => m === 'scored' && resolve()));
        await worker.terminate();
      }
@@ -74,7 +76,9 @@ export async function run(count) {
   if (alone.code !== 0 || alone.stdout.trim() !== 'fine')
     failures.push(`only in workers: code ${alone.code}, ${alone.signal}: ${alone.stderr.slice(-300)}`);
   return {
-    measured: `${count} workers terminated, ${failures.length} bad; RSS growth of the second half ${growth.toFixed(1)} MB`,
+    measured:
+      `${count} workers terminated, ${failures.length} bad; ` +
+      `RSS growth over the second half ${growth.toFixed(1)} MB`,
     failures,
   };
 }

@@ -1,15 +1,17 @@
-// npm run bench:quality: trains one model for all classes of a data set and compares what it detects with simpler methods on the same images.
+// npm run bench:quality: trains one model for all classes of a data set and compares it with simpler methods.
 //
 //   npm run bench:quality -- --data DIR [--minutes 60] [--out results.json] [--base BUNDLE] [--work DIR]
 //
-// DIR is in MVTec-AD layout: CLASS/train/good is trained on, CLASS/test is evaluated and never selected on. Compared are
+// DIR is in MVTec-AD layout. CLASS/train/good is used for training. CLASS/test is used for evaluation only,
+// not for selection. Compares:
 //
 //   trained           the trained model with all evidence
-//   reconstruction    the same model, its memory left out
-//   memory            the same model, its reconstruction left out: nearest neighbors of its feature vectors
-//   calibrated base   the base bundle, calibrated on CLASS/train/good and not trained
+//   reconstruction    the trained model without memory
+//   memory            the trained model without reconstruction: nearest neighbors of feature vectors
+//   calibrated base   the untrained base bundle, calibrated on CLASS/train/good
 //
-// The work folder keeps the trained model: a second run of the same command trains nothing. Prints Markdown tables.
+// The work folder keeps the trained model, so a second run of the same command skips training. Prints
+// Markdown tables.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
@@ -40,7 +42,7 @@ const { values } = parseArgs({
   },
 });
 
-/** Trains with the command that users run; returns the minutes, those of earlier runs that it resumes included. */
+/** Trains with `diad train` and returns the minutes, including those of earlier runs that it resumed. */
 async function train(data: string, out: string, run: string): Promise<number> {
   const [note, finished] = [path.join(run, 'minutes.json'), existsSync(path.join(run, 'trained.json'))];
   const before = existsSync(note) ? Number(await readFile(note, 'utf8')) : 0;
@@ -61,15 +63,15 @@ async function train(data: string, out: string, run: string): Promise<number> {
   ];
   const child = spawn(process.execPath, [cli, ...args], { stdio: 'inherit' });
   const [code] = (await once(child, 'close')) as [number | null];
-  // A training that had finished before was only calibrated again.
+  // If training had already finished, the command only repeated the calibration.
   const minutes = before + (finished ? 0 : (performance.now() - started) / 60_000);
   await writeAtomic(note, String(minutes));
   if (code === 0) return minutes;
   process.exitCode = code ?? 1;
-  throw new Error('The training did not finish; the same command resumes it');
+  throw new Error('Training did not finish; run the same command again to resume');
 }
 
-/** Milliseconds an image, one after the other. */
+/** Measures the median latency in milliseconds, one image at a time. */
 async function speed(diad: Diad, data: DataSet): Promise<number> {
   const step = Math.max(1, Math.floor(data.images.length / MEASURED_IMAGES));
   const times: number[] = [];
@@ -133,10 +135,8 @@ async function main(): Promise<void> {
   results.push(
     await evaluate('calibrated base', base, data, { trainingMinutes: null, calibrationSeconds: seconds }),
   );
-  await writeAtomic(
-    values.out,
-    `${JSON.stringify({ data: path.resolve(values.data), minutes: Number(values.minutes), results }, null, 2)}\n`,
-  );
+  const report = { data: path.resolve(values.data), minutes: Number(values.minutes), results };
+  await writeAtomic(values.out, `${JSON.stringify(report, null, 2)}\n`);
   process.stdout.write(`${markdown(results)}\n\n${values.out}\n`);
 }
 

@@ -1,13 +1,13 @@
 // Results as Markdown tables.
 import type { Metrics } from '../../lib/evaluation/metrics.js';
 
-/** What was measured of one variant. */
+/** Results of one variant. */
 export interface VariantResult {
   readonly name: string;
-  /** Minutes of training, shared by all variants of a trained bundle; null without training. */
+  /** Training time in minutes, equal for all variants of a trained bundle; null without training. */
   readonly trainingMinutes: number | null;
   readonly calibrationSeconds: number;
-  /** Median of single images one after the other, decoding included. */
+  /** Median latency of single images, including decoding. */
   readonly msPerImage: number;
   readonly classes: Readonly<Record<string, Metrics>>;
   readonly mean: Metrics;
@@ -26,7 +26,7 @@ const COLUMNS = [
   ['AU-PRO', 'au_pro'],
 ] as const;
 
-/** One table for each metric, a row for each class and their mean, a column for each variant; then a table of times. */
+/** Formats one table per metric, with a row per class and a column per variant, then a table of times. */
 export function markdown(results: readonly VariantResult[]): string {
   const classes = Object.keys(results[0]?.classes ?? {});
   const names = results.map(({ name }) => name);

@@ -1,4 +1,4 @@
-// What is compared: bundles made from a trained one, with one kind of evidence each, and the base bundle calibrated without training.
+// Variants to compare: copies of a trained bundle with one kind of evidence, and the calibrated base bundle.
 import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
@@ -14,9 +14,10 @@ export interface Weights {
 }
 
 /**
- * Copies a bundle and gives its evidence other weights. All files but the manifest and its seal are shared with the original.
+ * Copies a bundle and changes the weights of its evidence. All files except the manifest and its hash are
+ * shared with the original.
  *
- * @throws Error where the bundle has no evidence
+ * @throws Error if the bundle has no evidence
  */
 export async function deriveBundle(from: string, to: string, weights: Weights): Promise<void> {
   await rm(to, { recursive: true, force: true });
@@ -27,14 +28,14 @@ export async function deriveBundle(from: string, to: string, weights: Weights): 
     throw new Error(`Expected a bundle with evidence but ${from} has none`);
   const text = JSON.stringify({ ...manifest, evidence: { ...manifest.evidence, weights } }, null, 2);
   const seal = `${createHash('sha256').update(text).digest('hex')}\n`;
-  // Replaced, not written to: both are links to the original's.
+  // Replace the files instead of writing to them, because both are links to the original files.
   await writeTogether([
     [file, text],
     [path.join(to, 'manifest.sha256'), seal],
   ]);
 }
 
-/** Calibrates a bundle in place; returns the seconds that it took. */
+/** Calibrates a bundle in place. Returns the time in seconds. */
 export async function calibrateBundle(bundle: string, good: readonly CalibrationImage[]): Promise<number> {
   const started = performance.now();
   const diad = await Diad.load(bundle, { calibration: false });

@@ -1,4 +1,4 @@
-// Clients and jobs that mean harm or are broken: refused with the right code, and the next image is scored.
+// Malicious and broken clients and jobs: rejected with the correct code, and the next image is scored.
 import { once } from 'node:events';
 import http from 'node:http';
 import { readFile, symlink } from 'node:fs/promises';
@@ -16,7 +16,7 @@ import { collect, withImages } from './runs.mjs';
 const TOKEN = 'the-token-of-this-measurement';
 const BEARER = `Authorization: Bearer ${TOKEN}`;
 
-/** Sends a request's bytes one by one until the server has had enough. */
+/** Sends a request byte by byte until the server closes the connection. */
 function drip(port, text, everyMs) {
   return new Promise((resolve, reject) => {
     const socket = net.connect(port, '127.0.0.1');
@@ -47,7 +47,8 @@ async function overHttp(requestTimeoutMs) {
     const answered = async (answer) => [answer.status, (await answer.json()).code];
     const parsed = (text) => [Number(/^HTTP\/1\.1 (\d{3})/.exec(text)?.[1]), /ERR_[A-Z_]+/.exec(text)?.[0]];
     const head = `POST /v1/score HTTP/1.1\r\nHost: localhost\r\n${BEARER}\r\n`;
-    // A client that leaves in the middle of its body gets no answer: what counts is that nothing stays behind.
+    // A client that disconnects in the middle of its body gets no response. The server must release its
+    // resources.
     const leave = net.connect(server.port, '127.0.0.1');
     await once(leave, 'connect');
     leave.end(`${head}Content-Length: 90000\r\n\r\nhalf of it`);
@@ -106,7 +107,7 @@ async function overQueue() {
     try {
       const references = [
         [
-          'path outside of the root',
+          'path outside the root',
           { kind: 'file', path: '../../../etc/hostname' },
           'ERR_DIAD_INVALID_ARGUMENT',
         ],
@@ -138,10 +139,7 @@ export async function run({ short }) {
         `${name}: ${expected.join(' ')}`,
         got.join() === expected.join(),
       ]),
-      [
-        'a good image is scored afterwards, and no pixels are left in flight',
-        clean === 200 && inFlight === 0,
-      ],
+      ['a valid image is scored afterward, and no pixels remain in flight', clean === 200 && inFlight === 0],
     ],
   };
 }

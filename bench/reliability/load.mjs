@@ -1,4 +1,5 @@
-// Many connections at once against the base bundle: refused in order or answered, the engine kept busy, memory flat, ready again at once.
+// Load test with many connections: requests are scored or rejected, the engine stays busy, memory stays
+// constant, and the server recovers immediately.
 import autocannon from 'autocannon';
 import { setMaxListeners } from 'node:events';
 import http from 'node:http';
@@ -10,7 +11,7 @@ const CONNECTIONS = 200;
 const FEW = 8;
 const QUEUE_LIMIT = 64;
 
-/** Connections that each send the next image the moment they have an answer, whatever it says. */
+/** Opens connections that send the next image as soon as they have a response, regardless of its status. */
 async function hammer(url, bytes, connections, seconds) {
   const scored = [];
   const onResponse = (status, body) => {
@@ -34,7 +35,9 @@ async function hammer(url, bytes, connections, seconds) {
   return { scored, codes, failed: errors + timeouts };
 }
 
-/** Connections that wait as long as Retry-After says, and up to half of that more, so that they do not come back together. */
+/**
+ * Opens connections that wait for Retry-After, plus up to 50% at random so that they do not retry in sync.
+ */
 async function polite(url, bytes, connections, seconds) {
   const [scored, codes] = [[], {}];
   const agent = new http.Agent({ keepAlive: true, maxSockets: connections });
@@ -82,7 +85,9 @@ async function polite(url, bytes, connections, seconds) {
   return { scored, codes, failed };
 }
 
-/** Images a second between the first batch that came back and the last: whole batches, whatever the window cuts. */
+/**
+ * Computes images per second between the first and the last completed batch, so that only full batches count.
+ */
 function rate(scored) {
   const times = scored.map(({ at }) => at).sort((a, b) => a - b);
   const [first, last] = [times[0], times.at(-1)];
@@ -90,7 +95,7 @@ function rate(scored) {
   return later === 0 ? 0 : (later / (last - first)) * 1000;
 }
 
-/** Waits until the queue of the clients that have left is given up. */
+/** Waits until the requests of disconnected clients are removed from the queue and an image is scored. */
 async function scoresAgain(url, bytes) {
   const started = performance.now();
   let answer = await score(url, bytes);
@@ -127,19 +132,19 @@ export async function run({ short }) {
   const times = (name) => many.scored.map((timings) => timings[name]);
   const figures = {
     [`images/s, ${FEW} connections`]: fewRate,
-    [`images/s, ${CONNECTIONS} connections that do not wait`]: manyRate,
-    [`images/s, ${CONNECTIONS} connections that wait as Retry-After says`]: waitingRate,
-    'seconds of each of these two': seconds,
-    'scored, without waiting': many.codes['200'] ?? 0,
-    'refused with 503, without waiting': many.codes['503'] ?? 0,
-    'refused with 503, with waiting': waiting.codes['503'] ?? 0,
+    [`images/s, ${CONNECTIONS} connections, ignoring Retry-After`]: manyRate,
+    [`images/s, ${CONNECTIONS} connections, respecting Retry-After`]: waitingRate,
+    'duration of each of these two, s': seconds,
+    'scored, ignoring Retry-After': many.codes['200'] ?? 0,
+    'rejected with 503, ignoring Retry-After': many.codes['503'] ?? 0,
+    'rejected with 503, respecting Retry-After': waiting.codes['503'] ?? 0,
     'queue p50, ms': quantile(times('queueMs'), 0.5),
     'queue p99, ms': quantile(times('queueMs'), 0.99),
     'compute p50, ms': quantile(times('computeMs'), 0.5),
     'compute p99, ms': quantile(times('computeMs'), 0.99),
-    'memory peak of the first half, MiB': early,
-    'of the second half, MiB': late,
-    'scores again after, ms': after.ms,
+    'peak memory of the first half, MiB': early,
+    'peak memory of the second half, MiB': late,
+    'time to the next score, ms': after.ms,
   };
   const all = [few, many, waiting];
   const only = all.every(
@@ -147,31 +152,32 @@ export async function run({ short }) {
       Object.keys(codes).every((code) => code === '200' || code === '503') && (codes['200'] ?? 0) > 0,
   );
   const busy = (name, measured) => [
-    `${name}: at least 85 % of the images/s of ${FEW} connections (${measured.toFixed(2)} of ${fewRate.toFixed(2)})`,
+    `${name}: at least 85% of the images/s of ${FEW} connections ` +
+      `(${measured.toFixed(2)} of ${fewRate.toFixed(2)})`,
     measured >= 0.85 * fewRate,
   ];
-  // The short form sees two or three batches on a slow machine, which says nothing of speed.
+  // The short form completes only two or three batches on a slow machine, too few to measure the speed.
   const speed = [
-    busy(`${CONNECTIONS} connections that do not wait`, manyRate),
-    busy(`${CONNECTIONS} connections that wait`, waitingRate),
+    busy(`${CONNECTIONS} connections, ignoring Retry-After`, manyRate),
+    busy(`${CONNECTIONS} connections, respecting Retry-After`, waitingRate),
   ];
   const soon = short ? 30 : 5;
   return {
     figures,
     expectations: [
-      [`every answer is 200 or 503 (${JSON.stringify(all.map(({ codes }) => codes))})`, only],
+      [`all responses are 200 or 503 (${JSON.stringify(all.map(({ codes }) => codes))})`, only],
       ['no connection failed', all.every(({ failed }) => failed === 0)],
       ...(short ? [] : speed),
-      // The short form ends while buffers of the 200 connections are still being made.
+      // The short form ends while buffers of the 200 connections are still being allocated.
       [
-        `memory of the second half within ${short ? 25 : 10} % of the first`,
+        `peak memory of the second half within ${short ? 25 : 10}% of the first`,
         late < early * (short ? 1.25 : 1.1),
       ],
       [
-        `ready when the load has ended, and a score within ${soon} s`,
+        `ready after the load test, and a score within ${soon} s`,
         ready === 200 && after.status === 200 && after.ms < soon * 1000,
       ],
-      ['SIGTERM ends it with code 0', exit === 0],
+      ['SIGTERM stops the server with exit code 0', exit === 0],
     ],
   };
 }

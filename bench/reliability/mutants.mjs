@@ -1,4 +1,4 @@
-// Damaged images: each is refused or scored, none hurts the next one.
+// Damaged images: each is rejected or scored, and none affects the next image.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -7,7 +7,7 @@ import { golden, score, serving } from './serving.mjs';
 
 const IMAGES = ['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'];
 
-/** Bytes overwritten, cut off, doubled or swapped; a linear congruential generator, so that a seed is an image. */
+/** Overwrites, truncates, repeats or removes bytes. The result depends only on the seed. */
 function mutate(bytes, seed) {
   let state = seed >>> 0;
   const random = (below) => {
@@ -15,7 +15,8 @@ function mutate(bytes, seed) {
     return Math.floor((state / 2 ** 32) * below);
   };
   const mutant = Buffer.from(bytes);
-  const early = random(2) === 0 ? Math.min(200, mutant.length) : mutant.length; // headers are where decoders differ
+  // Half of the images are changed in the header only.
+  const early = random(2) === 0 ? Math.min(200, mutant.length) : mutant.length;
   for (let i = random(16); i >= 0; i--) mutant[random(early)] = random(256);
   switch (random(4)) {
     case 0:
@@ -44,7 +45,7 @@ export async function run({ short }) {
       const problem = await answer.json();
       const key = answer.ok ? '200' : `${answer.status} ${problem.code}`;
       codes[key] = (codes[key] ?? 0) + 1;
-      if (ended()) throw new Error(`The server ended at mutant ${i}`);
+      if (ended()) throw new Error(`The server exited at mutant ${i}`);
     }
     await sleep(10);
     const clean = await (await score(url, reference.bytes, `?seed=${reference.seed}`)).json();
@@ -53,18 +54,18 @@ export async function run({ short }) {
   const { codes, clean } = result;
   const difference = Math.abs(clean - reference.score) / reference.score;
   return {
-    figures: { mutants: count, ...codes, 'golden score afterwards, relative difference': difference },
+    figures: { mutants: count, ...codes, 'golden score afterward, relative difference': difference },
     expectations: [
       [
-        'every answer is 200 or 4xx',
+        'all responses are 200 or 4xx',
         Object.keys(codes).every((code) => code === '200' || code.startsWith('4')),
       ],
       [
-        'some were refused as damaged and some scored',
+        'some images were rejected as damaged and some were scored',
         '422 ERR_DIAD_IMAGE_DECODE' in codes && '200' in codes,
       ],
-      ['a clean image then has the golden score (1e-5 relative)', difference <= 1e-5],
-      ['SIGTERM ends it with code 0', exit === 0],
+      ['an undamaged image then has the golden score (1e-5 relative)', difference <= 1e-5],
+      ['SIGTERM stops the server with exit code 0', exit === 0],
     ],
   };
 }

@@ -1,4 +1,4 @@
-// Worker processes killed with SIGKILL at random moments: every image has exactly one result, that of the undisturbed run.
+// Kills worker processes with SIGKILL at random times: each image has exactly one result, as without kills.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { resultKey, startWorker, submitRun } from '../../lib/queue/index.ts';
@@ -6,7 +6,9 @@ import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/queue-sup
 import { quantile } from './record.mjs';
 import { asFile, collect, withImages } from './runs.mjs';
 
-/** Milliseconds between the starts of consecutive jobs of one worker with one job at a time and an engine that takes none: what a job costs. */
+/**
+ * Measures the overhead per job: milliseconds between consecutive jobs of one worker with an instant engine.
+ */
 async function overheads({ root, images, broker }) {
   const starts = [];
   const scorer = stubScorer(0, () => starts.push(performance.now()));
@@ -58,16 +60,16 @@ export async function run({ short }) {
       figures: {
         jobs: count,
         'workers killed': kills,
-        'of these before the run had ended': inTime,
-        'results equal to the undisturbed run': equal,
-        'seconds of the disturbed run': (performance.now() - started) / 1000,
+        'workers killed before the run had ended': inTime,
+        'results equal to the run without kills': equal,
+        'duration of the run with kills, s': (performance.now() - started) / 1000,
         'overhead per job, median ms': quantile(gaps, 0.5),
-        'p99 ms': quantile(gaps, 0.99),
+        'overhead per job, p99 ms': quantile(gaps, 0.99),
       },
       expectations: [
-        ['every image has exactly one result', results.length === count && stored === count],
-        ['each equals that of the undisturbed run', equal === count],
-        ['all kills came while jobs were waiting', inTime === kills],
+        ['each image has exactly one result', results.length === count && stored === count],
+        ['all results equal those of the run without kills', equal === count],
+        ['all workers were killed before the run had ended', inTime === kills],
       ],
     };
   });

@@ -1,4 +1,4 @@
-// Results of measurements: a JSON file each, and their tables in the documentation, between markers.
+// Writes the results of measurements to JSON files and to tables between markers in the documentation.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -6,7 +6,7 @@ import path from 'node:path';
 
 export const root = path.resolve(import.meta.dirname, '..', '..');
 
-/** Where and with what something was measured. */
+/** Returns date, commit and machine of a measurement. */
 export function circumstances() {
   const git = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' });
   const { model } = os.cpus()[0] ?? { model: 'unknown' };
@@ -18,7 +18,10 @@ export function circumstances() {
   };
 }
 
-/** Puts text between the markers `<!-- measured: NAME -->` and `<!-- end of measured: NAME -->` of a page in docs/. */
+/**
+ * Replaces the text between `<!-- measured: NAME -->` and `<!-- end of measured: NAME -->` in a page of
+ * docs/.
+ */
 export function fill(page, name, text) {
   const file = path.join(root, 'docs', page);
   const content = readFileSync(file, 'utf8');
@@ -37,7 +40,7 @@ const cell = (value) => {
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3);
 };
 
-/** Writes a measurement's JSON and fills its table. */
+/** Writes the JSON file of a measurement and fills its table. */
 export function write(page, name, { short, seconds, figures, expectations }) {
   const where = circumstances();
   const folder = path.join(root, 'bench', 'results');
@@ -45,19 +48,21 @@ export function write(page, name, { short, seconds, figures, expectations }) {
   const kept = expectations.map(([sentence]) => sentence);
   const record = { ...where, short, seconds, figures, kept };
   writeFileSync(path.join(folder, `${page}-${name}.json`), `${JSON.stringify(record, null, 2)}\n`);
-  const command = `npm run ${page}${page === 'reliability' ? ` -- ${name}` : short ? ' --' : ''}${short ? ' --short --write' : ''}`;
+  const chosen = page === 'reliability' ? ` -- ${name}` : short ? ' --' : '';
+  const command = `npm run ${page}${chosen}${short ? ' --short --write' : ''}`;
   const lines = [
-    `Measured on ${where.date} with \`${command}\`${short ? ' (the SHORT form)' : ''}, ${seconds.toFixed(0)} s (commit ${where.commit}; ${where.cpu}, ${where.cores} cores).`,
+    `Measured on ${where.date} with \`${command}\`${short ? ' (the SHORT form)' : ''}, ` +
+      `${seconds.toFixed(0)} s (commit ${where.commit}; ${where.cpu}, ${where.cores} cores).`,
     '',
     '| figure | value |',
     '|---|---|',
     ...Object.entries(figures).map(([figure, value]) => `| ${figure} | ${cell(value)} |`),
-    ...(kept.length === 0 ? [] : ['', ...kept.map((sentence) => `- kept: ${sentence}`)]),
+    ...(kept.length === 0 ? [] : ['', ...kept.map((sentence) => `- met: ${sentence}`)]),
   ];
-  fill(`${page}.md`, name, lines.join('\n'));
+  fill('benchmarks.md', name, lines.join('\n'));
 }
 
-/** Nearest-rank quantile of numbers. */
+/** Computes the nearest-rank quantile. */
 export function quantile(values, share) {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(share * sorted.length) - 1))] ?? Number.NaN;

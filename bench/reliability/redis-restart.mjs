@@ -1,4 +1,4 @@
-// redis-server killed in the middle of a run and started again with its append-only file: all jobs end without a hand.
+// Kills redis-server during a run and restarts it with its append-only file: all jobs complete.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startWorker, submitRun } from '../../lib/queue/index.ts';
 import { STUB_MODEL, stubScorer, stubScore } from '../../test/queue-support.ts';
@@ -33,11 +33,11 @@ export async function run({ short }) {
         figures: {
           jobs: count,
           'restarts of redis-server': restarts,
-          'right results': right,
+          'correct results': right,
           'consumers replaced by the watchdog': worker.restarts,
           seconds: (performance.now() - started) / 1000,
         },
-        expectations: [['every image has its result', right === count && results.length === count]],
+        expectations: [['each image has its correct result', right === count && results.length === count]],
       };
     } finally {
       await worker.close();

@@ -1,11 +1,11 @@
-// Images, a broker and runs for measurements of the queue.
+// Images, broker and runs for queue measurements.
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { runResults } from '../../lib/queue/index.ts';
 import { Broker, freePort, writeImages } from '../../test/queue-support.ts';
 
-/** Runs `use` with that many small images in a folder and a redis-server with an append-only file. */
+/** Runs `use` with `count` small images in a folder and a redis-server with an append-only file. */
 export async function withImages(count, use) {
   const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-queue-'));
   const root = path.join(folder, 'images');
@@ -23,7 +23,7 @@ export async function withImages(count, use) {
 
 export const asFile = ({ file, sha256 }) => ({ file, sha256, reference: { kind: 'file', path: file } });
 
-/** All results of a run, waited for. */
+/** Waits for a run to end and returns all results. */
 export async function collect(run, redis) {
   const all = [];
   for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(540_000) }))

@@ -1,4 +1,4 @@
-// A `diad serve` process of its own with a miniature of the published design, whose scores the reference gives.
+// Runs `diad serve` with a miniature bundle of the published design, which has golden reference scores.
 import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,10 +6,12 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from './record.mjs';
 
-/** Set-up makes it, see scripts/setup.mjs. */
+/** Written by scripts/setup.mjs. */
 const bundle = path.join(root, 'build', 'fixtures', 'published');
 
-/** Runs `use` with a server that is ready; ends it with SIGTERM afterwards. Returns what `use` returned and the server's exit code. */
+/**
+ * Runs `use` with a ready server, then stops it with SIGTERM. Returns the result of `use` and the exit code.
+ */
 export async function serving(args, use) {
   const main = path.join(root, 'dist', 'cli', 'main.js');
   const child = spawn(
@@ -25,7 +27,7 @@ export async function serving(args, use) {
   const exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve(signal ?? code)));
   try {
     while (!log.includes('diad: ready\n')) {
-      if (child.exitCode !== null) throw new Error(`diad serve ended:\n${log}`);
+      if (child.exitCode !== null) throw new Error(`diad serve exited:\n${log}`);
       await sleep(50);
     }
     const url = /diad: listening on (\S+)/.exec(log)[1];
@@ -41,13 +43,13 @@ export async function serving(args, use) {
   }
 }
 
-/** MiB that a process holds in memory. */
+/** Returns the resident memory of a process in MiB. */
 export async function residentMiB(pid) {
   const status = await readFile(`/proc/${pid}/status`, 'utf8');
   return Number(/VmRSS:\s+(\d+) kB/.exec(status)[1]) / 1024;
 }
 
-/** An image of the bundle's golden results, and the reference's score of it. */
+/** Returns an image of the bundle's golden results, its seed and its reference score. */
 export async function golden() {
   const folder = path.join(bundle, 'golden');
   const { cases } = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'));
@@ -55,6 +57,6 @@ export async function golden() {
   return { bytes: await readFile(path.join(folder, image)), seed, score };
 }
 
-/** Posts an image for its score. */
+/** Posts an image to /v1/score. */
 export const score = (url, bytes, query = '') =>
   fetch(`${url}/v1/score${query}`, { method: 'POST', body: bytes });

@@ -1,10 +1,12 @@
-// diad against the reference at one model size, interleaved A B A B in one run.
+// Compares diad with the reference at one model size, interleaved in one run.
 import { diadContender, referenceContender } from './contenders.mjs';
 import { median, spread } from './statistics.mjs';
 
 const STAGES = ['resizeMs', 'encodeMs', 'denoiseMs', 'decodeMs', 'extractMs', 'mapMs'];
 
-/** Rounds of one image, then of each batch size; ratios are taken round by round. */
+/**
+ * Times `n` images per contender and round. Contenders alternate, so that ratios can be computed per round.
+ */
 async function interleave(contenders, n, rounds, warmUp) {
   const times = Object.fromEntries(Object.keys(contenders).map((name) => [name, []]));
   const timings = [];
@@ -19,7 +21,9 @@ async function interleave(contenders, n, rounds, warmUp) {
   return { times, timings };
 }
 
-/** diad in another precision beside the reference as published, which scores one image at a time; the other contenders make room. */
+/**
+ * Compares diad in another precision with the published reference. Stops the other contenders to free memory.
+ */
 async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device, batches }) {
   for (const name of Object.keys(contenders).filter((name) => name !== 'as-published'))
     contenders[name].stop();
@@ -44,11 +48,13 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
 }
 
 /**
- * @param config - name of the reference's preset, for example 'small'
- * @param bundle - folder of a bundle of the same sizes
- * @param modes - of the reference: 'as-published' always, 'lossless' and 'compiled' where they are to run
- * @param precisions - others than float32 that are compared with the reference as published (in float32), once the others are gone
- * @returns times an image in milliseconds, ratios, stages, FLOP/s and memory
+ * Compares diad with the reference.
+ *
+ * @param config - preset of the reference, for example 'small'
+ * @param bundle - folder of a bundle with the same sizes
+ * @param modes - modes of the reference: 'as-published' and, optionally, 'lossless' and 'compiled'
+ * @param precisions - other precisions of diad to compare with the published reference in float32
+ * @returns milliseconds per image, ratios, stages, FLOP/s and memory
  */
 export async function compare(
   config,
@@ -64,7 +70,7 @@ export async function compare(
     gemm.push(await contenders['as-published'].gemm());
     const sizes = [];
     for (const n of batches.filter((size) => size > 1)) {
-      // The published program scores one image at a time, so that is what its batch costs.
+      // The published program supports only single images, so it does not run batches.
       const { diad, lossless } = contenders;
       const { times } = await interleave(
         { diad, ...(lossless && { lossless }) },
@@ -82,7 +88,7 @@ export async function compare(
     for (const [name, contender] of Object.entries(contenders)) peakMiB[name] = await contender.peakMiB();
 
     const faster = {};
-    // Together they are timed where they are meant to be fastest.
+    // On a CPU, batches are timed in float32 only.
     const options = { rounds, warmUp, device, batches: device === 'cpu' ? [] : batches };
     for (const precision of precisions)
       faster[precision] = await inPrecision(precision, contenders, bundle, options);

@@ -1,4 +1,4 @@
-// The processes that a bench compares: each loads its model once and then answers a line with a measurement.
+// Processes to compare: each loads its model once, then answers each input line with a measurement.
 import { spawn } from 'node:child_process';
 import path from 'node:path';
 import process from 'node:process';
@@ -21,7 +21,7 @@ async function start(command, args, env) {
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const answer = async () => {
     const { value, done } = await lines.next();
-    if (done) throw new Error(`${command} ${args.join(' ')} ended without an answer`);
+    if (done) throw new Error(`${command} ${args.join(' ')} exited without an answer`);
     return JSON.parse(value);
   };
   const ask = (line) => {
@@ -31,7 +31,7 @@ async function start(command, args, env) {
   return { ready: await answer(), ask, stop: () => child.stdin.end() };
 }
 
-/** diad in a Node process of its own; `time(n)` gives { ms, timings } of n images together. */
+/** Starts diad in a Node process. `time(n)` returns { ms, timings } for a batch of n images. */
 export async function diadContender(bundle, { device = 'cpu', precision = 'float32', maxBatch = 8 } = {}) {
   const script = path.join(root, 'bench', 'speed', 'node_timing.mjs');
   const args = [
@@ -49,7 +49,10 @@ export async function diadContender(bundle, { device = 'cpu', precision = 'float
   return { ready, time: (n) => ask(n), peakMiB: () => ask('memory'), stop };
 }
 
-/** The Python reference; mode 'as-published', 'lossless' or 'compiled'; `time(n)` gives { ms } of n images together. */
+/**
+ * Starts the Python reference in mode 'as-published', 'lossless' or 'compiled'. `time(n)` returns { ms } for
+ * a batch of n images.
+ */
 export async function referenceContender(config, mode, device = 'cpu') {
   const args = [
     path.join(root, 'bench', 'speed', 'reference_timing.py'),

@@ -1,10 +1,10 @@
-// The base bundle under load in this process: saturated, and with images that arrive at random.
+// Load tests of the base bundle in this process: saturated, and with random arrivals.
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { median, percentile } from './statistics.mjs';
 
-/** As fast as it goes: images/s, event-loop delay, memory early and late. */
+/** Measures saturated throughput (images/s), event-loop delay, and memory early and late in the run. */
 export async function saturated(diad, image, count) {
   const delay = monitorEventLoopDelay({ resolution: 1 });
   const rss = {};
@@ -24,14 +24,14 @@ export async function saturated(diad, image, count) {
   return {
     images: done,
     imagesPerSecond: (1000 * done) / (performance.now() - started),
-    eventLoopDelayP99Ms: delay.percentile(99) / 1e6 - 1, // the histogram counts from the timer's own resolution of 1 ms
+    eventLoopDelayP99Ms: delay.percentile(99) / 1e6 - 1, // subtract the timer resolution of 1 ms
     rssEarlyMiB: rss.early / 2 ** 20,
     rssLateMiB: rss.late / 2 ** 20,
     rssGrowth: rss.late / rss.early - 1,
   };
 }
 
-/** Images that arrive as a Poisson process, `rate` a second on average, for `seconds`; latency from arrival to result. */
+/** Measures latency from arrival to result for Poisson arrivals with `rate` images/s, for `seconds`. */
 export async function poisson(diad, image, rate, seconds, random) {
   const latencies = [];
   const timings = [];

@@ -1,9 +1,9 @@
-// Times diad batch by batch on request: the counterpart of reference_timing.py, with the same lines.
+// Times batches in diad on request. Uses the same protocol as reference_timing.py.
 //
 //   node bench/speed/node_timing.mjs --bundle DIR [--device D] [--precision P] [--max-batch N]
 //
-// A number N scores N images together and answers with JSON: wall-clock milliseconds and the engine's own timings; "memory" answers with the
-// peak resident set in MiB.
+// Input N: scores a batch of N images and prints JSON with wall-clock milliseconds and the engine's timings.
+// Input "memory": prints the peak resident set in MiB.
 import { readFileSync } from 'node:fs';
 import process from 'node:process';
 import { createInterface } from 'node:readline';
@@ -34,7 +34,7 @@ console.log(
   }),
 );
 
-/** VmHWM of this process, MiB; Linux only. */
+/** Returns the peak resident set (VmHWM) of this process in MiB. Linux only. */
 function peakMemory() {
   const line = /VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'));
   return Number(line[1]) / 1024;

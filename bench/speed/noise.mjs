@@ -1,4 +1,4 @@
-/** RGB8 [side, side, 3] of seeded noise: what every timed image is. */
+/** Creates a seeded noise image, RGB8 [side, side, 3], for timing. */
 export function noisePixels(side) {
   const pixels = new Uint8Array(side * side * 3);
   for (let i = 0, state = 1; i < pixels.length; i++) {

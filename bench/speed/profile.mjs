@@ -1,4 +1,4 @@
-// Where the time of one image goes, operator by operator: the engine alone, without Node.
+// Profiles the operators of one image with diad-engine, without Node.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
@@ -7,10 +7,12 @@ import { root } from './contenders.mjs';
 import { noisePixels } from './noise.mjs';
 
 /**
- * @param bundle - its folder
- * @param repeat - images that are averaged
- * @returns computeMs and profiledMs, an image's time without and with a clock on every operator, and `operators`: rows of operator, calls, ms, gflop of
- * one image, most time first
+ * Runs `diad-engine profile`.
+ *
+ * @param bundle - bundle folder
+ * @param repeat - number of images to average
+ * @returns computeMs and profiledMs, the time of an image without and with profiling, and `operators`: rows
+ *   of operator, calls, ms and gflop per image, sorted by time
  */
 export function operatorProfile(bundle, { device, repeat }) {
   const folder = mkdtempSync(path.join(os.tmpdir(), 'diad-profile-'));

@@ -1,10 +1,10 @@
-"""Times the Python reference batch by batch on request, so that a bench can interleave it with something else.
+"""Times batches in the Python reference on request, so that benchmarks can interleave it with other programs.
 
     python bench/speed/reference_timing.py --config demo --mode as-published
 
-Prints a line of JSON when it is ready (`gflop`: floating-point operations of one image, counted while the first one ran); then reads lines, each with a number of
-images, runs so many together and prints the milliseconds. "memory" prints the peak resident set in MiB, "gemm" the speed of a matrix product of 2048 x 2048 in
-float32, GFLOP/s. Ends with the input.
+Prints a line of JSON when ready (`gflop`: floating-point operations of one image). Then reads lines until the
+end of the input. A number N runs a batch of N images and prints the milliseconds. "memory" prints the peak
+resident set in MiB. "gemm" prints the GFLOP/s of a float32 matrix product of 2048 x 2048.
 """
 
 import argparse
@@ -24,21 +24,21 @@ MODES = ("as-published", "lossless", "compiled")
 
 
 def milliseconds(action: object) -> float:
-    """Wall-clock time of a call."""
+    """Measures the wall-clock time of a call."""
     started = time.perf_counter()
     action()  # type: ignore[operator]
     return (time.perf_counter() - started) * 1000
 
 
 def gemm_speed(side: int = 2048, rounds: int = 5) -> float:
-    """GFLOP/s of the best of some square float32 matrix products."""
+    """Measures the best GFLOP/s of several square float32 matrix products."""
     a, b = torch.randn(side, side), torch.randn(side, side)
     torch.mm(a, b)
     return 2 * side**3 / min(milliseconds(lambda: torch.mm(a, b)) for _ in range(rounds)) / 1e6
 
 
 def compile_networks(pipeline: DiadPipeline) -> None:
-    """Every network through torch.compile, shapes fixed."""
+    """Compiles all networks with torch.compile and static shapes."""
     model = pipeline.model
     for owner, name in (
         (model.first_stage_model, "encode"),
@@ -51,7 +51,7 @@ def compile_networks(pipeline: DiadPipeline) -> None:
 
 
 def main() -> None:
-    """Answers every line of standard input with a measurement."""
+    """Answers each line of standard input with a measurement."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", choices=sorted(PRESETS), default="small")
     parser.add_argument("--mode", choices=MODES, default="as-published")
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    # The weights do not change the time: seeded random ones of the same sizes.
+    # The weights do not affect the time, so use seeded random weights.
     pipeline = DiadPipeline(
         random_model(preset(args.config), seed=0),
         args.device,

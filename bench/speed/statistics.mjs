@@ -13,6 +13,6 @@ export const spread = (numbers) => ({
   n: numbers.length,
 });
 
-/** The value below which `share` of the numbers lie. */
+/** Returns the value at the given share (0 to 1) of the sorted numbers. */
 export const percentile = (numbers, share) =>
   [...numbers].sort((a, b) => a - b)[Math.floor(share * (numbers.length - 1))];

@@ -1,4 +1,4 @@
-// docs/performance.md from the results of a bench.
+// Formats the results of `npm run bench` for docs/benchmarks.md.
 
 const ms = ({ median, min, max }) => `${round(median)} (${round(min)} to ${round(max)})`;
 const round = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
@@ -10,38 +10,38 @@ const table = (head, rows) => [row(head), row(head.map(() => '---')), ...rows.ma
 const times = (ratio) => `${ratio.toFixed(2)}x`;
 const overPublished = (size) => size?.speedup['as-published'];
 
-/** What the project set itself for a CPU: what is compared, the bound in words, the value of a machine's results, how it is written, whether it is enough. */
+/** Targets for CPUs: description, bound as text, value from a machine's results, format, check. */
 const TARGETS = [
   [
-    'published size, one image, over the program as published',
+    'published size, one image, speedup over the published program',
     '>= 3.2x',
     ({ sizes }) => overPublished(sizes.published),
     times,
     (x) => x >= 3.2,
   ],
   [
-    'base bundle, one image, likewise',
+    'base bundle, one image, speedup over the published program',
     '>= 4x',
     ({ sizes }) => overPublished(sizes.small),
     times,
     (x) => x >= 4,
   ],
   [
-    'base bundle, saturated, likewise',
+    'base bundle, saturated, speedup over the published program',
     '>= 4x',
     ({ sizes }) => sizes.small?.saturatedSpeedup,
     times,
     (x) => x >= 4,
   ],
   [
-    'Node around the engine, published size',
+    'overhead of Node, published size',
     '<= 1 %',
     ({ sizes }) => sizes.published?.bindingShare,
     percent,
     (x) => x <= 0.01,
   ],
   [
-    'Node around the engine, base bundle',
+    'overhead of Node, base bundle',
     '<= 3 %',
     ({ sizes }) => sizes.small?.bindingShare,
     percent,
@@ -55,14 +55,14 @@ const TARGETS = [
     (x) => x <= 1500,
   ],
   [
-    'published size, peak memory over that of the program as published',
+    'published size, peak memory relative to the published program',
     '< 1',
     ({ sizes: { published } }) => published && published.peakMiB.diad / published.peakMiB['as-published'],
     (x) => x.toFixed(3),
     (x) => x < 1,
   ],
   [
-    'published size, peak memory over the weights',
+    'published size, peak memory relative to the weights',
     '<= 1.25',
     ({ sizes: { published } }) => published && published.peakMiB.diad / published.weightsMiB,
     (x) => x.toFixed(3),
@@ -70,7 +70,7 @@ const TARGETS = [
   ],
 ];
 
-// What an H200 takes for the arithmetic of an image alone: 3,288 GFLOP at 790 TFLOP/s.
+// Lower bound for one image on an H200: 3,288 GFLOP at 790 TFLOP/s.
 const H200_LIMIT_MS = 4.2;
 const bestHalf = (sizes, key, best) => {
   const values = ['bfloat16', 'float16']
@@ -81,21 +81,21 @@ const bestHalf = (sizes, key, best) => {
 
 const CUDA_TARGETS = [
   [
-    'published size in half precision, one image, over the program as published in float32',
+    'published size in half precision, one image, speedup over the published program in float32',
     '>= 10x',
     ({ sizes }) => bestHalf(sizes, 'speedup', Math.max),
     times,
     (x) => x >= 10,
   ],
   [
-    'the same, saturated',
+    'published size in half precision, saturated, speedup over the published program in float32',
     '>= 30x',
     ({ sizes }) => bestHalf(sizes, 'saturatedSpeedup', Math.max),
     times,
     (x) => x >= 30,
   ],
   [
-    `${H200_LIMIT_MS} ms, the limit of an H200, over an image's time when saturated`,
+    `utilization when saturated: lower bound of an H200 (${H200_LIMIT_MS} ms) over the time per image`,
     '>= 50 %',
     ({ sizes }) => {
       const ms = bestHalf(sizes, 'bestMs', Math.min);
@@ -119,17 +119,17 @@ function targetTable(rows, machines, nameOf) {
   );
 }
 
-/** Every target beside what each machine reached. */
+/** Formats the targets and the results of each machine. */
 function targets(machines) {
   const cpus = machines.filter(({ machine }) => machine.device === undefined);
   const devices = machines.filter(({ machine }) => machine.device !== undefined);
   return [
     '### Targets',
-    'float32 on two cores; what is missed, and why: "What bounds it".',
+    'float32 on two cores. "What bounds it" explains missed targets.',
     targetTable(TARGETS, cpus, ({ machine }) => machine.cpu),
     'On an H200 (`npm run bench -- --device cuda`):',
     devices.length === 0
-      ? targetTable(CUDA_TARGETS, [{ sizes: {} }], () => 'no CUDA device was at hand')
+      ? targetTable(CUDA_TARGETS, [{ sizes: {} }], () => 'no CUDA device available')
       : targetTable(CUDA_TARGETS, devices, ({ machine }) => `${machine.cpu}, ${machine.device}`),
   ];
 }
@@ -140,11 +140,11 @@ function speeds({ sizes }) {
   return table(
     [
       'size',
-      'diad, ms an image',
+      'diad, ms per image',
       'as published',
-      'lossless savings',
-      'the same, torch.compile',
-      'saturated, over as published',
+      'lossless reference',
+      'lossless reference, torch.compile',
+      'saturated, speedup over as published',
       'commit',
     ],
     Object.values(sizes).map((size) => [
@@ -169,7 +169,7 @@ function batches({ sizes }) {
       imageMs.lossless ? `${(imageMs.lossless.median / imageMs.diad.median).toFixed(2)}x` : '',
     ]),
   );
-  return table(['size', 'batch', 'diad, ms an image', 'lossless reference', 'ratio'], rows);
+  return table(['size', 'batch', 'diad, ms per image', 'lossless reference', 'ratio'], rows);
 }
 
 function stages({ sizes }) {
@@ -188,13 +188,13 @@ function arithmetic({ sizes }) {
   return table(
     [
       'size',
-      'GFLOP an image, as published',
-      'needed',
+      'GFLOP per image, as published',
+      'GFLOP per image, needed',
       'GFLOP/s of diad',
-      'of a matrix product',
-      'share',
+      'GFLOP/s of a matrix product',
+      'ratio',
       'peak memory, diad',
-      'as published',
+      'peak memory, as published',
       'weights',
     ],
     Object.values(sizes).map((size) => {
@@ -216,7 +216,7 @@ function arithmetic({ sizes }) {
   );
 }
 
-/** Rows of the sizes that were also run in precisions that change the result. */
+/** Formats the results in lossy precisions. */
 function precisions({ sizes }) {
   const rows = Object.values(sizes).flatMap((size) =>
     ['bfloat16', 'float16', 'int8']
@@ -225,9 +225,9 @@ function precisions({ sizes }) {
   );
   if (rows.length === 0) return [];
   return [
-    'In other precisions (another result: docs/accuracy.md, "What other precisions cost"), one image at a time:',
+    'Lossy precisions (see docs/reference/accuracy.md), one image at a time:',
     table(
-      ['size', 'precision', 'diad, ms an image', 'as published, float32', 'peak memory, diad'],
+      ['size', 'precision', 'diad, ms per image', 'as published, float32', 'peak memory, diad'],
       rows.map(({ config, precision, imageMs, publishedMs, speedup, peakMiB }) => {
         return [config, precision, ms(imageMs), `${ms(publishedMs)}: ${speedup.toFixed(2)}x`, gib(peakMiB)];
       }),
@@ -235,9 +235,11 @@ function precisions({ sizes }) {
   ];
 }
 
-const LISTED = 15; // operators by name
+const LISTED = 15; // number of operators in the table
 
-/** Operators of one size, most time first; the rest and what lies between them as sums. */
+/**
+ * Formats the operators of one size, sorted by time, with sums of the others and of the time between them.
+ */
 function operators({ config, profile, gemmGflopPerSecond }) {
   const { computeMs, profiledMs, operators } = profile;
   const cells = (name, { calls, ms, gflop }) => {
@@ -252,9 +254,10 @@ function operators({ config, profile, gemmGflopPerSecond }) {
   const total = (key) => others.reduce((all, operator) => all + (operator[key] ?? 0), 0);
   const inside = operators.reduce((all, { ms }) => all + ms, 0);
   return [
-    `Operator by operator, ${config} (one image: ${round(computeMs)} ms, ${round(profiledMs)} ms with a clock on every operator; \`diad-engine profile\`):`,
+    `Operators, ${config} (one image: ${round(computeMs)} ms, ${round(profiledMs)} ms with profiling; ` +
+      '`diad-engine profile`):',
     table(
-      ['operator', 'calls', 'ms', 'of the time', 'GFLOP', 'GFLOP/s', 'of a matrix product'],
+      ['operator', 'calls', 'ms', 'share of time', 'GFLOP', 'GFLOP/s', 'relative to a matrix product'],
       [
         ...named.map((operator) => cells(operator.operator, operator)),
         cells(`${others.length} others`, { calls: total('calls'), ms: total('ms'), gflop: null }),
@@ -267,7 +270,7 @@ function operators({ config, profile, gemmGflopPerSecond }) {
 function underLoad({ load, loadCommit, coldStartMs }) {
   const { saturated } = load;
   const rows = load.poisson.map((level) => [
-    `${level.offeredPerSecond.toFixed(2)} a second (${(100 * level.share).toFixed(0)} %)`,
+    `${level.offeredPerSecond.toFixed(2)} per second (${(100 * level.share).toFixed(0)}%)`,
     level.images,
     round(level.latencyP50Ms),
     round(level.latencyP99Ms),
@@ -276,16 +279,20 @@ function underLoad({ load, loadCommit, coldStartMs }) {
     level.meanBatch.toFixed(2),
   ]);
   return [
-    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.imagesPerSecond.toFixed(1)} images/s over ${saturated.images} images; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end (commit ${loadCommit}).`,
+    `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ` +
+      `${saturated.imagesPerSecond.toFixed(1)} images/s over ${saturated.images} images; event-loop delay ` +
+      `p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ` +
+      `${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end ` +
+      `(commit ${loadCommit}).`,
     '',
     table(
       [
-        'images arrive at random',
+        'random arrivals',
         'images',
         'latency p50, ms',
-        'p99',
-        'of it queue p50',
-        'compute p50',
+        'latency p99, ms',
+        'queue p50, ms',
+        'compute p50, ms',
         'mean batch',
       ],
       rows,
@@ -293,19 +300,18 @@ function underLoad({ load, loadCommit, coldStartMs }) {
   ].join('\n');
 }
 
-/** What the plan of a size leaves out, and why. */
+/** Lists the skipped measurements of the published size, with reasons. */
 function leftOut({ published }) {
   if (published === undefined) return {};
   return {
     ...(published.speedup.compiled
       ? {}
       : {
-          'published size, torch.compile':
-            'it would be a fourth process with the weights beside the other three',
+          'published size, torch.compile': 'it would need a fourth process with a copy of the weights',
         }),
     ...(published.batches.length > 0
       ? {}
-      : { 'published size, several images together': 'it would take longer than all else together' }),
+      : { 'published size, batches': 'they would take longer than all other measurements together' }),
   };
 }
 
@@ -314,12 +320,13 @@ function machineSection(results) {
   const notRun = { ...results.notRun, ...leftOut(results.sizes) };
   return [
     `### ${machine.cpu}, ${machine.cores} cores${machine.device === undefined ? '' : `, ${machine.device}`}`,
-    `Measured on ${date} with \`npm run bench\` (last with commit ${commit}; ${machine.memoryGiB} GiB; Node ${machine.node}). Milliseconds as median (least to most).`,
+    `Measured on ${date} with \`npm run bench\` (last with commit ${commit}; ${machine.memoryGiB} GiB; ` +
+      `Node ${machine.node}). Milliseconds are medians (minimum to maximum).`,
     'One image at a time:',
     speeds(results),
-    'Together:',
+    'Batches:',
     batches(results),
-    'Where the time goes, ms:',
+    'Time per stage, ms:',
     stages(results),
     'Arithmetic and memory:',
     arithmetic(results),
@@ -335,9 +342,10 @@ function machineSection(results) {
   ];
 }
 
-/** The page with its measured part replaced: a section for each machine's results. */
+/** Replaces the measured part of the page with targets and one section per machine. */
 export function performancePage(page, machines) {
   const [start, end] = ['<!-- measured: npm run bench -->', '<!-- end of measured: npm run bench -->'];
   const from = page.indexOf(start) + start.length;
-  return `${page.slice(0, from)}\n\n${[...targets(machines), ...machines.flatMap(machineSection)].join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
+  const sections = [...targets(machines), ...machines.flatMap(machineSection)];
+  return `${page.slice(0, from)}\n\n${sections.join('\n\n')}\n\n${page.slice(page.indexOf(end))}`;
 }

@@ -1,4 +1,4 @@
-"""Command line of the reference: python -m diad_reference generate | train | memory | evaluate | metrics | export | convert | score."""
+"""Command line of the reference implementation: `python -m diad_reference COMMAND`."""
 
 import argparse
 import importlib
@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 COMMANDS = {
-    "generate": ("generate.cli", "write a generated inspection data set"),
+    "generate": ("generate.cli", "write a synthetic inspection data set"),
     "train": ("training.train_cli", "train a small bundle on normal images within a time budget"),
-    "train-published": ("training.published_cli", "train one stage of a model of the published size"),
-    "base": ("training.base_cli", "write the untrained small bundle that trainings start from"),
-    "memory": ("training.memory", "bytes that training a model takes, counted"),
-    "evaluate": ("evaluation", "AUROC per class of a model and its baselines"),
-    "metrics": ("metrics", "metrics of anomaly maps by scikit-learn and scikit-image"),
+    "train-published": ("training.published_cli", "train one stage of a published-size model"),
+    "base": ("training.base_cli", "write the untrained small bundle that training starts from"),
+    "memory": ("training.memory", "count the bytes that training a model needs"),
+    "evaluate": ("evaluation", "compute AUROC per class for a model and its baselines"),
+    "metrics": ("metrics", "compute anomaly map metrics with scikit-learn and scikit-image"),
     "export": ("export.cli", "write a bundle"),
     "convert": ("convert.cli", "write a bundle from a published-format checkpoint"),
     "score": ("score_cli", "score image files"),
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     for name, (module, text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
-        if name not in argv[:1]:  # each command's own dependencies are imported for that command only
+        if name not in argv[:1]:  # import the dependencies of the selected command only
             continue
         try:
             command = importlib.import_module(f"{__package__}.{module}")

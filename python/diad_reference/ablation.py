@@ -1,4 +1,4 @@
-"""A trained model with a part of its guidance left out at inference; the weights stay those that were trained with the part."""
+"""Inference-time ablations: removes a part of the guidance and keeps the weights trained with it."""
 
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Ablated(nn.Module):
-    """A model behind the interface that `DiadPipeline` calls: without its SG network's control ("SG"), or without the fusion ("SFF")."""
+    """Wraps a model for `DiadPipeline` and disables the SG network's control ("SG") or the fusion ("SFF")."""
 
     def __init__(self, model: DiadModel, without: Part) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Ablated(nn.Module):
         self.control_model.fusion = without != "SFF"
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """As `DiadModel.eps`; without SG every control map is zero."""
+        """Predicts the noise like `DiadModel.eps`, with all control maps zero if SG is disabled."""
         model = self.whole
         context = model.context.expand(x.shape[0], -1, -1)
         control = self.control_model(x, hint, self.control_model.embed(timesteps), context)

@@ -1,4 +1,4 @@
-"""Scoring image files from Python, with a checkpoint or with an exported bundle's modules."""
+"""Runs the modules of an exported bundle in the reference pipeline."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from .schedule import DdimStep
 
 
 class ManifestSchedule:
-    """The sampler of a bundle, as its manifest gives it: any steps and any start, not only those of a `Schedule`.
+    """The sampler described by a bundle's manifest, with arbitrary steps and start.
 
     Attributes:
-        steps: steps in the order of evaluation.
-        noise_factors: (signal, spread) of x_start = signal z + spread noise; a spread of 0 adds no noise.
+        steps: Sampling steps in evaluation order.
+        noise_factors: (signal, spread) in x_start = signal * z + spread * noise. A spread of 0 adds no noise.
     """
 
     def __init__(self, schedule: dict) -> None:
@@ -35,10 +35,15 @@ class ManifestSchedule:
 
 
 class BundleModel(torch.nn.Module):
-    """The modules of a bundle behind the interface that `DiadPipeline` calls."""
+    """Wraps a bundle's modules in the model interface of `DiadPipeline`."""
 
     def __init__(self, folder: str | Path, manifest: dict | None = None) -> None:
-        """Loads the modules of `folder`; `manifest` stands in for a manifest.json that is not written yet."""
+        """Loads the modules from a bundle folder.
+
+        Args:
+            folder: Bundle folder.
+            manifest: Manifest to use if `folder` has no manifest.json yet. Default: read manifest.json.
+        """
         super().__init__()
         folder = Path(folder)
         if manifest is None:
@@ -58,7 +63,7 @@ class BundleModel(torch.nn.Module):
         self.control_model = _BundleGuide(modules["denoiser"])
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Noise predicted in x [N, 4, s, s]; timesteps [1] must be one of the schedule's."""
+        """Predicts the noise in x [N, 4, s, s]. `timesteps` [1] must be in the schedule."""
         return self.denoiser(x, hint, self._index[int(timesteps[0])])
 
 
@@ -75,14 +80,14 @@ class _BundleGuide(torch.nn.Module):
         self._denoiser = denoiser
 
     def guide(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, C, s, s]."""
+        """Computes the hint [N, C, s, s] from images [N, 3, S, S]."""
         return self._denoiser.guide(x)
 
 
 def manifest_config(manifest: dict) -> DiadConfig:
-    """What the pipeline needs of a manifest; network sizes stay at their defaults, since the modules bring their own.
+    """Returns the parts of a manifest that the pipeline needs.
 
-    The sampler is not part of it: see `ManifestSchedule`.
+    Network sizes keep their defaults because the modules define them. `ManifestSchedule` reads the sampler.
     """
     image, latent = manifest["image"], manifest["latent"]
     return DiadConfig(
@@ -115,11 +120,14 @@ def _evidence_config(evidence: dict | None) -> EvidenceConfig | None:
 
 
 def normality_of_bundle(folder: str | Path) -> Normality | None:
-    """What calibration has learned about normal images; None where the bundle has no evidence or is not calibrated.
+    """Reads the calibrated statistics of normal images from a bundle.
+
+    Returns:
+        The statistics, or None if the bundle has no evidence or is not calibrated.
 
     Raises:
-        ValueError: the file is not the one that calibration.json names, or it is damaged.
-        OSError: a file cannot be read.
+        ValueError: The file does not match the hash in calibration.json, or it is damaged.
+        OSError: A file cannot be read.
     """
     folder = Path(folder)
     calibration = folder / "calibration.json"
@@ -134,18 +142,18 @@ def normality_of_bundle(folder: str | Path) -> Normality | None:
     content = (folder / NORMALITY_FILE).read_bytes()
     if len(content) != expected["size"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise ValueError(
-            f"{folder / NORMALITY_FILE} is not the file of {calibration}: calibrate the bundle again"
+            f"{folder / NORMALITY_FILE} does not match {calibration}: calibrate the bundle again"
         )
     return read_normality(folder / NORMALITY_FILE)
 
 
 def dump_stages(stages: dict[str, np.ndarray], folder: str | Path, number: int) -> None:
-    """Writes every stage as NNN.<stage>.npy, NNN the image's place in the list."""
+    """Writes each stage as NNN.<stage>.npy, where NNN is the zero-padded image number."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, values in stages.items():
         np.save(Path(folder) / f"{number:03d}.{name}.npy", values)
 
 
 def pipeline_of_bundle(folder: str | Path, device: str = "cpu") -> DiadPipeline:
-    """A reference pipeline over a bundle's own modules and normal images, in float32."""
+    """Creates a float32 reference pipeline from a bundle's modules and calibration."""
     return DiadPipeline(BundleModel(folder), device=device, normality=normality_of_bundle(folder))

@@ -1,4 +1,4 @@
-"""Checkpoints of a whole model: configuration and weights in one file, read without running foreign code."""
+"""Model checkpoints: configuration and weights in one file, read with `weights_only`."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from .models.diad import DiadModel
 
 
 def save_checkpoint(model: DiadModel, path: str | Path) -> None:
-    """Writes {config, state_dict}; the file appears whole or not at all."""
+    """Writes {config, state_dict} atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(path.suffix + ".part")
@@ -22,12 +22,12 @@ def load_checkpoint(path: str | Path, config: DiadConfig | None = None) -> DiadM
     """Reads a checkpoint with strict key matching.
 
     Args:
-        path: file written by `save_checkpoint`.
-        config: overrides the stored configuration.
+        path: File written by `save_checkpoint`.
+        config: Overrides the stored configuration.
 
     Raises:
-        OSError: the file cannot be read.
-        RuntimeError: keys or shapes differ from the configuration's.
+        OSError: The file cannot be read.
+        RuntimeError: Keys or shapes do not match the configuration.
     """
     stored = torch.load(path, map_location="cpu", weights_only=True)
     model = DiadModel(config or config_from_dict(stored["config"]))

@@ -1,4 +1,4 @@
-"""Configuration of every part as plain data, from the published full size down to tiny."""
+"""Model configurations as plain data, from the published size down to tiny."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of the UNet, and of the SG network beside it. Defaults: Stable Diffusion 1.5, as published."""
+    """Sizes of the UNet and of the SG network. Defaults: Stable Diffusion 1.5, as published."""
 
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -20,13 +20,12 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     hint_channels: int = 3
-    hint_stride: int = (
-        1  # of the hint block's first convolution: 2 halves the image before the published strides (2, 2, 2)
-    )
+    # Stride of the hint block's first convolution. 2 halves the image before the published strides (2, 2, 2).
+    hint_stride: int = 1
     norm_groups: int = 32
 
     def heads_for(self, channels: int) -> tuple[int, int]:
-        """(heads, channels per head) at a level of that many channels."""
+        """Returns (heads, channels per head) for a level with the given channel count."""
         if self.num_head_channels == -1:
             return self.num_heads, channels // self.num_heads
         return channels // self.num_head_channels, self.num_head_channels
@@ -34,7 +33,7 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Shape of the KL autoencoder. Defaults: f8, 4 latent channels, as published."""
+    """Sizes of the KL autoencoder. Defaults: f8 with 4 latent channels, as published."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -44,14 +43,12 @@ class AutoencoderConfig:
     in_channels: int = 3
     out_ch: int = 3
     norm_groups: int = 32
-    attn_resolutions: tuple[
-        int, ...
-    ] = ()  # sides at which every block is followed by attention, counted from `resolution`
-    resolution: int = 256  # only a reference for attn_resolutions: the network takes any size
+    attn_resolutions: tuple[int, ...] = ()  # side lengths at which attention follows each block
+    resolution: int = 256  # input side that attn_resolutions refers to; the network accepts any size
 
     @property
     def downsampling(self) -> int:
-        """Image side over latent side."""
+        """Ratio of image side to latent side."""
         return 2 ** (len(self.ch_mult) - 1)
 
 
@@ -61,42 +58,43 @@ class PatchAutoencoderConfig:
 
     patch: int = 16  # pixels
     channels: int = 48
-    whitening: float = 0.5  # 0: components keep their spread, 1: every channel has a variance of 1
+    whitening: float = 0.5  # 0: components keep their variance; 1: each channel has variance 1
 
     @property
     def embed_dim(self) -> int:
-        """Latent channels, under the KL autoencoder's name."""
+        """Latent channels, named as in `AutoencoderConfig`."""
         return self.channels
 
     @property
     def downsampling(self) -> int:
-        """Image side over latent side."""
+        """Ratio of image side to latent side."""
         return self.patch
 
 
 @dataclass(frozen=True)
 class LiteExtractorConfig:
-    """EfficientNet-Lite0 of the small models."""
+    """EfficientNet-Lite0 feature extractor of the small models."""
 
-    input_size: int = 256  # pixels; images of another size are resized inside the module
+    input_size: int = 256  # pixels; the module resizes other image sizes
 
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """Shape of the ResNet. Defaults: ResNet-50 up to layer3."""
+    """Sizes of the ResNet feature extractor. Defaults: ResNet-50 up to layer3."""
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
     layers: tuple[int, ...] = (3, 4, 6)
     stem_width: int = 64
     width_factor: float = 1.0  # 2.0: wide_resnet50_2
-    classes: int = 0  # 0: no fc
+    classes: int = 0  # 0: no fc layer
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule and sampler (published: 1000 training steps, ten DDIM steps, noise put on at 999).
+    """Noise schedule and sampler. Published: 1000 training steps, ten DDIM steps, noise added at 999.
 
-    With `sampling_timesteps` the sampler starts at the first of them without noise, evaluates each and ends at alpha_bar = 1.
+    With `sampling_timesteps`, the sampler starts at the first of them without noise, evaluates each of them
+    and ends at alpha_bar = 1.
     """
 
     timesteps: int = 1000
@@ -109,7 +107,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class MapConfig:
-    """Anomaly map and image score: gaussian in pixels, then successive average pools and the maximum."""
+    """Anomaly map and image score: Gaussian blur (sigma in pixels), successive average pools, maximum."""
 
     sigma: float = 5.0
     truncate: float = 4.0
@@ -119,7 +117,7 @@ class MapConfig:
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """How reconstruction and memory are combined once a bundle is calibrated (docs/evidence.md)."""
+    """Combination of reconstruction and memory in calibrated bundles (docs/design/evidence.md)."""
 
     memory_vectors: int = 4000  # per class
     reconstruction: float = 0.05  # weight of the three normalized distance maps
@@ -128,14 +126,14 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class DiadConfig:
-    """The whole system. Defaults are the published ones."""
+    """Complete model configuration. The defaults are the published values."""
 
     name: str = "published"
     description: str = "DiAD at the published size"
     classes: tuple[str, ...] = ()
     image_size: int = 256
     scale_factor: float = 0.18215
-    residual_decoding: bool = False  # the reconstruction is the input plus the decoded change of the latent
+    residual_decoding: bool = False  # reconstruction = input + decoded change of the latent
     only_mid_control: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -144,11 +142,11 @@ class DiadConfig:
     extractor: ExtractorConfig | LiteExtractorConfig = field(default_factory=ExtractorConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     map: MapConfig = field(default_factory=MapConfig)
-    evidence: EvidenceConfig | None = None  # None: the published map and score only
+    evidence: EvidenceConfig | None = None  # None: published map and score only
 
     @property
     def latent_size(self) -> int:
-        """Side of the latent."""
+        """Side length of the latent."""
         return self.image_size // self.autoencoder.downsampling
 
 
@@ -234,13 +232,13 @@ PRESETS = {
 
 
 def preset(name: str) -> DiadConfig:
-    """A named configuration.
+    """Returns a named configuration.
 
     Args:
-        name: one of PRESETS.
+        name: A key of PRESETS.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: The name is unknown.
     """
     if name not in PRESETS:
         raise ValueError(f"Expected one of {', '.join(PRESETS)} for config but received {name!r}")
@@ -248,7 +246,7 @@ def preset(name: str) -> DiadConfig:
 
 
 def config_from_dict(values: dict[str, Any]) -> DiadConfig:
-    """Restores a configuration from `dataclasses.asdict`'s output, or from its JSON (lists become tuples)."""
+    """Restores a configuration from `dataclasses.asdict` output or its JSON form (lists become tuples)."""
     parts = {
         "unet": UNetConfig,
         "autoencoder": PatchAutoencoderConfig

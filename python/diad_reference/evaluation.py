@@ -1,4 +1,7 @@
-"""`evaluate`: image and pixel AUROC and AP per class, of a model and of its baselines, on a data set in MVTec-AD layout."""
+"""`evaluate`: image and pixel AUROC and AP per class for a model and its baselines.
+
+The data set uses the MVTec-AD folder layout.
+"""
 
 import argparse
 import json
@@ -18,25 +21,25 @@ from .frame import read_rgb, resize_rgb
 from .pipeline import DiadPipeline, add_experimental_arguments, blurred, experimental_options
 
 DEFAULT_METHODS = ("diad", "autoencoder", "blurred input")
-BLUR_SIGMA = 2.0  # pixels of the model's image, the blurred-input baseline
+BLUR_SIGMA = 2.0  # blurred-input baseline, in pixels of the model's input
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 
 
 @dataclass(frozen=True)
 class TestImage:
-    """One test image; the label comes from the folder, never from the mask."""
+    """One test image. The label comes from the folder, not from the mask."""
 
     file: Path
     class_name: str
-    defect: str  # "good" for normal ones
+    defect: str  # "good" for normal images
     mask: Path | None
 
 
 def test_images(root: Path) -> list[TestImage]:
-    """Every image below class/test of an MVTec-AD layout.
+    """Lists all images in the class/test folders of a data set in MVTec-AD layout.
 
     Raises:
-        ValueError: there is none.
+        ValueError: No test image was found.
     """
     found = []
     for class_folder in sorted(p for p in root.iterdir() if (p / "test").is_dir()):
@@ -55,7 +58,7 @@ def test_images(root: Path) -> list[TestImage]:
 
 
 def thinned(images: list[TestImage], per_class: int) -> list[TestImage]:
-    """That many images of each class, half of them good, evenly over the kinds of defects."""
+    """Selects up to `per_class` images per class, half of them good, evenly spaced over the defect types."""
     kinds: dict[tuple[str, bool], list[TestImage]] = {}
     for image in images:
         kinds.setdefault((image.class_name, image.defect != "good"), []).append(image)
@@ -66,7 +69,10 @@ def thinned(images: list[TestImage], per_class: int) -> list[TestImage]:
 
 
 def read_mask(image: TestImage, size: int) -> np.ndarray:
-    """Defect pixels at the map's size, bool [size, size] (bilinear at 8 bits, at least half covered)."""
+    """Reads a defect mask at the map size, bool [size, size].
+
+    The 8-bit mask is resized bilinearly. A pixel is defective if its value is at least 128.
+    """
     if image.mask is None:
         return np.zeros((size, size), dtype=bool)
     with Image.open(image.mask) as mask:
@@ -76,13 +82,13 @@ def read_mask(image: TestImage, size: int) -> np.ndarray:
 def class_metrics(
     labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray
 ) -> dict[str, float]:
-    """Metrics of one class; AUROC and AP by scikit-learn, pixels pooled over the class's images.
+    """Computes AUROC and AP of one class with scikit-learn. Pixels of all images are pooled.
 
     Args:
-        labels: bool [N].
-        scores: float [N].
-        masks: bool [N, S, S].
-        maps: float [N, S, S].
+        labels: True for defective images, bool [N].
+        scores: Image scores, float [N].
+        masks: Defect masks, bool [N, S, S].
+        maps: Anomaly maps, float [N, S, S].
     """
     truth, values = masks.ravel(), maps.ravel()
     return {
@@ -93,12 +99,12 @@ def class_metrics(
     }
 
 
-# Takes normalized images [N, 3, S, S] and their frames; returns maps [N, S, S] and scores [N].
+# Maps normalized images [N, 3, S, S] and their frames to anomaly maps [N, S, S] and scores [N].
 Method = Callable[[torch.Tensor, list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 def methods(pipeline: DiadPipeline, seed: int) -> dict[str, Method]:
-    """DiAD, DiAD with a part left out, and the baselines that share its extractor, map and score."""
+    """Returns DiAD, its ablations, and baselines that share its extractor, map and score."""
     model = pipeline.model
 
     def run_by(scorer: DiadPipeline) -> Method:
@@ -142,18 +148,19 @@ def evaluate(
     only: list[str] | None = None,
     per_class: int | None = None,
 ) -> dict:
-    """Metrics per method and class.
+    """Computes metrics per method and class.
 
     Args:
-        pipeline: of the model.
-        root: data set.
-        seed: of the noise, the same for every image.
-        batch: images at a time.
-        only: methods; default DEFAULT_METHODS.
-        per_class: only that many images of each class; default all.
+        pipeline: Pipeline of the model.
+        root: Data set folder.
+        seed: Noise seed, the same for all images.
+        batch: Batch size.
+        only: Method names. Default: DEFAULT_METHODS.
+        per_class: Maximum number of images per class. Default: all.
 
     Returns:
-        {"images": n, "methods": {name: {"classes": {class: metrics}, "mean": metrics, "seconds_per_image": s}}}.
+        {"images": n, "methods": {name: m}}, where m is
+        {"classes": {class: metrics}, "mean": metrics, "seconds_per_image": s}.
     """
     size = pipeline.config.image_size
     images = test_images(root) if per_class is None else thinned(test_images(root), per_class)
@@ -184,7 +191,7 @@ def evaluate(
 
 
 def markdown(report: dict) -> str:
-    """Tables: the mean of every method, then every class of every method (image AUROC / AP, pixel AUROC / AP)."""
+    """Formats two tables: the mean per method, then all metrics per class and method."""
     lines = ["| method | image AUROC | image AP | pixel AUROC | pixel AP |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | " + " | ".join(f"{m['mean'][k]:.3f}" for k in METRICS) + " |"
@@ -208,22 +215,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--methods",
-        help=f"comma-separated; default {', '.join(DEFAULT_METHODS)}; also {', '.join(f'without {part}' for part in PARTS)}",
+        help=f"comma-separated; default {', '.join(DEFAULT_METHODS)}; "
+        f"also {', '.join(f'without {part}' for part in PARTS)}",
     )
     parser.add_argument(
         "--ddim-steps",
         type=int,
-        help="steps of another schedule than the checkpoint's, evenly spaced over its timesteps",
+        help="number of evenly spaced DDIM steps (default: the checkpoint's schedule)",
     )
     parser.add_argument(
-        "--per-class", type=int, help="only that many images of each class, half of them good (default: all)"
+        "--per-class", type=int, help="maximum number of images per class, half of them good (default: all)"
     )
     parser.add_argument("--device", default="cpu")
     add_experimental_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tables."""
+    """Runs the evaluation and prints the tables."""
     model = load_checkpoint(args.checkpoint)
     if args.ddim_steps:
         model = model.with_ddim_steps(args.ddim_steps)

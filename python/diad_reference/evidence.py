@@ -1,4 +1,7 @@
-"""Evidence of reconstruction and memory, normalized by what normal images show (docs/evidence.md)."""
+"""Combines reconstruction and memory maps, normalized by statistics of normal images.
+
+See docs/design/evidence.md.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,33 +19,33 @@ from .config import DiadConfig, EvidenceConfig
 
 NORMALITY_FILE = "normality.safetensors"
 FORMAT, VERSION = "diad-normality", "1"
-MAPS = 4  # three cosine distances, then the distance to the memory
-ADDED_SHARE = 0.3  # of the average spread, added to the spread at every position
-SMOOTHING = 1.0  # positions, standard deviation of the gaussian over mean and spread
-SMALLEST_SPREAD = 1e-6  # identical images do not spread: below this a difference is rounding
+MAPS = 4  # three cosine distance maps, then the memory distance map
+ADDED_SHARE = 0.3  # share of the average spread added to the spread at each position
+SMOOTHING = 1.0  # standard deviation, in positions, of the Gaussian applied to mean and spread
+SMALLEST_SPREAD = 1e-6  # spread of identical images is 0; smaller differences are rounding errors
 MOST_IMAGES = 1000  # per class
 
-Maps = Sequence[torch.Tensor]  # four of them, [H_i, W_i] or [N, H_i, W_i]
+Maps = Sequence[torch.Tensor]  # four maps, [H_i, W_i] or [N, H_i, W_i]
 
 
 @dataclass(frozen=True)
 class NormalClass:
-    """What normal images of one class show."""
+    """Memory and map statistics of one class's normal images."""
 
     memory: torch.Tensor  # [M, D] float16
     means: tuple[torch.Tensor, ...]  # four, [H_i, W_i] float32, smoothed
-    spreads: tuple[torch.Tensor, ...]  # four, [H_i, W_i] float32, smoothed, the added share included
-    images: int  # in the statistics
+    spreads: tuple[torch.Tensor, ...]  # four, [H_i, W_i] float32, smoothed, including the added share
+    images: int  # number of images in the statistics
 
 
 @dataclass(frozen=True)
 class Normality:
-    """The normal images of every class; the entry without a name is that of all images together."""
+    """Statistics of normal images per class. The entry with the empty name covers all images."""
 
     classes: dict[str, NormalClass]
 
     def of(self, class_name: str = "") -> NormalClass:
-        """The entry of a class, or that of all images where the class has none."""
+        """Returns the entry of a class, or the entry for all images if the class has no entry."""
         return self.classes.get(class_name, self.classes[""])
 
 
@@ -50,8 +53,8 @@ def read_normality(path: str | Path) -> Normality:
     """Reads normality.safetensors.
 
     Raises:
-        ValueError: it is damaged or of another format.
-        OSError: it cannot be read.
+        ValueError: The file is damaged or has another format.
+        OSError: The file cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -61,7 +64,8 @@ def read_normality(path: str | Path) -> Normality:
         raise ValueError(f"{path} is damaged: {error}") from error
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
         raise ValueError(
-            f"Expected format {FORMAT}, version {VERSION}, in {path} but received {metadata.get('format')} {metadata.get('version')}"
+            f"Expected format {FORMAT}, version {VERSION}, in {path} "
+            f"but received {metadata.get('format')} {metadata.get('version')}"
         )
     try:
         classes = {
@@ -76,7 +80,7 @@ def read_normality(path: str | Path) -> Normality:
     except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if "" not in classes:
-        raise ValueError(f"{path} is damaged: it has no entry of all images")
+        raise ValueError(f"{path} is damaged: it has no entry for all images")
     return Normality(classes)
 
 
@@ -95,15 +99,17 @@ def write_normality(normality: Normality, path: str | Path) -> None:
 def memory_distances(
     vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Euclidean distance of each vector to the nearest one of a memory (PatchCore, Roth et al., CVPR 2022, eq. 6).
+    """Computes the Euclidean distance from each vector to its nearest memory vector.
+
+    Source: PatchCore (Roth et al., CVPR 2022), eq. 6.
 
     Args:
-        vectors: [N, D, G, G], compared in float32.
-        memory: [M, D].
-        left_out: bool [M], vectors of the memory that are not compared.
+        vectors: Feature vectors [N, D, G, G], compared in float32.
+        memory: Memory vectors [M, D].
+        left_out: Memory vectors to exclude, bool [M].
 
     Returns:
-        float32 [N, G, G].
+        Distances, float32 [N, G, G].
     """
     memory = memory.float()
     if left_out is not None:
@@ -116,15 +122,16 @@ def memory_distances(
 
 
 def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
-    """(map - mean) / spread of each of the four maps, [N, H_i, W_i] or [H_i, W_i].
+    """Computes (map - mean) / spread for each of the four maps, [N, H_i, W_i] or [H_i, W_i].
 
     Raises:
-        ValueError: the maps are of another size than those of the calibration.
+        ValueError: The map sizes differ from those of the calibration.
     """
     for values, mean in zip(maps, normal.means, strict=True):
         if values.shape[-2:] != mean.shape:
             raise ValueError(
-                f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again"
+                f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: "
+                "calibrate the bundle again"
             )
     return [
         (m - mean.to(m.device)) / spread.to(m.device)
@@ -136,19 +143,22 @@ def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
 class Evidence:
     """Combined maps and scores of N images."""
 
-    raw: torch.Tensor  # [N, S, S] float64, the weighted sum of the normalized maps
+    raw: torch.Tensor  # [N, S, S] float64, weighted sum of the normalized maps
     map: np.ndarray  # [N, S, S] float64, blurred
     scores: np.ndarray  # [N] float64
-    reconstruction: np.ndarray  # [N] float64, score of the reconstruction's maps alone
-    memory: np.ndarray  # [N] float64, score of the memory's map alone
+    reconstruction: np.ndarray  # [N] float64, score from the reconstruction maps only
+    memory: np.ndarray  # [N] float64, score from the memory map only
 
 
 def combine(normalized: Maps, config: DiadConfig) -> Evidence:
-    """Combines the four normalized maps [N, H_i, W_i] of images.
+    """Combines four normalized maps into one anomaly map and score per image.
 
     Args:
-        normalized: results of `normalize_maps`.
-        config: with evidence.
+        normalized: Output of `normalize_maps`, [N, H_i, W_i] each.
+        config: Configuration with evidence.
+
+    Raises:
+        ValueError: The configuration has no evidence.
     """
     weights = _evidence_of(config)
     *distances, nearest = (upsampled(m, config.image_size).double() for m in normalized)
@@ -167,19 +177,19 @@ def _evidence_of(config: DiadConfig) -> EvidenceConfig:
 
 @dataclass(frozen=True)
 class CalibrationImage:
-    """What one normal image contributes."""
+    """Calibration data of one normal image."""
 
     distances: tuple[torch.Tensor, ...]  # three, [H_i, W_i]
     vectors: torch.Tensor  # [D, G, G]
     class_name: str = ""
-    in_statistics: bool = True  # False: an image that the denoiser was trained on
+    in_statistics: bool = True  # False if the denoiser was trained on the image
 
 
 @dataclass(frozen=True)
 class UnseenScore:
-    """Score of a normal image by a memory and statistics without it."""
+    """Leave-one-out score of a normal image: its own vectors and maps are excluded."""
 
-    index: int  # of the image
+    index: int  # index of the image
     score: float
     reconstruction: float
     memory: float
@@ -188,19 +198,20 @@ class UnseenScore:
 def fit_normality(
     images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0
 ) -> tuple[Normality, list[UnseenScore]]:
-    """Learns what normal images show.
+    """Computes the memory and the map statistics of normal images.
 
     Args:
-        images: of all classes.
-        config: with evidence.
-        seed: of the choice of the memory's vectors.
+        images: Calibration images of all classes.
+        config: Configuration with evidence.
+        seed: Seed for sampling the memory vectors.
 
     Returns:
-        The normality, with an entry for all images and, of several classes, one for each; the scores of the images in the statistics, each
-        judged by the entry of its class as an image that calibration has not seen.
+        A tuple of
+        - the statistics, with one entry for all images and, if there are several classes, one per class;
+        - leave-one-out scores of the images in the statistics, each computed with the entry of its class.
 
     Raises:
-        ValueError: fewer than two images in the statistics of a class; no evidence in the configuration.
+        ValueError: A class has fewer than two images in the statistics, or the configuration has no evidence.
     """
     _evidence_of(config)
     names = sorted({image.class_name for image in images})
@@ -218,7 +229,7 @@ def fit_normality(
 
 
 class _Learner:
-    """One entry: its memory, its statistics, and the scores of its images without themselves."""
+    """Computes one entry: memory, statistics and leave-one-out scores."""
 
     def __init__(
         self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int
@@ -229,7 +240,8 @@ class _Learner:
         self.judged = [i for i, image in images if image.in_statistics]
         if len(self.judged) < 2:
             raise ValueError(
-                f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}"
+                f"Expected at least 2 calibration images of {name or 'all classes'} "
+                f"but received {len(self.judged)}"
             )
         owners = torch.cat([torch.full((image.vectors[0].numel(),), i) for i, image in images])
         vectors = torch.cat([image.vectors.flatten(1).T for _, image in images]).half()  # [images G G, D]
@@ -239,7 +251,8 @@ class _Learner:
         memory, owners = vectors[chosen], owners[chosen]
         if len(owners.unique()) < 2:
             raise ValueError(
-                f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1"
+                f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory "
+                "but received 1"
             )
         stacks: list[list[torch.Tensor]] = [[] for _ in range(MAPS)]
         for i, image in images:
@@ -251,7 +264,10 @@ class _Learner:
         self.normal = self._statistics(memory, list(range(len(self.judged))))
 
     def _statistics(self, memory: torch.Tensor, rows: list[int]) -> NormalClass:
-        """The entry that the judged images `rows` give; a single one has no spread, which that of all images stands in for."""
+        """Computes the entry from the statistics images at `rows`.
+
+        The spread of a single image is undefined. In that case, the spread of all images is used.
+        """
         chosen = [m[rows].double() for m in self.maps]
         spread_of = chosen if len(rows) > 1 else [m.double() for m in self.maps]
         smoothed = [
@@ -262,7 +278,7 @@ class _Learner:
         )
 
     def unseen_scores(self) -> list[UnseenScore]:
-        """Scores of the images in the statistics, each without itself."""
+        """Computes leave-one-out scores of the images in the statistics."""
         scores = []
         for row, index in enumerate(self.judged):
             others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
@@ -279,7 +295,7 @@ class _Learner:
 
 
 def _smooth_statistics(mean: torch.Tensor, spread: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [H, W] of each position -> both smoothed, the added share of the average spread included."""
+    """Smooths mean and standard deviation [H, W] and adds a share of the average spread to the spread."""
     mean_map, spread_map = (gaussian_filter(values.numpy(), SMOOTHING) for values in (mean, spread))
     spread_map = np.maximum(spread_map + ADDED_SHARE * spread_map.mean(), SMALLEST_SPREAD)
     return torch.from_numpy(mean_map).float(), torch.from_numpy(spread_map).float()

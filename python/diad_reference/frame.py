@@ -1,4 +1,4 @@
-"""From image files to the model's input, as the published reader does it."""
+"""Reads image files and converts them to model inputs, as in the published code."""
 
 from pathlib import Path
 
@@ -10,16 +10,17 @@ from PIL import Image, ImageOps
 def read_rgb(path: str | Path) -> np.ndarray:
     """Reads an image as 8-bit RGB the way cv2.imread (color) does.
 
-    EXIF orientation applied, alpha dropped, 16-bit cut to its high byte, color profiles ignored, gray repeated.
+    Applies the EXIF orientation, drops alpha, truncates 16-bit values to the high byte, ignores color
+    profiles and repeats gray values over the three channels.
 
     Args:
-        path: image file; of several frames the first is read.
+        path: Image file. Only the first frame is read.
 
     Returns:
-        uint8 [H, W, 3].
+        RGB image, uint8 [H, W, 3].
 
     Raises:
-        OSError: the file is absent or no image.
+        OSError: The file does not exist or is not an image.
     """
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -30,10 +31,18 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 
 def resize_rgb(rgb: np.ndarray, size: int) -> np.ndarray:
-    """Pillow's antialiased bilinear resize on uint8, aspect ignored: [H, W, 3] or [H, W] -> [size, size, ...].
+    """Resizes with Pillow's antialiased bilinear filter, ignoring the aspect ratio.
 
-    The horizontal pass comes first, as in the Pillow of the published system. Pillow 13 turns the order round for images that shrink in
-    height more than in width, which moves up to a third of their values by one level; one axis at a time, every Pillow gives the same.
+    Resizes one axis at a time, horizontal first, so that all Pillow versions give the same result.
+    Pillow 13 reverses the order for images that shrink more in height than in width, which changes up to a
+    third of their values by one level.
+
+    Args:
+        rgb: uint8 [H, W, 3] or [H, W].
+        size: Output side in pixels.
+
+    Returns:
+        uint8 [size, size, 3] or [size, size].
     """
     image = Image.fromarray(rgb)
     rows = image.resize((size, image.height), Image.Resampling.BILINEAR)
@@ -41,14 +50,14 @@ def resize_rgb(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def normalize(frames: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]: /255, minus mean, divided by std."""
+    """Normalizes uint8 [N, S, S, 3] to float32 [N, 3, S, S]: (frames / 255 - mean) / std."""
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
     shape = (1, 3, 1, 1)
     return ((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).contiguous()
 
 
 def denormalize(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """float32 [N, 3, S, S] in the normalized space -> uint8 [N, S, S, 3], clamped and rounded."""
+    """Converts normalized float32 [N, 3, S, S] back to uint8 [N, S, S, 3], clamped and rounded."""
     shape = (1, 3, 1, 1)
     image = x.detach().float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
     return (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,4 +1,7 @@
-"""`metrics`: the seven metrics of anomaly maps by scikit-learn and scikit-image, slow and literal: the native ones are judged by it."""
+"""`metrics`: seven anomaly map metrics computed with scikit-learn and scikit-image.
+
+Slow, literal reference for the native implementation.
+"""
 
 import argparse
 import json
@@ -25,7 +28,7 @@ def _f1max(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[Value, Value, Value]:
-    """AUROC, AP and F1max; None where undefined."""
+    """Computes AUROC, AP and F1max. Undefined values are None."""
     if not labels.any():
         return None, None, None
     area = None if labels.all() else float(roc_auc_score(labels, scores))
@@ -33,12 +36,15 @@ def _ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[Value, Value, Valu
 
 
 def overlap_exact(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT) -> Value:
-    """AU-PRO by its definition: every distinct score as a threshold, every region counted anew, the curve cut at the limit.
+    """Computes AU-PRO by definition: each distinct score is a threshold, and the curve is cut at `limit`.
 
     Args:
-        masks: bool [N, H, W].
-        maps: float [N, H, W].
-        limit: of the false positive rate.
+        masks: Defect masks, bool [N, H, W].
+        maps: Anomaly maps, float [N, H, W].
+        limit: Maximum false positive rate.
+
+    Returns:
+        AU-PRO, or None if it is undefined.
     """
     regions = [
         (n, numbered == r)
@@ -66,7 +72,7 @@ def overlap_exact(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT)
 def overlap_stepped(
     masks: np.ndarray, maps: np.ndarray, steps: int, by_range: bool, limit: float = FPR_LIMIT
 ) -> Value:
-    """AU-PRO over equidistant thresholds as the published evaluation and ADer compute it."""
+    """Computes AU-PRO over equidistant thresholds, as in the published evaluation and ADer."""
     lowest, highest = maps.min(), maps.max()
     regions = [
         (n, numbered == r)
@@ -92,7 +98,7 @@ def overlap_stepped(
 
 
 def overlap_mvtec(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT) -> Value:
-    """AU-PRO as the official evaluation does it: sorted scores, cumulated changes, false positive rates in float32."""
+    """AU-PRO as in the official MVTec evaluation: cumulative sums over sorted scores, float32 FPR."""
     shares, total = np.zeros(maps.shape), 0
     for n, mask in enumerate(masks):
         numbered, count = ndimage_label(mask, np.ones((3, 3), dtype=int))
@@ -117,7 +123,7 @@ def overlap_mvtec(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT)
 
 
 def squash(scores: np.ndarray) -> np.ndarray:
-    """torchmetrics' sigmoid, applied as soon as one score lies outside 0..1."""
+    """Applies a sigmoid if any score is outside 0..1, as in torchmetrics."""
     return (
         scores
         if scores.min() >= 0 and scores.max() <= 1
@@ -126,7 +132,7 @@ def squash(scores: np.ndarray) -> np.ndarray:
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positives from (0, 0), one point per distinct score."""
+    """Returns cumulative false and true positives: (0, 0), then one point per distinct score."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)
     found = np.cumsum(labels[order])[last]
@@ -134,7 +140,7 @@ def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def precision_recall_anomalib(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Trapezoids under precision over recall, sorted by recall with a stable sort."""
+    """Computes the trapezoidal area under the precision-recall curve, stably sorted by recall."""
     false, true = (v[1:] for v in _curve(labels, scores))
     precision, recall = np.append((true / (true + false))[::-1], 1.0), np.append((true / true[-1])[::-1], 0.0)
     order = np.argsort(recall, kind="stable")
@@ -142,7 +148,11 @@ def precision_recall_anomalib(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def overlap_anomalib(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT) -> Value:
-    """AU-PRO as anomalib's AUPRO: regions' own curves resampled by index to the common curve's length, then averaged."""
+    """Computes AU-PRO as in anomalib's AUPRO.
+
+    The curve of each region is resampled by index to the length of the common curve. The resampled curves are
+    then averaged.
+    """
     numbered, count = np.zeros(masks.shape, dtype=int), 0
     for n, mask in enumerate(masks):
         regions = region_label(mask)
@@ -183,7 +193,7 @@ def overlap_anomalib(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIM
 
 
 def pooled_maximum(image: np.ndarray, size: int, count: int) -> float:
-    """Maximum after `count` average pools of stride 1; the plain maximum where they do not fit."""
+    """Computes the maximum after `count` average pools of stride 1, or without pools if they do not fit."""
     values = image.astype(np.float64)
     if min(values.shape) > count * (size - 1):
         for _ in range(count):
@@ -192,7 +202,7 @@ def pooled_maximum(image: np.ndarray, size: int, count: int) -> float:
 
 
 def f1max_ader(masks: np.ndarray, maps: np.ndarray) -> float:
-    """Largest F1 over 21 thresholds of scores scaled by their extremes."""
+    """Computes the largest F1 over 21 thresholds of min-max scaled scores."""
     with np.errstate(invalid="ignore"):
         scaled = ((maps - maps.min()) / (maps.max() - maps.min())).astype(np.float64)
     best = 0.0
@@ -233,17 +243,17 @@ def class_metrics(
     scores: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> dict[str, Value]:
-    """The seven metrics of one class.
+    """Computes the seven metrics of one class.
 
     Args:
-        mode: one of MODES.
-        maps: float [N, H, W].
-        masks: bool [N, H, W].
-        scores: float [N]; default from the maps.
-        labels: bool [N]; default from the masks.
+        mode: One of MODES.
+        maps: Anomaly maps, float [N, H, W].
+        masks: Defect masks, bool [N, H, W].
+        scores: Image scores, float [N]. Default: computed from the maps.
+        labels: Image labels, bool [N]. Default: computed from the masks. Ignored by modes diad and ader.
 
     Returns:
-        None for undefined values.
+        Values by metric name. Undefined values are None.
     """
     if scores is None:
         size, count = {"diad": (8, 8), "ader": (16, 1)}.get(mode, (1, 0))
@@ -266,11 +276,14 @@ def class_metrics(
 
 
 def evaluate_arrays(mode: str, arrays: dict[str, np.ndarray]) -> dict:
-    """Metrics of every class and their mean over the classes in which they are defined.
+    """Computes the metrics of each class and their mean over the classes where they are defined.
 
     Args:
-        mode: one of MODES.
-        arrays: preds and masks [N, H, W], clsname [N], optionally image_scores and image_labels [N].
+        mode: One of MODES.
+        arrays: preds and masks [N, H, W], clsname [N] and, optionally, image_scores and image_labels [N].
+
+    Returns:
+        {"classes": {class: metrics}, "mean": metrics}.
     """
     names = arrays["clsname"]
     classes = {}

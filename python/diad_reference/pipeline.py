@@ -1,4 +1,4 @@
-"""The reference pipeline: images to reconstruction, anomaly map and score."""
+"""Reference pipeline: computes reconstruction, anomaly map and score from images."""
 
 import argparse
 from collections.abc import Collection, Sequence
@@ -18,14 +18,16 @@ from .sampler import SamplerOptions, SamplingPlan, StartNoise, plan_sampling
 from .schedule import ddim_update
 
 GUIDANCE = 9.0
-# guidance: 9.0 with two identical conditions in a doubled batch; hint every step: the hint stack is run again although it does not depend
-# on the timestep; extractor twice: input and reconstruction go through it one after the other.
+# Redundant operations of the published code.
+# guidance: classifier-free guidance of 9.0 with two identical conditions in a doubled batch.
+# hint every step: the hint stack runs in each step, although it does not depend on the timestep.
+# extractor twice: input and reconstruction pass through the extractor separately.
 PUBLISHED_OPERATIONS = ("guidance", "hint every step", "extractor twice")
 CompareWith = Literal["input", "autoencoder"]
 
 
 class ExperimentalOptions(TypedDict):
-    """What may be changed of the published system."""
+    """Options that change the published system."""
 
     sampler: SamplerOptions
     compare_with: CompareWith
@@ -33,7 +35,7 @@ class ExperimentalOptions(TypedDict):
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """Scores of the two parts of the combined map alone."""
+    """Separate scores of the two parts of the combined map."""
 
     reconstruction: float
     memory: float
@@ -41,30 +43,34 @@ class EvidenceScores:
 
 @dataclass(frozen=True)
 class DiadResult:
-    """What one image gives."""
+    """Result for one image."""
 
     score: float
     map: np.ndarray  # float32 [S, S]
     reconstruction: np.ndarray  # uint8 [S, S, 3]
     seed: int
     stages: dict[str, np.ndarray] = field(default_factory=dict)
-    evidence: EvidenceScores | None = (
-        None  # of a calibrated model with evidence; its map and score are the combined ones
-    )
+    # Set for calibrated models with evidence; `score` and `map` are then the combined ones.
+    evidence: EvidenceScores | None = None
 
 
 class DiadPipeline:
     """Scores images with a model.
 
     Args:
-        model: weights and configuration.
-        device: where it runs.
-        as_published: follow the published sampler operation by operation (PUBLISHED_OPERATIONS), or the named ones of them only. The result
-            is the same; it is the yardstick for accuracy and speed. Batch 1, as in the published test program.
-        sampler: experimental changes of the sampler; default as published.
-        compare_with: whose features the reconstruction's are compared with: the input's, as published, or (experimental) those of the
-            autoencoder's own reconstruction of the input, decode(z).
-        normality: of a model with evidence; map and score then combine reconstruction and memory (docs/evidence.md).
+        model: Weights and configuration.
+        device: Device to run on.
+        as_published: Run all redundant operations of the published sampler (PUBLISHED_OPERATIONS), or the
+            named ones only. The result is the same. Serves as the baseline for accuracy and speed. Requires
+            a batch size of 1, as in the published test program.
+        sampler: Experimental changes to the sampler. Default: as published.
+        compare_with: Image that the reconstruction is compared with: "input", as published, or (experimental)
+            "autoencoder", the autoencoder's reconstruction of the input, decode(z).
+        normality: Statistics of normal images, for models with evidence. Map and score then combine
+            reconstruction and memory (docs/design/evidence.md).
+
+    Raises:
+        ValueError: An operation or `compare_with` is unknown.
     """
 
     def __init__(
@@ -84,30 +90,35 @@ class DiadPipeline:
         )
         if unknown := set(chosen) - set(PUBLISHED_OPERATIONS):
             raise ValueError(
-                f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} but received {', '.join(sorted(unknown))}"
+                f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} "
+                f"but received {', '.join(sorted(unknown))}"
             )
         self.published = frozenset(chosen)
         if compare_with not in get_args(CompareWith):
             raise ValueError(
-                f"Expected one of {', '.join(get_args(CompareWith))} for compare_with but received {compare_with!r}"
+                f"Expected one of {', '.join(get_args(CompareWith))} for compare_with "
+                f"but received {compare_with!r}"
             )
         self.sampler = sampler or SamplerOptions()
         self.compare_with = compare_with
         self.normality = normality
 
     def with_model(self, model: torch.nn.Module) -> "DiadPipeline":
-        """The same pipeline around another model of the same interface."""
+        """Returns a pipeline with the same options and another model."""
         return DiadPipeline(
             model, self.device, self.published, self.sampler, self.compare_with, self.normality
         )
 
     def frames(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """uint8 [H, W, 3] images of any size -> normalized float32 [N, 3, S, S]."""
+        """Resizes and normalizes uint8 [H, W, 3] images of any size to float32 [N, 3, S, S]."""
         resized = np.stack([resize_rgb(p, self.config.image_size) for p in images])
         return normalize(resized, self.config.mean, self.config.std)
 
     def draw_noise(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The posterior's noise, then the forward process's, [1, 4, s, s] each, from one CPU generator with the image's seed."""
+        """Draws the posterior noise and the forward noise of one image, [1, 4, s, s] each.
+
+        Both come from one CPU generator seeded with `seed`, in this order.
+        """
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.config.autoencoder.embed_dim, self.config.latent_size, self.config.latent_size)
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
@@ -120,17 +131,22 @@ class DiadPipeline:
         stages: bool = False,
         classes: Sequence[str] | None = None,
     ) -> list[DiadResult]:
-        """Scores a batch.
+        """Scores a batch of images.
 
         Args:
-            images: uint8 [H, W, 3] RGB, any size.
-            seeds: one per image, 0..2^64-1; default 0 for each.
-            stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md; with `normality` also
-                memory_distance [G, G], and map_raw and map are the combined ones).
-            classes: one per image, whose normal images it is compared with; default, all normal images. Only with `normality`.
+            images: RGB images, uint8 [H, W, 3], any size.
+            seeds: One noise seed per image, 0..2^64-1. Default: 0.
+            stages: Keep all intermediate results in `DiadResult.stages`, named as in
+                docs/reference/accuracy.md. With `normality`, the stages include memory_distance [G, G], and
+                map_raw and map are the combined maps.
+            classes: One class name per image; selects the normal images to compare with. Used with
+                `normality` only. Default: all normal images.
 
         Returns:
-            A result per image, in order.
+            One result per image, in order.
+
+        Raises:
+            ValueError: `as_published` is set and the batch size is not 1.
         """
         seeds = [0] * len(images) if seeds is None else seeds
         if self.published and len(images) != 1:
@@ -178,13 +194,18 @@ class DiadPipeline:
 
     @torch.inference_mode()
     def denoised(self, images: Sequence[np.ndarray], seeds: Sequence[int]) -> torch.Tensor:
-        """The latents z_0 that sampling ends with, scaled, [N, 4, s, s]; images and seeds as for `run`."""
+        """Computes the scaled latents z_0 after the last sampling step, [N, 4, s, s].
+
+        Args:
+            images: As in `run`.
+            seeds: As in `run`.
+        """
         return self._latents(self.frames(images).to(self.device), seeds)[3][-1]
 
     def _latents(
         self, x: torch.Tensor, seeds: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Moments, z, x_T and the latent after each step for normalized images x [N, 3, S, S]."""
+        """Computes moments, z, x_T and the latent after each step from normalized images x [N, 3, S, S]."""
         noises = [self.draw_noise(seed) for seed in seeds]
         posterior_noise, forward_noise = (
             torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True)
@@ -200,10 +221,11 @@ class DiadPipeline:
     def compare(
         self, x: torch.Tensor, reconstruction: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
-        """Differences of two batches of normalized images [N, 3, S, S].
+        """Compares two batches of normalized images [N, 3, S, S].
 
         Returns:
-            Distance maps per scale (float32 [N, S, S] each), their sum (float64), the blurred map (float64), the scores (float64 [N]).
+            Distance maps per scale (float32 [N, S, S] each), their sum (float64 [N, S, S]), the blurred maps
+            (float64 [N, S, S]) and the scores (float64 [N]).
         """
         distances = distance_maps(*self._features(x, reconstruction), self.config.image_size)
         total = torch.stack([d.double() for d in distances]).sum(0)
@@ -218,7 +240,14 @@ class DiadPipeline:
         class_name: str = "",
         in_statistics: bool = True,
     ) -> list[CalibrationImage]:
-        """What normal images of a class contribute to `evidence.fit_normality`; arguments as for `run`."""
+        """Computes the calibration data of normal images for `evidence.fit_normality`.
+
+        Args:
+            images: As in `run`.
+            seeds: As in `run`.
+            class_name: Class of all images.
+            in_statistics: False if the denoiser was trained on the images.
+        """
         x = self.frames(images).to(self.device)
         _, z, _, latents = self._latents(x, seeds)
         distances, vectors = self._distances_and_vectors(
@@ -234,14 +263,14 @@ class DiadPipeline:
     def _distances_and_vectors(
         self, x: torch.Tensor, reconstruction: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Cosine distances [N, H_i, W_i] of two batches of images, and the vectors [N, D, G, G] of the first."""
+        """Computes cosine distances [N, H_i, W_i] of two batches and vectors [N, D, G, G] of the first."""
         first, second = self._features(x, reconstruction)
         return cosine_distances(first, second), self.model.pretrained_model.embed(tuple(first))
 
     def _judge(
         self, x: torch.Tensor, reconstruction: torch.Tensor, normality: Normality, classes: Sequence[str]
     ) -> tuple[list[torch.Tensor], torch.Tensor, Evidence]:
-        """Cosine distances [N, H_i, W_i], distances to the memory [N, G, G] and the evidence of N images."""
+        """Computes cosine distances [N, H_i, W_i], memory distances [N, G, G] and combined evidence."""
         distances, vectors = self._distances_and_vectors(x, reconstruction)
         entries = [normality.of(name) for name in classes]
         nearest = [
@@ -256,17 +285,17 @@ class DiadPipeline:
         return distances, torch.cat(nearest), evidence
 
     def _reconstruct(self, x: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:
-        """Images of the sampled latents z_0 [N, C, s, s], normalized [N, 3, S, S].
+        """Decodes the sampled latents z_0 [N, C, s, s] to normalized images [N, 3, S, S].
 
-        With `residual_decoding` the image keeps the detail that the autoencoder loses: only the difference of the decoded latents z_0 and
-        z is added to it.
+        With `residual_decoding`, the result is x + decode(z_0) - decode(z). It keeps the detail that the
+        autoencoder loses.
         """
         decode, scale = self.model.first_stage_model.decode, self.config.scale_factor
         reconstruction = decode(z_0 / scale)
         return x + (reconstruction - decode(z / scale)) if self.config.residual_decoding else reconstruction
 
     def _reference(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """The images [N, 3, S, S] that reconstructions are compared with."""
+        """Returns the images [N, 3, S, S] that the reconstructions are compared with."""
         return (
             x
             if self.compare_with == "input"
@@ -274,7 +303,7 @@ class DiadPipeline:
         )
 
     def _sample(self, x: torch.Tensor, image: torch.Tensor, plan: SamplingPlan) -> list[torch.Tensor]:
-        """The latent after each step from x_start [N, 4, s, s], the same shape each."""
+        """Samples from x [N, 4, s, s] and returns the latent after each step, same shape."""
         guided = "guidance" in self.published
         shown = torch.cat([image, image]) if guided else image
         hint = self.model.control_model.guide(shown)
@@ -289,7 +318,13 @@ class DiadPipeline:
         return latents
 
     def _guided_eps(self, x: torch.Tensor, hints: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance with two identical conditions, as the published sampler evaluates it; hints [2 N, C, s, s]."""
+        """Applies classifier-free guidance with two identical conditions, as in the published sampler.
+
+        Args:
+            x: Latents [N, 4, s, s].
+            hints: Hints of the doubled batch, [2 N, C, s, s].
+            timestep: [1].
+        """
         conditional, unconditional = self.model.eps(
             torch.cat([x, x]), hints, timestep.expand(2 * x.shape[0])
         ).chunk(2)
@@ -306,28 +341,28 @@ class DiadPipeline:
 
 
 def add_experimental_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that change the result; the defaults are the published system."""
+    """Declares the experimental options. The defaults reproduce the published system."""
     group = parser.add_argument_group(
-        "experimental", "change the result; the defaults are the published system"
+        "experimental", "change the result; the defaults reproduce the published system"
     )
     group.add_argument(
-        "--steps", type=int, help="evaluations of the denoiser (default: all the model's timesteps)"
+        "--steps", type=int, help="number of denoiser evaluations (default: all timesteps of the model)"
     )
     group.add_argument(
-        "--start-timestep", type=int, help="one of the model's timesteps (default: noise of 999, then 901)"
+        "--start-timestep", type=int, help="one of the model's timesteps (default: noise at 999, then 901)"
     )
     group.add_argument("--start-noise", choices=get_args(StartNoise), default="gaussian")
     group.add_argument("--compare-with", choices=get_args(CompareWith), default="input")
 
 
 def experimental_options(args: argparse.Namespace) -> ExperimentalOptions:
-    """Keyword arguments of `DiadPipeline` from the options that `add_experimental_arguments` declares."""
+    """Converts the options of `add_experimental_arguments` to keyword arguments of `DiadPipeline`."""
     sampler = SamplerOptions(args.steps, args.start_timestep, args.start_noise)
     return {"sampler": sampler, "compare_with": args.compare_with}
 
 
 def blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of images [N, 3, S, S], sigma in pixels: the baseline 'reconstruction' that knows nothing of the class."""
+    """Blurs images [N, 3, S, S] with a Gaussian (sigma in pixels): a baseline without a learned model."""
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,4 +1,4 @@
-"""What the sampler starts from and which timesteps it evaluates."""
+"""Chooses the sampler's start and the timesteps it evaluates."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,13 +12,13 @@ StartNoise = Literal["gaussian", "none"]
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """What is changed of the published sampler; the defaults change nothing.
+    """Experimental changes to the published sampler. The defaults change nothing.
 
     Attributes:
-        steps: evaluations of the denoiser, spread evenly over the timesteps from the start on; default all of them.
-        start_timestep: one of the schedule's; the noise is put on there and the first evaluation is there. Default: noise of T = 999,
-            first evaluation at 901.
-        start_noise: "none" leaves the noise out of the start: the latent is only scaled by sqrt(alpha_bar).
+        steps: Number of denoiser evaluations, spread evenly over the timesteps after the start. Default: all.
+        start_timestep: Timestep of the schedule at which noise is added and evaluation starts. Default: noise
+            at T = 999, first evaluation at 901.
+        start_noise: With "none", no noise is added; the latent is only scaled by sqrt(alpha_bar).
     """
 
     steps: int | None = None
@@ -28,13 +28,14 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         if self.start_noise not in get_args(StartNoise):
             raise ValueError(
-                f"Expected one of {', '.join(get_args(StartNoise))} for start_noise but received {self.start_noise!r}"
+                f"Expected one of {', '.join(get_args(StartNoise))} for start_noise "
+                f"but received {self.start_noise!r}"
             )
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """x_start = signal z + spread noise, then the steps in order of evaluation."""
+    """x_start = signal * z + spread * noise, followed by the steps in evaluation order."""
 
     signal: float
     spread: float
@@ -42,10 +43,10 @@ class SamplingPlan:
 
 
 def plan_sampling(schedule: Schedule, options: SamplerOptions) -> SamplingPlan:
-    """The start and the steps that the options choose from a schedule.
+    """Selects the start and the steps from a schedule.
 
     Raises:
-        ValueError: a timestep that is not the schedule's, or more steps than there are.
+        ValueError: The start timestep is not in the schedule, or the step count is out of range.
     """
     steps = schedule.steps
     signal, spread = schedule.noise_factors
@@ -53,7 +54,8 @@ def plan_sampling(schedule: Schedule, options: SamplerOptions) -> SamplingPlan:
         timesteps = [step.timestep for step in steps]
         if options.start_timestep not in timesteps:
             raise ValueError(
-                f"Expected one of {', '.join(map(str, timesteps))} for start_timestep but received {options.start_timestep}"
+                f"Expected one of {', '.join(map(str, timesteps))} for start_timestep "
+                f"but received {options.start_timestep}"
             )
         steps = steps[timesteps.index(options.start_timestep) :]
         a = np.float32(steps[0].alpha_bar)
@@ -63,7 +65,7 @@ def plan_sampling(schedule: Schedule, options: SamplerOptions) -> SamplingPlan:
         raise ValueError(f"Expected 1 to {len(steps)} for steps but received {count}")
     chosen = [steps[i * len(steps) // count] for i in range(count)]
     targets = [*(step.alpha_bar for step in chosen[1:]), steps[-1].alpha_bar_prev]
-    # Where nothing is skipped a step goes where the schedule sends it.
+    # If no step is skipped, each step keeps the target alpha_bar of the schedule.
     untouched = count == len(steps)
     planned = (
         chosen

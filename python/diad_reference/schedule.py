@@ -1,4 +1,4 @@
-"""Noise schedule and DDIM coefficients, in the published code's order of rounding."""
+"""Noise schedule and DDIM coefficients, rounded in the same order as in the published code."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .config import ScheduleConfig
 
 @dataclass(frozen=True)
 class DdimStep:
-    """One DDIM step: the timestep the model is told, and alpha_bar before and after it (float32 values)."""
+    """One DDIM step: the timestep passed to the model, and alpha_bar before and after it (float32 values)."""
 
     timestep: int
     alpha_bar: float
@@ -18,7 +18,7 @@ class DdimStep:
 
 
 class Schedule:
-    """betas = linspace(sqrt(start), sqrt(end), T)^2 in float64; alpha_bar their running product of 1 - beta."""
+    """Schedule in float64: beta = linspace(sqrt(start), sqrt(end), T)^2, alpha_bar = cumprod(1 - beta)."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
@@ -31,7 +31,10 @@ class Schedule:
 
     @property
     def steps(self) -> list[DdimStep]:
-        """Steps in the order of evaluation: as published 901, 801, .., 1, and the last one goes to alpha_bar[0], not to 1."""
+        """Sampling steps in evaluation order.
+
+        Published: 901, 801, ..., 1. The last step ends at alpha_bar[0], not at 1.
+        """
         chosen = self.config.sampling_timesteps
         if chosen:
             after = [float(self.alpha_bar[t]) for t in chosen[1:]] + [1.0]
@@ -47,9 +50,9 @@ class Schedule:
 
     @property
     def noise_factors(self) -> tuple[float, float]:
-        """(signal, spread) of the start x_T: sqrt(alpha_bar) and sqrt(1 - alpha_bar), float64 roots rounded to float32.
+        """(signal, spread) of the start x_T: float64 sqrt(alpha_bar) and sqrt(1 - alpha_bar) as float32.
 
-        A sampler with timesteps of its own starts at the first of them without noise: its spread is 0.
+        With `sampling_timesteps`, the sampler starts at the first of them without noise, so the spread is 0.
         """
         if self.config.sampling_timesteps:
             return float(np.sqrt(self.alpha_bar[self.config.sampling_timesteps[0]])), 0.0
@@ -58,9 +61,17 @@ class Schedule:
 
 
 def ddim_update(x: torch.Tensor, eps: torch.Tensor, step: DdimStep) -> torch.Tensor:
-    """One DDIM step with eta 0 (Song et al. 2021, eq. 12): x [N, 4, s, s], eps [N, 4, s, s] -> the next x.
+    """Computes one DDIM step with eta = 0 (Song et al. 2021, eq. 12).
 
-    The scalars are float32 roots of float32 values.
+    The scalar factors are float32 square roots of float32 values.
+
+    Args:
+        x: Current latent [N, 4, s, s].
+        eps: Predicted noise [N, 4, s, s].
+        step: Timestep and alpha_bar values.
+
+    Returns:
+        The next latent [N, 4, s, s].
     """
     a, a_prev, one = np.float32(step.alpha_bar), np.float32(step.alpha_bar_prev), np.float32(1)
     predicted = (x - float(np.sqrt(one - a)) * eps) / float(np.sqrt(a))

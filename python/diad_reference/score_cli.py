@@ -1,4 +1,4 @@
-"""`score`: the reference's result for image files, one JSON object a line."""
+"""`score`: scores image files and prints one JSON object per line."""
 
 import argparse
 import dataclasses
@@ -21,30 +21,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=Path, help="folder of a bundle")
     source.add_argument("--checkpoint", type=Path, help="file written by training")
     source.add_argument("--published", type=Path, help="published-format checkpoint (needs --config-file)")
-    parser.add_argument("--config-file", type=Path, help="with --published: its YAML or JSON")
+    parser.add_argument("--config-file", type=Path, help="with --published: YAML or JSON configuration")
     parser.add_argument("--extractor", type=Path, help="with --published: ResNet weights")
     parser.add_argument("--context", type=Path, help="with --published: text context")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the noise, for every image (default: %(default)s)"
+        "--seed", type=int, default=0, help="noise seed, used for each image (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument(
         "--as-published",
         action="store_true",
-        help="the published sampler's operations one by one (not with --bundle)",
+        help="run every operation of the published sampler (not with --bundle)",
     )
     parser.add_argument(
         "--json",
         action="store_true",
         help="accepted for symmetry with `diad score`; the output is always JSON",
     )
-    parser.add_argument("--dump", type=Path, help="folder for every stage as NNN.<stage>.npy")
+    parser.add_argument("--dump", type=Path, help="folder to write each stage to as NNN.<stage>.npy")
     parser.add_argument(
         "--class",
         dest="class_name",
         default="",
-        help="whose normal images a calibrated bundle compares with (default: all)",
+        help="class whose normal images a calibrated bundle compares with (default: all)",
     )
     add_experimental_arguments(parser)
     parser.add_argument("files", nargs="+")
@@ -59,12 +59,15 @@ def _model(args: argparse.Namespace) -> DiadModel:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints {file, score, seed} per image; of a calibrated bundle with evidence also {evidence: {reconstruction, memory}}."""
+    """Prints {file, score, seed} per image.
+
+    Calibrated bundles with evidence add {evidence: {reconstruction, memory}}.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.as_published and args.bundle:
         raise ValueError(
-            "--as-published needs --checkpoint or --published: a bundle has the savings built in"
+            "--as-published needs --checkpoint or --published: a bundle has the optimizations built in"
         )
     model = BundleModel(args.bundle) if args.bundle else _model(args)
     normality = normality_of_bundle(args.bundle) if args.bundle else None

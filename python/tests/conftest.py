@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model with random weights in every layer, and images made on the spot."""
+"""Shared fixtures: tiny models with random weights in all layers, bundles and random images."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from diad_reference.models.diad import DiadModel, random_model
 from diad_reference.models.extractor import ResNetFeatures
 from diad_reference.models.patch_autoencoder import fit_patches
 
-# In `npm run test:all` only.
+# Run in `npm run test:all` only.
 SLOW_MODULES = {"test_training", "test_training_runs"}
 
 
@@ -31,13 +31,13 @@ def _two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> DiadModel:
-    """Tiny sizes, seeded weights, zero-initialized layers filled."""
+    """The tiny model with seeded random weights; zero-initialized layers are filled."""
     return random_model(preset("tiny"), seed=3)
 
 
 @pytest.fixture(scope="session")
 def small_model() -> DiadModel:
-    """The small model in miniature: its autoencoder is fitted to random images, other layers have seeded random weights."""
+    """The small-tiny model with an autoencoder fitted to random images; other weights are seeded random."""
     config = preset("small-tiny")
     model = random_model(config, seed=5)
     coarse = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(6))
@@ -49,13 +49,13 @@ def small_model() -> DiadModel:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_model: DiadModel) -> Path:
-    """A bundle of the small model that trainings can start from."""
+    """A bundle of the small model that training can start from."""
     return write_bundle(small_model, tmp_path_factory.mktemp("small") / "base", name="base")
 
 
 @pytest.fixture(scope="session")
 def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a tiny ResNet, as --extractor takes them."""
+    """A weight file of a tiny ResNet for --extractor."""
     path = tmp_path_factory.mktemp("extractor") / "resnet.pth"
     torch.manual_seed(4)
     torch.save(ResNetFeatures(ExtractorConfig(layers=(1, 1, 1), stem_width=8)).state_dict(), path)
@@ -64,6 +64,6 @@ def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images() -> list[np.ndarray]:
-    """Three images of different sizes: smaller and larger than the model's, none square."""
+    """Three non-square images, smaller and larger than the model's input."""
     rng = np.random.default_rng(5)
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 90), (70, 64), (131, 200))]

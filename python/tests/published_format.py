@@ -1,6 +1,6 @@
-"""A checkpoint in the published format, made from seeded random weights, with everything around it that such files carry.
+"""Writes a checkpoint in the published format with seeded random weights and the usual extra entries.
 
-python python/tests/published_format.py DIR small|medium      # writes DIR/model.ckpt and DIR/diad.yaml
+Usage: python python/tests/published_format.py DIR small|medium      # writes DIR/model.ckpt and DIR/diad.yaml
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from diad_reference.config import AutoencoderConfig, DiadConfig, ExtractorConfig
 from diad_reference.convert.published_checkpoint import schedule_buffers
 from diad_reference.models.diad import DiadModel, random_model
 
-# The published layout in miniature: 32 groups need widths divisible by 32.
+# The published layout in miniature. Widths are divisible by 32 because of the 32 norm groups.
 SMALL = DiadConfig(
     name="small",
     image_size=64,
@@ -33,7 +33,7 @@ SMALL = DiadConfig(
 
 
 def published_yaml(config: DiadConfig) -> dict[str, Any]:
-    """The configuration as the published YAML writes it, with the entries a converter must ignore."""
+    """Returns the configuration in the published YAML structure, including entries that converters ignore."""
     unet = config.unet
     network = {
         "image_size": 32,
@@ -52,9 +52,17 @@ def published_yaml(config: DiadConfig) -> dict[str, Any]:
     }
     ae = config.autoencoder
     dd = {
-        "double_z": True, "z_channels": ae.z_channels, "resolution": ae.resolution, "in_channels": 3, "out_ch": 3, "ch": ae.ch,
-        "ch_mult": list(ae.ch_mult), "num_res_blocks": ae.num_res_blocks, "attn_resolutions": list(ae.attn_resolutions), "dropout": 0.0,
-    }  # fmt: skip
+        "double_z": True,
+        "z_channels": ae.z_channels,
+        "resolution": ae.resolution,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": ae.ch,
+        "ch_mult": list(ae.ch_mult),
+        "num_res_blocks": ae.num_res_blocks,
+        "attn_resolutions": list(ae.attn_resolutions),
+        "dropout": 0.0,
+    }
     params = {
         "linear_start": config.schedule.linear_start,
         "linear_end": config.schedule.linear_end,
@@ -84,7 +92,7 @@ def published_yaml(config: DiadConfig) -> dict[str, Any]:
 def text_tower(
     width: int, positions: int = 9, layers: int = 2, position_ids: bool = True
 ) -> dict[str, torch.Tensor]:
-    """A CLIP text tower of random weights under LDM's names."""
+    """Creates a CLIP text tower with random weights and LDM names."""
     generator = torch.Generator().manual_seed(4)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -109,7 +117,7 @@ def text_tower(
 
 
 def published_state(model: DiadModel, extractor: bool = True) -> dict[str, torch.Tensor]:
-    """The model's weights as a published state_dict: three networks, schedule buffers, the extractor when wanted."""
+    """Returns a published state_dict: three networks, schedule buffers and, optionally, the extractor."""
     state = {
         key: value
         for key, value in model.state_dict().items()
@@ -127,7 +135,7 @@ def published_state(model: DiadModel, extractor: bool = True) -> dict[str, torch
 
 
 def lightning_file(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What Lightning writes around a state_dict."""
+    """Adds the entries that Lightning writes in addition to the state_dict."""
     moments = {
         "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}},
         "param_groups": [{"lr": 1e-5}],
@@ -149,7 +157,10 @@ def lightning_file(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 def write_published(
     folder: Path, config: DiadConfig = SMALL, seed: int = 5, only_mid_control: bool = True
 ) -> DiadModel:
-    """Writes model.ckpt (Lightning) and diad.yaml, and returns the model they hold (its context comes from the file's text tower)."""
+    """Writes model.ckpt (Lightning) and diad.yaml, and returns the model.
+
+    The model's context is computed from the text tower in the file.
+    """
     from diad_reference.convert.text_context import empty_prompt_context
 
     tower = text_tower(config.unet.context_dim)

@@ -1,4 +1,4 @@
-"""Schedule, sampler, frame, anomaly map and score against published numbers and hand-made cases."""
+"""Schedule, sampler, image input, anomaly map and score, compared with published and hand-computed values."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ ALPHA_BAR = {
 }  # fmt: skip
 
 
-def test_steps_are_the_published_ones() -> None:
+def test_steps_match_the_published_values() -> None:
     steps = Schedule(ScheduleConfig()).steps
     assert [s.timestep for s in steps] == list(ALPHA_BAR)
     assert [s.alpha_bar for s in steps] == pytest.approx(list(ALPHA_BAR.values()), abs=6e-9)
@@ -28,13 +28,13 @@ def test_steps_are_the_published_ones() -> None:
     assert steps[-1].alpha_bar_prev == pytest.approx(0.99914998, abs=6e-9)
 
 
-def test_noise_is_put_on_at_999() -> None:
+def test_noise_is_added_at_timestep_999() -> None:
     signal, spread = Schedule(ScheduleConfig()).noise_factors
     assert signal == pytest.approx(0.06826492, abs=5e-9)
     assert spread == pytest.approx(0.99766725, abs=5e-9)
 
 
-def test_ddim_step_by_hand() -> None:
+def test_ddim_step_matches_a_hand_computed_value() -> None:
     x, eps = torch.full((1, 4, 1, 1), 1.0), torch.full((1, 4, 1, 1), 0.5)
     # a = 0.25: x_0 = (1 - sqrt(0.75) / 2) / 0.5; a_prev = 0.64: x = 0.8 x_0 + 0.6 * 0.5
     expected = 0.8 * (1 - 0.75**0.5 * 0.5) / 0.5 + 0.3
@@ -43,7 +43,7 @@ def test_ddim_step_by_hand() -> None:
     )
 
 
-def test_normalize_and_back() -> None:
+def test_denormalize_inverts_normalize() -> None:
     frame = np.array([[[0, 128, 255]]], dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
     x = normalize(frame[None], mean, std)
@@ -53,7 +53,7 @@ def test_normalize_and_back() -> None:
     assert denormalize(torch.full((1, 3, 1, 1), 9.0), mean, std).tolist() == [[[[255, 255, 255]]]]
 
 
-def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
+def test_read_rgb_matches_the_published_reader(tmp_path: Path) -> None:
     rgba = np.zeros((2, 3, 4), dtype=np.uint8)
     rgba[..., 0], rgba[..., 3] = 200, 10
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
@@ -62,7 +62,7 @@ def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert read_rgb(tmp_path / "deep.png")[0].tolist() == [[0x12] * 3, [0xFF] * 3]
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rows become columns
+    exif[0x0112] = 6  # rotated by 90 degrees: rows become columns
     Image.fromarray(np.zeros((4, 10, 3), dtype=np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_rgb(tmp_path / "turned.jpg").shape == (10, 4, 3)
     Image.fromarray(np.full((2, 2), 77, dtype=np.uint8)).save(tmp_path / "gray.png")
@@ -70,7 +70,7 @@ def test_reader_behaves_like_the_published_one(tmp_path: Path) -> None:
 
 
 def _fixed_point_taps(length: int, side: int) -> np.ndarray:
-    """Triangle filter widened by the scale when shrinking, 22-bit coefficients: [side, length]."""
+    """Computes 22-bit coefficients [side, length] of a triangle filter, widened when shrinking."""
     scale = length / side
     stretch = max(scale, 1.0)
     taps = np.zeros((side, length), dtype=np.int64)
@@ -88,7 +88,7 @@ def _pass(taps: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(72, 56), (56, 72), (40, 90), (300, 40), (64, 100), (30, 20)])
-def test_resize_goes_horizontally_first_in_fixed_point(height: int, width: int) -> None:
+def test_resize_runs_horizontally_first_in_fixed_point(height: int, width: int) -> None:
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     rows = _pass(_fixed_point_taps(width, 64), image, 1)
     expected = _pass(_fixed_point_taps(height, 64), rows, 0)
@@ -111,7 +111,7 @@ def test_distance_of_parallel_and_orthogonal_features() -> None:
     (distance,) = distance_maps([a], [b], 5)
     assert distance.shape == (1, 5, 5)
     assert distance[0, 0, 0].item() == pytest.approx(0, abs=1e-6)
-    assert distance[0, 4, 4].item() == pytest.approx(1, abs=1e-6)  # align_corners: the corner keeps its value
+    assert distance[0, 4, 4].item() == pytest.approx(1, abs=1e-6)  # corners are aligned
     assert distance[0, 3, 4].item() == pytest.approx(0.5, abs=1e-6)
 
 
@@ -133,7 +133,7 @@ def test_score_is_the_maximum_of_repeated_pools() -> None:
     maps[0, 2:4, 2:4] = 1.0
     maps[1] = 0.25
     config = MapConfig(pool_size=2, pool_count=2)
-    # Two 2x2 means weigh a row 1 2 1 / 4: the best window over the two ones takes 3/4 of it each way.
+    # Two 2x2 means weight a row by (1 2 1) / 4. Per direction, the best window has weight 3/4 on the ones.
     assert image_scores(maps, config).tolist() == pytest.approx([9 / 16, 0.25])
 
 

@@ -1,4 +1,4 @@
-"""Conversion of published-format checkpoints: forms of the files, configuration, context, extractor, the bundle on disk."""
+"""Conversion of published-format checkpoints: file formats, configuration, context, extractor, bundle."""
 
 import json
 import resource
@@ -60,7 +60,7 @@ def edited_state(folder: Path, out: Path, edit: Any) -> Path:
     return out
 
 
-def test_converted_bundle_is_the_published_model(
+def test_converted_bundle_matches_the_published_model(
     published: tuple[Path, DiadModel],
     images: list[np.ndarray],
     tmp_path: Path,
@@ -92,7 +92,7 @@ def test_converted_bundle_is_the_published_model(
 
 
 @pytest.mark.parametrize("kind", ["bare", "safetensors", "half", "json", "no position ids"])
-def test_every_form_of_the_files_gives_the_same_model(
+def test_all_file_formats_give_the_same_model(
     published: tuple[Path, DiadModel], kind: str, tmp_path: Path
 ) -> None:
     folder, model = published
@@ -122,7 +122,7 @@ def test_every_form_of_the_files_gives_the_same_model(
             assert (loaded.state_dict()[key] - value).abs().max() <= tolerance, key
 
 
-def test_published_file_of_the_full_size_has_the_expected_keys() -> None:
+def test_full_size_model_has_the_published_keys() -> None:
     shapes = expected_shapes(DiadConfig())
     assert len(shapes) == 686 + 349 + 248
     listed = Path(__file__).parent / "published_keys.tsv"
@@ -145,7 +145,7 @@ def test_published_configuration_gives_the_defaults(tmp_path: Path) -> None:
     assert read_published_config(path, only_mid_control=False).only_mid_control is False
 
 
-def test_head_width_instead_of_heads(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_reads_head_width_instead_of_head_count(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
     def edit(params: dict) -> None:
         for part in ("unet_config", "control_stage_config"):
             params[part]["params"]["num_head_channels"] = 8
@@ -154,7 +154,7 @@ def test_head_width_instead_of_heads(published: tuple[Path, DiadModel], tmp_path
     assert config.unet.heads_for(64) == (8, 8)
 
 
-def test_autoencoder_attention_by_resolution() -> None:
+def test_autoencoder_has_attention_at_configured_resolutions() -> None:
     config = SMALL.autoencoder.__class__(
         ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, resolution=64, attn_resolutions=(16,)
     )
@@ -165,7 +165,7 @@ def test_autoencoder_attention_by_resolution() -> None:
 
 
 @pytest.mark.parametrize("width", [64, 128])
-def test_text_context_equals_transformers(width: int) -> None:
+def test_text_context_matches_transformers(width: int) -> None:
     tower = text_tower(width, positions=77, position_ids=False)
     reference = CLIPTextModel(
         CLIPTextConfig(
@@ -192,7 +192,7 @@ def test_text_context_equals_transformers(width: int) -> None:
 
 
 @pytest.mark.parametrize("ending", ["pt", "npy", "safetensors", "tower"])
-def test_context_from_a_file(published: tuple[Path, DiadModel], ending: str, tmp_path: Path) -> None:
+def test_reads_context_from_a_file(published: tuple[Path, DiadModel], ending: str, tmp_path: Path) -> None:
     folder, _ = published
     context = torch.randn(1, 5, SMALL.unet.context_dim)
     path = tmp_path / f"context.{ending}"
@@ -223,7 +223,7 @@ def test_context_from_a_file(published: tuple[Path, DiadModel], ending: str, tmp
         (ExtractorConfig(layers=(3, 4, 6), width_factor=2.0), True),  # wide_resnet50_2
     ],
 )
-def test_extractors_are_recognized(config: ExtractorConfig, head: bool) -> None:
+def test_derives_the_extractor_configuration_from_weights(config: ExtractorConfig, head: bool) -> None:
     torch.manual_seed(0)
     model = ResNetFeatures(config)
     state = model.state_dict()
@@ -245,7 +245,7 @@ def test_extractors_are_recognized(config: ExtractorConfig, head: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.eval()(x), rebuilt.eval()(x), strict=True))
 
 
-def test_all_skips_control_on_request(images: list[np.ndarray], tmp_path: Path) -> None:
+def test_control_can_be_applied_at_all_skips(images: list[np.ndarray], tmp_path: Path) -> None:
     model = write_published(tmp_path, only_mid_control=False)
     loaded, _ = load_published(sources(tmp_path, only_mid_control=False))
     expected = DiadPipeline(model).run(images[:1])[0].score
@@ -257,7 +257,7 @@ def _no_space() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
-def test_a_full_disk_leaves_no_half_bundle_and_the_old_one_whole(
+def test_a_full_disk_leaves_no_partial_bundle_and_keeps_the_old_one(
     published: tuple[Path, DiadModel], tmp_path: Path
 ) -> None:
     folder, _ = published
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_no_half_bundle_and_the_old_one_whole(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_folder_that_is_no_bundle_is_not_replaced(
+def test_does_not_replace_a_folder_that_is_not_a_bundle(
     published: tuple[Path, DiadModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = published
@@ -290,12 +290,12 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(
         str(tmp_path),
     ]
     assert main(arguments) == 1
-    assert "is no bundle" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-def test_weights_are_not_held_twice(tmp_path: Path) -> None:
-    """A file of some size is converted within 1.3 times its size of additional memory."""
+def test_conversion_does_not_copy_the_weights(tmp_path: Path) -> None:
+    """Conversion needs at most 1.3 times the file size of additional memory, plus 100 MB."""
     import dataclasses
 
     config = dataclasses.replace(
@@ -325,4 +325,6 @@ def test_weights_are_not_held_twice(tmp_path: Path) -> None:
     )
     grown = int(run.stdout.split("KiB")[1]) * 1024
     size = (tmp_path / "model.ckpt").stat().st_size
-    assert grown < 1.3 * size + 100e6, f"{grown / 1e6:.0f} MB more for a file of {size / 1e6:.0f} MB"
+    assert grown < 1.3 * size + 100e6, (
+        f"{grown / 1e6:.0f} MB of additional memory for a file of {size / 1e6:.0f} MB"
+    )

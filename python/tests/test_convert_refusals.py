@@ -1,4 +1,4 @@
-"""Conversion of published-format checkpoints: what is refused, and what the message says."""
+"""Conversion of published-format checkpoints: rejected inputs and their error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ HINT = "control_model.input_hint_block.0.weight"
         (_put("somewhere.else", torch.zeros(2)), r"1 unexpected: somewhere\.else"),
         (
             _put(HINT, torch.zeros(16, 1, 3, 3)),
-            r"of another shape: .*\(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)",
+            r"with a wrong shape: .*\(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)",
         ),
         (_put(HINT, torch.full((16, 3, 3, 3), float("nan"))), rf"not finite in 1 keys: {HINT}"),
         (_put("betas", torch.linspace(0.1, 0.2, 1000)), r"schedule buffer betas"),
@@ -68,14 +68,14 @@ HINT = "control_model.input_hint_block.0.weight"
         ),
     ],
 )
-def test_wrong_weights_are_listed(
+def test_lists_wrong_weights(
     published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(sources(published[0], checkpoint=edited_state(published[0], tmp_path / "m.pth", edit)))
 
 
-def test_ema_and_loss_weights_are_ignored_by_name(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_reports_ignored_ema_and_loss_weights(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
     def edit(state: dict) -> None:
         state["model_ema.decay"] = torch.zeros(())
         state["first_stage_model.loss.logvar"] = torch.zeros(())
@@ -125,19 +125,19 @@ def _set(part: str, key: str, value: Any) -> Any:
         (_set("", "parameterization", "v"), r"'eps' for .*parameterization"),
     ],
 )
-def test_wrong_configurations_name_the_key(
+def test_names_the_key_of_a_wrong_configuration_value(
     published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(sources(published[0], config=edited_yaml(published[0], tmp_path / "diad.yaml", edit)))
 
 
-def test_configuration_of_another_model(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_rejects_configuration_of_another_model(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
     def edit(params: dict) -> None:
         for part in ("unet_config", "control_stage_config"):
             params[part]["params"]["context_dim"] = 96
 
-    with pytest.raises(ValueError, match=r"of another shape: .*to_k\.weight"):
+    with pytest.raises(ValueError, match=r"with a wrong shape: .*to_k\.weight"):
         load_published(sources(published[0], config=edited_yaml(published[0], tmp_path / "diad.yaml", edit)))
 
 
@@ -147,7 +147,7 @@ class _Code:
 
 
 @pytest.mark.parametrize("damage", ["half", "code", "no weights", "text", "tensor"])
-def test_damaged_or_foreign_files_are_refused(
+def test_rejects_damaged_or_foreign_files(
     published: tuple[Path, DiadModel], damage: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.ckpt"
@@ -167,16 +167,18 @@ def test_damaged_or_foreign_files_are_refused(
     assert not Path("/tmp/diad-code-ran").exists()
 
 
-def test_half_a_safetensors_file(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_rejects_a_truncated_safetensors_file(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     safetensors.torch.save_file(published_state(published[1]), whole)
     half = tmp_path / "half.safetensors"
     half.write_bytes(whole.read_bytes()[:100_000])
-    with pytest.raises(ValueError, match="no complete safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         load_published(sources(published[0], checkpoint=half))
 
 
-def test_what_is_missing_is_told_with_the_way_out(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_error_messages_say_how_to_provide_missing_parts(
+    published: tuple[Path, DiadModel], tmp_path: Path
+) -> None:
     folder, model = published
     torch.save(published_state(model), tmp_path / "no-text.pth")
     with pytest.raises(ValueError, match=r"no text encoder .* pass as --context .*\[1, 77, 48\]"):

@@ -1,4 +1,4 @@
-"""Evidence: distances to a memory, normalization, the combined map, what calibration learns."""
+"""Evidence: memory distances, normalization, the combined map, and calibration."""
 
 import dataclasses
 import hashlib
@@ -48,7 +48,7 @@ def normal_class(mean: float = 0.0, spread: float = 1.0) -> NormalClass:
     return NormalClass(torch.zeros(2, 3).half(), means, spreads, 5)
 
 
-def test_memory_distance_is_that_to_the_nearest_vector() -> None:
+def test_memory_distance_is_the_distance_to_the_nearest_vector() -> None:
     memory = torch.tensor([[0.0, 0.0], [3.0, 4.0], [10.0, 0.0]])
     vectors = torch.tensor([[3.0, 0.0], [9.0, 4.0]]).T.reshape(1, 2, 1, 2)  # two positions
     assert memory_distances(vectors, memory)[0, 0].tolist() == pytest.approx([3.0, 17**0.5], abs=1e-5)
@@ -56,9 +56,8 @@ def test_memory_distance_is_that_to_the_nearest_vector() -> None:
     assert memory_distances(vectors, memory, left_out)[0, 0].tolist() == pytest.approx(
         [4.0, 17**0.5], abs=1e-5
     )
-    assert (
-        memory_distances(memory.T.reshape(1, 2, 1, 3), memory).abs().max() < 2e-3
-    )  # never the root of a negative number
+    # Never the square root of a negative number.
+    assert memory_distances(memory.T.reshape(1, 2, 1, 3), memory).abs().max() < 2e-3
     many, queries = torch.randn(50, 7).half(), torch.randn(2, 7, 3, 3)
     expected = torch.cdist(queries.permute(0, 2, 3, 1).reshape(18, 7), many.float()).amin(1).view(2, 3, 3)
     torch.testing.assert_close(memory_distances(queries, many), expected, atol=1e-4, rtol=0)
@@ -73,7 +72,7 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_spread() -> None:
         normalize_maps([torch.zeros(1, 4, 4)] * 4, normal_class())
 
 
-def test_combine_weighs_and_sums_the_maps() -> None:
+def test_combine_weights_and_sums_the_maps() -> None:
     evidence = combine(flat(1.0, 2.0, 3.0, 10.0), CONFIG)
     assert evidence.raw.shape == (1, 8, 8) and evidence.raw.dtype == torch.float64
     assert evidence.scores[0] == pytest.approx(0.5 * 6 + 2 * 10)
@@ -81,7 +80,7 @@ def test_combine_weighs_and_sums_the_maps() -> None:
     assert np.allclose(evidence.map, 23)
 
 
-def test_combined_score_is_blurred_and_pooled_like_the_published_one() -> None:
+def test_combined_score_uses_the_published_blur_and_pooling() -> None:
     maps = [torch.randn(2, side, side, generator=torch.Generator().manual_seed(side)) for side in (8, 4, 2)]
     maps.append(torch.zeros(2, 4, 4))
     evidence = combine(maps, CONFIG)
@@ -104,9 +103,9 @@ def calibration_image(value: float, vector: float, **changes: object) -> Calibra
     return CalibrationImage(distances, torch.full((3, 4, 4), vector), **changes)
 
 
-def test_fit_normality_by_hand() -> None:
-    # Distances 1, 2, 6: mean 3, standard deviation sqrt(7). Each vector is 3 coordinates of 0, 1, 3: distances to the nearest other
-    # image are sqrt(3) times 1, 1, 2.
+def test_fit_normality_matches_hand_computed_values() -> None:
+    # Distances 1, 2, 6: mean 3, standard deviation sqrt(7). The 3 coordinates of each vector are 0, 1 or 3,
+    # so the distances to the nearest other image are sqrt(3) times 1, 1, 2.
     images = [calibration_image(1.0, 0.0), calibration_image(2.0, 1.0), calibration_image(6.0, 3.0)]
     normality, scores = fit_normality(images, CONFIG)
     assert list(normality.classes) == [""]
@@ -117,12 +116,11 @@ def test_fit_normality_by_hand() -> None:
         assert normal.spreads[i].mean().item() == pytest.approx(1.3 * 7**0.5, rel=1e-6)
     assert normal.means[3].mean().item() == pytest.approx(3**0.5 * 4 / 3, rel=1e-5)
     assert normal.spreads[3].mean().item() == pytest.approx(1.3 * 3**0.5 * (1 / 3) ** 0.5, rel=1e-5)
-    # The last image is judged by the others: distances 1 and 2 (mean 1.5, deviation 0.7071), memory distances sqrt(3) both.
+    # The last image is scored with the statistics of the others: distances 1 and 2 (mean 1.5, standard
+    # deviation 0.7071) and memory distances sqrt(3), with a spread of zero.
     last = scores[2]
     assert last.reconstruction == pytest.approx(0.5 * 3 * (6 - 1.5) / (1.3 * 0.5**0.5), rel=1e-5)
-    assert last.memory == pytest.approx(
-        2 * 3**0.5 / 1e-6, rel=1e-3
-    )  # the others' distances do not spread at all
+    assert last.memory == pytest.approx(2 * 3**0.5 / 1e-6, rel=1e-3)
     assert last.score == pytest.approx(last.reconstruction + last.memory, rel=1e-6)
     assert [s.index for s in scores] == [0, 1, 2]
 
@@ -143,7 +141,7 @@ def test_statistics_are_smoothed() -> None:
     assert np.abs(normal.spreads[0].numpy() - (spread + 0.3 * spread.mean())).max() < 1e-6
 
 
-def test_training_images_fill_the_memory_only() -> None:
+def test_training_images_are_used_for_the_memory_only() -> None:
     images = [
         calibration_image(1.0, 0.0),
         calibration_image(2.0, 1.0),
@@ -157,12 +155,12 @@ def test_training_images_fill_the_memory_only() -> None:
     assert normal.means[3].mean().item() == pytest.approx(3**0.5 * (1 + 0.25) / 2, rel=1e-4)
 
 
-def test_classes_have_entries_of_their_own_and_one_for_all() -> None:
+def test_fits_one_entry_per_class_and_one_for_all_images() -> None:
     images = [
         calibration_image(v, v, class_name=name)
         for name, v in (("a", 1.0), ("a", 2.0), ("b", 11.0), ("b", 13.0))
     ]
-    images.append(calibration_image(7.0, 7.0))  # of no class
+    images.append(calibration_image(7.0, 7.0))  # without a class
     normality, scores = fit_normality(images, CONFIG)
     assert set(normality.classes) == {"", "a", "b"}
     assert normality.of("a").means[0].mean().item() == pytest.approx(1.5)
@@ -170,13 +168,14 @@ def test_classes_have_entries_of_their_own_and_one_for_all() -> None:
     assert normality.of().means[0].mean().item() == pytest.approx(34 / 5)
     assert normality.of("c") is normality.of()
     assert [s.index for s in scores] == [0, 1, 2, 3, 4]
-    # One other image has no spread of its own: that of both stands in. (11 - 13) / (1.3 * sqrt(2)) three times, halved.
+    # The spread of a single other image is undefined, so the spread of both images is used:
+    # three times (11 - 13) / (1.3 * sqrt(2)), halved.
     assert scores[2].reconstruction == pytest.approx(0.5 * 3 * -2 / (1.3 * 2**0.5), rel=1e-5)
     with pytest.raises(ValueError, match="Expected at least 2 calibration images of c but received 1"):
         fit_normality([*images, calibration_image(1.0, 1.0, class_name="c")], CONFIG)
 
 
-def test_memory_is_a_seeded_choice() -> None:
+def test_memory_is_a_seeded_sample_of_the_vectors() -> None:
     config = dataclasses.replace(CONFIG, evidence=EvidenceConfig(memory_vectors=20))
     generator = torch.Generator().manual_seed(0)
     images = [
@@ -224,7 +223,7 @@ def test_rejects_a_damaged_normality_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged: '/memory'"):
         read_normality(path)
     write_normality(Normality({"a": normal_class()}), path)
-    with pytest.raises(ValueError, match="no entry of all images"):
+    with pytest.raises(ValueError, match="no entry for all images"):
         read_normality(path)
 
 
@@ -280,10 +279,9 @@ def test_distances_at_the_scales_upsample_to_the_published_ones(
     wanted = distance_maps(a, b, 64)
     got = pipeline._distances_and_vectors(x, x.flip(0))[0]
     assert [tuple(d.shape) for d in got] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
+    # Aligned corners keep their values.
     corner = [d[0, 0, 0].item() for d in got]
-    assert corner == pytest.approx(
-        [w[0, 0, 0].item() for w in wanted], abs=1e-6
-    )  # aligned corners keep their values
+    assert corner == pytest.approx([w[0, 0, 0].item() for w in wanted], abs=1e-6)
 
 
 def test_score_command_uses_the_calibration_of_a_bundle(
@@ -298,7 +296,7 @@ def test_score_command_uses_the_calibration_of_a_bundle(
     Image.fromarray(frames[4]).save(tmp_path / "image.png")
     assert normality_of_bundle(bundle) is None
     (bundle / "calibration.json").write_text('{"threshold": 1}')
-    assert normality_of_bundle(bundle) is None  # thresholds of the published score
+    assert normality_of_bundle(bundle) is None  # calibrated for the published score
     write_normality(normality, bundle / "normality.safetensors")
     content = (bundle / "normality.safetensors").read_bytes()
     seal = {

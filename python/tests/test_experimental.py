@@ -1,4 +1,4 @@
-"""What may be changed of the published system, and what is left out for ablations."""
+"""Experimental options and ablations."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ from diad_reference.sampler import SamplerOptions, plan_sampling
 from diad_reference.schedule import Schedule
 
 
-def test_the_default_plan_is_the_schedule() -> None:
+def test_default_plan_equals_the_schedule() -> None:
     schedule = Schedule(ScheduleConfig())
     plan = plan_sampling(schedule, SamplerOptions())
     assert list(plan.steps) == schedule.steps
     assert (plan.signal, plan.spread) == schedule.noise_factors
 
 
-def test_fewer_steps_skip_evenly_and_end_where_all_end() -> None:
+def test_fewer_steps_are_evenly_spaced_and_keep_the_final_alpha_bar() -> None:
     schedule = Schedule(ScheduleConfig())
     plan = plan_sampling(schedule, SamplerOptions(steps=4))
     assert [s.timestep for s in plan.steps] == [901, 701, 401, 201]
@@ -30,7 +30,7 @@ def test_fewer_steps_skip_evenly_and_end_where_all_end() -> None:
     assert plan.steps[-1].alpha_bar_prev == schedule.steps[-1].alpha_bar_prev
 
 
-def test_a_lower_start_takes_its_own_level_and_the_noise_can_stay_out() -> None:
+def test_start_timestep_sets_the_noise_level_and_noise_is_optional() -> None:
     schedule = Schedule(ScheduleConfig())
     plan = plan_sampling(schedule, SamplerOptions(start_timestep=401))
     assert [s.timestep for s in plan.steps] == [401, 301, 201, 101, 1]
@@ -49,7 +49,7 @@ def test_a_lower_start_takes_its_own_level_and_the_noise_can_stay_out() -> None:
         ({"start_noise": "pink"}, "Expected one of gaussian, none for start_noise but received 'pink'"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict, message: str) -> None:
+def test_rejects_invalid_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_sampling(Schedule(ScheduleConfig()), SamplerOptions(**options))
 
@@ -80,30 +80,30 @@ def _eps(model: torch.nn.Module, seed: int) -> torch.Tensor:
         return model.eps(x, model.control_model.guide(image), torch.tensor([401]))
 
 
-def test_without_sg_the_image_no_longer_guides(tiny_model: DiadModel) -> None:
+def test_without_sg_the_image_has_no_influence(tiny_model: DiadModel) -> None:
     ablated = Ablated(tiny_model, "SG")
     assert torch.equal(_eps(ablated, 1), _eps(ablated, 2))
     assert not torch.equal(_eps(tiny_model, 1), _eps(tiny_model, 2))
 
 
-def test_without_sff_the_outputs_reach_the_unet_as_they_are(
+def test_without_sff_the_outputs_are_not_fused(
     tiny_model: DiadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full, ablated = _eps(tiny_model, 1), _eps(Ablated(tiny_model, "SFF"), 1)
     assert (full - ablated).abs().max() > 1e-4
-    assert torch.equal(_eps(tiny_model, 1), full)  # the model itself stays whole
+    assert torch.equal(_eps(tiny_model, 1), full)  # the original model is unchanged
     monkeypatch.setattr(SemanticGuidedNetwork, "_fuse", lambda self, outs: outs)
     assert torch.equal(_eps(tiny_model, 1), ablated)
 
 
-def test_a_model_with_other_steps_leaves_the_first_as_it_is(tiny_model: DiadModel) -> None:
+def test_with_ddim_steps_does_not_change_the_original_model(tiny_model: DiadModel) -> None:
     other = tiny_model.with_ddim_steps(20)
     assert (len(other.schedule.steps), len(tiny_model.schedule.steps)) == (20, 10)
     assert other.config.schedule.ddim_steps == 20
     assert all(a is b for a, b in zip(other.parameters(), tiny_model.parameters(), strict=True))
 
 
-def test_another_number_of_steps_keeps_the_training_schedule(tiny_model: DiadModel) -> None:
+def test_ddim_steps_do_not_change_the_training_schedule(tiny_model: DiadModel) -> None:
     schedule = Schedule(dataclasses.replace(tiny_model.config.schedule, ddim_steps=20))
     assert [s.timestep for s in schedule.steps[:3]] == [951, 901, 851]
     assert schedule.noise_factors == tiny_model.schedule.noise_factors

@@ -1,4 +1,4 @@
-"""Generated images: seeds, layout, exact masks, disjoint photograph regions, refusals."""
+"""Generated images: seeds, layout, exact masks, disjoint photograph regions, rejected arguments."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ EVERY_DEFECT = [(name, defect) for name in CLASSES for defect in DEFECTS[name]]
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Relative path -> hash of every file below a folder."""
+    """Returns the hash of each file in a folder, by relative path."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
@@ -28,7 +28,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_there_are_enough_classes_and_defects() -> None:
+def test_has_enough_classes_and_defects() -> None:
     assert len(CLASSES) >= 8
     assert set(DEFECTS) == set(CLASSES)
     assert len({defect for kinds in DEFECTS.values() for defect in kinds}) >= 8
@@ -36,19 +36,19 @@ def test_there_are_enough_classes_and_defects() -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_good_images_follow_their_generator(name: str) -> None:
+def test_good_images_depend_only_on_the_seed(name: str) -> None:
     one, same, other = (render_good(name, np.random.default_rng(seed), "train") for seed in (4, 4, 5))
     assert one.shape == (256, 256, 3)
     assert one.dtype == np.uint8
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
-    assert 30 < one.mean() < 225  # neither a black nor a burnt-out exposure
+    assert 30 < one.mean() < 225  # neither underexposed nor overexposed
     assert one.std() > 8
     assert ((one == 0) | (one == 255)).mean() < 0.05
 
 
 @pytest.mark.parametrize(("name", "defect"), EVERY_DEFECT)
-def test_masks_hold_the_pixels_that_the_defect_changed(name: str, defect: str) -> None:
+def test_masks_contain_the_pixels_that_the_defect_changed(name: str, defect: str) -> None:
     image, mask = render_defective(name, defect, np.random.default_rng(8), "test")
     assert image.shape == (256, 256, 3)
     assert image.dtype == mask.dtype == np.uint8
@@ -57,19 +57,18 @@ def test_masks_hold_the_pixels_that_the_defect_changed(name: str, defect: str) -
     inside = mask > 0
     assert inside.sum() >= MIN_AREA
     assert inside.mean() < 0.5
-    # The same generator without the defect gives the good twin: same scene, light and noise field.
+    # The same seed without the defect gives the same scene, light and noise.
     twin = render_good(name, np.random.default_rng(8), "test")
     change = np.abs(image.astype(np.float64) - twin).mean(axis=2)
-    assert (
-        change[inside].mean() > MIN_CONTRAST - 1
-    )  # rounding and the clipped noise cost less than a gray level
-    # Outside, what remains is below the threshold, except for single pixels that the opening took off the mask.
+    # Rounding and clipped noise change the mean by less than one gray level.
+    assert change[inside].mean() > MIN_CONTRAST - 1
+    # Outside the mask, changes are below the threshold, except for single pixels removed by the opening.
     assert (change[~inside] > CHANGE_THRESHOLD + 2).mean() < 0.01
     assert change[~inside].mean() < 0.5
 
 
 @pytest.mark.parametrize("defect", sorted(SURFACE))
-def test_surface_defects_lie_on_the_part(defect: str) -> None:
+def test_surface_defects_are_on_the_part(defect: str) -> None:
     y, x = np.mgrid[:SIZE, :SIZE]
     part = (np.hypot(y - 90, x - 160) < 45).astype(np.float32)
     for seed in range(5):
@@ -78,20 +77,16 @@ def test_surface_defects_lie_on_the_part(defect: str) -> None:
         SURFACE[defect](scene, np.random.default_rng(seed), 0.7)
         changed = np.abs(scene.albedo - texture).max(axis=2) > 0.02
         assert (changed & (part > 0)).sum() >= 10
-        if defect in (
-            "scratch",
-            "crack",
-            "color_shift",
-            "smear",
-        ):  # changes of the part itself; the others may hang over its edge
+        # These defects change the part itself. The others can extend beyond its edge.
+        if defect in ("scratch", "crack", "color_shift", "smear"):
             assert not (changed & (part == 0)).any()
 
 
-def test_photograph_regions_share_no_pixel() -> None:
+def test_photograph_regions_do_not_overlap() -> None:
     shown = np.zeros((512, 512), dtype=int)
     for top, bottom, left, right in REGIONS.values():
         shown[top:bottom, left:right] += 1
-        assert bottom - top > 180  # the largest cut still has room to move
+        assert bottom - top > 180  # larger than the largest crop
         assert right - left > 180
     assert shown.max() == 1
     assert set(REGIONS) == {"train", "test", "validation"}
@@ -101,7 +96,7 @@ def test_photograph_regions_share_no_pixel() -> None:
 def test_photographs_stay_inside_their_region(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     top, bottom, left, right = REGIONS[split]
     marked = np.full((512, 512), 255, dtype=np.uint8)
-    marked[top:bottom, left:right] = 0  # a single pixel from elsewhere shows as white
+    marked[top:bottom, left:right] = 0  # any pixel from outside the region is white
     monkeypatch.setattr(surfaces_module, "_photograph", lambda name: marked)
     for name in PHOTOGRAPHS:
         for seed in range(40):
@@ -144,7 +139,7 @@ def test_data_sets_are_reproducible_and_subsets_agree(tmp_path: Path) -> None:
     assert part.items() <= a.items()
     assert not {h for p, h in a.items() if "mask" not in p} & set(other.values())
     images = [h for p, h in a.items() if "mask" not in p]
-    assert len(set(images)) == len(images) == 16  # no image twice, over splits and classes
+    assert len(set(images)) == len(images) == 16  # no duplicates across splits and classes
 
 
 def test_validation_images_differ_from_test_images(tmp_path: Path) -> None:
@@ -163,7 +158,7 @@ def test_validation_images_differ_from_test_images(tmp_path: Path) -> None:
     assert not set(test.values()) & set(validation.values())
 
 
-def test_command_writes_the_classes_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_the_requested_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "set"
     options = [
         "--seed",
@@ -184,7 +179,7 @@ def test_command_writes_the_classes_asked_for(tmp_path: Path, capsys: pytest.Cap
     assert "'spoon'" in capsys.readouterr().err
 
 
-def test_unknown_names_are_refused_with_the_choices(tmp_path: Path) -> None:
+def test_rejects_unknown_names_and_lists_the_choices(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"brick, cable.*'spoon'"):
         render_good("spoon", rng, "train")
@@ -197,7 +192,7 @@ def test_unknown_names_are_refused_with_the_choices(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_samples_are_the_committed_examples(tmp_path: Path) -> None:
+def test_samples_match_the_committed_examples(tmp_path: Path) -> None:
     committed = Path(__file__).parents[2] / "examples"
     paths = write_samples(tmp_path)
     assert len(paths) == len(SAMPLES)
@@ -206,5 +201,5 @@ def test_samples_are_the_committed_examples(tmp_path: Path) -> None:
             assert made.size == kept.size == (256, 256)
             if path.suffix == ".png":
                 difference = np.abs(np.asarray(made, dtype=int) - np.asarray(kept, dtype=int))
-                # Other releases of numpy or scipy may round otherwise; another image differs by tens of gray levels.
+                # Other NumPy or SciPy releases can round differently. Other images differ by tens of levels.
                 assert difference.mean() < 0.1

@@ -1,4 +1,4 @@
-"""Shapes, sizes, key names and single blocks of the model."""
+"""Shapes, parameter counts, key names and blocks of the model."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_timestep_embedding_puts_cosines_first() -> None:
     )
 
 
-def test_attention_is_plain_softmax_per_head() -> None:
+def test_attention_is_softmax_per_head() -> None:
     torch.manual_seed(0)
     layer = CrossAttention(8, 6, heads=2, head_dim=3)
     x, context = torch.randn(2, 5, 8), torch.randn(2, 4, 6)
@@ -105,7 +105,7 @@ def test_autoencoder_downsampling_pads_right_and_below() -> None:
     with torch.no_grad():
         down.conv.weight.zero_()
         down.conv.bias.zero_()
-        down.conv.weight[0, 0, 0, 0] = 1.0  # picks the window's upper left pixel
+        down.conv.weight[0, 0, 0, 0] = 1.0  # selects the upper left pixel of the window
         x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, down.conv.in_channels, 4, 4)
         assert down(x)[0, 0].tolist() == [[0, 2], [8, 10]]
 
@@ -120,7 +120,7 @@ def test_spatial_fusion_normalizes_with_biased_variance() -> None:
     torch.testing.assert_close(fusion(x), expected, atol=1e-6, rtol=0)
 
 
-def test_sff_feeds_each_lowest_output_from_the_whole_level_above(tiny_model: DiadModel) -> None:
+def test_sff_adds_all_outputs_of_the_level_above_to_each_lowest_output(tiny_model: DiadModel) -> None:
     network = tiny_model.control_model
     torch.manual_seed(0)
     x, hint = torch.randn(1, 4, 8, 8), torch.randn(1, 32, 8, 8)
@@ -159,7 +159,7 @@ def test_control_reaches_only_middle_and_lowest_skips(tiny_model: DiadModel) -> 
             )
 
 
-def test_zero_initialized_control_is_silent() -> None:
+def test_zero_initialized_control_is_zero() -> None:
     model = DiadModel(preset("tiny")).eval()
     torch.manual_seed(0)
     x = torch.randn(1, 4, 8, 8)
@@ -171,7 +171,7 @@ def test_zero_initialized_control_is_silent() -> None:
     assert not control[0].any()
 
 
-def test_random_model_is_seeded_and_leaves_no_layer_zero() -> None:
+def test_random_model_is_seeded_and_has_no_zero_layers() -> None:
     first, second = random_model(preset("tiny"), 1), random_model(preset("tiny"), 1)
     assert all(
         torch.equal(a, b)
@@ -181,6 +181,6 @@ def test_random_model_is_seeded_and_leaves_no_layer_zero() -> None:
     assert not torch.equal(first.context, random_model(preset("tiny"), 2).context)
 
 
-def test_unknown_preset_names_the_choices() -> None:
+def test_rejects_an_unknown_preset_and_lists_the_choices() -> None:
     with pytest.raises(ValueError, match="published"):
         preset("huge")

@@ -1,4 +1,4 @@
-"""Every detail of the published arithmetic, got wrong on purpose: the parity check must notice each."""
+"""Mutation tests: each deliberate error in the published arithmetic must fail the parity check."""
 
 import dataclasses
 from collections.abc import Callable
@@ -202,14 +202,31 @@ def one_pool_less(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 
 
 MUTATIONS = [
-    last_step_to_one, timestep_off_by_one, noise_at_901, posterior_mode, noises_swapped, no_fusion, no_middle_control, control_on_all_skips,
-    sines_first, symmetric_padding, unbiased_instance_norm, tanh_gelu, gate_before_value, corners_not_aligned, float_resize,
-    resize_without_antialiasing, vertical_pass_first, clamped_reconstruction, blur_cut_short, one_pool_less,
-]  # fmt: skip
+    last_step_to_one,
+    timestep_off_by_one,
+    noise_at_901,
+    posterior_mode,
+    noises_swapped,
+    no_fusion,
+    no_middle_control,
+    control_on_all_skips,
+    sines_first,
+    symmetric_padding,
+    unbiased_instance_norm,
+    tanh_gelu,
+    gate_before_value,
+    corners_not_aligned,
+    float_resize,
+    resize_without_antialiasing,
+    vertical_pass_first,
+    clamped_reconstruction,
+    blur_cut_short,
+    one_pool_less,
+]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_parity_notices(
+def test_parity_check_detects(
     tiny_model: DiadModel,
     images: list[np.ndarray],
     reference: DiadResult,
@@ -221,8 +238,8 @@ def test_parity_notices(
     assert broken_promises(mutated.stages, reference.stages) != {}
 
 
-def test_parity_accepts_the_same_arithmetic(
+def test_parity_check_accepts_the_same_arithmetic(
     tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult
 ) -> None:
-    repeated = DiadPipeline(tiny_model).run(images[1:], [0, SEED], stages=True)[1]  # in company
+    repeated = DiadPipeline(tiny_model).run(images[1:], [0, SEED], stages=True)[1]  # in a batch of two
     assert broken_promises(repeated.stages, reference.stages) == {}

@@ -1,4 +1,4 @@
-"""The pipeline against the published operation order, and the exported modules against the plain model."""
+"""Compares the pipeline with the published operations, and the exported modules with the plain model."""
 
 import dataclasses
 import json
@@ -33,22 +33,35 @@ def test_stages_have_the_documented_names_and_shapes(tiny_model: DiadModel, imag
     shapes = {name: value.shape for name, value in result.stages.items()}
     map_shape = (64, 64)
     assert shapes == {
-        "x": (3, 64, 64), "moments": (8, 8, 8), "z": (4, 8, 8), "x_T": (4, 8, 8), "step_x": (10, 4, 8, 8), "reconstruction": (3, 64, 64),
-        "distance_layer1": map_shape, "distance_layer2": map_shape, "distance_layer3": map_shape, "map_raw": map_shape, "map": map_shape,
+        "x": (3, 64, 64),
+        "moments": (8, 8, 8),
+        "z": (4, 8, 8),
+        "x_T": (4, 8, 8),
+        "step_x": (10, 4, 8, 8),
+        "reconstruction": (3, 64, 64),
+        "distance_layer1": map_shape,
+        "distance_layer2": map_shape,
+        "distance_layer3": map_shape,
+        "map_raw": map_shape,
+        "map": map_shape,
         "score": (),
-    }  # fmt: skip
+    }
     assert result.map.shape == (64, 64)
     assert result.reconstruction.shape == (64, 64, 3)
 
 
-def test_as_published_takes_one_image_only(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
+def test_as_published_rejects_batches_and_unknown_operations(
+    tiny_model: DiadModel, images: list[np.ndarray]
+) -> None:
     with pytest.raises(ValueError, match="one image"):
         DiadPipeline(tiny_model, as_published=True).run(images[:2])
     with pytest.raises(ValueError, match="received magic"):
         DiadPipeline(tiny_model, as_published=["magic"])
 
 
-def test_batch_does_not_change_a_image_and_seed_does(tiny_model: DiadModel, images: list[np.ndarray]) -> None:
+def test_score_depends_on_the_seed_but_not_on_the_batch(
+    tiny_model: DiadModel, images: list[np.ndarray]
+) -> None:
     pipeline = DiadPipeline(tiny_model)
     together = pipeline.run(images, SEEDS)
     for image, seed, result in zip(images, SEEDS, together, strict=True):
@@ -70,14 +83,14 @@ def test_exported_modules_equal_the_plain_model_stage_by_stage(
         assert b.score == pytest.approx(a.score, rel=1e-5)
 
 
-def test_all_skips_control_survives_the_export(images: list[np.ndarray], tmp_path: Path) -> None:
+def test_control_at_all_skips_is_exported(images: list[np.ndarray], tmp_path: Path) -> None:
     model = random_model(dataclasses.replace(preset("tiny"), only_mid_control=False), 3)
     with_all = DiadPipeline(model).run(images[:1], stages=True)[0]
     exported = pipeline_of_bundle(write_bundle(model, tmp_path / "b")).run(images[:1], stages=True)[0]
     assert largest_difference(with_all, exported)["map"] < 2e-5
 
 
-def test_the_sampler_of_a_bundle_is_its_manifests(images: list[np.ndarray], tmp_path: Path) -> None:
+def test_bundle_uses_the_sampler_of_its_manifest(images: list[np.ndarray], tmp_path: Path) -> None:
     sampler = {
         "noise": {"timestep": 401, "sqrtAlphaBar": 0.65, "sqrtOneMinusAlphaBar": 0.0},
         "steps": [
@@ -100,7 +113,7 @@ def test_the_sampler_of_a_bundle_is_its_manifests(images: list[np.ndarray], tmp_
 
 
 @pytest.mark.parametrize("step", [0, 4, 9])
-def test_folded_step_and_context_constants_equal_the_computed_ones(tiny_model: DiadModel, step: int) -> None:
+def test_folded_steps_and_context_match_the_computed_values(tiny_model: DiadModel, step: int) -> None:
     torch.manual_seed(1)
     z, x = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 64, 64)
     core = DenoiserCore(tiny_model).eval()
@@ -110,7 +123,7 @@ def test_folded_step_and_context_constants_equal_the_computed_ones(tiny_model: D
         assert (core(z, hint, torch.tensor([step])) - expected).abs().max() < 1e-5
 
 
-def test_export_drops_what_is_not_used(tiny_model: DiadModel) -> None:
+def test_export_removes_unused_weights(tiny_model: DiadModel) -> None:
     names = [name for name, _ in scripted_modules(tiny_model)["denoiser.pt"].named_parameters()]
     assert not [
         n for n in names if "time_embed" in n or "emb_layers" in n or "attn2.to_k" in n or "attn2.to_v" in n
@@ -125,7 +138,7 @@ def test_export_drops_what_is_not_used(tiny_model: DiadModel) -> None:
     ] + [i for i in range(9, len(tiny_model.control_model.zero_convs))]
 
 
-def test_exported_convolutions_may_not_multiply_in_tf32(tiny_model: DiadModel) -> None:
+def test_exported_convolutions_do_not_allow_tf32(tiny_model: DiadModel) -> None:
     allowed = torch.backends.cudnn.allow_tf32
     for name, module in scripted_modules(tiny_model).items():
         convolutions = torch.jit.freeze(module.eval()).graph.findAllNodes("aten::_convolution")
@@ -136,7 +149,7 @@ def test_exported_convolutions_may_not_multiply_in_tf32(tiny_model: DiadModel) -
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
-def test_modules_take_any_batch(bundle: Path, batch: int) -> None:
+def test_modules_accept_any_batch_size(bundle: Path, batch: int) -> None:
     modules = pipeline_of_bundle(bundle).model
     with torch.no_grad():
         moments = modules.first_stage_model.encode(torch.randn(batch, 3, 64, 64))
@@ -147,18 +160,17 @@ def test_modules_take_any_batch(bundle: Path, batch: int) -> None:
         assert [f.shape[0] for f in modules.pretrained_model(torch.randn(batch, 3, 64, 64))] == [batch] * 3
 
 
-def test_half_storage_is_close_and_half_as_big(
+def test_float16_storage_is_close_and_half_the_size(
     bundle: Path, images: list[np.ndarray], tmp_path: Path
 ) -> None:
-    tiny_model = random_model(preset("tiny"), seed=3)  # one of its own: its weights are rounded
+    tiny_model = random_model(preset("tiny"), seed=3)  # a copy, because the weights are rounded
     half = write_bundle(tiny_model, tmp_path / "half", storage="float16")
     assert {p.dtype for p in tiny_model.parameters()} == {torch.float32}
     assert (half / "denoiser.pt").stat().st_size < 0.6 * (bundle / "denoiser.pt").stat().st_size
     assert json.loads((half / "manifest.json").read_text())["storage"] == "float16"
     exact, rounded = (pipeline_of_bundle(b).run(images[:1])[0].score for b in (bundle, half))
-    assert DiadPipeline(tiny_model).run(images[:1])[0].score == pytest.approx(
-        rounded, rel=1e-5
-    )  # the golden results' yardstick
+    # The golden results come from the model with rounded weights.
+    assert DiadPipeline(tiny_model).run(images[:1])[0].score == pytest.approx(rounded, rel=1e-5)
     assert exact == pytest.approx(rounded, rel=2e-2)
     assert exact != rounded
 
@@ -174,19 +186,19 @@ def test_manifest_hashes_every_file(bundle: Path) -> None:
     assert manifest["schedule"]["steps"][0]["timestep"] == 901
 
 
-def test_replaced_card_is_sealed_again(tiny_model: DiadModel, tmp_path: Path) -> None:
+def test_replace_card_updates_the_manifest_hash(tiny_model: DiadModel, tmp_path: Path) -> None:
     folder = write_bundle(tiny_model, tmp_path / "b", card="first")
     replace_card(folder, "second")
     assert json.loads((folder / "manifest.json").read_text())["files"]["MODEL_CARD.md"]["size"] == 6
     assert (folder / "manifest.sha256").read_text().strip() == file_digest(folder / "manifest.json")
 
 
-def test_failed_export_leaves_nothing(tiny_model: DiadModel, tmp_path: Path) -> None:
+def test_failed_export_leaves_no_files(tiny_model: DiadModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="storage"):
         write_bundle(tiny_model, tmp_path / "b", storage="int8")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dump_names_files_by_place_and_stage(tmp_path: Path) -> None:
+def test_dump_names_files_by_image_number_and_stage(tmp_path: Path) -> None:
     dump_stages({"map": np.ones((2, 2), dtype=np.float32)}, tmp_path / "d", 7)
     assert np.load(tmp_path / "d" / "007.map.npy").tolist() == [[1, 1], [1, 1]]

@@ -1,4 +1,4 @@
-"""Each thing that is left out of the published sampler's work, alone, at medium size: the result stays."""
+"""Removing each redundant operation of the published sampler, one at a time, does not change the result."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def as_published(medium_model: DiadModel, images: list[np.ndarray]) -> DiadResul
 
 
 class WithoutWork(torch.nn.Module):
-    """The model with one kind of work left out of its UNet and SG network."""
+    """The model with one optimization applied to its UNet and SG network."""
 
     def __init__(self, model: DiadModel, saving: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class WithoutWork(torch.nn.Module):
 
 
 @pytest.mark.parametrize("saved", PUBLISHED_OPERATIONS)
-def test_operation_of_the_sampler(
+def test_removing_a_sampler_operation_keeps_the_result(
     medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str
 ) -> None:
     rest = [operation for operation in PUBLISHED_OPERATIONS if operation != saved]
@@ -72,7 +72,7 @@ def test_operation_of_the_sampler(
 
 
 @pytest.mark.parametrize("saved", ["time embeddings", "context keys and values", "zero convolutions"])
-def test_work_inside_the_networks(
+def test_folding_network_operations_keeps_the_result(
     medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str
 ) -> None:
     pipeline = DiadPipeline(WithoutWork(medium_model, saved), as_published=["extractor twice"])
@@ -81,7 +81,7 @@ def test_work_inside_the_networks(
     assert broken_promises(saving.stages, as_published.stages) == {}
 
 
-def test_all_savings_together(
+def test_all_optimizations_together_keep_the_result(
     medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult
 ) -> None:
     lossless = DiadPipeline(medium_model).run(images[2:], [SEED], stages=True)[0]

@@ -1,4 +1,4 @@
-"""The small model: patch autoencoder, EfficientNet-Lite0, its schedule, its training target, its bundle."""
+"""The small model: patch autoencoder, EfficientNet-Lite0, schedule, training objective, bundle."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ STD = (0.25, 0.25, 0.25)
 
 
 def smooth_images(count: int, size: int = 32) -> torch.Tensor:
-    """Images with more energy at low frequencies, as photographs have, [N, 3, S, S]."""
+    """Generates images [N, 3, S, S] with more energy at low frequencies, as in photographs."""
     generator = torch.Generator().manual_seed(2)
     coarse = [torch.randn(count, 3, side, side, generator=generator) * side**-0.5 for side in (4, 8, 16)]
     return torch.stack(
@@ -52,7 +52,7 @@ def smooth_images(count: int, size: int = 32) -> torch.Tensor:
     ).sum(0)
 
 
-def test_patch_autoencoder_of_all_components_is_exact() -> None:
+def test_patch_autoencoder_with_all_components_is_exact() -> None:
     images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     model = fit_patches(PatchAutoencoderConfig(patch=4, channels=48), images)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_patch_latents_have_mean_0_and_rms_1(whitening: float) -> None:
     assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert z.square().mean().sqrt().item() == pytest.approx(1, abs=1e-3)
     deviations = z.std(dim=(0, 2, 3))
-    # Components come in order of their variance; whitened ones are alike.
+    # Components are sorted by variance. Whitened components have equal variance.
     assert (
         (deviations.diff() <= 1e-4).all()
         if whitening < 1
@@ -86,7 +86,7 @@ def test_patch_components_are_orthogonal() -> None:
     assert torch.allclose(rows @ rows.T, torch.eye(6), atol=1e-4)
 
 
-def test_psnr_grows_with_channels_and_matches_its_definition() -> None:
+def test_psnr_increases_with_channels_and_matches_its_definition() -> None:
     images = smooth_images(60)
     values = [
         psnr(fit_patches(PatchAutoencoderConfig(patch=4, channels=c), images), images, STD)
@@ -96,7 +96,7 @@ def test_psnr_grows_with_channels_and_matches_its_definition() -> None:
     flat = PatchAutoencoder(PatchAutoencoderConfig(patch=4, channels=1))
     for parameter in flat.parameters():
         nn.init.zeros_(parameter)
-    # An error of 1 in the normalized space is 0.25 of the image's range: -20 log10(0.25).
+    # An error of 1 in the normalized space is 0.25 of the image range: -20 log10(0.25).
     assert psnr(flat, torch.ones(1, 3, 8, 8), STD) == pytest.approx(-20 * math.log10(0.25), abs=1e-4)
 
 
@@ -105,7 +105,7 @@ def random_lite(seed: int, size: int = 64) -> LiteFeatures:
     return LiteFeatures(LiteExtractorConfig(input_size=size)).eval()
 
 
-def test_lite_features_equal_the_original_implementation() -> None:
+def test_lite_features_match_the_original_implementation() -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
     torch.manual_seed(0)
     original = package.EfficientNet.from_name("efficientnet-lite0").eval()
@@ -169,17 +169,14 @@ def test_lite_feature_and_vector_shapes() -> None:
         maps = model(torch.randn(2, 3, 64, 64))
         assert [tuple(m.shape) for m in maps] == [(2, 24, 16, 16), (2, 40, 8, 8), (2, 112, 4, 4)]
         assert model.embed(maps).shape == (2, 176, 8, 8)
-        assert [m.shape[-1] for m in model(torch.randn(1, 3, 96, 96))] == [
-            16,
-            8,
-            4,
-        ]  # resized to the input size
+        # Other sizes are resized to the input size.
+        assert [m.shape[-1] for m in model(torch.randn(1, 3, 96, 96))] == [16, 8, 4]
 
 
 def test_embedding_averages_neighborhoods_and_balances_channels() -> None:
     model = random_lite(0)
     maps = (torch.full((1, 24, 16, 16), 2.0), torch.full((1, 40, 8, 8), 3.0), torch.full((1, 112, 4, 4), 5.0))
-    maps[1][0, 0, 0, 0] = 7.0  # one of the four positions in the corner's neighborhood
+    maps[1][0, 0, 0, 0] = 7.0  # one of four positions in the corner's neighborhood
     model.embedding_scale.fill_(1)
     model.embedding_scale[30] = 10.0
     vectors = model.embed(maps)[0]
@@ -204,7 +201,7 @@ def test_sampling_timesteps_start_without_noise_and_end_clean() -> None:
     plan = plan_sampling(schedule, SamplerOptions())
     assert plan.steps == (step,) and plan.spread == 0
     z, other = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
-    # The eps that leads from z to another latent gives exactly that latent.
+    # The eps that maps z to another latent gives exactly that latent.
     eps = (signal * z - signal * other) / math.sqrt(1 - step.alpha_bar)
     torch.testing.assert_close(ddim_update(signal * z, eps, step), other, atol=1e-5, rtol=0)
     two = Schedule(ScheduleConfig(sampling_timesteps=(401, 101))).steps
@@ -212,7 +209,7 @@ def test_sampling_timesteps_start_without_noise_and_end_clean() -> None:
 
 
 class GivenDenoiser(nn.Module):
-    """Predicts what it is told to."""
+    """Returns a configurable prediction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,9 +252,9 @@ def test_deviation_objective_is_zero_for_a_perfect_denoiser(encoder: nn.Module) 
     assert metrics["deviation"].item() > 0.01
 
 
-def test_deviation_objective_is_the_deviation_for_a_denoiser_that_copies(encoder: nn.Module) -> None:
+def test_deviation_objective_is_the_deviation_if_the_denoiser_copies_its_input(encoder: nn.Module) -> None:
     objective, (shown, clean, level, noise), source, target = deviation_case(encoder)
-    objective.denoiser.answer = lambda x: level.view(-1, 1, 1, 1) * noise  # what was put on, and nothing else
+    objective.denoiser.answer = lambda x: level.view(-1, 1, 1, 1) * noise  # exactly the added noise
     loss, metrics = objective(shown, clean, level, noise)
     squared = ((source - target) ** 2).mean(dim=1)
     weight = torch.where((source - target).abs().mean(dim=1) > 0.05, CHANGED_WEIGHT, 1.0)
@@ -268,7 +265,7 @@ def test_deviation_objective_is_the_deviation_for_a_denoiser_that_copies(encoder
     assert (weight > 1).sum() >= 4 and (weight[1] == 1).all()
 
 
-def test_deviation_batches_show_perturbed_images_with_their_own_counterpart() -> None:
+def test_deviation_batches_pair_perturbed_images_with_their_clean_images() -> None:
     clean = np.stack([np.full((64, 64, 3), 20 * i, np.uint8) for i in range(6)])
     images = DeviationImages(clean, np.concatenate([clean + 5, clean + 9]), np.array([0, 0, 0, 0, 0, 1]))
     shown, target, level, noise = deviation_batches(images, SMALL)(np.random.default_rng(0), 400, 0)
@@ -276,13 +273,13 @@ def test_deviation_batches_show_perturbed_images_with_their_own_counterpart() ->
     difference = (gray(shown) - gray(target)).round()
     assert set(difference.tolist()) == {0.0, 5.0, 9.0}
     assert (difference != 0).float().mean().item() == pytest.approx(0.7, abs=0.08)
-    # Root of the sizes: class 0 has 5 images of weight 1/sqrt(5), class 1 one of weight 1.
+    # Square root of the class sizes: class 0 has 5 images of weight 1/sqrt(5), class 1 has one of weight 1.
     assert (gray(target).round() == 100).float().mean().item() == pytest.approx(1 / (1 + 5**0.5), abs=0.07)
     assert level.max() <= 0.3 and 0.2 < (level > 0).float().mean() < 0.4
     assert noise.shape == (400, 16, 8, 8)
 
 
-def test_jitter_moves_both_halves_alike() -> None:
+def test_jitter_transforms_both_halves_equally() -> None:
     images = smooth_images(3, 64)
     moved = Jitter()(torch.cat([images, images]), np.random.default_rng(1))
     first, second = moved.chunk(2)
@@ -294,7 +291,7 @@ def test_jitter_moves_both_halves_alike() -> None:
     assert (still - torch.cat([images, images + 1])).abs().max() < 1e-4
 
 
-def test_jitter_shifts_by_the_share_of_the_side() -> None:
+def test_jitter_shift_is_relative_to_the_image_side() -> None:
     image = torch.zeros(2, 3, 64, 64)
     image[:, :, 20:30, 20:30] = 1
     rng, same = np.random.default_rng(3), np.random.default_rng(3)
@@ -306,13 +303,13 @@ def test_jitter_shifts_by_the_share_of_the_side() -> None:
     assert ((moved * y).sum() / moved.sum()).item() == pytest.approx(24.5 - down, abs=0.1)
 
 
-def test_architecture_survives_json() -> None:
+def test_architecture_round_trips_through_a_dictionary() -> None:
     for name in ("small", "small-tiny", "published"):
         config = preset(name)
         assert config_from_dict(dataclasses.asdict(config)) == config
 
 
-def test_folded_denoiser_loads_a_bundle_and_predicts_the_same(
+def test_folded_denoiser_loaded_from_a_bundle_predicts_the_same(
     small_bundle: Path, small_model: DiadModel
 ) -> None:
     base = load_base(small_bundle)
@@ -331,7 +328,7 @@ def test_folded_denoiser_loads_a_bundle_and_predicts_the_same(
     assert all(p.requires_grad for p in base.denoiser.parameters())
 
 
-def test_new_folded_denoiser_predicts_no_deviation() -> None:
+def test_new_folded_denoiser_predicts_zero_deviation() -> None:
     denoiser = FoldedDenoiser(SMALL)
     x, z = torch.randn(1, 3, 64, 64), torch.randn(1, 16, 8, 8)
     with torch.no_grad():
@@ -342,7 +339,7 @@ def largest_difference(a: DiadResult, b: DiadResult) -> dict[str, float]:
     return {name: float(np.abs(a.stages[name] - b.stages[name]).max()) for name in a.stages}
 
 
-def test_small_bundle_equals_the_plain_model(
+def test_small_bundle_matches_the_plain_model(
     small_bundle: Path, small_model: DiadModel, images: list[np.ndarray]
 ) -> None:
     plain = DiadPipeline(small_model).run(images, stages=True)
@@ -358,10 +355,10 @@ def test_small_bundle_equals_the_plain_model(
     assert plain[0].stages["step_x"].shape == (1, 16, 8, 8)
     assert np.abs(plain[0].stages["x_T"] - 0.42288151**0.5 * plain[0].stages["z"]).max() < 1e-6
     again = DiadPipeline(small_model).run(images[:1], [99])[0]
-    assert again.score == pytest.approx(plain[0].score, abs=1e-6)  # no noise: the seed does not matter
+    assert again.score == pytest.approx(plain[0].score, abs=1e-6)  # no noise, so the seed has no effect
 
 
-def test_extractor_of_a_small_bundle_embeds(small_bundle: Path, small_model: DiadModel) -> None:
+def test_extractor_of_a_small_bundle_computes_vectors(small_bundle: Path, small_model: DiadModel) -> None:
     extractor = BundleModel(small_bundle).pretrained_model
     for count in (1, 3):
         x = torch.randn(count, 3, 64, 64)
@@ -389,7 +386,7 @@ def test_residual_decoding_adds_the_decoded_change(small_bundle: Path, images: l
 
 
 def test_stored_constants_stay_float32(small_bundle: Path, tmp_path: Path, small_model: DiadModel) -> None:
-    # Its own model: the weights are rounded.
+    # Use a copy of the model, because exporting rounds the weights.
     model = DiadModel(SMALL)
     model.load_state_dict(small_model.state_dict())
     half = torch.jit.load(

@@ -1,4 +1,4 @@
-"""`train`: the images it takes, what it rejects, a whole run, its resume, the bundle it writes."""
+"""`train`: input layouts, rejected inputs, a complete run, resuming, and the written bundle."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from diad_reference.training.small_model import load_base
 
 
 def write_images(folder: Path, count: int, seed: int = 0, side: int = 48) -> Path:
-    """Noisy images of one pattern."""
+    """Writes noisy images of one pattern."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     pattern = rng.integers(60, 200, (6, 6, 3)).repeat(-(-side // 6), 0).repeat(-(-side // 6), 1)[:side, :side]
@@ -68,8 +68,8 @@ def test_finds_classes_in_every_layout(tmp_path: Path) -> None:
 def test_held_out_images_depend_on_name_and_seed_only(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "bolts", 40)
     held = {i.file.name for i in find_normal_images(folder, 1) if i.held_out}
-    assert len(held) == 6  # 15 %
-    shutil.copyfile(folder / "000.png", folder / "copy.png")  # copies count once
+    assert len(held) == 6  # 15%
+    shutil.copyfile(folder / "000.png", folder / "copy.png")  # duplicates count once
     assert {i.file.name for i in find_normal_images(folder, 1) if i.held_out} == held
     assert len(find_normal_images(folder, 1)) == 40
     assert {i.file.name for i in find_normal_images(folder, 2) if i.held_out} != held
@@ -90,7 +90,7 @@ def test_held_out_images_depend_on_name_and_seed_only(tmp_path: Path) -> None:
         ({"data/a/nothing/here": 3}, "images, folders of images, or CLASS/train/good, but found none"),
     ],
 )
-def test_rejects_other_layouts(layout: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_rejects_unsupported_layouts(layout: dict[str, int], message: str, tmp_path: Path) -> None:
     for folder, count in layout.items():
         write_images(tmp_path / folder, count)
     with pytest.raises(ValueError, match=message):
@@ -162,20 +162,20 @@ def test_rejects_bad_options(
     command: list[str], option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if option == "--device" and torch.cuda.is_available():
-        pytest.skip("a CUDA device is there")
+        pytest.skip("a CUDA device is available")
     assert message in rejected([*command, option, value], capsys)
 
 
-def test_rejects_a_folder_that_is_no_bundle_before_training(
+def test_rejects_an_output_folder_that_is_not_a_bundle(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("mine")
-    assert "exists and is no bundle; it is not replaced" in rejected(command, capsys)
+    assert "exists and is not a bundle; it is not replaced" in rejected(command, capsys)
     assert not (tmp_path / "model.training").exists()
 
 
-def test_rejects_other_bases(
+def test_rejects_unsupported_or_damaged_bases(
     command: list[str], small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "base"
@@ -198,10 +198,10 @@ def test_rejects_other_bases(
     architecture = manifest["architecture"]
     rejects(
         manifest | {"architecture": architecture | {"unet": {"width": 3}}},
-        "The architecture is not one of this version",
+        "This version does not support the architecture",
     )
     wider = architecture | {"unet": architecture["unet"] | {"model_channels": 32}}
-    rejects(manifest | {"architecture": wider}, "does not fit the architecture")
+    rejects(manifest | {"architecture": wider}, "does not match the architecture")
     (base / "manifest.json").write_text("{")
     assert "manifest.json is damaged" in rejected(with_base, capsys)
     seal(base, manifest)
@@ -234,7 +234,7 @@ def test_train_writes_a_bundle_and_resumes(
 
         return interrupted
 
-    # Six steps instead of a time budget: how many fit into seconds depends on the machine.
+    # Six steps instead of a time budget, because the number of steps in a time budget depends on the machine.
     settings = lambda **values: LoopSettings(**values | {"seconds": 0, "steps": 6})  # noqa: E731
     monkeypatch.setattr(train_cli, "LoopSettings", settings)
     original = train_cli.deviation_batches
@@ -251,9 +251,9 @@ def test_train_writes_a_bundle_and_resumes(
     assert not (tmp_path / "model").exists()
     monkeypatch.setattr(train_cli, "deviation_batches", original)
 
-    assert "begun with different batch" in rejected([*command, "--batch", "3"], capsys)
+    assert "started with different batch" in rejected([*command, "--batch", "3"], capsys)
     (tmp_path / "bolts" / "005.png").rename(tmp_path / "bolts" / "renamed.png")
-    assert "begun with different images" in rejected(command, capsys)
+    assert "started with different images" in rejected(command, capsys)
     (tmp_path / "bolts" / "renamed.png").rename(tmp_path / "bolts" / "005.png")
     plan = (run / "plan.json").read_text()
     (run / "plan.json").write_text("{")
@@ -288,13 +288,11 @@ def check_trained_bundle(bundle: Path, base: Path) -> None:
         for stage in case["stages"]:
             stored = np.load(bundle / "golden" / f"{number:03d}.{stage}.npy")
             assert np.abs(result.stages[stage] - stored).max() < 1e-4, stage
-    assert load_base(bundle).config.name == "my bolts"  # it can be trained further
+    assert load_base(bundle).config.name == "my bolts"  # the bundle supports further training
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_trained_denoiser_is_stored_as_it_was_trained(
-    small_bundle: Path, storage: str, tmp_path: Path
-) -> None:
+def test_bundle_stores_the_trained_denoiser(small_bundle: Path, storage: str, tmp_path: Path) -> None:
     base = load_base(small_bundle)
     base = dataclasses.replace(base, manifest=base.manifest | {"storage": storage})
     with torch.no_grad():
@@ -304,7 +302,7 @@ def test_trained_denoiser_is_stored_as_it_was_trained(
     x, z = torch.randn(1, 3, 64, 64), torch.randn(1, 16, 8, 8)
     bundle = BundleModel(write_trained_bundle(base, tmp_path / "out", base.config))
     with torch.no_grad():
-        expected = base.denoiser.eps(z, base.denoiser.hint(x), 0)  # of the rounded weights
+        expected = base.denoiser.eps(z, base.denoiser.hint(x), 0)  # with the rounded weights
         assert expected.dtype == torch.float32
         assert (
             bundle.eps(z, bundle.control_model.guide(x), torch.tensor([401])) - expected

@@ -1,4 +1,4 @@
-"""Training: perturbations, the loop's resume, every stage on a miniature run."""
+"""Training: perturbations, resume, and all stages in a miniature run."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def test_learning_rate_of_a_time_budget_follows_the_seconds_spent() -> None:
 
 
 class Line(nn.Module):
-    """Least squares on a line, small enough to follow."""
+    """Least-squares fit of a line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_time_budget_counts_earlier_runs(tmp_path: Path) -> None:
     fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")
     first = torch.load(tmp_path / "x.pt", weights_only=True)
     assert first["step"] > 1 and 0.2 <= first["spent"] < 60
-    fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")  # nothing is left of the budget
+    fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")  # the budget is used up
     assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] == first["step"]
     fit(
         Line(),
@@ -215,8 +215,8 @@ def test_two_stages_then_evaluate_export_and_score(
     assert from_bundle["file"] == image
     assert from_bundle["seed"] == 4
     assert from_bundle["score"] == pytest.approx(from_model["score"], rel=1e-4)
-    (run / "run.json").unlink()  # a run from before there were records
-    assert main(["train-published", "denoiser", *common[:-2]]) == 0  # the model has its extractor
+    (run / "run.json").unlink()  # as in a run of an older version
+    assert main(["train-published", "denoiser", *common[:-2]]) == 0  # model.pt contains the extractor
 
 
 def test_load_good_images_labels_by_folder(data: Path) -> None:
@@ -272,7 +272,7 @@ def test_bad_input_exits_with_1(
         )
 
 
-def test_rejects_a_checkpoint_of_other_shapes(tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_with_wrong_shapes(tmp_path: Path) -> None:
     from diad_reference.checkpoint import save_checkpoint
 
     save_checkpoint(DiadModel(preset("tiny")), tmp_path / "m.pt")

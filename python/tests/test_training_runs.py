@@ -1,4 +1,4 @@
-"""Long and large runs: micro-batches, recomputed activations, resume, Ctrl-C, validation, a start from Stable Diffusion, memory."""
+"""Training runs: micro-batches, recomputation, resume, Ctrl-C, validation, Stable Diffusion, memory."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A checkpoint of Stable Diffusion's layout in miniature, with what such files carry besides."""
+    """A miniature checkpoint in Stable Diffusion's layout, including entries that training ignores."""
     model = random_model(TINY, seed=8)
     state = {
         k: v
@@ -111,7 +111,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: type) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_fusion_gradient_whatever_the_memory_format(count: int) -> None:
+def test_fusion_gradient_is_correct_in_all_memory_formats(count: int) -> None:
     generator = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(count, 8, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     fusion = SpatialFusion(8, 8).double()
@@ -152,7 +152,7 @@ def test_published_objective_is_zero_for_a_perfect_denoiser() -> None:
 
     objective.diffusion_model.forward = perfect
     assert objective(z, image, timesteps, noise)[0].item() == 0
-    # At timestep 0 nearly everything is signal: sqrt(1 - 0.00085) of it.
+    # At timestep 0, the signal factor is sqrt(1 - 0.00085).
     assert torch.allclose(seen[0][0], (1 - 0.00085) ** 0.5 * z[0] + 0.00085**0.5 * noise[0], atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_micro_batches_add_up_to_the_batch(micro: int, tmp_path: Path) -> None:
     assert max(g.abs().max().item() for g in whole.values()) > 0.1
 
 
-def test_bfloat16_step_is_near_the_float32_one(tmp_path: Path) -> None:
+def test_bfloat16_step_is_close_to_the_float32_step(tmp_path: Path) -> None:
     losses, kinds = [], []
     for precision in ("float32", "bfloat16"):
         settings = LoopSettings(steps=1, batch=2, learning_rate=1e-3, precision=precision, recompute=True)
@@ -217,7 +217,7 @@ def test_interrupted_run_resumes_to_the_same_weights(optimizer: str, ema: float,
     usual = signal.getsignal(signal.SIGINT)
 
     def interrupted(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
-        if step == 1:  # a terminal's Ctrl-C and the command line's forwarded one
+        if step == 1:  # Ctrl-C from the terminal, and the same signal forwarded by the CLI
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         return tiny_source()(rng, count, step)
@@ -305,7 +305,7 @@ def test_builds_a_model_from_stable_diffusion(
     assert torch.equal(model.context, empty_prompt_context(state))
     assert model.config.extractor.block == "basic"
     assert torch.equal(own["pretrained_model.conv1.weight"], resnet.conv1.weight)
-    # Silent control: the model denoises as Stable Diffusion does until it is trained.
+    # The initial control is zero, so the untrained model denoises like Stable Diffusion.
     x, image, *_ = denoiser_batch(1)
     with torch.no_grad():
         control = model.control_model(
@@ -327,9 +327,9 @@ def test_builds_a_model_from_stable_diffusion(
         ),
         (
             lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(3)}),
-            r"of another shape: first_stage_model",
+            r"with a wrong shape: first_stage_model",
         ),
-        (lambda s: s.update({"control_model.x": torch.zeros(1)}), "whole DiAD model already"),
+        (lambda s: s.update({"control_model.x": torch.zeros(1)}), "already a complete DiAD model"),
         (
             lambda s: s.update({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}),
             "diffusers' key names",
@@ -399,11 +399,11 @@ def test_from_stable_diffusion_to_a_bundle(
     assert model.config.scale_factor == 0.18215
     image = np.full((64, 64, 3), 90, np.uint8)
     assert np.isfinite(pipeline_of_bundle(tmp_path / "bundle").run([image], [0])[0].score)
-    assert main(command) == 0  # everything is done already
+    assert main(command) == 0  # all stages are already finished
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["state"] for e in again if e["event"] == "stage"] == ["skipped", "skipped"]
     assert main([*command, "--validation-share", "0.3"]) == 1
-    assert "begun with --validation-share 0.1" in capsys.readouterr().err
+    assert "started with --validation-share 0.1" in capsys.readouterr().err
 
 
 def test_optimizer_state_bytes_are_exact() -> None:
@@ -429,9 +429,8 @@ def test_memory_of_the_published_size_matches_the_guide() -> None:
     count = count_memory(objective, "adafactor", averages=False, bfloat16=True)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     assert count.gradients == 4 * trained and count.autocast == 2 * trained
-    assert (
-        count.total < 16 * 2**30
-    )  # a third of 24 GiB is left for activations, the allocator and CUDA itself
+    # A third of 24 GiB remains for activations, the allocator and CUDA.
+    assert count.total < 16 * 2**30
     assert count_memory(objective, "adamw", True, True) == MemoryCount(
         count.weights,
         4 * trained,
@@ -439,5 +438,5 @@ def test_memory_of_the_published_size_matches_the_guide() -> None:
         4 * trained,
         2 * trained,
     )
-    guide = Path(__file__).parents[2] / "docs" / "training.md"
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "checkpoints.md"
     assert memory_table(DiadConfig()) in guide.read_text()

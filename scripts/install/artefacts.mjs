@@ -1,4 +1,5 @@
-// What is installed in the tests: the package's tarball with prebuilt binaries, the LibTorch package's, and the score both must reproduce.
+// Artifacts for the installation tests: tarballs of diad (with prebuilt binaries) and of the LibTorch
+// package, and the expected score.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -6,12 +7,13 @@ import path from 'node:path';
 import process from 'node:process';
 import { root, run, work } from './consumer.mjs';
 
-const here = { cwd: root, env: process.env, timeout: 3_600_000 }; // compiling and compressing on a slow machine
+// Compiling and compressing take long on a slow machine.
+const here = { cwd: root, env: process.env, timeout: 3_600_000 };
 const script = (name, ...args) => run(process.execPath, [path.join(root, 'scripts', name), ...args], here);
 
 export const image = path.join(root, 'examples', 'gear-missing_part.png');
 
-/** The LibTorch minor of this machine's build. */
+/** Returns the LibTorch minor version of this machine's build. */
 export function builtMinor() {
   const engine = readdirSync(path.join(root, 'build', 'Release')).map(
     (name) => /^libdiad_engine-torch([\d.]+)\.so$/.exec(name)?.[1],
@@ -19,7 +21,7 @@ export function builtMinor() {
   return engine.find((minor) => minor !== undefined);
 }
 
-/** Builds the binaries and packs the package; returns the tarball and what is in it. */
+/** Builds the binaries and packs the package. Returns the tarball, its sizes and its files. */
 export function packDiad({ reuseBuild }) {
   script('prebuild.mjs', ...(reuseBuild ? ['--reuse-build'] : []));
   script('check-prebuilds.mjs', '--libtorch', builtMinor());
@@ -35,7 +37,10 @@ export function packDiad({ reuseBuild }) {
   return { tarball, size, unpackedSize, files: files.map((file) => file.path) };
 }
 
-/** Packs LibTorch's libraries, once as long as neither they nor the script change: compressing 345 MB takes a while, less so with `quick`. */
+/**
+ * Packs the LibTorch libraries. Reuses the tarball if the versions and the script have not changed, because
+ * compressing 345 MB is slow. `quick` compresses less.
+ */
 export function packLibTorch({ quick }) {
   const out = path.join(root, 'out', 'libtorch');
   const stamp = path.join(out, 'stamp');
@@ -56,14 +61,18 @@ export function packLibTorch({ quick }) {
   return path.join(out, tarballs()[0]);
 }
 
-/** The development tree's score of the image. */
+/** Computes the score of the image in the development tree. */
 export function goldenScore() {
-  const source = `import { Diad } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))}; import { readFileSync } from 'node:fs';
-    const diad = await Diad.load(); const { score } = await diad.score(readFileSync(process.argv[1])); await diad.close(); console.log(score);`;
+  const source = `import { Diad } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))};
+    import { readFileSync } from 'node:fs';
+    const diad = await Diad.load();
+    const { score } = await diad.score(readFileSync(process.argv[1]));
+    await diad.close();
+    console.log(score);`;
   return Number(run(process.execPath, ['--input-type=module', '-e', source, image], here).stdout);
 }
 
-/** Node binaries by major version, from the registry's node packages. */
+/** Installs Node binaries from the registry. Returns their paths by major version. */
 export function nodes(versions) {
   if (versions.length === 0) return new Map();
   const folder = path.join(work, 'nodes');

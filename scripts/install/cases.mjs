@@ -1,25 +1,25 @@
-// The cases of the installation matrix: each installs the tarballs in a clean directory and scores an image there.
+// Cases of the installation tests: each installs the tarballs in a clean folder and scores an image.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
-import { image } from './artifacts.mjs';
+import { image } from './artefacts.mjs';
 import { expectScore, installedManifest, npm, project, root, run, scoreWith, work } from './consumer.mjs';
 
 const localBin = (name) => path.join(root, 'node_modules', '.bin', name);
-/** npm's cache of the tests: filled once from the registries, after that installing is offline. */
+/** npm cache of the tests, filled once from the registry. Later installs are offline. */
 const cache = ['--cache', path.join(work, 'npm-cache')];
 
 function assert(condition, message) {
   if (!condition) throw new Error(message);
 }
 
-/** Fills the cache with what diad depends on. */
+/** Fills the cache with the dependencies of diad. */
 export function prime({ env, diad }) {
   const folder = project('prime');
   npm(['install', ...cache, diad.tarball], { cwd: folder, env });
 }
 
-/** Two tarballs, offline, PATH holding only node and npm. */
+/** Installs two tarballs offline, with only node and npm on PATH. */
 export function npmOffline({ env, diad, libtorch, golden }) {
   const folder = project('npm');
   npm(['install', '--offline', ...cache, diad.tarball, libtorch], { cwd: folder, env });
@@ -36,7 +36,7 @@ export function npmOffline({ env, diad, libtorch, golden }) {
   return folder;
 }
 
-/** ES module, require(), worker threads, from another current folder too: one Node on an installed folder. */
+/** Scores with an ES module, require() and worker threads, and from another working directory. */
 export function everyWayIn(node, folder, { env, golden }) {
   for (const program of ['score.mjs', 'score.cjs', 'workers.mjs']) {
     expectScore(scoreWith(node, program, { cwd: folder, env, image }), golden);
@@ -46,12 +46,13 @@ export function everyWayIn(node, folder, { env, golden }) {
   expectScore(scoreWith(node, path.join(folder, 'score.mjs'), { cwd: elsewhere, env, image }), golden);
 }
 
-/** Without the LibTorch package: the error says so, and doctor names the cause and the command. */
+/** Without the LibTorch package: the error message names the remedies, and doctor names the cause. */
 export function withoutLibTorch({ env, diad }) {
   const folder = project('bare');
   npm(['install', '--offline', ...cache, diad.tarball], { cwd: folder, env });
   const source =
-    "import('diad').then(({ Diad }) => Diad.load()).catch((error) => { console.log(error.code, error.message); });";
+    "import('diad').then(({ Diad }) => Diad.load())" +
+    '.catch((error) => { console.log(error.code, error.message); });';
   const { stdout } = run(process.execPath, ['-e', source], { cwd: folder, env });
   assert(stdout.startsWith('ERR_DIAD_LIBTORCH_NOT_FOUND'), stdout);
   for (const expected of ['npx diad libtorch install', 'npm install @diad/libtorch-', 'DIAD_LIBTORCH']) {
@@ -66,7 +67,7 @@ export function withoutLibTorch({ env, diad }) {
   assert(report?.includes('"cause": "libtorch-not-found"'), `doctor: ${report}`);
 }
 
-/** Types under node16 and bundler, checked as they are shipped. */
+/** Checks the published types with the module resolutions node16, nodenext and bundler. */
 export function types({ diad }, folder) {
   const compile = (...options) =>
     run(
@@ -85,7 +86,7 @@ export function types({ diad }, folder) {
   compile('--module', 'node16', '--moduleResolution', 'node16', ...typeRoots);
   compile('--module', 'nodenext', '--moduleResolution', 'nodenext', ...typeRoots);
   compile('--module', 'esnext', '--moduleResolution', 'bundler', ...typeRoots);
-  // attw: an ES module only package; CommonJS gets it by require(), which Node 20.19 and newer do.
+  // esm-only: CommonJS programs load the package with require(), which Node supports since 20.19.
   run(localBin('attw'), [diad.tarball, '--profile', 'esm-only', '--no-emoji'], {
     cwd: folder,
     env: process.env,
@@ -93,7 +94,7 @@ export function types({ diad }, folder) {
   run(localBin('publint'), ['run', diad.tarball, '--strict'], { cwd: folder, env: process.env });
 }
 
-/** Bundled with diad external: the bundle runs beside node_modules. */
+/** Bundles a program with diad as an external package and runs it next to node_modules. */
 export function bundled({ env, golden }, folder) {
   const options = ['--bundle', '--platform=node', '--format=esm', '--external:diad', '--outfile=bundled.mjs'];
   run(localBin('esbuild'), ['score.mjs', ...options], { cwd: folder, env: process.env });
@@ -106,7 +107,7 @@ const tool = (name) => {
   return path.join(folder, typeof bin === 'string' ? bin : Object.values(bin)[0]);
 };
 
-/** Fetches the other package managers. */
+/** Installs the other package managers. */
 export function fetchTools({ env }) {
   const folder = path.join(work, 'tools');
   mkdirSync(folder, { recursive: true });
@@ -119,7 +120,7 @@ export function fetchTools({ env }) {
 
 const file = (tarball) => `file:${tarball}`;
 
-/** pnpm: a package sees only what it declares. */
+/** pnpm: packages can access only their declared dependencies. */
 export function pnpm({ env, diad, libtorch, golden }) {
   const folder = project('pnpm', {
     dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) },
@@ -129,13 +130,13 @@ export function pnpm({ env, diad, libtorch, golden }) {
     cwd: folder,
     env,
   });
-  assert(readdirSync(path.join(folder, 'node_modules')).includes('.pnpm'), 'this is not the layout of pnpm');
+  assert(readdirSync(path.join(folder, 'node_modules')).includes('.pnpm'), 'this is not the pnpm layout');
   expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image }), golden);
 }
 
 /**
- * Yarn 1: flat node_modules, and node-gyp wherever it sees a binding.gyp. It refuses what other package managers warn of: dependencies of
- * Fastify's that declare Node 22, under Node 20, unless it is told to ignore that.
+ * Yarn 1: flat node_modules; runs node-gyp if there is a binding.gyp. Under Node 20, it rejects dependencies
+ * of Fastify that declare Node 22, unless --ignore-engines is given. Other package managers only warn.
  */
 export function yarnClassic({ env, diad, libtorch, golden }, node22) {
   const yarnCache = ['--cache-folder', path.join(work, 'yarn-cache')];
@@ -153,7 +154,7 @@ export function yarnClassic({ env, diad, libtorch, golden }, node22) {
   install('yarn1-engines', process.execPath, '--ignore-engines');
 }
 
-/** Yarn 4 with Plug'n'Play: no node_modules; packages with native files are unplugged. */
+/** Yarn 4 with Plug'n'Play: no node_modules. Packages with native files are unplugged. */
 export function yarnPnp({ env, diad, libtorch, golden }) {
   const folder = project('yarn4', {
     dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) },
@@ -168,12 +169,12 @@ export function yarnPnp({ env, diad, libtorch, golden }) {
   writeFileSync(path.join(folder, '.yarnrc.yml'), `${[...settings, ...registrySettings()].join('\n')}\n`);
   writeFileSync(path.join(folder, 'yarn.lock'), '');
   run(process.execPath, [tool('@yarnpkg/cli-dist'), 'install'], { cwd: folder, env });
-  assert(existsSync(path.join(folder, '.pnp.cjs')), 'this is not the layout of Plug and Play');
+  assert(existsSync(path.join(folder, '.pnp.cjs')), "this is not the Plug'n'Play layout");
   const before = ['--require', './.pnp.cjs', '--loader', './.pnp.loader.mjs'];
   expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image, before }), golden);
 }
 
-/** Yarn 4 does not read npm's configuration: the registry and the certificates go over to it. */
+/** Converts registry and certificate settings of npm for Yarn 4, which does not read npm's configuration. */
 function registrySettings() {
   const value = (name) => run('npm', ['config', 'get', name], { cwd: root, env: process.env }).stdout.trim();
   const [registry, certificates] = [value('registry'), value('cafile')];
@@ -183,7 +184,7 @@ function registrySettings() {
   ];
 }
 
-/** From the sources in the package, as for a LibTorch minor without an engine. */
+/** Builds from the sources in the package, as needed for LibTorch versions without a prebuilt engine. */
 export function sourceBuild({ env, diad, libtorchFolder, golden }) {
   const folder = project('source');
   npm(['install', ...cache, diad.tarball, 'node-addon-api@8', 'node-api-headers@1'], { cwd: folder, env });

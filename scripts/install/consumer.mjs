@@ -1,4 +1,4 @@
-// A clean place to install the package in, and running programs there as a user without anything else would.
+// Clean projects to install the package in, and a clean environment to run programs in.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -9,10 +9,10 @@ export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '
 export const work = path.join(root, 'out', 'install');
 const programs = path.join(root, 'test', 'consumer');
 
-/** npm's own program, whatever starts it. */
+/** Path of npm's JavaScript program. */
 const npmCli = realpathSync(execFileSync('sh', ['-c', 'command -v npm'], { encoding: 'utf8' }).trim());
 
-/** A folder that holds node and npm and nothing else, to be the whole PATH. */
+/** Creates a folder for PATH that contains only node and npm. */
 function onlyNodeAndNpm() {
   const bin = path.join(work, 'bin');
   rmSync(bin, { recursive: true, force: true });
@@ -23,8 +23,8 @@ function onlyNodeAndNpm() {
 }
 
 /**
- * The environment of a user who has Node and npm: no compiler, no Python, no LibTorch named or cached. What configures the package registries
- * (npm's variables, certificates, proxies) stays.
+ * Returns the environment of a user who has only Node and npm: no compiler, no Python, no configured or
+ * cached LibTorch. Registry settings (npm variables, certificates, proxies) are kept.
  */
 export function cleanEnvironment() {
   const bin = onlyNodeAndNpm();
@@ -34,7 +34,7 @@ export function cleanEnvironment() {
   return { ...env, PATH: bin, XDG_CACHE_HOME: path.join(work, 'empty-cache') };
 }
 
-/** An empty project with the consumer programs in it. */
+/** Creates an empty project with the test programs. */
 export function project(name, packageJson = {}) {
   const folder = path.join(work, 'projects', name);
   rmSync(folder, { recursive: true, force: true });
@@ -47,7 +47,7 @@ export function project(name, packageJson = {}) {
   return folder;
 }
 
-/** Runs a program to its end; throws with what it printed when it fails. */
+/** Runs a program. Throws an error with its output if it fails. */
 export function run(command, args, { cwd, env, timeout = 1_800_000 }) {
   const { status, signal, stdout, stderr, error } = spawnSync(command, args, {
     cwd,
@@ -59,30 +59,31 @@ export function run(command, args, { cwd, env, timeout = 1_800_000 }) {
   if (error) throw error;
   if (status !== 0) {
     throw new Error(
-      `${path.basename(command)} ${args.join(' ')}: ${signal ?? `exit code ${status}`}\n${stdout.slice(-3000)}${stderr.slice(-3000)}`,
+      `${path.basename(command)} ${args.join(' ')}: ${signal ?? `exit code ${status}`}\n` +
+        `${stdout.slice(-3000)}${stderr.slice(-3000)}`,
     );
   }
   return { stdout, stderr };
 }
 
-/** npm in the clean environment. */
+/** Runs npm. */
 export function npm(args, options) {
   return run(process.execPath, [npmCli, ...args, '--no-audit', '--no-fund', '--loglevel', 'error'], options);
 }
 
-/** Score that a consumer program printed for an image, with where it found LibTorch. */
+/** Runs a test program on an image. Returns the score and the source of LibTorch that it prints. */
 export function scoreWith(node, program, { cwd, env, image, before = [] }) {
   const { stdout } = run(node, [...before, program, image], { cwd, env });
   return JSON.parse(stdout.trim().split('\n').at(-1));
 }
 
-/** Throws unless the scores agree to 1e-5 of their size. */
+/** Throws if the relative difference of the scores is above 1e-5. */
 export function expectScore({ score }, golden) {
   const difference = Math.abs(score - golden) / Math.abs(golden);
-  if (!(difference <= 1e-5)) throw new Error(`the score is ${score}, the development tree's is ${golden}`);
+  if (!(difference <= 1e-5)) throw new Error(`Expected a score of ${golden} but received ${score}`);
 }
 
-/** package.json of an installed package. */
+/** Reads package.json of an installed package. */
 export function installedManifest(folder, name) {
   return JSON.parse(readFileSync(path.join(folder, 'node_modules', name, 'package.json'), 'utf8'));
 }

@@ -1,1 +1,1 @@
-"""Conversion of checkpoints in the published format (Lightning file, LDM and ControlNet key names) into bundles."""
+"""Converts published-format checkpoints (Lightning file, LDM and ControlNet key names) to bundles."""

@@ -1,4 +1,4 @@
-"""`convert`: a bundle from a published-format checkpoint."""
+"""`convert`: converts a published-format checkpoint to a bundle."""
 
 import argparse
 from pathlib import Path
@@ -20,38 +20,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         required=True,
-        help="the model's YAML in the published structure, or the same as JSON",
+        help="model configuration in the published structure, YAML or JSON",
     )
     parser.add_argument(
         "--extractor",
         type=Path,
-        help="ResNet weights, timm or torchvision names (default: the checkpoint's own)",
+        help="ResNet weights with timm or torchvision names (default: from the checkpoint)",
     )
     parser.add_argument(
         "--context",
         type=Path,
-        help="text context [1, 77, D] or a file with CLIP's text tower (default: the checkpoint's)",
+        help="text context [1, 77, D] or a file with CLIP's text tower (default: from the checkpoint)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     parser.add_argument(
         "--dtype",
         choices=sorted(STORAGE),
         default="float32",
-        help="of the stored weights (default: %(default)s)",
+        help="dtype of the stored weights (default: %(default)s)",
     )
     parser.add_argument(
         "--only-mid-control",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="control at the middle and the lowest skips only, as in the published test program (default: on, whatever the YAML says)",
+        help="apply control at the middle and the lowest skips only, as in the published test program "
+        "(default: on, regardless of the configuration file)",
     )
-    parser.add_argument("--image-size", type=int, help="pixels (default: the autoencoder's resolution)")
-    parser.add_argument("--name", help="model name in the manifest (default: the configuration file's)")
+    parser.add_argument(
+        "--image-size", type=int, help="image size in pixels (default: the autoencoder's resolution)"
+    )
+    parser.add_argument("--name", help="model name in the manifest (default: name of the configuration file)")
     parser.add_argument("--card", type=Path, help="text for MODEL_CARD.md")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the bundle and says what was left out."""
+    """Writes the bundle and prints the ignored entries of the checkpoint."""
     sources = PublishedSources(
         args.checkpoint, args.config, args.extractor, args.context, args.only_mid_control, args.image_size
     )

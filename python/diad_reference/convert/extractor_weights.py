@@ -1,4 +1,4 @@
-"""The ResNet behind torchvision- or timm-named weights, recognized by its keys and shapes."""
+"""Derives the ResNet configuration from torchvision- or timm-named weights."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _UNUSED = re.compile(r"(layer4|fc|classifier|head|global_pool)\.|.*num_batches_t
 
 
 def _strip_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Removes what wrappers put before `conv1.weight` (module., backbone., ...)."""
+    """Removes the key prefix that wrappers add (module., backbone., ...)."""
     roots = sorted(
         (key.removesuffix("conv1.weight") for key in state if re.fullmatch(r"(\w+\.)*conv1\.weight", key)),
         key=len,
@@ -31,16 +31,19 @@ def _strip_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def read_extractor(
     state: Mapping[str, torch.Tensor],
 ) -> tuple[ExtractorConfig, dict[str, torch.Tensor], list[str]]:
-    """Sizes and weights of an extractor: ResNet-18, -34, -50, -101, wide_resnet50_2 or any of their layout.
+    """Reads the sizes and weights of a ResNet extractor.
+
+    Supports ResNet-18, -34, -50, -101, wide_resnet50_2 and others with the same layout.
 
     Args:
-        state: weights with or without layer4 and a classifier.
+        state: Weights, with or without layer4 and a classifier.
 
     Returns:
-        The configuration, the state_dict of `ResNetFeatures`, and the keys left out.
+        The configuration, the state_dict of `ResNetFeatures` and the ignored keys.
 
     Raises:
-        ValueError: it is no such ResNet; lists what is missing, unexpected or of another shape.
+        ValueError: The weights are not those of a supported ResNet. The message lists missing and unexpected
+            keys and wrong shapes.
     """
     state = _strip_prefix(state)
     layers = []
@@ -74,12 +77,12 @@ def read_extractor(
         for key, s in expected.items()
         if key in state and state[key].shape != s
     ]
-    for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+    for name, keys in (("missing", missing), ("unexpected", unexpected), ("with a wrong shape", shapes)):
         if keys:
             problems.append(f"{len(keys)} {name}: {listed(keys)}")
     if problems:
         raise ValueError(
-            "The extractor is no ResNet in torchvision's or timm's naming; keys " + "; ".join(problems)
+            "The extractor is not a ResNet with torchvision or timm names; keys " + "; ".join(problems)
         )
     weights = {key: state[key].float() for key in expected}
     check_finite(weights, "The extractor")

@@ -1,4 +1,4 @@
-"""The published checkpoint's keys sorted into the model's parts, with strict matching."""
+"""Assigns the keys of a published checkpoint to the parts of the model, with strict matching."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ MODEL_PREFIXES = ("control_model.", "model.diffusion_model.", "first_stage_model
 TEXT_PREFIX = "cond_stage_model."
 EXTRACTOR_PREFIX = "pretrained_model."
 IGNORED_PREFIXES = ("model_ema.", "loss.", "first_stage_model.loss.")
-SCHEDULE_TOLERANCE = 1e-5  # relative, of float32 buffers
-LISTED = 12  # keys named in a message
+SCHEDULE_TOLERANCE = 1e-5  # relative tolerance of float32 buffers
+LISTED = 12  # maximum number of keys in a message
 
 
 @dataclass
 class PublishedWeights:
-    """A published state_dict, sorted."""
+    """The entries of a published state_dict, grouped by part."""
 
     model: dict[str, torch.Tensor] = field(default_factory=dict)  # keys with their prefixes
     text: dict[str, torch.Tensor] = field(default_factory=dict)  # keys without the prefix
@@ -30,7 +30,7 @@ class PublishedWeights:
 
 
 def schedule_buffers(config: ScheduleConfig) -> dict[str, np.ndarray]:
-    """The buffers that the published code registers, float64 (LDM's `register_schedule` with v_posterior 0)."""
+    """Computes the buffers of LDM's `register_schedule` with v_posterior = 0, in float64."""
     schedule = Schedule(config)
     ab = schedule.alpha_bar64
     before = np.append(1.0, ab[:-1])
@@ -57,7 +57,7 @@ _SCHEDULE_KEYS = frozenset([*schedule_buffers(ScheduleConfig()), "lvlb_weights"]
 
 
 def sort_weights(state: Mapping[str, torch.Tensor]) -> PublishedWeights:
-    """Sorts a state_dict by its prefixes."""
+    """Groups the entries of a state_dict by key prefix."""
     found = PublishedWeights()
     for key, value in state.items():
         if key.startswith(IGNORED_PREFIXES):
@@ -76,21 +76,22 @@ def sort_weights(state: Mapping[str, torch.Tensor]) -> PublishedWeights:
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Keys for a message: the first few, and how many more there are."""
+    """Formats keys for a message: the first LISTED keys and the number of the others."""
     keys = list(keys)
     shown = ", ".join(keys[:LISTED])
     return shown if len(keys) <= LISTED else f"{shown} and {len(keys) - LISTED} more"
 
 
 def check_weights(weights: PublishedWeights, expected: Mapping[str, torch.Size]) -> None:
-    """Compares names, shapes and values with the configuration's model.
+    """Checks that names and shapes match the configured model and that all values are finite.
 
     Args:
-        weights: from `sort_weights`.
-        expected: key and shape of every parameter under MODEL_PREFIXES.
+        weights: Output of `sort_weights`.
+        expected: Shape of each parameter under MODEL_PREFIXES, by key.
 
     Raises:
-        ValueError: lists missing and unexpected keys, shapes that differ, and keys with values that are not finite.
+        ValueError: Keys are missing or unexpected, shapes differ, or values are not finite. The message lists
+            the keys.
     """
     problems = []
     missing = [key for key in expected if key not in weights.model]
@@ -100,16 +101,20 @@ def check_weights(weights: PublishedWeights, expected: Mapping[str, torch.Size])
         for key, shape in expected.items()
         if key in weights.model and weights.model[key].shape != shape
     ]
-    for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+    for name, keys in (("missing", missing), ("unexpected", unexpected), ("with a wrong shape", shapes)):
         if keys:
             problems.append(f"{len(keys)} {name}: {listed(keys)}")
     if problems:
-        raise ValueError("The checkpoint does not fit the configuration; keys " + "; ".join(problems))
+        raise ValueError("The checkpoint does not match the configuration; keys " + "; ".join(problems))
     check_finite(weights.model, "The checkpoint")
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Raises ValueError listing the keys whose values are NaN or infinite."""
+    """Checks that all values are finite.
+
+    Raises:
+        ValueError: Values are NaN or infinite. The message lists the keys.
+    """
     broken = [
         key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()
     ]
@@ -118,10 +123,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
 
 
 def check_schedule(stored: Mapping[str, torch.Tensor], config: ScheduleConfig) -> None:
-    """Compares a checkpoint's schedule buffers with the configuration's.
+    """Checks that a checkpoint's schedule buffers match the configuration.
 
     Raises:
-        ValueError: a buffer differs; names it.
+        ValueError: A buffer differs. The message names it.
     """
     for key, expected in schedule_buffers(config).items():
         if key not in stored:
@@ -131,5 +136,6 @@ def check_schedule(stored: Mapping[str, torch.Tensor], config: ScheduleConfig) -
             value, expected, rtol=SCHEDULE_TOLERANCE, atol=1e-12
         ):
             raise ValueError(
-                f"The checkpoint's schedule buffer {key} does not follow from the configuration's timesteps, linear_start and linear_end"
+                f"The checkpoint's schedule buffer {key} does not match the configuration's timesteps, "
+                "linear_start and linear_end"
             )

@@ -1,4 +1,7 @@
-"""The published YAML (or JSON of the same structure) as a DiadConfig; class names in it are never imported."""
+"""Reads the published YAML, or JSON of the same structure, as a DiadConfig.
+
+Class names in the file are never imported.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ import yaml
 
 from ..config import AutoencoderConfig, DiadConfig, ScheduleConfig, UNetConfig
 
-# Options of the LDM code that would change the arithmetic and that no DiAD model uses.
+# Options of the LDM code that change the arithmetic. No DiAD model uses them.
 UNSUPPORTED_UNET = (
     "use_scale_shift_norm",
     "resblock_updown",
@@ -20,13 +23,13 @@ UNSUPPORTED_UNET = (
     "num_attention_blocks",
     "n_embed",
 )
-HINT_REDUCTION = 8  # the hint stack's three strides of 2
+HINT_REDUCTION = 8  # three convolutions of stride 2 in the hint stack
 MISSING = object()
 
 
 @dataclass(frozen=True)
 class _Params:
-    """A mapping of parameters with its place in the file, for messages."""
+    """A mapping of parameters and its path in the file, for messages."""
 
     values: Mapping[str, Any]
     place: str
@@ -36,7 +39,7 @@ class _Params:
         return ValueError(f"Expected {expected} for {self.place}.{key} but received {value!r}")
 
     def child(self, *keys: str) -> "_Params":
-        """The mapping below `keys`."""
+        """Returns the nested mapping at the path `keys`."""
         inner: Any = self.values
         place = self.place
         for key in keys:
@@ -68,7 +71,7 @@ class _Params:
         return tuple(value)
 
     def refuse(self, keys: tuple[str, ...]) -> None:
-        """Raises when an option is set that this implementation does not have."""
+        """Raises ValueError if one of the unsupported options is set."""
         for key in keys:
             if self.values.get(key):
                 raise ValueError(
@@ -82,14 +85,14 @@ def _read(path: Path) -> Any:
         return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         reason = str(error).replace("\n", " ")
-        raise ValueError(f"{path} is no valid YAML or JSON: {reason}") from error
+        raise ValueError(f"{path} is not valid YAML or JSON: {reason}") from error
 
 
 def _unet(params: _Params) -> UNetConfig:
     params.refuse(UNSUPPORTED_UNET)
     if not params.values.get("use_spatial_transformer"):
         raise params.fail("use_spatial_transformer", "true")
-    # LDM's `legacy` changes nothing for spatial transformers: heads * width per head is the level's width either way.
+    # LDM's `legacy` has no effect on spatial transformers: heads * head width equals the level width anyway.
     head_channels = params.values.get("num_head_channels", -1)
     by_width = head_channels not in (None, -1)
     return UNetConfig(
@@ -129,12 +132,13 @@ def _check(config: DiadConfig, root: _Params) -> None:
     unet, autoencoder = config.unet, config.autoencoder
     if unet.in_channels != autoencoder.embed_dim:
         raise ValueError(
-            f"Expected first_stage_config's embed_dim ({autoencoder.embed_dim}) and unet_config's in_channels ({unet.in_channels}) to agree"
+            f"Expected first_stage_config's embed_dim ({autoencoder.embed_dim}) "
+            f"and unet_config's in_channels ({unet.in_channels}) to be equal"
         )
     if 2 ** (len(autoencoder.ch_mult) - 1) != HINT_REDUCTION:
         raise root.fail(
             "first_stage_config",
-            f"an autoencoder of {HINT_REDUCTION.bit_length()} levels (the hint stack shrinks by 8)",
+            f"an autoencoder with {HINT_REDUCTION.bit_length()} levels (the hint stack downsamples by 8)",
         )
     divisor = HINT_REDUCTION * 2 ** (len(unet.channel_mult) - 1)
     if config.image_size % divisor:
@@ -153,24 +157,27 @@ def _check(config: DiadConfig, root: _Params) -> None:
 def read_published_config(
     path: str | Path, only_mid_control: bool = True, image_size: int | None = None
 ) -> DiadConfig:
-    """Sizes and constants from the published configuration's structure.
+    """Reads sizes and constants from a configuration in the published structure.
 
-    `model.params` holds linear_start, linear_end, timesteps, scale_factor and the `params` of control_stage_config, unet_config and
-    first_stage_config; everything else is ignored. The image's size is the autoencoder's `resolution`: the file's two `image_size`
-    (64 and 32 in the published one) are not what the test program uses. `only_mid_control` of the file is ignored, too, since the
-    published test program overrides it.
+    Reads linear_start, linear_end, timesteps, scale_factor and the `params` of control_stage_config,
+    unet_config and first_stage_config from `model.params`. Ignores all other keys. The image size is the
+    autoencoder's `resolution`. The two `image_size` keys (64 and 32 in the published file) are ignored
+    because the published test program does not use them. `only_mid_control` is ignored because the published
+    test program overrides it.
 
     Args:
         path: YAML or JSON file.
-        only_mid_control: where control goes (True produced the published numbers).
-        image_size: S, pixels; default, the autoencoder's resolution.
+        only_mid_control: Apply control at the middle and the lowest skips only. True produced the published
+            numbers.
+        image_size: Image size S in pixels. Default: the autoencoder's resolution.
 
     Returns:
-        The configuration; its extractor is a placeholder until the extractor's weights are seen.
+        The configuration. Its extractor is a placeholder until the extractor weights are read.
 
     Raises:
-        ValueError: something is missing, of the wrong type, contradictory or not supported; names the key.
-        OSError: the file cannot be read.
+        ValueError: A value is missing, has the wrong type, conflicts with another value or is not supported.
+            The message names the key.
+        OSError: The file cannot be read.
     """
     path = Path(path)
     document = _read(path)

@@ -1,4 +1,4 @@
-"""A model from a published-format checkpoint, its configuration and the extractor's weights."""
+"""Builds a model from a published-format checkpoint, its configuration and the extractor weights."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -23,46 +23,46 @@ from .weight_files import read_weights, state_dict_of
 
 @dataclass(frozen=True)
 class PublishedSources:
-    """The files a conversion reads."""
+    """Input files and options of a conversion."""
 
     checkpoint: Path  # Lightning file or bare state_dict
     config: Path  # YAML or JSON in the published structure
-    extractor: Path | None = None  # default: the checkpoint's pretrained_model.*
-    context: Path | None = None  # default: from the checkpoint's cond_stage_model.*
+    extractor: Path | None = None  # default: pretrained_model.* of the checkpoint
+    context: Path | None = None  # default: computed from cond_stage_model.* of the checkpoint
     only_mid_control: bool = True
-    image_size: int | None = None  # pixels; default, the autoencoder's resolution
+    image_size: int | None = None  # pixels; default: the autoencoder's resolution
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion left out, by name."""
+    """Names of the checkpoint entries that a conversion ignored."""
 
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, what: str, names: list[str]) -> None:
-        """Remembers names under a heading, when there are any."""
+        """Records names under a heading. Empty lists are skipped."""
         if names:
             self.ignored[what] = names
 
 
 def expected_shapes(config: DiadConfig) -> dict[str, torch.Size]:
-    """Key and shape of every parameter of a published checkpoint's three networks."""
+    """Returns the shape of each parameter of a published checkpoint's three networks, by key."""
     with torch.device("meta"):
         state = DiadModel(config).state_dict()
     return {key: value.shape for key, value in state.items() if key.startswith(MODEL_PREFIXES)}
 
 
 def load_published(sources: PublishedSources) -> tuple[DiadModel, ConversionReport]:
-    """Builds the model; weights stay mapped from the checkpoint's file, so that nothing is held twice.
+    """Builds the model. Weights stay memory-mapped from the checkpoint, which avoids a second copy.
 
     Raises:
-        ValueError: the files do not fit each other, are damaged, or hold code; the message lists what is wrong.
-        OSError: a file cannot be read.
+        ValueError: The files do not match, are damaged or contain code. The message lists the problems.
+        OSError: A file cannot be read.
     """
     report = ConversionReport()
     config = read_published_config(sources.config, sources.only_mid_control, sources.image_size)
     state, others = state_dict_of(read_weights(sources.checkpoint), sources.checkpoint)
-    report.note("entries beside the weights", others)
+    report.note("entries other than weights", others)
     weights = sort_weights(state)
     check_weights(weights, expected_shapes(config))
     check_schedule(weights.schedule, config.schedule)
@@ -78,7 +78,8 @@ def load_published(sources: PublishedSources) -> tuple[DiadModel, ConversionRepo
         report.note("the checkpoint's own extractor", sorted(weights.extractor))
     if not extractor_state:
         raise ValueError(
-            "The checkpoint holds no extractor (pretrained_model.*); pass --extractor with ResNet weights (timm or torchvision)"
+            "The checkpoint has no extractor (pretrained_model.*); "
+            "pass --extractor with ResNet weights (timm or torchvision)"
         )
     extractor_config, extractor, unused = read_extractor(extractor_state)
     report.note("extractor weights above layer3", unused)

@@ -1,4 +1,4 @@
-"""The constant text context: CLIP's text tower on the empty prompt, or a stored tensor."""
+"""Computes the constant text context with CLIP's text tower on the empty prompt, or reads a stored tensor."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +11,21 @@ from torch.nn import functional as F
 from .published_checkpoint import check_finite
 from .weight_files import read_weights, state_dict_of
 
-START_TOKEN, END_TOKEN = (
-    49406,
-    49407,
-)  # the empty prompt: start, then the end token as padding up to the last position
-HEAD_WIDTH = 64  # CLIP's text towers
+# The empty prompt is the start token followed by end tokens up to the last position.
+START_TOKEN, END_TOKEN = 49406, 49407
+HEAD_WIDTH = 64  # attention head width of CLIP's text towers
 _TOWER = "text_model."
 
 HOW_TO_GET_ONE = (
-    "The checkpoint holds no text encoder (cond_stage_model.*) and no --context was given. DiAD was trained with the constant context of "
-    "the empty prompt: pass as --context any file with CLIP ViT-L/14's text tower (a Stable Diffusion 1.x checkpoint, or the "
-    "model.safetensors of openai/clip-vit-large-patch14), or the tensor [1, 77, {width}] itself"
+    "The checkpoint has no text encoder (cond_stage_model.*) and no --context was given. DiAD was trained "
+    "with the constant context of the empty prompt: pass as --context any file with CLIP ViT-L/14's text "
+    "tower (a Stable Diffusion 1.x checkpoint, or the model.safetensors of openai/clip-vit-large-patch14), "
+    "or the tensor [1, 77, {width}] itself"
 )
 
 
 def _tower(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The text tower's weights under their own names, whatever stands before `text_model.`."""
+    """Returns the weights of the text tower, with the key prefix up to `text_model.` removed."""
     return {
         key.split(_TOWER, 1)[1]: value.float()
         for key, value in state.items()
@@ -36,18 +35,20 @@ def _tower(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def empty_prompt_context(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """CLIP's last hidden state for the empty prompt, after the final layer norm.
+    """Computes CLIP's last hidden state for the empty prompt, after the final layer norm.
 
-    A pre-norm transformer with causal attention and the quick GELU x * sigmoid(1.702 x) (Radford et al. 2021); no padding mask.
+    The text tower is a pre-norm transformer with causal attention, the quick GELU x * sigmoid(1.702 x)
+    (Radford et al. 2021) and no padding mask.
 
     Args:
-        state: weights whose names contain `text_model.`, as transformers' CLIPTextModel and LDM checkpoints hold them.
+        state: Weights whose names contain `text_model.`, as in transformers' CLIPTextModel and in LDM
+            checkpoints.
 
     Returns:
-        float32 [1, positions, width]; [1, 77, 768] for ViT-L/14.
+        Context, float32 [1, positions, width]; [1, 77, 768] for ViT-L/14.
 
     Raises:
-        ValueError: weights are missing.
+        ValueError: Weights are missing.
     """
     weights = _tower(state)
     try:
@@ -61,7 +62,8 @@ def _encode(w: dict[str, torch.Tensor]) -> torch.Tensor:
     length, width = positions.shape
     if len(tokens) <= END_TOKEN:
         raise ValueError(
-            f"Expected a vocabulary of more than {END_TOKEN} tokens in the text encoder but found {len(tokens)}"
+            f"Expected a vocabulary of more than {END_TOKEN} tokens in the text encoder "
+            f"but found {len(tokens)}"
         )
     heads = max(1, width // HEAD_WIDTH)
     ids = torch.full((length,), END_TOKEN)
@@ -113,18 +115,19 @@ def _stored_context(path: Path) -> Any:
 
 
 def text_context(in_checkpoint: Mapping[str, torch.Tensor], given: Path | None, width: int) -> torch.Tensor:
-    """The context a model is run with.
+    """Reads or computes the text context of a model.
 
     Args:
-        in_checkpoint: the checkpoint's cond_stage_model.* weights, may be empty.
-        given: --context, takes precedence: a tensor file (.pt, .npy, .safetensors) or a file with a CLIP text tower.
-        width: the model's context_dim.
+        in_checkpoint: The checkpoint's cond_stage_model.* weights; can be empty.
+        given: File from --context, which takes precedence: a tensor (.pt, .npy, .safetensors) or a CLIP text
+            tower.
+        width: The model's context_dim.
 
     Returns:
-        float32 [1, M, width].
+        Context, float32 [1, M, width].
 
     Raises:
-        ValueError: there is none, or it has another shape, or is not finite.
+        ValueError: The context is missing, has the wrong shape or is not finite.
     """
     if given is not None:
         context = _stored_context(given)

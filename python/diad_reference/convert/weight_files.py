@@ -1,4 +1,4 @@
-"""Reading weight files: memory-mapped, and never running code that a file brings along."""
+"""Reads weight files, memory-mapped and without executing code from them."""
 
 import pickle
 import zipfile
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-# What Lightning's callbacks leave in a file besides tensors and plain containers: NumPy numbers.
+# Lightning's callbacks store NumPy scalars in addition to tensors and plain containers.
 _NUMPY_SCALARS = [
     np._core.multiarray.scalar,
     np.dtype,
@@ -22,47 +22,48 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as stored:
             return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What a .safetensors, .ckpt, .pth, .pt or .bin file holds, tensors mapped from the file.
+    """Reads a .safetensors, .ckpt, .pth, .pt or .bin file with memory-mapped tensors.
 
     Raises:
-        ValueError: the file is damaged, or holds Python objects other than tensors, numbers, strings and containers.
-        OSError: it cannot be opened.
+        ValueError: The file is damaged, or it contains Python objects other than tensors, numbers, strings
+            and containers.
+        OSError: The file cannot be opened.
     """
     path = Path(path)
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb"):
-        pass  # an absent or unreadable file is an OSError that names it
+        pass  # raises an OSError with the path if the file is missing or unreadable
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            # Files of torch < 1.6 are no archives and cannot be mapped.
+            # Files from torch < 1.6 are not zip archives and cannot be memory-mapped.
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{path} is damaged, or holds Python objects that only run as code and are refused; save its weights alone "
-            f"(torch.save({{'state_dict': model.state_dict()}}, ...)). {reason}"
+            f"{path} is damaged, or it contains Python objects that execute code, which are refused; "
+            f"save only its weights (torch.save({{'state_dict': model.state_dict()}}, ...)). {reason}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is no complete PyTorch file: {reason}") from error
+        raise ValueError(f"{path} is not a complete PyTorch file: {reason}") from error
     if not isinstance(stored, dict):
         raise ValueError(f"Expected a dictionary of weights in {path} but found {type(stored).__name__}")
     return stored
 
 
 def state_dict_of(stored: dict[str, Any], path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The state_dict of a file's content, nested (`state_dict`, `model`) or bare.
+    """Returns the state_dict of a loaded file, nested (under `state_dict` or `model`) or bare.
 
     Returns:
-        Tensors by key, and the names of what else the file holds.
+        Tensors by key, and the names of the file's other entries.
 
     Raises:
-        ValueError: there are no tensors.
+        ValueError: The file has no tensors.
     """
     for name in ("state_dict", "model"):
         if isinstance(stored.get(name), dict):

@@ -1,4 +1,4 @@
-"""Export of a model as a bundle of TorchScript modules."""
+"""Exports a model as a bundle of TorchScript modules."""
 
 from .bundle import write_bundle
 

@@ -1,4 +1,4 @@
-"""Writing a bundle: TorchScript modules, manifest with hashes, model card (docs/architecture.md, "The bundle")."""
+"""Writes bundles: TorchScript modules, manifest with hashes, model card (docs/reference/bundle-format.md)."""
 
 import ctypes
 import dataclasses
@@ -23,19 +23,19 @@ from .golden import GOLDEN, write_golden
 from .modules import CONSTANTS, scripted_modules
 
 FORMAT_VERSION = 1
-ARCHIVE_OVERHEAD = 8 << 20  # bytes of code and directory in a module's file, generously
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+ARCHIVE_OVERHEAD = 8 << 20  # upper bound, in bytes, for code and zip directory in a module file
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux's renameat2
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, hex."""
+    """Computes the SHA-256 digest of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[str]) -> dict[str, Any]:
-    """The manifest of a bundle whose files stand in `folder`."""
+    """Builds the manifest of a bundle whose files are in `folder`."""
     schedule = Schedule(config.schedule)
     signal, spread = schedule.noise_factors
     return {
@@ -80,7 +80,7 @@ def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[s
 
 
 def _small_model_keys(config: DiadConfig) -> dict[str, Any]:
-    """What only small models have: how their evidence is combined, and the architecture that training continues with."""
+    """Builds the manifest keys of small models: evidence, and the architecture needed to resume training."""
     if config.evidence is None or not isinstance(config.extractor, LiteExtractorConfig):
         return {}
     evidence = {
@@ -93,9 +93,10 @@ def _small_model_keys(config: DiadConfig) -> dict[str, Any]:
 
 
 def round_weights(model: nn.Module, storage: torch.dtype) -> None:
-    """Rounds every weight to what the bundle will hold, in place, so that what is derived from the weights fits them.
+    """Rounds all weights to the storage dtype, in place.
 
-    Constants that a bundle stores in float32 are left alone.
+    Values derived from the weights are then consistent with the stored weights. Constants that a bundle
+    stores in float32 are not rounded.
     """
     if storage == torch.float32:
         return
@@ -105,7 +106,7 @@ def round_weights(model: nn.Module, storage: torch.dtype) -> None:
 
 
 def _stored_as(module: torch.jit.ScriptModule, storage: torch.dtype) -> torch.jit.ScriptModule:
-    """The module with its weights in the stored type; derived constants stay float32."""
+    """Converts the weights of a module to the storage dtype. Derived constants stay in float32."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     kept = {tensor.data_ptr() for name, tensor in tensors if name.rpartition(".")[2] in CONSTANTS}
     return module._apply(lambda t: t.to(storage) if t.is_floating_point() and t.data_ptr() not in kept else t)
@@ -119,22 +120,23 @@ def write_bundle(
     name: str | None = None,
     golden: bool = True,
 ) -> Path:
-    """Writes a bundle; the folder appears whole or not at all.
+    """Writes a bundle folder atomically.
 
     Args:
-        model: weights and configuration; its weights are rounded to `storage`, since a copy would double the memory.
-        out: folder of the bundle; an existing one is replaced.
-        storage: dtype of the stored weights: float32, float16 or bfloat16.
-        card: text of MODEL_CARD.md; default, a line with the model's name.
-        name: model name in the manifest; default, the configuration's.
-        golden: write golden/, the reference's own results for two images, which `diad verify` compares with.
+        model: Weights and configuration. The weights are rounded to `storage` in place because a copy would
+            double the memory.
+        out: Folder of the bundle. An existing bundle is replaced.
+        storage: Dtype of the stored weights: float32, float16 or bfloat16.
+        card: Text of MODEL_CARD.md. Default: the model's name and description.
+        name: Model name in the manifest. Default: the name in the configuration.
+        golden: Write golden/, the reference results for two images that `diad verify` compares with.
 
     Returns:
-        The bundle's folder.
+        The bundle folder.
 
     Raises:
-        ValueError: unknown storage.
-        OSError: the folder cannot be written.
+        ValueError: `storage` is unknown, or `out` exists and is not a bundle.
+        OSError: The folder cannot be written.
     """
     if storage not in STORAGE:
         raise ValueError(f"Expected one of {', '.join(STORAGE)} for storage but received {storage!r}")
@@ -152,15 +154,22 @@ def write_bundle(
     try:
         return write_bundle_folder(Path(out), config, storage, fill)
     finally:
-        model.float()  # the exported modules share its tensors
+        model.float()  # the exported modules share the model's tensors and changed their dtype
 
 
 def write_bundle_folder(out: Path, config: DiadConfig, storage: str, fill: Callable[[Path], None]) -> Path:
-    """Writes a bundle's folder, whole or not at all: `fill` writes its files, the manifest and its seal follow.
+    """Writes a bundle folder atomically.
+
+    Args:
+        out: Folder of the bundle. An existing bundle is replaced.
+        config: Configuration that the manifest describes.
+        storage: Dtype of the stored weights.
+        fill: Writes the bundle's files to the staging folder it receives. The manifest and its hash are then
+            added.
 
     Raises:
-        ValueError: `out` exists and is no bundle.
-        OSError: the folder cannot be written.
+        ValueError: `out` exists and is not a bundle.
+        OSError: The folder cannot be written.
     """
     check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -177,33 +186,33 @@ def write_bundle_folder(out: Path, config: DiadConfig, storage: str, fill: Calla
 
 
 def check_replaceable(out: Path) -> None:
-    """Checks that a bundle can be written to a path without replacing anything but a bundle or an empty folder.
+    """Checks that a path does not exist or is a bundle or an empty folder.
 
     Raises:
-        ValueError: `out` exists and is no bundle.
+        ValueError: `out` exists and is not a bundle.
     """
     if out.exists() and not (out / "manifest.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no bundle; it is not replaced")
+        raise ValueError(f"{out} exists and is not a bundle; it is not replaced")
 
 
 def write_card(folder: Path, config: DiadConfig, card: str | None) -> None:
-    """Writes MODEL_CARD.md; default, the model's name and description."""
+    """Writes MODEL_CARD.md. Default text: the model's name and description."""
     (folder / "MODEL_CARD.md").write_text(
         card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8"
     )
 
 
 def save_module(module: torch.jit.ScriptModule, path: Path, storage: str) -> None:
-    """Writes a module with its weights in the stored type; the constants derived from weights stay float32.
+    """Writes a module with its weights in the storage dtype. Constants derived from weights stay in float32.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written.
+        OSError: The disk is full, or the file cannot be written.
     """
     _save(_stored_as(module, STORAGE[storage]), path)
 
 
 def _save(module: torch.jit.ScriptModule, path: Path) -> None:
-    # torch's writer ends the whole process when the disk is full: whether the file will fit is found out before it starts.
+    # torch's writer aborts the process if the disk is full, so reserve the space first.
     size = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size + ARCHIVE_OVERHEAD)
@@ -211,13 +220,13 @@ def _save(module: torch.jit.ScriptModule, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module.save(str(path))
-    except RuntimeError as error:  # how torch reports a full disk
+    except RuntimeError as error:  # torch reports a full disk as a RuntimeError
         reason = str(error).split("\n")[0]
         raise OSError(f"{path.name} of the bundle cannot be written: {reason}") from error
 
 
 def _put_in_place(staging: Path, out: Path) -> None:
-    """Renames the finished folder; an older bundle goes only when the new one stands."""
+    """Renames the staging folder to `out`. An older bundle is removed only after the rename."""
     if not out.exists():
         staging.rename(out)
         return
@@ -231,7 +240,7 @@ def _put_in_place(staging: Path, out: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Lets two names change places in one step; False where the system or the file system cannot."""
+    """Exchanges two paths atomically. Returns False if the system or the file system does not support it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -240,13 +249,13 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes manifest.json and its own hash beside it."""
+    """Writes manifest.json and its hash, manifest.sha256."""
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (folder / "manifest.sha256").write_text(file_digest(folder / "manifest.json") + "\n", encoding="utf-8")
 
 
 def replace_card(folder: str | Path, card: str) -> None:
-    """Writes another MODEL_CARD.md into a bundle and seals it again."""
+    """Replaces MODEL_CARD.md of a bundle and updates the manifest and its hash."""
     folder = Path(folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     path = folder / "MODEL_CARD.md"

@@ -1,4 +1,4 @@
-"""`export`: a bundle from a checkpoint, or from seeded random weights for tests and benchmarks."""
+"""`export`: writes a bundle from a checkpoint, or from seeded random weights for tests and benchmarks."""
 
 import argparse
 from pathlib import Path
@@ -13,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="file written by training")
-    source.add_argument("--random", action="store_true", help="seeded random weights of --config's sizes")
+    source.add_argument("--random", action="store_true", help="seeded random weights for --config")
     parser.add_argument(
         "--config", choices=sorted(PRESETS), default="tiny", help="sizes for --random (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     parser.add_argument(
         "--storage",

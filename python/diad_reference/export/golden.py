@@ -1,4 +1,4 @@
-"""golden/ of a bundle: two images with their seeds and every stage of the reference's result, for `diad verify`."""
+"""Writes the golden/ folder of a bundle: two images, seeds and reference stages, for `diad verify`."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ SEEDS = (0, 12345)
 
 
 def golden_images(size: int) -> list[np.ndarray]:
-    """Two images that need no data set: one smaller than the model's and wide, one larger and high, both with edges and noise.
+    """Generates two images with edges and noise: one wide and at most S, one tall and larger than S.
 
     Args:
-        size: S, pixels.
+        size: Image size S of the model in pixels.
 
     Returns:
-        uint8 [H, W, 3] each.
+        Images, uint8 [H, W, 3] each.
     """
     images = []
     for index, (height, width) in enumerate([(size * 5 // 8, size), (size * 9 // 8, size * 7 // 8)]):
@@ -37,11 +37,11 @@ def golden_images(size: int) -> list[np.ndarray]:
 
 
 def write_golden(model: DiadModel, folder: Path) -> None:
-    """Writes golden.json, NNN.png and NNN.<stage>.npy (float32) of the plain model, one image at a time, on the CPU.
+    """Writes golden.json, NNN.png and NNN.<stage>.npy (float32), computed per image on the CPU.
 
     Args:
-        model: with the weights that the bundle holds.
-        folder: is made.
+        model: Model with the same weights as the bundle.
+        folder: Folder to create.
     """
     folder.mkdir(parents=True)
     pipeline = DiadPipeline(model)

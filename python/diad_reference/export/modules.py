@@ -1,8 +1,11 @@
-"""The exported modules: the model with everything left out that does not change the result.
+"""Exports the model as TorchScript modules without redundant operations.
 
-What is saved against the published sampler: the guidance duplicate (two identical conditions), the hint stack in every step (it
-does not depend on the timestep), keys and values of the constant context, time embeddings and their projections for the K timesteps
-(tables), and the zero convolutions whose output nobody reads.
+Compared with the published sampler, the exported modules omit or precompute:
+- the duplicate batch of the guidance, because both conditions are identical;
+- the hint stack in all but one step, because it does not depend on the timestep;
+- keys and values of the constant context;
+- time embeddings and their projections, replaced by tables over the K timesteps;
+- zero convolutions whose output is not used.
 """
 
 import copy
@@ -26,21 +29,18 @@ from ..models.sg_network import SemanticGuidedNetwork
 from ..models.unet import ControlledUNet
 
 Network = TypeVar("Network", bound=nn.Module)
-CONSTANTS = (
-    "rows",
-    "projected",
-)  # buffers that are computed from the weights; stored in float32 whatever the weights are stored in
+CONSTANTS = ("rows", "projected")  # buffers computed from the weights; always stored in float32
 
 
 class StepTable(nn.Module):
-    """The time embedding's projection of one residual block, for each of the K steps."""
+    """Table of one residual block's time embedding projection for the K steps."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("rows", rows)
 
     def forward(self, step: torch.Tensor) -> torch.Tensor:
-        """step [1] int64, 0..K-1 -> [1, C]."""
+        """Returns the projection [1, C] for step [1], int64, 0..K-1."""
         return self.rows.index_select(0, step)
 
 
@@ -52,19 +52,22 @@ class ConstantProjection(nn.Module):
         self.register_buffer("projected", projected)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Any tensor whose first dimension is N -> [N, M, heads * d]."""
+        """Returns [N, M, heads * d], where N is the first dimension of `batch`."""
         return self.projected.expand(batch.shape[0], -1, -1)
 
 
 def with_shared_weights(network: Network) -> Network:
-    """A copy of a network's modules around the same tensors: at full size the weights fit in memory once only."""
+    """Copies a network's modules without copying its tensors, to save memory at the published size."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 @torch.no_grad()
 def fold_steps(network: ControlledUNet | SemanticGuidedNetwork, timesteps: torch.Tensor) -> None:
-    """Replaces time embedding and projections by tables over the steps, in place; `emb` is then the step's index [1] int64."""
+    """Replaces the time embedding and its projections with tables over the steps, in place.
+
+    The network's `emb` argument is then the step index, int64 [1].
+    """
     emb = network.embed(timesteps)  # [K, E]
     for module in network.modules():
         if isinstance(module, ResBlock):
@@ -74,7 +77,10 @@ def fold_steps(network: ControlledUNet | SemanticGuidedNetwork, timesteps: torch
 
 @torch.no_grad()
 def fold_context(network: ControlledUNet | SemanticGuidedNetwork, context: torch.Tensor) -> None:
-    """Replaces keys and values of the context by constants, in place; of `context` only the batch size is then read."""
+    """Replaces the keys and values of the context with constants, in place.
+
+    The network then uses only the batch size of its `context` argument.
+    """
     for module in network.modules():
         if isinstance(module, BasicTransformerBlock):
             module.attn2.to_k = ConstantProjection(module.attn2.to_k(context))
@@ -82,14 +88,17 @@ def fold_context(network: ControlledUNet | SemanticGuidedNetwork, context: torch
 
 
 def drop_unused_zero_convs(network: SemanticGuidedNetwork) -> None:
-    """Leaves out the zero convolutions whose output only-mid control never reads, in place."""
+    """Removes, in place, the zero convolutions whose output is unused with `only_mid_control`."""
     unused = len(network.zero_convs) - 2 * (network.config.num_res_blocks + 1)
     for i in range(unused):
         network.zero_convs[i] = nn.Identity()
 
 
 class DenoiserCore(nn.Module):
-    """UNet and SG network with their constants folded; `forward` takes the step's index as a tensor so that it can be traced."""
+    """UNet and SG network with folded constants.
+
+    `forward` takes the step index as a tensor so that it can be traced.
+    """
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__()
@@ -105,26 +114,26 @@ class DenoiserCore(nn.Module):
             drop_unused_zero_convs(self.control_model)
 
     def forward(self, z: torch.Tensor, hint: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """z [N, 4, s, s], hint [N, C, s, s], step [1] int64 -> eps [N, 4, s, s]."""
-        # Tables and constant projections ignore the values of emb and context: the step's index and the batch stand in for them.
+        """Predicts eps [N, 4, s, s] from z [N, 4, s, s], hint [N, C, s, s] and step [1], int64."""
+        # The folded layers read only the step index from emb and the batch size from context.
         control = self.control_model(z, hint, step, z)
         return self.unet(z, step, z, control, self.only_mid_control)
 
 
 class Guide(nn.Module):
-    """The hint stack alone."""
+    """The hint stack."""
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__()
         self.input_hint_block = model.control_model.input_hint_block
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, C, s, s]."""
+        """Computes the hint [N, C, s, s] from images [N, 3, S, S]."""
         return self.input_hint_block(x)
 
 
 class ScriptedDenoiser(nn.Module):
-    """denoiser.pt: `guide` once per image, `forward` once per step."""
+    """denoiser.pt: call `guide` once per image and `forward` once per step."""
 
     def __init__(self, guide: torch.jit.ScriptModule, core: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -132,17 +141,17 @@ class ScriptedDenoiser(nn.Module):
         self.core = core
 
     def forward(self, z: torch.Tensor, hint: torch.Tensor, step: int) -> torch.Tensor:
-        """z [N, 4, s, s], hint [N, C, s, s], step 0..K-1 -> eps [N, 4, s, s]."""
+        """Predicts eps [N, 4, s, s] from z [N, 4, s, s], hint [N, C, s, s] and step 0..K-1."""
         return self.core(z, hint, torch.tensor([step], device=z.device))
 
     @torch.jit.export
     def guide(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, C, s, s]."""
+        """Computes the hint [N, C, s, s] from images [N, 3, S, S]."""
         return self.hint_stack(x)
 
 
 class Encode(nn.Module):
-    """encoder.pt: moments of the posterior."""
+    """encoder.pt: computes the moments of the posterior."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -150,12 +159,12 @@ class Encode(nn.Module):
         self.quant_conv = autoencoder.quant_conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, 2 C, s, s]."""
+        """Encodes images [N, 3, S, S] to moments [N, 2 C, s, s]."""
         return self.quant_conv(self.encoder(x))
 
 
 class Decode(nn.Module):
-    """decoder.pt: image of a latent that is already divided by the latent scale."""
+    """decoder.pt: decodes latents that are already divided by the latent scale."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -163,24 +172,24 @@ class Decode(nn.Module):
         self.decoder = autoencoder.decoder
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """[N, C, s, s] -> [N, 3, S, S]."""
+        """Decodes latents [N, C, s, s] to images [N, 3, S, S]."""
         return self.decoder(self.post_quant_conv(z))
 
 
 class EncodePatches(nn.Module):
-    """encoder.pt of a patch autoencoder."""
+    """encoder.pt for a patch autoencoder."""
 
     def __init__(self, autoencoder: PatchAutoencoder) -> None:
         super().__init__()
         self.to_latent = autoencoder.to_latent
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, 2 C, s, s]."""
+        """Encodes images [N, 3, S, S] to moments [N, 2 C, s, s]."""
         return deterministic_moments(self.to_latent(x))
 
 
 class DecodePatches(nn.Module):
-    """decoder.pt of a patch autoencoder."""
+    """decoder.pt for a patch autoencoder."""
 
     def __init__(self, autoencoder: PatchAutoencoder) -> None:
         super().__init__()
@@ -188,24 +197,24 @@ class DecodePatches(nn.Module):
         self.patch = autoencoder.config.patch
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """[N, C, s, s] -> [N, 3, S, S]."""
+        """Decodes latents [N, C, s, s] to images [N, 3, S, S]."""
         return F.pixel_shuffle(self.to_pixels(z), self.patch)
 
 
 class Embedding(nn.Module):
-    """The extractor's `embed` alone."""
+    """The extractor's `embed` method as a module."""
 
     def __init__(self, extractor: LiteFeatures) -> None:
         super().__init__()
         self.register_buffer("scale", extractor.embedding_scale)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> torch.Tensor:
-        """The three feature maps -> [N, D, G, G]."""
+        """Computes the vectors [N, D, G, G] from three feature maps."""
         return embed_maps((first, second, third), self.scale)
 
 
 class ScriptedExtractor(nn.Module):
-    """extractor.pt of a small model: `forward` for both images, `embed` for the input alone."""
+    """extractor.pt for a small model: `forward` for input and reconstruction, `embed` for the input only."""
 
     def __init__(self, features: torch.jit.ScriptModule, embedding: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -213,26 +222,36 @@ class ScriptedExtractor(nn.Module):
         self.embedding = embedding
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[N, 3, S, S] -> three feature maps."""
+        """Computes three feature maps from images [N, 3, S, S]."""
         return self.features(x)
 
     @torch.jit.export
     def embed(self, maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The three feature maps -> [N, D, G, G]."""
+        """Computes the vectors [N, D, G, G] from three feature maps."""
         return self.embedding(maps[0], maps[1], maps[2])
 
 
 def scripted_denoiser(
     guide: nn.Module, core: nn.Module, x: torch.Tensor, z: torch.Tensor
 ) -> torch.jit.ScriptModule:
-    """denoiser.pt of an SG network's hint stack and the folded networks; x, z are examples of images and latents."""
+    """Builds denoiser.pt from the hint stack and the folded networks.
+
+    Args:
+        guide: Hint stack.
+        core: UNet and SG network with folded constants.
+        x: Example images to trace with, [N, 3, S, S].
+        z: Example latents to trace with, [N, C, s, s].
+    """
     traced_guide = torch.jit.trace(guide, x)
     traced_core = torch.jit.trace(core, (z, traced_guide(x), torch.tensor([0])))
     return torch.jit.script(ScriptedDenoiser(traced_guide, traced_core).eval())
 
 
 def example_inputs(config: DiadConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images and two latents to trace with: sizes of the batch stay symbolic because every reshape takes them from its input."""
+    """Returns two images [2, 3, S, S] and two latents [2, C, s, s] to trace with.
+
+    The traced modules accept any batch size because each reshape reads the batch size from its input.
+    """
     x = torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     z = torch.randn(
         2,
@@ -246,15 +265,15 @@ def example_inputs(config: DiadConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Tracing notes with each convolution whether it may multiply in TF32 on CUDA: float32 means float32."""
+    """Disables TF32 during tracing, because the trace records the TF32 setting of each convolution."""
     with (
         torch.no_grad(),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter(
-            "ignore"
-        )  # torch.jit's deprecation notices; the bundle format is TorchScript (docs/architecture.md)
+        # The bundle format is TorchScript (docs/reference/bundle-format.md), so ignore torch.jit's
+        # deprecation warnings.
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -268,7 +287,7 @@ def _scripted_extractor(extractor: nn.Module, x: torch.Tensor) -> torch.jit.Scri
 
 
 def scripted_modules(model: DiadModel) -> dict[str, torch.jit.ScriptModule]:
-    """TorchScript modules by file name, float32, dynamic in the batch dimension."""
+    """Exports TorchScript modules by file name, in float32 with a dynamic batch dimension."""
     model = model.eval().cpu().float()
     autoencoder = model.first_stage_model
     patches = isinstance(autoencoder, PatchAutoencoder)

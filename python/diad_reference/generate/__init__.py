@@ -1,4 +1,4 @@
-"""Seeded generator of inspection images: ten classes, defects with exact masks, MVTec-AD layout."""
+"""Seeded generator of inspection images: ten classes, exact defect masks, MVTec-AD layout."""
 
 from .dataset import CLASSES, DEFECTS, render_defective, render_good, write_dataset
 

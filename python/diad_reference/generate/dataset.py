@@ -1,4 +1,7 @@
-"""Images and data sets: every image has its own generator, seeded by what it shows, so that subsets agree."""
+"""Renders images and writes data sets.
+
+Each image has its own random generator, seeded by its content, so that an image is the same in every subset.
+"""
 
 import zlib
 from collections.abc import Callable
@@ -51,9 +54,9 @@ DEFECTS: dict[str, tuple[str, ...]] = {
     "tile": ("misplaced_part", "crack", "scratch", "blob", "hole", "color_shift"),
 }
 
-MIN_AREA = 30  # pixels of the mask
-MIN_CONTRAST = 8.0  # gray levels, mean over the mask of the noise-free change
-CHANGE_THRESHOLD = 4.0  # gray levels: a pixel that changed less is not part of the mask
+MIN_AREA = 30  # minimum mask area in pixels
+MIN_CONTRAST = 8.0  # minimum mean change over the mask, in gray levels without noise
+CHANGE_THRESHOLD = 4.0  # gray levels; pixels that change less are not part of the mask
 
 
 def _check(class_name: str, defect: str | None = None) -> None:
@@ -66,18 +69,18 @@ def _check(class_name: str, defect: str | None = None) -> None:
 
 
 def render_good(class_name: str, rng: np.random.Generator, split: Split = "train") -> Array:
-    """An image of a normal part.
+    """Renders an image of a normal part.
 
     Args:
-        class_name: one of CLASSES.
-        rng: decides pose, variant, light and noise.
-        split: which regions of the photographs may be shown; without effect on rendered classes.
+        class_name: One of CLASSES.
+        rng: Random generator for pose, variant, light and noise.
+        split: Selects the photograph regions to use. Has no effect on rendered classes.
 
     Returns:
-        uint8 [256, 256, 3].
+        Image, uint8 [256, 256, 3].
 
     Raises:
-        ValueError: unknown class.
+        ValueError: The class is unknown.
     """
     _check(class_name)
     scene_seed, camera = int(rng.integers(2**63)), draw_camera(rng)
@@ -88,22 +91,23 @@ def render_good(class_name: str, rng: np.random.Generator, split: Split = "train
 def render_defective(
     class_name: str, defect: str, rng: np.random.Generator, split: Split = "test"
 ) -> tuple[Array, Array]:
-    """An image of a defective part with its exact mask.
+    """Renders an image of a defective part and its exact mask.
 
-    The same scene is rendered with and without the defect under the same light; the mask is where the noise-free images differ
-    by at least CHANGE_THRESHOLD. Defects too small or too faint (MIN_AREA, MIN_CONTRAST) are drawn again, stronger.
+    Renders the same scene with and without the defect under the same light. The mask contains the pixels
+    where the noise-free images differ by at least CHANGE_THRESHOLD. Defects that are too small (MIN_AREA) or
+    too faint (MIN_CONTRAST) are drawn again with more strength.
 
     Args:
-        class_name: one of CLASSES.
-        defect: one of DEFECTS[class_name].
-        rng: decides everything.
-        split: as in `render_good`.
+        class_name: One of CLASSES.
+        defect: One of DEFECTS[class_name].
+        rng: Random generator for all choices.
+        split: As in `render_good`.
 
     Returns:
-        uint8 [256, 256, 3] and uint8 [256, 256], 0 or 255.
+        Image, uint8 [256, 256, 3], and mask, uint8 [256, 256], 0 or 255.
 
     Raises:
-        ValueError: unknown class or defect.
+        ValueError: The class or defect is unknown.
     """
     _check(class_name, defect)
     scene_seed, camera = int(rng.integers(2**63)), draw_camera(rng)
@@ -125,7 +129,12 @@ def render_defective(
 
 
 def image_rng(seed: int, *what: str | int) -> np.random.Generator:
-    """The generator of one image, from the data set's seed and what it shows: class, split, "good" or the defect, index."""
+    """Creates the random generator of one image.
+
+    Args:
+        seed: Seed of the data set.
+        *what: Content of the image: class, split, "good" or the defect, index.
+    """
     return np.random.default_rng([seed, *(zlib.crc32(str(w).encode()) for w in what)])
 
 
@@ -156,22 +165,26 @@ def write_dataset(
     test_split: Split = "test",
     jobs: int = 2,
 ) -> int:
-    """Writes a data set in MVTec-AD layout: class/train/good, class/test/{good,<defect>}, class/ground_truth/<defect>/NNN_mask.png.
+    """Writes a data set in MVTec-AD layout.
+
+    The folders are class/train/good, class/test/{good,<defect>} and class/ground_truth/<defect>, with masks
+    named NNN_mask.png.
 
     Args:
-        out: folder; files of the same name are overwritten.
-        seed: of every image; the same seed gives the same images, whatever else is asked for.
-        train_per_class: good training images per class.
-        test_per_class: test images per class; half of them (rounded up) good, the others spread evenly over the class's defects.
-        classes: of CLASSES.
-        test_split: "test" or "validation": which regions of the photographs the test images show.
-        jobs: processes.
+        out: Output folder. Files with the same names are overwritten.
+        seed: Seed of all images. The same seed gives the same images, independent of the other arguments.
+        train_per_class: Good training images per class.
+        test_per_class: Test images per class. Half of them (rounded up) are good. The others are spread
+            evenly over the defects of the class.
+        classes: Subset of CLASSES.
+        test_split: Photograph regions used by the test images: "test" or "validation".
+        jobs: Number of worker processes.
 
     Returns:
         The number of images.
 
     Raises:
-        ValueError: unknown class or a negative count.
+        ValueError: A class is unknown or a count is negative.
     """
     if train_per_class < 0 or test_per_class < 0:
         raise ValueError(f"Expected counts of at least 0 but received {train_per_class} and {test_per_class}")

@@ -1,6 +1,7 @@
-"""Surface defects: scratch, crack, blob, hole, color shift, thread, contamination. They act on the scene, before the light.
+"""Surface defects: scratch, crack, blob, hole, color shift, thread, contamination, smear.
 
-`strength` scales contrast (about 0.3 subtle to 1 plain); sizes are drawn log-uniformly from subtle to large.
+Defects change the scene before shading. `strength` scales the contrast, from about 0.3 (subtle) to 1
+(obvious). Sizes are drawn log-uniformly from small to large.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _spot(scene: Scene, rng: np.random.Generator, margin: int = 10) -> Array:
-    """A pixel (x, y) well inside the part."""
+    """Draws a pixel (x, y) inside the part, at least `margin` pixels from its edge if possible."""
     inside = binary_erosion(scene.part > 0.9, iterations=margin, border_value=0)
     if not inside.any():
         inside = scene.part > 0.9
@@ -28,7 +29,7 @@ def _spot(scene: Scene, rng: np.random.Generator, margin: int = 10) -> Array:
 
 
 def _polyline(points: list[tuple[float, float]], width: float, soften: float = 0.0) -> Array:
-    """Antialiased line: coverage 0..1; width in pixels."""
+    """Draws an antialiased line with `width` in pixels. Returns the coverage, 0..1."""
     canvas = Image.new("L", (SIZE * 3, SIZE * 3))
     ImageDraw.Draw(canvas).line(
         [(3 * x, 3 * y) for x, y in points], fill=255, width=max(1, round(3 * width)), joint="curve"
@@ -51,7 +52,7 @@ def _walk(
 
 
 def _splash(center: Array, radius: float, rng: np.random.Generator, ragged: float) -> Array:
-    """An irregular round region: coverage 0..1."""
+    """Draws an irregular round region. Returns the coverage, 0..1."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     theta = np.arctan2(y - center[1], x - center[0])
     stretch, tilt = rng.uniform(1, 1.6), rng.uniform(0, np.pi)
@@ -64,7 +65,7 @@ def _splash(center: Array, radius: float, rng: np.random.Generator, ragged: floa
 
 
 def scratch(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A groove with bright flanks, nearly straight."""
+    """Adds a nearly straight groove, brighter or darker than the surface."""
     length = _log_uniform(rng, 25, 130)
     points = _walk(_spot(scene, rng), rng.uniform(0, 2 * np.pi), length, 10, 0.06, rng)
     line = _polyline(points, _log_uniform(rng, 1.2, 3.0)) * scene.part
@@ -75,7 +76,7 @@ def scratch(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 
 def crack(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A dark branching line with a jagged course."""
+    """Adds a dark, jagged, branching line."""
     length, start, angle = _log_uniform(rng, 30, 150), _spot(scene, rng), rng.uniform(0, 2 * np.pi)
     width = _log_uniform(rng, 1.2, 3.2)
     points = _walk(start, angle, length, 14, 0.45, rng)
@@ -98,7 +99,7 @@ def crack(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 
 def blob(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A drop of something foreign: glue, paint, oil."""
+    """Adds a drop of foreign material, such as glue, paint or oil."""
     center = _spot(scene, rng)
     splash = _splash(center, _log_uniform(rng, 5, 24), rng, 0.25)
     colors = ((0.08, 0.07, 0.06), (0.85, 0.84, 0.8), (0.45, 0.3, 0.14), (0.3, 0.33, 0.4))
@@ -108,7 +109,7 @@ def blob(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 
 def hole(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """Material that has broken or burnt away."""
+    """Adds a hole where material is broken or burnt away."""
     void = _splash(_spot(scene, rng), _log_uniform(rng, 4.5, 18), rng, 0.35)
     dark = np.array((0.06, 0.055, 0.05)) + 0.25 * (1 - strength) * scene.albedo.mean(axis=(0, 1))
     scene.paint(void * (0.5 + 0.5 * strength), dark, gloss=0.0)
@@ -116,7 +117,7 @@ def hole(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 
 def color_shift(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A stain, burn or fading: the surface keeps its relief and changes its color."""
+    """Adds a stain, burn or fading: changes the color and keeps the relief."""
     region = _splash(_spot(scene, rng), _log_uniform(rng, 12, 45), rng, 0.3)
     soft = Image.fromarray((region * 255).astype(np.uint8)).filter(
         ImageFilter.GaussianBlur(float(rng.uniform(1, 4)))
@@ -128,7 +129,7 @@ def color_shift(scene: Scene, rng: np.random.Generator, strength: float) -> None
 
 
 def thread(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A fibre or hair lying on the surface."""
+    """Adds a fiber or hair on the surface."""
     angle = rng.uniform(0, 2 * np.pi)
     points = _walk(_spot(scene, rng), angle, _log_uniform(rng, 40, 170), 24, 0.28, rng)
     line = _polyline(points, _log_uniform(rng, 1.2, 2.8))
@@ -138,7 +139,7 @@ def thread(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 
 
 def contamination(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A cluster of dust, chips or grains."""
+    """Adds a cluster of dust, chips or grains."""
     center, spread = _spot(scene, rng), _log_uniform(rng, 5, 22)
     dark = rng.random() < 0.6
     for _ in range(int(_log_uniform(rng, 6, 40))):
@@ -151,7 +152,7 @@ def contamination(scene: Scene, rng: np.random.Generator, strength: float) -> No
 
 
 def smear(scene: Scene, rng: np.random.Generator, strength: float) -> None:
-    """A patch whose texture is worn flat."""
+    """Adds a patch with a worn, flattened texture."""
     region = _splash(_spot(scene, rng), _log_uniform(rng, 12, 36), rng, 0.3) * scene.part
     worn = Image.fromarray((np.clip(scene.albedo, 0, 1) * 255).astype(np.uint8)).filter(
         ImageFilter.GaussianBlur(4 + 4 * strength)

@@ -1,7 +1,8 @@
-"""Machined and moulded parts on a ground: gear, screw, capsule, cable.
+"""Machined and molded parts on a background: gear, screw, capsule, cable.
 
-Every builder takes the pose and a generator that decides the drawing's variation, and `change`, a structural defect or None; the
-generator is asked for the same numbers either way, so that two builds differ by the defect alone.
+Each builder takes a generator `rng` for pose and variation, a structural defect `change` (or None) and a
+generator `choice` for the defect. It draws the same numbers from `rng` with and without a defect, so that the
+two scenes differ only by the defect.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from .scene import SIZE, Scene
 
 
 def ground(rng: np.random.Generator, color: tuple[float, float, float], grain: float = 0.02) -> Scene:
-    """A matt surface with a little grain and large stains."""
+    """Builds a matte background with fine grain and large stains."""
     texture = 1 + 0.03 * noise(rng, 5) + grain * noise(rng, 90)
     albedo = (np.array(color, dtype=np.float32) * texture[..., None]).astype(np.float32)
     flat = np.zeros((SIZE, SIZE), dtype=np.float32)
@@ -19,7 +20,7 @@ def ground(rng: np.random.Generator, color: tuple[float, float, float], grain: f
 
 
 def gear(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """A spur gear of turned steel or brass with bore, keyway and lightening holes."""
+    """Builds a spur gear of turned steel or brass with bore, keyway and lightening holes."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.24, 0.25, 0.27))
     variant = int(rng.integers(3))
@@ -54,7 +55,7 @@ def gear(rng: np.random.Generator, change: str | None, choice: np.random.Generat
 
 
 def screw(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """A hexagon-head screw lying on its side."""
+    """Builds a hexagon-head screw lying on its side."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.55, 0.56, 0.55))
     variant = int(rng.integers(2))
@@ -97,7 +98,7 @@ def screw(rng: np.random.Generator, change: str | None, choice: np.random.Genera
 
 
 def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """A two-color pharmaceutical capsule with a printed code."""
+    """Builds a two-color pharmaceutical capsule with a printed code."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.82, 0.83, 0.84), grain=0.012)
     left, right = (
@@ -107,7 +108,7 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
     )[int(rng.integers(3))]
     tint = 1 + rng.normal(0, 0.015, 3)
     cap, shell = pose, pose
-    if change == "misplaced_part":  # cap not pushed home, or askew
+    if change == "misplaced_part":  # cap not fully closed, or tilted
         shell = pose.moved(
             choice.uniform(0.05, 0.1),
             choice.choice([-1, 1]) * choice.uniform(0.01, 0.045),
@@ -118,7 +119,7 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
     cover_body, cover_lid = pose.cover(body), pose.cover(lid)
     scene.paint(cover_body, np.array(right) * tint, gloss=0.8)
     scene.paint(cover_lid, np.array(left) * tint, gloss=0.8)
-    dome = lambda d, r: 26 * np.sqrt(np.clip(1 - np.clip(1 + d / r, 0, 1) ** 2, 0, 1))  # noqa: E731 - one formula, twice
+    dome = lambda d, r: 26 * np.sqrt(np.clip(1 - np.clip(1 + d / r, 0, 1) ** 2, 0, 1))  # noqa: E731
     scene.height = np.maximum(scene.height, np.where(cover_body > 0.5, dome(body, 0.26) * 0.9, 0))
     scene.height = np.where(
         cover_lid > 0.5, dome(segment(cap, (-0.42, 0), (0.3, 0), 0.285), 0.285), scene.height
@@ -136,7 +137,7 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
     return scene
 
 
-# Four characters drawn with straight strokes in a box of about 0.06 x 0.12.
+# Four characters, each drawn with straight strokes in a box of about 0.06 x 0.12.
 _CODE = (
     (
         ((-0.03, -0.06), (-0.03, 0.06)),
@@ -156,7 +157,7 @@ _CODE = (
 
 
 def cable(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """Cross-section of a three-core cable: sheath, filler, insulation, copper strands."""
+    """Builds the cross-section of a three-core cable: sheath, filler, insulation, copper strands."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.13, 0.13, 0.14))
     sheath_color = ((0.72, 0.72, 0.7), (0.3, 0.31, 0.33))[int(rng.integers(2))]

@@ -1,4 +1,4 @@
-"""The sample images of examples/: python -m diad_reference.generate.samples --out examples."""
+"""Writes the sample images of examples/: `python -m diad_reference.generate.samples --out examples`."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 from .dataset import image_rng, render_defective, render_good
 
-SEED = 777  # no data set of the project uses it
+SEED = 777  # not used by any data set of the project
 # class, "good" or a defect, file type
 SAMPLES = (
     ("gear", "good", "png"),
@@ -28,7 +28,11 @@ SAMPLES = (
 
 
 def write_samples(out: str | Path, seed: int = SEED) -> list[Path]:
-    """Writes one 256 x 256 image per entry of SAMPLES as `<class>-<good or defect>.<type>` and returns the paths."""
+    """Writes one 256 x 256 image per entry of SAMPLES, named `<class>-<good or defect>.<type>`.
+
+    Returns:
+        The paths of the images.
+    """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -46,10 +50,10 @@ def write_samples(out: str | Path, seed: int = SEED) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description="Write the sample images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the samples")
-    parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the images (default: %(default)s)")
     args = parser.parse_args(argv)
     paths = write_samples(args.out, args.seed)
     print(f"{len(paths)} images in {args.out}")

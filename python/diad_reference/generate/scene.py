@@ -1,4 +1,4 @@
-"""A scene before the camera: color, relief and gloss per pixel, and how light and sensor turn it into an image."""
+"""Scenes with color, relief and gloss per pixel, and their conversion to images by light and sensor."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ Array = np.ndarray
 
 @dataclass
 class Scene:
-    """What lies under the camera; all arrays are [SIZE, SIZE]."""
+    """Surface in front of the camera. Arrays are [SIZE, SIZE] unless noted."""
 
-    albedo: Array  # [SIZE, SIZE, 3], 0..1, linear in the image's gray levels
-    height: Array  # pixels, towards the camera
-    gloss: Array  # 0..1, strength of the highlight
-    part: Array  # 0..1, coverage by the inspected part; 1 everywhere for textures
+    albedo: Array  # [SIZE, SIZE, 3], 0..1, linear in the gray levels of the image
+    height: Array  # pixels, toward the camera
+    gloss: Array  # strength of the highlight, 0..1
+    part: Array  # coverage by the inspected part, 0..1; 1 everywhere for textures
 
     def cut(self, window: tuple[slice, slice]) -> "Scene":
-        """A window of the scene; painting it in place paints the scene."""
+        """Returns a view of a window. Painting the view changes the scene."""
         return Scene(self.albedo[window], self.height[window], self.gloss[window], self.part[window])
 
     def paint(
         self, mask: Array, color: Array | tuple[float, float, float], gloss: float | None = None
     ) -> None:
-        """Covers the masked pixels (0..1) with a color."""
+        """Blends a color into the scene with the opacity `mask`, 0..1."""
         self.albedo += mask[..., None] * (np.asarray(color, dtype=np.float32) - self.albedo)
         if gloss is not None:
             self.gloss += mask * (gloss - self.gloss)
@@ -36,7 +36,7 @@ class Scene:
 class Camera:
     """Light and sensor of one exposure."""
 
-    light: tuple[float, float, float]  # unit vector towards the lamp
+    light: tuple[float, float, float]  # unit vector toward the lamp
     ambient: float
     gradient: tuple[float, float]  # brightness change from edge to edge
     vignette: float
@@ -44,11 +44,11 @@ class Camera:
     blur: float  # pixels
     read_noise: float  # gray levels
     shot_noise: float  # gray levels at full white
-    seed: int  # of the noise
+    seed: int  # noise seed
 
 
 def draw_camera(rng: np.random.Generator) -> Camera:
-    """Draws one exposure: lamp from the upper left, give or take, moderate variation."""
+    """Draws one exposure with the lamp roughly at the upper left and moderate variation."""
     azimuth, elevation = np.deg2rad(rng.uniform(205, 245)), np.deg2rad(rng.uniform(48, 62))
     light = (np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation))
     exposure = rng.uniform(0.9, 1.08)
@@ -68,9 +68,13 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 
 
 def shade(scene: Scene, camera: Camera) -> Array:
-    """The image without noise: float32 [SIZE, SIZE, 3], gray levels 0..255.
+    """Renders the image without noise.
 
-    Lambert's law plus a Blinn highlight over the relief's normals, a soft shadow of the part, uneven light, lens blur.
+    Combines Lambert shading and a Blinn highlight from the relief's normals, a soft shadow of the part,
+    uneven light and lens blur.
+
+    Returns:
+        Gray levels 0..255, float32 [SIZE, SIZE, 3].
     """
     slope_y, slope_x = np.gradient(scene.height)
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
@@ -92,7 +96,7 @@ def shade(scene: Scene, camera: Camera) -> Array:
 
 
 def _shadow(part: Array, lx: float, ly: float) -> Array:
-    """Darkening of the ground beside the part, away from the lamp: [SIZE, SIZE], 0..1."""
+    """Computes the brightness factor, 0..1, of the shadow next to the part, [SIZE, SIZE]."""
     if part.min() > 0.5:
         return np.ones_like(part)
     cover = Image.fromarray((part * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(5))
@@ -103,7 +107,7 @@ def _shadow(part: Array, lx: float, ly: float) -> Array:
 
 
 def expose(clean: Array, camera: Camera) -> Array:
-    """Adds shot and read noise and quantizes: uint8 [SIZE, SIZE, 3]."""
+    """Adds shot and read noise and quantizes to uint8 [SIZE, SIZE, 3]."""
     rng = np.random.default_rng(camera.seed)
     sigma = np.sqrt(camera.read_noise**2 + camera.shot_noise**2 * clean / 255)
     noise = rng.standard_normal(clean.shape, dtype=np.float32) * sigma

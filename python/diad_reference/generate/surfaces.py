@@ -1,4 +1,4 @@
-"""Boards and surfaces that fill the image: circuit board, woven fabric, tiles, and photographed brick, grass and gravel."""
+"""Surfaces that fill the image: circuit board, fabric, tiles, and photographed brick, grass and gravel."""
 
 from functools import cache
 from typing import Literal
@@ -19,26 +19,28 @@ def _sheet(color: np.ndarray, gloss: float) -> Scene:
     return Scene(albedo, flat.copy(), flat + gloss, flat + 1)
 
 
-# Layouts: kind, u, v, turned by 90 degrees; the traces run between the listed points.
+# Layouts: components (kind, u, v, 1 if rotated by 90 degrees) and traces (u, v of both ends).
 _LAYOUTS = (
     (
-        (("chip", -0.3, -0.28, 0), ("chip", 0.38, 0.3, 1), ("resistor", 0.35, -0.5, 0), ("resistor", 0.35, -0.33, 0),
-         ("resistor", 0.35, -0.16, 0), ("can", -0.52, 0.42, 0), ("can", -0.2, 0.48, 0), ("resistor", 0.72, -0.3, 1),
-         ("led", 0.74, 0.62, 0)),
-        ((-0.8, -0.6, -0.3, -0.6), (-0.8, -0.6, -0.8, 0.3), (0.0, -0.3, 0.35, -0.33), (0.72, -0.1, 0.72, 0.5), (-0.52, 0.1, -0.52, 0.3),
-         (-0.1, 0.1, 0.2, 0.1), (0.2, 0.1, 0.2, 0.3), (-0.3, 0.05, -0.3, 0.3), (0.0, 0.7, 0.6, 0.7)),
+        (("chip", -0.3, -0.28, 0), ("chip", 0.38, 0.3, 1), ("resistor", 0.35, -0.5, 0),
+         ("resistor", 0.35, -0.33, 0), ("resistor", 0.35, -0.16, 0), ("can", -0.52, 0.42, 0),
+         ("can", -0.2, 0.48, 0), ("resistor", 0.72, -0.3, 1), ("led", 0.74, 0.62, 0)),
+        ((-0.8, -0.6, -0.3, -0.6), (-0.8, -0.6, -0.8, 0.3), (0.0, -0.3, 0.35, -0.33), (0.72, -0.1, 0.72, 0.5),
+         (-0.52, 0.1, -0.52, 0.3), (-0.1, 0.1, 0.2, 0.1), (0.2, 0.1, 0.2, 0.3), (-0.3, 0.05, -0.3, 0.3),
+         (0.0, 0.7, 0.6, 0.7)),
     ),
     (
-        (("chip", 0.25, -0.15, 1), ("resistor", -0.5, -0.55, 1), ("resistor", -0.3, -0.55, 1), ("can", -0.5, 0.0, 0), ("can", -0.5, 0.4, 0),
-         ("resistor", 0.0, 0.52, 0), ("resistor", 0.35, 0.52, 0), ("led", 0.74, 0.6, 0), ("led", 0.74, 0.36, 0)),
-        ((-0.5, -0.3, -0.5, -0.2), (-0.3, -0.3, 0.0, -0.3), (-0.3, 0.0, 0.0, 0.0), (0.0, 0.35, 0.74, 0.2), (-0.75, -0.7, 0.6, -0.7),
-         (0.6, -0.7, 0.6, -0.4), (-0.5, 0.6, -0.2, 0.7), (0.15, 0.7, 0.6, 0.7)),
+        (("chip", 0.25, -0.15, 1), ("resistor", -0.5, -0.55, 1), ("resistor", -0.3, -0.55, 1),
+         ("can", -0.5, 0.0, 0), ("can", -0.5, 0.4, 0), ("resistor", 0.0, 0.52, 0),
+         ("resistor", 0.35, 0.52, 0), ("led", 0.74, 0.6, 0), ("led", 0.74, 0.36, 0)),
+        ((-0.5, -0.3, -0.5, -0.2), (-0.3, -0.3, 0.0, -0.3), (-0.3, 0.0, 0.0, 0.0), (0.0, 0.35, 0.74, 0.2),
+         (-0.75, -0.7, 0.6, -0.7), (0.6, -0.7, 0.6, -0.4), (-0.5, 0.6, -0.2, 0.7), (0.15, 0.7, 0.6, 0.7)),
     ),
 )  # fmt: skip
 
 
 def circuit_board(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """A populated board: solder mask, traces, chips, resistors, capacitors, LEDs."""
+    """Builds a populated board: solder mask, traces, chips, resistors, capacitors, LEDs."""
     pose = draw_pose(rng, degrees=5)
     layout, traces = _LAYOUTS[int(rng.integers(len(_LAYOUTS)))]
     mask_color = np.array((0.1, 0.33, 0.2)) * (1 + rng.normal(0, 0.03))
@@ -61,7 +63,7 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
     for k, (kind, u, v, turn) in enumerate(layout):
         settle = rng.normal(0, 0.004, 2)
         tilt = float(rng.normal(0, 1.0)) + 90 * turn
-        window = pose.around(u, v, 0.46 if kind == "chip" else 0.28)  # body and pads, in place or misplaced
+        window = pose.around(u, v, 0.46 if kind == "chip" else 0.28)  # contains pads and misplaced bodies
         frame, near = pose.cut(window), scene.cut(window)
         _solder(near, frame.moved(u, v, 90 * turn), kind)
         if change == "missing_part" and k == changed:
@@ -79,7 +81,7 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
 
 
 def _solder(scene: Scene, pose: Pose, kind: str) -> None:
-    """The pads a component sits on."""
+    """Draws the pads of a component."""
     if kind == "chip":
         spots = [(du, dv) for du in np.linspace(-0.2, 0.2, 6) for dv in (-0.2, 0.2)]
         half = (0.02, 0.05)
@@ -92,7 +94,7 @@ def _solder(scene: Scene, pose: Pose, kind: str) -> None:
 
 
 def _component(scene: Scene, pose: Pose, kind: str) -> None:
-    """One component's body over its pads."""
+    """Draws the body of a component over its pads."""
     if kind == "chip":
         for du in np.linspace(-0.2, 0.2, 6):
             leg = box(pose.moved(du, 0), 0.011, 0.21)
@@ -124,7 +126,7 @@ def _component(scene: Scene, pose: Pose, kind: str) -> None:
 
 
 def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """Plain weave seen from above."""
+    """Builds a plain weave seen from above."""
     pose = draw_pose(rng, degrees=3, shift=20, scale=0.05)
     warp_color, weft_color = (
         ((0.32, 0.38, 0.5), (0.62, 0.64, 0.68)),
@@ -133,7 +135,7 @@ def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Gener
     pitch = 0.094
     bend = 0.03 * noise(rng, 4)
     u, v = (pose.u + bend * 0.25) / pitch, (pose.v + 0.03 * noise(rng, 4) * 0.25) / pitch
-    if change == "misplaced_part":  # threads pulled together over a stretch
+    if change == "misplaced_part":  # threads pulled together in one region
         cu, cv = choice.uniform(-0.6, 0.6, 2) / pitch
         pull = np.exp(-(((u - cu) / 3.0) ** 2) - ((v - cv) / 1.6) ** 2)
         v = v + choice.choice([-1, 1]) * choice.uniform(0.5, 0.9) * pull
@@ -142,7 +144,7 @@ def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Gener
     over = ((column + row) % 2).astype(bool)  # warp on top
     warp = np.clip(1 - (across_u / 0.46) ** 2, 0, 1) * (0.65 + 0.35 * np.cos(np.pi * across_v))
     weft = np.clip(1 - (across_v / 0.46) ** 2, 0, 1) * (0.65 + 0.35 * np.cos(np.pi * across_u))
-    if change == "missing_part":  # one weft thread is missing over a length
+    if change == "missing_part":  # a segment of one weft thread is missing
         gone, center = choice.integers(-7, 7), choice.uniform(-6, 6)
         lost = (row == gone) & (np.abs(u - center) < choice.uniform(2.5, 7))
         weft = np.where(lost, 0.0, weft)
@@ -162,7 +164,7 @@ def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Gener
 
 
 def tile(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
-    """Glazed terrazzo tiles in a grid with joints."""
+    """Builds a grid of glazed terrazzo tiles with joints."""
     pose = draw_pose(rng, degrees=3, shift=14)
     base = np.array(((0.74, 0.71, 0.65), (0.6, 0.63, 0.65))[int(rng.integers(2))])
     chips = noise(rng, 60)
@@ -188,12 +190,9 @@ def tile(rng: np.random.Generator, change: str | None, choice: np.random.Generat
     return scene
 
 
-PHOTOGRAPHS = {
-    "brick": data.brick,
-    "grass": data.grass,
-    "gravel": data.gravel,
-}  # CC0, 512 x 512, inside scikit-image
-# Rows and columns of the photographs each split may show; no pixel belongs to two.
+# CC0 photographs of 512 x 512 pixels, included in scikit-image.
+PHOTOGRAPHS = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel}
+# Photograph regions per split (top, bottom, left, right). They do not overlap.
 REGIONS: dict[str, tuple[int, int, int, int]] = {
     "train": (0, 512, 0, 300),
     "test": (0, 256, 304, 512),
@@ -208,7 +207,7 @@ def _photograph(name: str) -> np.ndarray:
 
 
 def photographed(name: str, rng: np.random.Generator, split: Split) -> Scene:
-    """A piece of a photographed surface, scaled by up to 6 %, tinted a little."""
+    """Builds a scene from a random crop of a photograph, 160 to 180 pixels wide, with a slight tint."""
     top, bottom, left, right = REGIONS[split]
     side = int(rng.integers(160, 181))
     y, x = int(rng.integers(top, bottom - side + 1)), int(rng.integers(left, right - side + 1))

@@ -1,4 +1,4 @@
-"""Spatial transformer of Stable Diffusion: self-attention, attention to the text context, GEGLU feed-forward."""
+"""Spatial transformer of Stable Diffusion: self-attention, cross-attention to text, GEGLU feed-forward."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention; queries from x, keys and values from the context (x itself when none is given)."""
+    """Multi-head attention with queries from x and keys and values from the context (default: x)."""
 
     def __init__(self, query_dim: int, context_dim: int | None, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), exact (erf) GELU; the first half of the projection is the value."""
+    """Computes value * gelu(gate) with exact (erf) GELU. The first half of the projection is the value."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU feed-forward, four times as wide inside."""
+    """GEGLU feed-forward network with an inner width of 4 * dim."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a feature map, between two 1x1 convolutions, residual."""
+    """Residual transformer over the positions of a feature map, between two 1x1 convolutions."""
 
     def __init__(
         self, channels: int, heads: int, head_dim: int, depth: int, context_dim: int, norm_groups: int

@@ -1,4 +1,4 @@
-"""KL autoencoder of latent diffusion (f8), under the LDM code's key names."""
+"""KL autoencoder of latent diffusion (f8), with the key names of the LDM code."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from ..config import AutoencoderConfig
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, around a skip connection."""
+    """Residual block: twice GroupNorm, SiLU and convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over positions, scale C^-0.5."""
+    """Single-head self-attention over positions with scale C^-0.5."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class AttnBlock(nn.Module):
 
 
 class _Middle(nn.Module):
-    """Block, attention, block at the latent's resolution."""
+    """Residual block, attention, residual block at the latent resolution."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Middle(nn.Module):
 
 
 class _Resample(nn.Module):
-    """Holds the convolution of an up- or downsampling step under LDM's key `conv`."""
+    """Up- or downsampling step with its convolution under LDM's key `conv`."""
 
     def __init__(self, channels: int, down: bool) -> None:
         super().__init__()
@@ -72,15 +72,13 @@ class _Resample(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (
-            self.down
-        ):  # asymmetric: one row below and one column to the right, the convolution itself pads nothing
+        if self.down:  # pad only at the bottom and right; the convolution has no padding
             return self.conv(F.pad(x, (0, 1, 0, 1)))
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution and, but for the last, the step to the next."""
+    """Blocks of one resolution and, except for the last level, the resampling step."""
 
     def __init__(
         self, widths: list[tuple[int, int]], resample: str | None, norm_groups: int, attention: bool
@@ -105,7 +103,7 @@ class _Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[N, 3, S, S] -> [N, 2 z, s, s]."""
+    """Encodes images [N, 3, S, S] to [N, 2 z, s, s]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -133,7 +131,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[N, z, s, s] -> [N, 3, S, S]."""
+    """Decodes [N, z, s, s] to images [N, 3, S, S]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -148,9 +146,8 @@ class Decoder(nn.Module):
                 for i in range(config.num_res_blocks + 1)
             ]
             attention = config.resolution >> level in config.attn_resolutions
-            levels.insert(
-                0, _Level(widths, "up" if level else None, groups, attention)
-            )  # up.0 is the highest resolution
+            # up.0 is the highest resolution.
+            levels.insert(0, _Level(widths, "up" if level else None, groups, attention))
             channels = config.ch * mult
         self.up = nn.ModuleList(levels)
         self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)
@@ -164,7 +161,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Autoencoder with a diagonal Gaussian posterior; images are in the ImageNet-normalized space."""
+    """Autoencoder with a diagonal Gaussian posterior. Images are ImageNet-normalized."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -175,9 +172,9 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Moments of the posterior: [N, 3, S, S] -> [N, 8, s, s], mean then log variance (not clamped)."""
+        """Encodes [N, 3, S, S] to moments [N, 8, s, s]: mean, then log variance (not clamped)."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Image of a latent: [N, 4, s, s] (not scaled) -> [N, 3, S, S], not clamped."""
+        """Decodes unscaled latents [N, 4, s, s] to images [N, 3, S, S], not clamped."""
         return self.decoder(self.post_quant_conv(z))

@@ -1,4 +1,4 @@
-"""The whole model under the published checkpoint's key names."""
+"""The complete model, with the key names of the published checkpoint."""
 
 import copy
 from dataclasses import replace
@@ -18,21 +18,21 @@ from .unet import ControlledUNet
 
 
 def build_autoencoder(config: DiadConfig) -> AutoencoderKL | PatchAutoencoder:
-    """The autoencoder that the configuration describes, with random weights."""
+    """Builds the configured autoencoder with random weights."""
     if isinstance(config.autoencoder, PatchAutoencoderConfig):
         return PatchAutoencoder(config.autoencoder)
     return AutoencoderKL(config.autoencoder)
 
 
 def build_extractor(config: DiadConfig) -> ResNetFeatures | LiteFeatures:
-    """The feature extractor that the configuration describes, with random weights."""
+    """Builds the configured feature extractor with random weights."""
     if isinstance(config.extractor, LiteExtractorConfig):
         return LiteFeatures(config.extractor)
     return ResNetFeatures(config.extractor)
 
 
 class _DiffusionWrapper(nn.Module):
-    """Holds the UNet under the published prefix `model.diffusion_model`."""
+    """Wraps the UNet to give it the published prefix `model.diffusion_model`."""
 
     def __init__(self, unet: ControlledUNet) -> None:
         super().__init__()
@@ -42,8 +42,9 @@ class _DiffusionWrapper(nn.Module):
 class DiadModel(nn.Module):
     """Autoencoder, UNet, SG network, extractor and the constant text context.
 
-    State-dict keys: `control_model.*`, `model.diffusion_model.*`, `first_stage_model.*` as published, `pretrained_model.*` (the
-    extractor) and `context` [1, M, D]. The schedule buffers of a published file are recomputed, not stored.
+    State-dict keys: `control_model.*`, `model.diffusion_model.*` and `first_stage_model.*` as published,
+    `pretrained_model.*` (the extractor) and `context` [1, M, D]. The schedule buffers of a published file are
+    recomputed, not stored.
     """
 
     def __init__(self, config: DiadConfig) -> None:
@@ -58,31 +59,34 @@ class DiadModel(nn.Module):
 
     @property
     def unet(self) -> ControlledUNet:
-        """The denoiser without its wrapper."""
+        """The UNet without its wrapper."""
         return self.model.diffusion_model
 
     def with_classes(self, classes: tuple[str, ...]) -> "DiadModel":
-        """This model, told which kinds of parts it is for."""
+        """Sets the class names in the configuration and returns the model itself."""
         self.config = replace(self.config, classes=classes)
         return self
 
     def with_ddim_steps(self, count: int) -> "DiadModel":
-        """A model of the same weights with other DDIM steps, evenly spaced over the training timesteps; T stays where noise is put on."""
-        other = copy.copy(self)  # the same weights
+        """Returns a model that shares the weights and uses `count` evenly spaced DDIM steps.
+
+        The noise timestep does not change.
+        """
+        other = copy.copy(self)
         other.config = replace(self.config, schedule=replace(self.config.schedule, ddim_steps=count))
         other.schedule = Schedule(other.config.schedule)
         return other
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Noise predicted in x.
+        """Predicts the noise in x.
 
         Args:
-            x: noisy latent [N, 4, s, s].
-            hint: hint features [N, C, s, s] from `control_model.guide`.
+            x: Noisy latents [N, 4, s, s].
+            hint: Hint features [N, C, s, s] from `control_model.guide`.
             timesteps: [N] or [1], 0..999.
 
         Returns:
-            [N, 4, s, s].
+            Noise [N, 4, s, s].
         """
         context = self.context.expand(x.shape[0], -1, -1)
         control = self.control_model(x, hint, self.control_model.embed(timesteps), context)
@@ -90,7 +94,10 @@ class DiadModel(nn.Module):
 
 
 def fill_zero_layers(model: nn.Module, generator: torch.Generator, scale: float = 0.05) -> None:
-    """Gives every all-zero weight a random value, since a zero-initialized control leaves half the arithmetic untested."""
+    """Fills all-zero weights with random values.
+
+    With zero-initialized control, tests would not exercise half of the arithmetic.
+    """
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and not parameter.detach().any():
             with torch.no_grad():
@@ -98,11 +105,11 @@ def fill_zero_layers(model: nn.Module, generator: torch.Generator, scale: float 
 
 
 def random_model(config: DiadConfig, seed: int) -> DiadModel:
-    """A model with seeded random weights in every layer, normalization statistics included; for tests and benchmarks.
+    """Creates a model with seeded random weights and normalization statistics, for tests and benchmarks.
 
     Args:
-        config: sizes.
-        seed: of the weights.
+        config: Model configuration.
+        seed: Seed of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +118,7 @@ def random_model(config: DiadConfig, seed: int) -> DiadModel:
     fill_zero_layers(model, generator)
     with torch.no_grad():
         model.context.copy_(torch.randn(model.context.shape, generator=generator))
-        # Gates of trained transformers reach where the exact GELU and its approximations part; freshly drawn ones do not.
+        # Scale the gates, as in trained transformers, to where exact GELU and its approximations differ.
         for module in model.modules():
             if isinstance(module, FeedForward):
                 module.net[0].proj.weight.mul_(4)

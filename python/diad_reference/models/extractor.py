@@ -1,4 +1,4 @@
-"""ResNet feature extractor (layer1..layer3) under torchvision's and timm's key names."""
+"""ResNet feature extractor (layer1 to layer3) with the key names of torchvision and timm."""
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (carries the stride), 1x1 (ResNet-50, -101, wide)."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions (ResNet-50, -101, wide)."""
 
     expansion = 4
 
@@ -57,7 +57,10 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 
 class ResNetFeatures(nn.Module):
-    """The stem and the first stages of a ResNet; three feature maps at strides 4, 8, 16 (and layer4 where the configuration has it)."""
+    """Stem and first stages of a ResNet: computes three feature maps at strides 4, 8 and 16.
+
+    layer4 and fc are built if the configuration has them, but `forward` does not use them.
+    """
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ class ResNetFeatures(nn.Module):
             self.fc = nn.Linear(channels, config.classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[N, 3, S, S] -> maps after the last ReLU of layer1, layer2, layer3: S/4, S/8, S/16 wide."""
+        """Computes the outputs of layer1, layer2 and layer3 (S/4, S/8, S/16 wide) from [N, 3, S, S]."""
         h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         first = self.layer1(h)
         second = self.layer2(first)

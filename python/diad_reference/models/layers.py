@@ -1,4 +1,4 @@
-"""Blocks shared by the UNet and the Semantic-Guided network, under the LDM code's key names."""
+"""Blocks shared by the UNet and the Semantic-Guided network, with the key names of the LDM code."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import nn
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000.0) -> torch.Tensor:
-    """Sinusoidal embedding of timesteps, cosines first.
+    """Computes the sinusoidal embedding of timesteps.
 
     Args:
         timesteps: [N], any numeric type.
-        dim: width of the embedding, even.
-        max_period: longest period.
+        dim: Width of the embedding, even.
+        max_period: Controls the lowest frequency.
 
     Returns:
-        [N, dim] float32: cos(t f_i) for i = 0..dim/2-1, then sin(t f_i), f_i = max_period^(-i / (dim/2)).
+        float32 [N, dim]: cos(t f_i), then sin(t f_i), with f_i = max_period^(-i / (dim/2)), i = 0..dim/2-1.
     """
     half = dim // 2
     frequencies = torch.exp(
@@ -26,7 +26,7 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
 
 
 class ResBlock(nn.Module):
-    """Residual block whose second half is shifted by the time embedding (LDM's ResBlock without scale-shift)."""
+    """Residual block with an additive time embedding (LDM's ResBlock without scale-shift)."""
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ResBlock(nn.Module):
             nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
-        # Index 2 is dropout in the published code (rate 0); it holds the place so that the convolution keeps its key.
+        # Index 2 is dropout (rate 0) in the published code. The identity keeps the key of the convolution.
         self.out_layers = nn.Sequential(
             nn.GroupNorm(norm_groups, out_channels, eps=1e-5),
             nn.SiLU(),
@@ -55,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided convolution, symmetric padding."""
+    """Halves height and width with a strided convolution and symmetric padding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repetition, then convolves."""
+    """Doubles height and width with nearest-neighbor interpolation, then convolves."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

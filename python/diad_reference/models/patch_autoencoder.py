@@ -1,4 +1,4 @@
-"""Linear autoencoder: the leading principal components of square patches, one convolution each way."""
+"""Linear autoencoder: leading principal components of square patches, one convolution per direction."""
 
 import math
 
@@ -8,19 +8,19 @@ from torch.nn import functional as F
 
 from ..config import PatchAutoencoderConfig
 
-LOG_VARIANCE = -30.0  # the floor of the posterior's log variance: encoding is deterministic
+LOG_VARIANCE = -30.0  # lower clamp of the posterior's log variance, which makes encoding deterministic
 
 
 def deterministic_moments(mean: torch.Tensor) -> torch.Tensor:
-    """Means [N, C, s, s] -> moments [N, 2 C, s, s] with the constant log variance."""
+    """Appends the constant log variance to means [N, C, s, s]. Returns moments [N, 2 C, s, s]."""
     return torch.cat([mean, torch.full_like(mean, LOG_VARIANCE)], dim=1)
 
 
 class PatchAutoencoder(nn.Module):
     """Encodes each patch by its principal components.
 
-    The components, their scale and the mean of all patches are folded into the weights, so that latents have a mean of 0 and a
-    root-mean-square of about 1 over all channels.
+    The weights contain the components, their scales and the mean of all patches. Latents have mean 0 and a
+    root mean square of about 1 over all channels.
     """
 
     def __init__(self, config: PatchAutoencoderConfig) -> None:
@@ -30,29 +30,28 @@ class PatchAutoencoder(nn.Module):
         self.to_pixels = nn.Conv2d(config.channels, 3 * config.patch**2, 1)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [N, 3, S, S] -> moments [N, 2 C, S / patch, S / patch]: mean, then the constant log variance."""
+        """Encodes [N, 3, S, S] to moments [N, 2 C, S / patch, S / patch]: mean, constant log variance."""
         return deterministic_moments(self.to_latent(x))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [N, C, s, s] -> images [N, 3, s * patch, s * patch]."""
+        """Decodes latents [N, C, s, s] to images [N, 3, s * patch, s * patch]."""
         return F.pixel_shuffle(self.to_pixels(z), self.config.patch)
 
 
 @torch.no_grad()
 def fit_patches(config: PatchAutoencoderConfig, images: torch.Tensor) -> PatchAutoencoder:
-    """Computes the autoencoder from images; no training.
+    """Computes the autoencoder from images in closed form, without training.
 
-    A channel's scale is the component's standard deviation to the power of `1 - config.whitening`: 0 leaves the components as they
-    are, 1 gives every channel a variance of 1.
+    The scale of a channel is the standard deviation of its component to the power of `1 - config.whitening`.
+    A whitening of 0 keeps the spread of the components; 1 gives each channel a variance of 1.
 
     Args:
-        config: patch size and number of channels.
-        images: normalized images [N, 3, S, S], S a multiple of the patch.
+        config: Patch size, number of channels and whitening.
+        images: Normalized images [N, 3, S, S], where S is a multiple of the patch size.
     """
     patch = config.patch
-    patches = (
-        F.unfold(images, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch**2).double()
-    )  # [patches, 3 patch^2]
+    # [patches, 3 patch^2]
+    patches = F.unfold(images, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch**2).double()
     mean = patches.mean(dim=0)
     centered = patches - mean
     variances, vectors = torch.linalg.eigh(centered.T @ centered / len(centered))
@@ -71,7 +70,13 @@ def fit_patches(config: PatchAutoencoderConfig, images: torch.Tensor) -> PatchAu
 
 
 def psnr(model: PatchAutoencoder, images: torch.Tensor, std: tuple[float, ...]) -> float:
-    """Peak signal-to-noise ratio of the reconstruction in dB, on the 0..1 scale of the images before normalization by `std`."""
+    """Computes the peak signal-to-noise ratio of the reconstruction in dB.
+
+    Args:
+        model: Autoencoder.
+        images: Normalized images [N, 3, S, S].
+        std: Standard deviations of the normalization, to convert errors back to the 0..1 scale.
+    """
     with torch.inference_mode():
         moments = model.encode(images)
         error = (model.decode(moments.chunk(2, dim=1)[0]) - images) * torch.tensor(std).view(1, 3, 1, 1)

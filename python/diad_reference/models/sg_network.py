@@ -10,21 +10,21 @@ from .unet import build_encoder, build_middle, build_time_embed
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Sets every parameter to zero, so that training starts from the unsteered denoiser."""
+    """Sets all parameters to zero, so that training starts without any control."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class _TrainableInstanceNorm(nn.InstanceNorm2d):
-    """InstanceNorm whose gradient is right for a single image, too.
+    """InstanceNorm with a correct gradient for a single image.
 
-    PyTorch 2.13's own is not on the CPU when the gradient that arrives is channels-last and N is 1; while training the norm is therefore
-    spelt out, and autograd derives it.
+    On the CPU, the gradient of PyTorch 2.13's InstanceNorm is wrong if the incoming gradient is channels-last
+    and N is 1. In training mode, the norm is therefore written out and differentiated by autograd.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] -> the same shape."""
+        """[N, C, H, W] -> [N, C, H, W]."""
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
         variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
@@ -34,7 +34,8 @@ class _TrainableInstanceNorm(nn.InstanceNorm2d):
 class SpatialFusion(nn.Sequential):
     """One arrow of the SFF block: stride-2 convolution without bias, InstanceNorm, SiLU.
 
-    The normalization takes the image's own mean and biased variance over the positions, no affine, eps 1e-5.
+    The normalization uses the mean and biased variance of each image over its positions, without affine
+    parameters, with eps = 1e-5.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -46,12 +47,12 @@ class SpatialFusion(nn.Sequential):
 
 
 class SemanticGuidedNetwork(nn.Module):
-    """A copy of the UNet's encoder and middle, fed the noisy latent plus a hint made from the input image."""
+    """Copy of the UNet's encoder and middle that takes the noisy latent and a hint from the input image."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.fusion = True  # False leaves SFF out, for ablations
+        self.fusion = True  # False disables SFF, for ablations
         self.time_embed = build_time_embed(config)
         self.input_blocks, skips = build_encoder(config)
         self.middle_block = build_middle(config, skips[-1])
@@ -65,26 +66,27 @@ class SemanticGuidedNetwork(nn.Module):
                 setattr(self, f"down{a + 1}{b + 1}", SpatialFusion(source, target))
 
     def embed(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """[N] timesteps -> [N, 4 * model_channels]."""
+        """Computes time embeddings [N, 4 * model_channels] from timesteps [N]."""
         return self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
 
     def guide(self, image: torch.Tensor) -> torch.Tensor:
-        """Hint features of an image, independent of the timestep: [N, 3, S, S] -> [N, C, s, s]."""
+        """Computes hint features [N, C, s, s] from images [N, 3, S, S], independent of the timestep."""
         return self.input_hint_block(image)
 
     def forward(
         self, x: torch.Tensor, hint: torch.Tensor, emb: torch.Tensor, context: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Control for the UNet.
+        """Computes the control maps for the UNet.
 
         Args:
-            x: noisy latent [N, 4, s, s].
-            hint: hint features [N, C, s, s] from `guide`.
-            emb: time embedding [N or 1, E].
-            context: text context [N, M, D].
+            x: Noisy latents [N, 4, s, s].
+            hint: Hint features [N, C, s, s] from `guide`.
+            emb: Time embedding [N or 1, E].
+            context: Text context [N, M, D].
 
         Returns:
-            One map per UNet skip, those of the lowest resolution fused by SFF, and the middle's last.
+            One map per UNet skip, followed by the map for the middle. SFF fuses the maps of the lowest
+            resolution.
         """
         outs: list[torch.Tensor] = []
         h = x
@@ -97,7 +99,7 @@ class SemanticGuidedNetwork(nn.Module):
         return [*(self._fuse(outs) if self.fusion else outs), self.middle_block_out(h)]
 
     def _fuse(self, outs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Spatial-aware Feature Fusion: each lowest-resolution output takes in all of the level above (eq. 7 of the paper)."""
+        """Adds all maps of the second-lowest resolution to each map of the lowest (paper, eq. 7)."""
         per_level = self.config.num_res_blocks + 1
         lowest = len(outs) - per_level
         fused = outs[:lowest]
@@ -110,9 +112,10 @@ class SemanticGuidedNetwork(nn.Module):
 
 
 def _hint_block(config: UNetConfig) -> nn.Sequential:
-    """Eight convolutions that bring the image to the latent's size: 3-16-16-32/2-32-96/2-96-256/2-C, the last one zero.
+    """Builds eight convolutions from image to latent size: 3-16-16-32/2-32-96/2-96-256/2-C.
 
-    With `hint_stride` 2 the first one takes in 6 x 6 pixels and halves the image.
+    The last convolution is zero-initialized. With `hint_stride` 2, the first one has a 6 x 6 kernel and
+    halves the image.
     """
     first = (config.hint_channels, 16, 3 * config.hint_stride, config.hint_stride)
     rest = [(16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (32, 96, 3, 2), (96, 96, 3, 1), (96, 256, 3, 2)]

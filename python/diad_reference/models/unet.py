@@ -1,4 +1,4 @@
-"""The denoiser: Stable Diffusion's UNet with control from the SG network at the middle and the first decoder skips."""
+"""Denoiser: Stable Diffusion's UNet with control from the SG network at the middle and the lowest skips."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from .layers import Downsample, ResBlock, Upsample, timestep_embedding
 
 
 class TimestepSequential(nn.Sequential):
-    """A sequence that hands the time embedding to residual blocks and the context to transformers."""
+    """Sequential that passes the time embedding to residual blocks and the context to transformers."""
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """x [N, C, H, W], emb [N, E], context [N, M, D] -> [N, C_out, H', W']."""
@@ -26,7 +26,7 @@ class TimestepSequential(nn.Sequential):
 
 
 def build_transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
-    """The spatial transformer of a level of that many channels."""
+    """Builds the spatial transformer of a level with the given channel count."""
     heads, head_dim = config.heads_for(channels)
     return SpatialTransformer(
         channels, heads, head_dim, config.transformer_depth, config.context_dim, config.norm_groups
@@ -34,16 +34,16 @@ def build_transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
 
 
 def build_time_embed(config: UNetConfig) -> nn.Sequential:
-    """Linear, SiLU, Linear from the sinusoid's width to four times as much."""
+    """Builds Linear, SiLU, Linear from width model_channels to 4 * model_channels."""
     width = config.model_channels
     return nn.Sequential(nn.Linear(width, width * 4), nn.SiLU(), nn.Linear(width * 4, width * 4))
 
 
 def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
-    """Input blocks, shared in shape by the UNet and the SG network.
+    """Builds the input blocks. The UNet and the SG network use the same layout.
 
     Returns:
-        The blocks, and the channels of each block's output (the skips).
+        The blocks, and the number of output channels of each block (the skips).
     """
     emb = config.model_channels * 4
     channels = config.model_channels
@@ -68,7 +68,7 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
 
 
 def build_middle(config: UNetConfig, channels: int) -> TimestepSequential:
-    """Residual block, transformer, residual block at the lowest resolution."""
+    """Builds residual block, transformer, residual block at the lowest resolution."""
     emb = config.model_channels * 4
     return TimestepSequential(
         ResBlock(channels, emb, channels, config.norm_groups),
@@ -78,7 +78,7 @@ def build_middle(config: UNetConfig, channels: int) -> TimestepSequential:
 
 
 class ControlledUNet(nn.Module):
-    """UNet that predicts the noise in a latent, steered by the SG network's control."""
+    """UNet that predicts the noise in a latent, with control from the SG network."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ControlledUNet(nn.Module):
         )
 
     def embed(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """[N] timesteps -> [N, 4 * model_channels]."""
+        """Computes time embeddings [N, 4 * model_channels] from timesteps [N]."""
         return self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
 
     def forward(
@@ -120,18 +120,18 @@ class ControlledUNet(nn.Module):
         control: Sequence[torch.Tensor],
         only_mid_control: bool = True,
     ) -> torch.Tensor:
-        """Predicts eps.
+        """Predicts the noise in x.
 
         Args:
-            x: noisy latent [N, 4, s, s].
-            emb: time embedding [N or 1, E] from `embed`.
-            context: text context [N, M, D].
-            control: the SG network's outputs, one per skip and the middle's last.
-            only_mid_control: control goes to the middle and the skips of the lowest resolution (what produced the published
-                numbers); False: to every skip.
+            x: Noisy latents [N, 4, s, s].
+            emb: Time embedding [N or 1, E] from `embed`.
+            context: Text context [N, M, D].
+            control: Outputs of the SG network: one per skip, then the map for the middle.
+            only_mid_control: Apply control at the middle and the skips of the lowest resolution only, as for
+                the published numbers. False: apply control at all skips.
 
         Returns:
-            [N, 4, s, s].
+            Noise [N, 4, s, s].
         """
         skips: list[torch.Tensor] = []
         h = x

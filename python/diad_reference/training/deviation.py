@@ -1,8 +1,9 @@
-"""The small model's training target: the deviation of an image's latent from that of its defect-free version.
+"""Training objective of the small model: the deviation of an image's latent from its defect-free latent.
 
-The published objective noises the clean latent and shows the image as a hint. A sampler that starts low and without noise then meets
-something it has never seen: a latent that holds the defect itself. Here the latent comes from the perturbed image, and the target is the
-noise that leads from it to the clean latent (compare DeCo-Diff, Beizaee et al., CVPR 2025, which predicts the deviation itself).
+The published objective adds noise to the clean latent and uses the image as the hint. A sampler that starts
+at a low timestep without noise then receives a latent that it was not trained on: one that contains the
+defect. Here, the latent comes from the perturbed image, and the target is the noise that maps it to the clean
+latent. DeCo-Diff (Beizaee et al., CVPR 2025) is related; it predicts the deviation itself.
 """
 
 import math
@@ -19,27 +20,27 @@ from ..schedule import Schedule
 from .loop import BatchSource
 from .objectives import Losses
 
-CHANGED_LATENT = 0.05  # mean absolute difference over channels beyond which a latent pixel counts as changed
-CHANGED_WEIGHT = 9.0  # of a changed latent pixel in the loss, against 1
-# Without any noise the denoiser learns to undo the perturbations it is shown and little else; more slows it down.
-NOISY_SHARE = 0.3  # of the images
-MOST_NOISE = 0.3  # of the timestep's
+CHANGED_LATENT = 0.05  # a latent pixel is changed if its mean absolute difference over channels is larger
+CHANGED_WEIGHT = 9.0  # loss weight of changed latent pixels; others have weight 1
+# Without noise, the denoiser learns little beyond undoing the perturbations. More noise slows training.
+NOISY_SHARE = 0.3  # share of images with noise
+MOST_NOISE = 0.3  # maximum share of the timestep's noise
 
 
 class DeviationObjective(nn.Module):
-    """Squared error of the noise that leads from the latent of an image to that of its defect-free version."""
+    """Squared error of the noise that maps an image's latent to its defect-free latent."""
 
     def __init__(self, denoiser: nn.Module, encoder: nn.Module, config: DiadConfig) -> None:
         """Builds the objective.
 
         Args:
-            denoiser: `hint(image)` and `eps(x, hint, step)`; trained.
-            encoder: moments of an image; not trained, no part of the checkpoints.
-            config: whose schedule gives the timesteps that are visited.
+            denoiser: Trained module with `hint(image)` and `eps(x, hint, step)`.
+            encoder: Computes the moments of images. Not trained and not saved in checkpoints.
+            config: Its schedule defines the timesteps to train.
         """
         super().__init__()
         self.denoiser = denoiser
-        self._encoder = [encoder]  # in a list: not a submodule
+        self._encoder = [encoder]  # in a list, so that it is not a submodule
         self._scale = config.scale_factor
         alpha_bar = torch.tensor([step.alpha_bar for step in Schedule(config.schedule).steps])
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
@@ -55,10 +56,10 @@ class DeviationObjective(nn.Module):
         """Computes the loss of one batch.
 
         Args:
-            shown: images, some perturbed [N, 3, S, S].
-            clean: the same images without the perturbation.
-            level: [N], share of the timestep's noise that is put on, 0 to 1.
-            noise: [N, C, s, s].
+            shown: Images, partly perturbed, [N, 3, S, S].
+            clean: The same images without perturbation.
+            level: Share of the timestep's noise to add, 0 to 1, [N].
+            noise: Standard normal noise, [N, C, s, s].
         """
         source, target = self._latent(shown), self._latent(clean)
         step = int(torch.randint(len(self.signal), (1,))) if len(self.signal) > 1 else 0
@@ -68,7 +69,8 @@ class DeviationObjective(nn.Module):
         error = ((eps - (x - signal * target) / spread) ** 2).mean(dim=1)  # [N, s, s]
         changed = (source - target).abs().mean(dim=1) > CHANGED_LATENT
         weight = torch.where(changed, CHANGED_WEIGHT, 1.0)
-        with torch.no_grad():  # what a denoiser that copies its input would leave, in the changed pixels
+        # Errors in the changed pixels: of a denoiser that copies its input, and of this denoiser.
+        with torch.no_grad():
             copied = (((source - target) ** 2).mean(dim=1)[changed]).mean()
             left = (((x - spread * eps) / signal - target) ** 2).mean(dim=1)[changed].mean()
         return (error * weight).mean() / weight.mean(), {"deviation": copied, "left": left}
@@ -76,15 +78,15 @@ class DeviationObjective(nn.Module):
 
 @dataclass(frozen=True)
 class Jitter:
-    """Small random motions and changes of light, the same for an image and its perturbed version."""
+    """Small random motion and brightness changes, equal for an image and its perturbed version."""
 
     degrees: float = 2.0  # standard deviation of the rotation
-    shift: float = 0.02  # of the shift, share of the side
-    zoom: float = 0.02  # of the logarithm of the scale
-    light: float = 0.05  # of the logarithm of the brightness, in the normalized space
+    shift: float = 0.02  # standard deviation of the shift, as a share of the image side
+    zoom: float = 0.02  # standard deviation of the log scale
+    light: float = 0.05  # standard deviation of the log brightness, in the normalized space
 
     def __call__(self, pair: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Images [2 N, 3, S, S], the second half the counterparts of the first -> moved alike."""
+        """Transforms images [2 N, 3, S, S]. Image N + i gets the same transform as image i."""
         count = len(pair) // 2
         angle = torch.from_numpy(rng.normal(0, math.radians(self.degrees), count)).float()
         zoom = torch.from_numpy(np.exp(rng.normal(0, self.zoom, count))).float()
@@ -102,23 +104,25 @@ class Jitter:
 
 @dataclass(frozen=True)
 class DeviationImages:
-    """Normal images with perturbed versions of them."""
+    """Normal images and their perturbed versions."""
 
     clean: np.ndarray  # uint8 [N, S, S, 3]
-    perturbed: np.ndarray  # uint8 [copies * N, S, S, 3], version c of image i at c * N + i
+    perturbed: np.ndarray  # uint8 [copies * N, S, S, 3]; version c of image i is at c * N + i
     labels: np.ndarray  # int64 [N], class of each image
 
 
 def deviation_batches(
     images: DeviationImages, config: DiadConfig, jitter: Jitter | None = None, perturbed_share: float = 0.7
 ) -> BatchSource:
-    """Batches for `DeviationObjective`: classes are drawn by the root of their size, three in ten images get noise.
+    """Creates the batch source for `DeviationObjective`.
+
+    Draws classes in proportion to the square root of their size. Adds noise to a share of NOISY_SHARE images.
 
     Args:
-        images: normal and perturbed.
-        config: sizes and normalization.
-        jitter: motions; None for validation.
-        perturbed_share: of the images shown.
+        images: Normal and perturbed images.
+        config: Sizes and normalization.
+        jitter: Random motion; None for validation.
+        perturbed_share: Share of perturbed images.
     """
     sizes = np.bincount(images.labels)
     odds = 1 / np.sqrt(sizes[images.labels])

@@ -1,4 +1,4 @@
-"""A trained small model as a bundle: the base's other modules are copied, the denoiser is its own."""
+"""Exports a trained small model as a bundle: the new denoiser and the other modules of the base."""
 
 import dataclasses
 import shutil
@@ -23,13 +23,13 @@ def write_trained_bundle(base: BaseBundle, out: Path, config: DiadConfig, card: 
     """Writes the bundle of a trained denoiser.
 
     Args:
-        base: whose denoiser was trained.
-        out: folder of the bundle; an existing bundle is replaced.
-        config: the base's with the new model's name, description and classes.
-        card: text of MODEL_CARD.md.
+        base: Base bundle with the trained denoiser.
+        out: Folder of the bundle. An existing bundle is replaced.
+        config: Configuration of the base with the new name, description and classes.
+        card: Text of MODEL_CARD.md. Default: the model's name and description.
 
     Returns:
-        The bundle's folder.
+        The bundle folder.
     """
     storage = base.manifest["storage"]
     denoiser = base.denoiser.cpu().float().eval()
@@ -50,11 +50,11 @@ def write_trained_bundle(base: BaseBundle, out: Path, config: DiadConfig, card: 
     try:
         return write_bundle_folder(out, config, storage, fill)
     finally:
-        denoiser.float()  # the exported module shares its tensors
+        denoiser.float()  # the exported module shares the denoiser's tensors and changed their dtype
 
 
 def named(config: DiadConfig, name: str, classes: tuple[str, ...]) -> DiadConfig:
-    """The configuration of a model trained on `classes`."""
+    """Returns the configuration with the name, description and classes of a trained model."""
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return dataclasses.replace(
         config, name=name, description=f"Trained on normal images of {shown}", classes=classes

@@ -1,4 +1,7 @@
-"""Good training images of a data set in MVTec-AD layout, resized once and kept in memory; some are held out for validation."""
+"""Loads the good training images of a data set in MVTec-AD layout.
+
+Images are resized once and kept in memory. A share can be held out for validation.
+"""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,31 +22,32 @@ class GoodImages:
     frames: np.ndarray  # uint8 [N, S, S, 3]
     classes: tuple[str, ...]
     labels: np.ndarray  # int64 [N], index into classes
-    files: tuple[str, ...]  # [N], below the data set's folder
+    files: tuple[str, ...]  # [N], relative to the data set folder
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which images training does not see: `share` of each class, rounded down."""
+    """Choice of held-out images: `share` of each class, rounded down."""
 
     share: float = 0.0  # 0..0.5
     seed: int = 0
 
     def held_out(self, names: list[str]) -> set[str]:
-        """The names that are held out of one class: those whose hash with the seed is lowest.
+        """Selects the held-out names of one class: those with the lowest hash of seed and name.
 
-        An image's rank depends on its own name alone, so that adding images to the folder moves few from one side to the other.
+        The hash depends only on the image's own name, so adding images to the folder moves few images between
+        the two sets.
         """
         ranked = sorted(names, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())
         return set(ranked[: int(self.share * len(names))])
 
 
 def class_folders(root: str | Path) -> list[Path]:
-    """Folders with train/good, by name.
+    """Lists the class folders with a train/good folder, sorted by name.
 
     Raises:
-        ValueError: there are none.
-        OSError: the data set's folder cannot be read.
+        ValueError: No class folder was found.
+        OSError: The data set folder cannot be read.
     """
     folders = sorted(p for p in Path(root).iterdir() if (p / "train" / "good").is_dir())
     if not folders:
@@ -54,17 +58,18 @@ def class_folders(root: str | Path) -> list[Path]:
 def load_good_images(
     root: str | Path, size: int, per_class: int = 0, split: Split | None = None, held_out: bool = False
 ) -> GoodImages:
-    """Reads class/train/good of every class. No masks are read: none are needed.
+    """Reads class/train/good of all classes. Masks are not read.
 
     Args:
-        root: data set folder.
-        size: S, pixels.
-        per_class: the first so many of each class; 0: all.
-        split: which images are held out; none by default.
-        held_out: read those instead of the others.
+        root: Data set folder.
+        size: Image size S in pixels.
+        per_class: Number of images to read per class, in name order. 0: all.
+        split: Choice of held-out images. Default: none.
+        held_out: Read the held-out images instead of the training images.
 
     Raises:
-        ValueError: no class folder with train/good images; an image that is none.
+        ValueError: There is no class folder with train/good images.
+        OSError: A file is not an image or cannot be read.
     """
     root, split = Path(root), split or Split()
     folders = class_folders(root)

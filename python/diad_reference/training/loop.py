@@ -1,4 +1,8 @@
-"""The training loop every stage shares: seeded batches, micro-batches, cosine rate, EMA, validation, checkpoints, resume, several GPUs."""
+"""Training loop shared by all stages.
+
+Supports seeded batches, micro-batches, a cosine learning rate, EMA, validation, checkpoints, resuming and
+several GPUs.
+"""
 
 import json
 import math
@@ -18,28 +22,28 @@ from .optimizers import build_optimizer, recompute_activations
 from .progress import Progress
 from .stopping import Interrupted, StopRequest
 
-VALIDATION_SEED = 1 << 30  # beyond every step's number, so that validation draws what no step has drawn
+VALIDATION_SEED = 1 << 30  # larger than any step number, so that validation has its own random numbers
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast."""
+    """Settings of a training run."""
 
-    batch: int  # over all processes
+    batch: int  # batch size, summed over all processes
     learning_rate: float
-    steps: int = 0  # 0: as many as fit into `seconds`
-    seconds: float = 0.0  # of training, resumed runs included; only without `steps`
+    steps: int = 0  # 0: as many as fit in `seconds`
+    seconds: float = 0.0  # time budget, including earlier runs before a resume; used only without `steps`
     seed: int = 0
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    ema_decay: float = 0.998  # 0: no averages, and no memory for them
+    ema_decay: float = 0.998  # 0: no averaged weights
     save_every: int = 200
     log_every: int = 20
     device: str = "cpu"
-    precision: str = "float32"  # autocast: float32 or bfloat16
+    precision: str = "float32"  # float32, or bfloat16 autocast
     optimizer: str = "adamw"  # or adafactor
-    micro_batch: int = 0  # images in memory at once per process; gradients add up to the batch's. 0: all
+    micro_batch: int = 0  # images per forward pass and process, with gradient accumulation; 0: all
     recompute: bool = False  # gradient checkpointing
     validate_every: int = 200
     validation_batches: int = 4
@@ -47,29 +51,30 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.seconds <= 0:
             raise ValueError(
-                f"Expected a number of steps or seconds but received {self.steps} steps and {self.seconds} seconds"
+                f"Expected a number of steps or seconds but received {self.steps} steps "
+                f"and {self.seconds} seconds"
             )
 
 
-# Called with (rng, batch size of this process, step): the tensors of one batch, handed to the objective's forward.
+# Maps (rng, batch size of this process, step) to the tensors that the objective's `forward` takes.
 BatchSource = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run is told beside its settings."""
+    """Validation batches and progress output of a run."""
 
-    validation: BatchSource | None = None  # batches of held-out images
+    validation: BatchSource | None = None  # batches of held-out images; None: no validation
     progress: Progress = field(default_factory=Progress)
 
 
 def learning_rate_at(step: int, settings: LoopSettings, spent: float = 0.0) -> float:
-    """Linear warm-up, then half a cosine down to 2 % of the rate.
+    """Computes the learning rate: linear warm-up, then half a cosine down to 2% of the rate.
 
     Args:
-        step: steps taken.
-        settings: length and rate.
-        spent: seconds trained, for a run with a time budget.
+        step: Number of completed steps.
+        settings: Settings of the run.
+        spent: Seconds of training so far, for runs with a time budget.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -81,7 +86,10 @@ def learning_rate_at(step: int, settings: LoopSettings, spent: float = 0.0) -> f
 
 
 class Ema:
-    """Exponential moving average of the trainable parameters; early on it follows more closely. Empty with decay 0."""
+    """Exponential moving average of the trainable parameters, with a smaller decay in early steps.
+
+    With decay 0, no averages are kept.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -96,7 +104,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Takes in the parameters after step `step`."""
+        """Updates the averages with the parameters after step `step`."""
         if not self.values:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -107,13 +115,13 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Writes the averages into the module."""
+        """Copies the averages to the module."""
         for name, p in self._pairs(module):
             p.copy_(self.values[name])
 
     @contextmanager
     def in_place(self, module: nn.Module) -> Iterator[None]:
-        """The module has the averages for a while; storages change places, nothing is copied."""
+        """Swaps the averages into the module for the duration of the context, without copying."""
         self._exchange(module)
         try:
             yield
@@ -126,7 +134,7 @@ class Ema:
 
 
 class TrainingRun:
-    """One run of `fit`: the objective on its device with everything that changes from step to step."""
+    """State of one `fit` run: objective, optimizer, averages and progress."""
 
     def __init__(self, objective: nn.Module, settings: LoopSettings, state_path: Path, label: str) -> None:
         self.settings, self.state_path, self.label = settings, state_path, label
@@ -145,12 +153,12 @@ class TrainingRun:
             settings.optimizer, self.trainable, settings.learning_rate, settings.weight_decay
         )
         self.ema = Ema(objective, settings.ema_decay)
-        self.spent = 0.0  # seconds trained, earlier runs included
+        self.spent = 0.0  # seconds of training, including earlier runs
         self.first = self._resume()
         self.wrapped = nn.parallel.DistributedDataParallel(objective) if self.world > 1 else objective
 
     def step(self, batch: tuple[torch.Tensor, ...], step: int) -> dict[str, float]:
-        """Takes one step; micro-batches weigh as much as they have images."""
+        """Runs one training step. Micro-batches are weighted by their number of images."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.settings, self.spent)
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,10 +168,8 @@ class TrainingRun:
         for start in range(0, count, size):
             part = tuple(t[start : start + size].to(self.device, non_blocking=True) for t in batch)
             share = len(part[0]) / count
-            together = (
-                self.world == 1 or start + size >= count
-            )  # gradients go over to the other processes once a step
-            with nullcontext() if together else self.wrapped.no_sync():
+            synchronize = self.world == 1 or start + size >= count  # all-reduce gradients once per step
+            with nullcontext() if synchronize else self.wrapped.no_sync():
                 loss, metrics = self._forward(self.wrapped, part)
                 if not torch.isfinite(loss):
                     raise ValueError(
@@ -186,7 +192,10 @@ class TrainingRun:
 
     @torch.no_grad()
     def validate(self, source: BatchSource) -> float:
-        """Mean loss of the averaged weights on held-out images: the same images, changes and noise every time."""
+        """Computes the mean loss of the averaged weights on held-out images.
+
+        Uses the same images, perturbations and noise each time.
+        """
         losses = []
         with self.ema.in_place(self.objective):
             self.objective.eval()
@@ -198,7 +207,7 @@ class TrainingRun:
         return float(np.mean(losses))
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint atomically."""
         state = {
             "step": step,
             "spent": self.spent,
@@ -214,12 +223,13 @@ class TrainingRun:
     def _resume(self) -> int:
         if not self.state_path.exists():
             return 0
-        # Mapped from the file: on a GPU that is nearly full there is no room for a second copy.
+        # Map the checkpoint instead of loading it: a nearly full GPU has no memory for a second copy.
         state = torch.load(self.state_path, map_location="cpu", weights_only=True, mmap=True)
         before = state["settings"].get("optimizer", "adamw")
         if before != self.settings.optimizer:
             raise ValueError(
-                f"Expected --optimizer {before}, which {self.state_path} was begun with, but received {self.settings.optimizer}"
+                f"Expected --optimizer {before}, as in {self.state_path}, "
+                f"but received {self.settings.optimizer}"
             )
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -229,7 +239,7 @@ class TrainingRun:
         return int(state["step"])
 
     def share_done(self, done: int) -> float:
-        """How much of the run has passed after `done` steps, 0 to 1."""
+        """Returns the completed share of the run, 0 to 1, after `done` steps."""
         return (
             done / self.settings.steps
             if self.settings.steps
@@ -238,7 +248,7 @@ class TrainingRun:
 
 
 def _weighted_means(seen: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Means over micro-batches; a metric that a micro-batch has no sample of is NaN there and left out."""
+    """Computes weighted means over micro-batches. NaN (metric without samples) is skipped."""
     means = {}
     for key in seen[0][1]:
         known = [(share, values[key]) for share, values in seen if not math.isnan(values[key])]
@@ -255,25 +265,26 @@ def fit(
     label: str,
     surroundings: Surroundings | None = None,
 ) -> nn.Module:
-    """Trains and leaves the averaged weights in the objective.
+    """Trains the objective and copies the averaged weights to it.
 
-    A run that was interrupted goes on from its last checkpoint and ends with the weights it would have had: everything random is drawn by
-    the batch source, from (seed, step, rank).
+    An interrupted run resumes from its last checkpoint and ends with the same weights as an uninterrupted
+    one, because the batch source draws all random numbers from (seed, step, rank).
 
     Args:
-        objective: its forward takes a batch and returns (loss, {name: value}); parameters with requires_grad are trained.
-        source: makes a batch, noise included.
-        settings: length, batch, rate.
-        state_path: checkpoint file; losses go to the same name with .log.jsonl.
-        label: name in the progress lines.
-        surroundings: held-out batches, and who is told.
+        objective: Its `forward` takes a batch and returns (loss, {name: value}). Parameters with
+            requires_grad are trained.
+        source: Creates batches, including noise.
+        settings: Settings of the run.
+        state_path: Checkpoint file. Losses are logged to the same path with the suffix .log.jsonl.
+        label: Name in progress lines.
+        surroundings: Validation batches and progress output.
 
     Returns:
         The objective.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM arrived; the checkpoint holds the steps taken.
-        ValueError: the loss is not finite, or the checkpoint was begun with another optimizer.
+        Interrupted: SIGINT or SIGTERM was received. The checkpoint contains all completed steps.
+        ValueError: The loss is not finite, or the checkpoint was written with another optimizer.
     """
     surroundings = surroundings or Surroundings()
     progress, validation = surroundings.progress, surroundings.validation
@@ -304,7 +315,7 @@ def fit(
                 line |= {key: _mean([r[key] for r in recent]) for key in recent[0]}
                 recent = []
                 log(line)
-                total = max(done, round(done / share))  # of a time budget: at the pace so far
+                total = max(done, round(done / share))  # an extrapolation, with a time budget
                 left = (
                     settings.seconds - run.spent
                     if not settings.steps

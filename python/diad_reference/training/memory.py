@@ -1,4 +1,7 @@
-"""`memory`: bytes of a training stage that do not depend on the batch, counted from the networks' shapes; nothing is allocated."""
+"""`memory`: counts the bytes of a training stage that do not depend on the batch size.
+
+The bytes are computed from the shapes of the networks, without allocating them.
+"""
 
 import argparse
 import json
@@ -19,22 +22,22 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryCount:
-    """Bytes on the training device, activations and the allocator's own aside."""
+    """Bytes on the training device, without activations and allocator overhead."""
 
-    weights: int  # float32, trained and frozen ones of the stage's networks
-    gradients: int  # float32, of the trained ones
+    weights: int  # float32, trained and frozen weights of the stage's networks
+    gradients: int  # float32, gradients of the trained weights
     optimizer: int
     averages: int  # EMA, float32
-    autocast: int  # bfloat16 copies of the trained weights that autocast keeps during a step
+    autocast: int  # bfloat16 copies of the trained weights that autocast caches during a step
 
     @property
     def total(self) -> int:
-        """Sum of all."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.averages + self.autocast
 
 
 def objective_of(config: DiadConfig, stage: str, recipe: str) -> nn.Module:
-    """The stage's objective on the meta device: shapes without memory."""
+    """Builds the objective of a stage on the meta device, without allocating memory."""
     with torch.device("meta"):
         model = DiadModel(config)
     if stage == "autoencoder":
@@ -44,13 +47,13 @@ def objective_of(config: DiadConfig, stage: str, recipe: str) -> nn.Module:
 
 
 def count_memory(objective: nn.Module, optimizer: str, averages: bool, bfloat16: bool) -> MemoryCount:
-    """Counts a stage's memory.
+    """Counts the memory of a stage.
 
     Args:
-        objective: of the stage, on any device.
-        optimizer: one of OPTIMIZERS.
-        averages: whether weights are averaged (EMA).
-        bfloat16: whether the forward pass runs under autocast.
+        objective: Objective of the stage, on any device.
+        optimizer: One of OPTIMIZERS.
+        averages: Whether averaged weights (EMA) are kept.
+        bfloat16: Whether the forward pass uses bfloat16 autocast.
     """
     tensors = [*objective.parameters(), *objective.buffers()]
     trained = [p for p in objective.parameters() if p.requires_grad]
@@ -65,7 +68,7 @@ def count_memory(objective: nn.Module, optimizer: str, averages: bool, bfloat16:
 
 
 def memory_table(config: DiadConfig) -> str:
-    """A Markdown table, GiB: both recipes with both optimizers under bfloat16 autocast, and the autoencoder."""
+    """Formats a Markdown table in GiB for several stages, recipes and optimizers, with bfloat16 autocast."""
     cases = [
         ("denoiser, published recipe, Adafactor", "denoiser", "published", "adafactor", False),
         ("the same, AdamW", "denoiser", "published", "adamw", False),
@@ -75,7 +78,8 @@ def memory_table(config: DiadConfig) -> str:
         ("autoencoder, AdamW with averages", "autoencoder", "published", "adamw", True),
     ]
     lines = [
-        "| stage | trained weights, million | weights | gradients | optimizer | averages | bfloat16 copies | sum, GiB |",
+        "| stage | trained weights, million | weights | gradients | optimizer | averages | bfloat16 copies "
+        "| sum, GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, stage, recipe, optimizer, averages in cases:
@@ -95,16 +99,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", choices=sorted(PRESETS), default="published", help="sizes (default: %(default)s)"
     )
     parser.add_argument(
-        "--stage", choices=STAGES, help="one stage as JSON, bytes (default: a table of several)"
+        "--stage", choices=STAGES, help="print one stage as JSON, in bytes (default: print a table)"
     )
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adafactor")
-    parser.add_argument("--averages", action="store_true", help="averaged weights (EMA)")
+    parser.add_argument("--averages", action="store_true", help="include averaged weights (EMA)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table, or one stage's bytes."""
+    """Prints the table, or the bytes of one stage."""
     config = preset(args.config)
     if args.stage is None:
         print(memory_table(config))

@@ -1,4 +1,4 @@
-"""The normal images of a data set: which files, which are held out, and what is wrong with them."""
+"""Finds, checks and splits the normal images of a data set."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 from ..frame import read_rgb, resize_rgb
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-FEWEST = 10  # normal images of a class
+FEWEST = 10  # minimum number of normal images per class
 SMALLEST_SIDE = 16  # pixels
 HELD_OUT_SHARE = 0.15
 FEWEST_HELD_OUT = 3
@@ -24,7 +24,7 @@ class NormalImage:
 
     file: Path
     class_name: str
-    held_out: bool  # not trained on: for validation and calibration
+    held_out: bool  # used for validation and calibration, not for training
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -38,14 +38,15 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def normal_folders(root: Path) -> dict[str, Path]:
-    """The folder of normal images of each class.
+    """Finds the folder of normal images of each class.
 
-    Accepted are a data set in MVTec-AD layout (CLASS/train/good), one class of it, a folder of images (one class, named after the
-    folder), and a folder with one folder of images per class (CLASS or CLASS/good).
+    Supported layouts: a data set in MVTec-AD layout (CLASS/train/good), one class of such a data set, a
+    folder of images (one class, named after the folder), and a folder with one folder of images per class
+    (CLASS or CLASS/good).
 
     Raises:
-        ValueError: no layout fits; a class of an MVTec-AD data set has no train/good.
-        OSError: the folder cannot be read.
+        ValueError: The layout is not supported, or a class of an MVTec-AD data set has no train/good.
+        OSError: The folder cannot be read.
     """
     below = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if (root / "train" / "good").is_dir():
@@ -67,7 +68,8 @@ def normal_folders(root: Path) -> dict[str, Path]:
     found = {name: folder for name, folder in found.items() if _images_in(folder)}
     if not found:
         raise ValueError(
-            f"Expected normal images in {root}: images, folders of images, or CLASS/train/good, but found none"
+            f"Expected normal images in {root}: images, folders of images, or CLASS/train/good, "
+            "but found none"
         )
     return found
 
@@ -83,7 +85,7 @@ def _digests(files: Iterable[Path]) -> dict[Path, str]:
 
 
 def _test_images(good: Path) -> list[Path]:
-    """Images of CLASS/test beside CLASS/train/good."""
+    """Lists the images of CLASS/test for a folder CLASS/train/good."""
     if good.name != "good" or good.parent.name != "train":
         return []
     test = good.parent.parent / "test"
@@ -91,18 +93,18 @@ def _test_images(good: Path) -> list[Path]:
 
 
 def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
-    """Lists the normal images of a data set and chooses those that are held out.
+    """Lists the normal images of a data set and selects the held-out images.
 
-    Copies of an image count once. A class holds out 15 %, at least 3 and at most 60 images: those whose hash with the seed is lowest, so
-    that adding images moves few from one side to the other.
+    Duplicate images count once. Each class holds out 15% of its images, at least 3 and at most 60: those with
+    the lowest hash of seed and file name. Adding images therefore moves few images between the two sets.
 
     Args:
-        root: data set, see `normal_folders`.
-        seed: of the choice.
+        root: Data set; see `normal_folders`.
+        seed: Seed of the selection.
 
     Raises:
-        ValueError: a class has fewer than 10 different images, or an image is part of its own test set.
-        OSError: a file cannot be read.
+        ValueError: A class has fewer than 10 different images, or an image is also in the test set.
+        OSError: A file cannot be read.
     """
     images: list[NormalImage] = []
     for name, folder in normal_folders(root).items():
@@ -112,7 +114,8 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
         for file, digest in digests.items():
             if digest in test:
                 raise ValueError(
-                    f"{file} and {test[digest]} are the same image: results on this test set would say nothing. Remove one"
+                    f"{file} and {test[digest]} are the same image, which makes results on this test set "
+                    "meaningless: remove one"
                 )
         first: dict[str, Path] = {}
         for file, digest in digests.items():
@@ -120,7 +123,8 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
         distinct = list(first.values())
         if len(distinct) < FEWEST:
             raise ValueError(
-                f"Expected at least {FEWEST} different normal images of {name} in {folder} but found {len(distinct)}"
+                f"Expected at least {FEWEST} different normal images of {name} in {folder} "
+                f"but found {len(distinct)}"
             )
         count = min(max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * len(distinct))), MOST_HELD_OUT)
         ranked = sorted(distinct, key=lambda file: hashlib.sha256(f"{seed}/{file.name}".encode()).digest())
@@ -130,20 +134,21 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
 
 
 def read_frames(images: list[NormalImage], size: int) -> np.ndarray:
-    """Reads images and resizes them: uint8 [N, S, S, 3].
+    """Reads images and resizes them to uint8 [N, S, S, 3].
 
     Raises:
-        ValueError: an image is only a few pixels wide or high, or a file is no intact image.
+        ValueError: An image is smaller than SMALLEST_SIDE, or a file is damaged or not an image.
     """
 
     def read(image: NormalImage) -> np.ndarray:
         try:
             rgb = read_rgb(image.file)
-        except Exception as error:  # decoders of damaged files raise many kinds
+        except Exception as error:  # decoders raise many exception types for damaged files
             raise ValueError(f"{image.file} cannot be read: {error}") from error
         if min(rgb.shape[:2]) < SMALLEST_SIDE:
             raise ValueError(
-                f"Expected images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels but {image.file} has {rgb.shape[1]} x {rgb.shape[0]}"
+                f"Expected images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels "
+                f"but {image.file} has {rgb.shape[1]} x {rgb.shape[0]}"
             )
         return resize_rgb(rgb, size)
 

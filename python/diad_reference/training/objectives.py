@@ -1,4 +1,4 @@
-"""What each stage minimizes."""
+"""Training objectives of the stages."""
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def image_loss(rebuilt: torch.Tensor, x: torch.Tensor) -> Losses:
-    """L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 at an eighth of the size (colors), in the normalized space [N, 3, S, S]."""
+    """Computes the image loss of normalized images [N, 3, S, S].
+
+    L1 + 0.3 MSE + 0.5 L1 of the gradients + 0.5 L1 after downsampling by 8 (colors).
+    """
     l1, mse = F.l1_loss(rebuilt, x), F.mse_loss(rebuilt, x)
     edges = sum(F.l1_loss(a, b) for a, b in zip(_gradients(rebuilt), _gradients(x), strict=True))
     colors = F.l1_loss(F.avg_pool2d(rebuilt, 8), F.avg_pool2d(x, 8))
@@ -24,7 +27,7 @@ def image_loss(rebuilt: torch.Tensor, x: torch.Tensor) -> Losses:
 
 
 class AutoencoderObjective(nn.Module):
-    """The image's loss + 1e-4 KL."""
+    """Image loss + 1e-4 KL divergence."""
 
     kl_weight = 1e-4
 
@@ -33,7 +36,7 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> Losses:
-        """x [N, 3, S, S]; noise of the posterior's sample [N, 4, s, s]."""
+        """Computes the loss for images x [N, 3, S, S] and posterior noise [N, 4, s, s]."""
         mean, logvar = self.autoencoder.encode(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
         rebuilt = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise)
@@ -43,7 +46,7 @@ class AutoencoderObjective(nn.Module):
 
 
 class DecoderObjective(nn.Module):
-    """The image's loss for given latents: the encoder is not trained, so that the denoiser's latents keep their meaning."""
+    """Image loss for given latents. The encoder is frozen, so that the denoiser's latents stay valid."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -52,25 +55,25 @@ class DecoderObjective(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, z: torch.Tensor, x: torch.Tensor) -> Losses:
-        """z: latents, not scaled, [N, 4, s, s]; x: what they should become [N, 3, S, S]."""
+        """Computes the loss for unscaled latents z [N, 4, s, s] and target images x [N, 3, S, S]."""
         return image_loss(self.autoencoder.decode(z), x)
 
 
 class _Denoiser(nn.Module):
-    """SG network and UNet with what both objectives share."""
+    """SG network and UNet; base class of both denoiser objectives."""
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__()
         self.control_model = model.control_model
         self.diffusion_model = model.unet
         self.only_mid_control = model.config.only_mid_control
-        if self.only_mid_control:  # outputs nobody reads get no gradient
+        if self.only_mid_control:  # unused outputs get no gradient
             read = 2 * (model.config.unet.num_res_blocks + 1)
             self.control_model.zero_convs[: len(self.control_model.zero_convs) - read].requires_grad_(False)
         self.register_buffer("context", model.context.clone())
 
     def eps(self, x: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Noise predicted in x [N, 4, s, s] with the hint `image` [N, 3, S, S] at timesteps [N]."""
+        """Predicts the noise in x [N, 4, s, s] with the hint `image` [N, 3, S, S] at timesteps [N]."""
         context = self.context.expand(len(x), -1, -1)
         control = self.control_model(
             x, self.control_model.guide(image), self.control_model.embed(timesteps), context
@@ -83,7 +86,7 @@ class _Denoiser(nn.Module):
 class DenoiserObjective(_Denoiser):
     """Noise prediction at the sampling timesteps, weighted by the clamped inverse signal-to-noise ratio.
 
-    The highest timestep sees the noise of the schedule's noise timestep (999), as at sampling.
+    The highest timestep is trained with the noise of the schedule's noise timestep (999), as in sampling.
     """
 
     weight_range = (0.2, 30.0)
@@ -101,11 +104,18 @@ class DenoiserObjective(_Denoiser):
     def forward(
         self, z: torch.Tensor, image: torch.Tensor, step: torch.Tensor, noise: torch.Tensor
     ) -> Losses:
-        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; step: [N] sampling steps."""
+        """Computes the loss.
+
+        Args:
+            z: Clean scaled latents [N, 4, s, s].
+            image: Hint [N, 3, S, S].
+            step: Indices of sampling steps [N].
+            noise: Noise to add to the latents [N, 4, s, s].
+        """
         shape = (-1, 1, 1, 1)
         x = self.signal[step].view(shape) * z + self.spread[step].view(shape) * noise
         eps = self.eps(x, image, self.timesteps[step])
-        # Inverting DDIM's own formula, error of x_0: the sampler divides by the told timestep's alpha_bar.
+        # The sampler divides by alpha_bar of the timestep passed to the model, so use it for the x_0 error.
         inverse_snr = (1 - self.alpha_bar[step]) / self.alpha_bar[step]
         target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(
             shape
@@ -118,9 +128,10 @@ class DenoiserObjective(_Denoiser):
 
 
 class PublishedDenoiserObjective(_Denoiser):
-    """The published training: plain squared error of the noise, timesteps drawn evenly from all 1000.
+    """Published objective: squared error of the noise, with timesteps drawn uniformly from all 1000.
 
-    Trained are the SG network and the UNet's decoder (output_blocks, out); its encoder, middle and time embedding stay Stable Diffusion's.
+    Trains the SG network and the UNet's decoder (output_blocks, out). The UNet's encoder, middle and time
+    embedding keep the weights of Stable Diffusion.
     """
 
     def __init__(self, model: DiadModel) -> None:
@@ -138,7 +149,14 @@ class PublishedDenoiserObjective(_Denoiser):
     def forward(
         self, z: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
     ) -> Losses:
-        """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; timesteps: [N], 0..999."""
+        """Computes the loss.
+
+        Args:
+            z: Clean scaled latents [N, 4, s, s].
+            image: Hint [N, 3, S, S].
+            timesteps: [N], 0..999.
+            noise: Noise to add to the latents [N, 4, s, s].
+        """
         shape = (-1, 1, 1, 1)
         x = self.signal[timesteps].view(shape) * z + self.spread[timesteps].view(shape) * noise
         error = ((self.eps(x, image, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Optimizers and recomputed activations: what decides how much memory training takes."""
+"""Optimizers and gradient checkpointing, which determine the memory of training."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,28 +10,29 @@ from ..models.autoencoder import AttnBlock, ResnetBlock
 from ..models.unet import TimestepSequential
 
 OPTIMIZERS = ("adamw", "adafactor")
-# Adafactor's steps are relative to a tensor's root mean square; tensors below this one, zero convolutions too, move as if they had it.
-# It is about that of Stable Diffusion's weights, so that a relative rate of 5e-4 moves a weight by AdamW's 1e-5.
+# Adafactor's step size is relative to the root mean square of a tensor, with this lower bound. The bound also
+# applies to zero convolutions. It is about the value of Stable Diffusion's weights, so a relative rate of
+# 5e-4 moves a weight by 1e-5, as with AdamW.
 ADAFACTOR_SMALLEST_RMS = 0.02
 
 
 def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW, or Adafactor (Shazeer and Stern 2018) without momentum and with factored second moments.
+    """Creates AdamW, or Adafactor (Shazeer and Stern 2018) without momentum and with factored second moments.
 
-    AdamW keeps two float32 values beside every weight. Adafactor keeps sums over the last and over the last but one axis instead: next to
-    nothing for a linear layer, two thirds of a value for each weight of a 3x3 convolution. Its learning rate is relative to the size
-    of the weights.
+    AdamW stores two float32 values per weight. Adafactor stores sums over the last and the second-to-last
+    axis: almost nothing for a linear layer, two thirds of a value per weight for a 3x3 convolution. Its
+    learning rate is relative to the size of the weights.
 
     Args:
-        name: one of OPTIMIZERS.
-        parameters: what is trained.
-        learning_rate: of the first step; the loop sets it anew at each one.
-        weight_decay: per step, times the learning rate.
+        name: One of OPTIMIZERS.
+        parameters: Parameters to train.
+        learning_rate: Initial learning rate. The loop updates it in each step.
+        weight_decay: Decay per step, multiplied by the learning rate.
     """
     if name == "adafactor":
-        # foreach would hold a second copy of every gradient.
+        # foreach would need a second copy of all gradients.
         eps = (None, ADAFACTOR_SMALLEST_RMS)
         return torch.optim.Adafactor(
             parameters, lr=learning_rate, eps=eps, weight_decay=weight_decay, foreach=False
@@ -42,10 +43,13 @@ def build_optimizer(
 
 
 def optimizer_state_bytes(name: str, parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of the optimizer's state after its first step, float32; counted from shapes, so that it works on the meta device."""
+    """Counts the bytes of the optimizer's float32 state after its first step.
+
+    Uses only shapes, so it works on the meta device.
+    """
     total = 0
     for p in parameters:
-        total += 4  # the step's number
+        total += 4  # step counter
         if name == "adamw":
             total += 2 * 4 * p.numel()
         elif p.dim() > 1:
@@ -56,9 +60,9 @@ def optimizer_state_bytes(name: str, parameters: Iterable[nn.Parameter]) -> int:
 
 
 def recompute_activations(module: nn.Module) -> None:
-    """Keeps only the inputs of the networks' blocks for the backward pass, which computes the rest again (gradient checkpointing).
+    """Enables gradient checkpointing: keeps block inputs and recomputes activations in the backward pass.
 
-    Results and gradients stay the same; a step takes one more forward pass of the trained blocks.
+    Results and gradients do not change. Each step needs one more forward pass of the trained blocks.
     """
     for block in module.modules():
         if isinstance(block, TimestepSequential | ResnetBlock | AttnBlock) and "forward" not in vars(block):
@@ -69,7 +73,7 @@ def _recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return forward(*inputs)
-        # No block draws random numbers, so their generator's state needs no copy.
+        # The blocks draw no random numbers, so the generator state need not be preserved.
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     return run

@@ -1,7 +1,8 @@
-"""Generic local perturbations of good images (self-supervision): pasted, shifted, recolored, blurred or noisy regions with masks.
+"""Generic local perturbations of good images for self-supervised training.
 
-They know nothing of any real defect class. Used to teach the autoencoder content that no good image shows, the SG network
-to ignore what does not belong, and the extractor which differences matter.
+Pastes, shifts, recolors, blurs or adds noise to random regions and returns masks. The perturbations do not
+model any real defect class. They teach the autoencoder to represent content that good images do not contain,
+and the denoiser to remove it.
 """
 
 import signal
@@ -11,17 +12,17 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-CHANGE_THRESHOLD = 8.0  # gray levels, mean over channels: smaller changes are not marked
+CHANGE_THRESHOLD = 8.0  # gray levels, mean over channels; smaller changes are not in the mask
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Bicubic interpolation of a random grid: float32 [size, size], about 0..1."""
+    """Interpolates a random grid bicubically: float32 [size, size], about 0..1."""
     grid = Image.fromarray(rng.random((cells, cells), dtype=np.float32), mode="F")
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _patch_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """An irregular patch: thresholded smooth noise inside a random ellipse."""
+    """Draws an irregular patch: thresholded smooth noise in a random ellipse."""
     radius = size * np.exp(rng.uniform(np.log(0.03), np.log(0.22), 2))
     center = rng.uniform(0.1, 0.9, 2) * size
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -34,14 +35,14 @@ def _patch_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 def _drawn_mask(
     rng: np.random.Generator, size: int, draw: Callable[[ImageDraw.ImageDraw, float], None]
 ) -> np.ndarray:
-    """Draws at four times the size, so that edges are antialiased: float32 [size, size], 0..1."""
+    """Draws at four times the size for antialiased edges: float32 [size, size], 0..1."""
     canvas = Image.new("L", (size * 4, size * 4))
     draw(ImageDraw.Draw(canvas), size * 4.0)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 def _line_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A wandering line of 1 to 4 pixels."""
+    """Draws a wandering line, 1 to 4 pixels wide."""
 
     def draw(pen: ImageDraw.ImageDraw, side: float) -> None:
         point, angle = rng.uniform(0.15, 0.85, 2) * side, rng.uniform(0, 2 * np.pi)
@@ -57,7 +58,7 @@ def _line_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _speck_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A cluster of small dots."""
+    """Draws a cluster of small dots."""
 
     def draw(pen: ImageDraw.ImageDraw, side: float) -> None:
         center, spread = rng.uniform(0.15, 0.85, 2) * side, side * rng.uniform(0.01, 0.08)
@@ -70,7 +71,7 @@ def _speck_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A rotated rectangle."""
+    """Draws a rotated rectangle."""
 
     def draw(pen: ImageDraw.ImageDraw, side: float) -> None:
         center, angle = rng.uniform(0.15, 0.85, 2) * side, rng.uniform(0, np.pi)
@@ -85,11 +86,11 @@ def _box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _filling(image: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What stands inside the mask: float32 [S, S, 3], 0..255."""
+    """Creates the content for the masked region: float32 [S, S, 3], 0..255."""
     kind = rng.integers(0, 7)
-    if kind == 0:  # a piece of another image
+    if kind == 0:  # part of another image
         return np.roll(other, rng.integers(0, len(other), 2), axis=(0, 1))
-    if kind == 1:  # a piece of the same image from elsewhere
+    if kind == 1:  # another part of the same image
         shift = rng.integers(6, 40, 2) * rng.choice([-1, 1], 2)
         return np.roll(image, shift, axis=(0, 1))
     if kind == 2:  # one color
@@ -105,7 +106,7 @@ def _filling(image: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.ran
             ImageFilter.GaussianBlur(float(rng.uniform(2, 5)))
         )
         return np.asarray(blurred, dtype=np.float32)
-    near = image[mask > 0.5]  # filled with the darkest or brightest nearby
+    near = image[mask > 0.5]  # fill with a dark or bright color of the region
     level = np.percentile(near if len(near) else image.reshape(-1, 3), rng.choice([3, 97]), axis=0)
     return np.broadcast_to(level.astype(np.float32) + rng.normal(0, 12, 3).astype(np.float32), image.shape)
 
@@ -114,12 +115,13 @@ def perturb(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> t
     """Changes one to three regions of an image.
 
     Args:
-        image: uint8 [S, S, 3].
-        other: uint8 [S, S, 3], a source of foreign content.
-        rng: decides everything.
+        image: Image to change, uint8 [S, S, 3].
+        other: Source of foreign content, uint8 [S, S, 3].
+        rng: Random generator for all choices.
 
     Returns:
-        The changed image, uint8 [S, S, 3], and the changed pixels, bool [S, S] (may be empty when the change is invisible).
+        The changed image, uint8 [S, S, 3], and the mask of changed pixels, bool [S, S]. The mask is empty if
+        no change exceeds CHANGE_THRESHOLD.
     """
     size = len(image)
     before = image.astype(np.float32)
@@ -144,16 +146,17 @@ def _perturb_range(task: tuple[np.ndarray, np.ndarray, int, int]) -> tuple[np.nd
 
 
 def perturb_all(images: np.ndarray, copies: int, seed: int, jobs: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """`copies` perturbed versions of every image.
+    """Creates `copies` perturbed versions of each image.
 
     Args:
         images: uint8 [N, S, S, 3].
-        copies: versions per image.
-        seed: of the perturbations; the result does not depend on `jobs`.
-        jobs: processes.
+        copies: Versions per image.
+        seed: Seed of the perturbations. The result does not depend on `jobs`.
+        jobs: Number of worker processes.
 
     Returns:
-        uint8 [N * copies, S, S, 3] and bool [N * copies, S, S]; version c of image i stands at c * N + i.
+        Images, uint8 [N * copies, S, S, 3], and masks, bool [N * copies, S, S]. Version c of image i is at
+        index c * N + i.
     """
     chunk = 256
     tasks = []
@@ -162,7 +165,7 @@ def perturb_all(images: np.ndarray, copies: int, seed: int, jobs: int = 2) -> tu
         for start in range(0, len(images), chunk):
             stop = min(start + chunk, len(images))
             tasks.append((images[start:stop], images[order[start:stop]], copy * len(images) + start, seed))
-    # Ctrl-C reaches every process of a terminal's command; the main one decides what becomes of it.
+    # A terminal sends Ctrl-C to all processes of a command. Workers ignore it; the main process handles it.
     with ProcessPoolExecutor(
         jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:

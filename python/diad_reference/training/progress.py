@@ -1,4 +1,4 @@
-"""What training says while it runs: lines for people, or one JSON object a line for programs."""
+"""Progress output of training: text lines, or one JSON object per line."""
 
 import json
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 class Progress:
     """Writes events to standard output.
 
-    Every event has a name and a sentence; the JSON form adds the values behind the sentence. Events are `stage` (state `started`,
-    `finished` or `skipped`), `data` (the images found), `plan` (how long a step takes), `step`, `validation`, `saved`, `prepared` (images
-    perturbed or sampled before a stage) and `written`.
+    Each event has a name and a text. The JSON form adds the values in the text. Events are `stage` (state
+    `started`, `finished` or `skipped`), `data` (number of images), `plan` (duration of a step), `step`,
+    `validation`, `saved`, `prepared` (images perturbed or sampled before a stage) and `written`.
     """
 
     as_json: bool = False
-    quiet: bool = False  # of several processes only the first one speaks
+    quiet: bool = False  # set in all processes except the first
 
     def say(self, event: str, text: str, **values: object) -> None:
-        """One event; NaN values (a loss of which a batch had no sample) are left out of the JSON form."""
+        """Writes one event. The JSON form omits NaN values (losses without samples in the batch)."""
         if self.quiet:
             return
         if self.as_json:

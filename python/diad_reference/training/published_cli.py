@@ -1,4 +1,7 @@
-"""`train-published`: one stage of a model of the published design, or all of them and the export; resumes an interrupted run."""
+"""`train-published`: trains one stage of a published-design model, or all stages, and exports the bundle.
+
+Interrupted runs can be resumed.
+"""
 
 import argparse
 import os
@@ -29,8 +32,10 @@ from .starts import model_from_random_weights, model_from_stable_diffusion
 
 ALL = "all"
 CONFIGS = sorted(name for name in PRESETS if isinstance(preset(name).autoencoder, AutoencoderConfig))
-# Steps, batch, learning rate. Weighted: for small sizes from random weights. Published: the published batches (accumulated ones
-# included) and the autoencoder's rate; the denoiser's is for Adafactor, see optimizers.py. How many steps are enough, validation tells.
+# Steps, batch size, learning rate per stage.
+# weighted: for small models with random initial weights.
+# published: batch sizes (with accumulation) and the autoencoder's rate as published. The denoiser's rate is
+# for Adafactor; see optimizers.py. Use the validation loss to choose the number of steps.
 DEFAULTS = {
     "weighted": {
         "autoencoder": (2400, 8, 2e-3),
@@ -48,12 +53,12 @@ DEFAULTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     add = parser.add_argument
-    add("stage", choices=[*STAGES, ALL], help="all: every stage but the decoder's, then the bundle")
+    add("stage", choices=[*STAGES, ALL], help="all: train all stages except decoder, then write the bundle")
     add(
         "--data",
         type=Path,
         required=True,
-        help="data set in MVTec-AD layout; only CLASS/train/good is read, no masks",
+        help="data set in MVTec-AD layout; only CLASS/train/good is read",
     )
     add(
         "--run",
@@ -69,37 +74,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float16",
         help="dtype of the bundle's weights (default: %(default)s)",
     )
-    add("--with-decoder", action="store_true", help="with all: train the decoder on sampled latents, too")
+    add("--with-decoder", action="store_true", help="with all: also train the decoder on sampled latents")
 
-    new = parser.add_argument_group("a new run (the choices stay with it)")
+    new = parser.add_argument_group("new run (fixed for the whole run)")
     new.add_argument("--config", choices=CONFIGS, help="sizes (default: published)")
     new.add_argument(
         "--stable-diffusion",
         type=Path,
         metavar="FILE",
-        help="start from a Stable Diffusion 1.x checkpoint, LDM's names",
+        help="start from a Stable Diffusion 1.x checkpoint with LDM key names",
     )
     new.add_argument(
         "--extractor",
         type=Path,
         metavar="FILE",
-        help="ResNet weights, timm's or torchvision's names; not trained",
+        help="ResNet weights with timm or torchvision names; not trained",
     )
     new.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="of the denoiser (default: weighted; published with --stable-diffusion)",
+        help="denoiser recipe (default: weighted; published with --stable-diffusion)",
     )
     new.add_argument(
         "--validation-share",
         type=float,
-        help=f"of each class, held out of training for the validation loss (default: {NEW_RUN_SHARE})",
+        help=f"share of each class held out for the validation loss (default: {NEW_RUN_SHARE})",
     )
-    new.add_argument("--split-seed", type=int, help="of the choice of held-out images (default: 0)")
+    new.add_argument("--split-seed", type=int, help="seed for the choice of held-out images (default: 0)")
 
-    add("--steps", type=int, help="of each stage (default: see docs/training.md)")
-    add("--batch", type=int, help="images a step over all processes")
-    add("--learning-rate", type=float, help="of one stage")
+    add("--steps", type=int, help="steps per stage (default: see docs/guide/checkpoints.md)")
+    add("--batch", type=int, help="images per step, summed over all processes")
+    add("--learning-rate", type=float, help="learning rate of a single stage")
     add(
         "--perturbed-share",
         type=float,
@@ -109,11 +114,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--per-class",
         type=int,
         default=0,
-        help="train on the first so many images of each class (default: all)",
+        help="maximum number of training images per class (default: all)",
     )
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
-    add("--log-every", type=int, default=20, help="steps between lines of progress (default: %(default)s)")
+    add("--log-every", type=int, default=20, help="steps between progress lines (default: %(default)s)")
     add(
         "--validate-every",
         type=int,
@@ -121,16 +126,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps between validation losses (default: %(default)s)",
     )
 
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process a GPU")
+    machine = parser.add_argument_group("hardware")
+    machine.add_argument("--device", default="cpu", help="cpu or cuda; with torchrun, one process per GPU")
     machine.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast"
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: use autocast"
     )
     machine.add_argument(
         "--micro-batch",
         type=int,
         default=0,
-        help="images in memory at once; gradients add up (default: the batch)",
+        help="images per forward pass, with gradient accumulation (default: the batch)",
     )
     machine.add_argument(
         "--recompute", action="store_true", help="gradient checkpointing: less memory, a third more time"
@@ -138,19 +143,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
-        help="default: adamw; adafactor for the published recipe's denoiser",
+        help="default: adamw; adafactor for the denoiser with the published recipe",
     )
     machine.add_argument(
         "--ema-decay",
         type=float,
-        help="of the averaged weights, 0: none (default: 0.998; published recipe: 0)",
+        help="decay of the averaged weights, 0: no averaging (default: 0.998; denoiser with the published "
+        "recipe: 0)",
     )
-    machine.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    add("--json", action="store_true", help="progress as one JSON object a line")
+    machine.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    add("--json", action="store_true", help="print progress as one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, or goes on where it stopped."""
+    """Trains, or resumes an interrupted run."""
     _check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -160,9 +166,7 @@ def run(args: argparse.Namespace) -> int:
     model, record = _open_run(args)
     stages = [args.stage] if args.stage != ALL else _planned(args)
     for stage in stages:
-        if (
-            args.run_folder / RECORD_FILE
-        ).exists():  # a run from before there were records does not say what is done
+        if (args.run_folder / RECORD_FILE).exists():  # runs of older versions have no record
             _check_order(record, stage)
         settings = _settings(args, record, stage, progress)
         steps = settings.loop.steps
@@ -208,29 +212,31 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("Expected --out, the folder of the bundle, with all")
     if args.stage == ALL and args.learning_rate is not None:
         raise ValueError(
-            "--learning-rate is that of one stage; the stages' own differ tenfold. Train them one by one to change it"
+            "--learning-rate applies to a single stage, because the rates of the stages differ tenfold; "
+            "train the stages one by one to change it"
         )
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device")
 
 
 def _check_order(record: RunRecord, stage: str) -> None:
-    """A stage that learns from what another has made needs that one first.
+    """Checks that the stage which this stage depends on is finished.
 
     Raises:
-        ValueError: it is not done.
+        ValueError: The required stage is not finished.
     """
     before = {"denoiser": "autoencoder", "decoder": "denoiser"}.get(stage)
     if before == "autoencoder" and record.stable_diffusion is not None:
-        return  # it has come with the file
+        return  # the autoencoder comes from the Stable Diffusion checkpoint
     if before is not None and before not in record.done:
         raise ValueError(
-            f"The {stage} learns from the trained {before}, which this run does not have yet: train that first, or all"
+            f"The {stage} learns from the trained {before}, which this run does not have yet: "
+            f"train {before} first, or all"
         )
 
 
 def _open_run(args: argparse.Namespace) -> tuple[DiadModel, RunRecord]:
-    """The run's model and record, made when the run is new."""
+    """Reads the model and the record of a run, or creates them for a new run."""
     name = args.stable_diffusion.name if args.stable_diffusion else None
     asked = {
         "validation_share": args.validation_share,
@@ -250,11 +256,12 @@ def _open_run(args: argparse.Namespace) -> tuple[DiadModel, RunRecord]:
             and preset(args.config).unet != model.config.unet
             and args.stable_diffusion is None
         ):
-            raise ValueError(f"{path} has other sizes than --config {args.config}; take another --run")
+            raise ValueError(f"{path} has other sizes than --config {args.config}; use another --run")
         return model, record
     if args.extractor is None:
         raise ValueError(
-            "Expected --extractor, the ResNet weights of a new run, but received none: the extractor is not trained"
+            "Expected --extractor, the ResNet weights of a new run, but received none: "
+            "the extractor is not trained"
         )
     given = {key: value for key, value in asked.items() if value is not None}
     recipe = "published" if args.stable_diffusion else "weighted"

@@ -1,4 +1,4 @@
-"""run.json: what every stage of a run must agree on, and which stages are done."""
+"""run.json: the options that all stages of a run share, and the finished stages."""
 
 import dataclasses
 import json
@@ -7,34 +7,35 @@ from pathlib import Path
 RECORD_FILE = "run.json"
 MODEL_FILE = "model.pt"
 RECIPES = ("weighted", "published")
-NEW_RUN_SHARE = 0.1  # of the good images of each class, held out of a new run
+NEW_RUN_SHARE = 0.1  # default share of good images per class that a new run holds out
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """The choices of a run."""
+    """Options and finished stages of a run."""
 
     validation_share: float = 0.0
     split_seed: int = 0
     recipe: str = "weighted"
-    stable_diffusion: str | None = None  # name of the file the run was started from
-    extractor: str | None = None  # name of the file with the extractor's weights, which then are not trained
-    done: dict[str, int] = dataclasses.field(default_factory=dict)  # steps of each finished stage
+    stable_diffusion: str | None = None  # name of the checkpoint file that the run started from
+    extractor: str | None = None  # name of the file with the extractor weights, which are not trained
+    done: dict[str, int] = dataclasses.field(default_factory=dict)  # number of steps per finished stage
 
     def with_done(self, stage: str, steps: int, later: tuple[str, ...]) -> "RunRecord":
-        """The record once a stage is finished: what was made from its results is not done any more."""
+        """Returns the record with `stage` finished and the stages that depend on it unfinished."""
         kept = {name: count for name, count in self.done.items() if name not in later}
         return dataclasses.replace(self, done={**kept, stage: steps})
 
 
 def read_record(run: Path) -> RunRecord | None:
-    """The run's record; of a run without one (begun before there were records), that of a run without held-out images.
+    """Reads the record of a run.
 
     Returns:
-        None for a new run.
+        The record; a default record without held-out images for runs of older versions without run.json; None
+        for a new run.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     path = run / RECORD_FILE
     if not path.exists():
@@ -46,7 +47,7 @@ def read_record(run: Path) -> RunRecord | None:
 
 
 def write_record(run: Path, record: RunRecord) -> None:
-    """Writes run.json, whole or not at all."""
+    """Writes run.json atomically."""
     path = run / RECORD_FILE
     staging = path.with_suffix(".part")
     staging.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
@@ -54,19 +55,20 @@ def write_record(run: Path, record: RunRecord) -> None:
 
 
 def agreed(record: RunRecord, asked: dict[str, object]) -> None:
-    """Compares options of this command with the run's.
+    """Checks that the options of this command match those of the run.
 
     Args:
-        record: of the run.
-        asked: option by field; None where the option was not given.
+        record: Record of the run.
+        asked: Value of each option by field name. None: the option was not given.
 
     Raises:
-        ValueError: they differ; names the option.
+        ValueError: A value differs. The message names the option.
     """
     for field, value in asked.items():
         before = getattr(record, field)
         if value is not None and value != before:
             option = "--" + field.replace("_", "-")
             raise ValueError(
-                f"This run was begun with {option} {before} and stays with it, but {value} was asked for; take another --run"
+                f"This run was started with {option} {before}, which cannot change, but received {value}; "
+                "use another --run"
             )

@@ -1,4 +1,4 @@
-"""A bundle as the start of a training: its denoiser with weights that can be trained, its other modules as they are."""
+"""Loads a bundle as the start of training, with a trainable denoiser and frozen other modules."""
 
 import json
 import warnings
@@ -17,17 +17,18 @@ MODULES = ("encoder", "denoiser", "decoder", "extractor")
 
 
 class FoldedDenoiser(nn.Module):
-    """SG network and UNet in the form that a bundle stores, every table a parameter.
+    """SG network and UNet in the form stored in a bundle, with all tables as parameters.
 
-    Time embeddings and the projections of the text context are constants of a bundle (`export.modules`). A small model visits few
-    timesteps and has no text: it trains these constants directly. Parameter names are those of denoiser.pt.
+    Time embeddings and projections of the text context are constants in a bundle (`export.modules`). A small
+    model uses few timesteps and no text, so it trains these constants directly. Parameter names are those of
+    denoiser.pt.
     """
 
     def __init__(self, config: DiadConfig) -> None:
         super().__init__()
         model = DiadModel(config)
         copy_encoder_to_control(model)
-        for parameter in model.unet.out[2].parameters():  # starts as the identity: no deviation
+        for parameter in model.unet.out[2].parameters():  # start with zero deviation
             nn.init.zeros_(parameter)
         self.hint_stack = Guide(model)
         self.core = DenoiserCore(model)
@@ -38,17 +39,17 @@ class FoldedDenoiser(nn.Module):
                     module.register_parameter(name, nn.Parameter(value.clone()))
 
     def hint(self, image: torch.Tensor) -> torch.Tensor:
-        """Images [N, 3, S, S] -> hint features [N, K, s, s]."""
+        """Computes hint features [N, K, s, s] from images [N, 3, S, S]."""
         return self.hint_stack(image)
 
     def eps(self, x: torch.Tensor, hint: torch.Tensor, step: int) -> torch.Tensor:
-        """Noise predicted in x [N, C, s, s] at the step's timestep."""
+        """Predicts the noise in x [N, C, s, s] at the timestep of sampling step `step`."""
         return self.core(x, hint, torch.tensor([step], device=x.device))
 
 
 @dataclass(frozen=True)
 class BaseBundle:
-    """What training takes from a bundle."""
+    """The parts of a bundle that training uses."""
 
     folder: Path
     manifest: dict
@@ -58,14 +59,14 @@ class BaseBundle:
 
 
 def load_base(folder: str | Path) -> BaseBundle:
-    """Reads a bundle that can be trained further.
+    """Reads a bundle that supports further training.
 
     Args:
-        folder: bundle with an "architecture" in its manifest.
+        folder: Bundle with an "architecture" in its manifest.
 
     Raises:
-        OSError: there is no bundle.
-        ValueError: it is damaged, of another format, or not made for further training.
+        OSError: There is no bundle.
+        ValueError: The bundle is damaged, has another format or does not support further training.
     """
     folder = Path(folder)
     path = folder / "manifest.json"
@@ -76,20 +77,22 @@ def load_base(folder: str | Path) -> BaseBundle:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(manifest, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
     if manifest.get("format") != "diad-bundle" or manifest.get("formatVersion") != 1:
         raise ValueError(
-            f"{path}: Expected format diad-bundle, version 1, but received {manifest.get('format')!r} {manifest.get('formatVersion')!r}"
+            f"{path}: Expected format diad-bundle, version 1, "
+            f"but received {manifest.get('format')!r} {manifest.get('formatVersion')!r}"
         )
     if "architecture" not in manifest:
         raise ValueError(
-            f"{folder} cannot be trained further: its manifest has no architecture. Converted checkpoints are trained with "
-            "`python -m diad_reference train-published`; `diad train` starts from a small bundle such as the one that ships"
+            f"{folder} cannot be trained further: its manifest has no architecture. Train converted "
+            "checkpoints with `python -m diad_reference train-published`; `diad train` starts from a small "
+            "bundle, such as the base bundle in the package"
         )
     try:
         config = config_from_dict(manifest["architecture"])
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: The architecture is not one of this version: {error}") from error
+        raise ValueError(f"{path}: This version does not support the architecture: {error}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation notices
         try:
@@ -103,6 +106,6 @@ def load_base(folder: str | Path) -> BaseBundle:
         denoiser.load_state_dict(stored.state_dict(), strict=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{folder / 'denoiser.pt'} does not fit the architecture of {path}: {error}"
+            f"{folder / 'denoiser.pt'} does not match the architecture of {path}: {error}"
         ) from error
     return BaseBundle(folder, manifest, config, encoder.eval(), denoiser)

@@ -1,4 +1,4 @@
-"""Batches of the stages: images, changed versions of them, latents and noise, all drawn from the step's generator."""
+"""Batch sources of the stages: images, perturbed images, latents and noise, drawn per step."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .perturb import perturb_all
 
 
 class ImageSource:
-    """Normalized images, some of them perturbed."""
+    """Source of normalized images with a share of perturbed images."""
 
     def __init__(self, config: DiadConfig, images: GoodImages, copies: int, seed: int) -> None:
         self.config = config
@@ -23,7 +23,7 @@ class ImageSource:
         self.changed, _ = perturb_all(self.good, copies, seed)
 
     def normalized(self, frames: np.ndarray) -> torch.Tensor:
-        """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
+        """Normalizes uint8 [N, S, S, 3] to float32 [N, 3, S, S]."""
         return normalize(frames, self.config.mean, self.config.std)
 
     def pick(
@@ -32,7 +32,7 @@ class ImageSource:
         """Draws random images.
 
         Returns:
-            Indices of the normal images [N], and the frames to show, some of them perturbed, uint8 [N, S, S, 3].
+            Indices of the normal images [N], and frames, partly perturbed, uint8 [N, S, S, 3].
         """
         index = rng.integers(0, len(self.good), count)
         changed = rng.random(count) < perturbed_share
@@ -43,24 +43,24 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and standard deviation of images' latents, not scaled, [N, 4, s, s] each."""
+    """Mean and standard deviation of unscaled latents, [N, 4, s, s] each."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def sample(self, rng: np.random.Generator, index: np.ndarray) -> torch.Tensor:
-        """One draw for each index: [len(index), 4, s, s]."""
+        """Draws one sample per index, [len(index), 4, s, s]."""
         return self.mean[index] + self.std[index] * gaussian(rng, (len(index), *self.mean.shape[1:]))
 
 
 def gaussian(rng: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal float32 numbers."""
+    """Draws standard normal float32 values."""
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
-@torch.no_grad()  # not inference mode: weights that change devices in it could not be trained afterwards
+@torch.no_grad()  # weights that are moved to another device in inference mode cannot be trained afterward
 def encode_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 32) -> Posterior:
-    """Latents of images uint8 [N, S, S, 3]; the autoencoder goes to the device for it and comes back."""
+    """Encodes images, uint8 [N, S, S, 3]. The autoencoder is moved to `device` and back to the CPU."""
     autoencoder = model.first_stage_model.to(device).eval()
     parts = []
     for start in range(0, len(frames), batch):
@@ -72,7 +72,7 @@ def encode_all(model: DiadModel, frames: np.ndarray, device: str, batch: int = 3
 
 
 def autoencoder_batches(source: ImageSource, config: DiadConfig, perturbed_share: float) -> BatchSource:
-    """(images, posterior noise)."""
+    """Creates batches of (images, posterior noise)."""
     latent = (config.autoencoder.embed_dim, config.latent_size, config.latent_size)
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
@@ -85,11 +85,13 @@ def autoencoder_batches(source: ImageSource, config: DiadConfig, perturbed_share
 def denoiser_batches(
     source: ImageSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str
 ) -> BatchSource:
-    """(scaled latents of good images, hints that may be perturbed, steps or timesteps, noise)."""
+    """Creates batches of (scaled latents of good images, hints, steps or timesteps, noise).
+
+    A share of the hints is perturbed.
+    """
     steps = len(model.schedule.steps)
-    odds = np.linspace(
-        2.0, 1.0, steps
-    )  # of the weighted recipe: the noisiest steps twice as often as the last
+    # Weighted recipe: draw the noisiest step twice as often as the last one.
+    odds = np.linspace(2.0, 1.0, steps)
     odds /= odds.sum()
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
@@ -108,13 +110,16 @@ def denoiser_batches(
 def decoder_batches(
     source: ImageSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float
 ) -> BatchSource:
-    """(latents, images): half encoded ones, which are perturbed or not, half sampled ones, which shall become the good image.
+    """Creates batches of (latents, target images).
+
+    One half of the latents is encoded from good or perturbed images, with these images as targets. The other
+    half is sampled, with the good images as targets.
 
     Args:
-        source: images.
-        posterior: latents of the good images, then of the changed ones.
-        sampled: what the sampler made of the good images, not scaled, [N, 4, s, s].
-        perturbed_share: of the encoded half.
+        source: Good and perturbed images.
+        posterior: Latents of the good images, followed by those of the perturbed images.
+        sampled: Unscaled latents sampled from the good images, [N, 4, s, s].
+        perturbed_share: Share of perturbed images in the encoded half.
     """
     frames = np.concatenate([source.good, source.changed])
 

@@ -1,4 +1,4 @@
-"""The stages: autoencoder, denoiser (with the SG network), decoder (optional). Each trains one part of the model."""
+"""Training stages: autoencoder, denoiser (with the SG network), decoder (optional)."""
 
 import dataclasses
 import os
@@ -23,30 +23,26 @@ from .sources import (
     encode_all,
 )
 
-# What a stage leaves beside its checkpoint for the ones after it, and must go when an earlier stage is trained again.
+# Files that a stage caches in the run folder. They are removed if an earlier stage is trained again.
 CACHES = {"decoder": ("sampled.npy", "sampled.held-out.npy")}
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings:
-    """What a stage works on."""
+    """Settings of a stage."""
 
     run: Path  # folder of checkpoints and logs
     data: Path  # data set in MVTec-AD layout
     loop: LoopSettings
-    perturbed_share: float = (
-        0.5  # of the batch, where the stage uses perturbed images; 0: the published recipe
-    )
-    per_class: int = 0  # images of each class that are used; 0: all
-    recipe: str = (
-        "weighted"  # of the denoiser, and whether the latent scale is measured or stays the published one
-    )
+    perturbed_share: float = 0.5  # share of perturbed images in a batch; published recipe: 0
+    per_class: int = 0  # images to use per class; 0: all
+    recipe: str = "weighted"  # denoiser objective; "published" also keeps the published latent scale
     split: Split = dataclasses.field(default_factory=Split)
     progress: Progress = dataclasses.field(default_factory=Progress)
 
 
 class _Stage:
-    """Images of a stage and, when some are held out, those of its validation."""
+    """Training images of a stage and, if some are held out, its validation images."""
 
     def __init__(
         self, name: str, model: DiadModel, settings: StageSettings, copies: int, seed_offset: int = 0
@@ -59,7 +55,12 @@ class _Stage:
         self.held_out = ImageSource(model.config, held_out, copies, seed) if len(held_out.frames) else None
 
     def fit(self, objective: nn.Module, batches: Callable[[ImageSource, str], BatchSource]) -> None:
-        """Trains; `batches` makes the stage's batches of images, whose caches have that ending."""
+        """Trains the objective.
+
+        Args:
+            objective: Objective of the stage.
+            batches: Creates the batch source from images and the name suffix of their cache files.
+        """
         validation = batches(self.held_out, ".held-out") if self.held_out else None
         source = batches(self.source, "")
         state = self.settings.run / f"{self.name}.train.pt"
@@ -73,7 +74,7 @@ class _Stage:
         )
 
     def cached(self, file: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """An array of the run's folder, made when it is not there or is one of other images."""
+        """Reads an array from the run folder, or creates it if it is missing or has another length."""
         path = self.settings.run / file
         if path.exists():
             array = np.load(path)
@@ -88,9 +89,9 @@ class _Stage:
 
 
 def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains the autoencoder, then sets the latent scale to one over the latents' standard deviation.
+    """Trains the autoencoder, then sets the latent scale to 1 / standard deviation of the latents.
 
-    The published recipe keeps its scale: that of the latents its denoiser was trained on.
+    The published recipe keeps its scale, because its denoiser was trained on latents with that scale.
     """
     stage = _Stage("autoencoder", model, settings, copies=2)
     share = settings.perturbed_share
@@ -106,7 +107,7 @@ def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 
 def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains SG network and UNet together on the latents of good images; the hint may be a perturbed version."""
+    """Trains SG network and UNet jointly on latents of good images, with a share of perturbed hints."""
     stage = _Stage("denoiser", model, settings, copies=3)
     objective = PublishedDenoiserObjective if settings.recipe == "published" else DenoiserObjective
 
@@ -119,9 +120,10 @@ def train_denoiser(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 
 def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
-    """Trains the decoder further on encoded and on sampled latents, half of each, against the good image.
+    """Trains the decoder on encoded and sampled latents, half of each. The encoder is frozen.
 
-    The encoder stays as it is. Latents of perturbed images are decoded to the perturbed image, sampled ones to the good one.
+    The target of an encoded latent is the encoded image, perturbed or not. The target of a sampled latent is
+    the good image.
     """
     stage = _Stage("decoder", model, settings, copies=1, seed_offset=2)
 
@@ -139,7 +141,7 @@ def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 def _denoised_latents(
     model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32
 ) -> np.ndarray:
-    """What the sampler makes of images, divided by the latent scale, [N, 4, s, s]; the image's index is its noise seed."""
+    """Samples the unscaled latents of images, [N, 4, s, s]. The noise seed is the index of the image."""
     pipeline = DiadPipeline(model, settings.loop.device)
     parts = []
     for start in range(0, len(frames), batch):
@@ -165,13 +167,13 @@ STAGES = {"autoencoder": train_autoencoder, "denoiser": train_denoiser, "decoder
 
 
 def later_stages(stage: str) -> tuple[str, ...]:
-    """Stages that work on this one's results."""
+    """Returns the stages that depend on the result of this stage."""
     names = tuple(STAGES)
     return names[names.index(stage) + 1 :]
 
 
 def forget_caches(run: Path, stage: str) -> None:
-    """Removes what later stages have made with the model as it was before this stage."""
+    """Removes the cache files of later stages, which were computed with the previous model."""
     for later in later_stages(stage):
         for file in CACHES.get(later, ()):
             (run / file).unlink(missing_ok=True)

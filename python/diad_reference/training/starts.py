@@ -1,4 +1,4 @@
-"""Models to train from: random weights or published Stable Diffusion 1.x weights, with an ImageNet ResNet as the extractor."""
+"""Initial models: random or Stable Diffusion 1.x weights, with an ImageNet ResNet as the extractor."""
 
 import dataclasses
 from pathlib import Path
@@ -19,20 +19,23 @@ SHARED_PARTS = ("time_embed.", "input_blocks.", "middle_block.")
 
 
 def copy_encoder_to_control(model: DiadModel) -> None:
-    """The SG network starts as a copy of the UNet's encoder and middle, as in the published recipe; zero convolutions keep it silent.
+    """Copies the UNet's encoder and middle to the SG network, as in the published recipe.
 
-    The convolutions of the fusion (SFF) keep their random values: they stand behind zero convolutions, and with zeros in both neither
-    would ever get a gradient.
+    The zero convolutions keep the initial control at zero. The convolutions of the fusion (SFF) keep their
+    random values: they follow zero convolutions, and with zeros in both, neither would get a gradient.
+
+    Raises:
+        ValueError: The SG network has shared parts that the UNet does not have.
     """
     shared = {key: value for key, value in model.unet.state_dict().items() if key.startswith(SHARED_PARTS)}
     missing = model.control_model.load_state_dict(shared, strict=False).missing_keys
     left = [key for key in missing if key.startswith(SHARED_PARTS)]
     if left:
-        raise ValueError(f"The SG network has parts that the UNet has not: {', '.join(left)}")
+        raise ValueError(f"The SG network has parts that the UNet does not have: {', '.join(left)}")
 
 
 def _with_extractor(config: DiadConfig, path: Path) -> tuple[DiadConfig, dict[str, torch.Tensor]]:
-    """The configuration with the extractor of a file, and its weights."""
+    """Reads an extractor file. Returns the configuration with this extractor, and the weights."""
     extractor, weights, _ = read_extractor(state_dict_of(read_weights(path), path)[0])
     return dataclasses.replace(config, extractor=extractor), weights
 
@@ -41,18 +44,18 @@ def model_from_random_weights(config: DiadConfig, extractor: Path, seed: int) ->
     """Builds a model with random networks and a random constant context.
 
     Args:
-        config: sizes.
-        extractor: ResNet weights with timm's or torchvision's names.
-        seed: of the weights.
+        config: Model configuration.
+        extractor: File of ResNet weights with timm or torchvision names.
+        seed: Seed of the weights.
 
     Raises:
-        ValueError: the extractor's weights are incomplete.
-        OSError: its file cannot be read.
+        ValueError: The extractor weights are incomplete.
+        OSError: The extractor file cannot be read.
     """
     config, weights = _with_extractor(config, extractor)
     torch.manual_seed(seed)
     model = DiadModel(config)
-    model.pretrained_model.load_state_dict(weights, strict=False)  # batch norms' counters may be absent
+    model.pretrained_model.load_state_dict(weights, strict=False)  # num_batches_tracked can be missing
     model.context.copy_(torch.randn(model.context.shape, generator=torch.Generator().manual_seed(seed)))
     copy_encoder_to_control(model)
     return model
@@ -61,27 +64,29 @@ def model_from_random_weights(config: DiadConfig, extractor: Path, seed: int) ->
 def model_from_stable_diffusion(
     path: Path, config: DiadConfig, extractor: Path | None, seed: int
 ) -> DiadModel:
-    """Builds the model a run starts from.
+    """Builds a model from a Stable Diffusion checkpoint.
 
     Args:
-        path: checkpoint with LDM's key names (v1-5-pruned.ckpt, v1-5-pruned-emaonly.safetensors or of the same layout): the UNet, the
-            autoencoder and CLIP's text tower, of which only its output for the empty prompt is kept. EMA weights are not read.
-        config: sizes; the checkpoint must have exactly them.
-        extractor: ResNet weights with timm's or torchvision's names; None: random weights.
-        seed: of everything new: hint stack, fusion.
+        path: Checkpoint with LDM key names (v1-5-pruned.ckpt, v1-5-pruned-emaonly.safetensors or others with
+            the same layout). Provides the UNet, the autoencoder and CLIP's text tower, of which only the
+            output for the empty prompt is kept. EMA weights are not read.
+        config: Model configuration. The checkpoint must have the same sizes.
+        extractor: File of ResNet weights with timm or torchvision names. None: random weights.
+        seed: Seed of the new parts: hint stack and fusion.
 
     Raises:
-        ValueError: keys are missing, unexpected or of another shape; lists them.
-        OSError: a file cannot be read.
+        ValueError: Keys are missing or unexpected, or shapes are wrong. The message lists the keys.
+        OSError: A file cannot be read.
     """
     state, _ = state_dict_of(read_weights(path), path)
     if any(key.startswith("down_blocks.") or ".down_blocks." in key for key in state):
         raise ValueError(
-            f"{path} has diffusers' key names; pass the single file with LDM's (model.diffusion_model.*, first_stage_model.*)"
+            f"{path} has diffusers' key names; pass the single-file checkpoint with LDM key names "
+            "(model.diffusion_model.*, first_stage_model.*)"
         )
     weights = sort_weights(state)
     if any(key.startswith(CONTROL_PREFIX) for key in weights.model):
-        raise ValueError(f"{path} is a whole DiAD model already; `convert` makes a bundle of it")
+        raise ValueError(f"{path} is already a complete DiAD model; use `convert` to make it a bundle")
     expected = {
         key: shape for key, shape in expected_shapes(config).items() if not key.startswith(CONTROL_PREFIX)
     }
@@ -100,6 +105,6 @@ def model_from_stable_diffusion(
         given |= {f"pretrained_model.{key}": value for key, value in pretrained.items()}
     unexpected = model.load_state_dict(given, strict=False).unexpected_keys
     if unexpected:
-        raise ValueError(f"The model has no place for {', '.join(unexpected)}")
+        raise ValueError(f"The model has no parameters named {', '.join(unexpected)}")
     copy_encoder_to_control(model)
     return model

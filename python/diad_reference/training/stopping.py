@@ -1,4 +1,4 @@
-"""Stopping a run on Ctrl-C or SIGTERM without losing steps: the step is finished, the checkpoint written, then the run ends."""
+"""Stops a run on SIGINT or SIGTERM after the current step and its checkpoint, so that no step is lost."""
 
 import signal
 import threading
@@ -8,17 +8,17 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
-# A terminal sends Ctrl-C to every process of the command and the command line passes it on as well: what follows within this time
-# is the same wish, a later signal is impatience.
+# A terminal sends Ctrl-C to all processes of a command, and the `diad` command also forwards it. Signals
+# within this time count as one request. A later signal aborts immediately.
 SAME_WISH_SECONDS = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run ended early on request; its checkpoint holds every step taken."""
+    """The run was stopped on request. The checkpoint contains all completed steps."""
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM while it is entered; a second signal after a second raises at once."""
+    """Context manager that records SIGINT and SIGTERM. A second request raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.received_at: float | None = None
@@ -43,7 +43,7 @@ class StopRequest:
         self.received_at = self.received_at or now
 
     def agreed(self, device: torch.device) -> bool:
-        """Whether this process or, with several GPUs, any of them was asked to stop: all must leave at the same step."""
+        """Returns whether any process received a stop request. All processes must stop at the same step."""
         asked = self.received_at is not None
         if not dist.is_initialized():
             return asked

@@ -1,4 +1,4 @@
-"""`train`: trains the denoiser of a small bundle on normal images within a time budget and writes the bundle."""
+"""`train`: trains the denoiser of a small bundle on normal images in a time budget and writes the bundle."""
 
 import argparse
 import dataclasses
@@ -26,10 +26,10 @@ from .small_model import load_base
 PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
 STATE_FILE = "denoiser.train.pt"
-MOST_PERTURBED = 3000  # perturbed images in memory
-NEEDED_BYTES = 400 << 20  # checkpoint, its successor and the bundle
-RESERVED_SHARE = 0.08  # of the budget, for writing and calibrating the bundle
-FEW_IMAGES = 60  # fewer normal images than this of a class are moved more
+MOST_PERTURBED = 3000  # maximum number of perturbed images in memory
+NEEDED_BYTES = 400 << 20  # disk space for two checkpoints and the bundle
+RESERVED_SHARE = 0.08  # share of the budget for writing and calibrating the bundle
+FEW_IMAGES = 60  # if a class has fewer normal images, stronger jitter is used
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,22 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         type=Path,
         required=True,
-        help="bundle to start from: its autoencoder, extractor and denoiser",
+        help="bundle with the initial autoencoder, extractor and denoiser",
     )
-    add("--minutes", type=float, default=20, help="time budget, calibration included (default: %(default)s)")
+    add("--minutes", type=float, default=20, help="time budget, including calibration (default: %(default)s)")
     add("--run", type=Path, dest="run_folder", help="folder of checkpoints (default: OUT.training)")
-    add("--name", help="of the model (default: the folder's name)")
+    add("--name", help="model name (default: name of the output folder)")
     add("--batch", type=int, default=16, help="images per step (default: %(default)s)")
     add(
         "--learning-rate",
         type=float,
         default=1e-3,
-        help="largest rate of the cosine schedule (default: %(default)s)",
+        help="peak learning rate of the cosine schedule (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--threads", type=int, default=0, help="0: torch's default")
-    add("--json", action="store_true", help="progress as one JSON object a line")
+    add("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    add("--json", action="store_true", help="print progress as one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     classes = tuple(dict.fromkeys(i.class_name for i in images))
     progress.say(
         "data",
-        f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {len(trained)} images to train on, {len(held_out)} held out",
+        f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: "
+        f"{len(trained)} images to train on, {len(held_out)} held out",
         classes=list(classes),
         train=len(trained),
         held_out=len(held_out),
@@ -99,9 +100,18 @@ def run(args: argparse.Namespace) -> int:
     jitter = Jitter(degrees=4.0, shift=0.03, zoom=0.04) if few else Jitter()
     budget = args.minutes * 60 * (1 - RESERVED_SHARE) - (time.monotonic() - started)
     settings = LoopSettings(
-        seconds=max(10.0, budget), batch=min(args.batch, 4 * len(trained)), learning_rate=args.learning_rate, seed=args.seed,
-        warmup_steps=30, ema_decay=0.995, save_every=100, log_every=10, device=args.device, validate_every=200, validation_batches=2,
-    )  # fmt: skip
+        seconds=max(10.0, budget),
+        batch=min(args.batch, 4 * len(trained)),
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        warmup_steps=30,
+        ema_decay=0.995,
+        save_every=100,
+        log_every=10,
+        device=args.device,
+        validate_every=200,
+        validation_batches=2,
+    )
     source, validation = deviation_batches(sources[0], config, jitter), deviation_batches(sources[1], config)
     _announce(objective, source, settings, progress)
     fit(objective, source, settings, run_folder / STATE_FILE, "denoiser", Surroundings(validation, progress))
@@ -127,17 +137,18 @@ def _check_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise ValueError(
-            f"Expected {NEEDED_BYTES >> 20} MiB of free space in {folder} for checkpoints and the bundle but found {free >> 20} MiB"
+            f"Expected {NEEDED_BYTES >> 20} MiB of free space in {folder} for checkpoints and the bundle "
+            f"but found {free >> 20} MiB"
         )
 
 
 def _agree_on_plan(
     run_folder: Path, args: argparse.Namespace, images: list[NormalImage], manifest: dict
 ) -> None:
-    """Records what the run trains on; a run that is resumed must train on the same.
+    """Records the base, images and options of a new run, or checks that they match those of a resumed run.
 
     Raises:
-        ValueError: the run was begun with another base, other images or other options.
+        ValueError: The run was started with another base, other images or other options.
     """
     listing = hashlib.sha256("\n".join(f"{i.class_name}/{i.file.name}" for i in images).encode()).hexdigest()
     base = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
@@ -155,11 +166,12 @@ def _agree_on_plan(
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: remove {run_folder} to start anew") from error
+        raise ValueError(f"{path} is damaged: remove {run_folder} to start over") from error
     changed = [key for key, value in plan.items() if not isinstance(before, dict) or before.get(key) != value]
     if changed:
         raise ValueError(
-            f"The run in {run_folder} was begun with different {changed[0]}: remove the folder to start anew, or pass another --run"
+            f"The run in {run_folder} was started with different {changed[0]}: "
+            "remove the folder to start over, or pass another --run"
         )
 
 
@@ -183,7 +195,7 @@ def _perturbed(
 def _announce(
     objective: DeviationObjective, source: BatchSource, settings: LoopSettings, progress: Progress
 ) -> None:
-    """Measures a step and prints the plan."""
+    """Measures the duration of a step and prints the plan."""
     objective.to(settings.device)
     batch = tuple(t.to(settings.device) for t in source(np.random.default_rng(0), settings.batch, 0))
     seconds = []
@@ -195,8 +207,12 @@ def _announce(
         seconds.append(time.monotonic() - begin)
     objective.zero_grad(set_to_none=True)
     steps = int(settings.seconds / min(seconds))
+    minutes = settings.seconds / 60
     progress.say(
         "plan",
-        f"A step takes {min(seconds):.2f} s: about {steps} steps of {settings.batch} images in {settings.seconds / 60:.1f} minutes",
-        seconds_a_step=round(min(seconds), 3), steps=steps, minutes=round(settings.seconds / 60, 2),
-    )  # fmt: skip
+        f"A step takes {min(seconds):.2f} s: about {steps} steps of {settings.batch} images "
+        f"in {minutes:.1f} minutes",
+        seconds_a_step=round(min(seconds), 3),
+        steps=steps,
+        minutes=round(minutes, 2),
+    )
