@@ -44,9 +44,9 @@ Manifest manifest_with(bool evidence) {
   return m;
 }
 
-class Networks final : public Networks {
+class FakeNetworks final : public Networks {
  public:
-  explicit Networks(int& embedded, int64_t grid = 4) : embedded_(embedded), grid_(grid) {}
+  explicit FakeNetworks(int& embedded, int64_t grid = 4) : embedded_(embedded), grid_(grid) {}
 
   at::Tensor encode(const at::Tensor& x) override {
     const at::Tensor mean = at::adaptive_avg_pool2d(x, {4, 4});
@@ -81,7 +81,7 @@ struct Run {
 
 Run run(const Manifest& manifest, std::span<const ImageRequest> batch, std::unique_ptr<Normality> normality = nullptr) {
   Run result;
-  Pipeline pipeline(manifest, std::make_unique<Networks>(result.embedded), c10::kCPU, at::kFloat, false, std::move(normality));
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(result.embedded), c10::kCPU, at::kFloat, false, std::move(normality));
   result.results = pipeline.run(batch, [](int64_t, int64_t) { return true; });
   return result;
 }
@@ -190,7 +190,7 @@ TEST_CASE("evidence: an embedding of another size than the manifest's is rejecte
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   int embedded = 0;
-  Pipeline pipeline(manifest, std::make_unique<Networks>(embedded, 5), c10::kCPU, at::kFloat, false, calibrated(manifest));
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(embedded, 5), c10::kCPU, at::kFloat, false, calibrated(manifest));
   CHECK(contains(error_of([&] { (void)pipeline.run(images.batch(nullptr, kClasses), [](int64_t, int64_t) { return true; }); }),
                  "ERR_DIAD_BUNDLE_INVALID: extractor.pt: Expected a result of [5, 3, 4, 4] but received [5, 3, 5, 5]"));
 }
