@@ -206,7 +206,8 @@ export class Diad {
 
   async #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): Promise<ScoreResult> {
     const { score, map: values = new Float32Array(), stages, evidence } = result;
-    const limits = this.#limitsOf(call);
+    const className = result.className ?? call.className;
+    const limits = this.#limitsOf(call, className);
     const imageSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
     const data = call.mapSize === 'image' ? await resizeMap(values, mapWidth, mapHeight, width, height) : values;
@@ -216,6 +217,7 @@ export class Diad {
         ? {}
         : { threshold: limits.threshold, anomalous: score > limits.threshold, normalizedScore: normalizedScore(score, limits) }),
       ...(evidence === undefined ? {} : { evidence }),
+      ...(result.className === undefined ? {} : { className: result.className }),
       map: new AnomalyMap(width, height, data, taken, imageSize, limits),
       imageSize,
       seed: readable(call.seed),
@@ -226,10 +228,10 @@ export class Diad {
   }
 
   /** Thresholds apply to the tiling they were found with only. */
-  #limitsOf(call: ValidatedCall): Thresholds | undefined {
+  #limitsOf(call: ValidatedCall, className: string | undefined): Thresholds | undefined {
     const calibration = this.#calibration;
     if (calibration === undefined) return undefined;
-    if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, call.className);
+    if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, className);
     if (!this.#toldOfTiles) warnOfTiles(calibration, call.tile);
     this.#toldOfTiles = true;
     return undefined;

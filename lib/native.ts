@@ -76,7 +76,7 @@ export interface NativeSubmitOptions {
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
-  /** Whose entry of the normality judges the image; '' or unknown: that of all images. */
+  /** Whose entry of the normality judges the image; '' or unknown: that of the most similar class. */
   readonly className: string;
   /** Which calibrator receives the image's maps and vectors under `className`, and as what. */
   readonly calibration: {
@@ -102,14 +102,14 @@ export interface NativeCalibration {
   readonly normality: Uint8Array;
   /** Judged by the entry of their class. */
   readonly images: NativeUnseenScores;
-  /** The same images judged by the entry of all images. */
-  readonly overall: NativeUnseenScores;
 }
 
 export interface NativeResult {
   readonly score: number;
   /** With a normality: scores of the two kinds of evidence alone. */
   readonly evidence?: { readonly reconstruction: number; readonly memory: number };
+  /** Whose entry of the normality judged the image; absent where that is the entry of all images. */
+  readonly className?: string;
   readonly size: number;
   readonly map?: Float32Array;
   readonly reconstruction?: Uint8Array;

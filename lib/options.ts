@@ -52,7 +52,7 @@ export interface CallOptions {
   readonly priority?: number;
   /** Called after each denoising step. What it throws rejects the call. */
   readonly onStep?: (step: number, total: number) => void;
-  /** Kind of part: what the calibration knows of its normal images, and its own thresholds, count where it has some. */
+  /** Kind of part, as calibrated: selects its normal images and thresholds. Default: the class whose normal images are most similar. */
   readonly className?: string;
 }
 

@@ -25,6 +25,8 @@ export interface ScoreResult {
   readonly normalizedScore?: number;
   /** Only of a bundle with evidence that was calibrated on normal images; the map and the score are then in standard deviations, too. */
   readonly evidence?: EvidenceScores;
+  /** Class whose normal images judged the image: the one named by the caller, otherwise the most similar. Absent without classes. */
+  readonly className?: string;
   readonly map: AnomalyMap;
   /** Of the image, pixels. */
   readonly imageSize: { readonly width: number; readonly height: number };

@@ -39,7 +39,7 @@ export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeCalibra
     memory: values,
     peaks: values.map((value) => 2 * value),
   };
-  return { normality: Uint8Array.of(1, 2, 3), images: rows, overall: rows };
+  return { normality: Uint8Array.of(1, 2, 3), images: rows };
 }
 
 /** A loaded bundle with an engine that scores every image 1.5 and keeps what it is asked. */

@@ -10,7 +10,7 @@
 
 namespace diad_addon {
 
-// A promise of { normality: Uint8Array, images, overall: { indices: Uint32Array, scores, reconstruction, memory, peaks: Float64Array } }.
+// A promise of { normality: Uint8Array, images: { indices: Uint32Array, scores, reconstruction, memory, peaks: Float64Array } }.
 [[nodiscard]] Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>& environment,
                                              const std::shared_ptr<CalibratorHandle>& calibrator);
 

@@ -29,6 +29,7 @@ interface Row {
   readonly anomalous?: boolean;
   readonly normalizedScore?: number;
   readonly evidence?: EvidenceScores;
+  readonly className?: string;
   readonly map?: string;
 }
 
@@ -79,6 +80,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
         ? {}
         : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalizedScore: result.normalizedScore ?? 0 }),
       ...(result.evidence === undefined ? {} : { evidence: result.evidence }),
+      ...(result.className === undefined ? {} : { className: result.className }),
       ...(map === undefined ? {} : { map }),
     };
   };

@@ -51,7 +51,7 @@ export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good
   const judged = images.filter(({ role }) => isJudged(role)).length;
   if (targetFpr !== undefined) requireEnough(Math.min(judged, MOST_IMAGES), targetFpr);
   const learned = await learnNormality(openCalibrator(diad), images, { seed, signal, onProgress });
-  const { all, classes, summary, tooFew: unbounded } = thresholdsLearned(images, learned.images, learned.overall, targetFpr);
+  const { all, classes, summary, tooFew: unbounded } = thresholdsLearned(images, learned.images, targetFpr);
   const { normality } = learned;
   return {
     calibration: {
@@ -69,7 +69,6 @@ export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good
 export function thresholdsLearned(
   images: readonly NormalImage[],
   own: NativeUnseenScores,
-  overall: NativeUnseenScores,
   targetFpr: number | undefined,
 ) {
   const rowsOf = ({ indices, scores, peaks }: NativeUnseenScores, name?: string): NormalScore[] =>
@@ -87,7 +86,7 @@ export function thresholdsLearned(
     summary.push(summaryOf(className, limits, scores, target, training));
     return { ...limits, targetFpr: target };
   };
-  const everything = rowsOf(overall);
+  const everything = rowsOf(own);
   if (targetFpr !== undefined) requireEnough(everything.length, targetFpr);
   const all = found('', everything, trainingOf());
   if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all images');

@@ -120,10 +120,12 @@ export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }:
       const cut = tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
       const result = await engine.score(image, { seed, className, signal: clientSignal(reply), ...cut });
       if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
-      const { threshold, anomalous, normalizedScore } = result;
+      const { threshold, anomalous, normalizedScore, className: judgedBy, evidence } = result;
       const answer: ScoreAnswer = {
         ...common(engine, result, image),
         ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 }),
+        ...(judgedBy === undefined ? {} : { className: judgedBy }),
+        ...(evidence === undefined ? {} : { evidence }),
         ...regionsOf(result, request.query),
         ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
       };

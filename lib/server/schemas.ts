@@ -159,6 +159,15 @@ export const ScoreAnswer = Type.Object({
   normalizedScore: Type.Optional(
     Type.Number({ minimum: 0, maximum: 1, description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle' }),
   ),
+  className: Type.Optional(
+    Type.String({ description: 'Class whose normal images judged the image: the one asked for, otherwise the most similar' }),
+  ),
+  evidence: Type.Optional(
+    Type.Object(
+      { reconstruction: Type.Number(), memory: Type.Number() },
+      { description: 'Scores of the two kinds of evidence; only of a bundle that learned normal images' },
+    ),
+  ),
   regions: Type.Optional(
     Type.Array(RegionSchema, { description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold' }),
   ),

@@ -21,6 +21,7 @@ ADDED_SHARE = 0.3  # of the average spread, added to the spread at every positio
 SMOOTHING = 1.0  # positions, standard deviation of the gaussian over mean and spread
 SMALLEST_SPREAD = 1e-6  # identical images do not spread: below this a difference is rounding
 MOST_IMAGES = 1000  # per class
+SAMPLED, QUERY_STRIDE = 256, 7  # vectors of a memory and of an image that are compared to select a class
 
 Maps = Sequence[torch.Tensor]  # four of them, [H_i, W_i] or [N, H_i, W_i]
 
@@ -37,13 +38,32 @@ class NormalClass:
 
 @dataclass(frozen=True)
 class Normality:
-    """The normal images of every class; the entry without a name is that of all images together."""
+    """The normal images of every class; the entry without a name holds images of no class."""
 
     classes: dict[str, NormalClass]
 
-    def of(self, class_name: str = "") -> NormalClass:
-        """The entry of a class, or that of all images where the class has none."""
-        return self.classes.get(class_name, self.classes[""])
+    def of(self, class_name: str, vectors: torch.Tensor) -> tuple[str, NormalClass]:
+        """Returns the entry that judges an image, with its name.
+
+        A name without an entry selects the class whose memory is nearest on average: every `QUERY_STRIDE`-th vector of the image is
+        compared with at most `SAMPLED` evenly spaced vectors of each memory.
+
+        Args:
+            class_name: of the image, "" if unknown.
+            vectors: of the image, [D, G, G].
+        """
+        if class_name in self.classes or len(self.classes) == 1:
+            name = class_name if class_name in self.classes else next(iter(self.classes))
+            return name, self.classes[name]
+        queries = vectors.flatten(1)[:, ::QUERY_STRIDE, None][None]  # [1, D, R, 1]
+
+        def distance(name: str) -> float:
+            memory = self.classes[name].memory
+            sample = memory[:: -(-len(memory) // SAMPLED)]
+            return float(memory_distances(queries, sample.to(queries.device)).double().mean())
+
+        name = min(sorted(self.classes), key=distance)
+        return name, self.classes[name]
 
 
 def read_normality(path: str | Path) -> Normality:
@@ -75,8 +95,8 @@ def read_normality(path: str | Path) -> Normality:
         }
     except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if "" not in classes:
-        raise ValueError(f"{path} is damaged: it has no entry of all images")
+    if not classes:
+        raise ValueError(f"{path} is damaged: it has no entry")
     return Normality(classes)
 
 
@@ -187,22 +207,20 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
         seed: of the choice of the memory's vectors.
 
     Returns:
-        The normality, with an entry for all images and, of several classes, one for each; the scores of the images in the statistics, each
-        judged by the entry of its class as an image that calibration has not seen.
+        The normality, with one entry per class; images without a class, and a single class, get an entry of all images, named "". The
+        scores of the images in the statistics, each judged by the entry of its class as an image that calibration has not seen.
 
     Raises:
         ValueError: fewer than two images in the statistics of a class; no evidence in the configuration.
     """
     _evidence_of(config)
     names = sorted({image.class_name for image in images})
-    overall = _Learner("", list(enumerate(images)), config, seed)
-    classes, scores = {"": overall.normal}, {}
-    if len(names) > 1:
-        for name in filter(None, names):
-            learner = _Learner(name, [(i, image) for i, image in enumerate(images) if image.class_name == name], config, seed)
-            classes[name] = learner.normal
-            scores |= {score.index: score for score in learner.unseen_scores()}
-    scores = {score.index: score for score in overall.unseen_scores()} | scores
+    classes, scores = {}, {}
+    for name in names if len(names) > 1 else [""]:
+        learner = _Learner(name, [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)], config, seed)
+        classes[name] = learner.normal
+        own = (score for score in learner.unseen_scores() if len(names) == 1 or images[score.index].class_name == name)
+        scores |= {score.index: score for score in own}
     return Normality(classes), [scores[i] for i in sorted(scores)]
 
 

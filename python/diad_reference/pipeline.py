@@ -117,7 +117,7 @@ class DiadPipeline:
             seeds: one per image, 0..2^64-1; default 0 for each.
             stages: keep every intermediate result in `DiadResult.stages` (names as in docs/architecture.md; with `normality` also
                 memory_distance [G, G], and map_raw and map are the combined ones).
-            classes: one per image, whose normal images it is compared with; default, all normal images. Only with `normality`.
+            classes: one per image, whose normal images it is compared with; default "", the most similar class. Only with `normality`.
 
         Returns:
             A result per image, in order.
@@ -212,7 +212,7 @@ class DiadPipeline:
     ) -> tuple[list[torch.Tensor], torch.Tensor, Evidence]:
         """Cosine distances [N, H_i, W_i], distances to the memory [N, G, G] and the evidence of N images."""
         distances, vectors = self._distances_and_vectors(x, reconstruction)
-        entries = [normality.of(name) for name in classes]
+        entries = [normality.of(name, v)[1] for name, v in zip(classes, vectors, strict=True)]
         nearest = [memory_distances(v[None], entry.memory.to(self.device)) for v, entry in zip(vectors, entries, strict=True)]
         normalized = [normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
         evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config)

@@ -29,9 +29,8 @@ struct UnseenScore {
 };
 
 struct Calibration {
-  std::vector<uint8_t> normality;    // the file's bytes
-  std::vector<UnseenScore> images;   // of the images in the statistics, by index: judged by the entry of their class
-  std::vector<UnseenScore> overall;  // the same images judged by the entry of all images
+  std::vector<uint8_t> normality;   // the file's bytes
+  std::vector<UnseenScore> images;  // of the images in the statistics, by index: judged by the entry of their class
 };
 
 class Calibrator {

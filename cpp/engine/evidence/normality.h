@@ -24,7 +24,7 @@ struct NormalClass {
   NormalMaps maps;     // [H_i, W_i]
   int64_t images = 0;  // in the statistics
 };
-using NormalClasses = std::map<std::string, NormalClass>;  // "": all images together
+using NormalClasses = std::map<std::string, NormalClass>;  // "": all images, where some belong to no class
 
 // The bytes of normality.safetensors.
 [[nodiscard]] std::vector<uint8_t> serialize_normality(const NormalClasses& classes);
@@ -42,22 +42,26 @@ class Normality {
   Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device);
 
   struct Judgement {
+    std::vector<std::string> classes;  // whose entry judged the image
     Evidence evidence;
     at::Tensor memory_distance;  // [N, G, G] float32
   };
 
-  // distances [N, H_i, W_i] and embedding [N, D, G, G] of N images, each judged by the entry of its class; a class without one, ""
-  // included, by the entry of all images. Throws EngineError ERR_DIAD_BUNDLE_INVALID where the maps' sizes are not the file's.
+  // Judges N images by distances [N, H_i, W_i] and embedding [N, D, G, G], each by the entry of its class. A name without an entry, ""
+  // included, selects the class whose memory is nearest on average. Throws EngineError ERR_DIAD_BUNDLE_INVALID when the sizes of the
+  // maps differ from the file's.
   [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding, std::span<const std::string> classes);
 
  private:
   struct Entry {
     NearestVectors memory;
+    NearestVectors sample;  // of the memory, to select a class
     NormalMaps maps;
   };
-  [[nodiscard]] Entry& entry_of(const std::string& name);
+  using Entries = std::map<std::string, Entry>;
+  [[nodiscard]] Entries::iterator select(const std::string& name, const at::Tensor& vectors);
 
-  std::map<std::string, Entry> entries_;
+  Entries entries_;
   EvidenceCombiner combine_;
 };
 

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define DIAD_ENGINE_ABI 5
+#define DIAD_ENGINE_ABI 6
 #if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
 #define DIAD_EXPORT __declspec(dllexport)
 #elif defined(_WIN32)
@@ -69,9 +69,10 @@ typedef struct {
   int32_t stage_count;
   int32_t batch_size; /* images that were computed together */
   diad_timings timings;
-  int32_t has_evidence;           /* 1 with a normality: score and map are the combined ones, and the next two are set */
+  int32_t has_evidence;           /* 1 with a normality: score and map are the combined ones, and the next three are set */
   double evidence_reconstruction; /* scores of the two kinds of evidence alone */
   double evidence_memory;
+  const char* class_name; /* whose entry of the normality judged the image; "": that of all images */
 } diad_result;
 
 typedef void (*diad_done)(void* user, diad_result* result);
@@ -91,7 +92,7 @@ typedef struct {
   void* user;
   diad_done done;              /* called exactly once for a request that submit accepted, from any thread */
   diad_step on_step;           /* NULL, or called after each denoising step from the inference thread, never after done */
-  const char* class_name;      /* whose entry of the normality judges the image; NULL or unknown: that of all images */
+  const char* class_name;      /* whose entry of the normality judges the image; NULL or unknown: that of the most similar class */
   diad_calibrator* calibrator; /* NULL, or receives the image's maps and vectors under class_name; may be freed before done */
   int64_t image_index;         /* of the calibration image, >= 0; the same index again replaces the image */
   int32_t in_memory;           /* its vectors may be chosen for the memory */
@@ -112,8 +113,7 @@ typedef struct {
 typedef struct {
   const uint8_t* normality; /* the file's bytes, for diad_load_options.normality */
   uint64_t normality_size;
-  diad_unseen_scores images;  /* judged by the entry of their class */
-  diad_unseen_scores overall; /* judged by the entry of all images */
+  diad_unseen_scores images; /* judged by the entry of their class */
 } diad_calibration;
 
 typedef struct {

@@ -70,7 +70,9 @@ Maps combined(Normality& normality, std::span<const ImageRequest> batch, const F
   Normality::Judgement judgement = normality.judge(distances, embedding, classes);
   const Evidence& evidence = judgement.evidence;
   Maps maps{{}, evidence.raw, evidence.smooth, evidence.scores, {}, judgement.memory_distance};
-  for (size_t i = 0; i < batch.size(); ++i) maps.evidence.push_back({evidence.reconstruction[i], evidence.memory[i]});
+  for (size_t i = 0; i < batch.size(); ++i) {
+    maps.evidence.push_back({evidence.reconstruction[i], evidence.memory[i], judgement.classes[i]});
+  }
   if (std::ranges::any_of(batch, [](const ImageRequest& request) { return request.wanted.stages; })) {
     for (size_t i = 0; i < distances.size(); ++i) maps.distances[i] = enlarged(distances[i], size);
   }

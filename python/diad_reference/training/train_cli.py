@@ -26,7 +26,7 @@ from .small_model import load_base
 PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
 STATE_FILE = "denoiser.train.pt"
-MOST_PERTURBED = 3000  # perturbed images in memory
+MOST_PERTURBED = 6000  # perturbed images in memory
 NEEDED_BYTES = 400 << 20  # checkpoint, its successor and the bundle
 RESERVED_SHARE = 0.08  # of the budget, for writing and calibrating the bundle
 FEW_IMAGES = 60  # fewer normal images than this of a class are moved more
