@@ -1,7 +1,7 @@
 """Evidence of reconstruction and memory, normalized by what normal images show (docs/evidence.md)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,22 +154,27 @@ class Evidence:
     scores: np.ndarray  # [N] float64
     reconstruction: np.ndarray  # [N] float64, score of the reconstruction's maps alone
     memory: np.ndarray  # [N] float64, score of the memory's map alone
+    reconstruction_map: np.ndarray  # [N, S, S] float64, the reconstruction's weighted part, blurred
+    memory_map: np.ndarray  # [N, S, S] float64, the memory's
 
 
-def combine(normalized: Maps, config: DiadConfig) -> Evidence:
+def combine(normalized: Maps, config: DiadConfig, classes: Sequence[str] = ("",)) -> Evidence:
     """Combines the four normalized maps [N, H_i, W_i] of images.
 
     Args:
         normalized: results of `normalize_maps`.
         config: with evidence.
+        classes: names of the entries that judged the images, one for each or one for all; they select the weights.
     """
-    weights = _evidence_of(config)
+    evidence = _evidence_of(config)
+    weights = torch.tensor([evidence.weights_of(name) for name in classes], dtype=torch.float64)  # [N or 1, 2]
     *distances, nearest = (upsampled(m, config.image_size).double() for m in normalized)
-    parts = weights.reconstruction * torch.stack(distances).sum(0), weights.memory * nearest
+    first, second = (weights[:, i, None, None].to(nearest.device) for i in range(2))
+    parts = first * torch.stack(distances).sum(0), second * nearest
     raw = parts[0] + parts[1]
     blurred = smooth(raw, config.map)
-    alone = [image_scores(smooth(part, config.map), config.map) for part in parts]
-    return Evidence(raw, blurred, image_scores(blurred, config.map), *alone)
+    maps = [smooth(part, config.map) for part in parts]
+    return Evidence(raw, blurred, image_scores(blurred, config.map), *(image_scores(m, config.map) for m in maps), *maps)
 
 
 def _evidence_of(config: DiadConfig) -> EvidenceConfig:
@@ -217,20 +222,20 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
     names = sorted({image.class_name for image in images})
     classes, scores = {}, {}
     for name in names if len(names) > 1 else [""]:
-        learner = _Learner(name, [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)], config, seed)
+        learner = ClassLearner(name, [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)], config, seed)
         classes[name] = learner.normal
         own = (score for score in learner.unseen_scores() if len(names) == 1 or images[score.index].class_name == name)
         scores |= {score.index: score for score in own}
     return Normality(classes), [scores[i] for i in sorted(scores)]
 
 
-class _Learner:
+class ClassLearner:
     """One entry: its memory, its statistics, and the scores of its images without themselves."""
 
     def __init__(self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int) -> None:
         used = min(len(images), MOST_IMAGES)
         images = [images[i * len(images) // used] for i in range(used)]
-        self.config = config
+        self.name, self.config = name, config
         self.judged = [i for i, image in images if image.in_statistics]
         if len(self.judged) < 2:
             raise ValueError(f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}")
@@ -256,12 +261,17 @@ class _Learner:
         smoothed = [_smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)]
         return NormalClass(memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows))
 
+    def unseen_maps(self) -> Iterator[list[torch.Tensor]]:
+        """Yields the four normalized maps [1, H_i, W_i] of each image in the statistics, normalized without that image."""
+        for row in range(len(self.judged)):
+            others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
+            yield normalize_maps([m[row : row + 1] for m in self.maps], others)
+
     def unseen_scores(self) -> list[UnseenScore]:
         """Scores of the images in the statistics, each without itself."""
         scores = []
-        for row, index in enumerate(self.judged):
-            others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
-            evidence = combine(normalize_maps([m[row : row + 1] for m in self.maps], others), self.config)
+        for index, maps in zip(self.judged, self.unseen_maps(), strict=True):
+            evidence = combine(maps, self.config, [self.name])
             scores.append(UnseenScore(index, float(evidence.scores[0]), float(evidence.reconstruction[0]), float(evidence.memory[0])))
         return scores
 

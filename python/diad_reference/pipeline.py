@@ -202,6 +202,12 @@ class DiadPipeline:
             CalibrationImage(tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics) for i in range(len(images))
         ]
 
+    @torch.inference_mode()
+    def vectors(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Vectors [N, D, G, G] of images, for the memory."""
+        extractor = self.model.pretrained_model
+        return extractor.embed(tuple(extractor(self.frames(images).to(self.device)))).cpu()
+
     def _distances_and_vectors(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Cosine distances [N, H_i, W_i] of two batches of images, and the vectors [N, D, G, G] of the first."""
         first, second = self._features(x, reconstruction)
@@ -212,10 +218,11 @@ class DiadPipeline:
     ) -> tuple[list[torch.Tensor], torch.Tensor, Evidence]:
         """Cosine distances [N, H_i, W_i], distances to the memory [N, G, G] and the evidence of N images."""
         distances, vectors = self._distances_and_vectors(x, reconstruction)
-        entries = [normality.of(name, v)[1] for name, v in zip(classes, vectors, strict=True)]
+        chosen = [normality.of(name, v) for name, v in zip(classes, vectors, strict=True)]
+        names, entries = [name for name, _ in chosen], [entry for _, entry in chosen]
         nearest = [memory_distances(v[None], entry.memory.to(self.device)) for v, entry in zip(vectors, entries, strict=True)]
         normalized = [normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
-        evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config)
+        evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config, names)
         return distances, torch.cat(nearest), evidence
 
     def _reconstruct(self, x: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 #include <tuple>
 
 #include "evidence/evidence.h"
@@ -91,7 +92,7 @@ class Calibrator::Learner {
         maps[i] = maps_[i].narrow(0, first, some);
         std::tie(normal.mean[i], normal.divisor[i]) = without(i, first, some);
       }
-      const Evidence evidence = combine(normalized(maps, normal));
+      const Evidence evidence = combine(normalized(maps, normal), std::span(&name_, 1));
       const at::Tensor peaks = evidence.smooth.amax({1, 2});
       for (int64_t k = 0; k < some; ++k) {
         const auto at = static_cast<size_t>(k);

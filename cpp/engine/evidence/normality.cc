@@ -187,7 +187,8 @@ Normality::Judgement Normality::judge(const Features& distances, const at::Tenso
     const EvidenceMaps of_class = normalized({row(0), row(1), row(2), nearest.back()}, entry.maps);
     for (size_t i = 0; i < maps.size(); ++i) maps[i].push_back(of_class[i]);
   }
-  return {std::move(names), combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}), at::cat(nearest)};
+  Evidence evidence = combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}, names);
+  return {std::move(names), std::move(evidence), at::cat(nearest)};
 }
 
 }  // namespace diad

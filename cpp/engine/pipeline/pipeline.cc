@@ -159,7 +159,7 @@ at::Tensor Pipeline::load_frames(std::span<const ImageRequest> batch) const {
 at::Tensor Pipeline::embed_if_wanted(std::span<const ImageRequest> batch, const Features& maps) const {
   const bool collected = std::ranges::any_of(batch, [](const ImageRequest& request) { return request.calibration.calibrator != nullptr; });
   if (!manifest_.evidence || (!normality_ && !collected)) return {};
-  const auto& [dimensions, grid, vectors, reconstruction_weight, memory_weight] = *manifest_.evidence;
+  const int64_t dimensions = manifest_.evidence->dimensions, grid = manifest_.evidence->grid;
   return expect_shape(networks_->embed(maps), {static_cast<int64_t>(batch.size()), dimensions, grid, grid}, "extractor.pt").to(at::kFloat);
 }
 

@@ -100,10 +100,11 @@ TEST_CASE("normal maps: images that are all the same leave a divisor above 0") {
 }
 
 TEST_CASE("evidence: constant maps combined by hand") {
-  const Manifest manifest = evidence_manifest();  // weights 0.5 and 1
+  Manifest manifest = evidence_manifest();  // weights 0.5 and 1
+  manifest.evidence->class_weights["gear"] = {.reconstruction = 2, .memory = 0.25};
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i) maps[i] = at::full({2, map_size(i)[0], map_size(i)[1]}, static_cast<double>(i + 1), at::kFloat);
-  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
+  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{""});
   CHECK((evidence.raw - 7).abs().max().item<double>() < 1e-5);  // 0.5 * (1 + 2 + 3) + 4
   CHECK((evidence.smooth - 7).abs().max().item<double>() < 1e-5);
   for (size_t i = 0; i < 2; ++i) {
@@ -111,13 +112,18 @@ TEST_CASE("evidence: constant maps combined by hand") {
     CHECK(evidence.reconstruction[i] == doctest::Approx(3));
     CHECK(evidence.memory[i] == doctest::Approx(4));
   }
+  const Evidence by_class = EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{"nut", "gear"});
+  CHECK(by_class.scores[0] == doctest::Approx(7));
+  CHECK(by_class.reconstruction[1] == doctest::Approx(12));
+  CHECK(by_class.memory[1] == doctest::Approx(1));
+  CHECK(by_class.scores[1] == doctest::Approx(13));
 }
 
 TEST_CASE("evidence: blur and pools as in the published map") {
   const Manifest manifest = evidence_manifest();
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i) maps[i] = random_tensor({3, map_size(i)[0], map_size(i)[1]}, i);
-  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
+  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{""});
   const auto large = [&](size_t i) { return enlarged(maps[i], manifest.image_size).to(at::kDouble); };
   const at::Tensor reconstruction = 0.5 * (large(0) + large(1) + large(2)), memory = large(3);
   const auto blurred = [&](const at::Tensor& map) { return gaussian_blur(map, manifest.map_sigma, manifest.map_truncate); };
