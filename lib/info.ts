@@ -12,6 +12,8 @@ export interface BundleEvidence {
   readonly memoryVectors: number;
   /** Of the two normalized maps in the map. */
   readonly weights: { readonly reconstruction: number; readonly memory: number };
+  /** Of classes with weights of their own. */
+  readonly classWeights?: Readonly<Record<string, { readonly reconstruction: number; readonly memory: number }>>;
 }
 
 /** The bundle, the device and LibTorch behind a Diad. */
