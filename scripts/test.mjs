@@ -117,7 +117,9 @@ async function cppTests(name, args, env) {
 
 /** What computes on lesser CPUs: the layers with LibTorch's and our kernels for fewer instructions. */
 async function cppCapabilities() {
-  const layers = ['packed_layers', 'cpu_graph_passes', 'direct_conv', 'transformer_ops', 'winograd_conv'].map((name) => `*${name}_test*`).join(',');
+  const layers = ['packed_layers', 'cpu_graph_passes', 'direct_conv', 'transformer_ops', 'winograd_conv']
+    .map((name) => `*${name}_test*`)
+    .join(',');
   for (const capability of ['avx2', 'default']) {
     await cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
   }

@@ -66,11 +66,7 @@ export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good
 }
 
 /** Thresholds of all images and of each class from the rows of a calibrator. */
-export function thresholdsLearned(
-  images: readonly NormalImage[],
-  own: NativeUnseenScores,
-  targetFpr: number | undefined,
-) {
+export function thresholdsLearned(images: readonly NormalImage[], own: NativeUnseenScores, targetFpr: number | undefined) {
   const rowsOf = ({ indices, scores, peaks }: NativeUnseenScores, name?: string): NormalScore[] =>
     [...indices].flatMap((index, row) =>
       name === undefined || images[index]?.className === name ? [{ score: scores[row]!, peak: peaks[row]! }] : [],
