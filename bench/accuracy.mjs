@@ -18,7 +18,9 @@ import { CPU_FLOAT32, largestDifference } from '../dist/verify.js';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const python = path.join(root, '.venv', 'bin', 'python');
-const { values } = parseArgs({ options: { full: { type: 'boolean', default: false }, keep: { type: 'string' } } });
+const { values } = parseArgs({
+  options: { full: { type: 'boolean', default: false }, keep: { type: 'string' } },
+});
 const image = path.join(root, 'examples', 'circuit_board-missing_part.png');
 const SEED = 1;
 
@@ -46,7 +48,9 @@ const reference = (...args) => measured(python, ['-m', 'diad_reference', ...args
 async function compareDumps(mine, expected) {
   const differences = {};
   for (const stage of Object.keys(CPU_FLOAT32)) {
-    const [a, b] = await Promise.all([mine, expected].map((folder) => readNpy(path.join(folder, `000.${stage}.npy`))));
+    const [a, b] = await Promise.all(
+      [mine, expected].map((folder) => readNpy(path.join(folder, `000.${stage}.npy`))),
+    );
     differences[stage] = largestDifference(a.data, b.data);
     if (stage === 'score') differences[stage] /= Math.abs(b.data[0]);
   }
@@ -55,20 +59,39 @@ async function compareDumps(mine, expected) {
 
 /** Converts a checkpoint of that size and runs one image in Node and in the reference as published. */
 async function published(config, folder) {
-  if (!existsSync(path.join(folder, 'model.ckpt'))) measured(python, ['bench/full_checkpoint.py', folder, '--config', config]);
+  if (!existsSync(path.join(folder, 'model.ckpt')))
+    measured(python, ['bench/full_checkpoint.py', folder, '--config', config]);
   const files = Object.fromEntries(
     ['model.ckpt', 'diad.yaml', 'resnet50.pth', 'context.pt'].map((name) => [name, path.join(folder, name)]),
   );
   const sources = ['--extractor', files['resnet50.pth'], '--context', files['context.pt']];
   const bundle = path.join(folder, 'bundle');
   process.stderr.write(`${config}: converting\n`);
-  const convert = cli('convert', '--checkpoint', files['model.ckpt'], '--config', files['diad.yaml'], ...sources, '--out', bundle);
+  const convert = cli(
+    'convert',
+    '--checkpoint',
+    files['model.ckpt'],
+    '--config',
+    files['diad.yaml'],
+    ...sources,
+    '--out',
+    bundle,
+  );
   const dumps = { node: path.join(folder, 'node'), reference: path.join(folder, 'reference') };
   process.stderr.write(`${config}: Node\n`);
   const node = cli('score', '--model', bundle, '--seed', String(SEED), '--json', '--dump', dumps.node, image);
   process.stderr.write(`${config}: reference as published\n`);
   const model = ['--published', files['model.ckpt'], '--config-file', files['diad.yaml'], ...sources];
-  const asPublished = reference('score', ...model, '--as-published', '--seed', String(SEED), '--dump', dumps.reference, image);
+  const asPublished = reference(
+    'score',
+    ...model,
+    '--as-published',
+    '--seed',
+    String(SEED),
+    '--dump',
+    dumps.reference,
+    image,
+  );
   const weightsMiB = statSync(files['model.ckpt']).size / 2 ** 20;
   const of = ({ seconds, peakMiB }) => ({ seconds, peakMiB });
   return {
@@ -121,13 +144,15 @@ function tables(result) {
     `| stage | promised | ${result.published.map((row) => row.name).join(' | ')} |`,
     `|---|---|${'---|'.repeat(result.published.length)}`,
     ...Object.entries(CPU_FLOAT32).map(
-      ([stage, tolerance]) => `| ${stage} | ${tolerance} | ${result.published.map((row) => short(row.differences[stage])).join(' | ')} |`,
+      ([stage, tolerance]) =>
+        `| ${stage} | ${tolerance} | ${result.published.map((row) => short(row.differences[stage])).join(' | ')} |`,
     ),
     '',
     '| size | checkpoint | convert | Node: process start to result | reference as published, the same |',
     '|---|---|---|---|---|',
     ...result.published.map((row) => {
-      const cell = ({ seconds, peakMiB }) => `${seconds.toFixed(0)} s, peak ${(peakMiB / 1024).toFixed(2)} GiB`;
+      const cell = ({ seconds, peakMiB }) =>
+        `${seconds.toFixed(0)} s, peak ${(peakMiB / 1024).toFixed(2)} GiB`;
       return `| ${row.name} | ${(row.checkpointMiB / 1024).toFixed(2)} GiB | ${cell(row.convert)} | ${cell(row.node)} | ${cell(row.reference)} |`;
     }),
   ];
@@ -153,7 +178,10 @@ try {
     cpu: os.cpus()[0].model,
     cores: os.availableParallelism(),
     libtorch: (await verifyBundle(demo)).libtorch,
-    precisions: [...(await precisions('small', demo)), ...(await precisions('medium', path.join(folder, 'medium', 'bundle')))],
+    precisions: [
+      ...(await precisions('small', demo)),
+      ...(await precisions('medium', path.join(folder, 'medium', 'bundle'))),
+    ],
     published: rows,
   };
   mkdirSync(path.join(root, 'bench', 'results'), { recursive: true });

@@ -40,9 +40,30 @@ const CUDA_BATCHES = [1, 2, 4, 8, 16, 32];
 
 /** What each size is run with; profiled: images under the profiler; memory: of both sides together, beside each other. */
 const PLANS = {
-  demo: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 2, 4, 8], rounds: 12, warmUp: 2, profiled: 20, memory: 4 * GIB },
-  medium: { modes: ['as-published', 'lossless', 'compiled'], batches: [1, 4], rounds: 4, warmUp: 1, profiled: 4, memory: 8 * GIB },
-  published: { modes: ['as-published', 'lossless'], batches: [1], rounds: 3, warmUp: 0, profiled: 2, memory: 20 * GIB },
+  demo: {
+    modes: ['as-published', 'lossless', 'compiled'],
+    batches: [1, 2, 4, 8],
+    rounds: 12,
+    warmUp: 2,
+    profiled: 20,
+    memory: 4 * GIB,
+  },
+  medium: {
+    modes: ['as-published', 'lossless', 'compiled'],
+    batches: [1, 4],
+    rounds: 4,
+    warmUp: 1,
+    profiled: 4,
+    memory: 8 * GIB,
+  },
+  published: {
+    modes: ['as-published', 'lossless'],
+    batches: [1],
+    rounds: 3,
+    warmUp: 0,
+    profiled: 2,
+    memory: 20 * GIB,
+  },
 };
 
 /** A bundle of seeded random weights of that size (the demo model is its own), kept from one run to the next. */
@@ -52,7 +73,18 @@ function bundleOf(size) {
   if (existsSync(path.join(folder, 'manifest.json'))) return folder;
   console.log(`${size}: writing a bundle of random weights to ${path.relative(root, folder)}`);
   mkdirSync(path.dirname(folder), { recursive: true });
-  const args = ['-m', 'diad_reference', 'export', '--random', '--config', size, '--storage', 'float32', '--out', folder];
+  const args = [
+    '-m',
+    'diad_reference',
+    'export',
+    '--random',
+    '--config',
+    size,
+    '--storage',
+    'float32',
+    '--out',
+    folder,
+  ];
   const { status } = spawnSync(python, args, {
     cwd: root,
     env: { ...process.env, PYTHONPATH: path.join(root, 'python') },
@@ -71,7 +103,10 @@ async function load() {
   const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
   const arrivals = [];
   for (const share of rates) {
-    arrivals.push({ share, ...(await poisson(diad, image, share * flat.imagesPerSecond, values.quick ? 10 : 60, random)) });
+    arrivals.push({
+      share,
+      ...(await poisson(diad, image, share * flat.imagesPerSecond, values.quick ? 10 : 60, random)),
+    });
   }
   await diad.close();
   return { saturated: flat, poisson: arrivals };
@@ -94,7 +129,10 @@ function processor() {
   return number === null || /\d/.test(name) ? name : `${name} (model ${number[1]})`;
 }
 
-const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).stdout.trim();
+const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], {
+  cwd: root,
+  encoding: 'utf8',
+}).stdout.trim();
 const cpu = processor();
 const name = `${`${cpu}-${os.availableParallelism()}-cores${onCuda ? '-cuda' : ''}`.replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()}.json`;
 const file = path.join(root, 'bench', 'results', name);
@@ -122,7 +160,9 @@ if (values['keep-load']) {
   if (lastLoad) Object.assign(results, { coldStartMs, load: lastLoad, loadCommit });
   else results.notRun.load = 'left out with --keep-load';
 } else {
-  results.coldStartMs = spread(coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png'), values.device));
+  results.coldStartMs = spread(
+    coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png'), values.device),
+  );
   console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
   results.load = await load();
   results.loadCommit = commit;
@@ -130,7 +170,8 @@ if (values['keep-load']) {
 }
 const precisions = fasterPrecisions();
 for (const precision of Object.keys(FASTER)) {
-  if (!onCuda && !precisions.includes(precision)) results.notRun[precision] = `this device has no instructions for ${precision}`;
+  if (!onCuda && !precisions.includes(precision))
+    results.notRun[precision] = `this device has no instructions for ${precision}`;
 }
 for (const size of sizes) {
   const plan = PLANS[size];
@@ -142,11 +183,19 @@ for (const size of sizes) {
   const modes = values.quick ? plan.modes.filter((mode) => mode !== 'compiled') : plan.modes;
   const rounds = Number(values.rounds ?? (values.quick ? 5 : plan.rounds));
   const batches = onCuda ? CUDA_BATCHES : plan.batches;
-  const row = await compare(size, bundleOf(size), { ...plan, modes, batches, rounds, precisions, device: values.device });
+  const row = await compare(size, bundleOf(size), {
+    ...plan,
+    modes,
+    batches,
+    rounds,
+    precisions,
+    device: values.device,
+  });
   const profile = operatorProfile(bundleOf(size), { device: values.device, repeat: plan.profiled });
   results.sizes[size] = { ...row, profile, date: results.date, commit };
   const ratios = Object.entries(row.speedup).map(([mode, ratio]) => `${ratio.toFixed(2)}x ${mode}`);
-  for (const precision of precisions) ratios.push(`${precision} ${row[precision].speedup.toFixed(2)}x as-published`);
+  for (const precision of precisions)
+    ratios.push(`${precision} ${row[precision].speedup.toFixed(2)}x as-published`);
   console.log(
     `${size}: ${median([row.imageMs.diad.median]).toFixed(0)} ms an image; ${ratios.join(', ')}; saturated ${row.saturatedSpeedup.toFixed(2)}x`,
   );

@@ -18,7 +18,13 @@ async function measure(threads) {
   const { default: sharp } = await import('sharp');
   const { Diad } = await import('../dist/index.js');
   const image = await sharp({
-    create: { width: 256, height: 256, channels: 3, background: '#888', noise: { type: 'gaussian', mean: 128, sigma: 30 } },
+    create: {
+      width: 256,
+      height: 256,
+      channels: 3,
+      background: '#888',
+      noise: { type: 'gaussian', mean: 128, sigma: 30 },
+    },
   })
     .png()
     .toBuffer();
@@ -35,17 +41,23 @@ async function measure(threads) {
 
 function run(threads) {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [fileURLToPath(import.meta.url), String(threads)], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(process.execPath, [fileURLToPath(import.meta.url), String(threads)], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     let output = '';
     child.stdout.on('data', (data) => (output += data));
-    child.on('close', (code) => (code === 0 ? resolve(Number(output)) : reject(new Error(`a process ended with ${code}`))));
+    child.on('close', (code) =>
+      code === 0 ? resolve(Number(output)) : reject(new Error(`a process ended with ${code}`)),
+    );
   });
 }
 
 async function main() {
   const all = os.availableParallelism();
   for (const busy of BUSY) {
-    const others = Array.from({ length: busy }, () => spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore' }));
+    const others = Array.from({ length: busy }, () =>
+      spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore' }),
+    );
     const times = { one: [], all: [] };
     try {
       for (let round = 0; round < ROUNDS; round++) {
@@ -55,7 +67,9 @@ async function main() {
     } finally {
       for (const other of others) other.kill('SIGKILL');
     }
-    console.log(`${busy} busy beside: ${Math.round(median(times.one))} ms with 1 thread, ${Math.round(median(times.all))} ms with ${all}`);
+    console.log(
+      `${busy} busy beside: ${Math.round(median(times.one))} ms with 1 thread, ${Math.round(median(times.all))} ms with ${all}`,
+    );
   }
 }
 

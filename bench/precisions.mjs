@@ -31,9 +31,14 @@ mkdirSync(values.work, { recursive: true });
 /** Metrics, every image's score, and the maps of every so many-th image. */
 async function measure(precision) {
   const diad = await Diad.load(undefined, { device: values.device, precision });
-  const evaluation = await evaluateDataSet(diad, data, { out: path.join(values.work, precision), resume: true, seed: 0 });
+  const evaluation = await evaluateDataSet(diad, data, {
+    out: path.join(values.work, precision),
+    resume: true,
+    seed: 0,
+  });
   await evaluation.scores.close();
-  if (evaluation.failed.length > 0) throw new Error(`${evaluation.failed.length} images failed: ${evaluation.failed[0].message}`);
+  if (evaluation.failed.length > 0)
+    throw new Error(`${evaluation.failed.length} images failed: ${evaluation.failed[0].message}`);
   const maps = [];
   for (let i = 0; i < COMPARED_MAPS; i++) {
     const { file } = data.images[Math.floor((i * data.images.length) / COMPARED_MAPS)];
@@ -67,7 +72,10 @@ const rows = Object.keys(found).map((precision) => {
   };
 });
 const where = { ...circumstances(), device: values.device, images: exact.scores.length, maps: COMPARED_MAPS };
-writeFileSync(path.join(root, 'bench', 'results', 'precisions.json'), `${JSON.stringify({ ...where, rows }, null, 2)}\n`);
+writeFileSync(
+  path.join(root, 'bench', 'results', 'precisions.json'),
+  `${JSON.stringify({ ...where, rows }, null, 2)}\n`,
+);
 
 const four = (value) => value.toFixed(4);
 const short = (value) => (value === 0 ? '0' : value.toExponential(1));

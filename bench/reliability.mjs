@@ -24,8 +24,11 @@ for (const name of names) {
   const { figures, expectations } = await run({ short: values.short });
   const broken = expectations.filter(([, kept]) => !kept);
   const seconds = (performance.now() - started) / 1000;
-  console.log(`${name}: ${broken.length === 0 ? 'all kept' : 'BROKEN'} in ${seconds.toFixed(0)} s\n${JSON.stringify(figures, null, 2)}`);
+  console.log(
+    `${name}: ${broken.length === 0 ? 'all kept' : 'BROKEN'} in ${seconds.toFixed(0)} s\n${JSON.stringify(figures, null, 2)}`,
+  );
   for (const [sentence] of broken) console.error(`${name}: not kept: ${sentence}`);
   if (broken.length > 0) process.exitCode = 1;
-  else if (!values.short || values.write) write('reliability', name, { short: values.short, seconds, figures, expectations });
+  else if (!values.short || values.write)
+    write('reliability', name, { short: values.short, seconds, figures, expectations });
 }

@@ -17,7 +17,9 @@ import { Diad } from '../dist/index.js';
 import { quantile, root, write } from './reliability/record.mjs';
 import { asFile, withImages } from './reliability/runs.mjs';
 
-const { values } = parseArgs({ options: { short: { type: 'boolean', default: false }, write: { type: 'boolean', default: false } } });
+const { values } = parseArgs({
+  options: { short: { type: 'boolean', default: false }, write: { type: 'boolean', default: false } },
+});
 const DAY = 86_400;
 const HEADROOM = 0.7; // share of a machine's or a broker's measured speed that is planned with
 
@@ -48,7 +50,9 @@ async function footprint({ images, broker }, redis) {
 /** Jobs a second that so many worker processes end with an engine that takes no time, and what the broker is asked for a job. */
 async function throughput({ root: folder, images, broker }, redis, processes) {
   const workers = await Promise.all(
-    Array.from({ length: processes }, () => startWorkerProcess(broker.url, folder, { delayMs: 0, lockMs: 30_000, maxStalls: 1 })),
+    Array.from({ length: processes }, () =>
+      startWorkerProcess(broker.url, folder, { delayMs: 0, lockMs: 30_000, maxStalls: 1 }),
+    ),
   );
   const queue = new Queue(queueName(STUB_MODEL), { connection: redis });
   try {
@@ -63,7 +67,10 @@ async function throughput({ root: folder, images, broker }, redis, processes) {
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     const seconds = (performance.now() - started) / 1000;
-    return { perSecond: images.length / seconds, commands: ((await commands(redis)) - asked) / images.length };
+    return {
+      perSecond: images.length / seconds,
+      commands: ((await commands(redis)) - asked) / images.length,
+    };
   } finally {
     await queue.close();
     for (const worker of workers) {
@@ -121,7 +128,10 @@ async function run({ short }) {
         [`${daily.toExponential(0)} images a day, images/s on average`, daily / DAY],
         [`${daily.toExponential(0)} a day, cores for the base bundle`, Math.ceil(daily / perCoreDay)],
         [`${daily.toExponential(0)} a day, brokers at the measured jobs/s`, Math.ceil(daily / brokerDay)],
-        [`${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`, ((daily / 24) * bytes) / 2 ** 30],
+        [
+          `${daily.toExponential(0)} a day, GiB of Redis for a backlog of one hour`,
+          ((daily / 24) * bytes) / 2 ** 30,
+        ],
       ]);
       const costs = {
         'images a day and core, base bundle': Math.round(perCoreDay),

@@ -160,7 +160,8 @@ export class AnomalyMap {
     const max = number(given.max, 'max', min + 1e-9, 1e6, Math.max(byDefault, min + 1e-9));
     const data = new Uint8Array(this.data.length);
     await inTurns(this.height, this.width, (first, end) => {
-      for (let i = first * this.width; i < end * this.width; i++) data[i] = Math.round(255 * strengthOf(this.data[i]!, min, max));
+      for (let i = first * this.width; i < end * this.width; i++)
+        data[i] = Math.round(255 * strengthOf(this.data[i]!, min, max));
     });
     return encodePng({ data, width: this.width, height: this.height, channels: 1 });
   }
@@ -171,7 +172,12 @@ export class AnomalyMap {
   }
 
   /** Lays the map's colors over an image. */
-  async #over({ data: under, width, height, channels }: RawFrame, min: number, max: number, opacity: number): Promise<RawFrame> {
+  async #over(
+    { data: under, width, height, channels }: RawFrame,
+    min: number,
+    max: number,
+    opacity: number,
+  ): Promise<RawFrame> {
     const data = new Uint8Array(width * height * 3);
     const resizeRows = rowsOfResized(this.data, this.width, this.height, width, height);
     await inTurns(height, width, (first, end) => {
@@ -181,7 +187,9 @@ export class AnomalyMap {
         const place = 4 * Math.round((LEVELS - 1) * strengthOf(values[i]!, min, max));
         const alpha = opacity * COLORS[place + 3]!;
         for (let c = 0; c < 3; c++) {
-          data[3 * at + c] = Math.round(under[at * channels + (channels === 1 ? 0 : c)]! * (1 - alpha) + COLORS[place + c]! * alpha);
+          data[3 * at + c] = Math.round(
+            under[at * channels + (channels === 1 ? 0 : c)]! * (1 - alpha) + COLORS[place + c]! * alpha,
+          );
         }
       }
     });
@@ -200,7 +208,10 @@ const LEVELS = 4096;
 
 /** Red, green, blue (0..255) and alpha (0..1) of each strength. */
 const COLORS = Float32Array.from(
-  Array.from({ length: LEVELS }, (_, i) => [...heatColor(i / (LEVELS - 1)), heatAlpha(i / (LEVELS - 1))]).flat(),
+  Array.from({ length: LEVELS }, (_, i) => [
+    ...heatColor(i / (LEVELS - 1)),
+    heatAlpha(i / (LEVELS - 1)),
+  ]).flat(),
 );
 
 /** PNG bytes of a frame. */

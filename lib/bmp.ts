@@ -44,7 +44,10 @@ const PIXELS_A_TURN = 1 << 20;
 /** Whether bytes begin as a BMP does; two letters alone would let anything in. */
 export function isBmp(bytes: Uint8Array): boolean {
   return (
-    bytes.length >= FILE_HEADER + CORE_HEADER && bytes[0] === 0x42 && bytes[1] === 0x4d && HEADER_SIZES.has(view(bytes).getUint32(14, true))
+    bytes.length >= FILE_HEADER + CORE_HEADER &&
+    bytes[0] === 0x42 &&
+    bytes[1] === 0x4d &&
+    HEADER_SIZES.has(view(bytes).getUint32(14, true))
   );
 }
 
@@ -62,10 +65,13 @@ export function readBmpHeader(bytes: Uint8Array): Header {
   const bits = at.getUint16(core ? 24 : 28, true);
   const compression = core ? PLAIN : at.getUint32(30, true);
   const height = Math.abs(signedHeight);
-  if (width < 1 || height < 1 || width > LARGEST_SIDE || height > LARGEST_SIDE) throw new Error(`it is ${width} x ${signedHeight} pixels`);
-  if (BITS[compression]?.includes(bits) !== true) throw new Error(`pixels of ${bits} bits in compression ${compression} are not read`);
+  if (width < 1 || height < 1 || width > LARGEST_SIDE || height > LARGEST_SIDE)
+    throw new Error(`it is ${width} x ${signedHeight} pixels`);
+  if (BITS[compression]?.includes(bits) !== true)
+    throw new Error(`pixels of ${bits} bits in compression ${compression} are not read`);
   const topDown = signedHeight < 0;
-  if (topDown && [RLE8, RLE4].includes(compression)) throw new Error('its rows are compressed, and the upper one is the first');
+  if (topDown && [RLE8, RLE4].includes(compression))
+    throw new Error('its rows are compressed, and the upper one is the first');
   const fields = compression === BIT_FIELDS || compression === ALPHA_BIT_FIELDS;
   const offset = at.getUint32(10, true);
   const named = core ? 0 : at.getUint32(46, true); // 0: all there can be
@@ -78,7 +84,11 @@ export function readBmpHeader(bytes: Uint8Array): Header {
     compression,
     offset,
     palette: bits <= 8 ? readPalette(bytes, FILE_HEADER + size, core ? 3 : 4, colors) : new Uint8Array(),
-    masks: fields ? [at.getUint32(54, true), at.getUint32(58, true), at.getUint32(62, true)] : bits === 16 ? MASKS_555 : MASKS_888,
+    masks: fields
+      ? [at.getUint32(54, true), at.getUint32(58, true), at.getUint32(62, true)]
+      : bits === 16
+        ? MASKS_555
+        : MASKS_888,
   };
 }
 
@@ -86,7 +96,8 @@ export function readBmpHeader(bytes: Uint8Array): Header {
 function readPalette(bytes: Uint8Array, start: number, entry: number, count: number): Uint8Array {
   if (start + entry * count > bytes.length) throw new Error('its palette is cut short');
   const palette = new Uint8Array(3 * 256);
-  for (let i = 0; i < count; i++) palette.set(bytes.subarray(start + entry * i, start + entry * i + 3), 3 * i);
+  for (let i = 0; i < count; i++)
+    palette.set(bytes.subarray(start + entry * i, start + entry * i + 3), 3 * i);
   return palette;
 }
 
@@ -160,7 +171,10 @@ function field(mask: number, bits: number): (pixel: number) => number {
 function pixelReader(bytes: Uint8Array, header: Header): ReadPixel {
   const { bits, masks } = header;
   if (bits === 8) return byPalette(header, (row, x) => bytes[row + x]!);
-  if (bits === 4) return byPalette(header, (row, x) => (x % 2 === 0 ? bytes[row + (x >> 1)]! >> 4 : bytes[row + (x >> 1)]! & 15));
+  if (bits === 4)
+    return byPalette(header, (row, x) =>
+      x % 2 === 0 ? bytes[row + (x >> 1)]! >> 4 : bytes[row + (x >> 1)]! & 15,
+    );
   if (bits === 1) return byPalette(header, (row, x) => (bytes[row + (x >> 3)]! >> (7 - (x & 7))) & 1);
   if (bits === 24 || (bits === 32 && masks === MASKS_888)) {
     const size = bits / 8;
@@ -172,7 +186,8 @@ function pixelReader(bytes: Uint8Array, header: Header): ReadPixel {
     };
   }
   const at = view(bytes);
-  const pixelAt = (from: number): number => (bits === 16 ? at.getUint16(from, true) : at.getUint32(from, true));
+  const pixelAt = (from: number): number =>
+    bits === 16 ? at.getUint16(from, true) : at.getUint32(from, true);
   const fields = masks.map((mask) => field(mask, bits));
   return (row, x, rgb, to) => {
     const pixel = pixelAt(row + x * (bits / 8));
@@ -186,12 +201,15 @@ function pixelReader(bytes: Uint8Array, header: Header): ReadPixel {
  * @returns RGB, the upper row first, 3 bytes a pixel
  * @throws Error, RangeError with what is wrong with it
  */
-export async function decodeBmp(bytes: Uint8Array): Promise<{ data: Uint8Array; width: number; height: number }> {
+export async function decodeBmp(
+  bytes: Uint8Array,
+): Promise<{ data: Uint8Array; width: number; height: number }> {
   const header = readBmpHeader(bytes);
   const { width, height, topDown, bits, compression, offset } = header;
   const coded = compression === RLE8 || compression === RLE4;
   const stride = coded ? width : 4 * Math.ceil((width * bits) / 32);
-  if (!coded && offset + stride * (height - 1) + Math.ceil((width * bits) / 8) > bytes.length) throw new Error('its pixels are cut short');
+  if (!coded && offset + stride * (height - 1) + Math.ceil((width * bits) / 8) > bytes.length)
+    throw new Error('its pixels are cut short');
   const indices = coded ? expandRuns(bytes, header) : bytes;
   const read = coded ? byPalette(header, (row, x) => indices[row + x]!) : pixelReader(bytes, header);
   const data = new Uint8Array(3 * width * height);

@@ -62,7 +62,11 @@ export const CALIBRATION_FILE = 'calibration.json';
 export const NORMALITY_FILE = 'normality.safetensors';
 
 const broken = (problem: string, cause?: unknown): DiadError =>
-  new DiadError('ERR_DIAD_BUNDLE_INVALID', `${CALIBRATION_FILE}: ${problem}`, cause === undefined ? {} : { cause });
+  new DiadError(
+    'ERR_DIAD_BUNDLE_INVALID',
+    `${CALIBRATION_FILE}: ${problem}`,
+    cause === undefined ? {} : { cause },
+  );
 
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -88,10 +92,15 @@ function finite(object: Readonly<Record<string, unknown>>, key: string, where: s
 }
 
 function thresholds(value: unknown, where: string): Thresholds {
-  if (!isObject(value) || value['threshold'] === undefined) throw broken(`Expected an object with a finite number "threshold"${where}`);
-  const [threshold, pixelThreshold, scale, images, targetFpr] = ['threshold', 'pixelThreshold', 'scale', 'images', 'targetFpr'].map((key) =>
-    finite(value, key, where),
-  );
+  if (!isObject(value) || value['threshold'] === undefined)
+    throw broken(`Expected an object with a finite number "threshold"${where}`);
+  const [threshold, pixelThreshold, scale, images, targetFpr] = [
+    'threshold',
+    'pixelThreshold',
+    'scale',
+    'images',
+    'targetFpr',
+  ].map((key) => finite(value, key, where));
   return {
     threshold: threshold!,
     ...(pixelThreshold === undefined ? {} : { pixelThreshold }),
@@ -114,16 +123,25 @@ export function parseCalibration(source: string): Calibration {
     throw broken('Expected an object with a finite number "threshold"', error);
   }
   const found = thresholds(parsed, '');
-  const { classes, method, createdAt, model, precision, tile, imageDigests, normality } = parsed as Readonly<Record<string, unknown>>;
+  const { classes, method, createdAt, model, precision, tile, imageDigests, normality } = parsed as Readonly<
+    Record<string, unknown>
+  >;
   if (classes !== undefined && !isObject(classes)) throw broken('Expected an object "classes"');
   if (model !== undefined && typeof model !== 'string') throw broken('Expected a string "model"');
-  if (imageDigests !== undefined && !(Array.isArray(imageDigests) && imageDigests.every((hash) => typeof hash === 'string'))) {
+  if (
+    imageDigests !== undefined &&
+    !(Array.isArray(imageDigests) && imageDigests.every((hash) => typeof hash === 'string'))
+  ) {
     throw broken('Expected an array of strings "imageDigests"');
   }
   if (normality !== undefined && !isNormality(normality)) {
-    throw broken(`Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size but received ${JSON.stringify(normality)}`);
+    throw broken(
+      `Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size but received ${JSON.stringify(normality)}`,
+    );
   }
-  const byClass = Object.entries(classes ?? {}).map(([name, value]) => [name, thresholds(value, ` for class ${name}`)] as const);
+  const byClass = Object.entries(classes ?? {}).map(
+    ([name, value]) => [name, thresholds(value, ` for class ${name}`)] as const,
+  );
   return {
     ...found,
     ...(byClass.length === 0 ? {} : { classes: Object.fromEntries(byClass) }),
@@ -149,7 +167,9 @@ export async function readCalibration(bundle: string): Promise<Calibration | und
     source = await readFile(path.join(bundle, CALIBRATION_FILE), 'utf8');
   } catch (error) {
     if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') return undefined;
-    throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json of ${bundle} cannot be read`, { cause: error });
+    throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `calibration.json of ${bundle} cannot be read`, {
+      cause: error,
+    });
   }
   return parseCalibration(source);
 }
@@ -168,13 +188,21 @@ async function sha256Of(file: string): Promise<string> {
  * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or is not the one that the calibration was written with;
  *   ERR_DIAD_OUT_OF_MEMORY
  */
-export async function normalityOf(bundle: string, calibration: Calibration | undefined, verify: boolean): Promise<string | undefined> {
+export async function normalityOf(
+  bundle: string,
+  calibration: Calibration | undefined,
+  verify: boolean,
+): Promise<string | undefined> {
   if (calibration?.normality === undefined) return undefined;
   const { file, sha256, size } = calibration.normality;
   const found = path.join(bundle, file);
   const advice = 'run `diad calibrate` again, or load with { calibration: false }';
   const corrupt = (problem: string, cause?: unknown): DiadError =>
-    new DiadError('ERR_DIAD_BUNDLE_CORRUPT', `${found} ${problem}: ${advice}`, cause === undefined ? {} : { cause });
+    new DiadError(
+      'ERR_DIAD_BUNDLE_CORRUPT',
+      `${found} ${problem}: ${advice}`,
+      cause === undefined ? {} : { cause },
+    );
   try {
     const bytes = (await stat(found)).size;
     if (bytes !== size) throw corrupt(`has ${bytes} bytes but ${CALIBRATION_FILE} says ${size}`);
@@ -183,7 +211,8 @@ export async function normalityOf(bundle: string, calibration: Calibration | und
     }
   } catch (error) {
     if (error instanceof DiadError) throw error;
-    if (codeOf(error) === 'ENOMEM') throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `Not enough memory to read ${found}`, { cause: error });
+    if (codeOf(error) === 'ENOMEM')
+      throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `Not enough memory to read ${found}`, { cause: error });
     throw corrupt(codeOf(error) === 'ENOENT' ? 'is missing' : 'cannot be read', error);
   }
   return found;
@@ -205,7 +234,10 @@ export function checkOrigin(calibration: Calibration, model: string, precision: 
   if (calibration.precision !== undefined && calibration.precision !== precision) {
     process.emitWarning(
       `The thresholds were found with precision ${calibration.precision} and are used with ${precision}: scores near them may be judged otherwise`,
-      { code: 'DIAD_CALIBRATED_IN_ANOTHER_PRECISION', detail: 'Run `diad calibrate` in the precision that is used' },
+      {
+        code: 'DIAD_CALIBRATED_IN_ANOTHER_PRECISION',
+        detail: 'Run `diad calibrate` in the precision that is used',
+      },
     );
   }
 }
@@ -214,22 +246,31 @@ type Tiles = { readonly size: number; readonly overlap: number } | undefined;
 
 /** Whether thresholds were found on images that were cut like this. A calibration that does not say what it is of is taken as it is. */
 export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
-  return calibration.model === undefined || (calibration.tile?.size === tile?.size && calibration.tile?.overlap === tile?.overlap);
+  return (
+    calibration.model === undefined ||
+    (calibration.tile?.size === tile?.size && calibration.tile?.overlap === tile?.overlap)
+  );
 }
 
 /** Says why a calibrated bundle gives no verdict. */
 export function warnOfTiles(calibration: Calibration, tile: Tiles): void {
   const words = (tiles: Tiles): string =>
     tiles === undefined ? 'whole images' : `tiles of ${tiles.size} pixels that share ${tiles.overlap}`;
-  process.emitWarning(`The thresholds were found on ${words(calibration.tile)}: results on ${words(tile)} carry no verdict`, {
-    code: 'DIAD_CALIBRATED_ON_OTHER_TILES',
-    detail: 'Run `diad calibrate`, with --tile where images are scored in tiles',
-  });
+  process.emitWarning(
+    `The thresholds were found on ${words(calibration.tile)}: results on ${words(tile)} carry no verdict`,
+    {
+      code: 'DIAD_CALIBRATED_ON_OTHER_TILES',
+      detail: 'Run `diad calibrate`, with --tile where images are scored in tiles',
+    },
+  );
 }
 
 /** The thresholds that hold for a class: its own, else the global ones. */
 export function thresholdsFor(calibration: Calibration, className: string | undefined): Thresholds {
-  const own = className === undefined || calibration.classes === undefined ? undefined : Object.entries(calibration.classes);
+  const own =
+    className === undefined || calibration.classes === undefined
+      ? undefined
+      : Object.entries(calibration.classes);
   return own?.find(([name]) => name === className)?.[1] ?? calibration;
 }
 

@@ -44,7 +44,11 @@ export type SubmitToCalibrator = (
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence; ERR_DIAD_CLOSED
  */
-export function createCalibrator(engine: NativeEngine, concurrency: number, submit: SubmitToCalibrator): Calibrator {
+export function createCalibrator(
+  engine: NativeEngine,
+  concurrency: number,
+  submit: SubmitToCalibrator,
+): Calibrator {
   let calibrator: number;
   try {
     calibrator = engine.createCalibrator();
@@ -55,7 +59,10 @@ export function createCalibrator(engine: NativeEngine, concurrency: number, subm
   return {
     concurrency,
     add: async (image, { index, className, inMemory, inStatistics, seed, signal }) => {
-      const optional = { ...(className === undefined ? {} : { className }), ...(signal === undefined ? {} : { signal }) };
+      const optional = {
+        ...(className === undefined ? {} : { className }),
+        ...(signal === undefined ? {} : { signal }),
+      };
       const call = validateCallOptions({ seed, ...optional }, true);
       const { frame } = await submit(image, call, { calibrator, index, inMemory, inStatistics });
       return { width: frame.width, height: frame.height };

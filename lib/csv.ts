@@ -8,7 +8,13 @@ function cell(value: Cell): string {
 }
 
 /** Text of a table with a header line; absent values are empty cells. */
-export function csv<Column extends string>(columns: readonly Column[], rows: readonly Readonly<Partial<Record<Column, Cell>>>[]): string {
-  const lines = [columns.join(','), ...rows.map((row) => columns.map((column) => cell(row[column])).join(','))];
+export function csv<Column extends string>(
+  columns: readonly Column[],
+  rows: readonly Readonly<Partial<Record<Column, Cell>>>[],
+): string {
+  const lines = [
+    columns.join(','),
+    ...rows.map((row) => columns.map((column) => cell(row[column])).join(',')),
+  ];
   return `${lines.join('\n')}\n`;
 }

@@ -16,9 +16,23 @@ import {
 } from './calibration.js';
 import { createCalibrator, type Calibrator } from './calibrator.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
-import { decodeImage, takeImage, type ImageInput, type ImageLimits, type RawFrame, type TakenImage } from './image.js';
+import {
+  decodeImage,
+  takeImage,
+  type ImageInput,
+  type ImageLimits,
+  type RawFrame,
+  type TakenImage,
+} from './image.js';
 import { inOrder } from './in-order.js';
-import { baseBundle, openNative, type NativeEngine, type NativeResult, type NativeSubmitOptions, type QueueStats } from './native.js';
+import {
+  baseBundle,
+  openNative,
+  type NativeEngine,
+  type NativeResult,
+  type NativeSubmitOptions,
+  type QueueStats,
+} from './native.js';
 import {
   validateCallOptions,
   validateLoadOptions,
@@ -74,7 +88,12 @@ export class Diad {
   #toldOfTiles = false;
   #closing: Promise<void> | undefined;
 
-  private constructor(engine: NativeEngine, info: DiadInfo, options: ReturnType<typeof validateLoadOptions>, calibration?: Calibration) {
+  private constructor(
+    engine: NativeEngine,
+    info: DiadInfo,
+    options: ReturnType<typeof validateLoadOptions>,
+    calibration?: Calibration,
+  ) {
     this.#engine = engine;
     this.info = info;
     this.#limits = options.limits;
@@ -98,11 +117,17 @@ export class Diad {
     const native = await openNative(validated.libtorch);
     try {
       const calibration = validated.calibration ? await readCalibration(folder) : undefined;
-      if (calibration !== undefined) checkOrigin(calibration, await bundleDigest(folder), validated.native.precision);
+      if (calibration !== undefined)
+        checkOrigin(calibration, await bundleDigest(folder), validated.native.precision);
       const normality = await normalityOf(folder, calibration, validated.native.verify);
       const engine = await native.addon.load(folder, { ...validated.native, normality: normality ?? '' });
       const { queueLimit } = validated.native;
-      return new Diad(engine, describeBundle(folder, engine.info(), native, { calibration, queueLimit }), validated, calibration);
+      return new Diad(
+        engine,
+        describeBundle(folder, engine.info(), native, { calibration, queueLimit }),
+        validated,
+        calibration,
+      );
     } catch (error) {
       throw fromNative(error);
     }
@@ -129,11 +154,24 @@ export class Diad {
    */
   async reconstruct(image: ImageInput, options?: CallOptions): Promise<ReconstructResult> {
     const call = validateCallOptions(options, false);
-    const { result, mapWidth: size, decodeImageMs } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
+    const {
+      result,
+      mapWidth: size,
+      decodeImageMs,
+    } = await this.#compute(takeImage(image), call, { map: false, reconstruction: true });
     const { score, reconstruction: data = new Uint8Array() } = result;
     const encoded = await encodePng({ data, width: size, height: size, channels: 3 });
     const timings = { ...result.timings, decodeImageMs };
-    return { image: encoded, width: size, height: size, data, score, seed: readable(call.seed), timings, batchSize: result.batchSize };
+    return {
+      image: encoded,
+      width: size,
+      height: size,
+      data,
+      score,
+      seed: readable(call.seed),
+      timings,
+      batchSize: result.batchSize,
+    };
   }
 
   scoreMany(
@@ -156,11 +194,17 @@ export class Diad {
     images: Iterable<ImageInput> | AsyncIterable<ImageInput>,
     options?: ScoreManyOptions,
   ): AsyncGenerator<ScoreResult | SettledScore, void, undefined> {
-    const { call, concurrency, onError } = validateManyOptions(images, options, Math.min(2 * this.#maxBatch, this.#queueLimit));
+    const { call, concurrency, onError } = validateManyOptions(
+      images,
+      options,
+      Math.min(2 * this.#maxBatch, this.#queueLimit),
+    );
     const abandoned = new AbortController();
-    const signal = call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
+    const signal =
+      call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
     setMaxListeners(0, signal); // one per image in flight
-    const settle = (image: ImageInput, index: number): Promise<SettledScore> => this.#settle(image, { ...call, signal }, index);
+    const settle = (image: ImageInput, index: number): Promise<SettledScore> =>
+      this.#settle(image, { ...call, signal }, index);
     const abandon = (): void => {
       abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
     };
@@ -204,18 +248,31 @@ export class Diad {
     }
   }
 
-  async #scoreResult({ result, mapWidth, mapHeight, frame, taken, call, decodeImageMs }: Computed): Promise<ScoreResult> {
+  async #scoreResult({
+    result,
+    mapWidth,
+    mapHeight,
+    frame,
+    taken,
+    call,
+    decodeImageMs,
+  }: Computed): Promise<ScoreResult> {
     const { score, map: values = new Float32Array(), stages, evidence } = result;
     const className = result.className ?? call.className;
     const limits = this.#limitsOf(call, className);
     const imageSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
-    const data = call.mapSize === 'image' ? await resizeMap(values, mapWidth, mapHeight, width, height) : values;
+    const data =
+      call.mapSize === 'image' ? await resizeMap(values, mapWidth, mapHeight, width, height) : values;
     return {
       score,
       ...(limits === undefined
         ? {}
-        : { threshold: limits.threshold, anomalous: score > limits.threshold, normalizedScore: normalizedScore(score, limits) }),
+        : {
+            threshold: limits.threshold,
+            anomalous: score > limits.threshold,
+            normalizedScore: normalizedScore(score, limits),
+          }),
       ...(evidence === undefined ? {} : { evidence }),
       ...(result.className === undefined ? {} : { className: result.className }),
       map: new AnomalyMap(width, height, data, taken, imageSize, limits),
@@ -241,7 +298,11 @@ export class Diad {
   async #compute(
     taken: TakenImage,
     call: ValidatedCall,
-    want: { readonly map: boolean; readonly reconstruction: boolean; readonly calibration?: NativeSubmitOptions['calibration'] },
+    want: {
+      readonly map: boolean;
+      readonly reconstruction: boolean;
+      readonly calibration?: NativeSubmitOptions['calibration'];
+    },
   ): Promise<Computed> {
     this.#admit(call.signal);
     if (call.tile !== undefined && this.#calibration?.normality !== undefined) {
@@ -261,12 +322,22 @@ export class Diad {
       const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
         const { seed, priority, stages, className = '' } = call;
-        return this.#submit(part, its, { calibration: null, ...want, seed, timeoutMs, priority, stages, className });
+        return this.#submit(part, its, {
+          calibration: null,
+          ...want,
+          seed,
+          timeoutMs,
+          priority,
+          stages,
+          className,
+        });
       };
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);
         return {
-          ...(await scoreTiles(frame, call, call.tile, concurrency, (part, its) => patiently(() => submit(part, its), its.signal))),
+          ...(await scoreTiles(frame, call, call.tile, concurrency, (part, its) =>
+            patiently(() => submit(part, its), its.signal),
+          )),
           ...rest,
         };
       }
@@ -284,14 +355,18 @@ export class Diad {
         'Expected a bundle that was loaded with { calibration: false }: this one judges by what an earlier calibration has learned',
       );
     }
-    return createCalibrator(this.#engine, Math.min(2 * this.#maxBatch, this.#queueLimit), (image, call, calibration) =>
-      this.#compute(takeImage(image), call, { map: false, reconstruction: false, calibration }),
+    return createCalibrator(
+      this.#engine,
+      Math.min(2 * this.#maxBatch, this.#queueLimit),
+      (image, call, calibration) =>
+        this.#compute(takeImage(image), call, { map: false, reconstruction: false, calibration }),
     );
   }
 
   #admit(signal: AbortSignal | undefined): void {
     signal?.throwIfAborted();
-    if (this.#closing !== undefined) throw new DiadError('ERR_DIAD_CLOSED', 'This Diad is closed; load it again');
+    if (this.#closing !== undefined)
+      throw new DiadError('ERR_DIAD_CLOSED', 'This Diad is closed; load it again');
     if (this.#inFlight >= this.#queueLimit) {
       throw new DiadError(
         'ERR_DIAD_QUEUE_FULL',
@@ -349,6 +424,7 @@ function readable(seed: bigint): number | bigint {
 /** What is left of a call's timeout after decoding; 0: none was set. */
 function remaining(timeoutMs: number, spentMs: number): number {
   if (timeoutMs === 0) return 0;
-  if (spentMs >= timeoutMs) throw new DiadError('ERR_DIAD_TIMEOUT', `The request's timeout of ${timeoutMs} ms passed while decoding`);
+  if (spentMs >= timeoutMs)
+    throw new DiadError('ERR_DIAD_TIMEOUT', `The request's timeout of ${timeoutMs} ms passed while decoding`);
   return Math.max(1, Math.round(timeoutMs - spentMs));
 }

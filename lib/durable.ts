@@ -23,9 +23,13 @@ export async function requireWritable(folder: string): Promise<void> {
     await access(folder, constants.W_OK);
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder that can be written to but received ${folder}: ${reason}`, {
-      cause: error,
-    });
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected a folder that can be written to but received ${folder}: ${reason}`,
+      {
+        cause: error,
+      },
+    );
   }
 }
 
@@ -55,7 +59,9 @@ async function stage(file: string, content: Content): Promise<string> {
  * Writes files, their content as a whole or piece by piece, so that readers see the old one or the new of each, also after a crash. None is replaced
  * before all are on disk; then they are in the order given. Makes their folders.
  */
-export async function writeTogether(files: readonly (readonly [file: string, content: Content])[]): Promise<void> {
+export async function writeTogether(
+  files: readonly (readonly [file: string, content: Content])[],
+): Promise<void> {
   const staged: { readonly temporary: string; readonly file: string }[] = [];
   try {
     for (const [file, content] of files) staged.push({ temporary: await stage(file, content), file });
@@ -186,7 +192,9 @@ export class JsonLines<Line> {
   }
 
   /** Opens or makes a file. A last line that a crash cut off, or that is no JSON, is taken away. Returns the lines that count. */
-  static async open<Line>(file: string): Promise<{ readonly file: JsonLines<Line>; readonly lines: readonly Line[] }> {
+  static async open<Line>(
+    file: string,
+  ): Promise<{ readonly file: JsonLines<Line>; readonly lines: readonly Line[] }> {
     const found = await LineFile.open(file);
     const lines: Line[] = [];
     let end = 0;

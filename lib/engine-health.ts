@@ -29,13 +29,19 @@ export interface HealthOptions {
  */
 export async function scoreGray(scorer: Scorer): Promise<void> {
   const side = scorer.info.bundle.imageSize;
-  const gray = { data: new Uint8Array(side * side).fill(128), width: side, height: side, channels: 1 } as const;
+  const gray = {
+    data: new Uint8Array(side * side).fill(128),
+    width: side,
+    height: side,
+    channels: 1,
+  } as const;
   const { score } = await scorer.score(gray, { priority: 1000 }); // before all that waits
   if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `A gray image scored ${score}`);
 }
 
 /** Whether an error is the engine's, and another image may meet it too. */
-const isOfEngine = (error: unknown): boolean => ['ERR_DIAD_INTERNAL', 'ERR_DIAD_OUT_OF_MEMORY'].includes(codeOf(error) ?? '');
+const isOfEngine = (error: unknown): boolean =>
+  ['ERR_DIAD_INTERNAL', 'ERR_DIAD_OUT_OF_MEMORY'].includes(codeOf(error) ?? '');
 
 /**
  * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a gray image. While it cannot, it is not well, and

@@ -53,11 +53,16 @@ export class DiadError extends Error {
 }
 
 /** The error for an argument that the caller can correct. */
-export const invalidArgument = (message: string): DiadError => new DiadError('ERR_DIAD_INVALID_ARGUMENT', message);
+export const invalidArgument = (message: string): DiadError =>
+  new DiadError('ERR_DIAD_INVALID_ARGUMENT', message);
 
 /** Whether the same image would meet an error again, whatever becomes of the engine and the machine. */
 export function isOfImage(error: unknown): error is DiadError {
-  const lasting: readonly DiadErrorCode[] = ['ERR_DIAD_IMAGE_DECODE', 'ERR_DIAD_IMAGE_TOO_LARGE', 'ERR_DIAD_INVALID_ARGUMENT'];
+  const lasting: readonly DiadErrorCode[] = [
+    'ERR_DIAD_IMAGE_DECODE',
+    'ERR_DIAD_IMAGE_TOO_LARGE',
+    'ERR_DIAD_INVALID_ARGUMENT',
+  ];
   return error instanceof DiadError && lasting.includes(error.code);
 }
 

@@ -2,7 +2,8 @@
 import type { ImageFormat } from './image.js';
 
 /** For reading numbers. */
-export const view = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+export const view = (bytes: Uint8Array): DataView =>
+  new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
 /** What a reader finds, or what stands for it where the structure breaks off: what such an image is worth is the decoder's to say. */
 function unlessCutShort<T>(read: () => T, otherwise: T): T {
@@ -19,8 +20,10 @@ function openTiff(bytes: Uint8Array) {
   const at = view(bytes);
   const little = bytes[0] === 0x49;
   const big = at.getUint16(2, little) === 43;
-  const offset = (position: number): number => (big ? Number(at.getBigUint64(position, little)) : at.getUint32(position, little));
-  const entries = (directory: number): number => (big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little));
+  const offset = (position: number): number =>
+    big ? Number(at.getBigUint64(position, little)) : at.getUint32(position, little);
+  const entries = (directory: number): number =>
+    big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
   // Bytes of a directory's count, of an entry, and from an entry's start to its value.
   const [countSize, entrySize, valueAt] = big ? [8, 20, 12] : [2, 12, 8];
   const short = (position: number): number => at.getUint16(position, little);
@@ -98,7 +101,11 @@ function webpFrames(bytes: Uint8Array, limit: number): number {
  * @returns at least 1; 1, too, for a structure that breaks off, and for AVIF, whose images its own header lists
  */
 export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: number): number {
-  const counters: Partial<Record<ImageFormat, typeof gifFrames>> = { tiff: tiffPages, gif: gifFrames, webp: webpFrames };
+  const counters: Partial<Record<ImageFormat, typeof gifFrames>> = {
+    tiff: tiffPages,
+    gif: gifFrames,
+    webp: webpFrames,
+  };
   return unlessCutShort(() => Math.max(1, counters[format]?.(bytes, limit) ?? 1), 1);
 }
 

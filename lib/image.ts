@@ -19,7 +19,9 @@ export interface RawFrame {
 export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
 
 /** A private copy of what the caller passed: later changes of the caller's memory do not matter. */
-export type TakenImage = { readonly kind: 'encoded'; readonly bytes: Uint8Array } | { readonly kind: 'frame'; readonly frame: RawFrame };
+export type TakenImage =
+  | { readonly kind: 'encoded'; readonly bytes: Uint8Array }
+  | { readonly kind: 'frame'; readonly frame: RawFrame };
 
 const LARGEST_SIDE = 2 ** 20;
 
@@ -30,11 +32,13 @@ const LARGEST_SIDE = 2 ** 20;
  */
 export function takeImage(image: ImageInput): TakenImage {
   if (image instanceof Uint8Array) return { kind: 'encoded', bytes: copyBytes(image) };
-  if (image instanceof ArrayBuffer || image instanceof SharedArrayBuffer) return { kind: 'encoded', bytes: copyBuffer(image) };
+  if (image instanceof ArrayBuffer || image instanceof SharedArrayBuffer)
+    return { kind: 'encoded', bytes: copyBuffer(image) };
   if (typeof image === 'string') {
     throw invalid('encoded bytes or a raw frame (read the file first: await readFile(path))', 'image', image);
   }
-  if (typeof image !== 'object' || image === null || !('data' in image)) throw invalid('encoded bytes or a raw frame', 'image', image);
+  if (typeof image !== 'object' || image === null || !('data' in image))
+    throw invalid('encoded bytes or a raw frame', 'image', image);
   return { kind: 'frame', frame: takeFrame(image) };
 }
 
@@ -42,7 +46,11 @@ function allocated(size: number): Uint8Array {
   try {
     return new Uint8Array(size);
   } catch (error) {
-    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to copy an image of ${size} bytes`, { cause: error });
+    throw new DiadError(
+      'ERR_DIAD_OUT_OF_MEMORY',
+      `There is not enough memory to copy an image of ${size} bytes`,
+      { cause: error },
+    );
   }
 }
 
@@ -65,17 +73,21 @@ function copyBuffer(buffer: ArrayBuffer | SharedArrayBuffer): Uint8Array {
 
 function takeFrame(frame: RawFrame): RawFrame {
   const { data, width, height, channels } = frame;
-  if (!(data instanceof Uint8Array || data instanceof Uint8ClampedArray)) throw invalid('a Uint8Array', 'image.data', data);
+  if (!(data instanceof Uint8Array || data instanceof Uint8ClampedArray))
+    throw invalid('a Uint8Array', 'image.data', data);
   for (const [name, side] of [['image.width', width] as const, ['image.height', height] as const]) {
-    if (!Number.isInteger(side) || side < 1 || side > LARGEST_SIDE) throw invalid(`an integer from 1 to ${LARGEST_SIDE}`, name, side);
+    if (!Number.isInteger(side) || side < 1 || side > LARGEST_SIDE)
+      throw invalid(`an integer from 1 to ${LARGEST_SIDE}`, name, side);
   }
   if (![1, 3, 4].includes(channels)) throw invalid('1, 3 or 4', 'image.channels', channels);
   const expected = width * height * channels;
-  if (data.length !== expected) throw invalid(`${expected} bytes (${width} x ${height} x ${channels})`, 'image.data', data.length);
+  if (data.length !== expected)
+    throw invalid(`${expected} bytes (${width} x ${height} x ${channels})`, 'image.data', data.length);
   return { data: copyBytes(data), width, height, channels };
 }
 
-const ascii = (bytes: Uint8Array, start: number, end: number): string => String.fromCharCode(...bytes.subarray(start, end));
+const ascii = (bytes: Uint8Array, start: number, end: number): string =>
+  String.fromCharCode(...bytes.subarray(start, end));
 
 /** Endings of the names of files that are read, in small letters. */
 export const IMAGE_ENDINGS = ['png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'avif', 'gif', 'bmp'] as const;
@@ -133,7 +145,13 @@ const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
 /** Samples as sharp names them; others (of TIFFs) have no range of their own, and would become black or white. */
 const READ_DEPTHS: readonly (string | undefined)[] = ['uchar', 'ushort'];
 
-const READING: SharpOptions = { failOn: 'error', limitInputPixels: false, page: 0, pages: 1, ignoreIcc: true };
+const READING: SharpOptions = {
+  failOn: 'error',
+  limitInputPixels: false,
+  page: 0,
+  pages: 1,
+  ignoreIcc: true,
+};
 
 /** How libvips, its decoders and V8 say that an allocation failed. */
 const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to allocate|insufficient memory/i;
@@ -141,7 +159,11 @@ const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to a
 function undecodable(cause: unknown): DiadError {
   const reason = cause instanceof Error ? cause.message.split('\n')[0]! : String(cause);
   if (NO_MEMORY.test(reason)) {
-    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `There is not enough memory to decode the image: ${reason}`, { cause });
+    return new DiadError(
+      'ERR_DIAD_OUT_OF_MEMORY',
+      `There is not enough memory to decode the image: ${reason}`,
+      { cause },
+    );
   }
   return new DiadError('ERR_DIAD_IMAGE_DECODE', `The image cannot be decoded: ${reason}`, { cause });
 }
@@ -154,14 +176,21 @@ function undecodable(cause: unknown): DiadError {
  * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
  */
-export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ format: ImageFormat; width: number; height: number }> {
+export async function inspectImage(
+  bytes: Uint8Array,
+  maxFrames = 1,
+): Promise<{ format: ImageFormat; width: number; height: number }> {
   if (!(bytes instanceof Uint8Array)) throw invalid('a Buffer or Uint8Array', 'bytes', bytes);
   integer(maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1);
-  if (bytes.length === 0) throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded image but received 0 bytes');
+  if (bytes.length === 0)
+    throw new DiadError('ERR_DIAD_IMAGE_DECODE', 'Expected an encoded image but received 0 bytes');
   const format = sniffFormat(bytes);
   if (format === undefined) {
     const first = Buffer.from(bytes.subarray(0, 8)).toString('hex');
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `Expected PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP but the bytes begin with ${first}`);
+    throw new DiadError(
+      'ERR_DIAD_IMAGE_DECODE',
+      `Expected PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP but the bytes begin with ${first}`,
+    );
   }
   if (format === 'bmp') {
     try {
@@ -173,7 +202,9 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
   }
   if (countFrames(bytes, format, maxFrames + 1) > maxFrames) throw tooMany(format, maxFrames);
   if (format === 'tiff' && isPlainYcbcr(bytes)) {
-    throw undecodable(new Error('its samples are YCbCr without JPEG compression; write it as RGB, or with JPEG compression'));
+    throw undecodable(
+      new Error('its samples are YCbCr without JPEG compression; write it as RGB, or with JPEG compression'),
+    );
   }
   if (format === 'jpeg' && countScans(bytes, MOST_SCANS + 1) > MOST_SCANS) {
     throw undecodable(new Error(`it has more than ${MOST_SCANS} scans`));
@@ -201,7 +232,10 @@ export async function inspectImage(bytes: Uint8Array, maxFrames = 1): Promise<{ 
  * @returns a frame of 3 channels (those of raw frames as they came)
  * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
  */
-export async function decodeImage(image: TakenImage, { maxPixels, maxFrames }: ImageLimits): Promise<RawFrame> {
+export async function decodeImage(
+  image: TakenImage,
+  { maxPixels, maxFrames }: ImageLimits,
+): Promise<RawFrame> {
   if (image.kind === 'frame') {
     const { width, height } = image.frame;
     if (width * height > maxPixels) throw tooLarge(width, height, maxPixels);

@@ -36,7 +36,8 @@ export async function* inOrder<Item, Result>(
       }
       // An item that is there is taken first; while the source lets one wait, results that are done go out.
       const taking = coming === undefined ? undefined : await Promise.race([coming, setImmediate(undefined)]);
-      const first = taking ?? (await Promise.race([...(coming === undefined ? [] : [coming]), ...underWay.slice(0, 1)]));
+      const first =
+        taking ?? (await Promise.race([...(coming === undefined ? [] : [coming]), ...underWay.slice(0, 1)]));
       if ('result' in first) {
         void underWay.shift();
         yield first.result;
@@ -44,7 +45,8 @@ export async function* inOrder<Item, Result>(
       }
       coming = undefined;
       ended = first.done === true;
-      if (first.done !== true) underWay.push(start(await Promise.resolve(first.value), taken++).then((result) => ({ result })));
+      if (first.done !== true)
+        underWay.push(start(await Promise.resolve(first.value), taken++).then((result) => ({ result })));
     }
   } finally {
     abandon();

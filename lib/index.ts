@@ -1,7 +1,13 @@
 // The public API.
 export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
 export type { Calibration, CalibrationOrigin, NormalityFile, Thresholds } from './calibration.js';
-export { Diad, type EvidenceScores, type ReconstructResult, type ScoreResult, type SettledScore } from './diad.js';
+export {
+  Diad,
+  type EvidenceScores,
+  type ReconstructResult,
+  type ScoreResult,
+  type SettledScore,
+} from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
 export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image.js';
 export type { BundleEvidence, DiadInfo } from './info.js';

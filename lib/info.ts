@@ -13,7 +13,9 @@ export interface BundleEvidence {
   /** Of the two normalized maps in the map. */
   readonly weights: { readonly reconstruction: number; readonly memory: number };
   /** Of classes with weights of their own. */
-  readonly classWeights?: Readonly<Record<string, { readonly reconstruction: number; readonly memory: number }>>;
+  readonly classWeights?: Readonly<
+    Record<string, { readonly reconstruction: number; readonly memory: number }>
+  >;
 }
 
 /** The bundle, the device and LibTorch behind a Diad. */
@@ -81,7 +83,9 @@ export function describeBundle(
   native: Native,
   { calibration, queueLimit }: { readonly calibration: Calibration | undefined; readonly queueLimit: number },
 ): DiadInfo {
-  const { manifest, manifestSha256, device, precision, threads, loadMs, sizeBytes } = JSON.parse(engineInfo) as EngineInfo;
+  const { manifest, manifestSha256, device, precision, threads, loadMs, sizeBytes } = JSON.parse(
+    engineInfo,
+  ) as EngineInfo;
   return {
     bundle: {
       path,
@@ -96,14 +100,20 @@ export function describeBundle(
       ...(manifest.evidence === undefined ? {} : { evidence: manifest.evidence }),
       ...(calibration === undefined ? {} : { threshold: calibration.threshold }),
       ...(calibration?.pixelThreshold === undefined ? {} : { pixelThreshold: calibration.pixelThreshold }),
-      ...(calibration?.tile === undefined || isOfTiles(calibration, undefined) ? {} : { calibratedTile: calibration.tile }),
+      ...(calibration?.tile === undefined || isOfTiles(calibration, undefined)
+        ? {}
+        : { calibratedTile: calibration.tile }),
       calibratedClasses: Object.keys(calibration?.classes ?? {}),
     },
     device,
     precision,
     threads,
     queueLimit,
-    libtorch: { version: native.libtorch.version, path: native.libtorch.libFolder, source: native.libtorch.source },
+    libtorch: {
+      version: native.libtorch.version,
+      path: native.libtorch.libFolder,
+      source: native.libtorch.source,
+    },
     engine: native.version.engine,
     loadMs,
   };

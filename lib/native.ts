@@ -113,7 +113,9 @@ export interface NativeResult {
   readonly size: number;
   readonly map?: Float32Array;
   readonly reconstruction?: Uint8Array;
-  readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
+  readonly stages?: Readonly<
+    Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>
+  >;
   readonly timings: Timings;
   readonly batchSize: number;
 }
@@ -253,7 +255,8 @@ async function open(option: string | undefined, misses: Miss[]): Promise<Native>
   const available = engines(loaded.addonPath);
   const libtorch = await findLibTorch(option, packageRoot, [...available.keys()].sort(), misses);
   const engine = available.get(minorOf(libtorch.version));
-  if (engine === undefined) throw new DiadError('ERR_DIAD_INTERNAL', `No engine for LibTorch ${libtorch.version}`);
+  if (engine === undefined)
+    throw new DiadError('ERR_DIAD_INTERNAL', `No engine for LibTorch ${libtorch.version}`);
   try {
     return { ...loaded, libtorch, version: await loaded.addon.open(libtorch.libFolder, engine) };
   } catch (error) {

@@ -36,20 +36,25 @@ interface Header {
 const MAGIC = '\x93NUMPY';
 const HEADER = /^\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), *\}\s*$/;
 
-const bad = (name: string, message: string): DiadError => new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${name}: ${message}`);
+const bad = (name: string, message: string): DiadError =>
+  new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${name}: ${message}`);
 
 function parseHeader(bytes: Buffer, name: string): Header {
   if (bytes.toString('latin1', 0, 6) !== MAGIC)
     throw bad(name, 'Expected an .npy array but it does not begin with the magic string of one');
   const version = bytes[6] ?? 0;
-  if (version < 1 || version > 3) throw bad(name, `Expected .npy version 1, 2 or 3 but it is version ${version}`);
+  if (version < 1 || version > 3)
+    throw bad(name, `Expected .npy version 1, 2 or 3 but it is version ${version}`);
   const start = version === 1 ? 10 : 12;
-  const size = bytes.length < start ? Infinity : version === 1 ? bytes.readUInt16LE(8) : bytes.readUInt32LE(8);
+  const size =
+    bytes.length < start ? Infinity : version === 1 ? bytes.readUInt16LE(8) : bytes.readUInt32LE(8);
   if (start + size > bytes.length) throw bad(name, 'The .npy header ends before its stated length');
   const text = bytes.toString(version === 3 ? 'utf8' : 'latin1', start, start + size);
   const match = HEADER.exec(text);
   if (match === null) {
-    const reason = text.includes("'descr': [") ? 'structured arrays are not read' : `the header is ${JSON.stringify(text.slice(0, 120))}`;
+    const reason = text.includes("'descr': [")
+      ? 'structured arrays are not read'
+      : `the header is ${JSON.stringify(text.slice(0, 120))}`;
     throw bad(name, `Expected a plain array: ${reason}`);
   }
   const [, descr, order, sides] = match;
@@ -154,14 +159,20 @@ export function parseNpy(bytes: Buffer, name: string): NpyArray {
   const match = /^([<>|=])([a-zA-Z])(\d*)$/.exec(header.descr);
   const [, order, kind, digits] = match ?? [];
   if (kind === 'O')
-    throw bad(name, 'Object arrays hold pickled Python and are not read; save an array of numbers, or of strings (dtype str)');
-  if (match === null) throw bad(name, `Expected bool, integers, floats or strings but the dtype is ${header.descr}`);
+    throw bad(
+      name,
+      'Object arrays hold pickled Python and are not read; save an array of numbers, or of strings (dtype str)',
+    );
+  if (match === null)
+    throw bad(name, `Expected bool, integers, floats or strings but the dtype is ${header.descr}`);
   const size = Number(digits) * (kind === 'U' ? 4 : 1);
   const count = shape.reduce((product, side) => product * side, 1);
   const expected = count * size;
   const body = bytes.subarray(header.length);
-  if (body.length < expected) throw bad(name, `Expected ${expected} bytes of elements but the file ends after ${body.length}`);
-  const native = order === '>' ? swapped(body.subarray(0, expected), kind === 'U' ? 4 : size) : body.subarray(0, expected);
+  if (body.length < expected)
+    throw bad(name, `Expected ${expected} bytes of elements but the file ends after ${body.length}`);
+  const native =
+    order === '>' ? swapped(body.subarray(0, expected), kind === 'U' ? 4 : size) : body.subarray(0, expected);
   if (kind === 'U' || kind === 'S') {
     const found = texts(native, kind, Number(digits), count);
     return { kind: 'text', shape, data: fortran ? rowMajor(found, shape) : found };
@@ -176,7 +187,18 @@ export function encodeNpy(shape: readonly number[], data: Float32Array): Buffer 
   const dictionary = `{'descr': '<f4', 'fortran_order': False, 'shape': (${sides}), }`;
   const padding = 63 - ((10 + dictionary.length) % 64); // magic, version and length take 10 bytes; the whole is a multiple of 64
   const header = Buffer.from(`${dictionary}${' '.repeat(padding)}\n`, 'latin1');
-  const lead = Buffer.from([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0, header.length & 0xff, header.length >> 8]);
+  const lead = Buffer.from([
+    0x93,
+    0x4e,
+    0x55,
+    0x4d,
+    0x50,
+    0x59,
+    1,
+    0,
+    header.length & 0xff,
+    header.length >> 8,
+  ]);
   return Buffer.concat([lead, header, Buffer.from(data.buffer, data.byteOffset, data.byteLength)]);
 }
 

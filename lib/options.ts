@@ -2,7 +2,18 @@
 import { NO_LIMITS, type ImageInput, type ImageLimits } from './image.js';
 import type { NativeLoadOptions } from './native.js';
 import type { TileOptions } from './tiles.js';
-import { abortSignal, boolean, callback, integer, invalid, iterable, oneOf, optionsObject, seed, text } from './validate.js';
+import {
+  abortSignal,
+  boolean,
+  callback,
+  integer,
+  invalid,
+  iterable,
+  oneOf,
+  optionsObject,
+  seed,
+  text,
+} from './validate.js';
 
 export const PRECISIONS = ['float32', 'bfloat16', 'float16', 'int8'] as const;
 export type Precision = (typeof PRECISIONS)[number];
@@ -108,7 +119,18 @@ const LOAD_KEYS = [
 ] as const;
 const CALL_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'onStep', 'className'] as const;
 const SCORE_KEYS = [...CALL_KEYS, 'mapSize', 'stages', 'tile'] as const;
-const MANY_KEYS = ['seed', 'signal', 'timeoutMs', 'priority', 'mapSize', 'stages', 'className', 'tile', 'concurrency', 'onError'] as const;
+const MANY_KEYS = [
+  'seed',
+  'signal',
+  'timeoutMs',
+  'priority',
+  'mapSize',
+  'stages',
+  'className',
+  'tile',
+  'concurrency',
+  'onError',
+] as const;
 
 const DEVICE = /^(auto|cpu|cuda(:\d{1,3})?)$/;
 
@@ -160,7 +182,11 @@ function batchSizes(sizes: unknown, maxBatch: number): readonly number[] {
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
 export function validateCallOptions(options: ScoreOptions | undefined, scoring: boolean): ValidatedCall {
-  const given: Partial<ScoreOptions> = optionsObject(options, 'call options', scoring ? SCORE_KEYS : CALL_KEYS);
+  const given: Partial<ScoreOptions> = optionsObject(
+    options,
+    'call options',
+    scoring ? SCORE_KEYS : CALL_KEYS,
+  );
   return {
     seed: seed(given.seed),
     signal: abortSignal(given.signal),

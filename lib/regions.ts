@@ -68,7 +68,10 @@ function halve({ width, height, data }: MapValues): MapValues {
 }
 
 /** A map whose outlines are found in some hundred milliseconds: the map itself, or halved as often as that needs. */
-function ofBoundedCost(map: MapValues, threshold: number): { readonly map: MapValues; readonly reduction: number } {
+function ofBoundedCost(
+  map: MapValues,
+  threshold: number,
+): { readonly map: MapValues; readonly reduction: number } {
   let [reduced, reduction] = [map, 1];
   while (reduced.data.length > MOST_PIXELS || countPoints(reduced, threshold) > MOST_POINTS) {
     [reduced, reduction] = [halve(reduced), 2 * reduction];
@@ -77,14 +80,22 @@ function ofBoundedCost(map: MapValues, threshold: number): { readonly map: MapVa
 }
 
 /** Smallest box of whole pixels around an outline, within the image. */
-function boxOf(outline: readonly Point[], { width, height }: { readonly width: number; readonly height: number }): Region['box'] {
+function boxOf(
+  outline: readonly Point[],
+  { width, height }: { readonly width: number; readonly height: number },
+): Region['box'] {
   let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
   for (const [x, y] of outline) {
     [left, right] = [Math.min(left, x), Math.max(right, x)];
     [top, bottom] = [Math.min(top, y), Math.max(bottom, y)];
   }
   [left, top] = [Math.max(0, Math.floor(left)), Math.max(0, Math.floor(top))];
-  return { x: left, y: top, width: Math.min(width, Math.ceil(right)) - left, height: Math.min(height, Math.ceil(bottom)) - top };
+  return {
+    x: left,
+    y: top,
+    width: Math.min(width, Math.ceil(right)) - left,
+    height: Math.min(height, Math.ceil(bottom)) - top,
+  };
 }
 
 /** Shoelace formula, without sign. */
@@ -120,7 +131,8 @@ function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], 
   for (const [y, row] of crossings(ring, height)) {
     for (let i = 0; i + 1 < row.length; i += 2) {
       const last = Math.min(width - 1, Math.ceil(row[i + 1]! - 0.5) - 1);
-      for (let x = Math.max(0, Math.ceil(row[i]! - 0.5)); x <= last; x++) peak = Math.max(peak, data[y * width + x]!);
+      for (let x = Math.max(0, Math.ceil(row[i]! - 0.5)); x <= last; x++)
+        peak = Math.max(peak, data[y * width + x]!);
     }
   }
   return peak;
@@ -135,7 +147,11 @@ function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], 
  * @param given - covers the whole image
  * @param size - of the image, pixels
  */
-export function findRegions(given: MapValues, size: { readonly width: number; readonly height: number }, threshold: number): Region[] {
+export function findRegions(
+  given: MapValues,
+  size: { readonly width: number; readonly height: number },
+  threshold: number,
+): Region[] {
   const { map, reduction } = ofBoundedCost(given, threshold);
   const [scaleX, scaleY] = [(size.width / given.width) * reduction, (size.height / given.height) * reduction];
   // The last pixel of a halved map may reach beyond the image.

@@ -37,7 +37,9 @@ export interface ScoreResult {
   /** Images that were computed together with this one, itself included; of one that was cut into tiles, how many they are. */
   readonly batchSize: number;
   /** Intermediate results by name, float32, row-major; only when asked for with `stages`. */
-  readonly stages?: Readonly<Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
+  readonly stages?: Readonly<
+    Record<string, { readonly shape: readonly number[]; readonly data: Float32Array }>
+  >;
 }
 
 /** An image as the model thinks it would look if it were normal. */

@@ -78,6 +78,11 @@ export async function scoreTiles(
     throw error;
   }
   const score = results.reduce((largest, result) => Math.max(largest, result.score), -Infinity);
-  const result = { score, map: await canvas!.finish(), timings: sumOf(results.map(({ timings }) => timings)), batchSize: tiles.length };
+  const result = {
+    score,
+    map: await canvas!.finish(),
+    timings: sumOf(results.map(({ timings }) => timings)),
+    batchSize: tiles.length,
+  };
   return { result, mapWidth: canvas!.width, mapHeight: canvas!.height };
 }

@@ -36,7 +36,11 @@ function starts(side: number, size: number, overlap: number): number[] {
 }
 
 /** Tiles that cover an image, row by row; neighbors share at least `overlap` pixels. An image smaller than a tile is one tile. */
-export function coverWithTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): Tile[] {
+export function coverWithTiles(
+  width: number,
+  height: number,
+  { size, overlap }: Required<TileOptions>,
+): Tile[] {
   const columns = starts(width, size, overlap);
   return starts(height, size, overlap).flatMap((y) =>
     columns.map((x) => ({ x, y, width: Math.min(size, width), height: Math.min(size, height) })),
@@ -77,7 +81,11 @@ export class TileCanvas {
   readonly #weights: Float32Array;
 
   /** @param side - of a tile's map */
-  constructor(image: { readonly width: number; readonly height: number }, { size, overlap }: Required<TileOptions>, side: number) {
+  constructor(
+    image: { readonly width: number; readonly height: number },
+    { size, overlap }: Required<TileOptions>,
+    side: number,
+  ) {
     this.#scale = Math.min(1, side / size);
     this.#overlap = overlap * this.#scale;
     this.#image = image;
@@ -113,7 +121,8 @@ export class TileCanvas {
   async finish(): Promise<Float32Array> {
     const mean = new Float32Array(this.#sums.length);
     await inTurns(this.height, this.width, (first, end) => {
-      for (let i = first * this.width; i < end * this.width; i++) mean[i] = this.#weights[i]! > 0 ? this.#sums[i]! / this.#weights[i]! : 0;
+      for (let i = first * this.width; i < end * this.width; i++)
+        mean[i] = this.#weights[i]! > 0 ? this.#sums[i]! / this.#weights[i]! : 0;
     });
     return mean;
   }

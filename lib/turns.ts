@@ -11,7 +11,11 @@ const PER_TURN = 1 << 17;
  * @param length - elements of a row
  * @param work - does the rows from `first` up to, not including, `end`
  */
-export async function inTurns(rows: number, length: number, work: (first: number, end: number) => void): Promise<void> {
+export async function inTurns(
+  rows: number,
+  length: number,
+  work: (first: number, end: number) => void,
+): Promise<void> {
   const each = Math.max(1, Math.floor(PER_TURN / Math.max(1, length)));
   for (let first = 0; first < rows; first += each) {
     if (first > 0) await setImmediate();

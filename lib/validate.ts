@@ -6,7 +6,8 @@ function shown(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value);
   if (typeof value === 'function') return 'a function';
   if (typeof value === 'object' && value !== null) {
-    const name = (Object.getPrototypeOf(value) as { constructor?: { name?: string } } | null)?.constructor?.name;
+    const name = (Object.getPrototypeOf(value) as { constructor?: { name?: string } } | null)?.constructor
+      ?.name;
     return name === undefined || name === 'Object' ? 'an object' : `an instance of ${name}`;
   }
   return typeof value === 'bigint' ? `${String(value)}n` : String(value);
@@ -21,16 +22,27 @@ function shown(value: unknown): string {
  */
 export function invalid(expected: string, name: string, received: unknown): DiadError {
   const type = received === null ? 'null' : typeof received;
-  return new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected ${expected} for ${name} but received ${shown(received)} of type ${type}`);
+  return new DiadError(
+    'ERR_DIAD_INVALID_ARGUMENT',
+    `Expected ${expected} for ${name} but received ${shown(received)} of type ${type}`,
+  );
 }
 
 /** An options object whose keys are all known; undefined stands for an empty one. */
-export function optionsObject<T extends object>(value: T | undefined, name: string, keys: readonly (keyof T & string)[]): Partial<T> {
+export function optionsObject<T extends object>(
+  value: T | undefined,
+  name: string,
+  keys: readonly (keyof T & string)[],
+): Partial<T> {
   if (value === undefined) return {};
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('an object', name, value);
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw invalid('an object', name, value);
   for (const key of Object.keys(value)) {
     if (!(keys as readonly string[]).includes(key)) {
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected one of ${keys.join(', ')} in ${name} but received the unknown key ${key}`);
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        `Expected one of ${keys.join(', ')} in ${name} but received the unknown key ${key}`,
+      );
     }
   }
   return value;
@@ -48,7 +60,8 @@ export function integer(value: unknown, name: string, low: number, high: number,
 /** A finite number within bounds, or the default when undefined. */
 export function number(value: unknown, name: string, low: number, high: number, byDefault: number): number {
   if (value === undefined) return byDefault;
-  if (typeof value !== 'number' || !(value >= low && value <= high)) throw invalid(`a number from ${low} to ${high}`, name, value);
+  if (typeof value !== 'number' || !(value >= low && value <= high))
+    throw invalid(`a number from ${low} to ${high}`, name, value);
   return value;
 }
 
@@ -62,14 +75,16 @@ export function boolean(value: unknown, name: string, byDefault: boolean): boole
 /** One of a few words, or the default when undefined. */
 export function oneOf<T extends string>(value: unknown, name: string, words: readonly T[], byDefault: T): T {
   if (value === undefined) return byDefault;
-  if (typeof value !== 'string' || !(words as readonly string[]).includes(value)) throw invalid(`one of ${words.join(', ')}`, name, value);
+  if (typeof value !== 'string' || !(words as readonly string[]).includes(value))
+    throw invalid(`one of ${words.join(', ')}`, name, value);
   return value as T;
 }
 
 /** A string that is not empty, or undefined. */
 export function text(value: unknown, name: string): string | undefined {
   if (value === undefined) return undefined;
-  if (typeof value !== 'string' || value === '' || value.includes('\0')) throw invalid('a string that is not empty', name, value);
+  if (typeof value !== 'string' || value === '' || value.includes('\0'))
+    throw invalid('a string that is not empty', name, value);
   return value;
 }
 
@@ -82,13 +97,17 @@ export function requiredText(value: unknown, name: string): string {
 
 /** A loaded bundle, or what stands for one. */
 export function loadedBundle<T extends Pick<Diad, 'score' | 'info'>>(value: T | undefined, name: string): T {
-  if (typeof value?.score !== 'function' || typeof value.info !== 'object') throw invalid('a loaded bundle', name, value);
+  if (typeof value?.score !== 'function' || typeof value.info !== 'object')
+    throw invalid('a loaded bundle', name, value);
   return value;
 }
 
 /** Something to iterate over, at once or as it comes; no string and no bytes. */
 export function iterable<T extends object>(value: T, expected: string, name: string): T {
-  const fits = typeof value === 'object' && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value);
+  const fits =
+    typeof value === 'object' &&
+    value !== null &&
+    (Symbol.iterator in value || Symbol.asyncIterator in value);
   if (!fits || value instanceof Uint8Array) throw invalid(expected, name, value);
   return value;
 }
@@ -96,14 +115,18 @@ export function iterable<T extends object>(value: T, expected: string, name: str
 /** A seed: an integer from 0, as number (to 2^53 - 1) or bigint (to 2^64 - 1); default 0. */
 export function seed(value: unknown): bigint {
   if (value === undefined) return 0n;
-  const fits = typeof value === 'bigint' ? value >= 0n && value < 2n ** 64n : Number.isSafeInteger(value) && (value as number) >= 0;
+  const fits =
+    typeof value === 'bigint'
+      ? value >= 0n && value < 2n ** 64n
+      : Number.isSafeInteger(value) && (value as number) >= 0;
   if (!fits) throw invalid('an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1,', 'seed', value);
   return BigInt(value as number | bigint);
 }
 
 /** An AbortSignal, or undefined. */
 export function abortSignal(value: unknown): AbortSignal | undefined {
-  if (value !== undefined && !(value instanceof AbortSignal)) throw invalid('an AbortSignal', 'signal', value);
+  if (value !== undefined && !(value instanceof AbortSignal))
+    throw invalid('an AbortSignal', 'signal', value);
   return value;
 }
 

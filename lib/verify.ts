@@ -107,11 +107,19 @@ export function largestDifference(mine: Float32Array, expected: Float32Array): n
   return largest;
 }
 
-async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: string, result: ScoreResult): Promise<void> {
+async function compare(
+  found: Map<string, Largest>,
+  golden: GoldenCase,
+  folder: string,
+  result: ScoreResult,
+): Promise<void> {
   const name = path.parse(golden.image).name;
   const note = (stage: string, absolute: number, magnitude: number): void => {
     const before = found.get(stage) ?? { absolute: 0, magnitude: 0 };
-    found.set(stage, { absolute: Math.max(before.absolute, absolute), magnitude: Math.max(before.magnitude, magnitude) });
+    found.set(stage, {
+      absolute: Math.max(before.absolute, absolute),
+      magnitude: Math.max(before.magnitude, magnitude),
+    });
   };
   for (const stage of golden.stages) {
     const expected = await readNpy(path.join(folder, `${name}.${stage}.npy`));
@@ -130,14 +138,20 @@ async function compare(found: Map<string, Largest>, golden: GoldenCase, folder: 
  * @param options - as for `Diad.load`: any device, any precision; each has its own tolerances
  * @throws DiadError as `Diad.load`; ERR_DIAD_BUNDLE_INVALID for a bundle without golden results
  */
-export async function verifyBundle(bundle: string = baseBundle, options?: LoadOptions): Promise<VerifyReport> {
+export async function verifyBundle(
+  bundle: string = baseBundle,
+  options?: LoadOptions,
+): Promise<VerifyReport> {
   const diad = await Diad.load(bundle, { ...options, calibration: false }); // thresholds are not what is verified
   try {
     const golden = await readGolden(bundle);
     const folder = path.join(bundle, 'golden');
     const found = new Map<string, Largest>();
     for (const one of golden) {
-      const result = await diad.score(await readFile(path.join(folder, one.image)), { seed: one.seed, stages: true });
+      const result = await diad.score(await readFile(path.join(folder, one.image)), {
+        seed: one.seed,
+        stages: true,
+      });
       await compare(found, one, folder, result);
     }
     const { device, precision, libtorch } = diad.info;

@@ -33,8 +33,11 @@ function torchOfVenv() {
 }
 
 function torchOfPython() {
-  const find = 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
-  const found = spawnSync(process.platform === 'win32' ? 'python' : 'python3', ['-c', find], { encoding: 'utf8' });
+  const find =
+    'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
+  const found = spawnSync(process.platform === 'win32' ? 'python' : 'python3', ['-c', find], {
+    encoding: 'utf8',
+  });
   return found.status === 0 && found.stdout.trim() ? [found.stdout.trim()] : [];
 }
 
@@ -42,12 +45,22 @@ function findLibTorch(option) {
   const named = option ?? process.env.DIAD_LIBTORCH;
   if (named) return isLibTorch(named) ? named : fail(`${named} holds no share/cmake/Torch/TorchConfig.cmake`);
   const found = [...torchOfVenv(), ...torchOfPython()].find(isLibTorch);
-  const setUp = existsSync(path.join(root, 'scripts', 'setup.mjs')) ? ', or run `npm run setup`, which installs torch into .venv' : '';
-  return found ?? fail(`no LibTorch found: pass --libtorch DIR or set DIAD_LIBTORCH to a folder like site-packages/torch${setUp}`);
+  const setUp = existsSync(path.join(root, 'scripts', 'setup.mjs'))
+    ? ', or run `npm run setup`, which installs torch into .venv'
+    : '';
+  return (
+    found ??
+    fail(
+      `no LibTorch found: pass --libtorch DIR or set DIAD_LIBTORCH to a folder like site-packages/torch${setUp}`,
+    )
+  );
 }
 
 function findNodeHeaders(require) {
-  const candidates = [process.env.npm_config_nodedir, path.resolve(path.dirname(process.execPath), '..')].filter(Boolean);
+  const candidates = [
+    process.env.npm_config_nodedir,
+    path.resolve(path.dirname(process.execPath), '..'),
+  ].filter(Boolean);
   const found = candidates
     .map((folder) => path.join(folder, 'include', 'node'))
     .find((folder) => existsSync(path.join(folder, 'node_api.h')));
@@ -68,7 +81,12 @@ function folderOf(require, name) {
 function findClang() {
   const names = ['clang++-21', 'clang++-20', 'clang++-19', 'clang++-18', 'clang++-17', 'clang++-16'];
   const found = names.find((name) => spawnSync(name, ['--version']).status === 0);
-  return found ?? fail('fuzzing needs Clang 16 or newer with its runtime (Debian: apt-get install clang-19 libclang-rt-19-dev)');
+  return (
+    found ??
+    fail(
+      'fuzzing needs Clang 16 or newer with its runtime (Debian: apt-get install clang-19 libclang-rt-19-dev)',
+    )
+  );
 }
 
 const FUZZERS = ['manifest', 'frame', 'pickle', 'bundle', 'archive'].map((name) => `${name}_fuzz`);
@@ -106,7 +124,15 @@ const configure = [
 try {
   execFileSync('cmake', configure, { stdio: ['ignore', 'ignore', 'inherit'] });
   const targets = values.fuzz ? ['--target', ...FUZZERS] : [];
-  const build = ['--build', tree, '--config', 'Release', '--parallel', String(os.availableParallelism()), ...targets];
+  const build = [
+    '--build',
+    tree,
+    '--config',
+    'Release',
+    '--parallel',
+    String(os.availableParallelism()),
+    ...targets,
+  ];
   execFileSync('cmake', build, { stdio: 'inherit' });
 } catch (error) {
   fail(error.code === 'ENOENT' ? 'cmake is not installed' : 'the build failed, see above');

@@ -27,7 +27,8 @@ const BUILD_MACHINE = /(?<![\w.$-])\/(?:home|root|Users|github|__w|tmp|var\/tmp|
 const RECORDS_ON_CUDA = / WEAK .* UND _ZN2at4cuda9CUDAGraph13capture_begin/; // found in a LibTorch for CUDA, absent otherwise
 
 const minorOf = (version) => version.split('.').slice(0, 2).join('.');
-const readelf = (options, file) => execFileSync('readelf', [...options, '-W', file], { encoding: 'utf8', maxBuffer: 1 << 28 });
+const readelf = (options, file) =>
+  execFileSync('readelf', [...options, '-W', file], { encoding: 'utf8', maxBuffer: 1 << 28 });
 
 function expectedFiles(platform, minors) {
   const engines = {
@@ -36,7 +37,10 @@ function expectedFiles(platform, minors) {
     win32: (minor) => `diad_engine-torch${minor}.dll`,
   };
   const system = platform.split('-')[0];
-  return { addon: system === 'linux' ? 'diad.glibc.node' : 'diad.node', engines: minors.map(engines[system]) };
+  return {
+    addon: system === 'linux' ? 'diad.glibc.node' : 'diad.node',
+    engines: minors.map(engines[system]),
+  };
 }
 
 function newer(a, b) {
@@ -48,7 +52,9 @@ function newer(a, b) {
 /** Newest version of each symbol namespace that a binary needs, for example { GLIBC: '2.34' }. */
 function neededVersions(file) {
   const newest = {};
-  for (const [, namespace, version] of readelf(['--dyn-syms'], file).matchAll(/ UND \S+@(GLIBC|GLIBCXX|CXXABI)_([\d.]+)/g)) {
+  for (const [, namespace, version] of readelf(['--dyn-syms'], file).matchAll(
+    / UND \S+@(GLIBC|GLIBCXX|CXXABI)_([\d.]+)/g,
+  )) {
     if (newest[namespace] === undefined || newer(version, newest[namespace])) newest[namespace] = version;
   }
   return newest;
@@ -72,11 +78,14 @@ function checkElf(file, { allowed, floors, isAddon }, report) {
   if (machine.length > 0) report(`names folders of the build machine: ${machine.slice(0, 3).join(', ')}`);
   const versions = neededVersions(file);
   for (const [namespace, version] of Object.entries(versions)) {
-    if (newer(version, floors[namespace])) report(`needs ${namespace}_${version}; the package promises ${namespace}_${floors[namespace]}`);
+    if (newer(version, floors[namespace]))
+      report(`needs ${namespace}_${version}; the package promises ${namespace}_${floors[namespace]}`);
   }
   if (isAddon) {
     const known = nodeApiSymbols();
-    const used = [...readelf(['--dyn-syms'], file).matchAll(/ UND ((?:napi|node_api)_\w+)/g)].map(([, name]) => name);
+    const used = [...readelf(['--dyn-syms'], file).matchAll(/ UND ((?:napi|node_api)_\w+)/g)].map(
+      ([, name]) => name,
+    );
     const unknown = used.filter((name) => !known.has(name));
     if (used.length === 0) report('uses no Node-API function');
     if (unknown.length > 0) report(`uses ${unknown.join(', ')}, which Node-API ${NODE_API} does not have`);
@@ -91,18 +100,26 @@ function checkPlatform(folder, platform, minors, floors) {
   const here = path.join(folder, platform);
   const { addon, engines } = expectedFiles(platform, minors);
   const present = existsSync(here) ? readdirSync(here) : [];
-  for (const name of [addon, ...engines]) if (!present.includes(name)) problems.push(`${platform}/${name} is missing`);
+  for (const name of [addon, ...engines])
+    if (!present.includes(name)) problems.push(`${platform}/${name} is missing`);
   for (const name of present.filter((found) => found !== addon && !engines.includes(found)))
     problems.push(`${platform}/${name} is not expected`);
   const files = present.map((name) => {
     const file = path.join(here, name);
     const isAddon = name === addon;
-    const what = { allowed: isAddon ? [SYSTEM, UNWINDER] : [SYSTEM, UNWINDER, LIBTORCH, CXX], floors, isAddon };
-    const elf = platform.startsWith('linux-') ? checkElf(file, what, (problem) => problems.push(`${platform}/${name} ${problem}`)) : {};
+    const what = {
+      allowed: isAddon ? [SYSTEM, UNWINDER] : [SYSTEM, UNWINDER, LIBTORCH, CXX],
+      floors,
+      isAddon,
+    };
+    const elf = platform.startsWith('linux-')
+      ? checkElf(file, what, (problem) => problems.push(`${platform}/${name} ${problem}`))
+      : {};
     return { file: `${platform}/${name}`, bytes: statSync(file).size, ...elf };
   });
   const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
-  if (bytes > LARGEST_PLATFORM) problems.push(`${platform} takes ${bytes} bytes, more than ${LARGEST_PLATFORM}`);
+  if (bytes > LARGEST_PLATFORM)
+    problems.push(`${platform} takes ${bytes} bytes, more than ${LARGEST_PLATFORM}`);
   return { files, problems };
 }
 
@@ -121,7 +138,8 @@ function main() {
   const floors = { ...diad.floors, ...Object.fromEntries(values.floor.map((floor) => floor.split('='))) };
   const scratch = mkdtempSync(path.join(os.tmpdir(), 'diad-prebuilds-'));
   try {
-    if (values.tarball !== undefined) execFileSync('tar', ['-xzf', path.resolve(values.tarball), '-C', scratch, 'package/prebuilds']);
+    if (values.tarball !== undefined)
+      execFileSync('tar', ['-xzf', path.resolve(values.tarball), '-C', scratch, 'package/prebuilds']);
     const folder = values.tarball === undefined ? values.folder : path.join(scratch, 'package', 'prebuilds');
     const results = diad.prebuilds.map((platform) => checkPlatform(folder, platform, minors, floors));
     const files = results.flatMap((result) => result.files);

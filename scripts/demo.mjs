@@ -16,11 +16,13 @@ const STYLE = `
   .evidence { font-variant-numeric: tabular-nums; font-size: .85rem; opacity: .8; }
   .right { color: var(--right); font-weight: 600; } .wrong { color: var(--wrong); font-weight: 600; }`;
 
-const escape = (text) => text.replace(/[&<>"]/g, (c) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[c]);
+const escape = (text) =>
+  text.replace(/[&<>"]/g, (c) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[c]);
 const inline = (bytes, type) => `data:image/${type};base64,${Buffer.from(bytes).toString('base64')}`;
 const words = (anomalous) => (anomalous === undefined ? 'no verdict' : anomalous ? 'anomalous' : 'normal');
 /** undefined without a verdict. */
-const isRight = ({ anomalous, defect }) => (anomalous === undefined ? undefined : anomalous === (defect !== 'good'));
+const isRight = ({ anomalous, defect }) =>
+  anomalous === undefined ? undefined : anomalous === (defect !== 'good');
 
 /** Class and defect of an example: "gear-missing_part.png". */
 function labelOf(name) {
@@ -33,7 +35,9 @@ function verdictCell(row) {
   const mark = right === undefined ? '' : ` class="${right ? 'right' : 'wrong'}"`;
   const { threshold, evidence, score } = row;
   const parts =
-    evidence === undefined ? '' : `<br>reconstruction ${evidence.reconstruction.toFixed(2)}, memory ${evidence.memory.toFixed(2)}`;
+    evidence === undefined
+      ? ''
+      : `<br>reconstruction ${evidence.reconstruction.toFixed(2)}, memory ${evidence.memory.toFixed(2)}`;
   const limit = threshold === undefined ? '' : `threshold ${threshold.toFixed(3)}`;
   return `<span class="score">${score.toFixed(3)}</span><br><span${mark}>${words(row.anomalous)}</span><div class="evidence">${limit}${parts}</div>`;
 }
@@ -77,16 +81,31 @@ async function main() {
     const input = readFileSync(path.join(folder, name));
     const label = labelOf(name);
     const call = { className: label.className }; // a class that the calibration does not know is judged by the thresholds of all images
-    const [scored, reconstructed] = await Promise.all([diad.score(input, call), diad.reconstruct(input, call)]);
+    const [scored, reconstructed] = await Promise.all([
+      diad.score(input, call),
+      diad.reconstruct(input, call),
+    ]);
     const heatmap = await scored.map.toHeatmap();
     const type = path.extname(name).slice(1).replace('jpg', 'jpeg');
     const { score, threshold, anomalous, evidence } = scored;
-    rows.push({ name, ...label, input, type, heatmap, reconstruction: reconstructed.image, score, threshold, anomalous, evidence });
+    rows.push({
+      name,
+      ...label,
+      input,
+      type,
+      heatmap,
+      reconstruction: reconstructed.image,
+      score,
+      threshold,
+      anomalous,
+      evidence,
+    });
   }
   const seconds = (performance.now() - started) / 1000;
   const width = Math.max(...rows.map((row) => row.name.length));
   for (const row of rows) {
-    const verdict = row.anomalous === undefined ? '' : `  ${words(row.anomalous)}${isRight(row) ? '' : '  (wrong)'}`;
+    const verdict =
+      row.anomalous === undefined ? '' : `  ${words(row.anomalous)}${isRight(row) ? '' : '  (wrong)'}`;
     console.log(`${row.name.padEnd(width)}  ${row.score.toFixed(4)}${verdict}`);
   }
   const summary = summarize(rows);

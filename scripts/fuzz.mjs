@@ -35,9 +35,13 @@ const { values } = parseArgs({
 const seconds = Math.round(Number(values.minutes) * 60);
 if (!(seconds > 0)) throw new Error(`Expected minutes above 0 for --minutes but received ${values.minutes}`);
 const jobs = Number(values.jobs);
-if (!(Number.isInteger(jobs) && jobs > 0)) throw new Error(`Expected a whole number above 0 for --jobs but received ${values.jobs}`);
+if (!(Number.isInteger(jobs) && jobs > 0))
+  throw new Error(`Expected a whole number above 0 for --jobs but received ${values.jobs}`);
 const unknown = values.only.filter((name) => !(name in FUZZERS));
-if (unknown.length > 0) throw new Error(`Expected names among ${Object.keys(FUZZERS).join(', ')} but received ${unknown.join(', ')}`);
+if (unknown.length > 0)
+  throw new Error(
+    `Expected names among ${Object.keys(FUZZERS).join(', ')} but received ${unknown.join(', ')}`,
+  );
 
 /** What libFuzzer starts from. */
 function makeSeeds() {
@@ -51,7 +55,9 @@ function makeSeeds() {
   execFileSync(python, [script('bench', 'abuse', 'hostile_modules.py'), modules, '/nowhere/witness'], {
     stdio: ['ignore', 'ignore', 'inherit'],
   });
-  execFileSync(python, [script('cpp', 'fuzz', 'make_seeds.py'), script('models', 'base'), modules, seeds], { stdio: 'inherit' });
+  execFileSync(python, [script('cpp', 'fuzz', 'make_seeds.py'), script('models', 'base'), modules, seeds], {
+    stdio: 'inherit',
+  });
   return seeds;
 }
 
@@ -59,11 +65,21 @@ async function fuzz(name, seeds) {
   const corpus = path.join(home, 'corpus', name);
   const findings = path.join(home, 'findings', name);
   for (const folder of [corpus, findings]) mkdirSync(folder, { recursive: true });
-  const args = [corpus, path.join(seeds, name), `-max_total_time=${seconds}`, '-timeout=120', '-rss_limit_mb=3000', '-print_final_stats=1'];
+  const args = [
+    corpus,
+    path.join(seeds, name),
+    `-max_total_time=${seconds}`,
+    '-timeout=120',
+    '-rss_limit_mb=3000',
+    '-print_final_stats=1',
+  ];
   const env = { ...process.env, ASAN_OPTIONS: 'detect_leaks=0', OMP_NUM_THREADS: '1' };
   const started = performance.now();
   const program = path.join(home, 'Release', `${name}_fuzz`);
-  const child = spawn(program, [...args, `-artifact_prefix=${findings}/`], { env, stdio: ['ignore', 'inherit', 'pipe'] });
+  const child = spawn(program, [...args, `-artifact_prefix=${findings}/`], {
+    env,
+    stdio: ['ignore', 'inherit', 'pipe'],
+  });
   let stderr = '';
   child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
   const [status, signal] = await once(child, 'close');
@@ -74,7 +90,10 @@ async function fuzz(name, seeds) {
     executions: last(/stat::number_of_executed_units:\s+(\d+)/g) || last(/^#(\d+)/gm),
     coverage: last(/cov: (\d+)/g),
     corpus: readdirSync(corpus).length,
-    failure: status === 0 ? null : `ended with ${signal ?? status}: ${/SUMMARY: (.*)/.exec(stderr)?.[1] ?? stderr.slice(-300)}`,
+    failure:
+      status === 0
+        ? null
+        : `ended with ${signal ?? status}: ${/SUMMARY: (.*)/.exec(stderr)?.[1] ?? stderr.slice(-300)}`,
     date: new Date().toISOString().slice(0, 10),
   };
   if (status !== 0) process.stderr.write(stderr.slice(-6000));
@@ -85,7 +104,10 @@ function record(outcomes) {
   mkdirSync(path.dirname(RESULTS), { recursive: true });
   const rows = { ...(existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8')) : {}), ...outcomes };
   writeFileSync(RESULTS, `${JSON.stringify(rows, null, 2)}\n`);
-  const lines = ['| fuzzer | minutes | inputs | edges covered | corpus | findings | date |', '|---|---|---|---|---|---|---|'];
+  const lines = [
+    '| fuzzer | minutes | inputs | edges covered | corpus | findings | date |',
+    '|---|---|---|---|---|---|---|',
+  ];
   for (const [name, what] of Object.entries(FUZZERS)) {
     const row = rows[name];
     if (row === undefined) continue;
@@ -99,7 +121,9 @@ function record(outcomes) {
   writeFileSync(PAGE, `${before}\n\n${lines.join('\n')}\n\n${after}`);
 }
 
-execFileSync(process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--fuzz'], { stdio: 'inherit' });
+execFileSync(process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), '--fuzz'], {
+  stdio: 'inherit',
+});
 const seeds = makeSeeds();
 const waiting = [...values.only];
 async function work() {
@@ -107,7 +131,9 @@ async function work() {
     process.stdout.write(`== ${name}, ${seconds} s\n`);
     const outcome = await fuzz(name, seeds);
     const { executions, coverage, corpus, failure } = outcome;
-    process.stdout.write(`${name}: ${executions} inputs, ${coverage} edges, corpus of ${corpus}: ${failure ?? 'no finding'}\n`);
+    process.stdout.write(
+      `${name}: ${executions} inputs, ${coverage} edges, corpus of ${corpus}: ${failure ?? 'no finding'}\n`,
+    );
     if (failure !== null) process.exitCode = 1;
     if (!values.dry) record({ [name]: outcome }); // after each: a run takes hours in full
   }

@@ -21,7 +21,12 @@ async function fetchLibTorch() {
   const { diad } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
   const version = diad.libtorch.at(-1);
   const onMessage = (text) => process.stderr.write(text);
-  const { installed } = await installLibTorch({ version, variant: 'cpu', cache: path.join(root, 'out', 'libtorch-cache'), onMessage });
+  const { installed } = await installLibTorch({
+    version,
+    variant: 'cpu',
+    cache: path.join(root, 'out', 'libtorch-cache'),
+    onMessage,
+  });
   return installed.folder;
 }
 
@@ -29,8 +34,11 @@ async function fetchLibTorch() {
 function closure(folder, first) {
   const found = new Set([first]);
   for (const name of found) {
-    const dynamic = execFileSync('readelf', ['--dynamic', '-W', path.join(folder, name)], { encoding: 'utf8' });
-    for (const [, needed] of dynamic.matchAll(/\(NEEDED\).*\[(.+)\]/g)) if (existsSync(path.join(folder, needed))) found.add(needed);
+    const dynamic = execFileSync('readelf', ['--dynamic', '-W', path.join(folder, name)], {
+      encoding: 'utf8',
+    });
+    for (const [, needed] of dynamic.matchAll(/\(NEEDED\).*\[(.+)\]/g))
+      if (existsSync(path.join(folder, needed))) found.add(needed);
   }
   return [...found];
 }
@@ -38,7 +46,9 @@ function closure(folder, first) {
 /** Every library must find all it needs where the package will be. */
 function checkResolved(folder, names) {
   for (const name of names) {
-    const missing = execFileSync('ldd', [path.join(folder, name)], { encoding: 'utf8' }).match(/^.*not found.*$/gm);
+    const missing = execFileSync('ldd', [path.join(folder, name)], { encoding: 'utf8' }).match(
+      /^.*not found.*$/gm,
+    );
     if (missing !== null) throw new Error(`${name}: ${missing.map((line) => line.trim()).join('; ')}`);
   }
 }
@@ -69,14 +79,25 @@ itself. The licenses of PyTorch and of what it contains are in \`licenses/\`.
 /** As npm publishes it. */
 function pack(folder) {
   const out = path.dirname(folder);
-  const [{ filename }] = JSON.parse(execFileSync('npm', ['pack', '--json', '--pack-destination', out], { cwd: folder, encoding: 'utf8' }));
+  const [{ filename }] = JSON.parse(
+    execFileSync('npm', ['pack', '--json', '--pack-destination', out], { cwd: folder, encoding: 'utf8' }),
+  );
   return path.join(out, path.basename(filename));
 }
 
 function packQuickly(folder, version) {
   const out = path.dirname(folder);
   const tarball = path.join(out, `diad-libtorch-${platform}-${version.split('+')[0]}.tgz`);
-  execFileSync('tar', ['--create', '--use-compress-program', 'gzip -1', '--file', tarball, '--directory', out, path.basename(folder)]);
+  execFileSync('tar', [
+    '--create',
+    '--use-compress-program',
+    'gzip -1',
+    '--file',
+    tarball,
+    '--directory',
+    out,
+    path.basename(folder),
+  ]);
   return tarball;
 }
 
@@ -91,7 +112,9 @@ async function main() {
   });
   if (process.platform !== 'linux') throw new Error('this runs on Linux');
   const from = path.resolve(values.from ?? (await fetchLibTorch()));
-  const version = /__version__ = '([^']+)'/.exec(readFileSync(path.join(from, 'torch', 'version.py'), 'utf8'))?.[1];
+  const version = /__version__ = '([^']+)'/.exec(
+    readFileSync(path.join(from, 'torch', 'version.py'), 'utf8'),
+  )?.[1];
   if (version === undefined || existsSync(path.join(from, 'torch', 'lib', 'libtorch_cuda.so')))
     throw new Error(`${from} is no CPU LibTorch`);
   const folder = path.join(path.resolve(values.out), 'package');
@@ -117,7 +140,9 @@ async function main() {
     return;
   }
   const tarball = values.quick ? packQuickly(folder, version) : pack(folder);
-  console.log(`${tarball}: ${megabytes(statSync(tarball).size)}, ${megabytes(unpacked)} of libraries unpacked`);
+  console.log(
+    `${tarball}: ${megabytes(statSync(tarball).size)}, ${megabytes(unpacked)} of libraries unpacked`,
+  );
 }
 
 try {

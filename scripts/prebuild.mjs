@@ -6,7 +6,16 @@
 // sources suffice. --reuse-build takes the libraries of build/Release instead, which the same CMakeLists.txt has made, and strips them;
 // with --to into another folder than prebuilds/.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+} from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
@@ -15,14 +24,21 @@ import { parseArgs } from 'node:util';
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 // Of what the package ships, the part that is compiled: what is missing there fails here.
 const { files } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
-const SOURCES = ['package.json', 'binding.gyp', ...files.filter((file) => /^(CMakeLists\.txt|cpp\/|scripts\/)/.test(file))];
+const SOURCES = [
+  'package.json',
+  'binding.gyp',
+  ...files.filter((file) => /^(CMakeLists\.txt|cpp\/|scripts\/)/.test(file)),
+];
 
 function libtorch(option) {
   const named = option ?? process.env.DIAD_LIBTORCH;
   if (named) return path.resolve(named);
   const lib = path.join(root, '.venv', 'lib');
-  const found = (existsSync(lib) ? readdirSync(lib) : []).map((name) => path.join(lib, name, 'site-packages', 'torch')).find(existsSync);
-  if (found === undefined) throw new Error('no LibTorch: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`');
+  const found = (existsSync(lib) ? readdirSync(lib) : [])
+    .map((name) => path.join(lib, name, 'site-packages', 'torch'))
+    .find(existsSync);
+  if (found === undefined)
+    throw new Error('no LibTorch: pass --libtorch DIR, set DIAD_LIBTORCH, or run `npm run setup`');
   return realpathSync(found);
 }
 
@@ -69,7 +85,11 @@ function reuseBuild(target) {
 
 try {
   const { values } = parseArgs({
-    options: { libtorch: { type: 'string' }, 'reuse-build': { type: 'boolean', default: false }, to: { type: 'string' } },
+    options: {
+      libtorch: { type: 'string' },
+      'reuse-build': { type: 'boolean', default: false },
+      to: { type: 'string' },
+    },
   });
   if (values.to !== undefined && !values['reuse-build']) throw new Error('--to goes with --reuse-build');
   const target = path.join(values.to ?? path.join(root, 'prebuilds'), `${process.platform}-${process.arch}`);

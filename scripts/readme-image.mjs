@@ -13,7 +13,10 @@ const GAP = 8;
 async function row(diad, name) {
   const input = readFileSync(path.join(root, 'examples', name));
   const className = name.split('-')[0];
-  const [{ map, score }, { image }] = await Promise.all([diad.score(input, { className }), diad.reconstruct(input)]);
+  const [{ map, score }, { image }] = await Promise.all([
+    diad.score(input, { className }),
+    diad.reconstruct(input),
+  ]);
   process.stdout.write(`${name}: ${score.toFixed(4)}\n`);
   const cells = [input, image, await map.toHeatmap()];
   return Promise.all(cells.map((cell) => sharp(cell).resize(SIDE, SIDE, { fit: 'fill' }).png().toBuffer()));
@@ -27,7 +30,9 @@ async function main() {
   for (const name of EXAMPLES) rows.push(await row(diad, name));
   await diad.close();
   const place = (index) => GAP + index * (SIDE + GAP);
-  const layers = rows.flatMap((cells, y) => cells.map((input, x) => ({ input, left: place(x), top: place(y) })));
+  const layers = rows.flatMap((cells, y) =>
+    cells.map((input, x) => ({ input, left: place(x), top: place(y) })),
+  );
   const background = { r: 255, g: 255, b: 255 };
   const canvas = sharp({ create: { width: place(3), height: place(rows.length), channels: 3, background } });
   const file = path.join(root, 'docs', 'image.png');

@@ -49,7 +49,8 @@ if (!known.includes(name)) {
   process.exit(2);
 }
 const home = path.join(root, 'build', `sanitize-${name}`);
-const suppressions = (of) => `suppressions=${path.join(root, 'cpp', 'sanitizers', `${of}.supp`)}:print_stacktrace=1`;
+const suppressions = (of) =>
+  `suppressions=${path.join(root, 'cpp', 'sanitizers', `${of}.supp`)}:print_stacktrace=1`;
 const env = {
   ...process.env,
   LD_LIBRARY_PATH: path.join(home, 'Release'),
@@ -64,8 +65,15 @@ const env = {
 /** Runs a program; what it prints goes on and comes back. */
 function run(title, command, args, options = {}) {
   process.stdout.write(`== ${title}\n`);
-  const { status, signal, error, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 28, ...options });
-  if (error) throw new Error(error.code === 'ENOENT' ? `${command} is not installed` : error.message, { cause: error });
+  const { status, signal, error, stdout, stderr } = spawnSync(command, args, {
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+    ...options,
+  });
+  if (error)
+    throw new Error(error.code === 'ENOENT' ? `${command} is not installed` : error.message, {
+      cause: error,
+    });
   process.stdout.write(stdout ?? '');
   process.stderr.write(stderr ?? '');
   if (status !== 0) {
@@ -83,7 +91,8 @@ function packageCopy() {
   for (const entry of ['lib', 'dist', 'test', 'examples', 'package.json', 'tsconfig.json']) {
     cpSync(path.join(root, entry), path.join(copy, entry), { recursive: true });
   }
-  for (const entry of ['node_modules', '.venv', 'models']) symlinkSync(path.join(root, entry), path.join(copy, entry));
+  for (const entry of ['node_modules', '.venv', 'models'])
+    symlinkSync(path.join(root, entry), path.join(copy, entry));
   symlinkSync(path.join(home, 'Release'), path.join(copy, 'build', 'Release'));
   return copy;
 }
@@ -97,13 +106,26 @@ function cppTests() {
 /** Memcheck over the C++ tests that are small enough for it: it is slow, and one thread at a time. */
 function smallTests() {
   const folder = path.join(root, 'build', 'Release');
-  const checks = ['--leak-check=full', '--show-leak-kinds=definite', '--errors-for-leak-kinds=definite', '--error-exitcode=77'];
+  const checks = [
+    '--leak-check=full',
+    '--show-leak-kinds=definite',
+    '--errors-for-leak-kinds=definite',
+    '--error-exitcode=77',
+  ];
   checks.push(`--suppressions=${path.join(root, 'cpp', 'sanitizers', 'valgrind.supp')}`);
-  const args = [...checks, path.join(folder, 'diad_engine_tests'), `--test-case-exclude=${LARGE_TESTS.join(',')}`];
+  const args = [
+    ...checks,
+    path.join(folder, 'diad_engine_tests'),
+    `--test-case-exclude=${LARGE_TESTS.join(',')}`,
+  ];
   const { output } = run('C++ tests', VALGRIND, args, { env: { ...process.env, LD_LIBRARY_PATH: folder } });
   const counts = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
   const errors = /ERROR SUMMARY: (\d+) errors/.exec(output);
-  return { passed: Number(counts?.[1] ?? 0), failed: Number(counts?.[2] ?? 1), reports: Number(errors?.[1] ?? 1) };
+  return {
+    passed: Number(counts?.[1] ?? 0),
+    failed: Number(counts?.[2] ?? 1),
+    reports: Number(errors?.[1] ?? 1),
+  };
 }
 
 function mochaTests() {
@@ -113,25 +135,44 @@ function mochaTests() {
   const report = path.join(home, 'mocha.json');
   rmSync(report, { force: true });
   const reporter = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
-  const args = ['--import', 'tsx', mocha, '--no-config', '--timeout', '1200000', ...reporter, ...values.tests];
-  const { output } = run('mocha', process.execPath, args, { cwd: packageCopy(), env: { ...env, LD_PRELOAD: preload } });
+  const args = [
+    '--import',
+    'tsx',
+    mocha,
+    '--no-config',
+    '--timeout',
+    '1200000',
+    ...reporter,
+    ...values.tests,
+  ];
+  const { output } = run('mocha', process.execPath, args, {
+    cwd: packageCopy(),
+    env: { ...env, LD_PRELOAD: preload },
+  });
   const stats = existsSync(report) ? JSON.parse(readFileSync(report, 'utf8')) : { passes: 0, failures: 1 };
   return { passed: stats.passes, failed: stats.failures, reports: reportsIn(output) };
 }
 
 /** How many findings a sanitizer has printed. */
-const reportsIn = (output) => (output.match(/ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer/g) ?? []).length;
+const reportsIn = (output) =>
+  (output.match(/ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer/g) ?? []).length;
 
 function record(outcome) {
   mkdirSync(path.dirname(RESULTS), { recursive: true });
   const rows = { ...(existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, 'utf8')) : {}), [name]: outcome };
   writeFileSync(RESULTS, `${JSON.stringify(rows, null, 2)}\n`);
   const counts = ({ passed, failed }) => `${passed} passed, ${failed} failed`;
-  const lines = ['| sanitizer | C++ tests | mocha tests under Node | findings | date |', '|---|---|---|---|---|'];
+  const lines = [
+    '| sanitizer | C++ tests | mocha tests under Node | findings | date |',
+    '|---|---|---|---|---|',
+  ];
   for (const [of, { cpp, mocha, date }] of Object.entries(rows)) {
-    const title = { address: 'address and undefined behavior', [VALGRIND]: 'valgrind (memcheck), small cases' }[of] ?? of;
+    const title =
+      { address: 'address and undefined behavior', [VALGRIND]: 'valgrind (memcheck), small cases' }[of] ?? of;
     const findings = cpp.reports + (mocha?.reports ?? 0);
-    lines.push(`| ${title} | ${counts(cpp)} | ${mocha ? counts(mocha) : 'not run'} | ${findings} | ${date} |`);
+    lines.push(
+      `| ${title} | ${counts(cpp)} | ${mocha ? counts(mocha) : 'not run'} | ${findings} | ${date} |`,
+    );
   }
   const text = readFileSync(PAGE, 'utf8');
   const [before, after] = [text.slice(0, text.indexOf(START) + START.length), text.slice(text.indexOf(END))];
@@ -140,7 +181,9 @@ function record(outcome) {
 
 const memcheck = name === VALGRIND;
 const how = memcheck ? [] : ['--sanitize', name];
-run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), ...how], { stdio: 'inherit' });
+run(`build with ${name}`, process.execPath, [path.join(root, 'scripts', 'build-native.mjs'), ...how], {
+  stdio: 'inherit',
+});
 if (process.exitCode !== undefined) process.exit();
 const cpp = memcheck ? smallTests() : cppTests();
 const mocha = memcheck || values['only-cpp'] ? undefined : mochaTests();

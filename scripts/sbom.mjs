@@ -46,19 +46,37 @@ function baseModel() {
   const { name, torchVersion } = JSON.parse(manifest);
   const hashes = [{ alg: 'SHA-256', content: createHash('sha256').update(manifest).digest('hex') }];
   const description = `Model bundle, exported with torch ${torchVersion}; the hash is its manifest's, which holds those of its files`;
-  return { type: 'machine-learning-model', name: `diad-bundle-${name}`, version: '1', hashes, scope: 'required', description };
+  return {
+    type: 'machine-learning-model',
+    name: `diad-bundle-${name}`,
+    version: '1',
+    hashes,
+    scope: 'required',
+    description,
+  };
 }
 
 function libtorch(version) {
   const description = 'Opened at run time where it is found; not part of the package';
-  return { type: 'library', name: 'libtorch', version, purl: `pkg:pypi/torch@${version}`, scope: 'optional', description };
+  return {
+    type: 'library',
+    name: 'libtorch',
+    version,
+    purl: `pkg:pypi/torch@${version}`,
+    scope: 'optional',
+    description,
+  };
 }
 
-const listed = execFileSync('npm', ['sbom', '--sbom-format', 'cyclonedx', '--omit', 'dev', '--package-lock-only'], {
-  cwd: root,
-  encoding: 'utf8',
-  maxBuffer: 1 << 26,
-});
+const listed = execFileSync(
+  'npm',
+  ['sbom', '--sbom-format', 'cyclonedx', '--omit', 'dev', '--package-lock-only'],
+  {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  },
+);
 const bill = JSON.parse(listed);
 const { diad } = JSON.parse(read('package.json'));
 bill.components.push(vendored(), nodeAddonApi(), baseModel(), ...diad.libtorch.map(libtorch));

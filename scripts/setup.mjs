@@ -24,7 +24,9 @@ function filesBelow(entry) {
 /** Digest of files and folders, so that a step runs again when what it works on has changed. */
 function digest(entries) {
   const hash = createHash('sha256').update(process.version);
-  const files = entries.flatMap((entry) => (path.extname(entry) === '' ? filesBelow(entry) : [path.join(root, entry)]));
+  const files = entries.flatMap((entry) =>
+    path.extname(entry) === '' ? filesBelow(entry) : [path.join(root, entry)],
+  );
   for (const file of files.sort()) hash.update(file).update(readFileSync(file));
   return hash.digest('hex');
 }
@@ -35,7 +37,10 @@ const done = [];
 function step(name, inputs, outputs, work) {
   const stamp = path.join(root, 'build', 'stamps', name);
   const current = digest(inputs);
-  const isDone = existsSync(stamp) && readFileSync(stamp, 'utf8') === current && outputs.every((file) => existsSync(path.join(root, file)));
+  const isDone =
+    existsSync(stamp) &&
+    readFileSync(stamp, 'utf8') === current &&
+    outputs.every((file) => existsSync(path.join(root, file)));
   if (isDone) return;
   const started = Date.now();
   process.stderr.write(`[set-up] ${name} ...\n`);
@@ -58,7 +63,9 @@ function run(command, args) {
 
 function systemPython() {
   for (const name of ['python3.11', 'python3', 'python3.12', 'python3.13']) {
-    const version = spawnSync(name, ['-c', 'import sys; print("%d.%d" % sys.version_info[:2])'], { encoding: 'utf8' });
+    const version = spawnSync(name, ['-c', 'import sys; print("%d.%d" % sys.version_info[:2])'], {
+      encoding: 'utf8',
+    });
     if (version.status === 0 && Number(version.stdout.trim().split('.')[1]) >= 11) return name;
   }
   throw new Error('Python 3.11 or newer is needed: diad finds LibTorch in its PyTorch');
@@ -72,22 +79,49 @@ export function setUp({ withPython = false } = {}) {
   step('PyTorch and headers of CUDA', [], ['.venv/bin/python'], () => {
     run(systemPython(), ['-m', 'venv', '.venv']);
     run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', TORCH]);
-    if (process.platform === 'linux') run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', ...CUDA_HEADERS]);
+    if (process.platform === 'linux')
+      run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', ...CUDA_HEADERS]);
   });
   if (withPython) {
     step('Python reference', ['python/pyproject.toml'], [], () =>
-      run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--editable', './python[test]', TORCH]),
+      run(python, [
+        '-m',
+        'pip',
+        'install',
+        '--quiet',
+        '--disable-pip-version-check',
+        '--editable',
+        './python[test]',
+        TORCH,
+      ]),
     );
     // A bundle of the published design in miniature, random weights: ten steps, no evidence.
     step('test bundle', ['python/diad_reference'], ['build/fixtures/published/manifest.json'], () =>
-      run(python, ['-m', 'diad_reference', 'export', '--random', '--config', 'tiny', '--seed', '1', '--out', 'build/fixtures/published']),
+      run(python, [
+        '-m',
+        'diad_reference',
+        'export',
+        '--random',
+        '--config',
+        'tiny',
+        '--seed',
+        '1',
+        '--out',
+        'build/fixtures/published',
+      ]),
     );
   }
-  step('TypeScript', ['lib', 'tsconfig.json', 'package-lock.json'], ['dist/index.js', 'dist/cli/main.js'], () =>
-    run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),
+  step(
+    'TypeScript',
+    ['lib', 'tsconfig.json', 'package-lock.json'],
+    ['dist/index.js', 'dist/cli/main.js'],
+    () => run(path.join('node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.json']),
   );
-  step('page', ['lib/server/page', 'lib/heat-color.ts', 'scripts/build-page.mjs', 'package-lock.json'], ['dist/page/app.js'], () =>
-    run(process.execPath, ['scripts/build-page.mjs']),
+  step(
+    'page',
+    ['lib/server/page', 'lib/heat-color.ts', 'scripts/build-page.mjs', 'package-lock.json'],
+    ['dist/page/app.js'],
+    () => run(process.execPath, ['scripts/build-page.mjs']),
   );
   const native = ['cpp', 'CMakeLists.txt', 'scripts/build-native.mjs', 'package-lock.json'];
   step('native build', native, ['build/Release/diad.node', 'build/Release/diad_engine_tests'], () =>

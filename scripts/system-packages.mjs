@@ -6,7 +6,11 @@ import process from 'node:process';
 
 /** What each package brings, under the names it may have already; an environment variable names it elsewhere. */
 const NEEDED = [
-  { package: 'chromium', programs: ['chromium', 'chromium-browser', 'google-chrome'], variable: 'DIAD_CHROMIUM' },
+  {
+    package: 'chromium',
+    programs: ['chromium', 'chromium-browser', 'google-chrome'],
+    variable: 'DIAD_CHROMIUM',
+  },
   { package: 'redis-server', programs: ['redis-server'] },
   { package: 'mosquitto', programs: ['mosquitto'] },
 ];
@@ -19,7 +23,9 @@ export function programPath(name) {
 
 function isThere({ programs, variable }) {
   const named = variable === undefined ? undefined : process.env[variable];
-  return (named !== undefined && existsSync(named)) || programs.some((name) => programPath(name) !== undefined);
+  return (
+    (named !== undefined && existsSync(named)) || programs.some((name) => programPath(name) !== undefined)
+  );
 }
 
 /**
@@ -37,7 +43,8 @@ export function installSystemPackages() {
   }
   process.stderr.write(`[set-up] ${command} ...\n`);
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive', RUNLEVEL: '1' };
-  const run = (args) => execFileSync('apt-get', ['--quiet', ...args], { env, stdio: ['ignore', 'ignore', 'inherit'] });
+  const run = (args) =>
+    execFileSync('apt-get', ['--quiet', ...args], { env, stdio: ['ignore', 'ignore', 'inherit'] });
   run(['update']);
   run(['install', '--yes', '--no-install-recommends', ...packages]);
 }

@@ -17,13 +17,31 @@ const NODES = ['20', '22', '24', 'latest'];
 const SHIPPED =
   /^(dist\/|models\/base\/|prebuilds\/|cpp\/(addon|engine|metrics|third_party\/nlohmann)\/|docs\/|python\/(diad_reference\/.*\.py$|pyproject\.toml$)|scripts\/build-native\.mjs$|[^/]+$)/;
 const NEEDED = [
-  ...['README.md', 'LICENSE', 'CHANGELOG.md', 'CMakeLists.txt', 'scripts/build-native.mjs', 'models/base/manifest.json'],
-  ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'dist/page/index.html', 'dist/page/app.js', 'dist/page/app.css'],
+  ...[
+    'README.md',
+    'LICENSE',
+    'CHANGELOG.md',
+    'CMakeLists.txt',
+    'scripts/build-native.mjs',
+    'models/base/manifest.json',
+  ],
+  ...[
+    'dist/index.js',
+    'dist/index.d.ts',
+    'dist/cli/main.js',
+    'dist/page/index.html',
+    'dist/page/app.js',
+    'dist/page/app.css',
+  ],
   ...['python/pyproject.toml', 'python/diad_reference/__main__.py', 'docs/service.md'],
 ];
 
 const { values } = parseArgs({
-  options: { short: { type: 'boolean', default: false }, 'reuse-build': { type: 'boolean', default: false }, only: { type: 'string' } },
+  options: {
+    short: { type: 'boolean', default: false },
+    'reuse-build': { type: 'boolean', default: false },
+    only: { type: 'string' },
+  },
 });
 const only = values.only?.split(',');
 let [passed, failed] = [0, 0];
@@ -53,10 +71,17 @@ function checkContents({ files, size, unpackedSize }) {
     if (!files.includes(needed)) throw new Error(`${needed} is missing from the package`);
   }
   const orphans = files.filter(
-    (file) => /^dist\/(?!page\/).*\.js$/.test(file) && !existsSync(path.join(root, file.replace(/^dist\/(.*)\.js$/, 'lib/$1.ts'))),
+    (file) =>
+      /^dist\/(?!page\/).*\.js$/.test(file) &&
+      !existsSync(path.join(root, file.replace(/^dist\/(.*)\.js$/, 'lib/$1.ts'))),
   );
-  if (orphans.length > 0) throw new Error(`dist/ holds what lib/ no longer has: ${orphans.join(', ')}; remove dist/ and build again`);
-  console.log(`        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`);
+  if (orphans.length > 0)
+    throw new Error(
+      `dist/ holds what lib/ no longer has: ${orphans.join(', ')}; remove dist/ and build again`,
+    );
+  console.log(
+    `        ${files.length} files, ${(size / 1e6).toFixed(1)} MB packed, ${(unpackedSize / 1e6).toFixed(1)} MB unpacked`,
+  );
 }
 
 function torchFolder() {
@@ -81,16 +106,23 @@ function main() {
       return (libtorch ??= packLibTorch({ quick: values.short }));
     },
   };
-  console.log(`        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`);
+  console.log(
+    `        score of the development tree: ${context.golden}; engine for LibTorch ${builtMinor()}`,
+  );
   cases.prime(context);
-  const folder = run('npm offline from two tarballs', () => cases.npmOffline(context)) ?? path.join(work, 'projects', 'npm');
+  const folder =
+    run('npm offline from two tarballs', () => cases.npmOffline(context)) ??
+    path.join(work, 'projects', 'npm');
   run('what is said without LibTorch', () => cases.withoutLibTorch(context));
   if (values.short) {
     run('import and require and workers', () => cases.everyWayIn(process.execPath, folder, context));
     return;
   }
-  const binaries = nodes(NODES.filter((version) => wanted(`Node ${version}`) || (version === '22' && wanted('yarn 1'))));
-  for (const [version, node] of binaries) run(`Node ${version}`, () => cases.everyWayIn(node, folder, context));
+  const binaries = nodes(
+    NODES.filter((version) => wanted(`Node ${version}`) || (version === '22' && wanted('yarn 1'))),
+  );
+  for (const [version, node] of binaries)
+    run(`Node ${version}`, () => cases.everyWayIn(node, folder, context));
   run('types', () => cases.types(context, folder));
   run('bundled by esbuild', () => cases.bundled(context, folder));
   if (['pnpm', 'yarn 1', 'yarn 4 PnP'].some(wanted)) cases.fetchTools(context);

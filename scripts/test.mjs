@@ -23,7 +23,9 @@ const tests = [];
 /** @type {{name: string, seconds: number}[]} */
 const steps = [];
 
-const { values: options } = parseArgs({ options: { all: { type: 'boolean', default: false }, rest: { type: 'boolean', default: false } } });
+const { values: options } = parseArgs({
+  options: { all: { type: 'boolean', default: false }, rest: { type: 'boolean', default: false } },
+});
 const fast = !options.rest;
 const slow = options.all || options.rest;
 
@@ -99,20 +101,37 @@ async function mochaSuite() {
 }
 
 function nvrtc() {
-  const packages = execFileSync(python, ['-c', 'import sysconfig; print(sysconfig.get_paths()["platlib"])'], { encoding: 'utf8' }).trim();
+  const packages = execFileSync(python, ['-c', 'import sysconfig; print(sysconfig.get_paths()["platlib"])'], {
+    encoding: 'utf8',
+  }).trim();
   return path.join(packages, 'nvidia', 'cu13', 'lib', 'libnvrtc.so.13');
 }
 
 async function cppTests(name, args, env) {
-  const { status, output } = await run(name, path.join(root, 'build', 'Release', 'diad_engine_tests'), ['--duration=true', ...args], {
-    // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
-    env: { LD_LIBRARY_PATH: path.join(root, 'build', 'Release'), MALLOC_PERTURB_: '165', DIAD_NVRTC: nvrtc(), ...env },
-  });
-  for (const [, seconds, title] of output.matchAll(/^(\d+\.\d+) s: (.*)$/gm)) tests.push({ suite: name, title, seconds: Number(seconds) });
+  const { status, output } = await run(
+    name,
+    path.join(root, 'build', 'Release', 'diad_engine_tests'),
+    ['--duration=true', ...args],
+    {
+      // glibc overwrites what is freed, so that a use of it shows. The compiler of the kernels for CUDA needs no device.
+      env: {
+        LD_LIBRARY_PATH: path.join(root, 'build', 'Release'),
+        MALLOC_PERTURB_: '165',
+        DIAD_NVRTC: nvrtc(),
+        ...env,
+      },
+    },
+  );
+  for (const [, seconds, title] of output.matchAll(/^(\d+\.\d+) s: (.*)$/gm))
+    tests.push({ suite: name, title, seconds: Number(seconds) });
   const line = /test cases:\s+\d+ \|\s+(\d+) passed \|\s+(\d+) failed/.exec(output);
   // doctest counts a test that SKIP_UNLESS (cpp/tests/support.h) ended as passed.
   const skipped = output.match(/^\[skipped\] /gm)?.length ?? 0;
-  count(name, { passed: Number(line?.[1] ?? skipped) - skipped, failed: Number(line?.[2] ?? 0), skipped }, status);
+  count(
+    name,
+    { passed: Number(line?.[1] ?? skipped) - skipped, failed: Number(line?.[2] ?? 0), skipped },
+    status,
+  );
 }
 
 /** What computes on lesser CPUs: the layers with LibTorch's and our kernels for fewer instructions. */
@@ -121,23 +140,39 @@ async function cppCapabilities() {
     .map((name) => `*${name}_test*`)
     .join(',');
   for (const capability of ['avx2', 'default']) {
-    await cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], { ATEN_CPU_CAPABILITY: capability });
+    await cppTests(`C++ tests of layers, ${capability}`, [`-sf=${layers}`], {
+      ATEN_CPU_CAPABILITY: capability,
+    });
   }
 }
 
 async function pythonSuite() {
   const report = path.join(scratch, 'pytest.xml');
   const marker = options.all ? [] : ['-m', options.rest ? 'slow' : 'not slow'];
-  const args = ['-m', 'pytest', '-q', '-rs', 'python/tests', ...marker, `--junitxml=${report}`, '-p', 'no:cacheprovider'];
+  const args = [
+    '-m',
+    'pytest',
+    '-q',
+    '-rs',
+    'python/tests',
+    ...marker,
+    `--junitxml=${report}`,
+    '-p',
+    'no:cacheprovider',
+  ];
   // One thread: beside other tests OpenMP's would wait for one another.
-  const { status } = await run('Python tests', python, args, { env: { OMP_NUM_THREADS: '1', PYTHONUNBUFFERED: '1' } });
+  const { status } = await run('Python tests', python, args, {
+    env: { OMP_NUM_THREADS: '1', PYTHONUNBUFFERED: '1' },
+  });
   let xml = '';
   try {
     xml = readFileSync(report, 'utf8');
   } catch (error) {
     console.log(`pytest left no report: ${error.message}`);
   }
-  for (const [, file, title, seconds] of xml.matchAll(/<testcase classname="([^"]*)" name="([^"]*)" time="([\d.]+)"/g)) {
+  for (const [, file, title, seconds] of xml.matchAll(
+    /<testcase classname="([^"]*)" name="([^"]*)" time="([\d.]+)"/g,
+  )) {
     tests.push({ suite: 'Python', title: `${file} ${title}`, seconds: Number(seconds) });
   }
   const attributes = /<testsuite [^>]*>/.exec(xml)?.[0] ?? '';
@@ -162,7 +197,8 @@ function printTimes() {
   console.log('\nSet-up, checks and suites:');
   for (const step of steps) line(step, step.name);
   console.log('\nThe ten slowest tests:');
-  for (const test of tests.sort((a, b) => b.seconds - a.seconds).slice(0, 10)) line(test, `${test.suite}: ${test.title}`);
+  for (const test of tests.sort((a, b) => b.seconds - a.seconds).slice(0, 10))
+    line(test, `${test.suite}: ${test.title}`);
 }
 
 try {
@@ -173,7 +209,8 @@ try {
     if (fast) await checks();
     await pythonSuite();
   };
-  for (const { reason } of await Promise.allSettled([mochaSuite(), besides()])) if (reason !== undefined) throw reason;
+  for (const { reason } of await Promise.allSettled([mochaSuite(), besides()]))
+    if (reason !== undefined) throw reason;
   if (fast) await cppTests('C++ tests', [], {});
   if (slow) await cppCapabilities();
 } catch (error) {

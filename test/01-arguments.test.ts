@@ -40,14 +40,20 @@ describe('arguments', () => {
   for (const [options, message] of [
     [{ device: 'gpu' }, /Expected auto, cpu, cuda or cuda:N for device but received "gpu" of type string/],
     [{ device: 'cuda:' }, /for device/],
-    [{ precision: 'int4' }, /Expected one of float32, bfloat16, float16, int8 for precision but received "int4"/],
+    [
+      { precision: 'int4' },
+      /Expected one of float32, bfloat16, float16, int8 for precision but received "int4"/,
+    ],
     [{ threads: 0 }, /Expected an integer from 1 to 1024 for threads but received 0 of type number/],
     [{ threads: 1.5 }, /threads/],
     [{ threads: '2' }, /received "2" of type string/],
     [{ maxBatch: NaN }, /maxBatch but received NaN/],
     [{ maxDelayMs: -1 }, /maxDelayMs/],
     [{ preferredBatches: 4 }, /Expected an array of batch sizes for preferredBatches but received 4/],
-    [{ preferredBatches: [2, 9] }, /Expected an integer from 1 to 8 for preferredBatches\[1\] but received 9/],
+    [
+      { preferredBatches: [2, 9] },
+      /Expected an integer from 1 to 8 for preferredBatches\[1\] but received 9/,
+    ],
     [{ maxBatch: 2, preferredBatches: [4] }, /from 1 to 2 for preferredBatches\[0\]/],
     [{ queueLimit: null }, /queueLimit but received null of type null/],
     [{ maxPixels: Infinity }, /maxPixels/],
@@ -64,7 +70,11 @@ describe('arguments', () => {
   }
 
   it('preferred batch sizes are sorted, each once', () => {
-    assert.deepEqual(validateLoadOptions(undefined, { maxBatch: 16, preferredBatches: [8, 2, 16, 2] }).native.preferredBatches, [2, 8, 16]);
+    assert.deepEqual(
+      validateLoadOptions(undefined, { maxBatch: 16, preferredBatches: [8, 2, 16, 2] }).native
+        .preferredBatches,
+      [2, 8, 16],
+    );
   });
 
   it('a bundle must be a path', () => {
@@ -93,7 +103,10 @@ describe('arguments', () => {
   it('scoreMany takes an iterable and its own options', () => {
     assert.deepEqual(validateManyOptions([], { concurrency: 3, onError: 'yield' }, 9).concurrency, 3);
     assert.equal(validateManyOptions([], undefined, 9).concurrency, 9);
-    refuses(() => validateManyOptions(5 as never, undefined, 9), /Expected an iterable of images for images but received 5/);
+    refuses(
+      () => validateManyOptions(5 as never, undefined, 9),
+      /Expected an iterable of images for images but received 5/,
+    );
     refuses(() => validateManyOptions(new Uint8Array(3) as never, undefined, 9), /iterable/);
     refuses(() => validateManyOptions([], { concurrency: 0 }, 9), /concurrency/);
     refuses(() => validateManyOptions([], { onError: 'ignore' as never }, 9), /onError/);
@@ -105,13 +118,23 @@ describe('arguments', () => {
       () =>
         takeImage(image as ImageInput);
     refuses(take('image.png'), /read the file first/);
-    for (const image of [undefined, null, 5, {}, []]) refuses(take(image), /Expected encoded bytes or a raw frame for image/);
+    for (const image of [undefined, null, 5, {}, []])
+      refuses(take(image), /Expected encoded bytes or a raw frame for image/);
     const data = new Uint8Array(12);
-    refuses(take({ data, width: 2, height: 2, channels: 2 }), /Expected 1, 3 or 4 for image.channels but received 2/);
-    refuses(take({ data, width: 2, height: 3, channels: 3 }), /Expected 18 bytes \(2 x 3 x 3\) for image.data but received 12/);
+    refuses(
+      take({ data, width: 2, height: 2, channels: 2 }),
+      /Expected 1, 3 or 4 for image.channels but received 2/,
+    );
+    refuses(
+      take({ data, width: 2, height: 3, channels: 3 }),
+      /Expected 18 bytes \(2 x 3 x 3\) for image.data but received 12/,
+    );
     refuses(take({ data, width: 0, height: 2, channels: 3 }), /image.width/);
     refuses(take({ data, width: 2, height: 2.5, channels: 3 }), /image.height/);
-    refuses(take({ data: [1, 2, 3], width: 1, height: 1, channels: 3 }), /Expected a Uint8Array for image.data/);
+    refuses(
+      take({ data: [1, 2, 3], width: 1, height: 1, channels: 3 }),
+      /Expected a Uint8Array for image.data/,
+    );
   });
 
   it('images are copied when they are taken', () => {
@@ -129,7 +152,10 @@ describe('arguments', () => {
     const buffer = new ArrayBuffer(8);
     const view = new Uint8Array(buffer);
     structuredClone(buffer, { transfer: [buffer] });
-    refuses(() => takeImage(buffer), /Expected bytes that are still there \(the buffer was transferred or detached\) for image/);
+    refuses(
+      () => takeImage(buffer),
+      /Expected bytes that are still there \(the buffer was transferred or detached\) for image/,
+    );
     const taken = takeImage(view);
     assert.equal(taken.kind === 'encoded' && taken.bytes.length, 0); // what scoring refuses as "0 bytes"
   });
@@ -140,7 +166,9 @@ describe('arguments', () => {
   });
 
   it('native errors keep their code and become the cause', () => {
-    const native = Object.assign(new Error('The queue already holds 3 images'), { code: 'ERR_DIAD_QUEUE_FULL' });
+    const native = Object.assign(new Error('The queue already holds 3 images'), {
+      code: 'ERR_DIAD_QUEUE_FULL',
+    });
     const error = fromNative(native);
     assert.equal(error.code, 'ERR_DIAD_QUEUE_FULL');
     assert.equal(error.cause, native);

@@ -7,7 +7,8 @@ import { decodeImage, inspectImage, takeImage } from '../lib/image.js';
 import { bmp, type BmpParts } from './bmp.js';
 import { inFolder, python, rejects, root, runProgram } from './support.js';
 
-const decode = (bytes: Uint8Array, maxPixels = 1_000_000) => decodeImage(takeImage(bytes), { maxPixels, maxFrames: 1 });
+const decode = (bytes: Uint8Array, maxPixels = 1_000_000) =>
+  decodeImage(takeImage(bytes), { maxPixels, maxFrames: 1 });
 
 const [BLACK, WHITE, RED, BLUE] = [
   [0, 0, 0],
@@ -20,18 +21,40 @@ const PALETTE = [BLACK, WHITE, RED, BLUE].map(([r, g, b]) => [b, g, r] as const)
 const bytesOf = (...words: number[]): number[] => [...new Uint8Array(Uint16Array.from(words).buffer)];
 
 const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readonly number[])[]][] = [
-  ['24 bits, rows of odd length', { width: 1, height: 2, bits: 24, pixels: [20, 10, 200, 0, 250, 40, 30, 0] }, [BLUE, RED]],
-  ['24 bits, the upper row first', { width: 1, height: -2, bits: 24, pixels: [20, 10, 200, 0, 250, 40, 30, 0] }, [RED, BLUE]],
+  [
+    '24 bits, rows of odd length',
+    { width: 1, height: 2, bits: 24, pixels: [20, 10, 200, 0, 250, 40, 30, 0] },
+    [BLUE, RED],
+  ],
+  [
+    '24 bits, the upper row first',
+    { width: 1, height: -2, bits: 24, pixels: [20, 10, 200, 0, 250, 40, 30, 0] },
+    [RED, BLUE],
+  ],
   ['24 bits without the last row’s padding', { width: 1, height: 1, bits: 24, pixels: [20, 10, 200] }, [RED]],
   ['32 bits', { width: 2, height: 1, bits: 32, pixels: [20, 10, 200, 0, 250, 40, 30, 9] }, [RED, BLUE]],
   [
     '32 bits with masks',
-    { width: 2, height: 1, bits: 32, compression: 3, masks: [0xff, 0xff00, 0xff0000], pixels: [200, 10, 20, 0, 30, 40, 250, 9] },
+    {
+      width: 2,
+      height: 1,
+      bits: 32,
+      compression: 3,
+      masks: [0xff, 0xff00, 0xff0000],
+      pixels: [200, 10, 20, 0, 30, 40, 250, 9],
+    },
     [RED, BLUE],
   ],
   [
     '32 bits with masks that reach into the highest bit',
-    { width: 1, height: 1, bits: 32, compression: 3, masks: [0xff000000, 0xff0000, 0xff00], pixels: [9, 20, 10, 200] },
+    {
+      width: 1,
+      height: 1,
+      bits: 32,
+      compression: 3,
+      masks: [0xff000000, 0xff0000, 0xff00],
+      pixels: [9, 20, 10, 200],
+    },
     [RED],
   ],
   [
@@ -56,7 +79,14 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
   ],
   [
     '16 bits, six of green',
-    { width: 2, height: 1, bits: 16, compression: 3, masks: [0xf800, 0x7e0, 0x1f], pixels: bytesOf(0xffff, (25 << 11) | (1 << 5) | 2) },
+    {
+      width: 2,
+      height: 1,
+      bits: 16,
+      compression: 3,
+      masks: [0xf800, 0x7e0, 0x1f],
+      pixels: bytesOf(0xffff, (25 << 11) | (1 << 5) | 2),
+    },
     [
       [248, 252, 248],
       [200, 4, 16],
@@ -77,10 +107,22 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     { width: 9, height: 1, bits: 1, palette: PALETTE.slice(0, 2), pixels: [0b10100000, 0b10000000, 0, 0] },
     [WHITE, BLACK, WHITE, ...Array<typeof BLACK>(5).fill(BLACK), WHITE],
   ],
-  ['OS/2 header', { width: 2, height: 1, bits: 1, header: 12, palette: PALETTE.slice(2), pixels: [0b01000000, 0, 0, 0] }, [RED, BLUE]],
+  [
+    'OS/2 header',
+    { width: 2, height: 1, bits: 1, header: 12, palette: PALETTE.slice(2), pixels: [0b01000000, 0, 0, 0] },
+    [RED, BLUE],
+  ],
   ['header of version 4', { width: 1, height: 1, bits: 24, header: 108, pixels: [20, 10, 200, 0] }, [RED]],
-  ['header of version 5', { width: 1, height: 1, bits: 8, header: 124, palette: PALETTE, pixels: [3, 0, 0, 0] }, [BLUE]],
-  ['bytes between palette and pixels', { width: 1, height: 1, bits: 8, palette: PALETTE, gap: 6, pixels: [2, 0, 0, 0] }, [RED]],
+  [
+    'header of version 5',
+    { width: 1, height: 1, bits: 8, header: 124, palette: PALETTE, pixels: [3, 0, 0, 0] },
+    [BLUE],
+  ],
+  [
+    'bytes between palette and pixels',
+    { width: 1, height: 1, bits: 8, palette: PALETTE, gap: 6, pixels: [2, 0, 0, 0] },
+    [RED],
+  ],
   [
     'runs of bytes: run, piece of odd length, move, end of row; what no run names is the first color',
     {
@@ -99,7 +141,14 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
   ],
   [
     'runs of half bytes',
-    { width: 5, height: 2, bits: 4, compression: 2, palette: PALETTE, pixels: [3, 0x12, 2, 0x30, 0, 0, 0, 5, 0x12, 0x30, 0x10, 0, 0, 1] },
+    {
+      width: 5,
+      height: 2,
+      bits: 4,
+      compression: 2,
+      palette: PALETTE,
+      pixels: [3, 0x12, 2, 0x30, 0, 0, 0, 5, 0x12, 0x30, 0x10, 0, 0, 1],
+    },
     [
       [WHITE, RED, BLUE, BLACK, WHITE],
       [WHITE, RED, WHITE, BLUE, BLACK],
@@ -114,18 +163,33 @@ describe('BMP', () => {
       const [width, height] = [parts.width, Math.abs(parts.height)];
       assert.deepEqual(await inspectImage(bytes), { format: 'bmp', width, height });
       const frame = await decode(bytes);
-      assert.deepEqual([[...frame.data], frame.width, frame.height, frame.channels], [expected.flat(), width, height, 3]);
+      assert.deepEqual(
+        [[...frame.data], frame.width, frame.height, frame.channels],
+        [expected.flat(), width, height, 3],
+      );
     });
   }
 
   for (const [what, parts, message] of [
-    ['pixels that break off', { width: 2, height: 2, bits: 24, pixels: [1, 2, 3, 4, 5, 6, 0, 0, 1, 2, 3] }, /pixels are cut short/],
+    [
+      'pixels that break off',
+      { width: 2, height: 2, bits: 24, pixels: [1, 2, 3, 4, 5, 6, 0, 0, 1, 2, 3] },
+      /pixels are cut short/,
+    ],
     ['a palette that breaks off', { width: 1, height: 1, bits: 8, pixels: [1] }, /palette is cut short/],
     ['no pixels', { width: 0, height: 1, bits: 24, pixels: [] }, /it is 0 x 1 pixels/],
     ['a width below 0', { width: -3, height: 1, bits: 24, pixels: [] }, /it is -3 x 1 pixels/],
     ['too wide', { width: 2 ** 21, height: 1, bits: 24, pixels: [] }, /it is 2097152 x 1 pixels/],
-    ['a JPEG inside', { width: 1, height: 1, bits: 24, compression: 4, pixels: [] }, /pixels of 24 bits in compression 4 are not read/],
-    ['2 bits', { width: 1, height: 1, bits: 2, pixels: [] }, /pixels of 2 bits in compression 0 are not read/],
+    [
+      'a JPEG inside',
+      { width: 1, height: 1, bits: 24, compression: 4, pixels: [] },
+      /pixels of 24 bits in compression 4 are not read/,
+    ],
+    [
+      '2 bits',
+      { width: 1, height: 1, bits: 2, pixels: [] },
+      /pixels of 2 bits in compression 0 are not read/,
+    ],
     [
       'a run that leaves its row',
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [3, 1, 0, 1] },
@@ -136,7 +200,11 @@ describe('BMP', () => {
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [0, 2, 0, 1, 1, 1, 0, 1] },
       /a run leaves its row/,
     ],
-    ['runs without an end', { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [2, 1] }, /pixels are cut short/],
+    [
+      'runs without an end',
+      { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [2, 1] },
+      /pixels are cut short/,
+    ],
     [
       'runs, the upper row first',
       { width: 2, height: -1, bits: 8, compression: 1, palette: PALETTE, pixels: [2, 1, 0, 1] },
@@ -147,12 +215,23 @@ describe('BMP', () => {
   }
 
   it('too many pixels are refused by the header', async () => {
-    const bomb = bmp({ width: 2000, height: 1000, bits: 8, compression: 1, palette: PALETTE, pixels: [0, 1] });
+    const bomb = bmp({
+      width: 2000,
+      height: 1000,
+      bits: 8,
+      compression: 1,
+      palette: PALETTE,
+      pixels: [0, 1],
+    });
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /2000 x 1000/);
   });
 
   it('two letters make no BMP', () =>
-    rejects(inspectImage(Buffer.from('BM, and then a text of some length')), 'ERR_DIAD_IMAGE_DECODE', /begin with 424d/));
+    rejects(
+      inspectImage(Buffer.from('BM, and then a text of some length')),
+      'ERR_DIAD_IMAGE_DECODE',
+      /begin with 424d/,
+    ));
 
   it('whatever a byte is changed to, wherever it breaks off: an image or a DiadError', async () => {
     let [read, refused] = [0, 0];

@@ -6,7 +6,8 @@ import { decodeImage, inspectImage, NO_LIMITS, sniffFormat, takeImage } from '..
 import { rejects } from './support.js';
 
 const LIMIT = 1_000_000;
-const decode = (bytes: Uint8Array, maxPixels = LIMIT, maxFrames = 1) => decodeImage(takeImage(bytes), { maxPixels, maxFrames });
+const decode = (bytes: Uint8Array, maxPixels = LIMIT, maxFrames = 1) =>
+  decodeImage(takeImage(bytes), { maxPixels, maxFrames });
 const raw = (values: number[], width: number, height: number, channels: 1 | 2 | 3 | 4) =>
   sharp(Uint8Array.from(values), { raw: { width, height, channels } });
 
@@ -22,7 +23,9 @@ describe('decoding', () => {
   for (const format of ['jpeg', 'webp', 'tiff', 'avif', 'gif'] as const) {
     it(`${format}: a flat color within 3 levels`, async () => {
       const flat = Array.from({ length: 16 * 16 }, () => [180, 90, 30]).flat();
-      const { data, width, channels } = await decode(await raw(flat, 16, 16, 3).toFormat(format, { quality: 95 }).toBuffer());
+      const { data, width, channels } = await decode(
+        await raw(flat, 16, 16, 3).toFormat(format, { quality: 95 }).toBuffer(),
+      );
       assert.equal(width, 16);
       assert.equal(channels, 3);
       for (const [c, level] of [180, 90, 30].entries())
@@ -31,7 +34,9 @@ describe('decoding', () => {
   }
 
   it('alpha is dropped, not blended', async () => {
-    const { data, channels } = await decode(await raw([200, 10, 20, 0, 30, 40, 250, 128], 2, 1, 4).png().toBuffer());
+    const { data, channels } = await decode(
+      await raw([200, 10, 20, 0, 30, 40, 250, 128], 2, 1, 4).png().toBuffer(),
+    );
     assert.equal(channels, 3);
     assert.deepEqual([...data], PAIR);
   });
@@ -62,7 +67,10 @@ describe('decoding', () => {
 
   it('EXIF orientation is applied', async () => {
     const left = Array.from({ length: 8 * 16 }, (_, i) => (i % 16 < 8 ? [250, 250, 250] : [5, 5, 5])).flat();
-    const turned = await raw(left, 16, 8, 3).withMetadata({ orientation: 6 }).jpeg({ quality: 100 }).toBuffer();
+    const turned = await raw(left, 16, 8, 3)
+      .withMetadata({ orientation: 6 })
+      .jpeg({ quality: 100 })
+      .toBuffer();
     const { data, width, height } = await decode(turned);
     assert.deepEqual([width, height], [8, 16]);
     assert.ok(data[0]! > 240 && data[3 * (8 * 15)]! < 15, 'what was left is on top');
@@ -139,7 +147,12 @@ describe('decoding', () => {
         if (file.readUInt16LE(entry) === 262) file.writeUInt16LE(6, entry + 8);
       }
       if (compression === 'jpeg') await inspectImage(file);
-      else await rejects(decode(file), 'ERR_DIAD_IMAGE_DECODE', /YCbCr without JPEG compression; write it as RGB/);
+      else
+        await rejects(
+          decode(file),
+          'ERR_DIAD_IMAGE_DECODE',
+          /YCbCr without JPEG compression; write it as RGB/,
+        );
     }
     for (const little of [true, false]) {
       for (const big of [true, false]) {
@@ -161,12 +174,19 @@ describe('decoding', () => {
             at.setUint32(4, start, little);
             at.setUint16(start, 2, little);
           }
-          for (const [i, [tag, content]] of [[259, compression] as const, [262, photometric] as const].entries()) {
+          for (const [i, [tag, content]] of [
+            [259, compression] as const,
+            [262, photometric] as const,
+          ].entries()) {
             at.setUint16(first + size * i, tag, little);
             at.setUint16(first + size * i + value, content, little);
           }
           const bytes = new Uint8Array(at.buffer);
-          assert.equal(isPlainYcbcr(bytes), expected, `little ${little}, big ${big}, ${compression} ${photometric}`);
+          assert.equal(
+            isPlainYcbcr(bytes),
+            expected,
+            `little ${little}, big ${big}, ${compression} ${photometric}`,
+          );
           assert.equal(isPlainYcbcr(bytes.subarray(0, 20)), false, 'it breaks off');
         }
       }
@@ -175,14 +195,22 @@ describe('decoding', () => {
 
   for (const format of ['gif', 'webp', 'tiff'] as const) {
     it(`${format}: more than one page or frame is refused, or the first is read where that is asked for`, async () => {
-      const frames = Array.from({ length: 3 * 4 * 4 }, (_, i) => (i < 16 ? [255, 255, 255] : [0, i, 0])).flat();
-      const several = await sharp(Uint8Array.from(frames), { raw: { width: 4, height: 12, channels: 3, pageHeight: 4 } })
+      const frames = Array.from({ length: 3 * 4 * 4 }, (_, i) =>
+        i < 16 ? [255, 255, 255] : [0, i, 0],
+      ).flat();
+      const several = await sharp(Uint8Array.from(frames), {
+        raw: { width: 4, height: 12, channels: 3, pageHeight: 4 },
+      })
         .toFormat(format, { lossless: true, compression: 'none' })
         .toBuffer();
       assert.equal((await sharp(several).metadata()).pages, 3);
       assert.equal(countFrames(several, format, 10), 3);
       assert.equal(countFrames(several, format, 2), 2);
-      await rejects(decode(several), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page or frame but the \w+ has more; .*maxFrames/);
+      await rejects(
+        decode(several),
+        'ERR_DIAD_IMAGE_TOO_LARGE',
+        /at most 1 page or frame but the \w+ has more; .*maxFrames/,
+      );
       await rejects(decode(several, LIMIT, 2), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 2 pages or frames/);
       const { data, height } = await decode(several, LIMIT, 3);
       assert.equal(height, 4);
@@ -195,7 +223,11 @@ describe('decoding', () => {
     const directory = page.readUInt32LE(4);
     page.writeUInt32LE(directory, directory + 2 + 12 * page.readUInt16LE(directory));
     await rejects(decode(page), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page/);
-    await rejects(decode(page, LIMIT, NO_LIMITS.maxFrames), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1000000 pages/);
+    await rejects(
+      decode(page, LIMIT, NO_LIMITS.maxFrames),
+      'ERR_DIAD_IMAGE_TOO_LARGE',
+      /at most 1000000 pages/,
+    );
   });
 
   it('BigTIFF pages are counted in both byte orders', () => {
@@ -243,7 +275,11 @@ describe('decoding', () => {
       .png()
       .toBuffer();
     assert.equal((await decode(image, 600)).width, 30);
-    await rejects(decode(image, 599), 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 599 pixels but the image has 30 x 20/);
+    await rejects(
+      decode(image, 599),
+      'ERR_DIAD_IMAGE_TOO_LARGE',
+      /at most 599 pixels but the image has 30 x 20/,
+    );
     const bomb = Buffer.from(await raw([0, 0, 0], 1, 1, 3).png().toBuffer());
     bomb.writeUInt32BE(30_000, 16); // IHDR width and height; the pixels are not there
     bomb.writeUInt32BE(30_000, 20);
@@ -256,7 +292,8 @@ describe('decoding', () => {
   it('inspectImage checks its arguments: no limit is stepped over', async () => {
     await rejects(inspectImage('x' as never), 'ERR_DIAD_INVALID_ARGUMENT', /bytes/);
     const png = await raw([0, 0, 0], 1, 1, 3).png().toBuffer();
-    for (const frames of [NaN, 0, 1.5, '2']) await rejects(inspectImage(png, frames as number), 'ERR_DIAD_INVALID_ARGUMENT', /maxFrames/);
+    for (const frames of [NaN, 0, 1.5, '2'])
+      await rejects(inspectImage(png, frames as number), 'ERR_DIAD_INVALID_ARGUMENT', /maxFrames/);
     assert.deepEqual(await inspectImage(png), { format: 'png', width: 1, height: 1 });
   });
 
@@ -264,12 +301,26 @@ describe('decoding', () => {
     const noise = Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
     for (const format of ['png', 'jpeg', 'webp', 'tiff'] as const) {
       const whole = await raw(noise, 64, 64, 3).toFormat(format).toBuffer();
-      await rejects(decode(whole.subarray(0, whole.length >> 1)), 'ERR_DIAD_IMAGE_DECODE', /cannot be decoded/);
+      await rejects(
+        decode(whole.subarray(0, whole.length >> 1)),
+        'ERR_DIAD_IMAGE_DECODE',
+        /cannot be decoded/,
+      );
     }
     await rejects(decode(new Uint8Array()), 'ERR_DIAD_IMAGE_DECODE', /0 bytes/);
-    await rejects(decode(Buffer.from('%PDF-1.7 and so on')), 'ERR_DIAD_IMAGE_DECODE', /begin with 255044462d/);
-    await rejects(decode(Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')), 'ERR_DIAD_IMAGE_DECODE');
-    await rejects(decode(Buffer.from('\0\0\0\x18ftypheic\0\0\0\0heicmif1', 'latin1')), 'ERR_DIAD_IMAGE_DECODE');
+    await rejects(
+      decode(Buffer.from('%PDF-1.7 and so on')),
+      'ERR_DIAD_IMAGE_DECODE',
+      /begin with 255044462d/,
+    );
+    await rejects(
+      decode(Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')),
+      'ERR_DIAD_IMAGE_DECODE',
+    );
+    await rejects(
+      decode(Buffer.from('\0\0\0\x18ftypheic\0\0\0\0heicmif1', 'latin1')),
+      'ERR_DIAD_IMAGE_DECODE',
+    );
   });
 
   it('formats are told by their first bytes', () => {

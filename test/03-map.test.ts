@@ -58,7 +58,10 @@ describe('anomaly map', () => {
     for (const [i, value] of values.entries()) {
       const alpha = 0.6 * heatAlpha(value);
       for (const [c, color] of heatColor(value).entries()) {
-        assert.ok(Math.abs(data[3 * i + c]! - (100 * (1 - alpha) + color * alpha)) <= 0.75, `${value}, channel ${c}`);
+        assert.ok(
+          Math.abs(data[3 * i + c]! - (100 * (1 - alpha) + color * alpha)) <= 0.75,
+          `${value}, channel ${c}`,
+        );
       }
     }
   });
@@ -82,9 +85,14 @@ describe('anomaly map', () => {
     const halved = await pixels(await plain.toHeatmap());
     const full = await pixels(await plain.toHeatmap({ max: 0.5 }));
     assert.notDeepEqual(halved.data, full.data);
-    const calibrated = await pixels(await new AnomalyMap(4, 2, values, image, imageSize, { threshold: 0.25 }).toHeatmap());
+    const calibrated = await pixels(
+      await new AnomalyMap(4, 2, values, image, imageSize, { threshold: 0.25 }).toHeatmap(),
+    );
     assert.deepEqual(calibrated.data, full.data);
-    assert.deepEqual([...(await pixels(await plain.toHeatmap({ opacity: 0 }))).data.subarray(0, 3)], [100, 100, 100]);
+    assert.deepEqual(
+      [...(await pixels(await plain.toHeatmap({ opacity: 0 }))).data.subarray(0, 3)],
+      [100, 100, 100],
+    );
   });
 
   it('gray maps', async () => {
@@ -104,7 +112,10 @@ describe('anomaly map', () => {
     const bytes = encodeNpy([2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
     const headerLength = bytes.readUInt16LE(8);
     assert.equal((10 + headerLength) % 64, 0);
-    assert.match(bytes.toString('latin1', 10, 10 + headerLength), /^\{'descr': '<f4', 'fortran_order': False, 'shape': \(2,3,\), \} *\n$/);
+    assert.match(
+      bytes.toString('latin1', 10, 10 + headerLength),
+      /^\{'descr': '<f4', 'fortran_order': False, 'shape': \(2,3,\), \} *\n$/,
+    );
     assert.equal(bytes.readFloatLE(10 + headerLength + 20), 6);
     assert.equal(bytes.length, 10 + headerLength + 24);
   });

@@ -11,7 +11,10 @@ import { inFolder, rejects, root, runModule, runProgram } from './support.js';
 async function fakeTorch(folder: string, version: string): Promise<string> {
   await mkdir(path.join(folder, 'lib'), { recursive: true });
   await writeFile(path.join(folder, 'lib', 'libtorch.so'), '');
-  await writeFile(path.join(folder, 'version.py'), `from typing import Optional\n__version__ = '${version}'\n`);
+  await writeFile(
+    path.join(folder, 'version.py'),
+    `from typing import Optional\n__version__ = '${version}'\n`,
+  );
   return folder;
 }
 
@@ -20,7 +23,10 @@ describe('LibTorch', () => {
     inFolder(async (folder) => {
       const torch = await fakeTorch(folder, '2.13.1+cpu');
       const found = await findLibTorch(torch, root, ['2.11', '2.13']);
-      assert.deepEqual([found.version, path.basename(found.libFolder), found.source], ['2.13.1+cpu', 'lib', 'the load option libtorch']);
+      assert.deepEqual(
+        [found.version, path.basename(found.libFolder), found.source],
+        ['2.13.1+cpu', 'lib', 'the load option libtorch'],
+      );
       assert.equal((await findLibTorch(path.join(torch, 'lib'), root, ['2.13'])).libFolder, found.libFolder);
     }));
 
@@ -43,7 +49,11 @@ describe('LibTorch', () => {
       );
       await mkdir(path.join(folder, 'lib'));
       await writeFile(path.join(folder, 'lib', 'libtorch.so'), '');
-      await rejects(findLibTorch(folder, root, ['2.13']), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /does not say its version/);
+      await rejects(
+        findLibTorch(folder, root, ['2.13']),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /does not say its version/,
+      );
       await writeFile(path.join(folder, 'build-version'), '2.13.0+cu130\n');
       assert.equal((await findLibTorch(folder, root, ['2.13'])).version, '2.13.0+cu130');
     }));
@@ -55,17 +65,39 @@ describe('LibTorch', () => {
       const packaged = path.join(project, 'node_modules', libtorchPackage());
       await fakeTorch(path.join(cached, 'torch'), '2.13.0+cu130');
       await fakeTorch(packaged, '2.13.0+cpu');
-      const manifest = { format: 'diad-libtorch', formatVersion: 1, version: '2.13.0+cu130', variant: 'cuda', wheels: {}, files: {} };
+      const manifest = {
+        format: 'diad-libtorch',
+        formatVersion: 1,
+        version: '2.13.0+cu130',
+        variant: 'cuda',
+        wheels: {},
+        files: {},
+      };
       await writeFile(path.join(cached, 'diad-libtorch.json'), JSON.stringify(manifest));
-      await writeFile(path.join(packaged, 'package.json'), JSON.stringify({ name: libtorchPackage(), version: '2.13.0' }));
+      await writeFile(
+        path.join(packaged, 'package.json'),
+        JSON.stringify({ name: libtorchPackage(), version: '2.13.0' }),
+      );
       const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch', 'search.js'))};
         for (const driver of [true, false]) {
           const { version, source } = await findLibTorch(undefined, ${JSON.stringify(project)}, ['2.13'], [], driver);
           console.log(version + ', ' + source);
         }`;
-      const env = { DIAD_LIBTORCH: undefined, DIAD_PYTHON: undefined, XDG_CACHE_HOME: path.join(folder, 'cache') };
-      const { stdout } = await runProgram(process.execPath, ['--input-type=module', '-e', script], env, project);
-      assert.equal(stdout, `2.13.0+cu130, the CUDA builds of the cache\n2.13.0+cpu, the package ${libtorchPackage()}\n`);
+      const env = {
+        DIAD_LIBTORCH: undefined,
+        DIAD_PYTHON: undefined,
+        XDG_CACHE_HOME: path.join(folder, 'cache'),
+      };
+      const { stdout } = await runProgram(
+        process.execPath,
+        ['--input-type=module', '-e', script],
+        env,
+        project,
+      );
+      assert.equal(
+        stdout,
+        `2.13.0+cu130, the CUDA builds of the cache\n2.13.0+cpu, the package ${libtorchPackage()}\n`,
+      );
     }));
 
   it('this checkout finds the PyTorch of its .venv and records what was passed over', async () => {
@@ -90,7 +122,10 @@ describe('LibTorch', () => {
       const source = `await Diad.load(undefined, { libtorch: ${JSON.stringify(torch)} }).catch((e) => console.log(e.name, e.code, e.message));`;
       const { stdout, code } = await runModule(source);
       assert.equal(code, 0);
-      assert.match(stdout, /^DiadError ERR_DIAD_LIBTORCH_NOT_FOUND LibTorch cannot be opened: .*file too short/);
+      assert.match(
+        stdout,
+        /^DiadError ERR_DIAD_LIBTORCH_NOT_FOUND LibTorch cannot be opened: .*file too short/,
+      );
     }));
 
   it('nothing found: every place and the ways out', () =>
@@ -98,7 +133,12 @@ describe('LibTorch', () => {
       const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch', 'search.js'))};
         await findLibTorch(undefined, ${JSON.stringify(folder)}, ['2.13']).catch((e) => console.log(e.code, e.message));`;
       const env = { PATH: folder, DIAD_LIBTORCH: undefined, DIAD_PYTHON: undefined, XDG_CACHE_HOME: folder };
-      const { stdout } = await runProgram(process.execPath, ['--input-type=module', '-e', script], env, folder);
+      const { stdout } = await runProgram(
+        process.execPath,
+        ['--input-type=module', '-e', script],
+        env,
+        folder,
+      );
       assert.match(stdout, /^ERR_DIAD_LIBTORCH_NOT_FOUND No LibTorch was found/);
       for (const place of [
         /load option libtorch/,

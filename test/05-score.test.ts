@@ -43,7 +43,9 @@ describe('scoring', () => {
 
   it('company in the batch does not matter', async () => {
     const alone = await diad.score(board, { seed: 3 });
-    const together = await Promise.all([gear, board, gear, board, gear].map((image, i) => diad.score(image, { seed: i })));
+    const together = await Promise.all(
+      [gear, board, gear, board, gear].map((image, i) => diad.score(image, { seed: i })),
+    );
     assert.ok(Math.abs(together[3]!.score / alone.score - 1) < 1e-5);
     const { meanBatch } = diad.stats();
     assert.ok(meanBatch > 1, `batches of ${meanBatch}`);
@@ -163,7 +165,8 @@ describe('scoring', () => {
     assert.equal(scores.length, 9);
     assert.ok(most <= 3, `${most} in flight`);
     const [first, second] = scores;
-    for (const [i, score] of scores.entries()) assert.ok(Math.abs(score / (i % 2 === 0 ? first! : second!) - 1) < 1e-5);
+    for (const [i, score] of scores.entries())
+      assert.ok(Math.abs(score / (i % 2 === 0 ? first! : second!) - 1) < 1e-5);
     assert.ok(Math.abs(first! - second!) > 1e-4);
   });
 
@@ -254,7 +257,12 @@ describe('scoring', () => {
   it('the more urgent of those that wait goes first; a preferred batch size is taken at once', async () => {
     const own = await Diad.load(undefined, { maxBatch: 4, maxDelayMs: 60_000, preferredBatches: [1, 2] });
     try {
-      const pixels = { data: new Uint8Array(16 * 16 * 3).fill(90), width: 16, height: 16, channels: 3 as const };
+      const pixels = {
+        data: new Uint8Array(16 * 16 * 3).fill(90),
+        width: 16,
+        height: 16,
+        channels: 3 as const,
+      };
       const order: number[] = [];
       const ask = async (name: number, priority: number): Promise<number> => {
         const { batchSize } = await own.score(pixels, { priority });

@@ -7,12 +7,26 @@ import { baseBundle, editManifest, example, inFolder, rejects, withBundleCopy } 
 
 describe('bundle', () => {
   it('nothing there', async () => {
-    await rejects(Diad.load('/nowhere/at/all'), 'ERR_DIAD_BUNDLE_NOT_FOUND', /no bundle folder at \/nowhere\/at\/all/);
-    await inFolder((folder) => rejects(Diad.load(folder), 'ERR_DIAD_BUNDLE_NOT_FOUND', /holds no manifest\.json/));
+    await rejects(
+      Diad.load('/nowhere/at/all'),
+      'ERR_DIAD_BUNDLE_NOT_FOUND',
+      /no bundle folder at \/nowhere\/at\/all/,
+    );
+    await inFolder((folder) =>
+      rejects(Diad.load(folder), 'ERR_DIAD_BUNDLE_NOT_FOUND', /holds no manifest\.json/),
+    );
     await rejects(Diad.load(path.join(baseBundle, 'manifest.json')), 'ERR_DIAD_BUNDLE_NOT_FOUND');
   });
 
-  for (const name of ['manifest.json', 'manifest.sha256', 'encoder.pt', 'denoiser.pt', 'decoder.pt', 'extractor.pt', 'MODEL_CARD.md']) {
+  for (const name of [
+    'manifest.json',
+    'manifest.sha256',
+    'encoder.pt',
+    'denoiser.pt',
+    'decoder.pt',
+    'extractor.pt',
+    'MODEL_CARD.md',
+  ]) {
     it(`one flipped bit in ${name}`, () =>
       withBundleCopy(async (bundle) => {
         const file = await open(path.join(bundle, name), 'r+');
@@ -31,7 +45,11 @@ describe('bundle', () => {
     withBundleCopy(async (bundle) => {
       const file = path.join(bundle, 'decoder.pt');
       await truncate(file, (await stat(file)).size >> 1);
-      await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt has \d+ bytes, the manifest says \d+/);
+      await rejects(
+        Diad.load(bundle),
+        'ERR_DIAD_BUNDLE_CORRUPT',
+        /decoder\.pt has \d+ bytes, the manifest says \d+/,
+      );
       await rejects(Diad.load(bundle, { verify: false }), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt/);
       await rm(file);
       await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt is missing/);
@@ -44,15 +62,27 @@ describe('bundle', () => {
       await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt is a link that leads out/);
     }));
 
-  const edits: readonly (readonly [string, (manifest: Record<string, Record<string, unknown>>) => void, RegExp])[] = [
+  const edits: readonly (readonly [
+    string,
+    (manifest: Record<string, Record<string, unknown>>) => void,
+    RegExp,
+  ])[] = [
     [
       'another format version',
       (m) => Object.assign(m, { formatVersion: 2 }),
       /Expected 1 for formatVersion but received 2; .* another version/,
     ],
-    ['another format', (m) => Object.assign(m, { format: 'onnx' }), /Expected "diad-bundle" for format but received "onnx"/],
+    [
+      'another format',
+      (m) => Object.assign(m, { format: 'onnx' }),
+      /Expected "diad-bundle" for format but received "onnx"/,
+    ],
     ['no schedule', (m) => delete m['schedule'], /Expected the key schedule but it is absent/],
-    ['a size that is text', (m) => Object.assign(m['image']!, { size: '128' }), /image\.size but received "128"/],
+    [
+      'a size that is text',
+      (m) => Object.assign(m['image']!, { size: '128' }),
+      /image\.size but received "128"/,
+    ],
     ['a negative size', (m) => Object.assign(m['image']!, { size: -1 }), /image\.size but received -1/],
     [
       'an impossible alpha',
@@ -65,7 +95,11 @@ describe('bundle', () => {
       (m) => Object.assign(m['files']!, { '../x.pt': { size: 1, sha256: '' } }),
       /plain file names in files but received "\.\.\/x\.pt"/,
     ],
-    ['pools larger than the map', (m) => Object.assign(m['score']!, { poolSize: 60, poolCount: 9 }), /leave nothing/],
+    [
+      'pools larger than the map',
+      (m) => Object.assign(m['score']!, { poolSize: 60, poolCount: 9 }),
+      /leave nothing/,
+    ],
   ];
   for (const [what, edit, message] of edits) {
     it(`a manifest with ${what}`, () =>
@@ -92,7 +126,11 @@ describe('bundle', () => {
     }));
 
   it('an unknown device', async () => {
-    await rejects(Diad.load(undefined, { device: 'cuda:97' }), 'ERR_DIAD_DEVICE_UNAVAILABLE', /cuda:97 is not available/);
+    await rejects(
+      Diad.load(undefined, { device: 'cuda:97' }),
+      'ERR_DIAD_DEVICE_UNAVAILABLE',
+      /cuda:97 is not available/,
+    );
   });
 
   it('a calibration gives threshold and verdict', () =>
@@ -108,7 +146,10 @@ describe('bundle', () => {
         await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify({ threshold }));
         const diad = await Diad.load(bundle, { warmup: false });
         const result = await diad.score(gear);
-        assert.deepEqual([result.threshold, result.anomalous, diad.info.bundle.threshold], [threshold, anomalous, threshold]);
+        assert.deepEqual(
+          [result.threshold, result.anomalous, diad.info.bundle.threshold],
+          [threshold, anomalous, threshold],
+        );
         await diad.close();
       }
       for (const broken of ['{', '[]', '{"threshold": "1"}', '{"threshold": null}']) {

@@ -19,7 +19,9 @@ describe('lifecycle', () => {
     const outcomes = Promise.allSettled(pending);
     await new Promise((resolve) => setTimeout(resolve, 60));
     await Promise.all([diad.close(), diad.close()]);
-    const codes = (await outcomes).map((outcome) => (outcome.status === 'fulfilled' ? 'done' : (outcome.reason as { code: string }).code));
+    const codes = (await outcomes).map((outcome) =>
+      outcome.status === 'fulfilled' ? 'done' : (outcome.reason as { code: string }).code,
+    );
     assert.ok(codes.includes('ERR_DIAD_CLOSED'), codes.join());
     assert.deepEqual(
       [...new Set(codes)].filter((code) => code !== 'done'),
@@ -51,7 +53,11 @@ describe('lifecycle', () => {
       }
       await made.close();`);
     const invalid = 'ERR_DIAD_INVALID_ARGUMENT';
-    assert.deepEqual(stdout.trim().split('\n'), ['trapped', 'trapped', invalid, invalid, ...Array<string>(4).fill('TypeError')], stderr);
+    assert.deepEqual(
+      stdout.trim().split('\n'),
+      ['trapped', 'trapped', invalid, invalid, ...Array<string>(4).fill('TypeError')],
+      stderr,
+    );
     assert.equal(code, 0);
   });
 
@@ -64,12 +70,16 @@ describe('lifecycle', () => {
   });
 
   it('an idle process ends by itself without close()', async () => {
-    const { code, signal, stdout } = await runModule(`${PRELUDE} console.log((await diad.score(image)).score > 0);`);
+    const { code, signal, stdout } = await runModule(
+      `${PRELUDE} console.log((await diad.score(image)).score > 0);`,
+    );
     assert.deepEqual([code, signal, stdout.trim()], [0, null, 'true']);
   });
 
   it('a pending score keeps the process alive', async () => {
-    const { code, stdout } = await runModule(`${PRELUDE} diad.score(image).then(({ score }) => console.log(score > 0));`);
+    const { code, stdout } = await runModule(
+      `${PRELUDE} diad.score(image).then(({ score }) => console.log(score > 0));`,
+    );
     assert.deepEqual([code, stdout.trim()], [0, 'true']);
   });
 

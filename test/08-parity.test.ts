@@ -6,7 +6,17 @@ import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
 import { readNpy } from '../lib/npy.js';
 import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
-import { baseBundle, editManifest, example, inFolder, publishedBundle, python, root, runProgram, withBundleCopy } from './support.js';
+import {
+  baseBundle,
+  editManifest,
+  example,
+  inFolder,
+  publishedBundle,
+  python,
+  root,
+  runProgram,
+  withBundleCopy,
+} from './support.js';
 
 const IMAGES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
@@ -39,8 +49,21 @@ describe('parity with the reference', () => {
         await cp(source, bundle, { recursive: true, filter: (file) => !CALIBRATED.has(path.basename(file)) });
         const files = IMAGES.map((name) => path.join(root, 'examples', name));
         const reference = path.join(folder, 'reference');
-        const args = ['-m', 'diad_reference', 'score', '--bundle', bundle, '--seed', String(SEED), '--dump', reference, ...files];
-        const { stdout, stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
+        const args = [
+          '-m',
+          'diad_reference',
+          'score',
+          '--bundle',
+          bundle,
+          '--seed',
+          String(SEED),
+          '--dump',
+          reference,
+          ...files,
+        ];
+        const { stdout, stderr, code } = await runProgram(python, args, {
+          PYTHONPATH: path.join(root, 'python'),
+        });
         assert.equal(code, 0, stderr);
         const scores = stdout
           .trim()
@@ -53,14 +76,21 @@ describe('parity with the reference', () => {
 
         const diad = await Diad.load(bundle);
         for (const [i, name] of IMAGES.entries()) {
-          const { score, map, stages = {} } = await diad.score(await example(name), { seed: SEED, stages: true });
+          const {
+            score,
+            map,
+            stages = {},
+          } = await diad.score(await example(name), { seed: SEED, stages: true });
           const jpeg = name.endsWith('.jpg');
           assert.ok(
             Math.abs(score / scores[i]!.score - 1) < (jpeg ? JPEG_TOLERANCE : 1e-5),
             `${name}: score ${score}, reference ${scores[i]!.score}`,
           );
           const expectedMap = await readNpy(path.join(reference, `00${i}.map.npy`));
-          assert.ok(largestDifference(map.data, expectedMap.data) < (jpeg ? JPEG_TOLERANCE : 2e-5), `${name}: map`);
+          assert.ok(
+            largestDifference(map.data, expectedMap.data) < (jpeg ? JPEG_TOLERANCE : 2e-5),
+            `${name}: map`,
+          );
           if (jpeg) continue;
           for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
             const expected = await readNpy(path.join(reference, `00${i}.${stage}.npy`));
@@ -72,13 +102,27 @@ describe('parity with the reference', () => {
         await diad.close();
 
         const frame = path.join(folder, 'frame.ppm');
-        const { data, info } = await sharp(files[0]).removeAlpha().raw().toBuffer({ resolveWithObject: true });
+        const { data, info } = await sharp(files[0])
+          .removeAlpha()
+          .raw()
+          .toBuffer({ resolveWithObject: true });
         await writeFile(frame, Buffer.concat([Buffer.from(`P6\n${info.width} ${info.height}\n255\n`), data]));
         const engine = path.join(root, 'build', 'Release', 'diad-engine');
         const dump = path.join(folder, 'engine');
-        const run = await runProgram(engine, ['score', '--bundle', bundle, '--seed', String(SEED), '--dump', dump, frame]);
+        const run = await runProgram(engine, [
+          'score',
+          '--bundle',
+          bundle,
+          '--seed',
+          String(SEED),
+          '--dump',
+          dump,
+          frame,
+        ]);
         assert.equal(run.code, 0, run.stderr);
-        assert.ok(Math.abs((JSON.parse(run.stdout) as { score: number }).score / scores[0]!.score - 1) < 1e-5);
+        assert.ok(
+          Math.abs((JSON.parse(run.stdout) as { score: number }).score / scores[0]!.score - 1) < 1e-5,
+        );
         for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
           const [mine, expected] = await Promise.all([
             readNpy(path.join(dump, `000.${stage}.npy`)),
@@ -94,12 +138,27 @@ describe('parity with the reference', () => {
       await editManifest(bundle, (manifest) => {
         const schedule: Schedule = manifest['schedule']!;
         const [first, second] = schedule.steps as [Step, Step];
-        schedule.noise = { ...schedule.noise, sqrtAlphaBar: Math.sqrt(first.alphaBar), sqrtOneMinusAlphaBar: 0 };
+        schedule.noise = {
+          ...schedule.noise,
+          sqrtAlphaBar: Math.sqrt(first.alphaBar),
+          sqrtOneMinusAlphaBar: 0,
+        };
         schedule.steps = [first, { ...second, alphaBarPrev: 1 }];
       });
       const file = path.join(root, 'examples', IMAGES[0]!);
       const dump = path.join(bundle, '..', 'reference');
-      const args = ['-m', 'diad_reference', 'score', '--bundle', bundle, '--seed', String(SEED), '--dump', dump, file];
+      const args = [
+        '-m',
+        'diad_reference',
+        'score',
+        '--bundle',
+        bundle,
+        '--seed',
+        String(SEED),
+        '--dump',
+        dump,
+        file,
+      ];
       const { stderr, code } = await runProgram(python, args, { PYTHONPATH: path.join(root, 'python') });
       assert.equal(code, 0, stderr);
       const diad = await Diad.load(bundle, { calibration: false });
@@ -132,7 +191,10 @@ describe('parity with the reference', () => {
         operators: { operator: string; calls: number; ms: number; gflop: number | null }[];
       };
       const inside = operators.reduce((sum, { ms }) => sum + ms, 0);
-      assert.ok(inside > profiledMs / 2 && inside <= profiledMs, `${inside} of ${profiledMs} ms are inside operators`);
+      assert.ok(
+        inside > profiledMs / 2 && inside <= profiledMs,
+        `${inside} of ${profiledMs} ms are inside operators`,
+      );
       const counted = operators.reduce((sum, { gflop }) => sum + (gflop ?? 0), 0);
       assert.ok(Math.abs(counted / NEEDED_GFLOP - 1) < 0.03, `${counted} GFLOP counted`);
       const layers = operators.filter(({ operator }) => operator.startsWith('diad::'));
@@ -155,19 +217,29 @@ describe('parity with the reference', () => {
       const image = path.join(folder, 'gray.pgm');
       await writeFile(image, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
       const run = async (command: string, switched: string): Promise<unknown> => {
-        const { code, stdout, stderr } = await runProgram(engine, [command, '--bundle', publishedBundle, image], {
-          DIAD_CUDA_STREAMS: switched,
-        });
+        const { code, stdout, stderr } = await runProgram(
+          engine,
+          [command, '--bundle', publishedBundle, image],
+          {
+            DIAD_CUDA_STREAMS: switched,
+          },
+        );
         assert.equal(code, 0, stderr);
         return JSON.parse(stdout);
       };
       const marks = async (switched: string): Promise<Record<string, number>> => {
-        const { operators } = (await run('profile', switched)) as { operators: { operator: string; calls: number }[] };
+        const { operators } = (await run('profile', switched)) as {
+          operators: { operator: string; calls: number }[];
+        };
         const found = operators.filter(({ operator }) => /^diad::\w+_side/.test(operator));
         return Object.fromEntries(found.map(({ operator, calls }) => [operator.split(',')[0]!, calls]));
       };
       assert.deepEqual(await marks('0'), {});
-      assert.deepEqual(await marks('1'), { 'diad::enter_side': 10, 'diad::leave_side': 10, 'diad::join_side': 10 });
+      assert.deepEqual(await marks('1'), {
+        'diad::enter_side': 10,
+        'diad::leave_side': 10,
+        'diad::join_side': 10,
+      });
       const plain = (await run('score', '0')) as { score: number };
       assert.equal(((await run('score', '1')) as { score: number }).score, plain.score);
     }));
@@ -177,7 +249,13 @@ describe('parity with the reference', () => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const good = path.join(folder, 'good.pgm');
       await writeFile(good, Buffer.concat([Buffer.from('P5 2 2 255\n'), Buffer.from([1, 2, 3, 4])]));
-      const run = await runProgram(engine, ['score', '--bundle', publishedBundle, path.join(folder, 'none.ppm'), good]);
+      const run = await runProgram(engine, [
+        'score',
+        '--bundle',
+        publishedBundle,
+        path.join(folder, 'none.ppm'),
+        good,
+      ]);
       assert.equal(run.code, 1);
       assert.match(run.stderr, /none\.ppm: cannot be read/);
       assert.equal(run.stdout.trim().split('\n').length, 1);

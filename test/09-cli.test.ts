@@ -23,7 +23,17 @@ describe('command line', () => {
   it('score --json: an object per image of a folder; --csv and --out beside it', () =>
     withImages(async (folder) => {
       const [csv, out] = [path.join(folder, 'tables', 'scores.csv'), path.join(folder, 'out')];
-      const { code, stdout, stderr } = await diad(['score', folder, '--json', '--csv', csv, '--out', out, '--seed', '4']);
+      const { code, stdout, stderr } = await diad([
+        'score',
+        folder,
+        '--json',
+        '--csv',
+        csv,
+        '--out',
+        out,
+        '--seed',
+        '4',
+      ]);
       assert.equal(code, 0, stderr);
       const rows = stdout
         .trim()
@@ -69,7 +79,11 @@ describe('command line', () => {
   it('who reads the output may leave early: no stack trace, no failure', () =>
     withImages(async (folder) => {
       for (let i = 0; i < 30; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
-      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'score', folder, '--json'], { cwd: root });
+      const child = spawn(
+        process.execPath,
+        [path.join(root, 'dist', 'cli', 'main.js'), 'score', folder, '--json'],
+        { cwd: root },
+      );
       let said = '';
       child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
       child.stdout.once('data', () => child.stdout.destroy());
@@ -82,7 +96,9 @@ describe('command line', () => {
       for (let i = 0; i < 12; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
       const [out, csv] = [path.join(folder, 'maps'), path.join(folder, 'scores.csv')];
       const args = ['score', folder, '--out', out, '--csv', csv];
-      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], { cwd: root });
+      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], {
+        cwd: root,
+      });
       let said = '';
       child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
       child.stdout.once('data', () => child.stdout.destroy());
@@ -103,14 +119,18 @@ describe('command line', () => {
 
   it('a table that cannot be written is told before anything is loaded', () =>
     withImages(async (folder) => {
-      const { code, stdout, stderr } = await diad(['score', folder, '--csv', folder], { DIAD_LIBTORCH: '/nowhere' });
+      const { code, stdout, stderr } = await diad(['score', folder, '--csv', folder], {
+        DIAD_LIBTORCH: '/nowhere',
+      });
       assert.deepEqual([code, stdout], [1, '']);
       assert.match(stderr, /^diad: EISDIR: /);
     }));
 
   it('watch without a reader is a failure: a supervisor starts it again', () =>
     withImages(async (folder) => {
-      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], { cwd: root });
+      const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], {
+        cwd: root,
+      });
       child.stderr.resume();
       child.stdout.once('data', () => {
         child.stdout.destroy();
@@ -121,7 +141,9 @@ describe('command line', () => {
     }));
 
   it('--version behind a command is that of the command', async () => {
-    const { version } = JSON.parse(await readFile(path.join(root, 'package.json'), 'utf8')) as { version: string };
+    const { version } = JSON.parse(await readFile(path.join(root, 'package.json'), 'utf8')) as {
+      version: string;
+    };
     for (const option of ['--version', '-V']) assert.equal((await diad([option])).stdout, `${version}\n`);
     for (const args of [['--version', '2.x'], ['--version=2.x']]) {
       const { code, stdout, stderr } = await diad(['libtorch', 'install', ...args]);
@@ -133,7 +155,9 @@ describe('command line', () => {
   });
 
   it('tiles and stage dumps do not go together, which is told before anything is loaded', async () => {
-    const { code, stderr } = await diad(['score', 'x.png', '--tile', '128', '--dump', 'd'], { DIAD_LIBTORCH: '/nowhere' });
+    const { code, stderr } = await diad(['score', 'x.png', '--tile', '128', '--dump', 'd'], {
+      DIAD_LIBTORCH: '/nowhere',
+    });
     assert.equal(code, 1);
     assert.match(stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected --tile or --dump but received both/);
   });
@@ -145,7 +169,18 @@ describe('command line', () => {
       assert.equal(code, 0);
       assert.match(stdout, /^\d+\.\d{4}.*b\.png\n$/);
       const names = await readdir(dump);
-      for (const stage of ['x', 'moments', 'z', 'x_T', 'step_x', 'reconstruction', 'distance_layer1', 'map_raw', 'map', 'score']) {
+      for (const stage of [
+        'x',
+        'moments',
+        'z',
+        'x_T',
+        'step_x',
+        'reconstruction',
+        'distance_layer1',
+        'map_raw',
+        'map',
+        'score',
+      ]) {
         assert.ok(names.includes(`000.${stage}.npy`), stage);
       }
     }));
@@ -162,7 +197,10 @@ describe('command line', () => {
   it('info', async () => {
     const { code, stdout } = await diad(['info', '--json']);
     assert.equal(code, 0);
-    const info = JSON.parse(stdout) as { bundle: { name: string; steps: number }; libtorch: { version: string } };
+    const info = JSON.parse(stdout) as {
+      bundle: { name: string; steps: number };
+      libtorch: { version: string };
+    };
     assert.deepEqual([info.bundle.name, info.bundle.steps], ['base', 1]);
     assert.match((await diad(['info'])).stdout, /^bundle +base/);
   });
@@ -170,7 +208,13 @@ describe('command line', () => {
   it('doctor says what it found, and what is wrong when something is', async () => {
     const { code, stdout } = await diad(['doctor', '--json']);
     assert.equal(code, 0);
-    const report = JSON.parse(stdout) as { node: string; libc: string; devices: string[]; libtorch: { source: string }; tried: unknown[] };
+    const report = JSON.parse(stdout) as {
+      node: string;
+      libc: string;
+      devices: string[];
+      libtorch: { source: string };
+      tried: unknown[];
+    };
     assert.equal(report.node, process.versions.node);
     assert.match(report.libc, /glibc \d/);
     assert.equal(report.devices[0], 'cpu');
@@ -201,9 +245,15 @@ describe('command line', () => {
         ['worker', '--root', folder, '--redis', 'redis://127.0.0.1:1'],
         ['watch', folder],
       ]) {
-        const { code, stderr } = await diad([...args, '--precision', 'int8'], { ATEN_CPU_CAPABILITY: 'avx2' });
+        const { code, stderr } = await diad([...args, '--precision', 'int8'], {
+          ATEN_CPU_CAPABILITY: 'avx2',
+        });
         assert.equal(code, 1, args.join(' '));
-        assert.match(stderr, /ERR_DIAD_DEVICE_UNAVAILABLE: The precision int8 needs a CPU with AVX-512 VNNI/, args.join(' '));
+        assert.match(
+          stderr,
+          /ERR_DIAD_DEVICE_UNAVAILABLE: The precision int8 needs a CPU with AVX-512 VNNI/,
+          args.join(' '),
+        );
       }
     }));
 
@@ -214,7 +264,10 @@ describe('command line', () => {
       [['score', 'x.png', '--color'], /unknown option '--color'/],
       [['score', 'x.png', '--steps', '2'], /unknown option '--steps'/],
       [['score', `${root}/none-*.png`], /Expected images for .*none-\*\.png but found none/],
-      [['score', 'x.png', '--device', 'tpu'], /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/],
+      [
+        ['score', 'x.png', '--device', 'tpu'],
+        /ERR_DIAD_INVALID_ARGUMENT: Expected auto, cpu, cuda or cuda:N for device/,
+      ],
       [['score', 'x.png', '--precision', 'int4'], /Allowed choices are float32, bfloat16, float16, int8/],
       [['info', '--model', '/nowhere'], /ERR_DIAD_BUNDLE_NOT_FOUND/],
       [['fly'], /unknown command 'fly'/],

@@ -29,7 +29,8 @@ function inProject(code: string | undefined, use: (folder: string) => Promise<vo
 async function running(folder: string, use: (said: () => string) => Promise<void>): Promise<void> {
   const child = spawn(process.execPath, ['example.mjs'], { cwd: folder });
   let said = '';
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (chunk: string) => (said += chunk));
+  for (const stream of [child.stdout, child.stderr])
+    stream.setEncoding('utf8').on('data', (chunk: string) => (said += chunk));
   const ended = once(child, 'exit');
   try {
     await use(() => said);

@@ -20,15 +20,19 @@ async function run(command: string, args: readonly string[]): Promise<string> {
 }
 
 /** Writes a published-format checkpoint and converts it with the command line. */
-async function converted(folder: string, size: 'small' | 'medium'): Promise<{ readonly published: string[]; readonly bundle: string }> {
+async function converted(
+  folder: string,
+  size: 'small' | 'medium',
+): Promise<{ readonly published: string[]; readonly bundle: string }> {
   await run(python, [path.join(root, 'python', 'tests', 'published_format.py'), folder, size]);
-  const [checkpoint, config, bundle] = ['model.ckpt', 'diad.yaml', 'bundle'].map((name) => path.join(folder, name)) as [
-    string,
-    string,
-    string,
-  ];
+  const [checkpoint, config, bundle] = ['model.ckpt', 'diad.yaml', 'bundle'].map((name) =>
+    path.join(folder, name),
+  ) as [string, string, string];
   const convert = ['convert', '--checkpoint', checkpoint, '--config', config, '--out', bundle];
-  assert.match(await run(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...convert]), /ignored: .*optimizer_states/);
+  assert.match(
+    await run(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...convert]),
+    /ignored: .*optimizer_states/,
+  );
   return { published: ['--published', checkpoint, '--config-file', config], bundle };
 }
 
@@ -58,9 +62,13 @@ async function writeImages(folder: string): Promise<{ readonly exact: string[]; 
     'turned.jpg': raw(120, 90, 3).blur(2).withMetadata({ orientation: 6 }).jpeg({ quality: 92 }),
   };
   await mkdir(folder, { recursive: true });
-  for (const [name, image] of Object.entries(images)) await writeFile(path.join(folder, name), await image.toBuffer());
+  for (const [name, image] of Object.entries(images))
+    await writeFile(path.join(folder, name), await image.toBuffer());
   const names = Object.keys(images).map((name) => path.join(folder, name));
-  return { exact: names.filter((name) => !name.endsWith('.jpg')), jpeg: names.filter((name) => name.endsWith('.jpg')) };
+  return {
+    exact: names.filter((name) => !name.endsWith('.jpg')),
+    jpeg: names.filter((name) => name.endsWith('.jpg')),
+  };
 }
 
 async function reference(
@@ -69,17 +77,27 @@ async function reference(
   dump: string,
   more: readonly string[] = [],
 ): Promise<void> {
-  await run(python, ['-m', 'diad_reference', 'score', ...published, '--seed', String(SEED), '--dump', dump, ...more, ...files]);
+  await run(python, [
+    '-m',
+    'diad_reference',
+    'score',
+    ...published,
+    '--seed',
+    String(SEED),
+    '--dump',
+    dump,
+    ...more,
+    ...files,
+  ]);
 }
 
 /** Compares stage files of two dumps. */
 async function compareDumps(mine: string, expected: string, number: number, what: string): Promise<void> {
   const name = String(number).padStart(3, '0');
   for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
-    const [a, b] = (await Promise.all([mine, expected].map((folder) => readNpy(path.join(folder, `${name}.${stage}.npy`))))) as [
-      Awaited<ReturnType<typeof readNpy>>,
-      Awaited<ReturnType<typeof readNpy>>,
-    ];
+    const [a, b] = (await Promise.all(
+      [mine, expected].map((folder) => readNpy(path.join(folder, `${name}.${stage}.npy`))),
+    )) as [Awaited<ReturnType<typeof readNpy>>, Awaited<ReturnType<typeof readNpy>>];
     assert.deepEqual(a.shape, b.shape, `${what}: shape of ${stage}`);
     const difference = largestDifference(a.data, b.data);
     const judged = stage === 'score' ? difference / Math.abs(b.data[0]!) : difference;
@@ -94,12 +112,26 @@ describe('parity of converted checkpoints', () => {
       const { exact, jpeg } = await writeImages(path.join(folder, 'images'));
       const dumps = { node: path.join(folder, 'node'), reference: path.join(folder, 'reference') };
       await reference(published, [...exact, ...jpeg], dumps.reference, ['--as-published']);
-      const score = ['score', '--model', bundle, '--seed', String(SEED), '--dump', dumps.node, ...exact, ...jpeg];
+      const score = [
+        'score',
+        '--model',
+        bundle,
+        '--seed',
+        String(SEED),
+        '--dump',
+        dumps.node,
+        ...exact,
+        ...jpeg,
+      ];
       await run(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...score]);
-      for (const [i, file] of exact.entries()) await compareDumps(dumps.node, dumps.reference, i, path.basename(file));
+      for (const [i, file] of exact.entries())
+        await compareDumps(dumps.node, dumps.reference, i, path.basename(file));
       for (const [i, file] of jpeg.entries()) {
         const name = `${String(exact.length + i).padStart(3, '0')}.x.npy`;
-        const [a, b] = [await readNpy(path.join(dumps.node, name)), await readNpy(path.join(dumps.reference, name))];
+        const [a, b] = [
+          await readNpy(path.join(dumps.node, name)),
+          await readNpy(path.join(dumps.reference, name)),
+        ];
         assert.ok(largestDifference(a.data, b.data) <= ONE_LEVEL, `${file}: more than one gray level`);
       }
       assert.equal((await verifyBundle(bundle)).passed, true);
@@ -115,7 +147,9 @@ describe('parity of converted checkpoints', () => {
       await sharp(data, { raw: { width: info.width, height: info.height, channels: 3 } })
         .png()
         .toFile(image);
-      const [expected, engine, node] = ['reference', 'engine', 'node'].map((name) => path.join(folder, name)) as [string, string, string];
+      const [expected, engine, node] = ['reference', 'engine', 'node'].map((name) =>
+        path.join(folder, name),
+      ) as [string, string, string];
       await reference(published, [image], expected, ['--as-published']);
       const binary = path.join(root, 'build', 'Release', 'diad-engine');
       await run(binary, ['score', '--bundle', bundle, '--seed', String(SEED), '--dump', engine, frame]);
@@ -131,11 +165,19 @@ describe('parity of converted checkpoints', () => {
     inFolder(async (folder) => {
       await run(python, [path.join(root, 'python', 'tests', 'published_format.py'), folder, 'small']);
       const config = path.join(folder, 'diad.yaml');
-      await writeFile(config, (await readFile(config, 'utf8')).replaceAll('context_dim: 48', 'context_dim: 64'));
+      await writeFile(
+        config,
+        (await readFile(config, 'utf8')).replaceAll('context_dim: 48', 'context_dim: 64'),
+      );
       const { code, stderr } = await runProgram(
         process.execPath,
         [
-          ...[path.join(root, 'dist', 'cli', 'main.js'), 'convert', '--checkpoint', path.join(folder, 'model.ckpt')],
+          ...[
+            path.join(root, 'dist', 'cli', 'main.js'),
+            'convert',
+            '--checkpoint',
+            path.join(folder, 'model.ckpt'),
+          ],
           ...['--config', config, '--out', path.join(folder, 'bundle')],
         ],
         environment,

@@ -4,7 +4,13 @@ import { Diad, type ScoreResult } from '../lib/index.js';
 import { largestDifference } from '../lib/verify.js';
 import { example } from './support.js';
 
-const IMAGES = ['gear-missing_part.png', 'brick-good.png', 'capsule-crack.jpg', 'gravel-blob.webp', 'tile-crack.png'];
+const IMAGES = [
+  'gear-missing_part.png',
+  'brick-good.png',
+  'capsule-crack.jpg',
+  'gravel-blob.webp',
+  'tile-crack.png',
+];
 const BATCH_TOLERANCE = 1e-5; // relative, of the score: other batch, other order of summation
 
 describe('determinism @slow', () => {
@@ -19,7 +25,10 @@ describe('determinism @slow', () => {
     const repeated = await first.score(images[0]!, { seed: 3 });
     await first.close();
     // Another queue of its own beside it, kept busy.
-    const [again, other] = [await Diad.load(undefined, { maxBatch: 1 }), await Diad.load(undefined, { maxBatch: 4 })];
+    const [again, other] = [
+      await Diad.load(undefined, { maxBatch: 1 }),
+      await Diad.load(undefined, { maxBatch: 4 }),
+    ];
     const noise = Promise.all(images.map((image) => other.score(image)));
     const underLoad = await again.score(images[0]!, { seed: 3 });
     await noise;
@@ -39,15 +48,21 @@ describe('determinism @slow', () => {
       if (!sequential.has(key)) sequential.set(key, await diad.score(image, { seed }));
     }
     const concurrent = await Promise.all(
-      calls.map(({ image, seed }, i) => (i % 9 === 8 ? diad.reconstruct(image, { seed }) : diad.score(image, { seed }))),
+      calls.map(({ image, seed }, i) =>
+        i % 9 === 8 ? diad.reconstruct(image, { seed }) : diad.score(image, { seed }),
+      ),
     );
     assert.ok(diad.stats().meanBatch > 1, 'nothing was computed in a batch');
     await diad.close();
     for (const [i, result] of concurrent.entries()) {
       const { image, seed } = calls[i]!;
       const expected = sequential.get(`${images.indexOf(image)}/${seed}`)!;
-      assert.ok(Math.abs(result.score / expected.score - 1) <= BATCH_TOLERANCE, `call ${i}: ${result.score} instead of ${expected.score}`);
-      if ('map' in result) assert.ok(largestDifference(result.map.data, expected.map.data) <= 2e-5, `call ${i}: map`);
+      assert.ok(
+        Math.abs(result.score / expected.score - 1) <= BATCH_TOLERANCE,
+        `call ${i}: ${result.score} instead of ${expected.score}`,
+      );
+      if ('map' in result)
+        assert.ok(largestDifference(result.map.data, expected.map.data) <= 2e-5, `call ${i}: map`);
     }
     assert.notEqual(sequential.get('0/0')!.score, sequential.get('0/1')!.score);
   });
@@ -55,7 +70,9 @@ describe('determinism @slow', () => {
   it('seeds beyond 53 bits are kept apart', async () => {
     const diad = await Diad.load();
     const seeds = [2n ** 53n, 2n ** 53n + 1n, 2n ** 64n - 1n];
-    const scores = await Promise.all(seeds.map(async (seed) => (await diad.score(images[0]!, { seed })).score));
+    const scores = await Promise.all(
+      seeds.map(async (seed) => (await diad.score(images[0]!, { seed })).score),
+    );
     await diad.close();
     assert.equal(new Set(scores).size, 3);
   });

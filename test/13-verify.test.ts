@@ -9,19 +9,29 @@ import { readNpy, writeNpy } from '../lib/npy.js';
 import { largestDifference, tolerancesFor } from '../lib/verify.js';
 import { inFolder, python, rejects, root, runProgram, withBundleCopy } from './support.js';
 
-const cli = (...args: string[]) => runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'verify', ...args]);
+const cli = (...args: string[]) =>
+  runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'verify', ...args]);
 
 /** Changes a file of a bundle and its manifest, as somebody would who exports other results. */
-async function replaceFile(bundle: string, name: string, change: (file: string) => Promise<void>): Promise<void> {
+async function replaceFile(
+  bundle: string,
+  name: string,
+  change: (file: string) => Promise<void>,
+): Promise<void> {
   const file = path.join(bundle, name);
   await change(file);
   const manifestFile = path.join(bundle, 'manifest.json');
-  const manifest = JSON.parse(await readFile(manifestFile, 'utf8')) as { files: Record<string, { sha256: string; size: number }> };
+  const manifest = JSON.parse(await readFile(manifestFile, 'utf8')) as {
+    files: Record<string, { sha256: string; size: number }>;
+  };
   const bytes = await readFile(file);
   manifest.files[name] = { sha256: createHash('sha256').update(bytes).digest('hex'), size: bytes.length };
   const text = JSON.stringify(manifest);
   await writeFile(manifestFile, text);
-  await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
+  await writeFile(
+    path.join(bundle, 'manifest.sha256'),
+    `${createHash('sha256').update(text).digest('hex')}\n`,
+  );
 }
 
 describe('verify', () => {
@@ -30,7 +40,10 @@ describe('verify', () => {
     assert.equal(code, 0, stdout + stderr);
     assert.match(stdout, /^map +\d\.\d\de-\d+ +\d\.\d\de-\d+ +0\.00002 +pass$/m);
     assert.match(stdout, /2 golden images: pass/);
-    const report = JSON.parse((await cli('--json')).stdout) as { passed: boolean; stages: { stage: string; maxAbsolute: number }[] };
+    const report = JSON.parse((await cli('--json')).stdout) as {
+      passed: boolean;
+      stages: { stage: string; maxAbsolute: number }[];
+    };
     assert.equal(report.passed, true);
     assert.equal(report.stages.length, 12);
     assert.equal(report.stages.find(({ stage }) => stage === 'x')?.maxAbsolute, 0);
@@ -49,10 +62,12 @@ describe('verify', () => {
   it('int8 has its own, or is refused where the processor lacks the instructions', async () => {
     const flags = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');
     const verified = verifyBundle(undefined, { device: 'cpu', precision: 'int8' });
-    if (!flags.includes('avx512_vnni')) return rejects(verified, 'ERR_DIAD_DEVICE_UNAVAILABLE', /int8 needs a CPU with AVX-512 VNNI/);
+    if (!flags.includes('avx512_vnni'))
+      return rejects(verified, 'ERR_DIAD_DEVICE_UNAVAILABLE', /int8 needs a CPU with AVX-512 VNNI/);
     const report = await verified;
     const stage = (name: string) => report.stages.find((found) => found.stage === name)!;
-    for (const name of ['moments', 'step_x']) assert.ok(stage(name).maxAbsolute > 1e-3, `${name} cannot be as exact as in float32`);
+    for (const name of ['moments', 'step_x'])
+      assert.ok(stage(name).maxAbsolute > 1e-3, `${name} cannot be as exact as in float32`);
     assert.deepEqual([stage('map').tolerance, stage('score').tolerance], [5e-2, 2e-2]);
     assert.equal(report.passed, true);
   });
@@ -60,11 +75,20 @@ describe('verify', () => {
   it('int8 without the instructions', async () => {
     const { code, stderr } = await runProgram(
       process.execPath,
-      [path.join(root, 'dist', 'cli', 'main.js'), 'score', '--precision', 'int8', path.join(root, 'examples', 'gear-good.png')],
+      [
+        path.join(root, 'dist', 'cli', 'main.js'),
+        'score',
+        '--precision',
+        'int8',
+        path.join(root, 'examples', 'gear-good.png'),
+      ],
       { ATEN_CPU_CAPABILITY: 'avx2' },
     );
     assert.equal(code, 1);
-    assert.match(stderr, /ERR_DIAD_DEVICE_UNAVAILABLE.*int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16/);
+    assert.match(
+      stderr,
+      /ERR_DIAD_DEVICE_UNAVAILABLE.*int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16/,
+    );
   });
 
   it('a golden result that is off by a little fails its stage, exit code 1', () =>
@@ -86,7 +110,11 @@ describe('verify', () => {
       const bytes = await readFile(file);
       bytes[bytes.length - 1]! ^= 1;
       await writeFile(file, bytes);
-      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /golden\/000\.z\.npy does not have the sha256/);
+      await rejects(
+        verifyBundle(bundle),
+        'ERR_DIAD_BUNDLE_CORRUPT',
+        /golden\/000\.z\.npy does not have the sha256/,
+      );
     }));
 
   it('golden.json that says nothing', () =>
@@ -97,7 +125,10 @@ describe('verify', () => {
 
   it('a calibration of another model is no reason not to verify; --model is another name for --bundle', () =>
     withBundleCopy(async (bundle) => {
-      await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify({ threshold: 1, model: 'f'.repeat(64) }));
+      await writeFile(
+        path.join(bundle, 'calibration.json'),
+        JSON.stringify({ threshold: 1, model: 'f'.repeat(64) }),
+      );
       const { code, stdout } = await cli('--model', bundle);
       assert.equal(code, 0);
       assert.ok(stdout.startsWith(bundle));
@@ -109,17 +140,31 @@ describe('verify', () => {
       await rm(path.join(bundle, 'golden'), { recursive: true });
       const manifestFile = path.join(bundle, 'manifest.json');
       const manifest = JSON.parse(await readFile(manifestFile, 'utf8')) as { files: Record<string, unknown> };
-      manifest.files = Object.fromEntries(Object.entries(manifest.files).filter(([name]) => !name.startsWith('golden/')));
+      manifest.files = Object.fromEntries(
+        Object.entries(manifest.files).filter(([name]) => !name.startsWith('golden/')),
+      );
       const text = JSON.stringify(manifest);
       await writeFile(manifestFile, text);
-      await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
-      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /holds no golden\/ .* export or convert it again/);
+      await writeFile(
+        path.join(bundle, 'manifest.sha256'),
+        `${createHash('sha256').update(text).digest('hex')}\n`,
+      );
+      await rejects(
+        verifyBundle(bundle),
+        'ERR_DIAD_BUNDLE_INVALID',
+        /holds no golden\/ .* export or convert it again/,
+      );
     }));
 
   it('the tolerances are those of the Python tests', () =>
     inFolder(async (folder) => {
       const source = 'import json, stage_tolerances; print(json.dumps(stage_tolerances.TOLERANCES))';
-      const { stdout } = await runProgram(python, ['-c', source], { PYTHONPATH: path.join(root, 'python', 'tests') }, folder);
+      const { stdout } = await runProgram(
+        python,
+        ['-c', source],
+        { PYTHONPATH: path.join(root, 'python', 'tests') },
+        folder,
+      );
       assert.deepEqual(JSON.parse(stdout), tolerancesFor('cpu', 'float32'));
     }));
 

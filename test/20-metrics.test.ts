@@ -2,7 +2,13 @@
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
-import { evaluateArrays, METRIC_NAMES, METRICS_MODES, type EvaluationArrays, type Metrics } from '../lib/evaluation/metrics.js';
+import {
+  evaluateArrays,
+  METRIC_NAMES,
+  METRICS_MODES,
+  type EvaluationArrays,
+  type Metrics,
+} from '../lib/evaluation/metrics.js';
 import { readEvaluationNpz } from '../lib/evaluation/npz.js';
 import { inFolder, python, rejects, root, runModule, runProgram } from './support.js';
 
@@ -24,7 +30,11 @@ const plain = (classes: Readonly<Record<string, { metrics: Metrics }>>): Record<
   Object.fromEntries(Object.entries(classes).map(([name, { metrics }]) => [name, metrics]));
 
 /** Images of one row: scores, and which pixels are defective. */
-function rows(scores: number[][], defects: number[][], more: Partial<EvaluationArrays> = {}): EvaluationArrays {
+function rows(
+  scores: number[][],
+  defects: number[][],
+  more: Partial<EvaluationArrays> = {},
+): EvaluationArrays {
   return {
     maps: Float64Array.from(scores.flat()),
     masks: Uint8Array.from(defects.flat()),
@@ -41,7 +51,11 @@ describe('metrics', () => {
       const made = await runProgram(python, [path.join(root, 'test', 'metric_arrays.py'), folder]);
       assert.equal(made.code, 0, made.stderr);
       const files = (await readdir(folder)).map((name) => path.join(folder, name));
-      const judged = await runProgram(python, ['-m', 'diad_reference', 'metrics', ...files, '--mode', 'all'], reference);
+      const judged = await runProgram(
+        python,
+        ['-m', 'diad_reference', 'metrics', ...files, '--mode', 'all'],
+        reference,
+      );
       assert.equal(judged.code, 0, judged.stderr);
       const report = JSON.parse(judged.stdout) as Report;
       assert.equal(Object.keys(report).length, 12);
@@ -64,14 +78,19 @@ describe('metrics', () => {
         const whole = await evaluateArrays(arrays);
         const split = await evaluateArrays(arrays, { scratchBytes: 1024 });
         for (const [name, { metrics }] of Object.entries(whole.classes)) {
-          assert.ok(furthest(metrics, split.classes[name]!.metrics) < 1e-12, `${path.basename(file)} ${name}`);
+          assert.ok(
+            furthest(metrics, split.classes[name]!.metrics) < 1e-12,
+            `${path.basename(file)} ${name}`,
+          );
         }
       }
     }));
 
   it('are what one works out by hand', async () => {
     // Scores 4 3 2 1, defective the first and the third: of the four pairs three are in order; precision 1 at recall 1/2, 2/3 at 1.
-    const { classes } = await evaluateArrays(rows([[4, 3, 2, 1]], [[1, 0, 1, 0]], { imageScores: [4], imageLabels: [1] }));
+    const { classes } = await evaluateArrays(
+      rows([[4, 3, 2, 1]], [[1, 0, 1, 0]], { imageScores: [4], imageLabels: [1] }),
+    );
     const { metrics, pixelF1maxScore, pixelCurve } = classes['part']!;
     assert.equal(metrics.pixel_auroc, 0.75);
     assert.ok(Math.abs(metrics.pixel_ap! - (0.5 + 0.5 * (2 / 3))) < 1e-15);
@@ -111,7 +130,8 @@ describe('metrics', () => {
     assert.ok(Math.abs(classes['diagonal']!.metrics.au_pro! - 2 / 3) < 1e-15);
     const reversed = { ...arrays, maps: arrays.maps.map((score) => -score) as Float32Array };
     const below = (await evaluateArrays(reversed)).classes['diagonal']!.metrics.pixel_auroc!;
-    const flipped = (await evaluateArrays(reversed, { mode: 'diad' })).classes['diagonal']!.metrics.pixel_auroc!;
+    const flipped = (await evaluateArrays(reversed, { mode: 'diad' })).classes['diagonal']!.metrics
+      .pixel_auroc!;
     assert.ok(below < 0.5);
     assert.equal(flipped, 1 - below);
   });
@@ -139,13 +159,25 @@ describe('metrics', () => {
   it('bad arrays are refused by name', async () => {
     const good = rows([[1, 2]], [[0, 1]]);
     const bad = (more: Partial<EvaluationArrays>): Promise<unknown> => evaluateArrays({ ...good, ...more });
-    await rejects(bad({ maps: Float64Array.of(1, NaN) }), 'ERR_DIAD_INVALID_ARGUMENT', /map 0 holds -?nan in row 0, column 1/);
+    await rejects(
+      bad({ maps: Float64Array.of(1, NaN) }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /map 0 holds -?nan in row 0, column 1/,
+    );
     await rejects(bad({ maps: Float64Array.of(1) }), 'ERR_DIAD_INVALID_ARGUMENT', /2 elements for maps/);
-    await rejects(bad({ masks: Uint8Array.of(1, 0, 1) }), 'ERR_DIAD_INVALID_ARGUMENT', /2 elements for masks/);
+    await rejects(
+      bad({ masks: Uint8Array.of(1, 0, 1) }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /2 elements for masks/,
+    );
     await rejects(bad({ imageScores: [1, 2] }), 'ERR_DIAD_INVALID_ARGUMENT', /imageScores/);
     await rejects(bad({ imageScores: [Infinity] }), 'ERR_DIAD_INVALID_ARGUMENT', /finite image scores/);
     await rejects(bad({ classNames: [] }), 'ERR_DIAD_INVALID_ARGUMENT');
-    await rejects(evaluateArrays(good, { mode: 'best' as never }), 'ERR_DIAD_INVALID_ARGUMENT', /one of exact, diad/);
+    await rejects(
+      evaluateArrays(good, { mode: 'best' as never }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /one of exact, diad/,
+    );
     await rejects(evaluateArrays(good, { fprLimit: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /fprLimit/);
   });
 

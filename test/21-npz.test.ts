@@ -6,7 +6,8 @@ import { METRIC_NAMES, type Metrics } from '../lib/evaluation/metrics.js';
 import { readEvaluationNpz } from '../lib/evaluation/npz.js';
 import { inFolder, python, rejects, root, runProgram } from './support.js';
 
-const metrics = (args: readonly string[]) => runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'metrics', ...args]);
+const metrics = (args: readonly string[]) =>
+  runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'metrics', ...args]);
 
 const MESSAGES: Readonly<Record<string, RegExp>> = {
   object: /array clsname: Object arrays/,
@@ -42,14 +43,26 @@ describe('archives of arrays', () => {
           file,
         );
         assert.deepEqual([arrays.height, arrays.width], [2, 3], file);
-        assert.deepEqual(arrays.classNames, file === 'nameless.npz' ? ['all', 'all'] : ['bolt', 'grün'], file);
+        assert.deepEqual(
+          arrays.classNames,
+          file === 'nameless.npz' ? ['all', 'all'] : ['bolt', 'grün'],
+          file,
+        );
       }
       const bad = files.filter((file) => file.startsWith('bad-'));
       assert.deepEqual(bad.map((file) => file.slice(4, -4)).sort(), Object.keys(MESSAGES).sort());
       for (const file of bad) {
-        await rejects(readEvaluationNpz(path.join(folder, file)), 'ERR_DIAD_INVALID_ARGUMENT', MESSAGES[file.slice(4, -4)]);
+        await rejects(
+          readEvaluationNpz(path.join(folder, file)),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          MESSAGES[file.slice(4, -4)],
+        );
       }
-      await rejects(readEvaluationNpz(path.join(folder, 'gone.npz')), 'ERR_DIAD_INVALID_ARGUMENT', /gone\.npz/);
+      await rejects(
+        readEvaluationNpz(path.join(folder, 'gone.npz')),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /gone\.npz/,
+      );
 
       const file = path.join(folder, 'little-f4.npz');
       const { code, stdout } = await metrics([file, '--json']);
@@ -65,6 +78,9 @@ describe('archives of arrays', () => {
       const refused = await metrics([path.join(folder, 'bad-object.npz')]);
       assert.equal(refused.code, 1);
       assert.match(refused.stderr, /ERR_DIAD_INVALID_ARGUMENT: .*Object arrays/);
-      assert.match((await metrics([file, '--mode', 'best'])).stderr, /Allowed choices are exact, diad, ader, anomalib, mvtec/);
+      assert.match(
+        (await metrics([file, '--mode', 'best'])).stderr,
+        /Allowed choices are exact, diad, ader, anomalib, mvtec/,
+      );
     }));
 });

@@ -3,7 +3,12 @@ import assert from 'node:assert/strict';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import sharp from 'sharp';
-import { LAYOUT_NAMES, readDataSet, type LayoutName, type TestImage } from '../lib/evaluation/datasets/index.js';
+import {
+  LAYOUT_NAMES,
+  readDataSet,
+  type LayoutName,
+  type TestImage,
+} from '../lib/evaluation/datasets/index.js';
 import { maskOf, readImage } from '../lib/evaluation/images.js';
 import { pillowResize } from '../lib/evaluation/pillow-resize.js';
 import { writeMask, writeImage, writeTree } from './dataset-trees.js';
@@ -14,7 +19,10 @@ const size = { width: 16, height: 16 };
 
 /** Class, defect and number of masks of each image. */
 const summary = (images: readonly TestImage[]): string[] =>
-  images.map(({ className, defect, defective, masks }) => `${className} ${defect}${defective ? '!' : ''} ${masks.length}`);
+  images.map(
+    ({ className, defect, defective, masks }) =>
+      `${className} ${defect}${defective ? '!' : ''} ${masks.length}`,
+  );
 
 const EXPECTED: Readonly<Record<LayoutName, readonly string[]>> = {
   mvtec: ['bolt good 0', 'bolt crack! 1', 'bolt crack! 0', 'nut good 0', 'nut crack! 1', 'nut crack! 0'],
@@ -70,7 +78,11 @@ describe('data sets', () => {
       const { layout, images } = await readDataSet(path.join(root, 'nut'));
       assert.equal(layout, 'mvtec');
       assert.deepEqual(summary(images), EXPECTED.mvtec.slice(3));
-      await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /images below .*broken\/test but found none/);
+      await rejects(
+        readDataSet(root),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /images below .*broken\/test but found none/,
+      );
     }));
 
   it('plain folders by class, masks by defect', () =>
@@ -87,7 +99,8 @@ describe('data sets', () => {
     inFolder(async (root) => {
       const [iad, visa] = [path.join(root, 'iad'), path.join(root, 'visa')];
       await mkdir(path.join(iad, 'realiad_jsons'), { recursive: true });
-      for (const size of ['realiad_1024', 'realiad_256']) await mkdir(path.join(iad, size, 'toy'), { recursive: true });
+      for (const size of ['realiad_1024', 'realiad_256'])
+        await mkdir(path.join(iad, size, 'toy'), { recursive: true });
       const entry = (kind: string) => ({ category: 'toy', anomaly_class: kind, image_path: `${kind}.png` });
       const list = { meta: { prefix: 'toy', normal_class: 'FINE' }, test: [entry('FINE'), entry('OK')] };
       await writeFile(path.join(iad, 'realiad_jsons', 'toy.json'), JSON.stringify(list));
@@ -106,7 +119,11 @@ describe('data sets', () => {
 
   it('what is no data set is refused with the reason', () =>
     inFolder(async (root) => {
-      await rejects(readDataSet(path.join(root, 'gone')), 'ERR_DIAD_INVALID_ARGUMENT', /There is no folder .*gone/);
+      await rejects(
+        readDataSet(path.join(root, 'gone')),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /There is no folder .*gone/,
+      );
       await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /none of the layouts visa, real-iad/);
       await rejects(readDataSet(root, 'mvtec'), 'ERR_DIAD_INVALID_ARGUMENT', /folders CLASS\/test in/);
       await rejects(readDataSet(root, 'coco' as never), 'ERR_DIAD_INVALID_ARGUMENT', /one of visa/);
@@ -123,7 +140,13 @@ describe('data sets', () => {
 
   it('masks: gray, RGBA, 16 bits, class numbers, another size; another shape is refused with the file', () =>
     inFolder(async (root) => {
-      const image = (mask: string): TestImage => ({ file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] });
+      const image = (mask: string): TestImage => ({
+        file: 'p.png',
+        className: 'c',
+        defect: 'd',
+        defective: true,
+        masks: [mask],
+      });
       const left = Uint8Array.from({ length: 64 }, (_, i) => (i % 8 < 4 ? 1 : 0));
       const file = (name: string): string => path.join(root, name);
       await writeMask(file('gray.png'), 1);
@@ -138,7 +161,13 @@ describe('data sets', () => {
       const palette = [0, 255].map((level) => [level, level, level] as const);
       await writeFile(
         file('bit.bmp'),
-        bmp({ width: 16, height: 16, bits: 1, palette, pixels: Array<number[]>(16).fill([0xff, 0, 0, 0]).flat() }),
+        bmp({
+          width: 16,
+          height: 16,
+          bits: 1,
+          palette,
+          pixels: Array<number[]>(16).fill([0xff, 0, 0, 0]).flat(),
+        }),
       );
       for (const name of ['gray.png', 'large.png', 'rgba.png', 'lossy.jpg', 'deep.png', 'bit.bmp']) {
         assert.deepEqual(await maskOf(image(file(name)), size, 8, 'half'), left, name);
@@ -150,11 +179,23 @@ describe('data sets', () => {
         /wide\.png is 32 x 16 but its image p\.png/,
       );
       await writeFile(file('bad.png'), 'no image');
-      await rejects(maskOf(image(file('bad.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /bad\.png cannot be read/);
-      await rejects(maskOf(image(file('gone.png')), size, 8, 'half'), 'ERR_DIAD_IMAGE_DECODE', /gone\.png cannot be read/);
+      await rejects(
+        maskOf(image(file('bad.png')), size, 8, 'half'),
+        'ERR_DIAD_IMAGE_DECODE',
+        /bad\.png cannot be read/,
+      );
+      await rejects(
+        maskOf(image(file('gone.png')), size, 8, 'half'),
+        'ERR_DIAD_IMAGE_DECODE',
+        /gone\.png cannot be read/,
+      );
       await rejects(readImage(file('gone.bmp')), 'ERR_DIAD_IMAGE_DECODE', /gone\.bmp/);
       const two = { ...image(file('gray.png')), masks: [file('gray.png'), file('large.png')] };
-      await rejects(maskOf(two, size, 8, 'half'), 'ERR_DIAD_INVALID_ARGUMENT', /large\.png is 64 x 64 but .*gray\.png is 16 x 16/);
+      await rejects(
+        maskOf(two, size, 8, 'half'),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /large\.png is 64 x 64 but .*gray\.png is 16 x 16/,
+      );
     }));
 
   it('the published rule: any gray left after the resize counts, and no mask means everywhere', () =>
@@ -181,8 +222,19 @@ for w, h, tw, th in [(31, 17, 8, 8), (8, 8, 21, 13), (64, 5, 64, 3), (1, 1, 4, 4
 json.dump(out, sys.stdout)`;
     const { code, stdout, stderr } = await runProgram(python, ['-c', script]);
     assert.equal(code, 0, stderr);
-    for (const [w, h, tw, th, from, to] of JSON.parse(stdout) as [number, number, number, number, number[], number[]][]) {
-      assert.deepEqual([...pillowResize(Uint8Array.from(from), w, h, tw, th)], to, `${w} x ${h} to ${tw} x ${th}`);
+    for (const [w, h, tw, th, from, to] of JSON.parse(stdout) as [
+      number,
+      number,
+      number,
+      number,
+      number[],
+      number[],
+    ][]) {
+      assert.deepEqual(
+        [...pillowResize(Uint8Array.from(from), w, h, tw, th)],
+        to,
+        `${w} x ${h} to ${tw} x ${th}`,
+      );
     }
   });
 });

@@ -2,7 +2,18 @@
 import assert from 'node:assert/strict';
 import { constants } from 'node:buffer';
 import { spawn } from 'node:child_process';
-import { cp, mkdtemp, open, readdir, readFile, rm, stat, truncate, writeFile, type FileHandle } from 'node:fs/promises';
+import {
+  cp,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+  type FileHandle,
+} from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import sharp from 'sharp';
@@ -16,7 +27,8 @@ const cli = path.join(root, 'dist', 'cli', 'main.js');
 const diad = (args: readonly string[]) => runProgram(process.execPath, [cli, ...args]);
 const reference = { PYTHONPATH: path.join(root, 'python') };
 
-const linesOf = async (file: string): Promise<string[]> => (await readFile(file, 'utf8').catch(() => '')).split('\n').slice(0, -1);
+const linesOf = async (file: string): Promise<string[]> =>
+  (await readFile(file, 'utf8').catch(() => '')).split('\n').slice(0, -1);
 
 /** Starts an evaluation, and kills it (-9) once some images are on disk. */
 async function killedRun(data: string, out: string, atLines: number): Promise<string[]> {
@@ -87,7 +99,10 @@ describe('diad eval', () => {
     assert.match(refused.stderr, /already holds a run: resume it \(--resume\)/);
     const { code, stdout, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume']);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, new RegExp(`${before.length} of ${IMAGES} images, ${before.length} of them from before`));
+    assert.match(
+      stderr,
+      new RegExp(`${before.length} of ${IMAGES} images, ${before.length} of them from before`),
+    );
     assert.match(stdout, /^class +image_auroc.*\ngear .*\ntile .*\nmean .*\n\n.*index\.html\n$/);
     const lines = await linesOf(path.join(out, 'images.jsonl'));
     assert.deepEqual(lines.slice(0, before.length), before);
@@ -99,13 +114,23 @@ describe('diad eval', () => {
   });
 
   it('gives the numbers of the Python reference with scikit-learn from the same maps to 1e-6', async () => {
-    const judged = await runProgram(python, [path.join(root, 'test', 'reference_report.py'), data, out], reference);
+    const judged = await runProgram(
+      python,
+      [path.join(root, 'test', 'reference_report.py'), data, out],
+      reference,
+    );
     assert.equal(judged.code, 0, judged.stderr);
     const expected = JSON.parse(judged.stdout) as Record<string, Metrics>;
     const { classes } = JSON.parse(await readFile(path.join(out, 'results.json'), 'utf8')) as Results;
     assert.deepEqual(Object.keys(classes), Object.keys(expected));
     for (const [name, metrics] of Object.entries(expected)) {
-      assert.deepEqual(Object.keys(metrics).sort(), ['au_pro', 'image_ap', 'image_auroc', 'pixel_ap', 'pixel_auroc']);
+      assert.deepEqual(Object.keys(metrics).sort(), [
+        'au_pro',
+        'image_ap',
+        'image_auroc',
+        'pixel_ap',
+        'pixel_auroc',
+      ]);
       for (const [metric, value] of Object.entries(metrics)) {
         const actual = classes[name]![metric as keyof Metrics]!;
         assert.ok(Math.abs(actual - value!) < 1e-6, `${name} ${metric}: ${actual}, not ${value}`);
@@ -135,11 +160,23 @@ describe('diad eval', () => {
     );
     const imageLines = await linesOf(path.join(out, 'per_image.csv'));
     assert.equal(imageLines.length, IMAGES + 1);
-    assert.match(imageLines[1]!, /^gear\/test\/good\/000\.png,gear,good,false,-?\d+\.\d+,\d\.\d+,\d\.\d+,(true|false),maps\/000000\.f32$/);
+    assert.match(
+      imageLines[1]!,
+      /^gear\/test\/good\/000\.png,gear,good,false,-?\d+\.\d+,\d\.\d+,\d\.\d+,(true|false),maps\/000000\.f32$/,
+    );
   });
 
   it('another mode comes from the same scores, another model or set is refused', async () => {
-    const { code, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume', '--metrics-mode', 'diad']);
+    const { code, stderr } = await diad([
+      'eval',
+      '--data',
+      data,
+      '--out',
+      out,
+      '--resume',
+      '--metrics-mode',
+      'diad',
+    ]);
     assert.equal(code, 0, stderr);
     assert.match(stderr, new RegExp(`${IMAGES} of ${IMAGES} images, ${IMAGES} of them from before`));
     assert.equal((await linesOf(path.join(out, 'images.jsonl'))).length, IMAGES);
@@ -171,7 +208,9 @@ describe('diad eval', () => {
       const box = await wide.boundingBox();
       assert.ok(Math.abs(box!.width / box!.height - 2) < 0.02, JSON.stringify(box));
       assert.ok((await page.locator('.contour').count()) >= 4);
-      const overflow = await page.evaluate<boolean>('document.documentElement.scrollWidth > document.documentElement.clientWidth');
+      const overflow = await page.evaluate<boolean>(
+        'document.documentElement.scrollWidth > document.documentElement.clientWidth',
+      );
       assert.equal(overflow, false);
     }));
 
@@ -237,7 +276,8 @@ describe('what is on disk', () => {
         texts.map((text) => (text.startsWith('x') ? '' : text)),
       );
       let end = 0;
-      for (const [i, text] of texts.entries()) assert.equal(found[i]!.end, (end += Buffer.byteLength(text) + 1));
+      for (const [i, text] of texts.entries())
+        assert.equal(found[i]!.end, (end += Buffer.byteLength(text) + 1));
     }));
 
   it('a line that could not be written leaves nothing before the next one', () =>
@@ -277,13 +317,24 @@ describe('what is on disk', () => {
         seed: '0',
         side: 2,
       };
-      const scored = (index: number) => ({ index, file: `${index}.png`, score: index, width: 2, height: 2, computeMs: 1 });
+      const scored = (index: number) => ({
+        index,
+        file: `${index}.png`,
+        score: index,
+        width: 2,
+        height: 2,
+        computeMs: 1,
+      });
       const run = await ScoredImages.open(folder, identity, false);
       await run.add(scored(0), Float32Array.of(1, 2, 3, 4));
       await run.add(scored(1), Float32Array.of(5, 6, 7, 8));
       await run.close();
       await writeFile(path.join(folder, 'maps', '000001.f32'), 'short');
-      await rejects(ScoredImages.open(folder, { ...identity, model: 'other' }, true), 'ERR_DIAD_INVALID_ARGUMENT', /run with model ""/);
+      await rejects(
+        ScoredImages.open(folder, { ...identity, model: 'other' }, true),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /run with model ""/,
+      );
       const again = await ScoredImages.open(folder, identity, true);
       assert.deepEqual([...again.done.keys()], [0]);
       assert.deepEqual([...(await again.map(0))], [1, 2, 3, 4]);

@@ -58,7 +58,8 @@ describe('thresholds', () => {
   });
 
   it('of equal F1 the highest threshold; images of one score are called together', () => {
-    const of = (...entries: [number, boolean][]) => entries.map(([score, defective]) => ({ score, defective }));
+    const of = (...entries: [number, boolean][]) =>
+      entries.map(([score, defective]) => ({ score, defective }));
     // 2/3 with the first alone and with all four.
     assert.equal(f1maxThreshold(of([2, true], [5, true], [3, false], [4, false])), 4.5);
     assert.equal(f1maxThreshold(of([5, true], [5, false], [1, false])), 3);
@@ -77,7 +78,9 @@ describe('thresholds', () => {
   });
 
   it('a class has its own thresholds, others the global ones; a broken file is told', () => {
-    const calibration = parseCalibration('{"threshold":1,"classes":{"gear":{"threshold":2,"pixelThreshold":0.5}}}');
+    const calibration = parseCalibration(
+      '{"threshold":1,"classes":{"gear":{"threshold":2,"pixelThreshold":0.5}}}',
+    );
     assert.equal(thresholdsFor(calibration, 'gear').threshold, 2);
     assert.equal(thresholdsFor(calibration, 'toString').threshold, 1);
     assert.equal(thresholdsFor(calibration, undefined).threshold, 1);
@@ -103,9 +106,16 @@ describe('thresholds', () => {
       for (const file of ['a.png', 'gear/b.PNG', 'screw/good/c.jpg', 'good/d.png', 'gear/.hidden.png']) {
         await writeImage(path.join(folder, file));
       }
-      const found = (await readGoodImages(folder)).map(({ file, className }) => `${path.relative(folder, file)} ${className}`);
+      const found = (await readGoodImages(folder)).map(
+        ({ file, className }) => `${path.relative(folder, file)} ${className}`,
+      );
       const own = path.basename(folder);
-      assert.deepEqual(found.sort(), [`a.png ${own}`, 'gear/b.PNG gear', `good/d.png ${own}`, 'screw/good/c.jpg screw']);
+      assert.deepEqual(found.sort(), [
+        `a.png ${own}`,
+        'gear/b.PNG gear',
+        `good/d.png ${own}`,
+        'screw/good/c.jpg screw',
+      ]);
       await writeImage(path.join(folder, 'gear', 'train', 'good', 'e.png'));
       const trained = await readGoodImages(folder);
       assert.deepEqual(
@@ -136,7 +146,11 @@ describe('a bundle’s calibration', () => {
       const own = await Diad.load(bundle);
       assert.equal(own.info.bundle.threshold, 0.25);
       await own.close();
-      await rejects(Diad.load(bundle, { calibration: 'no' as never }), 'ERR_DIAD_INVALID_ARGUMENT', /calibration/);
+      await rejects(
+        Diad.load(bundle, { calibration: 'no' as never }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /calibration/,
+      );
     }));
 
   it('in another precision is taken, with a warning; in the same, or one that does not say, without', () =>
@@ -159,7 +173,10 @@ describe('a bundle’s calibration', () => {
           await setImmediate();
           assert.equal(warnings.length, count, String(precision));
         }
-        assert.match(warnings[0]!, /^DIAD_CALIBRATED_IN_ANOTHER_PRECISION: .*found with precision bfloat16 and are used with float32/);
+        assert.match(
+          warnings[0]!,
+          /^DIAD_CALIBRATED_IN_ANOTHER_PRECISION: .*found with precision bfloat16 and are used with float32/,
+        );
       } finally {
         process.off('warning', listen);
       }
@@ -182,15 +199,32 @@ describe('diad calibrate', () => {
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
-        const done = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--per-class']);
+        const done = await run([
+          'calibrate',
+          '--good',
+          good,
+          '--model',
+          bundle,
+          '--target-fpr',
+          '0.4',
+          '--per-class',
+        ]);
         assert.equal(done.code, 0, done.stderr);
-        assert.match(done.stdout, /^all +image \d.*from 4 normal images\nhard .*from 2.*\nsoft .*from 2.*\n.*calibration\.json\n$/);
+        assert.match(
+          done.stdout,
+          /^all +image \d.*from 4 normal images\nhard .*from 2.*\nsoft .*from 2.*\n.*calibration\.json\n$/,
+        );
         assert.deepEqual(
           (await readdir(bundle)).filter((name) => name.startsWith('.')),
           [],
         );
-        const calibration = JSON.parse(await readFile(path.join(bundle, 'calibration.json'), 'utf8')) as Calibration;
-        assert.deepEqual([calibration.method, calibration.targetFpr, calibration.images], ['quantile', 0.4, 4]);
+        const calibration = JSON.parse(
+          await readFile(path.join(bundle, 'calibration.json'), 'utf8'),
+        ) as Calibration;
+        assert.deepEqual(
+          [calibration.method, calibration.targetFpr, calibration.images],
+          ['quantile', 0.4, 4],
+        );
         assert.equal(calibration.imageDigests?.length, 4);
         assert.ok(Math.abs(Date.parse(calibration.createdAt!) - Date.now()) < HANG_GUARD_MS);
 
@@ -199,7 +233,10 @@ describe('diad calibrate', () => {
         assert.equal(calibration.precision, 'float32');
         assert.equal(calibration.tile, undefined);
         const image = await readFile(path.join(good, 'hard', 'gear.png'));
-        const [plain, named] = await Promise.all([diad.score(image), diad.score(image, { className: 'hard' })]);
+        const [plain, named] = await Promise.all([
+          diad.score(image),
+          diad.score(image, { className: 'hard' }),
+        ]);
         await diad.close();
         assert.equal(plain.threshold, calibration.threshold);
         assert.equal(named.threshold, calibration.classes!['hard']!.threshold);
@@ -218,14 +255,35 @@ describe('diad calibrate', () => {
         await mkdir(path.join(set, 'bad'), { recursive: true });
         await cp(path.join(root, 'examples', 'screw-good.png'), path.join(set, 'good', 'renamed.png'));
         await cp(path.join(root, 'examples', 'gear-missing_part.png'), path.join(set, 'bad', '1.png'));
-        const tested = await run(['eval', '--data', set, '--model', bundle, '--out', path.join(folder, 'out')]);
+        const tested = await run([
+          'eval',
+          '--data',
+          set,
+          '--model',
+          bundle,
+          '--out',
+          path.join(folder, 'out'),
+        ]);
         assert.equal(tested.code, 1);
-        assert.match(tested.stderr, /1 of 2 images are in both this test set and the set the thresholds were found on .*renamed\.png/);
+        assert.match(
+          tested.stderr,
+          /1 of 2 images are in both this test set and the set the thresholds were found on .*renamed\.png/,
+        );
         // A copy of an image says nothing new.
         await cp(path.join(good, 'hard', 'gear.png'), path.join(good, 'hard', 'gear-again.png'));
         const copied = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.19']);
         assert.match(copied.stderr, /at least 5 different normal images .* received 4: /);
-        const again = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--test', set]);
+        const again = await run([
+          'calibrate',
+          '--good',
+          good,
+          '--model',
+          bundle,
+          '--target-fpr',
+          '0.4',
+          '--test',
+          set,
+        ]);
         assert.equal(again.code, 1);
         assert.match(again.stderr, /1 of 5 images are in both the calibration and the test set .*screw\.png/);
       }),
@@ -238,7 +296,17 @@ describe('diad calibrate', () => {
         const file = path.join(bundle, 'calibration.json');
         for (const old of ['{', JSON.stringify({ threshold: 0.1, model: 'f'.repeat(64) })]) {
           await writeFile(file, old);
-          const done = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4', '--tile', '200']);
+          const done = await run([
+            'calibrate',
+            '--good',
+            good,
+            '--model',
+            bundle,
+            '--target-fpr',
+            '0.4',
+            '--tile',
+            '200',
+          ]);
           assert.equal(done.code, 0, done.stderr);
           assert.deepEqual(parseCalibration(await readFile(file, 'utf8')).tile, { size: 200, overlap: 50 });
         }
@@ -259,7 +327,10 @@ describe('diad calibrate', () => {
         ]);
         const [warning] = await warned;
         assert.equal(warning.code, 'DIAD_CALIBRATED_ON_OTHER_TILES');
-        assert.match(warning.message, /found on tiles of 200 pixels that share 50: results on tiles of 200 pixels that share 40 carry no/);
+        assert.match(
+          warning.message,
+          /found on tiles of 200 pixels that share 50: results on tiles of 200 pixels that share 40 carry no/,
+        );
       }),
     ));
 
@@ -267,15 +338,31 @@ describe('diad calibrate', () => {
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
-        const nowhere = await run(['calibrate', '--good', good, '--model', path.join(folder, 'none'), '--target-fpr', '0.4']);
+        const nowhere = await run([
+          'calibrate',
+          '--good',
+          good,
+          '--model',
+          path.join(folder, 'none'),
+          '--target-fpr',
+          '0.4',
+        ]);
         assert.equal(nowhere.code, 1);
-        assert.match(nowhere.stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected a folder that can be written to but received .*none/);
+        assert.match(
+          nowhere.stderr,
+          /ERR_DIAD_INVALID_ARGUMENT: Expected a folder that can be written to but received .*none/,
+        );
 
         for (let i = 0; i < 256; i++) await writeImage(path.join(good, 'many', `${i}.png`), i);
-        const child = spawn(process.execPath, [cli, 'calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4'], { cwd: root });
+        const child = spawn(
+          process.execPath,
+          [cli, 'calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.4'],
+          { cwd: root },
+        );
         let said = '';
         child.stderr.setEncoding('utf8').on('data', (part: string) => (said += part));
-        while (!(await readFile(`/proc/${child.pid}/maps`, 'utf8')).includes('libtorch_cpu')) await setTimeout(20);
+        while (!(await readFile(`/proc/${child.pid}/maps`, 'utf8')).includes('libtorch_cpu'))
+          await setTimeout(20);
         child.kill('SIGINT');
         const [code] = (await once(child, 'close')) as [number | null];
         assert.deepEqual([code, said], [130, 'diad: interrupted\n']);
@@ -287,8 +374,16 @@ describe('diad calibrate', () => {
     withBundleCopy(async (plain) =>
       inFolder(async (folder) => {
         const good = await readGoodImages(await goodFolder(folder));
-        const example = (name: string, defective: boolean) => ({ file: path.join(root, 'examples', name), className: 'hard', defective });
-        const validation = [example('tile-crack.png', true), example('circuit_board-good.png', false), example('grass-thread.png', true)];
+        const example = (name: string, defective: boolean) => ({
+          file: path.join(root, 'examples', name),
+          className: 'hard',
+          defective,
+        });
+        const validation = [
+          example('tile-crack.png', true),
+          example('circuit_board-good.png', false),
+          example('grass-thread.png', true),
+        ];
         const diad = await Diad.load(plain);
         try {
           await rejects(
@@ -296,9 +391,17 @@ describe('diad calibrate', () => {
             'ERR_DIAD_INVALID_ARGUMENT',
             /at least 99 different normal images .* received 4: .*rate of at least 0\.200/,
           );
-          await rejects(calibrate(diad, { good: [], targetFpr: 0.9 }), 'ERR_DIAD_INVALID_ARGUMENT', /received 0/);
+          await rejects(
+            calibrate(diad, { good: [], targetFpr: 0.9 }),
+            'ERR_DIAD_INVALID_ARGUMENT',
+            /received 0/,
+          );
           const harmless = validation.filter(({ defective }) => !defective);
-          await rejects(calibrate(diad, { good, targetFpr: 0.4, validation: harmless }), 'ERR_DIAD_INVALID_ARGUMENT', /defective images/);
+          await rejects(
+            calibrate(diad, { good, targetFpr: 0.4, validation: harmless }),
+            'ERR_DIAD_INVALID_ARGUMENT',
+            /defective images/,
+          );
           const shared = [...validation, { ...good[0]!, defective: false }];
           await rejects(
             calibrate(diad, { good, targetFpr: 0.4, validation: shared }),
@@ -308,14 +411,28 @@ describe('diad calibrate', () => {
           const bad = path.join(folder, 'bad.png');
           await writeFile(bad, 'no image');
           const broken = [...good, { file: bad, className: 'hard' }];
-          await rejects(calibrate(diad, { good: broken, targetFpr: 0.4 }), 'ERR_DIAD_IMAGE_DECODE', /bad\.png: Expected PNG/);
+          await rejects(
+            calibrate(diad, { good: broken, targetFpr: 0.4 }),
+            'ERR_DIAD_IMAGE_DECODE',
+            /bad\.png: Expected PNG/,
+          );
 
           const quantile = (await calibrate(diad, { good, targetFpr: 0.4 })).calibration;
-          const ofGood = await Promise.all(good.map(async ({ file }) => (await diad.score(await readFile(file))).score));
+          const ofGood = await Promise.all(
+            good.map(async ({ file }) => (await diad.score(await readFile(file))).score),
+          );
           const [, low, high] = ofGood.sort((a, b) => a - b) as [number, number, number, number];
-          assert.ok(Math.abs(normalizedScore((low + high) / 2, quantile) - 0.05) < 1e-3, 'the median normal image');
+          assert.ok(
+            Math.abs(normalizedScore((low + high) / 2, quantile) - 0.05) < 1e-3,
+            'the median normal image',
+          );
 
-          const { calibration, tooFew } = await calibrate(diad, { good, targetFpr: 0.25, perClass: true, validation });
+          const { calibration, tooFew } = await calibrate(diad, {
+            good,
+            targetFpr: 0.25,
+            perClass: true,
+            validation,
+          });
           assert.equal(calibration.method, 'f1max');
           assert.deepEqual(tooFew, [
             { className: 'hard', images: 2 },
@@ -323,11 +440,16 @@ describe('diad calibrate', () => {
           ]);
           assert.equal(calibration.classes, undefined);
           const scores = await Promise.all(
-            validation.map(async ({ file, defective }) => ({ score: (await diad.score(await readFile(file))).score, defective })),
+            validation.map(async ({ file, defective }) => ({
+              score: (await diad.score(await readFile(file))).score,
+              defective,
+            })),
           );
           assert.ok(Math.abs(calibration.threshold - f1maxThreshold(scores)!) < 1e-5);
           await writeCalibration(path.join(folder, 'bundle'), calibration);
-          const written = parseCalibration(await readFile(path.join(folder, 'bundle', 'calibration.json'), 'utf8'));
+          const written = parseCalibration(
+            await readFile(path.join(folder, 'bundle', 'calibration.json'), 'utf8'),
+          );
           assert.deepEqual(written, calibration);
         } finally {
           await diad.close();

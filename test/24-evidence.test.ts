@@ -20,8 +20,15 @@ import { inFolder, rejects } from './support.js';
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 /** Different images of a class. */
-async function images(folder: string, className: string, count: number, start = 0): Promise<CalibrationImage[]> {
-  const files = Array.from({ length: count }, (_, i) => path.join(folder, className, `${String(i).padStart(3, '0')}.png`));
+async function images(
+  folder: string,
+  className: string,
+  count: number,
+  start = 0,
+): Promise<CalibrationImage[]> {
+  const files = Array.from({ length: count }, (_, i) =>
+    path.join(folder, className, `${String(i).padStart(3, '0')}.png`),
+  );
   for (const [i, file] of files.entries()) await writeImage(file, start + i);
   return files.map((file) => ({ file, className }));
 }
@@ -39,11 +46,23 @@ describe('calibration by evidence', () => {
       assert.equal(calibration.pixelThreshold, 22);
       assert.equal(calibration.targetFpr, 1 / 13);
       assert.equal(calibration.classes, undefined);
-      assert.deepEqual(calibration.normality, { file: 'normality.safetensors', sha256: sha256(normality!), size: 3 });
+      assert.deepEqual(calibration.normality, {
+        file: 'normality.safetensors',
+        sha256: sha256(normality!),
+        size: 3,
+      });
       assert.equal(calibration.model, DIGEST);
       assert.equal(calibration.imageDigests?.length, 12);
       assert.deepEqual(tooFew, []);
-      const expected = { className: '', images: 12, training: 0, threshold: 11, targetFpr: 1 / 13, falseAlarms: 0, medianScore: 5.5 };
+      const expected = {
+        className: '',
+        images: 12,
+        training: 0,
+        threshold: 11,
+        targetFpr: 1 / 13,
+        falseAlarms: 0,
+        medianScore: 5.5,
+      };
       assert.deepEqual(summary, [expected]);
       assert.deepEqual(calls, ['create', 'finish 7', 'drop 7']);
       const roles = submitted.map((options) => options.calibration!).sort((a, b) => a.index - b.index);
@@ -51,7 +70,9 @@ describe('calibration by evidence', () => {
         roles,
         numbers(12).map((index) => ({ calibrator: 7, index, inMemory: true, inStatistics: true })),
       );
-      assert.ok(submitted.every(({ className, map, reconstruction }) => className === '' && !map && !reconstruction));
+      assert.ok(
+        submitted.every(({ className, map, reconstruction }) => className === '' && !map && !reconstruction),
+      );
     }));
 
   it('learns classes by themselves unless they have too few images or are not wanted', () =>
@@ -66,7 +87,11 @@ describe('calibration by evidence', () => {
       assert.deepEqual(tooFew, [{ className: 'pin', images: 3 }]);
       assert.deepEqual(Object.keys(calibration.classes ?? {}), ['gear', 'nut']);
       assert.deepEqual(
-        [calibration.classes!['gear']!.threshold, calibration.classes!['nut']!.threshold, calibration.threshold],
+        [
+          calibration.classes!['gear']!.threshold,
+          calibration.classes!['nut']!.threshold,
+          calibration.threshold,
+        ],
         [9, 20, 23],
       );
       assert.equal(calibration.classes!['gear']!.targetFpr, 1 / 11);
@@ -86,10 +111,20 @@ describe('calibration by evidence', () => {
     }));
 
   it('finds a threshold of all images and one of each class', () => {
-    const list: NormalImage[] = numbers(20).map((i) => ({ file: `${i}`, className: i < 10 ? 'a' : 'b', role: 'calibration' }));
+    const list: NormalImage[] = numbers(20).map((i) => ({
+      file: `${i}`,
+      className: i < 10 ? 'a' : 'b',
+      role: 'calibration',
+    }));
     const rows = (scores: number[]) => {
       const values = Float64Array.from(scores);
-      return { indices: Uint32Array.from(scores.keys()), scores: values, peaks: values, reconstruction: values, memory: values };
+      return {
+        indices: Uint32Array.from(scores.keys()),
+        scores: values,
+        peaks: values,
+        reconstruction: values,
+        memory: values,
+      };
     };
     const { all, classes } = thresholdsLearned(list, rows(numbers(20)), undefined);
     assert.deepEqual([all.threshold, classes['a']!.threshold, classes['b']!.threshold], [19, 9, 19]);
@@ -109,7 +144,9 @@ describe('calibration by evidence', () => {
       assert.equal(summary[0]!.training, 16);
       assert.ok(submitted.every((options) => options.calibration!.inMemory));
       assert.deepEqual(
-        submitted.flatMap((options) => (options.calibration!.inStatistics ? [options.calibration!.index] : [])).sort((a, b) => a - b),
+        submitted
+          .flatMap((options) => (options.calibration!.inStatistics ? [options.calibration!.index] : []))
+          .sort((a, b) => a - b),
         [0, 5, 10, 15],
       );
       const trained = good.map((image) => ({ ...image, role: 'training' as const }));
@@ -122,10 +159,17 @@ describe('calibration by evidence', () => {
 
   it('uses at most 1,000 images of a class: all that are judged, then evenly spaced ones', () => {
     const of = (className: string, count: number, held: number): NormalImage[] =>
-      numbers(count).map((i) => ({ file: `${className}${i}`, className, role: i < held ? 'held-out' : 'training' }));
+      numbers(count).map((i) => ({
+        file: `${className}${i}`,
+        className,
+        role: i < held ? 'held-out' : 'training',
+      }));
     const chosen = chosenImages([...of('a', 2060, 60), ...of('b', 30, 3)]);
     const a = chosen.filter(({ className }) => className === 'a');
-    assert.deepEqual([a.length, a.filter(({ role }) => role === 'held-out').length, chosen.length], [1000, 60, 1030]);
+    assert.deepEqual(
+      [a.length, a.filter(({ role }) => role === 'held-out').length, chosen.length],
+      [1000, 60, 1030],
+    );
     assert.deepEqual(
       chosenImages(numbers(2000).map((i) => ({ file: `${i}`, className: undefined, role: 'calibration' })))
         .map(({ file }) => Number(file))
@@ -144,15 +188,27 @@ describe('calibration by evidence', () => {
         'ERR_DIAD_INVALID_ARGUMENT',
         /at least 10 different normal images but received 9/,
       );
-      await rejects(calibrate(diad, { good: copies }), 'ERR_DIAD_INVALID_ARGUMENT', /at least 10 different normal images but received 1/);
+      await rejects(
+        calibrate(diad, { good: copies }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /at least 10 different normal images but received 1/,
+      );
       await rejects(
         calibrate(diad, { good, targetFpr: 0.01 }),
         'ERR_DIAD_INVALID_ARGUMENT',
         /at least 99 .* received 12.* at least 0\.0769/,
       );
       const validation = [{ file: good[0]!.file, className: 'gear', defective: true }];
-      await rejects(calibrate(diad, { good, validation }), 'ERR_DIAD_INVALID_ARGUMENT', /no validation set for a bundle with evidence/);
-      await rejects(calibrate(diad, { good, tile: { size: 64 } }), 'ERR_DIAD_INVALID_ARGUMENT', /no tile for a bundle with evidence/);
+      await rejects(
+        calibrate(diad, { good, validation }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /no validation set for a bundle with evidence/,
+      );
+      await rejects(
+        calibrate(diad, { good, tile: { size: 64 } }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /no tile for a bundle with evidence/,
+      );
       const wrong = good.map((image) => ({ ...image, role: 'test' as never }));
       await rejects(
         calibrate(diad, { good: wrong }),
@@ -161,7 +217,10 @@ describe('calibration by evidence', () => {
       );
       assert.deepEqual(calls, []);
       const asked = await calibrate(diad, { good, targetFpr: 0.25 });
-      assert.deepEqual([asked.calibration.threshold, asked.calibration.targetFpr, asked.summary[0]!.falseAlarms], [9, 0.25, 2]);
+      assert.deepEqual(
+        [asked.calibration.threshold, asked.calibration.targetFpr, asked.summary[0]!.falseAlarms],
+        [9, 0.25, 2],
+      );
     }));
 
   it('names the file that fails, and frees the calibrator whatever happens', () =>
@@ -172,7 +231,11 @@ describe('calibration by evidence', () => {
       const broken = path.join(folder, 'broken.png');
       await writeFile(broken, 'no image');
       for (const [file, code, message] of [
-        [small, 'ERR_DIAD_INVALID_ARGUMENT', /small\.png: Expected an image of at least 16 x 16 pixels but received 40 x 4/],
+        [
+          small,
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /small\.png: Expected an image of at least 16 x 16 pixels but received 40 x 4/,
+        ],
         [broken, 'ERR_DIAD_IMAGE_DECODE', /broken\.png: Expected PNG/],
       ] as const) {
         const { diad, calls } = fakeEngine();
@@ -234,15 +297,25 @@ describe('calibration by evidence', () => {
 
 describe('files of a calibration', () => {
   const normality = Uint8Array.of(1, 2, 3);
-  const calibration: Calibration = { threshold: 2, normality: { file: 'normality.safetensors', sha256: sha256(normality), size: 3 } };
+  const calibration: Calibration = {
+    threshold: 2,
+    normality: { file: 'normality.safetensors', sha256: sha256(normality), size: 3 },
+  };
 
   it('are written together; a normality of another calibration is refused', () =>
     inFolder(async (folder) => {
       await writeCalibration(folder, calibration, normality);
       assert.deepEqual((await readdir(folder)).sort(), ['calibration.json', 'normality.safetensors']);
-      assert.deepEqual(parseCalibration(await readFile(path.join(folder, 'calibration.json'), 'utf8')), calibration);
+      assert.deepEqual(
+        parseCalibration(await readFile(path.join(folder, 'calibration.json'), 'utf8')),
+        calibration,
+      );
       await rejects(writeCalibration(folder, calibration), 'ERR_DIAD_INVALID_ARGUMENT', /received none/);
-      await rejects(writeCalibration(folder, calibration, Uint8Array.of(9)), 'ERR_DIAD_INVALID_ARGUMENT', /1 bytes that are not/);
+      await rejects(
+        writeCalibration(folder, calibration, Uint8Array.of(9)),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /1 bytes that are not/,
+      );
       await writeCalibration(folder, { threshold: 1 });
       assert.deepEqual(await readdir(folder), ['calibration.json']);
     }));
@@ -277,7 +350,11 @@ describe('files of a calibration', () => {
         /normality\.safetensors is missing: run `diad calibrate`/,
       );
       await writeFile(file, normality.subarray(1));
-      await rejects(normalityOf(folder, calibration, true), 'ERR_DIAD_BUNDLE_CORRUPT', /has 2 bytes but calibration\.json says 3/);
+      await rejects(
+        normalityOf(folder, calibration, true),
+        'ERR_DIAD_BUNDLE_CORRUPT',
+        /has 2 bytes but calibration\.json says 3/,
+      );
       await writeFile(file, Uint8Array.of(1, 2, 4));
       await rejects(normalityOf(folder, calibration, true), 'ERR_DIAD_BUNDLE_CORRUPT', /is damaged/);
       assert.equal(await normalityOf(folder, calibration, false), file);
@@ -288,7 +365,10 @@ describe('files of a calibration', () => {
         { file: 'normality.safetensors', sha256: 'x', size: 3 },
         'x',
       ]) {
-        assert.throws(() => parseCalibration(JSON.stringify({ threshold: 1, normality: wrong })), /Expected "normality" to name/);
+        assert.throws(
+          () => parseCalibration(JSON.stringify({ threshold: 1, normality: wrong })),
+          /Expected "normality" to name/,
+        );
       }
     }));
 
@@ -296,12 +376,26 @@ describe('files of a calibration', () => {
     inFolder(async (folder) => {
       const [from, to] = [path.join(folder, 'model'), path.join(folder, 'copies', 'mine')];
       await mkdir(path.join(from, 'golden'), { recursive: true });
-      for (const name of ['manifest.json', 'encoder.pt', 'golden/golden.json', 'calibration.json', 'normality.safetensors']) {
+      for (const name of [
+        'manifest.json',
+        'encoder.pt',
+        'golden/golden.json',
+        'calibration.json',
+        'normality.safetensors',
+      ]) {
         await writeFile(path.join(from, name), name);
       }
       await copyBundle(from, to);
-      assert.deepEqual((await readdir(to, { recursive: true })).sort(), ['encoder.pt', 'golden', 'golden/golden.json', 'manifest.json']);
-      assert.equal((await stat(path.join(to, 'encoder.pt'))).ino, (await stat(path.join(from, 'encoder.pt'))).ino);
+      assert.deepEqual((await readdir(to, { recursive: true })).sort(), [
+        'encoder.pt',
+        'golden',
+        'golden/golden.json',
+        'manifest.json',
+      ]);
+      assert.equal(
+        (await stat(path.join(to, 'encoder.pt'))).ino,
+        (await stat(path.join(from, 'encoder.pt'))).ino,
+      );
       assert.deepEqual(await readdir(path.dirname(to)), ['mine']);
       await writeFile(path.join(to, 'calibration.json'), 'mine');
       await copyBundle(from, to);
@@ -309,10 +403,18 @@ describe('files of a calibration', () => {
       const other = path.join(folder, 'other');
       await mkdir(other);
       await writeFile(path.join(other, 'notes.txt'), 'mine');
-      await rejects(copyBundle(from, other), 'ERR_DIAD_INVALID_ARGUMENT', /other is not empty: choose another, or remove it/);
+      await rejects(
+        copyBundle(from, other),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /other is not empty: choose another, or remove it/,
+      );
       await writeFile(path.join(other, 'manifest.json'), 'another');
       await rejects(copyBundle(from, other), 'ERR_DIAD_INVALID_ARGUMENT', /other holds another model/);
-      await rejects(copyBundle(from, path.join(other, 'notes.txt')), 'ERR_DIAD_INVALID_ARGUMENT', /notes\.txt is a file/);
+      await rejects(
+        copyBundle(from, path.join(other, 'notes.txt')),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /notes\.txt is a file/,
+      );
       await rejects(copyBundle(path.join(folder, 'none'), to), 'ERR_DIAD_BUNDLE_NOT_FOUND');
     }));
 });
@@ -320,7 +422,8 @@ describe('files of a calibration', () => {
 describe('normal images of a folder', () => {
   it('one class of a data set is its train/good, never its test images', () =>
     inFolder(async (folder) => {
-      for (const file of ['train/good/a.png', 'test/good/b.png', 'test/crack/c.png']) await writeImage(path.join(folder, 'gear', file));
+      for (const file of ['train/good/a.png', 'test/good/b.png', 'test/crack/c.png'])
+        await writeImage(path.join(folder, 'gear', file));
       const expected = [{ file: path.join(folder, 'gear', 'train', 'good', 'a.png'), className: 'gear' }];
       assert.deepEqual(await readGoodImages(path.join(folder, 'gear')), expected);
       assert.deepEqual(await readGoodImages(folder), expected);
@@ -330,20 +433,39 @@ describe('normal images of a folder', () => {
     inFolder(async (folder) => {
       await writeImage(path.join(folder, 'gear', 'train', 'good', 'a.png'));
       await writeImage(path.join(folder, 'nut', 'train', 'crack', 'a.png'));
-      await rejects(readGoodImages(folder), 'ERR_DIAD_INVALID_ARGUMENT', /normal images in .*nut.train.good but there is no such folder/);
+      await rejects(
+        readGoodImages(folder),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /normal images in .*nut.train.good but there is no such folder/,
+      );
       await mkdir(path.join(folder, 'pin', 'train', 'good'), { recursive: true });
-      await rejects(readGoodImages(path.join(folder, 'pin')), 'ERR_DIAD_INVALID_ARGUMENT', /in train\/good of .*pin but found none/);
+      await rejects(
+        readGoodImages(path.join(folder, 'pin')),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /in train\/good of .*pin but found none/,
+      );
     }));
 });
 
 describe('the summary of a calibration', () => {
-  const all = { className: '', images: 8, training: 0, threshold: 4.5, targetFpr: 1 / 9, falseAlarms: 0, medianScore: 1.25 };
+  const all = {
+    className: '',
+    images: 8,
+    training: 0,
+    threshold: 4.5,
+    targetFpr: 1 / 9,
+    falseAlarms: 0,
+    medianScore: 1.25,
+  };
   const gear = { ...all, className: 'gear', images: 5, training: 30, targetFpr: 1 / 6, falseAlarms: 1 };
 
   it('has a line for each class and says which rate few images allow', () => {
     assert.equal(
       summaryTable([all]),
-      ['class  images  threshold  false alarms  median score', 'all         8      4.500        0 of 8         1.250'].join('\n'),
+      [
+        'class  images  threshold  false alarms  median score',
+        'all         8      4.500        0 of 8         1.250',
+      ].join('\n'),
     );
     assert.deepEqual(
       summaryTable([all, gear])

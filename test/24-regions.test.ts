@@ -38,29 +38,37 @@ describe('regions', () => {
 describe('regions of large and of finely structured maps', () => {
   const taken = { kind: 'encoded', bytes: new Uint8Array() } as const;
   const mapOf = (width: number, height: number, value: (x: number, y: number) => number): AnomalyMap => {
-    const data = Float32Array.from({ length: width * height }, (_, i) => value(i % width, Math.floor(i / width)));
+    const data = Float32Array.from({ length: width * height }, (_, i) =>
+      value(i % width, Math.floor(i / width)),
+    );
     return new AnomalyMap(width, height, data, taken, { width: 2 * width, height: 2 * height }, undefined);
   };
 
   it('are to the bit those of d3-contour while their outlines have 65,536 points or fewer', () => {
     const map = mapOf(1500, 1000, (x, y) => Math.sin(x / 16) * Math.cos(y / 18));
     const { coordinates } = contours().size([1500, 1000]).contour(Array.from(map.data), 0.25);
-    const expected = coordinates.map((rings) => rings.map((ring) => ring.slice(0, -1).map(([x, y]) => [2 * x!, 2 * y!])));
+    const expected = coordinates.map((rings) =>
+      rings.map((ring) => ring.slice(0, -1).map(([x, y]) => [2 * x!, 2 * y!])),
+    );
     const found = map.regions({ threshold: 0.25 });
     assert.ok(found.length > 100);
-    const byFirstPoint = (a: number[][][], b: number[][][]): number => a[0]![0]![0]! - b[0]![0]![0]! || a[0]![0]![1]! - b[0]![0]![1]!;
+    const byFirstPoint = (a: number[][][], b: number[][][]): number =>
+      a[0]![0]![0]! - b[0]![0]![0]! || a[0]![0]![1]! - b[0]![0]![1]!;
     const rings = found.map(({ contour, holes }) => [contour, ...holes] as unknown as number[][][]);
     assert.deepEqual(rings.sort(byFirstPoint), expected.sort(byFirstPoint));
   });
 
   it('with more points are those of the map halved, each pixel the largest of four: none is lost', () => {
     // Rings of 4 x 4 around a hole on the left, 154,000 points in all; one block with a peak on the right.
-    const block = (x: number, y: number): number => (x >= 1600 && x < 1800 && y >= 400 && y < 600 ? (x === 1701 && y === 501 ? 5 : 2) : 0);
-    const ring = (x: number, y: number): number => (x < 1500 && x % 16 < 4 && y % 16 < 4 && !(x % 16 === 2 && y % 16 === 1) ? 1 : 0);
+    const block = (x: number, y: number): number =>
+      x >= 1600 && x < 1800 && y >= 400 && y < 600 ? (x === 1701 && y === 501 ? 5 : 2) : 0;
+    const ring = (x: number, y: number): number =>
+      x < 1500 && x % 16 < 4 && y % 16 < 4 && !(x % 16 === 2 && y % 16 === 1) ? 1 : 0;
     const map = mapOf(2000, 1300, (x, y) => Math.max(block(x, y), ring(x, y)));
     const [largest, ...others] = map.regions({ threshold: 0.5 });
     assert.equal(others.length, 94 * 82);
-    for (const { holes, peak } of others) assert.deepEqual([holes, peak], [[], 1], 'a hole of one pixel is closed');
+    for (const { holes, peak } of others)
+      assert.deepEqual([holes, peak], [[], 1], 'a hole of one pixel is closed');
     assert.equal(largest!.peak, 5);
     const { x, y, width, height } = largest!.box;
     for (const [found, expected] of [

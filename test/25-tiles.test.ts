@@ -20,7 +20,9 @@ describe('tiles', () => {
       { x: 0, y: 0, width: 64, height: 40 },
       { x: 36, y: 0, width: 64, height: 40 },
     ]);
-    assert.deepEqual(coverWithTiles(64, 64, { size: 64, overlap: 16 }), [{ x: 0, y: 0, width: 64, height: 64 }]);
+    assert.deepEqual(coverWithTiles(64, 64, { size: 64, overlap: 16 }), [
+      { x: 0, y: 0, width: 64, height: 64 },
+    ]);
     for (const [width, height, size, overlap] of [
       [200, 130, 32, 8],
       [33, 31, 32, 16],
@@ -35,7 +37,10 @@ describe('tiles', () => {
 
   it('crop the right pixels', () => {
     const data = Uint8Array.from({ length: 4 * 3 * 3 }, (_, i) => i);
-    const { data: cropped } = cropFrame({ data, width: 4, height: 3, channels: 3 }, { x: 2, y: 1, width: 2, height: 2 });
+    const { data: cropped } = cropFrame(
+      { data, width: 4, height: 3, channels: 3 },
+      { x: 2, y: 1, width: 2, height: 2 },
+    );
     assert.deepEqual([...cropped], [18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35]);
   });
 
@@ -71,7 +76,9 @@ describe('tiles', () => {
       const [left, top] = [Math.round(side * 0.7), Math.round(side * 0.3)];
       if (speck) {
         for (let y = 0; y < 12; y++) {
-          for (let x = 0; x < 12; x++) for (let c = 0; c < 3; c++) data[((top + y) * side + left + x) * 3 + c] = (x + y) % 4 < 2 ? 255 : 0;
+          for (let x = 0; x < 12; x++)
+            for (let c = 0; c < 3; c++)
+              data[((top + y) * side + left + x) * 3 + c] = (x + y) % 4 < 2 ? 255 : 0;
         }
       }
       return { data, width: side, height: side, channels: 3 };
@@ -79,7 +86,8 @@ describe('tiles', () => {
 
     const largest = (a: Float32Array, b: Float32Array): { value: number; place: number } => {
       let [value, place] = [0, 0];
-      for (const [i, each] of a.entries()) if (Math.abs(each - b[i]!) > value) [value, place] = [Math.abs(each - b[i]!), i];
+      for (const [i, each] of a.entries())
+        if (Math.abs(each - b[i]!) > value) [value, place] = [Math.abs(each - b[i]!), i];
       return { value, place };
     };
 
@@ -117,9 +125,16 @@ describe('tiles', () => {
     });
 
     it('tiles of several images wait for places in a short queue', async () => {
-      const narrow = await Diad.load(undefined, { maxBatch: 2, queueLimit: 4, warmup: false, calibration: false });
+      const narrow = await Diad.load(undefined, {
+        maxBatch: 2,
+        queueLimit: 4,
+        warmup: false,
+        calibration: false,
+      });
       const frames = [0, 1, 2, 3].map((i) => speckled(96 + i, true));
-      const results = await Promise.all(frames.map((frame) => narrow.score(frame, { tile: { size: 32, overlap: 0 } })));
+      const results = await Promise.all(
+        frames.map((frame) => narrow.score(frame, { tile: { size: 32, overlap: 0 } })),
+      );
       await narrow.close();
       assert.ok(results.every(({ batchSize }) => batchSize >= 9));
     });
@@ -128,8 +143,16 @@ describe('tiles', () => {
       const frame = speckled(300, false);
       await rejects(diad.score(frame, { tile: { size: 8 } }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.size/);
       await rejects(diad.score(frame, { tile: {} as never }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.size/);
-      await rejects(diad.score(frame, { tile: { size: 64, overlap: 33 } }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.overlap/);
-      await rejects(diad.score(frame, { tile: { size: 64 }, stages: true }), 'ERR_DIAD_INVALID_ARGUMENT', /stages/);
+      await rejects(
+        diad.score(frame, { tile: { size: 64, overlap: 33 } }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /tile\.overlap/,
+      );
+      await rejects(
+        diad.score(frame, { tile: { size: 64 }, stages: true }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /stages/,
+      );
       await rejects(diad.score(frame, { tile: { size: 64 }, timeoutMs: 1 }), 'ERR_DIAD_TIMEOUT');
       const controller = new AbortController();
       const pending = diad.score(frame, {

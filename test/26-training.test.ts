@@ -27,10 +27,16 @@ async function dataSet(folder: string): Promise<string> {
       ['gear', 60],
       ['nut', 160],
     ] as const) {
-      await writeImage(path.join(data, name, 'train', 'good', `${String(i).padStart(2, '0')}.png`), level + i, 64, 64);
+      await writeImage(
+        path.join(data, name, 'train', 'good', `${String(i).padStart(2, '0')}.png`),
+        level + i,
+        64,
+        64,
+      );
     }
   }
-  for (const kind of ['crack', 'stain']) await writeImage(path.join(data, 'gear', 'test', kind, '0.png'), 250, 64, 64);
+  for (const kind of ['crack', 'stain'])
+    await writeImage(path.join(data, 'gear', 'test', kind, '0.png'), 250, 64, 64);
   await writeImage(path.join(data, 'gear', 'test', 'good', '0.png'), 40, 64, 64);
   return data;
 }
@@ -45,7 +51,10 @@ describe('progress of a training', () => {
   ];
   const shown = async (form: 'text' | 'json' | 'bar'): Promise<[string, unknown]> => {
     let output = '';
-    const written = await showTraining(Readable.from(lines.map((line) => `${line}\n`)), { form, write: (text) => (output += text) });
+    const written = await showTraining(Readable.from(lines.map((line) => `${line}\n`)), {
+      form,
+      write: (text) => (output += text),
+    });
     return [output, written];
   };
 
@@ -111,7 +120,11 @@ describe('the run of a training', () => {
       ]);
       for (const content of ['[]', '[{"file":"a.png"}]', '{']) {
         await writeFile(file, content);
-        await rejects(readSplit(file), 'ERR_DIAD_INVALID_ARGUMENT', /split\.json.*to train from the beginning/);
+        await rejects(
+          readSplit(file),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /split\.json.*to train from the beginning/,
+        );
       }
       await rm(file);
       await rejects(readSplit(file), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a list of images/);
@@ -150,16 +163,33 @@ describe('diad train', function () {
       for (const args of [['all', '--data', folder, '--run', 'r', '--config', 'tiny'], ['denoiser']]) {
         const { code, stderr } = await diad(['train', ...args]);
         assert.equal(code, 1);
-        assert.match(stderr, new RegExp(`received the stage ${args[0]}: .*python -m diad_reference train-published ${args[0]}`));
+        assert.match(
+          stderr,
+          new RegExp(`received the stage ${args[0]}: .*python -m diad_reference train-published ${args[0]}`),
+        );
       }
       const out = path.join(folder, 'out');
       assert.match(
         (await diad(['train', '--data', folder, '--out', out, '--steps', '9'])).stderr,
         /options of diad train but received --steps/,
       );
-      assert.match((await diad(['train', '--data', folder])).stderr, /Expected --data and --out but received no --out/);
-      assert.match((await diad(['train', '--data', folder, '--out', out, '--minutes', '0'])).stderr, /Expected a number above 0/);
-      const noBase = await diad(['train', '--data', folder, '--out', out, '--base', path.join(folder, 'none')]);
+      assert.match(
+        (await diad(['train', '--data', folder])).stderr,
+        /Expected --data and --out but received no --out/,
+      );
+      assert.match(
+        (await diad(['train', '--data', folder, '--out', out, '--minutes', '0'])).stderr,
+        /Expected a number above 0/,
+      );
+      const noBase = await diad([
+        'train',
+        '--data',
+        folder,
+        '--out',
+        out,
+        '--base',
+        path.join(folder, 'none'),
+      ]);
       assert.match(noBase.stderr, /ERR_DIAD_BUNDLE_NOT_FOUND: .*none holds no manifest\.json/);
       const noPython = await diad(['train', '--data', folder, '--out', out, '--base', baseBundle], {
         DIAD_PYTHON: path.join(folder, 'python'),
@@ -171,10 +201,21 @@ describe('diad train', function () {
 
   it('ends with the exit code of a training that fails; without a bundle it is an error', () =>
     inFolder(async (folder) => {
-      const args = ['train', '--data', await dataSet(folder), '--out', path.join(folder, 'out'), '--base', baseBundle];
+      const args = [
+        'train',
+        '--data',
+        await dataSet(folder),
+        '--out',
+        path.join(folder, 'out'),
+        '--base',
+        baseBundle,
+      ];
       const failed = await diad(args, { STUB_TRAINING: 'fail' });
       assert.equal(failed.code, 1);
-      assert.equal(failed.stderr, 'diad_reference train: Expected at least 10 different normal images of gear but found 3\n');
+      assert.equal(
+        failed.stderr,
+        'diad_reference train: Expected at least 10 different normal images of gear but found 3\n',
+      );
       const nothing = await diad(args, { STUB_TRAINING: 'nothing' });
       assert.equal(nothing.code, 1);
       assert.match(nothing.stderr, /ended without writing a bundle/);
@@ -182,7 +223,15 @@ describe('diad train', function () {
 
   it('Ctrl-C goes on to the training, which saves; exit code 130 and how to resume', () =>
     inFolder(async (folder) => {
-      const args = ['train', '--data', await dataSet(folder), '--out', path.join(folder, 'out'), '--base', baseBundle];
+      const args = [
+        'train',
+        '--data',
+        await dataSet(folder),
+        '--out',
+        path.join(folder, 'out'),
+        '--base',
+        baseBundle,
+      ];
       const env = { ...process.env, DIAD_PYTHON: stub, STUB_TRAINING: 'wait' };
       const child = spawn(process.execPath, [cli, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] });
       let [stdout, stderr] = ['', ''];
@@ -204,17 +253,43 @@ describe('diad train', function () {
     inFolder(async (folder) => {
       const data = await dataSet(folder);
       const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];
-      const args = ['train', '--data', data, '--out', out, '--base', baseBundle, '--run', run, '--minutes', '1.5', '--name', 'parts'];
+      const args = [
+        'train',
+        '--data',
+        data,
+        '--out',
+        out,
+        '--base',
+        baseBundle,
+        '--run',
+        run,
+        '--minutes',
+        '1.5',
+        '--name',
+        'parts',
+      ];
       const done = await diad(args);
       assert.equal(done.code, 0, done.stderr);
       assert.match(done.stdout, /class +.*threshold +false alarms +median score\n(.*\n)*all /);
-      assert.match(done.stdout, /contact-sheet\.png: .*\n\nTry it: npx diad score new-part\.png --model .*out\n$/);
+      assert.match(
+        done.stdout,
+        /contact-sheet\.png: .*\n\nTry it: npx diad score new-part\.png --model .*out\n$/,
+      );
       const { width, height } = await sharp(path.join(run, 'contact-sheet.png')).metadata();
       assert.ok(width > 900 && height > 900, `${width} x ${height}`);
       const calibration = parseCalibration(await readFile(path.join(out, 'calibration.json'), 'utf8'));
       assert.equal(calibration.images, 8);
       const calls = (await readFile(path.join(run, 'calls.txt'), 'utf8')).trim().split('\n');
-      const expected = ['-m diad_reference train --data', data, '--out', out, '--base', baseBundle, '--run', run];
+      const expected = [
+        '-m diad_reference train --data',
+        data,
+        '--out',
+        out,
+        '--base',
+        baseBundle,
+        '--run',
+        run,
+      ];
       const options = '--minutes 1.5 --seed 0 --device cpu --name parts --json';
       assert.deepEqual(calls, [`${expected.join(' ')} ${options}`]);
 

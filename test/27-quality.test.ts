@@ -23,18 +23,38 @@ describe('bench:quality', () => {
       }
       for (let i = 0; i < 2; i++) await deriveBundle(from, to, { reconstruction: 0, memory: 1 });
       const text = await readFile(path.join(to, 'manifest.json'), 'utf8');
-      assert.deepEqual(JSON.parse(text), { name: 'm', evidence: { grid: 32, weights: { reconstruction: 0, memory: 1 } } });
-      assert.equal(await readFile(path.join(to, 'manifest.sha256'), 'utf8'), `${createHash('sha256').update(text).digest('hex')}\n`);
-      assert.equal((await stat(path.join(to, 'encoder.pt'))).ino, (await stat(path.join(from, 'encoder.pt'))).ino);
+      assert.deepEqual(JSON.parse(text), {
+        name: 'm',
+        evidence: { grid: 32, weights: { reconstruction: 0, memory: 1 } },
+      });
+      assert.equal(
+        await readFile(path.join(to, 'manifest.sha256'), 'utf8'),
+        `${createHash('sha256').update(text).digest('hex')}\n`,
+      );
+      assert.equal(
+        (await stat(path.join(to, 'encoder.pt'))).ino,
+        (await stat(path.join(from, 'encoder.pt'))).ino,
+      );
       assert.deepEqual(JSON.parse(await readFile(path.join(from, 'manifest.json'), 'utf8')), manifest);
       assert.equal(await readFile(path.join(from, 'manifest.sha256'), 'utf8'), 'seal');
       await assert.rejects(stat(path.join(to, 'calibration.json')), /ENOENT/);
       await writeFile(path.join(from, 'manifest.json'), '{}');
-      await assert.rejects(deriveBundle(from, to, { reconstruction: 0, memory: 1 }), /a bundle with evidence but .*trained has none/);
+      await assert.rejects(
+        deriveBundle(from, to, { reconstruction: 0, memory: 1 }),
+        /a bundle with evidence but .*trained has none/,
+      );
     }));
 
   it('prints a table for each metric and one of times', () => {
-    const metrics = { image_auroc: 0.9, image_ap: 0.8, image_f1max: 0.7, pixel_auroc: null, pixel_ap: 0.5, pixel_f1max: 0.4, au_pro: 0.3 };
+    const metrics = {
+      image_auroc: 0.9,
+      image_ap: 0.8,
+      image_f1max: 0.7,
+      pixel_auroc: null,
+      pixel_ap: 0.5,
+      pixel_f1max: 0.4,
+      au_pro: 0.3,
+    };
     const result: VariantResult = {
       name: 'trained',
       trainingMinutes: 59.94,
@@ -49,7 +69,13 @@ describe('bench:quality', () => {
         '| image AUROC | trained | calibrated base |\n| --- | --: | --: |\n| screw | 0.900 | 0.900 |\n| mean | 0.950 | 0.950 |\n',
       ),
     );
-    assert.ok(text.includes('| pixel AUROC | trained | calibrated base |\n| --- | --: | --: |\n| screw | - | - |'));
-    assert.ok(text.endsWith('| training, minutes | 59.9 | - |\n| calibration, seconds | 12 | 12 |\n| one image, ms | 82 | 82 |'));
+    assert.ok(
+      text.includes('| pixel AUROC | trained | calibrated base |\n| --- | --: | --: |\n| screw | - | - |'),
+    );
+    assert.ok(
+      text.endsWith(
+        '| training, minutes | 59.9 | - |\n| calibration, seconds | 12 | 12 |\n| one image, ms | 82 | 82 |',
+      ),
+    );
   });
 });

@@ -8,7 +8,9 @@ import { isLoopback } from '../lib/server/options.js';
 import { heldScorer, post, refused, stubScorer, withServer } from './server-support.js';
 import { example, rejects } from './support.js';
 
-const hasIPv6 = Object.values(os.networkInterfaces()).some((of) => of?.some(({ family }) => family === 'IPv6'));
+const hasIPv6 = Object.values(os.networkInterfaces()).some((of) =>
+  of?.some(({ family }) => family === 'IPv6'),
+);
 
 describe('server: start, failure, shutdown', () => {
   it('is alive before the bundle is there, ready after the warm-up score', async () => {
@@ -17,9 +19,15 @@ describe('server: start, failure, shutdown', () => {
     await withServer(
       { load },
       async (server) => {
-        const status = async (route: string): Promise<number> => (await fetch(`${server.url}/v2/health/${route}`)).status;
+        const status = async (route: string): Promise<number> =>
+          (await fetch(`${server.url}/v2/health/${route}`)).status;
         assert.deepEqual([await status('live'), await status('ready')], [200, 503]);
-        await refused(await post(server, '/v1/score', await example('gear-good.png')), 503, 'ERR_HTTP_UNAVAILABLE', /being loaded/);
+        await refused(
+          await post(server, '/v1/score', await example('gear-good.png')),
+          503,
+          'ERR_HTTP_UNAVAILABLE',
+          /being loaded/,
+        );
         let warmedUp: () => void = () => undefined;
         const score = (): ReturnType<Scorer['score']> =>
           new Promise((resolve) => {
@@ -52,7 +60,9 @@ describe('server: start, failure, shutdown', () => {
   it('500 tells nothing of the inside', async () => {
     let calls = 0;
     const failing = (error: Error): Scorer =>
-      stubScorer({ score: () => (calls++ === 0 ? stubScorer().score(Buffer.alloc(0)) : Promise.reject(error)) });
+      stubScorer({
+        score: () => (calls++ === 0 ? stubScorer().score(Buffer.alloc(0)) : Promise.reject(error)),
+      });
     for (const [error, code] of [
       [new TypeError('secret in /home/someone/x.js:3'), 'ERR_HTTP_INTERNAL'],
       [new DiadError('ERR_DIAD_INTERNAL', 'secret'), 'ERR_DIAD_INTERNAL'],
@@ -73,7 +83,12 @@ describe('server: start, failure, shutdown', () => {
       [30, false],
     ] as const) {
       const { scorer, begun, end } = heldScorer();
-      const server = await createServer({ load: () => Promise.resolve(scorer), port: 0, logLevel: 'silent', drainMs });
+      const server = await createServer({
+        load: () => Promise.resolve(scorer),
+        port: 0,
+        logLevel: 'silent',
+        drainMs,
+      });
       await server.ready;
       const running = post(server, '/v1/score', bytes).then(
         ({ status }) => status,
@@ -111,7 +126,11 @@ describe('server: start, failure, shutdown', () => {
     await rejects(createServer({ load, host: '0.0.0.0' }), 'ERR_DIAD_INVALID_ARGUMENT', /--token-file/);
     await rejects(createServer({ load, host: '::' }), 'ERR_DIAD_INVALID_ARGUMENT', /loopback/);
     await rejects(createServer({ load, tokens: ['short'] }), 'ERR_DIAD_INVALID_ARGUMENT', /16 characters/);
-    await rejects(createServer({ load, auth: false, tokens: ['t'.repeat(16)] }), 'ERR_DIAD_INVALID_ARGUMENT', /no tokens .* auth: false/);
+    await rejects(
+      createServer({ load, auth: false, tokens: ['t'.repeat(16)] }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /no tokens .* auth: false/,
+    );
     await rejects(createServer({ load, port: 70_000 }), 'ERR_DIAD_INVALID_ARGUMENT', /port/);
     await rejects(createServer({} as ServerOptions), 'ERR_DIAD_INVALID_ARGUMENT', /load/);
   });

@@ -4,7 +4,17 @@ import http from 'node:http';
 import { Diad } from '../lib/index.js';
 import type { Scorer, ServerOptions } from '../lib/server/index.js';
 import { Pacer } from '../lib/server/pacer.js';
-import { converse, form, heldScorer, post, rawRequest, refused, sample, stubScorer, withServer } from './server-support.js';
+import {
+  converse,
+  form,
+  heldScorer,
+  post,
+  rawRequest,
+  refused,
+  sample,
+  stubScorer,
+  withServer,
+} from './server-support.js';
 import { example, publishedBundle, until } from './support.js';
 
 const TOKEN = 'a-token-of-twenty-four-c';
@@ -26,7 +36,8 @@ describe('server: limits', () => {
         assert.equal((await fetch(`${server.url}${route}`)).status, 200, route);
       }
       // 429 by token: the first has used its share up, the second has not.
-      for (let i = 0; i < 3; i++) assert.equal((await post(server, '/v1/score', bytes, bearer(TOKEN))).status, 200);
+      for (let i = 0; i < 3; i++)
+        assert.equal((await post(server, '/v1/score', bytes, bearer(TOKEN))).status, 200);
       const answer = await post(server, '/v1/score', bytes, bearer(TOKEN));
       assert.ok(Number(answer.headers.get('retry-after')) > 0);
       await refused(answer, 429, 'ERR_HTTP_RATE_LIMITED', /at most 3 requests a minute/);
@@ -36,7 +47,12 @@ describe('server: limits', () => {
   it('403 for pages of other sites and names that are not this machine', () =>
     withServer({}, async (server) => {
       const bytes = await example('gear-good.png');
-      await refused(await post(server, '/v1/score', bytes, { origin: 'https://evil.example' }), 403, 'ERR_HTTP_FORBIDDEN', /evil\.example/);
+      await refused(
+        await post(server, '/v1/score', bytes, { origin: 'https://evil.example' }),
+        403,
+        'ERR_HTTP_FORBIDDEN',
+        /evil\.example/,
+      );
       assert.equal((await post(server, '/v1/score', bytes, { origin: server.url })).status, 200);
       const rebound = await rawRequest(server, '/v2', { host: 'evil.example' });
       assert.equal(rebound.status, 403);
@@ -68,7 +84,10 @@ describe('server: limits', () => {
 
   it('431 for oversized headers, 400 for what is not HTTP', () =>
     withServer({}, async (server) => {
-      const large = await converse(server, `GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'x'.repeat(20_000)}\r\n\r\n`);
+      const large = await converse(
+        server,
+        `GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ${'x'.repeat(20_000)}\r\n\r\n`,
+      );
       assert.match(large, /^HTTP\/1\.1 431 [\s\S]*ERR_HTTP_HEADERS_TOO_LARGE/);
       const nonsense = await converse(server, 'hello\r\n\r\n');
       assert.match(nonsense, /^HTTP\/1\.1 400 [\s\S]*ERR_HTTP_BAD_REQUEST/);
@@ -79,7 +98,8 @@ describe('server: limits', () => {
       const large = Buffer.alloc(5000, 1);
       await refused(await post(server, '/v1/score', large), 413, 'ERR_HTTP_TOO_LARGE');
       await refused(await post(server, '/v1/score', form(large)), 413, 'ERR_HTTP_TOO_LARGE');
-      const chunked = 'POST /v1/score HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n';
+      const chunked =
+        'POST /v1/score HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n';
       const received = await converse(server, `${chunked}1388\r\n${'x'.repeat(5000)}\r\n0\r\n\r\n`);
       assert.match(received, /^HTTP\/1\.1 413 [\s\S]*ERR_HTTP_TOO_LARGE/);
     }));
@@ -96,7 +116,11 @@ describe('server: limits', () => {
           const received = await converse(server, head);
           assert.match(received, new RegExp(`^HTTP/1\\.1 ${status} [\\s\\S]*${code}`));
           assert.match(received, /\r\nconnection: close\r\n/i);
-          assert.match(received, /\r\nx-content-type-options: nosniff\r\n/i, 'with the headers of every answer');
+          assert.match(
+            received,
+            /\r\nx-content-type-options: nosniff\r\n/i,
+            'with the headers of every answer',
+          );
           assert.match(received, /\r\naccess-control-allow-origin: https:\/\/line\.example\r\n/i);
         }
       }
@@ -140,19 +164,24 @@ describe('server: limits', () => {
         converse(server, `${head(30_000_000)}\r\n`),
         converse(server, `${head(30_000_000)}Expect: 100-continue\r\n\r\n`),
       ]);
-      for (const received of unsent) assert.match(received, /^HTTP\/1\.1 503 [\s\S]*retry-after: [\s\S]*ERR_DIAD_QUEUE_FULL/i);
+      for (const received of unsent)
+        assert.match(received, /^HTTP\/1\.1 503 [\s\S]*retry-after: [\s\S]*ERR_DIAD_QUEUE_FULL/i);
       end();
       assert.equal((await running).status, 200);
       const told = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`);
       assert.match(told, /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 415 /);
-      const stray = await converse(server, `${head(5)}Expect: 100-continue\r\n\r\nhello`.replace('/v1/score', '/nothing'));
+      const stray = await converse(
+        server,
+        `${head(5)}Expect: 100-continue\r\n\r\nhello`.replace('/v1/score', '/nothing'),
+      );
       assert.match(stray, /HTTP\/1\.1 404 /);
     });
   });
 
   it('refusals in floods are spaced out, a few are not', () => {
     const pacer = new Pacer();
-    const take = (count: number, now: number): number[] => Array.from({ length: count }, () => pacer.delay(now));
+    const take = (count: number, now: number): number[] =>
+      Array.from({ length: count }, () => pacer.delay(now));
     assert.deepEqual(take(100, 1000), Array<number>(100).fill(0), 'the first hundred at once');
     assert.deepEqual(take(3, 1000), [5, 10, 15], 'then 200 a second');
     assert.equal(Math.max(...take(1000, 1000)), 1000, 'none later than a second');
@@ -160,9 +189,16 @@ describe('server: limits', () => {
   });
 
   it('503 when a score takes longer than it may', () =>
-    withServer({ load: () => Promise.resolve(stubScorer({ computeMs: 1000 })), scoreTimeoutMs: 20 }, async (server) => {
-      await refused(await post(server, '/v1/score', await example('gear-good.png')), 503, 'ERR_DIAD_TIMEOUT');
-    }));
+    withServer(
+      { load: () => Promise.resolve(stubScorer({ computeMs: 1000 })), scoreTimeoutMs: 20 },
+      async (server) => {
+        await refused(
+          await post(server, '/v1/score', await example('gear-good.png')),
+          503,
+          'ERR_DIAD_TIMEOUT',
+        );
+      },
+    ));
 
   it('a client that goes has its image cancelled between steps', async () => {
     const diad = await Diad.load(publishedBundle, { threads: 1 });
@@ -182,7 +218,10 @@ describe('server: limits', () => {
       const bytes = await example('gear-good.png');
       const others = Array.from({ length: 4 }, () => post(server, '/v1/score', bytes)); // computed first, so that the next one waits
       await until(() => scored === 4, 'the others are queued');
-      const leaving = http.request(`${server.url}/v1/score`, { method: 'POST', headers: { 'content-type': 'image/png' } });
+      const leaving = http.request(`${server.url}/v1/score`, {
+        method: 'POST',
+        headers: { 'content-type': 'image/png' },
+      });
       leaving.on('error', () => undefined);
       leaving.end(bytes);
       await until(() => scored === 5, 'the last one is queued');

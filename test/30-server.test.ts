@@ -15,7 +15,13 @@ describe('server: answers', () => {
 
   it('/v1/score gives what diad.score gives, raw or as a form', async () => {
     const palette = Array.from({ length: 256 }, (_, i) => [i, i, i] as const);
-    const gray = bmp({ width: 64, height: 48, bits: 8, palette, pixels: Array.from({ length: 64 * 48 }, (_, i) => (i * 7) % 256) });
+    const gray = bmp({
+      width: 64,
+      height: 48,
+      bits: 8,
+      palette,
+      pixels: Array.from({ length: 64 * 48 }, (_, i) => (i * 7) % 256),
+    });
     for (const [bytes, format] of [
       [await example('capsule-crack.jpg'), 'jpeg'],
       [await example('gravel-blob.webp'), 'webp'],
@@ -44,7 +50,9 @@ describe('server: answers', () => {
   it('a seed changes the score; without map=true there is no map', async () => {
     const bytes = await example('gear-good.png');
     const [one, two] = await Promise.all(
-      [1, 2].map(async (seed) => (await (await post(server, `/v1/score?seed=${seed}`, bytes)).json()) as ScoreAnswer),
+      [1, 2].map(
+        async (seed) => (await (await post(server, `/v1/score?seed=${seed}`, bytes)).json()) as ScoreAnswer,
+      ),
     );
     assert.notEqual(one!.score, two!.score);
     assert.equal(one!.map, undefined);
@@ -81,9 +89,24 @@ describe('server: answers', () => {
 
   it('400 for tiles that cannot be: too small, too many, more overlap than half, overlap alone', async () => {
     const bytes = await example('gear-good.png'); // 256 x 256
-    await refused(await post(server, '/v1/score?tile=8', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /tile must be >= 16/);
-    await refused(await post(server, '/v1/score?tile=16', bytes), 400, 'ERR_DIAD_INVALID_ARGUMENT', /at most 256 tiles .* needs 441/);
-    await refused(await post(server, '/v1/score?tile=64&overlap=40', bytes), 400, 'ERR_DIAD_INVALID_ARGUMENT', /0 to 32 for tile\.overlap/);
+    await refused(
+      await post(server, '/v1/score?tile=8', bytes),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /tile must be >= 16/,
+    );
+    await refused(
+      await post(server, '/v1/score?tile=16', bytes),
+      400,
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /at most 256 tiles .* needs 441/,
+    );
+    await refused(
+      await post(server, '/v1/score?tile=64&overlap=40', bytes),
+      400,
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /0 to 32 for tile\.overlap/,
+    );
     await refused(await post(server, '/v1/score?overlap=4', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /tile=/);
     await refused(
       await post(server, '/v1/score?regionThreshold=high', bytes),
@@ -99,7 +122,10 @@ describe('server: answers', () => {
     const scored = await diad.score(bytes);
     const answer = (await (await post(server, '/v1/reconstruct', bytes)).json()) as ReconstructAnswer;
     assert.deepEqual(Buffer.from(answer.image, 'base64'), rebuilt.image);
-    assert.deepEqual([answer.width, answer.height, answer.score], [rebuilt.width, rebuilt.height, rebuilt.score]);
+    assert.deepEqual(
+      [answer.width, answer.height, answer.score],
+      [rebuilt.width, rebuilt.height, rebuilt.score],
+    );
     for (const [route, expected] of [
       ['/v1/reconstruct', rebuilt.image],
       ['/v1/score', await scored.map.toHeatmap()],
@@ -112,11 +138,36 @@ describe('server: answers', () => {
 
   it('400: no body, a bad seed, an unknown option, a form without the file', async () => {
     const bytes = await example('gear-good.png');
-    await refused(await post(server, '/v1/score', ''), 400, 'ERR_HTTP_BAD_REQUEST', /Expected the bytes of an image/);
-    await refused(await post(server, '/v1/score?seed=-1', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /seed must be >= 0/);
-    await refused(await post(server, '/v1/score?seed=one', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /seed must be integer/);
-    await refused(await post(server, '/v1/score?color=1', bytes), 400, 'ERR_HTTP_BAD_REQUEST', /additional properties/);
-    await refused(await post(server, '/v1/score', form(bytes, 'other')), 400, 'ERR_HTTP_BAD_REQUEST', /image/);
+    await refused(
+      await post(server, '/v1/score', ''),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /Expected the bytes of an image/,
+    );
+    await refused(
+      await post(server, '/v1/score?seed=-1', bytes),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /seed must be >= 0/,
+    );
+    await refused(
+      await post(server, '/v1/score?seed=one', bytes),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /seed must be integer/,
+    );
+    await refused(
+      await post(server, '/v1/score?color=1', bytes),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /additional properties/,
+    );
+    await refused(
+      await post(server, '/v1/score', form(bytes, 'other')),
+      400,
+      'ERR_HTTP_BAD_REQUEST',
+      /image/,
+    );
     const text = new FormData();
     text.append('image', 'words');
     await refused(await post(server, '/v1/score', text), 413, 'ERR_HTTP_TOO_LARGE');
@@ -126,11 +177,19 @@ describe('server: answers', () => {
     const sends: [string, string][] = [
       ['multipart/form-data', 'null'],
       ['multipart/form-data; boundary=b', '--b\r\n\x06\u0080--b--\r\n'],
-      ['multipart/form-data; boundary=b', '--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\nhalf'],
+      [
+        'multipart/form-data; boundary=b',
+        '--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\nhalf',
+      ],
     ];
     for (const [type, body] of sends) {
       for (const route of ['/v1/score', '/v1/reconstruct']) {
-        await refused(await post(server, route, body, { 'content-type': type }), 400, 'ERR_HTTP_BAD_REQUEST', /form cannot be read/);
+        await refused(
+          await post(server, route, body, { 'content-type': type }),
+          400,
+          'ERR_HTTP_BAD_REQUEST',
+          /form cannot be read/,
+        );
       }
     }
   });
@@ -147,7 +206,11 @@ describe('server: answers', () => {
 
   it('406 when neither JSON nor PNG is accepted', async () => {
     const bytes = await example('gear-good.png');
-    await refused(await post(server, '/v1/score', bytes, { accept: 'text/html' }), 406, 'ERR_HTTP_NOT_ACCEPTABLE');
+    await refused(
+      await post(server, '/v1/score', bytes, { accept: 'text/html' }),
+      406,
+      'ERR_HTTP_NOT_ACCEPTABLE',
+    );
   });
 
   it('413 for 10,000 x 10,000 pixels in a small file, before they are decoded', async () => {
@@ -165,7 +228,12 @@ describe('server: answers', () => {
     )
       .gif()
       .toBuffer();
-    await refused(await post(server, '/v1/score', animation), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /at most 1 page or frame but the GIF has/);
+    await refused(
+      await post(server, '/v1/score', animation),
+      413,
+      'ERR_DIAD_IMAGE_TOO_LARGE',
+      /at most 1 page or frame but the GIF has/,
+    );
   });
 
   it('415 by the first bytes, whatever type is declared; 422 for a damaged image', async () => {
@@ -177,7 +245,11 @@ describe('server: answers', () => {
     const bytes = await example('gear-good.png');
     const named = await post(server, '/v1/score', bytes, { 'content-type': 'text/plain' });
     assert.equal(named.status, 200, 'an image is an image');
-    await refused(await post(server, '/v1/score', bytes.subarray(0, bytes.length >> 1)), 422, 'ERR_DIAD_IMAGE_DECODE');
+    await refused(
+      await post(server, '/v1/score', bytes.subarray(0, bytes.length >> 1)),
+      422,
+      'ERR_DIAD_IMAGE_DECODE',
+    );
     await refused(await post(server, '/v1/reconstruct', bytes.subarray(0, 40)), 422, 'ERR_DIAD_IMAGE_DECODE');
   });
 
@@ -192,7 +264,10 @@ describe('server: answers', () => {
       for (let flips = 1 + random(8); flips > 0; flips--) mutant[random(mutant.length)] = random(256);
       const answer = await post(server, '/v1/score', mutant.subarray(0, 1 + random(2 * mutant.length)));
       statuses.add(answer.status);
-      assert.ok(answer.status === 200 || (answer.status >= 400 && answer.status < 500), String(answer.status));
+      assert.ok(
+        answer.status === 200 || (answer.status >= 400 && answer.status < 500),
+        String(answer.status),
+      );
     }
     assert.ok(statuses.has(422));
     const clean = (await (await post(server, '/v1/score', bytes)).json()) as ScoreAnswer;

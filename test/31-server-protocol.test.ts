@@ -5,7 +5,15 @@ import path from 'node:path';
 import { Diad, DiadError, type ScoreResult } from '../lib/index.js';
 import type { DiadServer, Scorer } from '../lib/server/index.js';
 import type { ScoreAnswer } from '../lib/server/schemas.js';
-import { besideDemoServer, closeTo, post, refused, sample, stubScorer, withServer } from './server-support.js';
+import {
+  besideDemoServer,
+  closeTo,
+  post,
+  refused,
+  sample,
+  stubScorer,
+  withServer,
+} from './server-support.js';
 import { example, withBundleCopy } from './support.js';
 
 interface Tensor {
@@ -100,7 +108,11 @@ describe('Open Inference Protocol', () => {
       [{ inputs: [good], outputs: [{ name: 'depth' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [good], parameters: { seed: -1 } }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [input([Buffer.from('text and no image')])] }, 415, 'ERR_HTTP_UNSUPPORTED_MEDIA_TYPE'],
-      [{ inputs: [input([(await example('gear-good.png')).subarray(0, 2000)])] }, 422, 'ERR_DIAD_IMAGE_DECODE'],
+      [
+        { inputs: [input([(await example('gear-good.png')).subarray(0, 2000)])] },
+        422,
+        'ERR_DIAD_IMAGE_DECODE',
+      ],
     ];
     for (const [body, status, code] of cases) {
       const answer = await infer(server, body);
@@ -108,7 +120,12 @@ describe('Open Inference Protocol', () => {
       assert.equal(error, detail);
       await refused(answer, status, code);
     }
-    await refused(await infer(server, { inputs: [good] }, 'other'), 404, 'ERR_HTTP_NOT_FOUND', /no model "other"/);
+    await refused(
+      await infer(server, { inputs: [good] }, 'other'),
+      404,
+      'ERR_HTTP_NOT_FOUND',
+      /no model "other"/,
+    );
     if (diad.info.bundle.threshold === undefined) {
       await refused(
         await infer(server, { inputs: [good], outputs: [{ name: 'anomalous' }] }),
@@ -121,7 +138,9 @@ describe('Open Inference Protocol', () => {
 
   it('/metrics counts requests, times, batches, refusals', async () => {
     const text = await (await fetch(`${server.url}/metrics`)).text();
-    assert.ok(sample(text, 'diad_http_requests_total{route="/v2/models/:name/infer",method="POST",code="200"}') >= 1);
+    assert.ok(
+      sample(text, 'diad_http_requests_total{route="/v2/models/:name/infer",method="POST",code="200"}') >= 1,
+    );
     assert.ok(sample(text, 'diad_rejected_total{code="ERR_HTTP_BAD_REQUEST"}') >= 9);
     assert.equal(sample(text, 'diad_decode_failures_total'), 2);
     const images = sample(text, 'diad_queue_seconds_count');
@@ -140,8 +159,14 @@ describe('several images in one request', () => {
   it('413 for more images or pixels than there may ever be at once', async () => {
     const images = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
     for (const [options, detail] of [
-      [{ load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) }, /at most 2 images at once but the request has 3/],
-      [{ maxPixels: 150_000, pixelsInFlight: 150_000 }, /at most 150000 pixels at once but the images of the request have 196608/],
+      [
+        { load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) },
+        /at most 2 images at once but the request has 3/,
+      ],
+      [
+        { maxPixels: 150_000, pixelsInFlight: 150_000 },
+        /at most 150000 pixels at once but the images of the request have 196608/,
+      ],
     ] as const) {
       await withServer(options, async (server) => {
         const answer = await infer(server, { inputs: [input(images)] }, 'stub');
@@ -153,14 +178,23 @@ describe('several images in one request', () => {
   });
 
   it('one that fails aborts the others, and its failure is the answer', async () => {
-    const [broken, ...others] = await Promise.all(['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example));
+    const [broken, ...others] = await Promise.all(
+      ['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example),
+    );
     const [warmUp, slow] = [stubScorer(), stubScorer({ computeMs: 3_600_000 })];
     const score: Scorer['score'] = (image, options) => {
       if (!Buffer.isBuffer(image)) return warmUp.score(image, options);
-      return image.equals(broken!) ? Promise.reject(new DiadError('ERR_DIAD_IMAGE_DECODE', 'broken')) : slow.score(image, options);
+      return image.equals(broken!)
+        ? Promise.reject(new DiadError('ERR_DIAD_IMAGE_DECODE', 'broken'))
+        : slow.score(image, options);
     };
     await withServer({ load: () => Promise.resolve({ ...slow, score }) }, async (server) => {
-      await refused(await infer(server, { inputs: [input([...others, broken!])] }, 'stub'), 422, 'ERR_DIAD_IMAGE_DECODE', /broken/);
+      await refused(
+        await infer(server, { inputs: [input([...others, broken!])] }, 'stub'),
+        422,
+        'ERR_DIAD_IMAGE_DECODE',
+        /broken/,
+      );
       assert.equal(sample(await server.metrics(), 'diad_decode_failures_total'), 1);
       assert.equal(sample(await server.metrics(), 'diad_pixels_in_flight'), 0);
     });
@@ -174,22 +208,33 @@ describe('calibrated bundles', () => {
       Promise.resolve({
         ...stub,
         info: { bundle: { ...stub.info.bundle, threshold: 10 } } as Scorer['info'],
-        score: async (image, options) => ({ ...(await stub.score(image, options)), threshold: 10, anomalous: true, normalizedScore: 0.75 }),
+        score: async (image, options) => ({
+          ...(await stub.score(image, options)),
+          threshold: 10,
+          anomalous: true,
+          normalizedScore: 0.75,
+        }),
       });
     await withServer({ load }, async (server) => {
       const image = await example('gear-good.png');
-      const scored = (await (await fetch(`${server.url}/v1/score`, { method: 'POST', body: Uint8Array.from(image) })).json()) as Record<
-        string,
-        unknown
-      >;
-      assert.deepEqual([scored['threshold'], scored['anomalous'], scored['normalizedScore']], [10, true, 0.75]);
-      const { outputs } = (await (await infer(server, { inputs: [input([image])] }, 'stub')).json()) as { outputs: Tensor[] };
+      const scored = (await (
+        await fetch(`${server.url}/v1/score`, { method: 'POST', body: Uint8Array.from(image) })
+      ).json()) as Record<string, unknown>;
+      assert.deepEqual(
+        [scored['threshold'], scored['anomalous'], scored['normalizedScore']],
+        [10, true, 0.75],
+      );
+      const { outputs } = (await (await infer(server, { inputs: [input([image])] }, 'stub')).json()) as {
+        outputs: Tensor[];
+      };
       assert.deepEqual(outputs, [
         { name: 'score', shape: [1], datatype: 'FP64', data: [image.length] },
         { name: 'anomalous', shape: [1], datatype: 'BOOL', data: [true] },
         { name: 'normalizedScore', shape: [1], datatype: 'FP64', data: [0.75] },
       ]);
-      const { outputs: described } = (await (await fetch(`${server.url}/v2/models/stub`)).json()) as { outputs: Tensor[] };
+      const { outputs: described } = (await (await fetch(`${server.url}/v2/models/stub`)).json()) as {
+        outputs: Tensor[];
+      };
       assert.deepEqual(
         described.map(({ name, datatype }) => [name, datatype]),
         [...outputs.map(({ name, datatype }) => [name, datatype]), ['map', 'FP32']],
@@ -200,7 +245,11 @@ describe('calibrated bundles', () => {
   it('class names the thresholds that hold, those of the map too; the global ones for an unknown one', () =>
     withBundleCopy(async (bundle) => {
       const gear = { threshold: 0.001, pixelThreshold: 1e-4, scale: 2 };
-      const calibration = { threshold: 1000, pixelThreshold: 1000, classes: { gear, bolt: { threshold: 0.5 } } };
+      const calibration = {
+        threshold: 1000,
+        pixelThreshold: 1000,
+        classes: { gear, bolt: { threshold: 0.5 } },
+      };
       await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
       await withServer({ load: () => Diad.load(bundle, { threads: 1 }) }, async (server) => {
         const image = await example('circuit_board-missing_part.png');
@@ -214,11 +263,17 @@ describe('calibrated bundles', () => {
           const answer = (await (await post(server, `/v1/score${query}`, image)).json()) as ScoreAnswer;
           const { score } = answer;
           assert.deepEqual([answer.threshold, answer.anomalous], [threshold, score > threshold]);
-          const normalized = className === 'gear' ? 1 / (1 + Math.exp((0.001 - score) / 2)) : score / (score + threshold);
+          const normalized =
+            className === 'gear' ? 1 / (1 + Math.exp((0.001 - score) / 2)) : score / (score + threshold);
           closeTo(answer.normalizedScore!, normalized);
-          assert.equal(answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none', regions);
+          assert.equal(
+            answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none',
+            regions,
+          );
           const parameters = className === undefined ? {} : { class: className };
-          const { outputs } = (await (await infer(server, { parameters, inputs: [input([image])] })).json()) as { outputs: Tensor[] };
+          const { outputs } = (await (
+            await infer(server, { parameters, inputs: [input([image])] })
+          ).json()) as { outputs: Tensor[] };
           assert.deepEqual(
             outputs.map(({ name, data }) => [name, data.length]),
             [
@@ -230,11 +285,23 @@ describe('calibrated bundles', () => {
           assert.equal(outputs[1]!.data[0], score > threshold);
           closeTo(outputs[2]!.data[0] as number, normalized);
         }
-        const tiled = (await (await post(server, '/v1/score?class=gear&tile=200', image)).json()) as ScoreAnswer;
+        const tiled = (await (
+          await post(server, '/v1/score?class=gear&tile=200', image)
+        ).json()) as ScoreAnswer;
         assert.equal(tiled.threshold, 0.001);
         await refused(await post(server, '/v1/score?class=', image), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
-        await refused(await post(server, '/v1/score?class=%00', image), 400, 'ERR_DIAD_INVALID_ARGUMENT', /className/);
-        await refused(await infer(server, { parameters: { class: '' }, inputs: [input([image])] }), 400, 'ERR_HTTP_BAD_REQUEST', /class/);
+        await refused(
+          await post(server, '/v1/score?class=%00', image),
+          400,
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /className/,
+        );
+        await refused(
+          await infer(server, { parameters: { class: '' }, inputs: [input([image])] }),
+          400,
+          'ERR_HTTP_BAD_REQUEST',
+          /class/,
+        );
       });
     }));
 });
@@ -259,10 +326,17 @@ describe('bundles calibrated on tiles', () => {
         const { outputs } = (await (await infer(server, { inputs })).json()) as { outputs: Tensor[] };
         const namesOf = (tensors: readonly Tensor[]): string[] => tensors.map(({ name }) => name);
         assert.deepEqual(namesOf(outputs), ['score']);
-        const described = (await (await fetch(`${server.url}/v2/models/tiny`)).json()) as { outputs: Tensor[] };
+        const described = (await (await fetch(`${server.url}/v2/models/tiny`)).json()) as {
+          outputs: Tensor[];
+        };
         assert.deepEqual(namesOf(described.outputs), ['score', 'map']);
         const asked = await infer(server, { inputs, outputs: [{ name: 'anomalous' }] });
-        await refused(asked, 400, 'ERR_HTTP_BAD_REQUEST', /no output "anomalous": the model is not calibrated for whole images/);
+        await refused(
+          asked,
+          400,
+          'ERR_HTTP_BAD_REQUEST',
+          /no output "anomalous": the model is not calibrated for whole images/,
+        );
         for (const [query, threshold, regions] of [
           ['', undefined, undefined],
           ['?class=gear', undefined, undefined],
@@ -271,8 +345,13 @@ describe('bundles calibrated on tiles', () => {
           ['?tile=100&class=gear', undefined, undefined],
         ] as const) {
           const answer = (await (await post(server, `/v1/score${query}`, image)).json()) as ScoreAnswer;
-          const found = answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none';
-          assert.deepEqual([answer.threshold, answer.anomalous, found], [threshold, threshold && answer.score > threshold, regions], query);
+          const found =
+            answer.regions === undefined ? undefined : answer.regions.length > 0 ? 'some' : 'none';
+          assert.deepEqual(
+            [answer.threshold, answer.anomalous, found],
+            [threshold, threshold && answer.score > threshold, regions],
+            query,
+          );
         }
       });
     }));
@@ -314,7 +393,13 @@ describe('/openapi.json', () => {
     withServer({ tokens: ['a-token-of-twenty-four-c'] }, async (server) => {
       const document = (await (await fetch(`${server.url}/openapi.json`)).json()) as {
         openapi: string;
-        paths: Record<string, Record<string, { responses: object; parameters?: { name: string; schema: object }[]; security?: unknown[] }>>;
+        paths: Record<
+          string,
+          Record<
+            string,
+            { responses: object; parameters?: { name: string; schema: object }[]; security?: unknown[] }
+          >
+        >;
         components: { securitySchemes: object };
       };
       assert.match(document.openapi, /^3\.1\./);
@@ -330,7 +415,10 @@ describe('/openapi.json', () => {
         '/v2/models/{name}/ready',
       ]);
       const score = document.paths['/v1/score']!['post']!;
-      assert.deepEqual(['200', '400', '401', '403', '406', '408', '413', '415', '422', '429', '503'], Object.keys(score.responses).sort());
+      assert.deepEqual(
+        ['200', '400', '401', '403', '406', '408', '413', '415', '422', '429', '503'],
+        Object.keys(score.responses).sort(),
+      );
       assert.deepEqual(score.parameters?.map(({ name }) => name).sort(), [
         'class',
         'map',
@@ -341,8 +429,20 @@ describe('/openapi.json', () => {
         'tile',
       ]);
       const seed = score.parameters?.find(({ name }) => name === 'seed');
-      assert.deepEqual(seed?.schema, { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0 });
-      assert.deepEqual(Object.keys(document.paths['/metrics']!['get']!.responses).sort(), ['200', '400', '401', '403', '429', '503']);
+      assert.deepEqual(seed?.schema, {
+        type: 'integer',
+        minimum: 0,
+        maximum: Number.MAX_SAFE_INTEGER,
+        default: 0,
+      });
+      assert.deepEqual(Object.keys(document.paths['/metrics']!['get']!.responses).sort(), [
+        '200',
+        '400',
+        '401',
+        '403',
+        '429',
+        '503',
+      ]);
       assert.deepEqual(document.paths['/v2/health/live']!['get']!.security, []);
       assert.deepEqual(document.components.securitySchemes, { token: { type: 'http', scheme: 'bearer' } });
     }));

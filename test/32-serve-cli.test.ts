@@ -6,7 +6,16 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import https from 'node:https';
 import path from 'node:path';
 import { sample } from './server-support.js';
-import { example, HANG_GUARD_MS, inFolder, publishedBundle, root, runProgram, until, withBundleCopy } from './support.js';
+import {
+  example,
+  HANG_GUARD_MS,
+  inFolder,
+  publishedBundle,
+  root,
+  runProgram,
+  until,
+  withBundleCopy,
+} from './support.js';
 
 const main = path.join(root, 'dist', 'cli', 'main.js');
 const TOKEN = 'token-of-the-command-line';
@@ -32,7 +41,9 @@ async function runs(pid: number): Promise<boolean> {
 
 /** Starts `diad serve` on a free port, hands it over when it says that it is ready, and ends it afterwards. */
 async function serving(args: readonly string[], use: (serving: Serving) => Promise<void>): Promise<void> {
-  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', ...args], { cwd: root });
+  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', ...args], {
+    cwd: root,
+  });
   let log = '';
   child.stderr.setEncoding('utf8').on('data', (chunk: string) => (log += chunk));
   const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
@@ -49,26 +60,33 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
 
 describe('diad serve', () => {
   it('SIGTERM: running and waiting requests are answered, then exit code 0', () =>
-    serving(['--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)], async ({ child, url, exited }) => {
-      const body = Uint8Array.from(await example('gear-good.png'));
-      const answered: Response[] = [];
-      const running = Array.from({ length: 24 }, async () => {
-        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body });
-        answered.push(answer);
-      });
-      await Promise.race(running);
-      const before = answered.length;
-      assert.ok(before < running.length);
-      child.kill('SIGTERM');
-      await Promise.all(running);
-      assert.deepEqual([...new Set(answered.map((answer) => answer.status))], [200]);
-      assert.equal(answered.at(-1)!.headers.get('connection'), 'close');
-      for (const answer of answered) assert.ok(((await answer.json()) as { score: number }).score > 0);
-      assert.equal(await exited, 0);
-    }));
+    serving(
+      ['--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)],
+      async ({ child, url, exited }) => {
+        const body = Uint8Array.from(await example('gear-good.png'));
+        const answered: Response[] = [];
+        const running = Array.from({ length: 24 }, async () => {
+          const answer = await fetch(`${url}/v1/score`, { method: 'POST', body });
+          answered.push(answer);
+        });
+        await Promise.race(running);
+        const before = answered.length;
+        assert.ok(before < running.length);
+        child.kill('SIGTERM');
+        await Promise.all(running);
+        assert.deepEqual([...new Set(answered.map((answer) => answer.status))], [200]);
+        assert.equal(answered.at(-1)!.headers.get('connection'), 'close');
+        for (const answer of answered) assert.ok(((await answer.json()) as { score: number }).score > 0);
+        assert.equal(await exited, 0);
+      },
+    ));
 
   it('SIGTERM while the bundle is being loaded: exit code 0, and nothing to say', async () => {
-    const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', '--log-level', 'silent'], { cwd: root });
+    const child = spawn(
+      process.execPath,
+      [main, 'serve', '--port', '0', '--threads', '1', '--log-level', 'silent'],
+      { cwd: root },
+    );
     let log = '';
     child.stderr.setEncoding('utf8').on('data', (chunk: string) => {
       log += chunk;
@@ -83,23 +101,34 @@ describe('diad serve', () => {
     inFolder(async (folder) => {
       const file = path.join(folder, 'tokens');
       await writeFile(file, `# of line 7\n${TOKEN}\n`);
-      await serving(['--host', '0.0.0.0', '--token-file', file, '--log-level', 'trace'], async ({ url, log }) => {
-        assert.match(url, /^http:\/\/0\.0\.0\.0:\d+$/, 'the address that was bound');
-        const local = url.replace('0.0.0.0', '127.0.0.1');
-        assert.equal((await fetch(`${local}/v2`)).status, 401);
-        assert.equal((await fetch(`${local}/v2`, { headers: { authorization: `Bearer ${TOKEN}` } })).status, 200);
-        assert.match(log(), /request refused/);
-        assert.doesNotMatch(log(), new RegExp(TOKEN));
-      });
+      await serving(
+        ['--host', '0.0.0.0', '--token-file', file, '--log-level', 'trace'],
+        async ({ url, log }) => {
+          assert.match(url, /^http:\/\/0\.0\.0\.0:\d+$/, 'the address that was bound');
+          const local = url.replace('0.0.0.0', '127.0.0.1');
+          assert.equal((await fetch(`${local}/v2`)).status, 401);
+          assert.equal(
+            (await fetch(`${local}/v2`, { headers: { authorization: `Bearer ${TOKEN}` } })).status,
+            200,
+          );
+          assert.match(log(), /request refused/);
+          assert.doesNotMatch(log(), new RegExp(TOKEN));
+        },
+      );
     }));
 
   it('--workers: one port, one set of metrics, a process that dies is replaced, SIGTERM ends all with 0', () =>
     serving(['--workers', '2'], async ({ child, url, exited, log }) => {
       const bytes = await example('gear-good.png');
-      const alive = async (): Promise<boolean> => (await fetch(`${url}/v2/health/ready`).catch(() => ({ ok: false }))).ok;
+      const alive = async (): Promise<boolean> =>
+        (await fetch(`${url}/v2/health/ready`).catch(() => ({ ok: false }))).ok;
       await until(() => log().split('diad: ready\n').length >= 3, 'ready');
       for (let i = 0; i < 4; i++) {
-        const answer = await fetch(`${url}/v1/score`, { method: 'POST', body: Uint8Array.from(bytes), headers: { connection: 'close' } });
+        const answer = await fetch(`${url}/v1/score`, {
+          method: 'POST',
+          body: Uint8Array.from(bytes),
+          headers: { connection: 'close' },
+        });
         assert.equal(answer.status, 200);
       }
       const metrics = await (await fetch(`${url}/metrics`)).text();
@@ -124,7 +153,10 @@ describe('diad serve', () => {
       const asked = [ask(), ask(), ask()];
       const first = await Promise.race(asked);
       assert.equal(first.status, 503);
-      assert.match(await first.text(), /ERR_HTTP_UNAVAILABLE.*Not every server process has told its metrics in time/);
+      assert.match(
+        await first.text(),
+        /ERR_HTTP_UNAVAILABLE.*Not every server process has told its metrics in time/,
+      );
       process.kill(stopped!, 'SIGCONT');
       await Promise.all(asked);
       assert.equal((await ask()).status, 200);
@@ -134,7 +166,16 @@ describe('diad serve', () => {
     }));
 
   it('--workers: with a bundle that cannot be loaded exit code 1, and no process is left', async () => {
-    const { code, stderr } = await runProgram(process.execPath, [main, 'serve', '--workers', '2', '--port', '0', '--model', '/nowhere']);
+    const { code, stderr } = await runProgram(process.execPath, [
+      main,
+      'serve',
+      '--workers',
+      '2',
+      '--port',
+      '0',
+      '--model',
+      '/nowhere',
+    ]);
     assert.equal(code, 1, stderr);
     assert.match(stderr, /ERR_DIAD_BUNDLE_NOT_FOUND/);
     const pids = [...stderr.matchAll(/"pid":(\d+)/g)].map(([, pid]) => Number(pid));
@@ -159,15 +200,27 @@ describe('diad serve', () => {
 
   it('--workers: when the primary dies, requests that run are answered before the processes end', () =>
     serving(
-      ['--workers', '2', '--model', publishedBundle, '--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)],
+      [
+        '--workers',
+        '2',
+        '--model',
+        publishedBundle,
+        '--drain',
+        String(HANG_GUARD_MS),
+        '--timeout',
+        String(HANG_GUARD_MS),
+      ],
       async ({ child, url, log }) => {
         await until(() => log().split('diad: ready\n').length >= 3, 'ready');
         const workers = workersOf(child);
         const body = Uint8Array.from(await example('gear-good.png'));
         let answered = false;
-        const running = fetch(`${url}/v1/score?tile=32&overlap=16`, { method: 'POST', body }).finally(() => (answered = true));
+        const running = fetch(`${url}/v1/score?tile=32&overlap=16`, { method: 'POST', body }).finally(
+          () => (answered = true),
+        );
         // A request that no server process has taken yet ends with the primary.
-        const inFlight = async (): Promise<boolean> => sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
+        const inFlight = async (): Promise<boolean> =>
+          sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
         await until(async () => (await inFlight()) || answered, 'a server process scores');
         assert.equal(answered, false, 'the test needs an image that takes longer');
         child.kill('SIGKILL');
@@ -180,9 +233,26 @@ describe('diad serve', () => {
     inFolder(async (folder) => {
       const [key, cert] = [path.join(folder, 'key.pem'), path.join(folder, 'cert.pem')];
       const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'];
-      execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', '-keyout', key, '-out', cert, ...subject], {
-        stdio: 'ignore',
-      });
+      execFileSync(
+        'openssl',
+        [
+          'req',
+          '-x509',
+          '-newkey',
+          'rsa:2048',
+          '-nodes',
+          '-days',
+          '1',
+          '-keyout',
+          key,
+          '-out',
+          cert,
+          ...subject,
+        ],
+        {
+          stdio: 'ignore',
+        },
+      );
       await serving(['--tls-cert', cert, '--tls-key', key], async ({ url }) => {
         const { port } = new URL(url);
         const ca = await readFile(cert);
@@ -201,11 +271,20 @@ describe('diad serve', () => {
     for (const [args, message] of [
       [['--workers', '0'], /Expected an integer from 1 to 1024 for --workers but received 0/],
       [['--workers', '1025'], /for --workers but received 1025/],
-      [['--no-auth', '--token-file', 'SECURITY.md'], /Expected no tokens \(--token-file\) beside auth: false \(--no-auth\)/],
-      [['--host', '0.0.0.0'], /Expected a loopback address, or tokens \(--token-file\), or auth: false \(--no-auth\), for host/],
+      [
+        ['--no-auth', '--token-file', 'SECURITY.md'],
+        /Expected no tokens \(--token-file\) beside auth: false \(--no-auth\)/,
+      ],
+      [
+        ['--host', '0.0.0.0'],
+        /Expected a loopback address, or tokens \(--token-file\), or auth: false \(--no-auth\), for host/,
+      ],
       [['--token-file', '/nowhere'], /--token-file: \/nowhere cannot be read/],
       [['--tls-cert', 'x.pem'], /--tls-cert and --tls-key together/],
-      [['--cors-origin', 'line.example'], /Expected an origin like .* for corsOrigins \(--cors-origin\) but received "line\.example"/],
+      [
+        ['--cors-origin', 'line.example'],
+        /Expected an origin like .* for corsOrigins \(--cors-origin\) but received "line\.example"/,
+      ],
       [['--cors-origin', 'https://line.example/'], /Expected an origin/],
       [['--port', '99999'], /Expected an integer from 0 to 65535 for port/],
       [['--model', '/nowhere', '--port', '0'], /ERR_DIAD_BUNDLE_NOT_FOUND/],

@@ -74,7 +74,10 @@ describe('page @slow', () => {
         files.push({ name, bytes });
         expected.set(name, await diad.score(bytes));
       }
-      const { page, context, wrong } = await open(browser, server.url, { colorScheme: 'light', viewport: { width: 1100, height: 900 } });
+      const { page, context, wrong } = await open(browser, server.url, {
+        colorScheme: 'light',
+        viewport: { width: 1100, height: 900 },
+      });
       await drop(page, files);
       await page
         .getByRole('status')
@@ -88,7 +91,9 @@ describe('page @slow', () => {
         assert.ok(Math.abs(Number(number) - score) < 2e-3, `${shown} is not ${score}`);
         assert.equal(word, verdict);
         assert.equal(
-          await card.getByRole('img', { name: `Reconstruction of ${name}` }).evaluate((image: HTMLImageElement) => image.naturalWidth),
+          await card
+            .getByRole('img', { name: `Reconstruction of ${name}` })
+            .evaluate((image: HTMLImageElement) => image.naturalWidth),
           diad.info.bundle.imageSize,
         );
         // The heat map is drawn: some pixel of it is visible.
@@ -107,7 +112,9 @@ describe('page @slow', () => {
       await page.screenshot({ path: path.join(screenshots, 'dark.png') });
       assert.deepEqual(await seriousViolations(page), []);
       await page.setViewportSize({ width: 360, height: 740 });
-      const wider = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      const wider = await page.evaluate(
+        () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+      );
       assert.equal(wider, 0, 'no sideways scrolling on a phone');
       await page.screenshot({ path: path.join(screenshots, 'phone.png') });
       assert.deepEqual(wrong, []);
@@ -117,10 +124,15 @@ describe('page @slow', () => {
 
   describe('with a stub', () => {
     const threshold = 50_000; // the stub's score is the number of bytes
-    const withStub = async (options: Parameters<typeof withServer>[0], use: (url: string) => Promise<void>): Promise<void> => {
+    const withStub = async (
+      options: Parameters<typeof withServer>[0],
+      use: (url: string) => Promise<void>,
+    ): Promise<void> => {
       const stub = stubScorer();
       const contour = [[20, 30], [60, 30], [60, 90], [20, 90]]; // prettier-ignore
-      const regions = (): unknown => [{ box: { x: 20, y: 30, width: 40, height: 60 }, area: 2400, peak: 1.5, contour, holes: [] }];
+      const regions = (): unknown => [
+        { box: { x: 20, y: 30, width: 40, height: 60 }, area: 2400, peak: 1.5, contour, holes: [] },
+      ];
       const map = {
         width: 2,
         height: 1,
@@ -137,7 +149,9 @@ describe('page @slow', () => {
           },
           reconstruct: async (image) => {
             const { timings } = await stub.score(image);
-            return { image: Buffer.from(image as Uint8Array), timings, batchSize: 1 } as Awaited<ReturnType<Scorer['reconstruct']>>;
+            return { image: Buffer.from(image as Uint8Array), timings, batchSize: 1 } as Awaited<
+              ReturnType<Scorer['reconstruct']>
+            >;
           },
         });
       await withServer({ load, ...options }, ({ url }) => use(url));
@@ -172,18 +186,36 @@ describe('page @slow', () => {
         const [shown, outlined] = await Promise.all(
           [card.getByRole('img', { name: /^Input/ }), card.locator('.regions rect')].map((found) =>
             found.evaluate(
-              (element) => element.getBoundingClientRect().toJSON() as { x: number; y: number; width: number; height: number },
+              (element) =>
+                element.getBoundingClientRect().toJSON() as {
+                  x: number;
+                  y: number;
+                  width: number;
+                  height: number;
+                },
             ),
           ),
         );
-        const side = await card.getByRole('img', { name: /^Input/ }).evaluate((image: HTMLImageElement) => image.naturalWidth);
-        assert.ok(Math.abs((outlined!.x - shown!.x) / shown!.width - 20 / side) < 0.02, JSON.stringify([shown, outlined, side]));
-        assert.ok(Math.abs(outlined!.width / shown!.width - 40 / side) < 0.02, JSON.stringify([shown, outlined, side]));
+        const side = await card
+          .getByRole('img', { name: /^Input/ })
+          .evaluate((image: HTMLImageElement) => image.naturalWidth);
+        assert.ok(
+          Math.abs((outlined!.x - shown!.x) / shown!.width - 20 / side) < 0.02,
+          JSON.stringify([shown, outlined, side]),
+        );
+        assert.ok(
+          Math.abs(outlined!.width / shown!.width - 40 / side) < 0.02,
+          JSON.stringify([shown, outlined, side]),
+        );
         await card.getByText('1 defect region').click();
-        assert.match(await card.getByRole('row', { name: /40 × 60 pixels at 20, 30/ }).innerText(), /peak 1\.500/);
+        assert.match(
+          await card.getByRole('row', { name: /40 × 60 pixels at 20, 30/ }).innerText(),
+          /peak 1\.500/,
+        );
         await card.getByText('1 defect region').click();
         await page.screenshot({ path: path.join(screenshots, 'regions.png') });
-        const opacity = (): Promise<string> => card.locator('canvas').evaluate((canvas) => getComputedStyle(canvas).opacity);
+        const opacity = (): Promise<string> =>
+          card.locator('canvas').evaluate((canvas) => getComputedStyle(canvas).opacity);
         assert.equal(await opacity(), '0.8');
         await card.getByRole('slider').focus();
         await page.keyboard.press('Home');
@@ -206,7 +238,9 @@ describe('page @slow', () => {
         await page.evaluate(
           (text) => {
             const clipboardData = new DataTransfer();
-            clipboardData.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], 'pasted.png'));
+            clipboardData.items.add(
+              new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], 'pasted.png'),
+            );
             document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }));
           },
           (await example('gear-good.png')).toString('base64'),

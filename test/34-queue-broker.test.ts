@@ -53,9 +53,15 @@ describe('queue: the broker @slow', () => {
     const [port, silentPort] = [await freePort(), await freePort()];
     const silent = await silentServer(silentPort);
     await Promise.all([
-      refused(`redis://user:${PASSWORD}@127.0.0.1:${port}`, new RegExp(`at 127\\.0\\.0\\.1:${port} cannot be reached: .*ECONNREFUSED`)),
+      refused(
+        `redis://user:${PASSWORD}@127.0.0.1:${port}`,
+        new RegExp(`at 127\\.0\\.0\\.1:${port} cannot be reached: .*ECONNREFUSED`),
+      ),
       refused('redis://nowhere.invalid', /at nowhere\.invalid:6379 cannot be reached: .*nowhere\.invalid/),
-      refused(`redis://127.0.0.1:${silentPort}`, new RegExp(`at 127\\.0\\.0\\.1:${silentPort} gives no answer`)),
+      refused(
+        `redis://127.0.0.1:${silentPort}`,
+        new RegExp(`at 127\\.0\\.0\\.1:${silentPort} gives no answer`),
+      ),
     ]);
     silent.close();
   });
@@ -66,11 +72,19 @@ describe('queue: the broker @slow', () => {
       await broker.start();
       const place = broker.url.replace(/.*@/, '');
       try {
-        await refused(`redis://:${PASSWORD}@${place}`, new RegExp(`The broker at ${place} refuses the URL's user or password`));
+        await refused(
+          `redis://:${PASSWORD}@${place}`,
+          new RegExp(`The broker at ${place} refuses the URL's user or password`),
+        );
         await refused(`redis://${place}`, new RegExp(`The broker at ${place} asks for a password`));
         await refused(`${broker.url}/99`, /refuses: ERR DB index is out of range/);
-        const worker = (redis: string): Promise<unknown> => startWorker({ redis, scorer: stubScorer(0), allowUnsafeBroker: true });
-        await rejects(worker(`redis://:${PASSWORD}@${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /refuses the URL's user or password/);
+        const worker = (redis: string): Promise<unknown> =>
+          startWorker({ redis, scorer: stubScorer(0), allowUnsafeBroker: true });
+        await rejects(
+          worker(`redis://:${PASSWORD}@${place}`),
+          'ERR_DIAD_BROKER_UNAVAILABLE',
+          /refuses the URL's user or password/,
+        );
         await rejects(worker(`redis://${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /asks for a password/);
         await submitRun([], { redis: broker.url, model: STUB_MODEL });
       } finally {
@@ -88,14 +102,23 @@ describe('queue: the broker @slow', () => {
     const ended = commands.map((args) => runProgram(process.execPath, [main, ...args, '--redis', redis]));
     for (const { code, stderr } of await Promise.all(ended)) {
       assert.equal(code, 1, stderr);
-      assert.match(stderr, /^diad: ERR_DIAD_BROKER_UNAVAILABLE: The broker at 127\.0\.0\.1:\d+ cannot be reached: [^\n]*\n$/);
+      assert.match(
+        stderr,
+        /^diad: ERR_DIAD_BROKER_UNAVAILABLE: The broker at 127\.0\.0\.1:\d+ cannot be reached: [^\n]*\n$/,
+      );
     }
   });
 
   it('addresses without a list are refused, with a word on lists', async () => {
     const main = path.join(root, 'dist', 'cli', 'main.js');
     for (const address of ['https://images.example.com/a.png?b', 's3://parts/a.png']) {
-      const { code, stderr } = await runProgram(process.execPath, [main, 'submit', address, '--redis', 'redis://127.0.0.1:1']);
+      const { code, stderr } = await runProgram(process.execPath, [
+        main,
+        'submit',
+        address,
+        '--redis',
+        'redis://127.0.0.1:1',
+      ]);
       assert.equal(code, 1);
       assert.match(stderr, /^diad: ERR_DIAD_INVALID_ARGUMENT: .*in a list NAME\.sha256/);
     }
@@ -104,9 +127,14 @@ describe('queue: the broker @slow', () => {
   it('a worker with options that cannot be is refused before it takes a job, and leaves nothing open', () =>
     inFolder(async (folder) => {
       const redis = `redis://127.0.0.1:${await freePort()}`; // nobody there: it would be waited for
-      const start = (options: object): Promise<unknown> => startWorker({ redis, scorer: stubScorer(0), ...options });
+      const start = (options: object): Promise<unknown> =>
+        startWorker({ redis, scorer: stubScorer(0), ...options });
       const root = path.join(folder, 'not-mounted');
-      await rejects(start({ root }), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a folder for root but .*not-mounted is none/);
+      await rejects(
+        start({ root }),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /Expected a folder for root but .*not-mounted is none/,
+      );
       await rejects(start({ concurrency: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for concurrency/);
       await rejects(start({ lockMs: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for lockMs/);
       await rejects(start({ maxBytes: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for maxBytes/);
@@ -116,7 +144,12 @@ describe('queue: the broker @slow', () => {
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);
       const lines: string[] = [];
-      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), silentMs: 2000, log: (line) => lines.push(line) });
+      const started = startWorker({
+        redis: broker.url,
+        scorer: stubScorer(0),
+        silentMs: 2000,
+        log: (line) => lines.push(line),
+      });
       while (lines.length < 1) await sleep(50);
       await sleep(4000); // several attempts
       await broker.start();
@@ -131,7 +164,8 @@ describe('queue: the broker @slow', () => {
       await worker.close(); // ends, although the broker is away
       await sleep(500);
       // One that dies with something unread resets its connections; the others close them, and only the next attempt tells.
-      const away = /^The broker at 127\.0\.0\.1:\d+ cannot be reached: .*(ECONNREFUSED|ECONNRESET|EPIPE).*; trying again$/;
+      const away =
+        /^The broker at 127\.0\.0\.1:\d+ cannot be reached: .*(ECONNREFUSED|ECONNRESET|EPIPE).*; trying again$/;
       const back = /^The broker at 127\.0\.0\.1:\d+ answers$/;
       assert.equal(lines.length, 5, lines.join('\n'));
       for (const [i, line] of lines.entries()) assert.match(line, i % 2 === 0 ? away : back);
@@ -146,11 +180,21 @@ describe('queue: the broker @slow', () => {
         let begun = 0;
         let ended = 0;
         const stub = stubScorer(1500, () => begun++);
-        const score = (...args: Parameters<typeof stub.score>): ReturnType<typeof stub.score> => stub.score(...args).finally(() => ended++);
+        const score = (...args: Parameters<typeof stub.score>): ReturnType<typeof stub.score> =>
+          stub.score(...args).finally(() => ended++);
         const scorer = { info: stub.info, score } as typeof stub;
-        const worker = await startWorker({ redis: broker.url, scorer, root: folder, log: (line) => lines.push(line) });
+        const worker = await startWorker({
+          redis: broker.url,
+          scorer,
+          root: folder,
+          log: (line) => lines.push(line),
+        });
         try {
-          if (jobs > 0) await submitRun((await writeImages(folder, jobs)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+          if (jobs > 0)
+            await submitRun((await writeImages(folder, jobs)).map(asFile), {
+              redis: broker.url,
+              model: STUB_MODEL,
+            });
           while (begun < jobs) await sleep(20);
           const closed = worker.close();
           await fail(broker);
@@ -183,7 +227,11 @@ describe('queue: the broker @slow', () => {
       const silent = await silentServer(port);
       const broker = new Broker(port, folder);
       const lines: string[] = [];
-      const started = startWorker({ redis: broker.url, scorer: stubScorer(0), log: (line) => lines.push(line) });
+      const started = startWorker({
+        redis: broker.url,
+        scorer: stubScorer(0),
+        log: (line) => lines.push(line),
+      });
       while (lines.length < 1) await sleep(50);
       assert.match(lines.join('\n'), /^The broker at 127\.0\.0\.1:\d+ gives no answer; trying again$/);
       silent.close();
@@ -194,7 +242,8 @@ describe('queue: the broker @slow', () => {
 
   it('only a CONFIG that is forbidden leaves the broker unchecked', () =>
     inFolder(async (folder) => {
-      const answering = (message: string): Redis => ({ config: () => Promise.reject(new Error(message)) }) as unknown as Redis;
+      const answering = (message: string): Redis =>
+        ({ config: () => Promise.reject(new Error(message)) }) as unknown as Redis;
       for (const forbidden of [
         "NOPERM User worker has no permissions to run the 'config|get' command",
         "ERR unknown command 'CONFIG', with args beginning with: 'GET'",
@@ -202,7 +251,11 @@ describe('queue: the broker @slow', () => {
       ]) {
         assert.deepEqual(await brokerProblems(answering(forbidden)), []);
       }
-      for (const other of ['WRONGPASS invalid username-password pair', 'NOAUTH Authentication required.', 'Connection is closed.']) {
+      for (const other of [
+        'WRONGPASS invalid username-password pair',
+        'NOAUTH Authentication required.',
+        'Connection is closed.',
+      ]) {
         await assert.rejects(brokerProblems(answering(other)), new RegExp(other));
       }
       const broker = new Broker(await freePort(), folder, { appendonly: 'no' });
@@ -210,8 +263,15 @@ describe('queue: the broker @slow', () => {
       const admin = new Redis(broker.url);
       await admin.call('ACL', 'SETUSER', 'worker', 'on', '>right', '~*', '&*', '+@all', '-config');
       try {
-        await rejects(startWorker({ redis: broker.url, scorer: stubScorer(0) }), 'ERR_DIAD_INVALID_ARGUMENT', /appendonly is no/);
-        const limited = await startWorker({ redis: broker.url.replace('//', '//worker:right@'), scorer: stubScorer(0) });
+        await rejects(
+          startWorker({ redis: broker.url, scorer: stubScorer(0) }),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /appendonly is no/,
+        );
+        const limited = await startWorker({
+          redis: broker.url.replace('//', '//worker:right@'),
+          scorer: stubScorer(0),
+        });
         await limited.close();
       } finally {
         admin.disconnect();

@@ -22,7 +22,16 @@ import {
   type WorkerScorer,
 } from '../lib/queue/index.js';
 import { classPath, sha256, type Reference } from '../lib/queue/reference.js';
-import { asFile, Broker, collect, freePort, STUB_MODEL, stubScore, stubScorer, writeImages } from './queue-support.js';
+import {
+  asFile,
+  Broker,
+  collect,
+  freePort,
+  STUB_MODEL,
+  stubScore,
+  stubScorer,
+  writeImages,
+} from './queue-support.js';
 import { example, inFolder, root as projectRoot, runProgram, withBundleCopy } from './support.js';
 
 /** A stub that judges, and computes in a precision of its own. */
@@ -33,7 +42,10 @@ function judge(precision: string, threshold: number, onScore: () => void): Worke
     const its = stubScore(image);
     return Promise.resolve({ score: its, threshold, anomalous: its > threshold });
   };
-  return { info: { ...info, precision, bundle: { ...info.bundle, threshold } }, score } as unknown as WorkerScorer;
+  return {
+    info: { ...info, precision, bundle: { ...info.bundle, threshold } },
+    score,
+  } as unknown as WorkerScorer;
 }
 
 const verdicts = (results: readonly RunResult[]): unknown[] =>
@@ -83,7 +95,10 @@ describe('queue: results @slow', () => {
         const results = await by(precision, threshold);
         for (const one of results) {
           assert.ok(one.status === 'done');
-          assert.deepEqual([one.precision, one.threshold, one.anomalous], [precision, threshold, threshold < 0]);
+          assert.deepEqual(
+            [one.precision, one.threshold, one.anomalous],
+            [precision, threshold, threshold < 0],
+          );
         }
         assert.equal(computed, after, `${precision}, ${threshold}`);
       }
@@ -99,7 +114,10 @@ describe('queue: results @slow', () => {
       const results = await working({ root, scorer: slow('float32'), concurrency: 1 }, () =>
         working({ root, scorer: slow('bfloat16'), concurrency: 1 }, () => score(images.map(asFile))),
       );
-      assert.deepEqual(new Set(results.map((one) => one.status === 'done' && one.precision)), new Set(['float32', 'bfloat16']));
+      assert.deepEqual(
+        new Set(results.map((one) => one.status === 'done' && one.precision)),
+        new Set(['float32', 'bfloat16']),
+      );
     }));
 
   it('thresholds of a class hold for images below its folder, and a result says so', () =>
@@ -123,7 +141,9 @@ describe('queue: results @slow', () => {
           await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
           const diad = await Diad.load(bundle, { threads: 1 });
           try {
-            return await working({ ...policy, scorer: diad }, async () => verdicts(await score(submissions, diad.info.bundle.digest)));
+            return await working({ ...policy, scorer: diad }, async () =>
+              verdicts(await score(submissions, diad.info.bundle.digest)),
+            );
           } finally {
             await diad.close();
           }
@@ -137,7 +157,11 @@ describe('queue: results @slow', () => {
         assert.deepEqual(await judged(calibration), [gear, other, gear]);
         assert.equal(await kept(), 2);
         // What decides no verdict makes no other result.
-        assert.deepEqual(await judged({ ...calibration, createdAt: new Date().toISOString(), images: 200 }), [gear, other, gear]);
+        assert.deepEqual(await judged({ ...calibration, createdAt: new Date().toISOString(), images: 200 }), [
+          gear,
+          other,
+          gear,
+        ]);
         assert.equal(await kept(), 2);
         assert.deepEqual(await judged({ threshold: 1000, classes: { gear: { threshold: 999 } } }), [
           [999, false, 'gear'],
@@ -164,7 +188,11 @@ describe('queue: results @slow', () => {
       [{ kind: 'inline', base64: '' }, 'hex nut'],
     ];
     for (const [reference, expected] of cases) {
-      const found = classOfPath(classPath(reference, 'hex nut/7', '/data/screw'), ['gear', 'screw', 'hex nut']);
+      const found = classOfPath(classPath(reference, 'hex nut/7', '/data/screw'), [
+        'gear',
+        'screw',
+        'hex nut',
+      ]);
       assert.equal(found, expected, JSON.stringify(reference));
     }
   });
@@ -191,7 +219,14 @@ describe('queue: results @slow', () => {
           images.map(({ file, sha256: digest }) => ({ file, sha256: digest, status: 'expired' })),
         );
         assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 0, expired: 2 });
-        const cli = [path.join(projectRoot, 'dist', 'cli', 'main.js'), 'results', run, '--redis', broker.url, '--wait'];
+        const cli = [
+          path.join(projectRoot, 'dist', 'cli', 'main.js'),
+          'results',
+          run,
+          '--redis',
+          broker.url,
+          '--wait',
+        ];
         const { code, stdout } = await runProgram(process.execPath, cli);
         assert.equal(stdout, 'expired  0000.png\nexpired  0001.png\n');
         assert.equal(code, 3);
@@ -206,7 +241,11 @@ describe('queue: results @slow', () => {
   it('a run expires later than the last of its results, and only when all its images have ended', () =>
     inFolder(async (root) => {
       const images = (await writeImages(root, 3)).map(asFile);
-      const gone = { file: 'gone', sha256: sha256('gone'), reference: { kind: 'file', path: 'gone.png' } as const };
+      const gone = {
+        file: 'gone',
+        sha256: sha256('gone'),
+        reference: { kind: 'file', path: 'gone.png' } as const,
+      };
       const left = async (run: string): Promise<number[]> => {
         const keys = (await redis.keys(`diad:run:${run}*`)).sort();
         assert.equal(keys.length, 3, keys.join());
@@ -320,7 +359,10 @@ describe('queue: results @slow', () => {
 
   it('an image whose job somebody has removed is not waited for', () =>
     inFolder(async (root) => {
-      const run = await submitRun((await writeImages(root, 1)).map(asFile), { redis: broker.url, model: STUB_MODEL });
+      const run = await submitRun((await writeImages(root, 1)).map(asFile), {
+        redis: broker.url,
+        model: STUB_MODEL,
+      });
       const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
       const queue = new Queue(queueName(STUB_MODEL), { connection });
       await queue.remove(`${run}-0`);

@@ -52,7 +52,10 @@ describe('queue @slow', () => {
     await rm(folder, { recursive: true, force: true });
   });
 
-  async function withWorker(options: Partial<WorkerOptions>, use: (worker: QueueWorker) => Promise<void>): Promise<void> {
+  async function withWorker(
+    options: Partial<WorkerOptions>,
+    use: (worker: QueueWorker) => Promise<void>,
+  ): Promise<void> {
     const worker = await startWorker({ redis: broker.url, scorer: stubScorer(5), ...options });
     try {
       await use(worker);
@@ -67,7 +70,8 @@ describe('queue @slow', () => {
       let computed = 0;
       const scorer = stubScorer(5, () => computed++);
       await withWorker({ root, scorer }, async () => {
-        const submit = (): Promise<string> => submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
+        const submit = (): Promise<string> =>
+          submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 1 });
         const results = await collect(await submit(), broker.url);
         assert.deepEqual(
           results,
@@ -85,13 +89,21 @@ describe('queue @slow', () => {
         const again = await submit();
         assert.deepEqual(await collect(again, broker.url), results);
         assert.equal(computed, 12);
-        assert.deepEqual(await runProgress(again, broker.url), { done: 12, failed: 0, waiting: 0, expired: 0 });
+        assert.deepEqual(await runProgress(again, broker.url), {
+          done: 12,
+          failed: 0,
+          waiting: 0,
+          expired: 0,
+        });
       });
     }));
 
   it('what is not there yet is said to wait; an unknown run is an error', () =>
     inFolder(async (root) => {
-      const run = await submitRun((await writeImages(root, 3)).map(asFile), { redis: broker.url, model: 'cd'.repeat(32) });
+      const run = await submitRun((await writeImages(root, 3)).map(asFile), {
+        redis: broker.url,
+        model: 'cd'.repeat(32),
+      });
       assert.deepEqual(await runProgress(run, broker.url), { done: 0, failed: 0, waiting: 3, expired: 0 });
       await rejects(collect('no-such-run', broker.url), 'ERR_DIAD_INVALID_ARGUMENT', /no run no-such-run/);
     }));
@@ -101,8 +113,18 @@ describe('queue @slow', () => {
       const images = await writeImages(root, 8);
       const model = STUB_MODEL;
       const order: number[] = [];
-      const late = await submitRun(images.slice(0, 4).map(asFile), { redis: broker.url, model, seed: 70, priority: 9 });
-      const soon = await submitRun(images.slice(4).map(asFile), { redis: broker.url, model, seed: 70, priority: 1 });
+      const late = await submitRun(images.slice(0, 4).map(asFile), {
+        redis: broker.url,
+        model,
+        seed: 70,
+        priority: 9,
+      });
+      const soon = await submitRun(images.slice(4).map(asFile), {
+        redis: broker.url,
+        model,
+        seed: 70,
+        priority: 1,
+      });
       const base = stubScorer(5);
       const scorer = {
         ...base,
@@ -127,8 +149,15 @@ describe('queue @slow', () => {
       const { sha256: digest, bytes } = image!;
       await symlink('/etc/hostname', path.join(root, 'link.png'));
       const redirecting = http.createServer((request, answer) => {
-        const location = request.url === '/private' ? 'http://169.254.169.254/latest' : request.url === '/loop' ? '/loop' : undefined;
-        answer.writeHead(location === undefined ? 404 : 302, location === undefined ? {} : { location }).end();
+        const location =
+          request.url === '/private'
+            ? 'http://169.254.169.254/latest'
+            : request.url === '/loop'
+              ? '/loop'
+              : undefined;
+        answer
+          .writeHead(location === undefined ? 404 : 302, location === undefined ? {} : { location })
+          .end();
       });
       redirecting.listen(0, '127.0.0.1');
       await once(redirecting, 'listening');
@@ -138,7 +167,11 @@ describe('queue @slow', () => {
         [{ kind: 'file', path: '/etc/hostname' }, digest, /outside of the allowed root/],
         [{ kind: 'file', path: 'link.png' }, digest, /outside of the allowed root/],
         [{ kind: 'file', path: '0000.png' }, sha256('other'), /not the one submitted/],
-        [{ kind: 'url', url: 'https://evil.example/x.png' }, digest, /host evil\.example is not among those allowed/],
+        [
+          { kind: 'url', url: 'https://evil.example/x.png' },
+          digest,
+          /host evil\.example is not among those allowed/,
+        ],
         [{ kind: 'url', url: 'ftp://localhost/x.png' }, digest, /ftp: is not read/],
         [{ kind: 'url', url: 'http://127.0.0.1:1/x.png' }, digest, /private address/],
         [{ kind: 'url', url: 'http://[::ffff:10.0.0.1]/x.png' }, digest, /private address|not among/],
@@ -149,15 +182,26 @@ describe('queue @slow', () => {
       ];
       const policy = { hosts: ['localhost', '127.0.0.1'], privateHosts: ['localhost'], buckets: ['line-7'] };
       await withWorker({ root, ...policy }, async () => {
-        const submissions = cases.map(([reference, hash], i) => ({ file: `case ${i}`, sha256: hash, reference }));
-        const results = await collect(await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed: 2 }), broker.url);
+        const submissions = cases.map(([reference, hash], i) => ({
+          file: `case ${i}`,
+          sha256: hash,
+          reference,
+        }));
+        const results = await collect(
+          await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed: 2 }),
+          broker.url,
+        );
         for (const [i, [, , message]] of cases.entries()) {
           const result = results[i]!;
           assert.ok(result.status === 'failed', `case ${i}: ${result.status}`);
           assert.match(result.error, message, `case ${i}: ${result.error}`);
         }
         // A host that is allowed by name but is at a private address.
-        const byName = { file: 'name', sha256: digest, reference: { kind: 'url', url: 'http://localhost:1/x.png' } as const };
+        const byName = {
+          file: 'name',
+          sha256: digest,
+          reference: { kind: 'url', url: 'http://localhost:1/x.png' } as const,
+        };
         await withWorker(
           {
             root,
@@ -165,15 +209,28 @@ describe('queue @slow', () => {
             scorer: { ...stubScorer(0), info: stubInfo('ef'.repeat(32)) } as WorkerOptions['scorer'],
           },
           async () => {
-            const [only] = await collect(await submitRun([byName], { redis: broker.url, model: 'ef'.repeat(32) }), broker.url);
+            const [only] = await collect(
+              await submitRun([byName], { redis: broker.url, model: 'ef'.repeat(32) }),
+              broker.url,
+            );
             assert.ok(only?.status === 'failed');
             assert.match(only.error, /localhost is at the private address/);
           },
         );
-        const inline = { file: 'inline', sha256: digest, reference: { kind: 'inline', base64: bytes.toString('base64') } as const };
-        assert.deepEqual(scores(await collect(await submitRun([inline], { redis: broker.url, model: STUB_MODEL, seed: 3 }), broker.url)), [
-          stubScore(bytes),
-        ]);
+        const inline = {
+          file: 'inline',
+          sha256: digest,
+          reference: { kind: 'inline', base64: bytes.toString('base64') } as const,
+        };
+        assert.deepEqual(
+          scores(
+            await collect(
+              await submitRun([inline], { redis: broker.url, model: STUB_MODEL, seed: 3 }),
+              broker.url,
+            ),
+          ),
+          [stubScore(bytes)],
+        );
       });
       redirecting.close();
       const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
@@ -187,7 +244,11 @@ describe('queue @slow', () => {
 
   it('a result that is read in the moment of its failure has its reason', () =>
     inFolder(async (root) => {
-      const submission = { file: 'outside', sha256: sha256('outside'), reference: { kind: 'file', path: '/etc/hostname' } as const };
+      const submission = {
+        file: 'outside',
+        sha256: sha256('outside'),
+        reference: { kind: 'file', path: '/etc/hostname' } as const,
+      };
       await withWorker({ root }, async () => {
         for (let i = 0; i < 40; i++) {
           const run = await submitRun([submission], { redis: broker.url, model: STUB_MODEL, seed: 8 });
@@ -203,10 +264,23 @@ describe('queue @slow', () => {
   it('a file that is not there yet is tried again; one that never comes fails with its name', () =>
     inFolder(async (root) => {
       const [image] = await writeImages(root, 1);
-      const late = { file: 'late', sha256: image!.sha256, reference: { kind: 'file', path: 'late.png' } as const };
-      const never = { file: 'never', sha256: sha256('never'), reference: { kind: 'file', path: 'never.png' } as const };
+      const late = {
+        file: 'late',
+        sha256: image!.sha256,
+        reference: { kind: 'file', path: 'late.png' } as const,
+      };
+      const never = {
+        file: 'never',
+        sha256: sha256('never'),
+        reference: { kind: 'file', path: 'never.png' } as const,
+      };
       await withWorker({ root }, async () => {
-        const run = await submitRun([late, never], { redis: broker.url, model: STUB_MODEL, seed: 12, attempts: 3 });
+        const run = await submitRun([late, never], {
+          redis: broker.url,
+          model: STUB_MODEL,
+          seed: 12,
+          attempts: 3,
+        });
         await new Promise((resolve) => setTimeout(resolve, 300)); // the first attempt is over
         await writeFile(path.join(root, 'late.png'), image!.bytes);
         const [came, missing] = await collect(run, broker.url);
@@ -238,17 +312,29 @@ describe('queue @slow', () => {
     }));
 
   it('bad submissions are refused when they are handed in', async () => {
-    const submit = (submission: Submission): Promise<string> => submitRun([submission], { redis: broker.url, model: STUB_MODEL });
+    const submit = (submission: Submission): Promise<string> =>
+      submitRun([submission], { redis: broker.url, model: STUB_MODEL });
     const reference = { kind: 'file', path: 'x.png' } as const;
     await rejects(submit({ file: 'x', sha256: 'short', reference }), 'ERR_DIAD_INVALID_ARGUMENT', /SHA-256/);
     const large = { kind: 'inline', base64: Buffer.alloc(65 * 1024).toString('base64') } as const;
-    await rejects(submit({ file: 'x', sha256: 'a'.repeat(64), reference: large }), 'ERR_DIAD_INVALID_ARGUMENT', /65536 bytes/);
-    await rejects(submitRun([], { redis: 'http://x', model: STUB_MODEL }), 'ERR_DIAD_INVALID_ARGUMENT', /redis:\/\//);
+    await rejects(
+      submit({ file: 'x', sha256: 'a'.repeat(64), reference: large }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /65536 bytes/,
+    );
+    await rejects(
+      submitRun([], { redis: 'http://x', model: STUB_MODEL }),
+      'ERR_DIAD_INVALID_ARGUMENT',
+      /redis:\/\//,
+    );
     for (const [wrong, message] of [
       [null, /an object for a submission but received null/],
       [{ sha256: 'a'.repeat(64), reference }, /for file but received undefined/],
       [{ file: 'x', sha256: 'a'.repeat(64) }, /for x: reference but received undefined/],
-      [{ file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'ftp' } }, /of the kind file, url, s3 or inline for x: reference/],
+      [
+        { file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'ftp' } },
+        /of the kind file, url, s3 or inline for x: reference/,
+      ],
       [{ file: 'x', reference }, /SHA-256 in hex but received "undefined"/],
     ] as const) {
       await rejects(submit(wrong as unknown as Submission), 'ERR_DIAD_INVALID_ARGUMENT', message);
@@ -258,7 +344,11 @@ describe('queue @slow', () => {
   it('a priority, seed or number of attempts out of range is refused before anything is written', async () => {
     const redis = new Redis(broker.url);
     const before = await redis.dbsize();
-    const submission = { file: 'x', sha256: 'a'.repeat(64), reference: { kind: 'file', path: 'x.png' } } as const;
+    const submission = {
+      file: 'x',
+      sha256: 'a'.repeat(64),
+      reference: { kind: 'file', path: 'x.png' },
+    } as const;
     for (const wrong of [
       { priority: 3_000_000 },
       { priority: 2 ** 21 },
@@ -269,7 +359,11 @@ describe('queue @slow', () => {
     ]) {
       const [name] = Object.keys(wrong);
       const submitted = submitRun([submission], { redis: broker.url, model: 'cd'.repeat(32), ...wrong });
-      await rejects(submitted, 'ERR_DIAD_INVALID_ARGUMENT', new RegExp(`Expected an integer from \\d+ to \\d+ for ${name} but received`));
+      await rejects(
+        submitted,
+        'ERR_DIAD_INVALID_ARGUMENT',
+        new RegExp(`Expected an integer from \\d+ to \\d+ for ${name} but received`),
+      );
     }
     assert.equal(await redis.dbsize(), before);
     await submitRun([submission], { redis: broker.url, model: 'cd'.repeat(32), priority: 2 ** 21 - 1 });
@@ -278,13 +372,24 @@ describe('queue @slow', () => {
 
   it('a broker that evicts or keeps no append-only file is refused, unless told otherwise', () =>
     inFolder(async (data) => {
-      const unsafe = new Broker(await freePort(), data, { appendonly: 'no', 'maxmemory-policy': 'allkeys-lru' });
+      const unsafe = new Broker(await freePort(), data, {
+        appendonly: 'no',
+        'maxmemory-policy': 'allkeys-lru',
+      });
       await unsafe.start();
       try {
         const options = { redis: unsafe.url, scorer: stubScorer(0) };
-        await rejects(startWorker(options), 'ERR_DIAD_INVALID_ARGUMENT', /allkeys-lru: set it to noeviction.*appendonly is no/);
+        await rejects(
+          startWorker(options),
+          'ERR_DIAD_INVALID_ARGUMENT',
+          /allkeys-lru: set it to noeviction.*appendonly is no/,
+        );
         const lines: string[] = [];
-        const worker = await startWorker({ ...options, allowUnsafeBroker: true, log: (line) => lines.push(line) });
+        const worker = await startWorker({
+          ...options,
+          allowUnsafeBroker: true,
+          log: (line) => lines.push(line),
+        });
         await worker.close();
         assert.equal(lines.length, 2);
       } finally {
@@ -296,7 +401,9 @@ describe('queue @slow', () => {
     inFolder(async (root) => {
       const images = await writeImages(root, 80);
       const options = { delayMs: 100, lockMs: 1000, maxStalls: 20 };
-      const workers: ChildProcess[] = await Promise.all([1, 2].map(() => startWorkerProcess(broker.url, root, options)));
+      const workers: ChildProcess[] = await Promise.all(
+        [1, 2].map(() => startWorkerProcess(broker.url, root, options)),
+      );
       const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 5 });
       for (let kills = 0; kills < 3; kills++) {
         await sleep(150);
@@ -335,17 +442,20 @@ describe('queue @slow', () => {
   it('the broker killed and started again in the middle: all jobs end without a hand', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 60);
-      await withWorker({ root, scorer: stubScorer(150), concurrency: 4, lockMs: 2000, silentMs: 2000, maxStalls: 5 }, async (worker) => {
-        const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 7 });
-        while (worker.completed < 10) await sleep(20);
-        await broker.kill();
-        await sleep(500);
-        await broker.start();
-        assert.deepEqual(
-          scores(await collect(run, broker.url)),
-          images.map(({ bytes }) => stubScore(bytes)),
-        );
-      });
+      await withWorker(
+        { root, scorer: stubScorer(150), concurrency: 4, lockMs: 2000, silentMs: 2000, maxStalls: 5 },
+        async (worker) => {
+          const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 7 });
+          while (worker.completed < 10) await sleep(20);
+          await broker.kill();
+          await sleep(500);
+          await broker.start();
+          assert.deepEqual(
+            scores(await collect(run, broker.url)),
+            images.map(({ bytes }) => stubScore(bytes)),
+          );
+        },
+      );
     }));
 
   it('diad submit: names as sha256sum escapes them; a list of nothing is told', () =>
@@ -358,13 +468,31 @@ describe('queue @slow', () => {
       const { stdout: sums } = await runProgram('sha256sum', [name], {}, root);
       await writeFile(list, sums);
       assert.equal(sums[0], '\\');
-      const submitted = await runProgram(process.execPath, [main, 'submit', list, '--root', root, '--redis', broker.url]);
+      const submitted = await runProgram(process.execPath, [
+        main,
+        'submit',
+        list,
+        '--root',
+        root,
+        '--redis',
+        broker.url,
+      ]);
       assert.equal(submitted.code, 0, submitted.stderr);
-      for await (const { file, sha256: digest } of runResults(submitted.stdout.trim(), { redis: broker.url })) {
+      for await (const { file, sha256: digest } of runResults(submitted.stdout.trim(), {
+        redis: broker.url,
+      })) {
         assert.deepEqual([file, digest], [name, sha256(bytes)]);
       }
       await writeFile(list, '\n');
-      const nothing = await runProgram(process.execPath, [main, 'submit', list, '--root', root, '--redis', broker.url]);
+      const nothing = await runProgram(process.execPath, [
+        main,
+        'submit',
+        list,
+        '--root',
+        root,
+        '--redis',
+        broker.url,
+      ]);
       assert.deepEqual([nothing.code, nothing.stdout], [1, '']);
       assert.match(nothing.stderr, /Expected images in .*list\.sha256 but found none/);
     }));
@@ -389,7 +517,16 @@ describe('queue @slow', () => {
       const run = submitted.stdout.trim();
       assert.equal((await cli('results', run, '--redis', broker.url)).code, 2, 'waiting');
       const { spawn } = await import('node:child_process');
-      const working = spawn(process.execPath, [main, 'worker', '--redis', broker.url, '--root', root, '--threads', '1']);
+      const working = spawn(process.execPath, [
+        main,
+        'worker',
+        '--redis',
+        broker.url,
+        '--root',
+        root,
+        '--threads',
+        '1',
+      ]);
       const ended = once(working, 'exit');
       const { code, stdout } = await cli('results', run, '--redis', broker.url, '--wait', '--json');
       working.kill('SIGTERM');

@@ -3,7 +3,18 @@ import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import fs from 'node:fs';
-import { appendFile, open, readdir, readFile, rename, rm, stat, truncate, writeFile, type FileHandle } from 'node:fs/promises';
+import {
+  appendFile,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+  type FileHandle,
+} from 'node:fs/promises';
 import http from 'node:http';
 import { syncBuiltinESMExports } from 'node:module';
 import net from 'node:net';
@@ -23,7 +34,12 @@ async function afterHole(file: string, ...entries: object[]): Promise<void> {
   await appendFile(file, `\n${entries.map((entry) => `${JSON.stringify(entry)}\n`).join('')}`);
 }
 
-const eventOf = (file: string, id: string): WatchEvent => ({ id, file, time: '2026-01-01T00:00:00.000Z', score: 1 });
+const eventOf = (file: string, id: string): WatchEvent => ({
+  id,
+  file,
+  time: '2026-01-01T00:00:00.000Z',
+  score: 1,
+});
 
 /** A receiver that is away until it is let. */
 function away(name: string): Sink & { events: WatchEvent[]; here: boolean } {
@@ -41,8 +57,14 @@ function away(name: string): Sink & { events: WatchEvent[]; here: boolean } {
 }
 
 /** Replaces functions of a module or a prototype while `use` runs. */
-async function replacing(target: object, functions: Readonly<Record<string, unknown>>, use: () => Promise<void>): Promise<void> {
-  const kept = Object.fromEntries(Object.keys(functions).map((name) => [name, (target as Record<string, unknown>)[name]]));
+async function replacing(
+  target: object,
+  functions: Readonly<Record<string, unknown>>,
+  use: () => Promise<void>,
+): Promise<void> {
+  const kept = Object.fromEntries(
+    Object.keys(functions).map((name) => [name, (target as Record<string, unknown>)[name]]),
+  );
   Object.assign(target, functions);
   syncBuiltinESMExports();
   try {
@@ -77,10 +99,23 @@ describe('watch: faults @slow', () => {
   it('a journal of more than 512 MiB, of the first version: what it knows is not scored again, what is undelivered is delivered', () =>
     inFolder(async (folder) => {
       await writeImages(folder, 2);
-      const ids = await Promise.all(['0000.png', '0001.png'].map((file) => identify(path.join(folder, file), file)));
-      const [sent, unsent, gone] = [eventOf('0000.png', ids[0]!), eventOf('0001.png', ids[1]!), eventOf('gone.png', 'of one that is gone')];
+      const ids = await Promise.all(
+        ['0000.png', '0001.png'].map((file) => identify(path.join(folder, file), file)),
+      );
+      const [sent, unsent, gone] = [
+        eventOf('0000.png', ids[0]!),
+        eventOf('0001.png', ids[1]!),
+        eventOf('gone.png', 'of one that is gone'),
+      ];
       const journal = journalOf(folder);
-      await afterHole(journal, { event: sent }, { sent: sent.id }, { event: unsent }, { event: gone }, { sent: gone.id });
+      await afterHole(
+        journal,
+        { event: sent },
+        { sent: sent.id },
+        { event: unsent },
+        { event: gone },
+        { sent: gone.id },
+      );
       const sink = collecting();
       let computed = 0;
       await watching({ folder, sinks: [sink], scorer: stubScorer(1, () => computed++) }, async () => {
@@ -112,14 +147,21 @@ describe('watch: faults @slow', () => {
   it('a named pipe called like an image holds up neither the images nor the end', () =>
     inFolder(async (folder) => {
       const sink = collecting();
-      for (const name of ['a.png', 'b.png', 'c.png', 'd.png', 'e.png']) execFileSync('mkfifo', [path.join(folder, name)]);
+      for (const name of ['a.png', 'b.png', 'c.png', 'd.png', 'e.png'])
+        execFileSync('mkfifo', [path.join(folder, name)]);
       await writeImages(folder, 2);
-      await watching({ folder, sinks: [sink], concurrency: 4 }, () => until(() => sink.events.length === 2, 'all told'));
+      await watching({ folder, sinks: [sink], concurrency: 4 }, () =>
+        until(() => sink.events.length === 2, 'all told'),
+      );
     }));
 
   it('nobody can publish to a pattern of topics', async () => {
     for (const topic of ['a/#', '+/b', '']) {
-      await rejects(mqttSink('mqtt://127.0.0.1:9', topic), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a topic without \+ and # for topic/);
+      await rejects(
+        mqttSink('mqtt://127.0.0.1:9', topic),
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /Expected a topic without \+ and # for topic/,
+      );
     }
   });
 
@@ -128,7 +170,8 @@ describe('watch: faults @slow', () => {
       const [here, late] = [collecting(), away('late')];
       const images = await writeImages(folder, 3);
       const journal = journalOf(folder);
-      const run = (use: () => Promise<void>): Promise<void> => watching({ folder, sinks: [here, late], concurrency: 1 }, use);
+      const run = (use: () => Promise<void>): Promise<void> =>
+        watching({ folder, sinks: [here, late], concurrency: 1 }, use);
       await run(() => until(() => here.events.length === 3, 'all told'));
       const [first, ...others] = here.events;
       await rm(path.join(folder, first!.file));
@@ -147,13 +190,18 @@ describe('watch: faults @slow', () => {
 
   it('a share that is not mounted at the start takes no image from the journal', () =>
     inFolder(async (outside) => {
-      const [folder, journal, sink] = [path.join(outside, 'share'), path.join(outside, 'journal'), collecting()];
+      const [folder, journal, sink] = [
+        path.join(outside, 'share'),
+        path.join(outside, 'journal'),
+        collecting(),
+      ];
       await fs.promises.mkdir(folder);
       await writeImages(folder, 2);
       await watching({ folder, journal, sinks: [sink] }, () => until(() => sink.events.length === 2, 'both'));
       await rename(folder, path.join(outside, 'mounted'));
       await fs.promises.mkdir(folder);
-      for (let start = 0; start < 2; start++) await watching({ folder, journal, sinks: [sink] }, () => sleep(50));
+      for (let start = 0; start < 2; start++)
+        await watching({ folder, journal, sinks: [sink] }, () => sleep(50));
       await rm(folder, { recursive: true });
       await rename(path.join(outside, 'mounted'), folder);
       await watching({ folder, journal, sinks: [sink] }, () => sleep(400));
@@ -187,7 +235,10 @@ describe('watch: faults @slow', () => {
       });
       for (const line of (await readFile(journal, 'utf8')).trimEnd().split('\n')) JSON.parse(line);
       assert.deepEqual(await eventsIn(journal), sink.events);
-      assert.ok(log.length >= 3 && log.every((line) => /^journal: ENOSPC: .*; again in \d+ ms$/.test(line)), log.join('\n'));
+      assert.ok(
+        log.length >= 3 && log.every((line) => /^journal: ENOSPC: .*; again in \d+ ms$/.test(line)),
+        log.join('\n'),
+      );
       await watching({ folder, sinks: [sink] }, () => sleep(300));
       assert.equal(sink.events.length, 3, 'none twice');
     }));
@@ -223,7 +274,12 @@ describe('watch: faults @slow', () => {
       };
       await listening(answer, async (port) => {
         const hook = webhookSink(`http://127.0.0.1:${port}/`, undefined);
-        const options = { folder, sinks: [gone, hook, here], concurrency: 1, log: (line: string) => log.push(line) };
+        const options = {
+          folder,
+          sinks: [gone, hook, here],
+          concurrency: 1,
+          log: (line: string) => log.push(line),
+        };
         await watching(options, async () => {
           for (const { file, bytes } of images) {
             await writeFile(path.join(folder, file), bytes);
@@ -236,7 +292,10 @@ describe('watch: faults @slow', () => {
         assert.equal(attempts.filter((file) => file === '0000.png').length, 6);
         const aside = await lines<{ sink: string; event: WatchEvent }>(`${journalOf(folder)}.refused`);
         assert.deepEqual(aside, [{ sink: hook.name, event: here.events[0] }]);
-        assert.ok(log.includes(`${hook.name}: answers 400, 6 times: 0000.png goes to ${journalOf(folder)}.refused`), log.join('\n'));
+        assert.ok(
+          log.includes(`${hook.name}: answers 400, 6 times: 0000.png goes to ${journalOf(folder)}.refused`),
+          log.join('\n'),
+        );
         gone.here = true;
         await watching(options, () => until(() => gone.events.length === here.events.length, 'told at last'));
         assert.deepEqual(gone.events, here.events);
@@ -267,7 +326,9 @@ describe('watch: faults @slow', () => {
           await sleep(200);
         });
         const late = collecting();
-        await watching({ folder, sinks: [late] }, () => until(() => late.events.length === 1, 'the journal keeps what was not delivered'));
+        await watching({ folder, sinks: [late] }, () =>
+          until(() => late.events.length === 1, 'the journal keeps what was not delivered'),
+        );
       } finally {
         broker.kill('SIGKILL');
       }
@@ -277,7 +338,11 @@ describe('watch: faults @slow', () => {
     inFolder(async (folder) => {
       const sink = collecting();
       const silent = (): EventEmitter =>
-        Object.assign(new EventEmitter(), { close: () => undefined, ref: () => undefined, unref: () => undefined });
+        Object.assign(new EventEmitter(), {
+          close: () => undefined,
+          ref: () => undefined,
+          unref: () => undefined,
+        });
       await replacing(fs, { watch: silent }, async () => {
         await watching({ folder, sinks: [sink] }, async () => {
           await writeImages(folder, 1);
@@ -290,7 +355,11 @@ describe('watch: faults @slow', () => {
           await until(() => sink.events.length >= 3, 'what has come');
         });
       });
-      assert.deepEqual([...new Set(sink.events.map(({ file }) => file))].sort(), ['0000.png', '0001.png', '0002.png']);
+      assert.deepEqual([...new Set(sink.events.map(({ file }) => file))].sort(), [
+        '0000.png',
+        '0001.png',
+        '0002.png',
+      ]);
     }));
 
   it('an image that cannot be read for a moment is read again, one that is gone is not', () =>
@@ -304,7 +373,9 @@ describe('watch: faults @slow', () => {
       };
       await writeImages(folder, 2);
       await replacing(fs.promises, { readFile: busy }, () =>
-        watching({ folder, sinks: [sink], log: (line) => log.push(line) }, () => until(() => sink.events.length === 1, 'told')),
+        watching({ folder, sinks: [sink], log: (line) => log.push(line) }, () =>
+          until(() => sink.events.length === 1, 'told'),
+        ),
       );
       assert.deepEqual([reads, sink.events[0]!.file, sink.events[0]!.error], [3, '0000.png', undefined]);
       assert.equal(log.length, 2);
@@ -315,7 +386,10 @@ describe('watch: faults @slow', () => {
     inFolder(async (folder) => {
       const token = 'xoxb0123456789abcdefghij';
       for (const [address, shown] of [
-        [`https://me:secret@host:8443/hooks/${token}?token=${token}&a=1#${token}`, 'https://host:8443/hooks/…?token=…&a=…'],
+        [
+          `https://me:secret@host:8443/hooks/${token}?token=${token}&a=1#${token}`,
+          'https://host:8443/hooks/…?token=…&a=…',
+        ],
         ['mqtts://me:secret@broker', 'mqtts://broker'],
         ['me:secret@broker', 'me:…'],
         ['secret', '…'],
@@ -334,7 +408,9 @@ describe('watch: faults @slow', () => {
           await mqttSink(mqttAddress, 't'),
         ];
         await writeImages(folder, 1);
-        await watching({ folder, sinks, log: (line) => log.push(line) }, () => until(() => log.length >= 4, 'failed attempts'));
+        await watching({ folder, sinks, log: (line) => log.push(line) }, () =>
+          until(() => log.length >= 4, 'failed attempts'),
+        );
         assert.ok(
           log.some((line) => line.startsWith(`http://127.0.0.1:${port}/…?key=…: answers 503; again`)),
           log.join('\n'),

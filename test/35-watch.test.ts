@@ -2,7 +2,18 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import http from 'node:http';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -32,7 +43,10 @@ describe('watch', () => {
         assert.equal(score, stubScore(images.find((one) => one.file === file)!.bytes));
       }
       await watching({ folder, sinks: [sink] }, async () => {
-        await writeFile(path.join(folder, '0001.png'), Buffer.concat([images[1]!.bytes, Buffer.from('more')]));
+        await writeFile(
+          path.join(folder, '0001.png'),
+          Buffer.concat([images[1]!.bytes, Buffer.from('more')]),
+        );
         await until(() => sink.events.length === 5, 'the replaced one');
         await sleep(300);
       });
@@ -76,7 +90,10 @@ describe('watch', () => {
         await until(() => sink.events.length === 4, 'all told');
       });
       const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name))));
-      assert.deepEqual(kept.map(stubScore).sort(), [Buffer.from('of an earlier day'), ...images].map(stubScore).sort());
+      assert.deepEqual(
+        kept.map(stubScore).sort(),
+        [Buffer.from('of an earlier day'), ...images].map(stubScore).sort(),
+      );
       assert.equal(await readFile(path.join(done, 'image.png'), 'utf8'), 'of an earlier day');
       // Its own name where that is free, else the first digits of the event's id beside it; the journal and the log say which.
       const ids = sink.events.map(({ id }) => id);
@@ -91,7 +108,8 @@ describe('watch', () => {
         entries.filter(({ moved }) => moved !== undefined),
         ids.map((moved, i) => ({ moved, name: names[i] })),
       );
-      for (const [i, name] of names.entries()) assert.deepEqual(await readFile(path.join(done, name)), images[i]);
+      for (const [i, name] of names.entries())
+        assert.deepEqual(await readFile(path.join(done, name)), images[i]);
       assert.deepEqual(
         log,
         ['image.png', 'image.png', undefined, 'a__b.png'].flatMap((file, i) =>
@@ -113,7 +131,9 @@ describe('watch', () => {
       const id = await identify(files[0]!, 'image.png');
       const moved = await Promise.all(files.map((file) => moveInto(done, file, 'image.png', id)));
       assert.equal(new Set(moved.map((one) => one!.name)).size, 20);
-      const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name), 'utf8')));
+      const kept = await Promise.all(
+        (await readdir(done)).map((name) => readFile(path.join(done, name), 'utf8')),
+      );
       assert.deepEqual(
         kept.sort(),
         files.map((_, i) => String(10 + i)),
@@ -143,7 +163,10 @@ describe('watch', () => {
         const { mtimeMs } = await stat(path.join(folder, '0000.png'));
         const [sink, log] = [collecting(), [] as string[]];
         await watching({ folder, done, sinks: [sink], log: (line) => log.push(line) }, () =>
-          until(async () => sink.events.length === 2 && (await readdir(folder)).length === 1, 'only the journal is left'),
+          until(
+            async () => sink.events.length === 2 && (await readdir(folder)).length === 1,
+            'only the journal is left',
+          ),
         );
         const id = sink.events.find(({ file }) => file === '0001.png')!.id.slice(0, 12);
         assert.deepEqual((await readdir(done)).sort(), ['0000.png', `0001.${id}.png`, '0001.png'].sort());
@@ -186,7 +209,11 @@ describe('watch', () => {
 
   it("thresholds are those of the folder's class, or of the class that is named; the score also normalized", () =>
     withBundleCopy(async (bundle) => {
-      const calibration = { threshold: 1000, scale: 100, classes: { gear: { threshold: 0.001 }, bolt: { threshold: 2000 } } };
+      const calibration = {
+        threshold: 1000,
+        scale: 100,
+        classes: { gear: { threshold: 0.001 }, bolt: { threshold: 2000 } },
+      };
       await writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
       const diad = await Diad.load(bundle, { threads: 1 });
       try {
@@ -202,13 +229,23 @@ describe('watch', () => {
               await writeFile(path.join(folder, file), bytes);
             }
             const sink = collecting();
-            const options = { folder, scorer: diad, sinks: [sink], concurrency: 1, ...(named === undefined ? {} : { className: named }) };
+            const options = {
+              folder,
+              scorer: diad,
+              sinks: [sink],
+              concurrency: 1,
+              ...(named === undefined ? {} : { className: named }),
+            };
             await watching(options, () => until(() => sink.events.length === 3, 'all'));
             const events = sink.events.sort((one, other) => one.file.localeCompare(other.file));
-            for (const [i, { score = NaN, threshold, anomalous, normalizedScore = NaN }] of events.entries()) {
+            for (const [
+              i,
+              { score = NaN, threshold, anomalous, normalizedScore = NaN },
+            ] of events.entries()) {
               assert.deepEqual([threshold, anomalous], [thresholds[i], score > thresholds[i]!]);
               // The global thresholds have a scale, those of the classes none.
-              const expected = threshold === 1000 ? 1 / (1 + Math.exp((1000 - score) / 100)) : score / (score + threshold!);
+              const expected =
+                threshold === 1000 ? 1 / (1 + Math.exp((1000 - score) / 100)) : score / (score + threshold!);
               assert.ok(Math.abs(normalizedScore - expected) < 1e-12, `${normalizedScore} ${expected}`);
             }
           });
@@ -250,7 +287,9 @@ describe('watch', () => {
       const jsonl = path.join(folder, 'results.jsonl');
       const start = async (): Promise<ChildProcess> => {
         const script = path.join(import.meta.dirname, 'watch-process.ts');
-        const child = spawn(process.execPath, ['--import', 'tsx', script, folder, jsonl], { stdio: ['ignore', 'pipe', 'inherit'] });
+        const child = spawn(process.execPath, ['--import', 'tsx', script, folder, jsonl], {
+          stdio: ['ignore', 'pipe', 'inherit'],
+        });
         await once(child.stdout, 'data');
         return child;
       };
@@ -288,22 +327,32 @@ describe('watch', () => {
             return;
           }
           const expected = signature('secret', String(request.headers['diad-timestamp']), body);
-          received.push({ id: request.headers['diad-event-id'], body, signed: request.headers['diad-signature'] === `sha256=${expected}` });
+          received.push({
+            id: request.headers['diad-event-id'],
+            body,
+            signed: request.headers['diad-signature'] === `sha256=${expected}`,
+          });
           answer.writeHead(204).end();
         });
       });
       const images = await writeImages(folder, 2);
       const log: string[] = [];
       // The receiver is away: the results are kept, and the watch ends.
-      await watching({ folder, sinks: [webhookSink(url, 'secret')], log: (line) => log.push(line) }, async () => {
-        await until(async () => (await eventsIn(journalOf(folder))).length === 2, 'both in the journal');
-        await until(() => log.length > 0, 'a failed attempt');
-      });
+      await watching(
+        { folder, sinks: [webhookSink(url, 'secret')], log: (line) => log.push(line) },
+        async () => {
+          await until(async () => (await eventsIn(journalOf(folder))).length === 2, 'both in the journal');
+          await until(() => log.length > 0, 'a failed attempt');
+        },
+      );
       receiver.listen(port, '127.0.0.1');
       let computed = 0;
-      await watching({ folder, sinks: [webhookSink(url, 'secret')], scorer: stubScorer(1, () => computed++) }, async () => {
-        await until(() => received.length === 2, 'both delivered');
-      });
+      await watching(
+        { folder, sinks: [webhookSink(url, 'secret')], scorer: stubScorer(1, () => computed++) },
+        async () => {
+          await until(() => received.length === 2, 'both delivered');
+        },
+      );
       receiver.close();
       assert.equal(computed, 0, 'nothing is scored again');
       assert.ok(received.every(({ signed }) => signed));
@@ -362,7 +411,18 @@ describe('watch', () => {
       await writeFile(path.join(folder, 'good.png'), await example('gear-good.png'));
       const jsonl = path.join(folder, 'out.jsonl');
       const done = path.join(folder, 'done');
-      const options = ['--jsonl', jsonl, '--done', done, '--class', 'gear', '--poll', '200', '--threads', '1'];
+      const options = [
+        '--jsonl',
+        jsonl,
+        '--done',
+        done,
+        '--class',
+        'gear',
+        '--poll',
+        '200',
+        '--threads',
+        '1',
+      ];
       const child = spawn(process.execPath, [main, 'watch', folder, ...options], { stdio: 'ignore' });
       await until(async () => (await lines<WatchEvent>(jsonl)).length === 2, 'two events');
       await until(async () => (await readdir(done)).length === 2, 'both moved');

@@ -17,7 +17,10 @@ import { Broker, freePort, STUB_MODEL } from './queue-support.js';
 import { stubScorer } from './server-support.js';
 import { baseBundle, inFolder, python, root, runProgram } from './support.js';
 
-type Document = Readonly<Record<string, unknown>> & { readonly kind: string; readonly spec: Readonly<Record<string, unknown>> };
+type Document = Readonly<Record<string, unknown>> & {
+  readonly kind: string;
+  readonly spec: Readonly<Record<string, unknown>>;
+};
 interface Probe {
   readonly httpGet?: { readonly path: string };
   readonly periodSeconds?: number;
@@ -46,7 +49,12 @@ async function validated(resource: object): Promise<{ code: number | null; stder
   try {
     const file = path.join(folder, 'resource.json'); // JSON is YAML
     await writeFile(file, JSON.stringify(resource));
-    const { code, stdout, stderr } = await runProgram(python, ['-m', 'kubernetes_validate', '--strict', file]);
+    const { code, stdout, stderr } = await runProgram(python, [
+      '-m',
+      'kubernetes_validate',
+      '--strict',
+      file,
+    ]);
     return { code, stderr: stdout + stderr };
   } finally {
     await rm(folder, { recursive: true, force: true });
@@ -71,7 +79,11 @@ async function demoDigest(): Promise<string> {
 /** Asserts that `diad COMMAND --help` knows every option. */
 async function known(args: readonly string[]): Promise<void> {
   const [command, ...rest] = args;
-  const { stdout } = await runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), command!, '--help']);
+  const { stdout } = await runProgram(process.execPath, [
+    path.join(root, 'dist', 'cli', 'main.js'),
+    command!,
+    '--help',
+  ]);
   for (const option of rest.filter((one) => one.startsWith('--')))
     assert.match(stdout, new RegExp(`${option}[ ,]`), `${command!} ${option}`);
 }
@@ -84,15 +96,24 @@ describe('deploy', () => {
     const ajv = new Ajv2019({ strict: false, allErrors: true, logger: false });
     ajv.addFormat('duration', /^(\d+(\.\d+)?(us|ms|s|m|h))+$/); // Compose's durations are Go's, not ISO 8601's
     ajv.removeKeyword('id'); // draft 4's word for "$id": here a name that nothing refers to
-    const valid = ajv.compile({ ...(composeSchema as object), $schema: 'https://json-schema.org/draft/2019-09/schema' });
+    const valid = ajv.compile({
+      ...(composeSchema as object),
+      $schema: 'https://json-schema.org/draft/2019-09/schema',
+    });
     assert.ok(valid(compose), JSON.stringify(valid.errors));
-    assert.ok(!valid({ ...compose, services: { redis: { imag: 'x' } } }), 'the schema refuses what it does not know');
+    assert.ok(
+      !valid({ ...compose, services: { redis: { imag: 'x' } } }),
+      'the schema refuses what it does not know',
+    );
     for (const name of ['serve', 'worker']) {
       const { user, read_only: readOnly, cap_drop: dropped, command = [] } = compose.services[name]!;
       assert.deepEqual([user, readOnly, dropped], ['10001:10001', true, ['ALL']]);
       await known(command);
     }
-    assert.match((compose.services['redis']!.command ?? []).join(' '), /--maxmemory-policy noeviction --appendonly yes/);
+    assert.match(
+      (compose.services['redis']!.command ?? []).join(' '),
+      /--maxmemory-policy noeviction --appendonly yes/,
+    );
   });
 
   it('resources of Kubernetes are valid, unknown keys refused', async () => {
@@ -104,7 +125,9 @@ describe('deploy', () => {
     }
     const wrong = await validated({ ...own[0]!, spec: { ...own[0]!.spec, port: 1 } });
     assert.notEqual(wrong.code, 0, 'the validator refuses what it does not know');
-    const worker = own.find(({ kind }) => kind === 'Deployment')!.spec as { template: { spec: { containers: Container[] } } };
+    const worker = own.find(({ kind }) => kind === 'Deployment')!.spec as {
+      template: { spec: { containers: Container[] } };
+    };
     await known(worker.template.spec.containers[0]!.args!);
   });
 
@@ -113,10 +136,15 @@ describe('deploy', () => {
       const scaler = (await documents('workers.yaml')).find(({ kind }) => kind === 'ScaledObject')!;
       new ScaledObject(scaler as never).validate();
       assert.throws(() => {
-        new ScaledObject({ ...scaler, spec: { ...scaler.spec, maxReplicaCount: 'many' } } as never).validate();
+        new ScaledObject({
+          ...scaler,
+          spec: { ...scaler.spec, maxReplicaCount: 'many' },
+        } as never).validate();
       });
       const { triggers } = scaler.spec as { triggers: { metadata: Record<string, string> }[] };
-      const keys = triggers.map(({ metadata }) => metadata['listName']!.replace('diad-MODEL', queueName(STUB_MODEL)));
+      const keys = triggers.map(({ metadata }) =>
+        metadata['listName']!.replace('diad-MODEL', queueName(STUB_MODEL)),
+      );
       const broker = new Broker(await freePort(), folder);
       await broker.start();
       const redis = new Redis(broker.url, { maxRetriesPerRequest: null });
@@ -140,7 +168,12 @@ describe('deploy', () => {
       .join('\n')
       .replace('npx diad', `'${process.execPath}' '${main}'`)
       .replace(' | kubectl apply -f -', '');
-    const { code, stdout, stderr } = await runProgram('bash', ['-euo', 'pipefail', '-c', `cd '${root}'\n${command}`]);
+    const { code, stdout, stderr } = await runProgram('bash', [
+      '-euo',
+      'pipefail',
+      '-c',
+      `cd '${root}'\n${command}`,
+    ]);
     assert.equal(code, 0, stderr);
     const names = stdout.match(/bull:\S+?:/g);
     assert.deepEqual(names, Array(3).fill(`bull:${queueName(await demoDigest())}:`));
@@ -155,11 +188,20 @@ describe('deploy', () => {
     const pod = Object.fromEntries(Object.entries(predictor).filter(([key]) => !(key in PREDICTOR)));
     const valid = new Ajv().compile({ type: 'object', properties: PREDICTOR, additionalProperties: false });
     assert.ok(valid(extension), JSON.stringify(valid.errors));
-    const { code, stderr } = await validated({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'predictor' }, spec: pod });
+    const { code, stderr } = await validated({
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { name: 'predictor' },
+      spec: pod,
+    });
     assert.equal(code, 0, stderr);
     const [container] = pod['containers'] as Container[];
     await known(container!.args!);
-    const server = await createServer({ load: () => Promise.resolve(stubScorer()), port: 0, logLevel: 'silent' });
+    const server = await createServer({
+      load: () => Promise.resolve(stubScorer()),
+      port: 0,
+      logLevel: 'silent',
+    });
     await server.ready;
     for (const probe of [container!.livenessProbe, container!.readinessProbe]) {
       assert.equal((await fetch(`${server.url}${probe!.httpGet!.path}`)).status, 200);
@@ -170,18 +212,27 @@ describe('deploy', () => {
   it('probes wait longer than the second that Kubernetes gives them, and one late answer ends nothing', async () => {
     const [service] = await documents('inference-service.yaml');
     const sets = (await documents('workers.yaml')).filter(({ kind }) => kind === 'StatefulSet');
-    const pods = [service!.spec['predictor'], ...sets.map(({ spec }) => (spec['template'] as { spec: unknown }).spec)];
+    const pods = [
+      service!.spec['predictor'],
+      ...sets.map(({ spec }) => (spec['template'] as { spec: unknown }).spec),
+    ];
     const containers = (pods as { containers: Container[] }[]).flatMap((pod) => pod.containers);
     const probes = containers.flatMap(({ livenessProbe, readinessProbe }) =>
       [livenessProbe, readinessProbe].filter((one) => one !== undefined),
     );
     assert.equal(probes.length, 3);
     for (const { periodSeconds = 10, timeoutSeconds = 1, failureThreshold = 3 } of probes) {
-      assert.ok(timeoutSeconds >= 5 && timeoutSeconds <= periodSeconds, `${timeoutSeconds} s of ${periodSeconds} s`);
+      assert.ok(
+        timeoutSeconds >= 5 && timeoutSeconds <= periodSeconds,
+        `${timeoutSeconds} s of ${periodSeconds} s`,
+      );
       assert.ok(failureThreshold >= 3);
     }
     const { periodSeconds = 10, failureThreshold = 3 } = containers[0]!.livenessProbe!;
-    assert.ok(periodSeconds * failureThreshold >= 60, 'a server is not killed before it has been silent for a minute');
+    assert.ok(
+      periodSeconds * failureThreshold >= 60,
+      'a server is not killed before it has been silent for a minute',
+    );
   });
 
   it('the image runs as nobody in particular, and copies what is there', async () => {

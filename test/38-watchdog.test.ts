@@ -5,7 +5,14 @@ import os from 'node:os';
 import path from 'node:path';
 import { Redis } from 'ioredis';
 import { Queue } from 'bullmq';
-import { queueName, runResults, startWorker, submitRun, type RunResult, type Submission } from '../lib/queue/index.js';
+import {
+  queueName,
+  runResults,
+  startWorker,
+  submitRun,
+  type RunResult,
+  type Submission,
+} from '../lib/queue/index.js';
 import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writeImages } from './queue-support.js';
 import { HANG_GUARD_MS } from './support.js';
 
@@ -28,7 +35,12 @@ describe('queue: watchdog @slow', () => {
   async function collect(submissions: readonly Submission[], seed: number): Promise<RunResult[]> {
     const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed, attempts: 2 });
     const all: RunResult[] = [];
-    for await (const one of runResults(run, { redis: broker.url, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) })) all.push(one);
+    for await (const one of runResults(run, {
+      redis: broker.url,
+      wait: true,
+      signal: AbortSignal.timeout(HANG_GUARD_MS),
+    }))
+      all.push(one);
     return all;
   }
 
@@ -46,10 +58,15 @@ describe('queue: watchdog @slow', () => {
     try {
       // Jobs that are there without the wake-up that adding them sends: handed in while the queue is paused, which is then ended by hand.
       await queue.pause();
-      const submissions = images.map(({ file, sha256 }): Submission => ({ file, sha256, reference: { kind: 'file', path: file } }));
+      const submissions = images.map(({ file, sha256 }): Submission => ({
+        file,
+        sha256,
+        reference: { kind: 'file', path: file },
+      }));
       const results = collect(submissions, 3);
       const key = (name: string): string => `bull:${queueName(STUB_MODEL)}:${name}`;
-      while ((await connection.llen(key('wait'))) < images.length) await new Promise((resolve) => setTimeout(resolve, 20));
+      while ((await connection.llen(key('wait'))) < images.length)
+        await new Promise((resolve) => setTimeout(resolve, 20));
       await connection.multi().hdel(key('meta'), 'paused').del(key('marker')).exec();
       const scores = (await results).map((one) => (one.status === 'done' ? one.score : one.status));
       assert.deepEqual(

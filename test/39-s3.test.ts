@@ -33,7 +33,8 @@ describe('images in an S3-compatible store @slow', () => {
     endpoint = `http://127.0.0.1:${port}`;
     store = spawn(python, ['-m', 'moto.server', '-H', '127.0.0.1', '-p', String(port)], { stdio: 'ignore' });
     for (let tries = 0; ; tries++) {
-      if (store.exitCode !== null) throw new Error('moto.server ended: .venv lacks moto[s3], flask or flask-cors');
+      if (store.exitCode !== null)
+        throw new Error('moto.server ended: .venv lacks moto[s3], flask or flask-cors');
       const answered = await fetch(endpoint).then(
         () => true,
         () => false,
@@ -86,7 +87,11 @@ describe('images in an S3-compatible store @slow', () => {
       const policy = { buckets: [BUCKET, 'nowhere'], s3Endpoint: endpoint, maxBytes: bytes.length };
       const worker = await startWorker({ redis: broker.url, scorer, concurrency: 1, ...policy });
       try {
-        const submissions = [at('parts/one.png'), ...refusals.map(([submission]) => submission), at('ünder/two (1).png')];
+        const submissions = [
+          at('parts/one.png'),
+          ...refusals.map(([submission]) => submission),
+          at('ünder/two (1).png'),
+        ];
         const run = await submitRun(submissions, { redis: broker.url, model: STUB_MODEL, seed: 1 });
         const results: RunResult[] = [];
         const waiting = { redis: broker.url, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) };
@@ -102,8 +107,13 @@ describe('images in an S3-compatible store @slow', () => {
         }
         assert.equal(scored.length, 1, 'the second has the same image: its result is there');
         // A key with spaces and letters beyond ASCII is read, not only answered from the first one's result.
-        const again = await submitRun([at('ünder/two (1).png')], { redis: broker.url, model: STUB_MODEL, seed: 2 });
-        for await (const result of runResults(again, waiting)) assert.equal(result.status, 'done', JSON.stringify(result));
+        const again = await submitRun([at('ünder/two (1).png')], {
+          redis: broker.url,
+          model: STUB_MODEL,
+          seed: 2,
+        });
+        for await (const result of runResults(again, waiting))
+          assert.equal(result.status, 'done', JSON.stringify(result));
         assert.equal(scored.length, 2);
       } finally {
         await worker.close();

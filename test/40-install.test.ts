@@ -9,7 +9,11 @@ describe('installation @slow', () => {
   let output = '';
   before(() => {
     const script = path.join(root, 'scripts', 'test-install.mjs');
-    const { stdout, stderr, error } = spawnSync(process.execPath, [script, '--short'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 });
+    const { stdout, stderr, error } = spawnSync(process.execPath, [script, '--short'], {
+      cwd: root,
+      encoding: 'utf8',
+      maxBuffer: 1 << 28,
+    });
     if (error !== undefined) throw error;
     output = `${stdout}${stderr}`;
   });

@@ -23,14 +23,21 @@ async function writeWheel(
   { requires = [], record = {} }: { readonly requires?: readonly string[]; readonly record?: WheelFile } = {},
 ): Promise<string> {
   const info = `${name}-${version}.dist-info`;
-  const metadata = ['Metadata-Version: 2.1', `Name: ${name}`, `Version: ${version}`, ...requires.map((one) => `Requires-Dist: ${one}`)];
+  const metadata = [
+    'Metadata-Version: 2.1',
+    `Name: ${name}`,
+    `Version: ${version}`,
+    ...requires.map((one) => `Requires-Dist: ${one}`),
+  ];
   const all: Record<string, string> = {
     ...files,
     [`${info}/METADATA`]: `${metadata.join('\n')}\n`,
     [`${info}/WHEEL`]: 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: py3-none-any\n',
     [`${info}/licenses/LICENSE`]: 'permission is granted',
   };
-  const lines = Object.entries(all).map(([file, text]) => `${file},sha256=${sha256(record[file] ?? text)},${text.length}`);
+  const lines = Object.entries(all).map(
+    ([file, text]) => `${file},sha256=${sha256(record[file] ?? text)},${text.length}`,
+  );
   all[`${info}/RECORD`] = `${[...lines, `${info}/RECORD,,`].join('\n')}\n`;
   const wheel = path.join(folder, `${name}-${version}-py3-none-any.whl`);
   const zip =
@@ -53,7 +60,11 @@ const TORCH: WheelFile = {
 
 /** A folder of wheels that is pip's only source, and a cache. */
 async function withWheels(
-  use: (wheels: string, install: (more?: Partial<InstallOptions>) => ReturnType<typeof installLibTorch>, cache: string) => Promise<void>,
+  use: (
+    wheels: string,
+    install: (more?: Partial<InstallOptions>) => ReturnType<typeof installLibTorch>,
+    cache: string,
+  ) => Promise<void>,
 ): Promise<void> {
   await inFolder(async (folder) => {
     const [wheels, cache] = [path.join(folder, 'wheels'), path.join(folder, 'cache')];
@@ -61,7 +72,11 @@ async function withWheels(
     const before = { ...process.env };
     Object.assign(process.env, { PIP_NO_INDEX: '1', PIP_FIND_LINKS: wheels, PIP_CONFIG_FILE: '/dev/null' });
     try {
-      await use(wheels, (more = {}) => installLibTorch({ version: '2.13.0', variant: 'cpu', python, cache, ...more }), cache);
+      await use(
+        wheels,
+        (more = {}) => installLibTorch({ version: '2.13.0', variant: 'cpu', python, cache, ...more }),
+        cache,
+      );
     } finally {
       for (const name of ['PIP_NO_INDEX', 'PIP_FIND_LINKS', 'PIP_CONFIG_FILE']) {
         if (before[name] === undefined) Reflect.deleteProperty(process.env, name);
@@ -76,7 +91,9 @@ describe('LibTorch in the cache @slow', () => {
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const seen: number[] = [];
-      const { installed, already } = await install({ onProgress: (bytes, total) => seen.push(bytes / total) });
+      const { installed, already } = await install({
+        onProgress: (bytes, total) => seen.push(bytes / total),
+      });
       assert.equal(already, false);
       assert.deepEqual([installed.manifest.version, installed.manifest.variant], ['2.13.0+cpu', 'cpu']);
       assert.deepEqual(Object.keys(installed.manifest.files).sort(), [
@@ -87,7 +104,10 @@ describe('LibTorch in the cache @slow', () => {
         'torch/version.py',
       ]);
       const file = await readFile(path.join(installed.folder, 'torch', 'lib', 'libtorch_cpu.so'));
-      assert.equal(createHash('sha256').update(file).digest('hex'), installed.manifest.files['torch/lib/libtorch_cpu.so']!.sha256);
+      assert.equal(
+        createHash('sha256').update(file).digest('hex'),
+        installed.manifest.files['torch/lib/libtorch_cpu.so']!.sha256,
+      );
       assert.equal(seen.at(-1), 1);
       assert.deepEqual(await listPartial(cache), []);
       await rm(wheels, { recursive: true });
@@ -107,8 +127,14 @@ describe('LibTorch in the cache @slow', () => {
 
   it('a file that differs from RECORD stops the installation, and nothing is visible', () =>
     withWheels(async (wheels, install, cache) => {
-      await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH, { record: { 'torch/lib/libtorch.so': 'something else' } });
-      await rejects(install(), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /libtorch\.so has the sha256 [0-9a-f]{64}, its RECORD says/);
+      await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH, {
+        record: { 'torch/lib/libtorch.so': 'something else' },
+      });
+      await rejects(
+        install(),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /libtorch\.so has the sha256 [0-9a-f]{64}, its RECORD says/,
+      );
       assert.deepEqual(await listInstalled(cache), []);
     }));
 
@@ -121,7 +147,11 @@ describe('LibTorch in the cache @slow', () => {
       assert.equal((await install()).already, false);
       await rm(cache, { recursive: true });
       await truncate(wheel, 500);
-      await rejects(install(), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /could not fetch torch==2\.13\.0\+cpu:\n.*invalid/s);
+      await rejects(
+        install(),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /could not fetch torch==2\.13\.0\+cpu:\n.*invalid/s,
+      );
     }));
 
   it('interrupted while unpacking it goes on from what is there', () =>
@@ -145,17 +175,31 @@ describe('LibTorch in the cache @slow', () => {
 
   it('CUDA: the wheels it requires are unpacked beside it; a build of the other kind is refused', () =>
     withWheels(async (wheels, install) => {
-      const cuda = { ...TORCH, 'torch/version.py': "__version__ = '2.13.0+cu130'\n", 'torch/lib/libtorch_cuda.so': 'cuda' };
+      const cuda = {
+        ...TORCH,
+        'torch/version.py': "__version__ = '2.13.0+cu130'\n",
+        'torch/lib/libtorch_cuda.so': 'cuda',
+      };
       const requires = ['sympy>=1.13.3', 'nvidia-cublas==13.1; python_version >= "3.8"', 'triton==3.6'];
       await writeWheel(wheels, ['torch', '2.13.0'], cuda, { requires });
-      const cublas = { 'nvidia/cu13/lib/libcublas.so.13': 'blas', 'nvidia/cu13/include/cublas.h': 'not needed' };
+      const cublas = {
+        'nvidia/cu13/lib/libcublas.so.13': 'blas',
+        'nvidia/cu13/include/cublas.h': 'not needed',
+      };
       await writeWheel(wheels, ['nvidia_cublas', '13.1'], cublas);
       const { installed } = await install({ variant: 'cuda' });
       assert.equal(installed.manifest.version, '2.13.0+cu130');
       const names = Object.keys(installed.manifest.files);
-      assert.ok(names.includes('nvidia/cu13/lib/libcublas.so.13') && names.includes('licenses/nvidia_cublas/LICENSE'), names.join());
+      assert.ok(
+        names.includes('nvidia/cu13/lib/libcublas.so.13') && names.includes('licenses/nvidia_cublas/LICENSE'),
+        names.join(),
+      );
       assert.ok(!names.includes('nvidia/cu13/include/cublas.h'));
-      await rejects(install(), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /no CPU build of PyTorch 2\.13\.0: name .*--index-url/s);
+      await rejects(
+        install(),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /no CPU build of PyTorch 2\.13\.0: name .*--index-url/s,
+      );
       await writeWheel(wheels, ['torch', '2.12.0'], TORCH);
       await rejects(
         install({ version: '2.12.0', variant: 'cuda' }),
@@ -197,7 +241,11 @@ describe('LibTorch in the cache @slow', () => {
     withWheels(async (_wheels, install) => {
       await rejects(install({ version: '--help' }), 'ERR_DIAD_INVALID_ARGUMENT', /three numbers/);
       await rejects(install({ indexUrl: '--extra' }), 'ERR_DIAD_INVALID_ARGUMENT', /address for --index-url/);
-      await rejects(install({ python: '/nowhere/python' }), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /\/nowhere\/python: there is no such file/);
+      await rejects(
+        install({ python: '/nowhere/python' }),
+        'ERR_DIAD_LIBTORCH_NOT_FOUND',
+        /\/nowhere\/python: there is no such file/,
+      );
     }));
 
   it('list and remove on the command line', () =>
@@ -206,7 +254,9 @@ describe('LibTorch in the cache @slow', () => {
       const home = path.join(cache, 'xdg');
       await install({ cache: path.join(home, 'diad', 'libtorch') });
       const diad = (...args: string[]) =>
-        runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'libtorch', ...args], { XDG_CACHE_HOME: home });
+        runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'libtorch', ...args], {
+          XDG_CACHE_HOME: home,
+        });
       const listed = JSON.parse((await diad('list', '--verify', '--json')).stdout) as {
         installed: { version: string; damaged: string[] }[];
       };
@@ -216,7 +266,10 @@ describe('LibTorch in the cache @slow', () => {
       );
       const wrong = await diad('remove', '2.9.0');
       assert.equal(wrong.code, 1);
-      assert.match(wrong.stderr, /Expected an installed version but received 2\.9\.0; installed: 2\.13\.0\+cpu/);
+      assert.match(
+        wrong.stderr,
+        /Expected an installed version but received 2\.9\.0; installed: 2\.13\.0\+cpu/,
+      );
       assert.match((await diad('remove', '2.13.0')).stdout, /^removed .*2\.13\.0\+cpu\n$/);
       assert.match((await diad('list')).stdout, /is empty/);
     }));

@@ -9,9 +9,17 @@ import type { ProbeOutcome } from '../lib/doctor/probe.js';
 import type { Report } from '../lib/doctor/report.js';
 import { HANG_GUARD_MS, inFolder, root, runProgram, withBundleCopy } from './support.js';
 
-function doctor(args: readonly string[], env: NodeJS.ProcessEnv): { readonly code: number | null; readonly report: Report } {
+function doctor(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+): { readonly code: number | null; readonly report: Report } {
   const command = [path.join(root, 'dist', 'cli', 'main.js'), 'doctor', '--json', ...args];
-  const options = { cwd: root, env: { ...process.env, ...env }, encoding: 'utf8', timeout: HANG_GUARD_MS } as const;
+  const options = {
+    cwd: root,
+    env: { ...process.env, ...env },
+    encoding: 'utf8',
+    timeout: HANG_GUARD_MS,
+  } as const;
   const { status, stdout, stderr } = spawnSync(process.execPath, command, options);
   assert.notEqual(stdout, '', stderr);
   return { code: status, report: JSON.parse(stdout) as Report };
@@ -26,7 +34,13 @@ async function plantedLibTorch(folder: string, onOpen: string): Promise<string> 
     source,
     `#include <signal.h>\n#include <unistd.h>\n__attribute__((constructor)) static void opened(void) { ${onOpen} }\n`,
   );
-  const { code, stderr } = await runProgram('cc', ['-shared', '-fPIC', '-o', path.join(folder, 'lib', 'libtorch.so'), source]);
+  const { code, stderr } = await runProgram('cc', [
+    '-shared',
+    '-fPIC',
+    '-o',
+    path.join(folder, 'lib', 'libtorch.so'),
+    source,
+  ]);
   assert.equal(code, 0, stderr);
   return folder;
 }
@@ -67,7 +81,9 @@ describe('doctor', () => {
 
   it('a LibTorch that never finishes opening is given up', () =>
     inFolder(async (folder) => {
-      const { code, report } = doctor(['--timeout', '5'], { DIAD_LIBTORCH: await plantedLibTorch(folder, 'sleep(1000);') });
+      const { code, report } = doctor(['--timeout', '5'], {
+        DIAD_LIBTORCH: await plantedLibTorch(folder, 'sleep(1000);'),
+      });
       assert.deepEqual([code, report.problem?.cause], [1, 'timeout']);
     }));
 
@@ -96,12 +112,18 @@ describe('doctor', () => {
     const open = 'ERR_DIAD_LIBTORCH_NOT_FOUND';
     const cases: readonly (readonly [ProbeOutcome, Cause, RegExp])[] = [
       [
-        failed(open, "LibTorch cannot be opened: /lib/libc.so.6: version `GLIBC_2.34' not found (required by x)"),
+        failed(
+          open,
+          "LibTorch cannot be opened: /lib/libc.so.6: version `GLIBC_2.34' not found (required by x)",
+        ),
         'system-too-old',
         /glibc 2\.31.* GLIBC_2\.34/,
       ],
       [
-        failed(open, 'LibTorch cannot be opened: libcudnn.so.9: cannot open shared object file: No such file'),
+        failed(
+          open,
+          'LibTorch cannot be opened: libcudnn.so.9: cannot open shared object file: No such file',
+        ),
         'library-missing',
         /CUDA build .*libcudnn\.so\.9/,
       ],
@@ -111,25 +133,43 @@ describe('doctor', () => {
         /libgomp\.so\.1 is not on this system/,
       ],
       [
-        failed('ERR_DIAD_LIBTORCH_MISMATCH', 'The engine does not fit the LibTorch in /torch/lib: e.so: undefined symbol: _ZN3c10'),
+        failed(
+          'ERR_DIAD_LIBTORCH_MISMATCH',
+          'The engine does not fit the LibTorch in /torch/lib: e.so: undefined symbol: _ZN3c10',
+        ),
         'symbol-missing',
         /other symbols/,
       ],
-      [failed(open, 'LibTorch cannot be opened: x.so: failed to map segment from shared object'), 'not-permitted', /noexec/],
+      [
+        failed(open, 'LibTorch cannot be opened: x.so: failed to map segment from shared object'),
+        'not-permitted',
+        /noexec/,
+      ],
       [failed('ERR_DIAD_DEVICE_UNAVAILABLE', 'no cuda', 'bundle'), 'device-unavailable', /no NVIDIA driver/],
-      [failed('ERR_DIAD_BUNDLE_INVALID', 'manifest.json: Expected version 1', 'bundle'), 'bundle-invalid', /export the bundle again/],
+      [
+        failed('ERR_DIAD_BUNDLE_INVALID', 'manifest.json: Expected version 1', 'bundle'),
+        'bundle-invalid',
+        /export the bundle again/,
+      ],
       [
         failed('ERR_DIAD_BUNDLE_INVALID', 'calibration.json: Expected thresholds of this model', 'bundle'),
         'calibration-invalid',
         /calibrate --good .*\n.*delete calibration\.json/,
       ],
-      [failed('ERR_DIAD_INTERNAL', 'Could not load the "sharp" module', 'image'), 'images-unreadable', /--include=optional sharp/],
+      [
+        failed('ERR_DIAD_INTERNAL', 'Could not load the "sharp" module', 'image'),
+        'images-unreadable',
+        /--include=optional sharp/,
+      ],
     ];
     for (const [outcome, cause, help] of cases) {
       const problem = diagnose(outcome, surroundings);
       assert.equal(problem?.cause, cause, outcome.failure?.message);
       assert.match(problem.help.join('\n'), help);
     }
-    assert.equal(diagnose({ stage: 'image', timedOut: false, exitCode: 0, stderr: '' }, surroundings), undefined);
+    assert.equal(
+      diagnose({ stage: 'image', timedOut: false, exitCode: 0, stderr: '' }, surroundings),
+      undefined,
+    );
   });
 });

@@ -5,11 +5,16 @@ import path from 'node:path';
 import process from 'node:process';
 import { inFolder, root, runProgram } from './support.js';
 
-const script = (name: string, ...args: string[]) => runProgram(process.execPath, [path.join(root, 'scripts', name), ...args]);
+const script = (name: string, ...args: string[]) =>
+  runProgram(process.execPath, [path.join(root, 'scripts', name), ...args]);
 const platform = 'linux-x64';
 
 interface Checked {
-  readonly files: readonly { readonly file: string; readonly bytes: number; readonly versions: Readonly<Record<string, string>> }[];
+  readonly files: readonly {
+    readonly file: string;
+    readonly bytes: number;
+    readonly versions: Readonly<Record<string, string>>;
+  }[];
   readonly problems: readonly string[];
 }
 
@@ -33,7 +38,10 @@ describe('prebuilt binaries @slow', () => {
     withPrebuilds(async (folder) => {
       const { code, files, problems } = await check(folder, '--libtorch', '2.13');
       assert.deepEqual([code, problems], [0, []]);
-      assert.deepEqual(files.map(({ file }) => path.basename(file)).sort(), ['diad.glibc.node', 'libdiad_engine-torch2.13.so']);
+      assert.deepEqual(files.map(({ file }) => path.basename(file)).sort(), [
+        'diad.glibc.node',
+        'libdiad_engine-torch2.13.so',
+      ]);
       for (const { versions } of files) assert.match(versions['GLIBC'] ?? '', /^2\.\d+$/);
     }));
 
@@ -51,7 +59,15 @@ describe('prebuilt binaries @slow', () => {
         '#include <math.h>\ndouble half(double x) { return sqrt(x) / 2; }\nconst char *built = "/home/builder/engine.c";\n',
       );
       const engine = path.join(binaries, 'libdiad_engine-torch2.11.so');
-      const compiled = await runProgram('cc', ['-g', '-shared', '-fPIC', '-o', engine, source, '-Wl,-rpath,/opt/libtorch/lib']);
+      const compiled = await runProgram('cc', [
+        '-g',
+        '-shared',
+        '-fPIC',
+        '-o',
+        engine,
+        source,
+        '-Wl,-rpath,/opt/libtorch/lib',
+      ]);
       assert.equal(compiled.code, 0, compiled.stderr);
       const { problems } = await check(folder);
       for (const expected of [
@@ -66,13 +82,18 @@ describe('prebuilt binaries @slow', () => {
         );
       }
       const older = await check(folder, '--libtorch', '2.13,2.11', '--floor', 'GLIBC=2.17');
-      assert.ok(older.problems.some((problem) => /diad\.glibc\.node needs GLIBC_2\.\d+; the package promises GLIBC_2\.17/.test(problem)));
+      assert.ok(
+        older.problems.some((problem) =>
+          /diad\.glibc\.node needs GLIBC_2\.\d+; the package promises GLIBC_2\.17/.test(problem),
+        ),
+      );
     }));
 
   it('the release workflow is valid by the schema of GitHub Actions', () =>
     inFolder(async (folder) => {
       const workflow = path.join(root, '.github', 'workflows', 'release.yml');
-      const validate = (file: string) => runProgram(path.join(root, 'node_modules', '.bin', 'action-validator'), [file]);
+      const validate = (file: string) =>
+        runProgram(path.join(root, 'node_modules', '.bin', 'action-validator'), [file]);
       const { code, stdout } = await validate(workflow);
       assert.equal(code, 0, stdout);
       const wrong = path.join(folder, 'wrong.yml');
@@ -84,11 +105,15 @@ describe('prebuilt binaries @slow', () => {
     withPrebuilds(async (folder, binaries) => {
       const other = path.join(folder, 'other', platform);
       await mkdir(other, { recursive: true });
-      await copyFile(path.join(binaries, 'libdiad_engine-torch2.13.so'), path.join(other, 'libdiad_engine-torch2.11.so'));
+      await copyFile(
+        path.join(binaries, 'libdiad_engine-torch2.13.so'),
+        path.join(other, 'libdiad_engine-torch2.11.so'),
+      );
       const out = path.join(folder, 'merged');
       const one = path.join(folder, 'one');
       await mkdir(path.join(one, platform), { recursive: true });
-      for (const name of await readdir(binaries)) await copyFile(path.join(binaries, name), path.join(one, platform, name));
+      for (const name of await readdir(binaries))
+        await copyFile(path.join(binaries, name), path.join(one, platform, name));
       const merged = await script('merge-prebuilds.mjs', out, one, path.dirname(other));
       assert.equal(merged.code, 0, merged.stderr);
       assert.deepEqual((await check(out)).problems, []);

@@ -19,18 +19,31 @@ const main = path.join(root, 'dist', 'cli', 'main.js');
 const failure = (code: DiadErrorCode): DiadError => new DiadError(code, 'as the test has it');
 
 describe('engine health', () => {
-  const of = (engine: FailingEngine, recheckMs = 5): { health: EngineHealth; changes: boolean[]; said: string[] } => {
+  const of = (
+    engine: FailingEngine,
+    recheckMs = 5,
+  ): { health: EngineHealth; changes: boolean[]; said: string[] } => {
     const changes: boolean[] = [];
     const said: string[] = [];
     const { scorer } = engine;
-    const health = new EngineHealth({ scorer, recheckMs, log: (line) => said.push(line), changed: (well) => changes.push(well) });
+    const health = new EngineHealth({
+      scorer,
+      recheckMs,
+      log: (line) => said.push(line),
+      changed: (well) => changes.push(well),
+    });
     return { health, changes, said };
   };
 
   it('asks after three failures of the engine in a row, not before, and not for what is the matter with an image', async () => {
     const engine = failingEngine();
     const { health, changes } = of(engine);
-    for (const code of ['ERR_DIAD_IMAGE_DECODE', 'ERR_DIAD_QUEUE_FULL', 'ERR_DIAD_TIMEOUT', 'ERR_DIAD_INVALID_ARGUMENT'] as const) {
+    for (const code of [
+      'ERR_DIAD_IMAGE_DECODE',
+      'ERR_DIAD_QUEUE_FULL',
+      'ERR_DIAD_TIMEOUT',
+      'ERR_DIAD_INVALID_ARGUMENT',
+    ] as const) {
       for (let i = 0; i < 3; i++) health.saw(failure(code));
     }
     for (let i = 0; i < 3; i++) {
@@ -42,7 +55,11 @@ describe('engine health', () => {
     assert.equal(engine.questions, 0);
     for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
     await until(() => engine.questions === 1, 'asked');
-    assert.deepEqual([engine.questions, health.well, changes], [1, true, []], 'it scores: the images were at fault');
+    assert.deepEqual(
+      [engine.questions, health.well, changes],
+      [1, true, []],
+      'it scores: the images were at fault',
+    );
   });
 
   it('an engine that cannot score is not well until it can', async () => {
@@ -88,7 +105,8 @@ describe('engine health', () => {
   it('a full queue says nothing of the engine; closed, it asks no more', async () => {
     const engine = failingEngine();
     let questions = 0;
-    const score = (): Promise<never> => Promise.reject(failure(++questions < 8 ? 'ERR_DIAD_QUEUE_FULL' : 'ERR_DIAD_INTERNAL'));
+    const score = (): Promise<never> =>
+      Promise.reject(failure(++questions < 8 ? 'ERR_DIAD_QUEUE_FULL' : 'ERR_DIAD_INTERNAL'));
     const { health } = of({ ...engine, scorer: { ...engine.scorer, score } }, 100);
     for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
     await until(() => !health.well, 'asked on');
@@ -106,9 +124,11 @@ describe('an engine that fails @slow', () => {
     const load = (): Promise<typeof engine.scorer> => Promise.resolve(engine.scorer);
     await withServer({ load, recheckMs: 1500 }, async (server) => {
       const bytes = await example('gear-good.png');
-      const status = async (route: string): Promise<number> => (await fetch(`${server.url}/v2/health/${route}`)).status;
+      const status = async (route: string): Promise<number> =>
+        (await fetch(`${server.url}/v2/health/${route}`)).status;
       engine.failing = 'files';
-      for (let i = 0; i < 4; i++) await refused(await post(server, '/v1/score', bytes), 500, 'ERR_DIAD_INTERNAL');
+      for (let i = 0; i < 4; i++)
+        await refused(await post(server, '/v1/score', bytes), 500, 'ERR_DIAD_INTERNAL');
       assert.equal(await status('ready'), 200, 'other images may be scored');
       engine.failing = true;
       await until(async () => (await post(server, '/v1/score', bytes)).status === 503, 'not taken');
@@ -154,7 +174,10 @@ describe('an engine that fails @slow', () => {
         engine.failing = 'files';
         await copyFile(path.join(folder, '0000.png'), path.join(folder, 'odd.png'));
         await until(() => sink.events.length === 5, 'told');
-        assert.deepEqual([sink.events[4]!.file, sink.events[4]!.error?.code], ['odd.png', 'ERR_DIAD_INTERNAL']);
+        assert.deepEqual(
+          [sink.events[4]!.file, sink.events[4]!.error?.code],
+          ['odd.png', 'ERR_DIAD_INTERNAL'],
+        );
       });
     }));
 
@@ -174,7 +197,11 @@ describe('an engine that fails @slow', () => {
         silentMs: 2000,
       });
       try {
-        const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, attempts: 2 });
+        const run = await submitRun(images.map(asFile), {
+          redis: broker.url,
+          model: STUB_MODEL,
+          attempts: 2,
+        });
         await until(() => engine.questions === 1, 'asked');
         await sleep(500);
         const { asked, questions } = engine;
@@ -225,11 +252,23 @@ describe('an engine that fails @slow', () => {
         await until(() => serve.log().includes('diad: ready\n'), 'ready');
         const url = /diad: listening on (\S+)/.exec(serve.log())![1]!;
         const body = Uint8Array.from(await example('gear-good.png'));
-        for (let i = 0; i < 3; i++) assert.equal((await fetch(`${url}/v1/score`, { method: 'POST', body })).status, 500);
-        const { stdout } = await runProgram(process.execPath, [main, 'submit', images, '--root', images, '--redis', broker.url]);
+        for (let i = 0; i < 3; i++)
+          assert.equal((await fetch(`${url}/v1/score`, { method: 'POST', body })).status, 500);
+        const { stdout } = await runProgram(process.execPath, [
+          main,
+          'submit',
+          images,
+          '--root',
+          images,
+          '--redis',
+          broker.url,
+        ]);
         for (const { ended, log } of all) {
           assert.deepEqual(await ended, [1, null], log());
-          assert.match(log(), new RegExp(`^diad: (the engine is lost|ERR_DIAD_INTERNAL): ${DEVICE_LOST}$`, 'm'));
+          assert.match(
+            log(),
+            new RegExp(`^diad: (the engine is lost|ERR_DIAD_INTERNAL): ${DEVICE_LOST}$`, 'm'),
+          );
         }
         const left: string[] = [];
         for await (const { status } of runResults(stdout.trim(), { redis: broker.url })) left.push(status);

@@ -11,14 +11,24 @@ describe('supply chain', () => {
       scripts: Record<string, string>;
       gypfile: boolean;
     };
-    for (const name of ['preinstall', 'install', 'postinstall', 'prepare', 'prepublish', 'preprepare', 'postprepare']) {
+    for (const name of [
+      'preinstall',
+      'install',
+      'postinstall',
+      'prepare',
+      'prepublish',
+      'preprepare',
+      'postprepare',
+    ]) {
       assert.equal(scripts[name], undefined, name);
     }
     assert.equal(gypfile, false); // npm would run node-gyp for a binding.gyp otherwise
   });
 
   it('no more packages than docs/security.md defends; install scripts are those it names', async () => {
-    const { code, stdout, stderr } = await runProgram(process.execPath, [path.join(root, 'scripts', 'count-dependencies.mjs')]);
+    const { code, stdout, stderr } = await runProgram(process.execPath, [
+      path.join(root, 'scripts', 'count-dependencies.mjs'),
+    ]);
     assert.equal(code, 0, stderr);
     assert.match(stdout, /^\d+ direct dependencies, \d+ packages on every system/);
     const named = /packages with an install script: (.*)/.exec(stdout)?.[1] ?? '';

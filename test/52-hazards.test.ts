@@ -12,9 +12,12 @@ const IMAGE = JSON.stringify(path.join(root, 'examples', 'gear-good.png'));
 describe('hazards of native addons @slow', () => {
   it('the addon is linked so that it is never unmapped, and exports nothing but what Node looks for', () => {
     const file = addonPath();
-    const readelf = (...options: string[]): string => execFileSync('readelf', ['-W', ...options, file], { encoding: 'utf8' });
+    const readelf = (...options: string[]): string =>
+      execFileSync('readelf', ['-W', ...options, file], { encoding: 'utf8' });
     assert.match(readelf('--dynamic'), /FLAGS_1\).*NODELETE/);
-    const exported = [...readelf('--dyn-syms').matchAll(/GLOBAL\s+DEFAULT\s+\d+ (\S+)$/gm)].map(([, name]) => name);
+    const exported = [...readelf('--dyn-syms').matchAll(/GLOBAL\s+DEFAULT\s+\d+ (\S+)$/gm)].map(
+      ([, name]) => name,
+    );
     assert.deepEqual(exported.sort(), ['napi_register_module_v1', 'node_api_module_get_api_version_v1']);
   });
 

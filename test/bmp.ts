@@ -17,7 +17,17 @@ export interface BmpParts {
 }
 
 /** Bytes of a BMP. */
-export function bmp({ width, height, bits, pixels, compression = 0, palette = [], masks = [], header = 40, gap = 0 }: BmpParts): Buffer {
+export function bmp({
+  width,
+  height,
+  bits,
+  pixels,
+  compression = 0,
+  palette = [],
+  masks = [],
+  header = 40,
+  gap = 0,
+}: BmpParts): Buffer {
   const core = header === 12;
   const masked = Math.max(14 + header, 14 + 40 + 4 * masks.length);
   const head = Buffer.alloc(core ? 26 : masked);

@@ -12,10 +12,21 @@ export async function writeImage(file: string, level = 100, width = SIDE, height
   await mkdir(path.dirname(file), { recursive: true });
   if (/\.bmp$/i.test(file)) {
     const pixels = Array<number>(4 * Math.ceil(width / 4) * height).fill(level);
-    await writeFile(file, bmp({ width, height, bits: 8, palette: Array.from({ length: 256 }, (_, i) => [i, i, i] as const), pixels }));
+    await writeFile(
+      file,
+      bmp({
+        width,
+        height,
+        bits: 8,
+        palette: Array.from({ length: 256 }, (_, i) => [i, i, i] as const),
+        pixels,
+      }),
+    );
     return;
   }
-  const image = sharp({ create: { width, height, channels: 3, background: { r: level, g: level, b: level } } });
+  const image = sharp({
+    create: { width, height, channels: 3, background: { r: level, g: level, b: level } },
+  });
   await writeFile(file, await (/\.jpe?g$/i.test(file) ? image.jpeg() : image.png()).toBuffer());
 }
 
@@ -39,7 +50,11 @@ export async function writeMask(
 }
 
 /** CLASS/test/... of MVTec-AD's kind, two classes. */
-async function classes(root: string, write: (classFolder: string) => Promise<void>, names = ['bolt', 'nut']): Promise<void> {
+async function classes(
+  root: string,
+  write: (classFolder: string) => Promise<void>,
+  names = ['bolt', 'nut'],
+): Promise<void> {
   for (const name of names) {
     await writeImage(path.join(root, name, 'train', 'good', '000.png'));
     await write(path.join(root, name));

@@ -22,7 +22,8 @@ export function failingEngine(): FailingEngine {
     engine.asked++;
     const isFile = image instanceof Uint8Array;
     if (!isFile) engine.questions++;
-    if (engine.failing === true || (engine.failing === 'files' && isFile)) throw new DiadError('ERR_DIAD_INTERNAL', DEVICE_LOST);
+    if (engine.failing === true || (engine.failing === 'files' && isFile))
+      throw new DiadError('ERR_DIAD_INTERNAL', DEVICE_LOST);
     return stub.score(image, options);
   };
   const bundle = { name: 'stub', digest: STUB_MODEL, imageSize: 8, calibratedClasses: [] };

@@ -4,11 +4,27 @@ import type { Calibration } from '../lib/calibration.js';
 import type { NativeEngine, NativeCalibration, NativeSubmitOptions } from '../lib/native.js';
 import { validateLoadOptions } from '../lib/options.js';
 
-export const EVIDENCE: BundleEvidence = { dimensions: 4, grid: 2, memoryVectors: 100, weights: { reconstruction: 0.5, memory: 1 } };
+export const EVIDENCE: BundleEvidence = {
+  dimensions: 4,
+  grid: 2,
+  memoryVectors: 100,
+  weights: { reconstruction: 0.5, memory: 1 },
+};
 export const DIGEST = 'a'.repeat(64);
 
-const NO_TIME = { queueMs: 0, computeMs: 0, resizeMs: 0, encodeMs: 0, denoiseMs: 0, decodeMs: 0, extractMs: 0, mapMs: 0 };
-const NO_EVIDENCE = Object.assign(new Error('The bundle has no evidence in its manifest'), { code: 'ERR_DIAD_INVALID_ARGUMENT' });
+const NO_TIME = {
+  queueMs: 0,
+  computeMs: 0,
+  resizeMs: 0,
+  encodeMs: 0,
+  denoiseMs: 0,
+  decodeMs: 0,
+  extractMs: 0,
+  mapMs: 0,
+};
+const NO_EVIDENCE = Object.assign(new Error('The bundle has no evidence in its manifest'), {
+  code: 'ERR_DIAD_INVALID_ARGUMENT',
+});
 
 export interface FakeEngine {
   readonly diad: Diad;
@@ -43,7 +59,11 @@ export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeCalibra
 }
 
 /** A loaded bundle with an engine that scores every image 1.5 and keeps what it is asked. */
-export function fakeEngine({ evidence = EVIDENCE, calibration, finish = (all) => Promise.resolve(rowsOf(all)) }: Options = {}): FakeEngine {
+export function fakeEngine({
+  evidence = EVIDENCE,
+  calibration,
+  finish = (all) => Promise.resolve(rowsOf(all)),
+}: Options = {}): FakeEngine {
   const submitted: NativeSubmitOptions[] = [];
   const calls: string[] = [];
   const engine: NativeEngine = {
@@ -80,8 +100,17 @@ export function fakeEngine({ evidence = EVIDENCE, calibration, finish = (all) =>
     },
     close: () => Promise.resolve(),
   };
-  const bundle = { digest: DIGEST, imageSize: 2, calibratedClasses: [], ...(evidence === undefined ? {} : { evidence }) };
+  const bundle = {
+    digest: DIGEST,
+    imageSize: 2,
+    calibratedClasses: [],
+    ...(evidence === undefined ? {} : { evidence }),
+  };
   const Loaded = Diad as unknown as new (...args: unknown[]) => Diad; // the constructor is private
   const info = { bundle, precision: 'float32' };
-  return { diad: new Loaded(engine, info, validateLoadOptions(undefined, undefined), calibration), submitted, calls };
+  return {
+    diad: new Loaded(engine, info, validateLoadOptions(undefined, undefined), calibration),
+    submitted,
+    calls,
+  };
 }

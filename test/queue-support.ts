@@ -27,7 +27,12 @@ export async function freePort(): Promise<number> {
 /** All results of a run, waited for. */
 export async function collect(run: string, redis: string): Promise<RunResult[]> {
   const all: RunResult[] = [];
-  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(HANG_GUARD_MS) })) all.push(result);
+  for await (const result of runResults(run, {
+    redis,
+    wait: true,
+    signal: AbortSignal.timeout(HANG_GUARD_MS),
+  }))
+    all.push(result);
   return all;
 }
 
@@ -82,7 +87,10 @@ export class Broker {
 }
 
 /** What a stub says of itself. */
-export const stubInfo = (digest: string): object => ({ bundle: { name: 'stub', digest, calibratedClasses: [] }, precision: 'float32' });
+export const stubInfo = (digest: string): object => ({
+  bundle: { name: 'stub', digest, calibratedClasses: [] },
+  precision: 'float32',
+});
 
 /** A scorer without an engine: the score is a number made of the image's hash. */
 export function stubScorer(delayMs: number, onScore: () => void = () => undefined): WorkerScorer {
@@ -111,7 +119,10 @@ export async function startWorkerProcess(
 }
 
 /** Different small PNG files in a folder; their names, hashes and bytes. */
-export async function writeImages(folder: string, count: number): Promise<{ file: string; sha256: string; bytes: Buffer }[]> {
+export async function writeImages(
+  folder: string,
+  count: number,
+): Promise<{ file: string; sha256: string; bytes: Buffer }[]> {
   const made = Array.from({ length: count }, async (_, i) => {
     const background = { r: i % 256, g: i >> 8, b: 7 };
     const bytes = await sharp({ create: { width: 4, height: 4, channels: 3, background } })

@@ -20,11 +20,26 @@ export function stubScorer({
   ...over
 }: { computeMs?: number; queueLimit?: number } & Partial<Scorer> = {}): Scorer {
   let inFlight = 0;
-  const timings = { decodeImageMs: 1, queueMs: 1, computeMs, resizeMs: 0, encodeMs: 0, denoiseMs: 0, decodeMs: 0, extractMs: 0, mapMs: 0 };
+  const timings = {
+    decodeImageMs: 1,
+    queueMs: 1,
+    computeMs,
+    resizeMs: 0,
+    encodeMs: 0,
+    denoiseMs: 0,
+    decodeMs: 0,
+    extractMs: 0,
+    mapMs: 0,
+  };
   return {
     info: { bundle: { name: 'stub', digest: '0'.repeat(64), imageSize: 8 }, queueLimit } as Scorer['info'],
     stats: () =>
-      ({ queued: inFlight, running: 0, meanBatch: 1, computeMs: { mean: computeMs, p50: 0, p99: 0 } }) as ReturnType<Scorer['stats']>,
+      ({
+        queued: inFlight,
+        running: 0,
+        meanBatch: 1,
+        computeMs: { mean: computeMs, p50: 0, p99: 0 },
+      }) as ReturnType<Scorer['stats']>,
     score: async (image, { signal, seed = 0, timeoutMs = 0 } = {}) => {
       if (inFlight >= queueLimit) throw new DiadError('ERR_DIAD_QUEUE_FULL', 'full');
       inFlight++;
@@ -32,9 +47,17 @@ export function stubScorer({
         const bytes = image instanceof Uint8Array ? image : new Uint8Array();
         if (bytes.length > 0) await inspectImage(bytes);
         const late = timeoutMs > 0 && timeoutMs < computeMs;
-        await sleep(late ? timeoutMs : computeMs, undefined, signal === undefined ? {} : { signal }).catch(() => signal?.throwIfAborted());
+        await sleep(late ? timeoutMs : computeMs, undefined, signal === undefined ? {} : { signal }).catch(
+          () => signal?.throwIfAborted(),
+        );
         if (late) throw new DiadError('ERR_DIAD_TIMEOUT', 'late');
-        return { score: bytes.length, seed: BigInt(seed), timings, batchSize: 1, map: {} } as unknown as Scored;
+        return {
+          score: bytes.length,
+          seed: BigInt(seed),
+          timings,
+          batchSize: 1,
+          map: {},
+        } as unknown as Scored;
       } finally {
         inFlight--;
       }
@@ -46,7 +69,11 @@ export function stubScorer({
 }
 
 /** A stub whose images, its warm-up aside, wait for `end`; `begun` resolves with the first of them. */
-export function heldScorer(queueLimit = 64): { readonly scorer: Scorer; readonly begun: Promise<void>; end: () => void } {
+export function heldScorer(queueLimit = 64): {
+  readonly scorer: Scorer;
+  readonly begun: Promise<void>;
+  end: () => void;
+} {
   const stub = stubScorer({ queueLimit });
   let [begin, end] = [(): void => undefined, (): void => undefined];
   const begun = new Promise<void>((resolve) => (begin = resolve));
@@ -62,7 +89,11 @@ export function heldScorer(queueLimit = 64): { readonly scorer: Scorer; readonly
 }
 
 /** Runs `use` with a server on a free port that is ready; a stub behind it unless told otherwise. */
-export async function withServer(options: Partial<ServerOptions>, use: (server: DiadServer) => Promise<void>, ready = true): Promise<void> {
+export async function withServer(
+  options: Partial<ServerOptions>,
+  use: (server: DiadServer) => Promise<void>,
+  ready = true,
+): Promise<void> {
   const load = (): Promise<Scorer> => Promise.resolve(stubScorer());
   const server = await createServer({ load, port: 0, logLevel: 'silent', drainMs: 20_000, ...options });
   try {
@@ -74,7 +105,9 @@ export async function withServer(options: Partial<ServerOptions>, use: (server: 
 }
 
 /** In a describe block: hands out a server with the base bundle, and the library beside it, before the block's tests; closes both after them. */
-export function besideDemoServer(take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void): void {
+export function besideDemoServer(
+  take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void,
+): void {
   let both: { readonly server: DiadServer; readonly diad: Diad } | undefined;
   before(async () => {
     const load = (): Promise<Diad> => Diad.load(publishedBundle, { threads: 1 });
@@ -191,5 +224,8 @@ export function sample(metrics: string, name: string): number {
 
 /** Equal but for the rounding that another composition of the batch brings. */
 export function closeTo(actual: number, expected: number): void {
-  assert.ok(Math.abs(actual - expected) <= 1e-4 * Math.max(1e-2, Math.abs(expected)), `${actual} is not ${expected}`);
+  assert.ok(
+    Math.abs(actual - expected) <= 1e-4 * Math.max(1e-2, Math.abs(expected)),
+    `${actual} is not ${expected}`,
+  );
 }

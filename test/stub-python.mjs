@@ -9,13 +9,16 @@ const args = process.argv.slice(2);
 if (args.slice(0, 3).join(' ') !== '-m diad_reference train') process.exit(1); // diad also asks Python where its LibTorch is
 const option = (name) => args[args.indexOf(name) + 1];
 const [data, out, base, run] = ['--data', '--out', '--base', '--run'].map(option);
-const say = (event, text, values = {}) => process.stdout.write(`${JSON.stringify({ event, ...values, text })}\n`);
+const say = (event, text, values = {}) =>
+  process.stdout.write(`${JSON.stringify({ event, ...values, text })}\n`);
 
 mkdirSync(run, { recursive: true });
 appendFileSync(path.join(run, 'calls.txt'), `${args.join(' ')}\n`);
 const mode = process.env.STUB_TRAINING ?? 'ok';
 if (mode === 'fail') {
-  process.stderr.write('diad_reference train: Expected at least 10 different normal images of gear but found 3\n');
+  process.stderr.write(
+    'diad_reference train: Expected at least 10 different normal images of gear but found 3\n',
+  );
   process.exit(1);
 }
 if (mode === 'nothing') process.exit(0);
@@ -23,7 +26,11 @@ if (mode === 'nothing') process.exit(0);
 const classes = readdirSync(data);
 const split = classes.flatMap((name) => {
   const folder = path.join(data, name, 'train', 'good');
-  return readdirSync(folder).map((file, i) => ({ file: path.join(folder, file), class_name: name, held_out: i % 3 === 0 }));
+  return readdirSync(folder).map((file, i) => ({
+    file: path.join(folder, file),
+    class_name: name,
+    held_out: i % 3 === 0,
+  }));
 });
 writeFileSync(path.join(run, 'split.json'), JSON.stringify(split));
 say('data', `${classes.length} classes: ${split.length} images`, { classes });
@@ -34,7 +41,9 @@ say('step', 'denoiser 10/20', { stage: 'denoiser', step: 10, steps: 20, seconds_
 if (mode === 'wait') {
   process.on('SIGINT', () => {
     say('saved', 'denoiser 11 steps, saved', { step: 11 });
-    process.stderr.write('diad_reference train: denoiser stopped after 11 steps; the same command resumes there\n');
+    process.stderr.write(
+      'diad_reference train: denoiser stopped after 11 steps; the same command resumes there\n',
+    );
     process.exit(130);
   });
   setTimeout(() => process.exit(3), 60_000);

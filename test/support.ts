@@ -60,13 +60,19 @@ export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<
 }
 
 /** Edits a bundle's manifest and seals it again: hashes still match. */
-export async function editManifest(bundle: string, edit: (manifest: Record<string, never>) => void): Promise<void> {
+export async function editManifest(
+  bundle: string,
+  edit: (manifest: Record<string, never>) => void,
+): Promise<void> {
   const file = path.join(bundle, 'manifest.json');
   const manifest = JSON.parse(await readFile(file, 'utf8')) as Record<string, never>;
   edit(manifest);
   const text = JSON.stringify(manifest);
   await writeFile(file, text);
-  await writeFile(path.join(bundle, 'manifest.sha256'), `${createHash('sha256').update(text).digest('hex')}\n`);
+  await writeFile(
+    path.join(bundle, 'manifest.sha256'),
+    `${createHash('sha256').update(text).digest('hex')}\n`,
+  );
 }
 
 export interface Finished {
@@ -77,7 +83,12 @@ export interface Finished {
 }
 
 /** Runs a program to its end; one that hangs is killed. */
-export function runProgram(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}, cwd = root): Promise<Finished> {
+export function runProgram(
+  command: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  cwd = root,
+): Promise<Finished> {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       cwd,

@@ -15,7 +15,10 @@ export function collecting(): Sink & { events: WatchEvent[] } {
   return { name: 'test', events, send, close: () => Promise.resolve() };
 }
 
-export async function watching(options: Omit<WatchOptions, 'scorer'> & Partial<WatchOptions>, use: () => Promise<void>): Promise<void> {
+export async function watching(
+  options: Omit<WatchOptions, 'scorer'> & Partial<WatchOptions>,
+  use: () => Promise<void>,
+): Promise<void> {
   const running = await watch({ scorer: stubScorer(1), settleMs: 100, ...options });
   try {
     await running.scanned;
@@ -39,5 +42,7 @@ export const journalOf = (folder: string): string => path.join(folder, '.diad-wa
 
 /** The events in a journal. */
 export async function eventsIn(journal: string): Promise<WatchEvent[]> {
-  return (await lines<{ event?: WatchEvent }>(journal)).flatMap(({ event }) => (event === undefined ? [] : [event]));
+  return (await lines<{ event?: WatchEvent }>(journal)).flatMap(({ event }) =>
+    event === undefined ? [] : [event],
+  );
 }

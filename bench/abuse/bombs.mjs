@@ -5,7 +5,8 @@ import path from 'node:path';
 import zlib from 'node:zlib';
 import { megabytes, nodeChild } from './harness.mjs';
 
-export const abuse = 'bombs: PNG 30,000 x 30,000, progressive JPEG with 5,000 scans, TIFF of 10,000 pages, GIF and WebP of 10,000 frames';
+export const abuse =
+  'bombs: PNG 30,000 x 30,000, progressive JPEG with 5,000 scans, TIFF of 10,000 pages, GIF and WebP of 10,000 frames';
 export const mustHold = 'refused before decoding, with the reason; peak RSS < +200 MB, < 10 s';
 export const amounts = { short: 1, full: 10 }; // rounds over the five
 
@@ -18,7 +19,9 @@ function pngChunk(type, body) {
   chunk.write(type, 4, 'latin1');
   body.copy(chunk, 8);
   chunk.writeUInt32BE(
-    zlib.crc32 === undefined ? crc32(chunk.subarray(4, 8 + body.length)) : zlib.crc32(chunk.subarray(4, 8 + body.length)),
+    zlib.crc32 === undefined
+      ? crc32(chunk.subarray(4, 8 + body.length))
+      : zlib.crc32(chunk.subarray(4, 8 + body.length)),
     8 + body.length,
   );
   return chunk;
@@ -41,7 +44,12 @@ export function pngBomb(side = 30_000) {
   header[8] = 1; // bit depth; color type 0: gray
   const rows = zlib.deflateSync(Buffer.alloc(side * (1 + Math.ceil(side / 8))), { level: 9 });
   const signature = Buffer.from('\x89PNG\r\n\x1a\n', 'latin1');
-  return Buffer.concat([signature, pngChunk('IHDR', header), pngChunk('IDAT', rows), pngChunk('IEND', Buffer.alloc(0))]);
+  return Buffer.concat([
+    signature,
+    pngChunk('IHDR', header),
+    pngChunk('IDAT', rows),
+    pngChunk('IEND', Buffer.alloc(0)),
+  ]);
 }
 
 /** A progressive JPEG whose last scan is there `scans` times. */
@@ -52,7 +60,11 @@ export async function jpegBomb(scans = 5000) {
   const end = jpeg.length - 2; // before EOI
   const start = jpeg.lastIndexOf(Buffer.from([0xff, 0xda]), end);
   const scan = jpeg.subarray(start, end);
-  return Buffer.concat([jpeg.subarray(0, end), ...Array.from({ length: scans }, () => scan), jpeg.subarray(end)]);
+  return Buffer.concat([
+    jpeg.subarray(0, end),
+    ...Array.from({ length: scans }, () => scan),
+    jpeg.subarray(end),
+  ]);
 }
 
 /** A TIFF of one-strip pages of 64 x 64 gray pixels that share their pixels. */
@@ -98,14 +110,20 @@ export async function gifBomb(frames = 10_000) {
   const tableBytes = gif[10] & 0x80 ? 3 * 2 ** ((gif[10] & 7) + 1) : 0;
   const start = 13 + tableBytes;
   const body = gif.subarray(start, gif.length - 1); // without the trailer
-  return Buffer.concat([gif.subarray(0, start), ...Array.from({ length: frames }, () => body), Buffer.from([0x3b])]);
+  return Buffer.concat([
+    gif.subarray(0, start),
+    ...Array.from({ length: frames }, () => body),
+    Buffer.from([0x3b]),
+  ]);
 }
 
 /** A WebP whose one frame is there `frames` times. */
 export async function webpBomb(frames = 10_000) {
   const { default: sharp } = await import('sharp');
   const pixels = { width: 64, height: 128, channels: 3 };
-  const colors = Buffer.from(Uint8Array.from({ length: 64 * 128 * 3 }, (_, i) => (i < 64 * 64 * 3 ? 80 : 160)));
+  const colors = Buffer.from(
+    Uint8Array.from({ length: 64 * 128 * 3 }, (_, i) => (i < 64 * 64 * 3 ? 80 : 160)),
+  );
   const webp = await sharp(colors, { raw: { ...pixels, pageHeight: 64 } })
     .webp()
     .toBuffer();
@@ -130,7 +148,13 @@ export async function run(count) {
   const failures = [];
   const seen = [];
   try {
-    const bombs = { png: pngBomb(), jpeg: await jpegBomb(), tiff: tiffBomb(), gif: await gifBomb(), webp: await webpBomb() };
+    const bombs = {
+      png: pngBomb(),
+      jpeg: await jpegBomb(),
+      tiff: tiffBomb(),
+      gif: await gifBomb(),
+      webp: await webpBomb(),
+    };
     for (const [name, bytes] of Object.entries(bombs)) writeFileSync(path.join(folder, name), bytes);
     for (let round = 0; round < count; round++) {
       for (const [name, bytes] of Object.entries(bombs)) {
@@ -149,7 +173,10 @@ export async function run(count) {
         }
         const { outcome, ms, kib } = JSON.parse(ended.stdout);
         const mb = megabytes(kib * 1024);
-        if (round === 0) seen.push(`${name} of ${megabytes(bytes.length).toFixed(1)} MB: ${ms.toFixed(0)} ms, +${mb.toFixed(0)} MB`);
+        if (round === 0)
+          seen.push(
+            `${name} of ${megabytes(bytes.length).toFixed(1)} MB: ${ms.toFixed(0)} ms, +${mb.toFixed(0)} MB`,
+          );
         if (!REFUSALS[name].test(outcome)) failures.push(`${name}: ${outcome}`);
         if (mb > MOST_MB) failures.push(`${name}: RSS +${mb.toFixed(0)} MB`);
         if (ms > LONGEST_MS) failures.push(`${name}: ${ms.toFixed(0)} ms`);

@@ -2,7 +2,8 @@
 import { library, readTestImage, randomNumbers } from './harness.mjs';
 
 export const abuse = 'input buffer mutated, transferred or detached right after the call';
-export const mustHold = 'the result of the original bytes; a buffer that is gone before the call is a DiadError';
+export const mustHold =
+  'the result of the original bytes; a buffer that is gone before the call is a DiadError';
 export const amounts = { short: 24, full: 1000 };
 
 export async function run(count) {
@@ -17,13 +18,19 @@ export async function run(count) {
   const forms = {
     bytes: () => Uint8Array.from(encoded),
     ArrayBuffer: () => Uint8Array.from(encoded).buffer,
-    'raw frame': () => ({ data: Uint8Array.from(data), width: info.width, height: info.height, channels: info.channels }),
+    'raw frame': () => ({
+      data: Uint8Array.from(data),
+      width: info.width,
+      height: info.height,
+      channels: info.channels,
+    }),
   };
   const buffer = (image) => (image instanceof ArrayBuffer ? image : (image.data?.buffer ?? image.buffer));
   const deeds = {
     overwritten: (image) => new Uint8Array(buffer(image)).fill(255 * random()),
     transferred: (image) => structuredClone(buffer(image), { transfer: [buffer(image)] }),
-    detached: (image) => buffer(image).transfer?.(0) ?? structuredClone(buffer(image), { transfer: [buffer(image)] }),
+    detached: (image) =>
+      buffer(image).transfer?.(0) ?? structuredClone(buffer(image), { transfer: [buffer(image)] }),
   };
   for (let i = 0; i < count; i++) {
     for (const [form, make] of Object.entries(forms)) {

@@ -1,16 +1,34 @@
 // A bundle with every class of damage: flipped bits, missing ends, exchanged files, impossible manifests, ways out of the folder.
 import { createHash } from 'node:crypto';
-import { cpSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync, renameSync } from 'node:fs';
+import {
+  cpSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  renameSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { baseBundle, isDiadError, library, randomNumbers, within } from './harness.mjs';
 
 export const abuse =
   'bundle: bits flipped at every class of position, truncated, files exchanged, huge or negative sizes, path traversal, links out';
-export const mustHold = "refused with the file's name (without hashes, too: a result or a DiadError); nothing outside the bundle read";
+export const mustHold =
+  "refused with the file's name (without hashes, too: a result or a DiadError); nothing outside the bundle read";
 export const amounts = { short: 60, full: 2000 };
 
-const FILES = ['manifest.json', 'manifest.sha256', 'encoder.pt', 'denoiser.pt', 'decoder.pt', 'extractor.pt', 'MODEL_CARD.md'];
+const FILES = [
+  'manifest.json',
+  'manifest.sha256',
+  'encoder.pt',
+  'denoiser.pt',
+  'decoder.pt',
+  'extractor.pt',
+  'MODEL_CARD.md',
+];
 const MODULES = FILES.filter((name) => name.endsWith('.pt'));
 
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
@@ -36,7 +54,8 @@ function editManifest(manifest, random) {
   const paths = [];
   const walk = (value, trail) => {
     if (typeof value === 'number') paths.push(trail);
-    else if (typeof value === 'object' && value !== null) for (const key of Object.keys(value)) walk(value[key], [...trail, key]);
+    else if (typeof value === 'object' && value !== null)
+      for (const key of Object.keys(value)) walk(value[key], [...trail, key]);
   };
   walk(manifest, []);
   const trail = paths[Math.floor(random() * paths.length)];
@@ -44,7 +63,17 @@ function editManifest(manifest, random) {
   owner[trail.at(-1)] = HOSTILE_NUMBERS[Math.floor(random() * HOSTILE_NUMBERS.length)];
 }
 
-const OUTSIDE = ['../outside.pt', '/etc/hostname', 'golden/../../outside.pt', '..', 'a/b/c', 'x\0y', 'golden/..', './decoder.pt', ''];
+const OUTSIDE = [
+  '../outside.pt',
+  '/etc/hostname',
+  'golden/../../outside.pt',
+  '..',
+  'a/b/c',
+  'x\0y',
+  'golden/..',
+  './decoder.pt',
+  '',
+];
 
 export async function run(count) {
   const { Diad } = await library();

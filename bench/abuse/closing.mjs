@@ -2,7 +2,8 @@
 import { library, megabytes, readTestImage, randomNumbers, rss, sleep, within } from './harness.mjs';
 
 export const abuse = 'close() during work, twice, from two places; garbage-collected without close';
-export const mustHold = 'pending calls reject ERR_DIAD_CLOSED or finish; memory returns (RSS growth over the second half < 40 MB)';
+export const mustHold =
+  'pending calls reject ERR_DIAD_CLOSED or finish; memory returns (RSS growth over the second half < 40 MB)';
 export const amounts = { short: 24, full: 2000 };
 
 const MOST_GROWTH_MB = 40;
@@ -16,8 +17,11 @@ async function closeDuringWork(Diad, image, golden, random, failures) {
   await within(20_000, Promise.all([diad.close(), diad.close(), later]), 'close()');
   for (const outcome of await within(20_000, outcomes, 'settling what was pending')) {
     const good =
-      outcome.status === 'fulfilled' ? Math.abs(outcome.value.score / golden - 1) < 1e-5 : outcome.reason.code === 'ERR_DIAD_CLOSED';
-    if (!good) failures.push(outcome.status === 'fulfilled' ? `score ${outcome.value.score}` : String(outcome.reason));
+      outcome.status === 'fulfilled'
+        ? Math.abs(outcome.value.score / golden - 1) < 1e-5
+        : outcome.reason.code === 'ERR_DIAD_CLOSED';
+    if (!good)
+      failures.push(outcome.status === 'fulfilled' ? `score ${outcome.value.score}` : String(outcome.reason));
   }
 }
 
@@ -48,7 +52,11 @@ export async function run(count) {
     }
   }
   const growth = megabytes(rss() - half);
-  if (count >= 100 && growth > MOST_GROWTH_MB) failures.push(`RSS grew by ${growth.toFixed(1)} MB in the second half`);
+  if (count >= 100 && growth > MOST_GROWTH_MB)
+    failures.push(`RSS grew by ${growth.toFixed(1)} MB in the second half`);
   await steady.close();
-  return { measured: `${count} instances, ${failures.length} bad; RSS growth of the second half ${growth.toFixed(1)} MB`, failures };
+  return {
+    measured: `${count} instances, ${failures.length} bad; RSS growth of the second half ${growth.toFixed(1)} MB`,
+    failures,
+  };
 }

@@ -2,7 +2,8 @@
 import { library, readTestImage, rss, settledThreads, slope } from './harness.mjs';
 
 export const abuse = 'load/score/close cycles of models/base';
-export const mustHold = 'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
+export const mustHold =
+  'scores golden; no thread stays; RSS slope < 20 KiB a cycle after warm-up (judged from 100 cycles on)';
 export const amounts = { short: 5, full: 300 };
 
 const MOST_SLOPE_KIB = 20;
@@ -32,6 +33,12 @@ export async function run(count) {
   if (more > 0) failures.push(`${more} threads more than after the first cycle`);
   if (count >= 100 && kib >= MOST_SLOPE_KIB) failures.push(`RSS grows by ${kib.toFixed(1)} KiB a cycle`);
   if (count < 100)
-    return { measured: `${count} cycles, ${more} threads more, ${failures.length} bad; the slope is judged from 100 cycles on`, failures };
-  return { measured: `${kib.toFixed(1)} KiB a cycle over the last ${xs.length} of ${count}, ${more} threads more`, failures };
+    return {
+      measured: `${count} cycles, ${more} threads more, ${failures.length} bad; the slope is judged from 100 cycles on`,
+      failures,
+    };
+  return {
+    measured: `${kib.toFixed(1)} KiB a cycle over the last ${xs.length} of ${count}, ${more} threads more`,
+    failures,
+  };
 }

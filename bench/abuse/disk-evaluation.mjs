@@ -12,7 +12,10 @@ const moduleUrl = (...names) => JSON.stringify(pathToFileURL(path.join(root, 'di
 /** A small data set of MVTec-AD's layout. */
 export async function writeDataSet(folder) {
   const { default: sharp } = await import('sharp');
-  const image = (level) => sharp({ create: { width: SIDE, height: SIDE, channels: 3, background: { r: level, g: level, b: level } } });
+  const image = (level) =>
+    sharp({
+      create: { width: SIDE, height: SIDE, channels: 3, background: { r: level, g: level, b: level } },
+    });
   const save = async (file, pixels) => {
     mkdirSync(path.dirname(file), { recursive: true });
     writeFileSync(file, await pixels.png().toBuffer());
@@ -21,7 +24,11 @@ export async function writeDataSet(folder) {
   for (let i = 0; i < IMAGES; i++) {
     const defect = i < 2 ? 'crack' : 'good';
     await save(path.join(folder, 'bolt', 'test', defect, `00${i}.png`), image(100 + 10 * i));
-    if (i < 2) await save(path.join(folder, 'bolt', 'ground_truth', defect, `00${i}_mask.png`), image(255).toColorspace('b-w'));
+    if (i < 2)
+      await save(
+        path.join(folder, 'bolt', 'ground_truth', defect, `00${i}_mask.png`),
+        image(255).toColorspace('b-w'),
+      );
   }
 }
 
@@ -56,22 +63,27 @@ const node = (source, wrapper = []) => [...wrapper, process.execPath, '--input-t
 /** What of an evaluation's files is not whole. */
 function broken(out) {
   const wrong = [];
-  const text = (name) => (existsSync(path.join(out, name)) ? readFileSync(path.join(out, name), 'utf8') : undefined);
+  const text = (name) =>
+    existsSync(path.join(out, name)) ? readFileSync(path.join(out, name), 'utf8') : undefined;
   const results = text('results.json');
   try {
-    if (results !== undefined && JSON.parse(results).classes.bolt.images !== IMAGES) wrong.push('results.json counts other images');
+    if (results !== undefined && JSON.parse(results).classes.bolt.images !== IMAGES)
+      wrong.push('results.json counts other images');
   } catch (error) {
     wrong.push(`results.json: ${error.message}`);
   }
   const rows = (name) => text(name)?.trimEnd().split('\n').length;
-  if (![undefined, 1 + 2].includes(rows('per_class.csv'))) wrong.push(`per_class.csv has ${rows('per_class.csv')} lines`);
-  if (![undefined, 1 + IMAGES].includes(rows('per_image.csv'))) wrong.push(`per_image.csv has ${rows('per_image.csv')} lines`);
+  if (![undefined, 1 + 2].includes(rows('per_class.csv')))
+    wrong.push(`per_class.csv has ${rows('per_class.csv')} lines`);
+  if (![undefined, 1 + IMAGES].includes(rows('per_image.csv')))
+    wrong.push(`per_image.csv has ${rows('per_image.csv')} lines`);
   const report = text('index.html');
   if (report !== undefined && !report.endsWith('</html>\n')) wrong.push('index.html breaks off');
   return wrong;
 }
 
-const undated = (out) => readFileSync(path.join(out, 'results.json'), 'utf8').replace(/"created": "[^"]*"/, '');
+const undated = (out) =>
+  readFileSync(path.join(out, 'results.json'), 'utf8').replace(/"created": "[^"]*"/, '');
 
 /** An evaluation killed at a random moment leaves whole files, and goes on to the result of one that nobody disturbed. */
 export async function killedWhileEvaluating(folder, random, failures) {
@@ -88,8 +100,10 @@ export async function killedWhileEvaluating(folder, random, failures) {
   if (ended.signal !== 'SIGKILL') failures.push(`evaluating: ended by itself: ${ended.stderr.slice(-300)}`);
   for (const wrong of broken(out)) failures.push(`evaluating, killed: ${wrong}`);
   const resumed = await child(node(evaluating(data, out, true)));
-  if (resumed.code !== 0) failures.push(`evaluating, resumed: code ${resumed.code}: ${resumed.stderr.slice(-300)}`);
-  else if (undated(out) !== undated(calm)) failures.push('evaluating, resumed: other results than those of an undisturbed run');
+  if (resumed.code !== 0)
+    failures.push(`evaluating, resumed: code ${resumed.code}: ${resumed.stderr.slice(-300)}`);
+  else if (undated(out) !== undated(calm))
+    failures.push('evaluating, resumed: other results than those of an undisturbed run');
 }
 
 /** An evaluation on a disk that is full from some size on: an error, and the older files as they were. */
@@ -99,10 +113,13 @@ export async function fullWhileEvaluating(folder, failures) {
   const before = readFileSync(path.join(out, 'index.html'), 'utf8');
   const ended = await child(node(evaluating(data, out, true), ['prlimit', '--fsize=3000', '--']));
   if (ended.signal !== null || !/EFBIG/.test(ended.stderr)) {
-    failures.push(`evaluating, full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`);
+    failures.push(
+      `evaluating, full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`,
+    );
   }
   for (const wrong of broken(out)) failures.push(`evaluating, full disk: ${wrong}`);
-  if (readFileSync(path.join(out, 'index.html'), 'utf8') !== before) failures.push('evaluating, full disk: another report');
+  if (readFileSync(path.join(out, 'index.html'), 'utf8') !== before)
+    failures.push('evaluating, full disk: another report');
 }
 
 /** A bundle's calibration replaced over and over, killed: what is there is one of those that were written. */
@@ -145,8 +162,12 @@ except OSError as error:
     sys.exit(3)
 `;
   const ended = await child(['prlimit', '--fsize=300000', '--', python, '-W', 'ignore', '-c', script]);
-  if (ended.code !== 3) failures.push(`exporting, full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`);
-  if (readFileSync(path.join(out, 'manifest.sha256'), 'utf8') !== before) failures.push('exporting, full disk: another bundle');
+  if (ended.code !== 3)
+    failures.push(
+      `exporting, full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`,
+    );
+  if (readFileSync(path.join(out, 'manifest.sha256'), 'utf8') !== before)
+    failures.push('exporting, full disk: another bundle');
   const left = readdirSync(path.dirname(out)).filter((name) => name !== 'bundle');
   if (left.length > 0) failures.push(`exporting, full disk: ${left.join(', ')} left behind`);
 }

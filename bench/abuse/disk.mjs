@@ -1,9 +1,22 @@
 // kill -9 and full disks while files are replaced and appended to, while bundles are put in place, and (disk-evaluation.mjs) in whole runs.
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { fullWhileEvaluating, fullWhileExporting, killedWhileCalibrating, killedWhileEvaluating } from './disk-evaluation.mjs';
+import {
+  fullWhileEvaluating,
+  fullWhileExporting,
+  killedWhileCalibrating,
+  killedWhileEvaluating,
+} from './disk-evaluation.mjs';
 import { child, nodeChild, python, randomNumbers, root } from './harness.mjs';
 
 export const abuse = 'kill -9 and a full disk while writing results, calibration, report, journal and bundle';
@@ -30,7 +43,8 @@ async function killedWhileReplacing(folder, random, failures) {
     running.stdout.once('data', () => setTimeout(() => running.kill('SIGKILL'), random() * 200));
   });
   if (ended.signal !== 'SIGKILL') failures.push(`replacing: ended by itself: ${ended.stderr.slice(-200)}`);
-  if (!whole(readFileSync(file, 'utf8'))) failures.push('replacing: a half-written file under its final name');
+  if (!whole(readFileSync(file, 'utf8')))
+    failures.push('replacing: a half-written file under its final name');
 }
 
 /** A journal keeps every line whose append was reported, and only whole lines. */
@@ -50,7 +64,8 @@ async function killedWhileAppending(folder, random, failures) {
   const { JsonLines } = await import(durable);
   const { file: again, lines } = await JsonLines.open(file);
   await again.close();
-  if (!(lines.length > reported)) failures.push(`appending: ${reported + 1} lines were reported, ${lines.length} are there`);
+  if (!(lines.length > reported))
+    failures.push(`appending: ${reported + 1} lines were reported, ${lines.length} are there`);
   if (lines.some((line, i) => line.i !== i)) failures.push('appending: a line is missing or torn');
 }
 
@@ -67,10 +82,13 @@ async function fullDisk(folder, failures) {
     console.log(first, second);`;
   const ended = await nodeChild(source, { wrapper: ['prlimit', '--fsize=100000', '--'], prelude: false });
   if (ended.code !== 0 || ended.stdout.trim() !== 'EFBIG EFBIG') {
-    failures.push(`full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stdout}${ended.stderr.slice(-300)}`);
+    failures.push(
+      `full disk: code ${ended.code}, signal ${ended.signal}: ${ended.stdout}${ended.stderr.slice(-300)}`,
+    );
   }
   if (readFileSync(file, 'utf8') !== '1\nz') failures.push('full disk: the old file is gone');
-  if (readdirSync(folder).some((name) => name.startsWith('.calibration'))) failures.push('full disk: a temporary file stays');
+  if (readdirSync(folder).some((name) => name.startsWith('.calibration')))
+    failures.push('full disk: a temporary file stays');
   const { JsonLines } = await import(durable);
   const { file: journal, lines } = await JsonLines.open(path.join(folder, 'full.jsonl'));
   await journal.close();
@@ -81,7 +99,8 @@ async function fullDisk(folder, failures) {
 async function fullOutput(failures) {
   const cli = path.join(root, 'dist', 'cli', 'main.js');
   const ended = await child(['sh', '-c', `"${process.execPath}" "${cli}" info > /dev/full`]);
-  if (ended.signal !== null || ended.code === 0) failures.push(`diad info > /dev/full: code ${ended.code}, signal ${ended.signal}`);
+  if (ended.signal !== null || ended.code === 0)
+    failures.push(`diad info > /dev/full: code ${ended.code}, signal ${ended.signal}`);
 }
 
 /** The exporter of bundles, killed while it writes: the old folder stands or the new one does, whole. */
@@ -118,7 +137,8 @@ while True:
   const at = (name) => path.join(out, name);
   const manifest = JSON.parse(readFileSync(at('manifest.json'), 'utf8'));
   const isWhole =
-    digest(at('decoder.pt')) === manifest.decoder && `${digest(at('manifest.json'))}\n` === readFileSync(at('manifest.sha256'), 'utf8');
+    digest(at('decoder.pt')) === manifest.decoder &&
+    `${digest(at('manifest.json'))}\n` === readFileSync(at('manifest.sha256'), 'utf8');
   if (!isWhole) failures.push('exporting: a bundle that is not whole under its final name');
 }
 

@@ -1,7 +1,8 @@
 // Processes that end while the native thread computes, or while another bundle is loaded.
 import { nodeChild, randomNumbers } from './harness.mjs';
 
-export const abuse = 'process.exit(), uncaught throw, SIGTERM and SIGINT while scoring; process.exit() while loading';
+export const abuse =
+  'process.exit(), uncaught throw, SIGTERM and SIGINT while scoring; process.exit() while loading';
 export const mustHold = 'the exit code Node would give, no crash; full form: gone within 300 ms';
 export const amounts = { short: 2, full: 200 }; // of each kind
 
@@ -38,7 +39,9 @@ export async function run(count, full) {
       const delay = ended.closed - asked;
       delays.push(delay);
       if (ended.code !== code || ended.signal !== signal) {
-        failures.push(`${name} after ${wait} ms: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`);
+        failures.push(
+          `${name} after ${wait} ms: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-300)}`,
+        );
       } else if (/terminate called|Segmentation|core dumped|FATAL/.test(ended.stderr)) {
         failures.push(`${name} after ${wait} ms: ${ended.stderr.slice(-300)}`);
       } else if (full && !(delay <= LONGEST_MS)) {

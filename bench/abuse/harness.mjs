@@ -14,7 +14,8 @@ export const imageFile = path.join(root, 'examples', 'gear-good.png');
 export const readTestImage = () => readFileSync(imageFile);
 
 /** Codes a caller may meet; anything else that leaves the library is a finding. */
-export const isDiadError = (error) => error?.name === 'DiadError' && /^ERR_DIAD_/.test(error.code) && error.code !== 'ERR_DIAD_INTERNAL';
+export const isDiadError = (error) =>
+  error?.name === 'DiadError' && /^ERR_DIAD_/.test(error.code) && error.code !== 'ERR_DIAD_INTERNAL';
 
 /** mulberry32: the same sequence for the same seed, so that a finding can be met again. */
 export function randomNumbers(seed) {
@@ -63,14 +64,23 @@ export async function settledThreads() {
 export function slope(xs, ys) {
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const [mx, my] = [mean(xs), mean(ys)];
-  return xs.reduce((sum, x, i) => sum + (x - mx) * (ys[i] - my), 0) / xs.reduce((sum, x) => sum + (x - mx) ** 2, 0);
+  return (
+    xs.reduce((sum, x, i) => sum + (x - mx) * (ys[i] - my), 0) / xs.reduce((sum, x) => sum + (x - mx) ** 2, 0)
+  );
 }
 
 /** Runs an ES module given as text in a Node of its own; `Diad` and `image` are there. */
 export function nodeChild(source, { nodeArgs = [], wrapper = [], timeout = 120_000, prelude = true } = {}) {
   const lead = `import { readFileSync } from 'node:fs'; import { Diad, DiadError } from ${JSON.stringify(libraryUrl)};
 const image = readFileSync(${JSON.stringify(imageFile)});\n`;
-  const command = [...wrapper, process.execPath, ...nodeArgs, '--input-type=module', '-e', (prelude ? lead : '') + source];
+  const command = [
+    ...wrapper,
+    process.execPath,
+    ...nodeArgs,
+    '--input-type=module',
+    '-e',
+    (prelude ? lead : '') + source,
+  ];
   return child(command, timeout);
 }
 

@@ -1,9 +1,19 @@
 // Real images in every format with flipped bits, missing ends and foreign headers.
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { isDiadError, library, megabytes, readTestImage, randomNumbers, root, rss, within } from './harness.mjs';
+import {
+  isDiadError,
+  library,
+  megabytes,
+  readTestImage,
+  randomNumbers,
+  root,
+  rss,
+  within,
+} from './harness.mjs';
 
-export const abuse = 'mutated PNG, JPEG, WebP, TIFF, GIF, AVIF and BMP: bit flips, truncations, spliced headers';
+export const abuse =
+  'mutated PNG, JPEG, WebP, TIFF, GIF, AVIF and BMP: bit flips, truncations, spliced headers';
 export const mustHold = 'a result or a DiadError; never a crash, 10 s or 1 GiB';
 export const amounts = { short: 400, full: 20_000 };
 
@@ -38,7 +48,10 @@ function grayBmps(gray, size) {
     runs.push(0, 0);
   }
   runs.push(0, 1);
-  return [bmp(gray, { ...size, bits: 8, palette }), bmp(Buffer.from(runs), { ...size, bits: 8, compression: 1, palette })];
+  return [
+    bmp(gray, { ...size, bits: 8, palette }),
+    bmp(Buffer.from(runs), { ...size, bits: 8, compression: 1, palette }),
+  ];
 }
 
 /** Seeds: a real image, plain and with what each format can carry beside pixels. */
@@ -98,11 +111,19 @@ export async function run(count) {
   let [slowest, highest] = [0, rss()];
   const before = rss();
   for (let i = 0; i < count; i++) {
-    const bytes = mutated(originals[i % originals.length], originals[Math.floor(random() * originals.length)], random);
+    const bytes = mutated(
+      originals[i % originals.length],
+      originals[Math.floor(random() * originals.length)],
+      random,
+    );
     const started = performance.now();
     try {
       // The limit a service would set: a header that claims more is refused before anything is decoded.
-      await within(LONGEST_MS, decodeImage(takeImage(bytes), { maxPixels: 16_000_000, maxFrames: 1 }), `image ${i}`);
+      await within(
+        LONGEST_MS,
+        decodeImage(takeImage(bytes), { maxPixels: 16_000_000, maxFrames: 1 }),
+        `image ${i}`,
+      );
       if (++tally.decoded % SCORED_EVERY === 0) {
         const { score } = await within(LONGEST_MS, diad.score(bytes), `score ${i}`);
         tally.scored++;
@@ -110,7 +131,8 @@ export async function run(count) {
       }
     } catch (error) {
       tally.refused++;
-      if (!isDiadError(error)) failures.push(`image ${i}: ${error.name} ${error.code ?? ''} ${error.message}`);
+      if (!isDiadError(error))
+        failures.push(`image ${i}: ${error.name} ${error.code ?? ''} ${error.message}`);
     }
     slowest = Math.max(slowest, performance.now() - started);
     highest = Math.max(highest, rss());

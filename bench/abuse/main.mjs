@@ -41,7 +41,12 @@ async function runGroup(name, { full, count, minutes }) {
   const group = await import(`./${name}.mjs`);
   const asked = Number(count ?? (full ? group.amounts.full : group.amounts.short));
   const started = performance.now();
-  const { measured, failures, amount = asked, series } = await group.run(asked, full, Number(minutes ?? Infinity));
+  const {
+    measured,
+    failures,
+    amount = asked,
+    series,
+  } = await group.run(asked, full, Number(minutes ?? Infinity));
   const outcome = {
     abuse: group.abuse,
     mustHold: group.mustHold,
@@ -61,14 +66,19 @@ async function runGroup(name, { full, count, minutes }) {
 function runInChild(name, values) {
   const args = ['--expose-gc', fileURLToPath(import.meta.url), '--group', name];
   if (values.full) args.push('--full');
-  for (const name of ['count', 'minutes']) if (values[name] !== undefined) args.push(`--${name}`, values[name]);
+  for (const name of ['count', 'minutes'])
+    if (values[name] !== undefined) args.push(`--${name}`, values[name]);
   const { stdout, status, signal } = spawnSync(process.execPath, args, {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'inherit'],
     maxBuffer: 1 << 28,
   });
   const line = /^OUTCOME (.*)$/m.exec(stdout ?? '');
-  if (line === null) return { failures: [`the group's process ended with ${signal ?? status} and no outcome`], full: values.full };
+  if (line === null)
+    return {
+      failures: [`the group's process ended with ${signal ?? status} and no outcome`],
+      full: values.full,
+    };
   return JSON.parse(line[1]);
 }
 
@@ -83,7 +93,9 @@ function table(rows) {
       continue;
     }
     const held = row.failures.length === 0 ? 'yes' : `NO: ${row.failures[0]}`;
-    const limits = ['count', 'minutes'].map((option) => (row[option] === undefined ? '' : ` --${option} ${row[option]}`)).join('');
+    const limits = ['count', 'minutes']
+      .map((option) => (row[option] === undefined ? '' : ` --${option} ${row[option]}`))
+      .join('');
     const command = `npm run abuse -- ${row.full ? '--full ' : ''}--only ${name}${limits}`;
     const cells = [
       row.abuse,
@@ -100,7 +112,8 @@ function table(rows) {
 const readRows = (file) => (existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {});
 
 /** Content hash of a folder as committed: unlike a commit's it outlives a rebase. */
-const treeOf = (folder) => execFileSync('git', ['rev-parse', '--short', `HEAD:${folder}`], { cwd: root, encoding: 'utf8' }).trim();
+const treeOf = (folder) =>
+  execFileSync('git', ['rev-parse', '--short', `HEAD:${folder}`], { cwd: root, encoding: 'utf8' }).trim();
 
 function record(name, outcome, file = RESULTS) {
   const row = {
@@ -147,7 +160,8 @@ if (values.group !== undefined) {
 } else {
   const chosen = values.only ?? GROUPS;
   const unknown = chosen.filter((name) => !GROUPS.includes(name));
-  if (unknown.length > 0) throw new Error(`Expected names among ${GROUPS.join(', ')} but received ${unknown.join(', ')}`);
+  if (unknown.length > 0)
+    throw new Error(`Expected names among ${GROUPS.join(', ')} but received ${unknown.join(', ')}`);
   let failed = 0;
   for (const name of chosen) {
     const outcome = runInChild(name, values);

@@ -5,7 +5,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { nodeChild, root } from './harness.mjs';
 
-export const abuse = 'out of memory: blocks above a limit refused to a batch of 24, an image of 100 megapixels and a load';
+export const abuse =
+  'out of memory: blocks above a limit refused to a batch of 24, an image of 100 megapixels and a load';
 export const mustHold =
   'each a result or ERR_DIAD_OUT_OF_MEMORY, a batch tried again in smaller ones; no crash; next score golden once there is memory again';
 export const amounts = { short: 1, full: 50 };
@@ -44,7 +45,8 @@ const source = (file, limits) => `
   console.log(JSON.stringify({ tally, drifted }));
   await diad.close();`;
 
-const ALLOWED = /^(scored in (the|a smaller) batch|large image scored|loaded|(image of a batch|large image|load) refused)$/;
+const ALLOWED =
+  /^(scored in (the|a smaller) batch|large image scored|loaded|(image of a batch|large image|load) refused)$/;
 
 export async function run(count) {
   const failures = [];
@@ -52,9 +54,13 @@ export async function run(count) {
   const folder = mkdtempSync(path.join(os.tmpdir(), 'diad-memory-'));
   try {
     const library = path.join(folder, 'short_memory.so');
-    execFileSync('gcc', ['-shared', '-fPIC', '-O1', '-o', library, path.join(root, 'bench', 'abuse', 'short_memory.c')], {
-      stdio: 'inherit',
-    });
+    execFileSync(
+      'gcc',
+      ['-shared', '-fPIC', '-O1', '-o', library, path.join(root, 'bench', 'abuse', 'short_memory.c')],
+      {
+        stdio: 'inherit',
+      },
+    );
     const file = path.join(folder, 'limit');
     for (let i = 0; i < count; i++) {
       writeFileSync(file, new Uint8Array(8));
@@ -62,11 +68,14 @@ export async function run(count) {
       const wrapper = ['env', `LD_PRELOAD=${library}`, `SHORT_MEMORY=${file}`];
       const ended = await nodeChild(source(file, limits), { wrapper, timeout: 300_000 });
       if (ended.code !== 0) {
-        failures.push(`process ${i}: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-400)}`);
+        failures.push(
+          `process ${i}: code ${ended.code}, signal ${ended.signal}: ${ended.stderr.slice(-400)}`,
+        );
         continue;
       }
       const outcome = JSON.parse(ended.stdout);
-      if (outcome.drifted > 0) failures.push(`process ${i}: ${outcome.drifted} next scores that are not golden`);
+      if (outcome.drifted > 0)
+        failures.push(`process ${i}: ${outcome.drifted} next scores that are not golden`);
       for (const [key, times] of Object.entries(outcome.tally)) {
         tally[key] = (tally[key] ?? 0) + times;
         if (!ALLOWED.test(key)) failures.push(`process ${i}: ${key}`);
@@ -79,5 +88,8 @@ export async function run(count) {
     if (tally[seen] === undefined) failures.push(`nothing was ${seen}: the group shows too little`);
   }
   const seen = Object.entries(tally).map(([key, times]) => `${times} ${key}`);
-  return { measured: `${count} processes, ${LIMITS.length} limits each: ${seen.sort().join(', ')}; ${failures.length} bad`, failures };
+  return {
+    measured: `${count} processes, ${LIMITS.length} limits each: ${seen.sort().join(', ')}; ${failures.length} bad`,
+    failures,
+  };
 }

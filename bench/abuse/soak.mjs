@@ -30,7 +30,12 @@ export async function run(count, _full, minutes) {
       before = rss();
     }
     if (passed() >= series.length * SAMPLE_MS) {
-      series.push({ minute: Math.floor(passed() / 60_000), scores: done, rssMb: Math.round(megabytes(rss())), load: os.loadavg()[0] });
+      series.push({
+        minute: Math.floor(passed() / 60_000),
+        scores: done,
+        rssMb: Math.round(megabytes(rss())),
+        load: os.loadavg()[0],
+      });
     }
   }
   globalThis.gc();

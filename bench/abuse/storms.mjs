@@ -47,5 +47,8 @@ export async function run(count) {
   const { queued, running } = diad.stats();
   if (queued + running !== 0) failures.push(`${queued} queued and ${running} running at the end`);
   await diad.close();
-  return { measured: `${tally.aborted} aborted, ${tally.timeout} timed out, ${tally.finished} finished; ${failures.length} bad`, failures };
+  return {
+    measured: `${tally.aborted} aborted, ${tally.timeout} timed out, ${tally.finished} finished; ${failures.length} bad`,
+    failures,
+  };
 }

@@ -6,7 +6,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { baseBundle, library, python, root } from './harness.mjs';
 
-export const abuse = 'TorchScript files with file access, save, print, loops, __setstate__, hooks, objects, forks, other formats';
+export const abuse =
+  'TorchScript files with file access, save, print, loops, __setstate__, hooks, objects, forks, other formats';
 export const mustHold = 'refused before anything runs, naming file and operator';
 export const amounts = { short: 1, full: 4 }; // rounds; each round puts the files in another module's place
 

@@ -1,8 +1,19 @@
 // worker_threads that load, score and are terminated at random moments; at the end an addon used in workers only.
 import { Worker } from 'node:worker_threads';
-import { library, libraryUrl, megabytes, nodeChild, readTestImage, randomNumbers, rss, sleep, within } from './harness.mjs';
+import {
+  library,
+  libraryUrl,
+  megabytes,
+  nodeChild,
+  readTestImage,
+  randomNumbers,
+  rss,
+  sleep,
+  within,
+} from './harness.mjs';
 
-export const abuse = 'worker_threads: load, score, terminate at random moments, 4 at once; addon used only in a worker';
+export const abuse =
+  'worker_threads: load, score, terminate at random moments, 4 at once; addon used only in a worker';
 export const mustHold = "no crash, main thread's scores golden, RSS growth over the second half < 40 MB";
 export const amounts = { short: 8, full: 500 };
 
@@ -28,7 +39,9 @@ export async function run(count) {
   for (let done = 0; done < count; done += AT_ONCE) {
     if (done <= count / 2) half = rss();
     const workers = Array.from({ length: AT_ONCE }, () => {
-      const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(SOURCE)}`), { workerData: image });
+      const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(SOURCE)}`), {
+        workerData: image,
+      });
       worker.on('error', (error) => failures.push(`worker: ${error.message}`));
       return worker;
     });
@@ -39,10 +52,12 @@ export async function run(count) {
       }),
     );
     const { score } = await diad.score(image);
-    if (score !== golden) failures.push(`after ${done + AT_ONCE} workers the score is ${score}, not ${golden}`);
+    if (score !== golden)
+      failures.push(`after ${done + AT_ONCE} workers the score is ${score}, not ${golden}`);
   }
   const growth = megabytes(rss() - half);
-  if (count >= 100 && growth > MOST_GROWTH_MB) failures.push(`RSS grew by ${growth.toFixed(1)} MB in the second half`);
+  if (count >= 100 && growth > MOST_GROWTH_MB)
+    failures.push(`RSS grew by ${growth.toFixed(1)} MB in the second half`);
   await diad.close();
   const alone = await nodeChild(
     `import { Worker } from 'node:worker_threads';
@@ -51,7 +66,10 @@ export async function run(count) {
        await new Promise((resolve) => worker.on('message', (m) => m === 'scored' && resolve()));
        await worker.terminate();
      }
-     console.log('fine');`.replace('process.argv[1]', JSON.stringify((await import('./harness.mjs')).imageFile)),
+     console.log('fine');`.replace(
+      'process.argv[1]',
+      JSON.stringify((await import('./harness.mjs')).imageFile),
+    ),
   );
   if (alone.code !== 0 || alone.stdout.trim() !== 'fine')
     failures.push(`only in workers: code ${alone.code}, ${alone.signal}: ${alone.stderr.slice(-300)}`);

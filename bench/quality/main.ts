@@ -46,7 +46,19 @@ async function train(data: string, out: string, run: string): Promise<number> {
   const before = existsSync(note) ? Number(await readFile(note, 'utf8')) : 0;
   const started = performance.now();
   const cli = path.join(packageRoot, 'dist', 'cli', 'main.js');
-  const args = ['train', '--data', data, '--out', out, '--base', values.base, '--minutes', values.minutes, '--run', run];
+  const args = [
+    'train',
+    '--data',
+    data,
+    '--out',
+    out,
+    '--base',
+    values.base,
+    '--minutes',
+    values.minutes,
+    '--run',
+    run,
+  ];
   const child = spawn(process.execPath, [cli, ...args], { stdio: 'inherit' });
   const [code] = (await once(child, 'close')) as [number | null];
   // A training that had finished before was only calibrated again.
@@ -83,7 +95,9 @@ async function evaluate(
   try {
     const { classes, mean, scores } = await evaluateDataSet(diad, data, { out });
     await scores.close();
-    const metrics = Object.fromEntries(Object.entries(classes).map(([className, report]) => [className, report.metrics]));
+    const metrics = Object.fromEntries(
+      Object.entries(classes).map(([className, report]) => [className, report.metrics]),
+    );
     return { name, ...times, msPerImage: await speed(diad, data), classes: metrics, mean };
   } finally {
     await diad.close();
@@ -91,7 +105,8 @@ async function evaluate(
 }
 
 async function main(): Promise<void> {
-  if (values.data === undefined) throw new Error('Expected --data DIR, a data set with CLASS/train/good and CLASS/test');
+  if (values.data === undefined)
+    throw new Error('Expected --data DIR, a data set with CLASS/train/good and CLASS/test');
   tuneAllocator();
   const work = path.resolve(values.work);
   await mkdir(work, { recursive: true });
@@ -115,7 +130,9 @@ async function main(): Promise<void> {
   await rm(base, { recursive: true, force: true });
   await copyBundle(values.base, base);
   const seconds = await calibrateBundle(base, await readGoodImages(values.data));
-  results.push(await evaluate('calibrated base', base, data, { trainingMinutes: null, calibrationSeconds: seconds }));
+  results.push(
+    await evaluate('calibrated base', base, data, { trainingMinutes: null, calibrationSeconds: seconds }),
+  );
   await writeAtomic(
     values.out,
     `${JSON.stringify({ data: path.resolve(values.data), minutes: Number(values.minutes), results }, null, 2)}\n`,

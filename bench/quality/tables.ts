@@ -34,7 +34,10 @@ export function markdown(results: readonly VariantResult[]): string {
     table(
       [title, ...names],
       [
-        ...classes.map((name) => [name, ...results.map((result) => value(result.classes[name]?.[key] ?? null))]),
+        ...classes.map((name) => [
+          name,
+          ...results.map((result) => value(result.classes[name]?.[key] ?? null)),
+        ]),
         ['mean', ...results.map(({ mean }) => value(mean[key]))],
       ],
     ),
@@ -42,7 +45,12 @@ export function markdown(results: readonly VariantResult[]): string {
   const times = table(
     ['time', ...names],
     [
-      ['training, minutes', ...results.map(({ trainingMinutes }) => (trainingMinutes === null ? '-' : trainingMinutes.toFixed(1)))],
+      [
+        'training, minutes',
+        ...results.map(({ trainingMinutes }) =>
+          trainingMinutes === null ? '-' : trainingMinutes.toFixed(1),
+        ),
+      ],
       ['calibration, seconds', ...results.map(({ calibrationSeconds }) => calibrationSeconds.toFixed(0))],
       ['one image, ms', ...results.map(({ msPerImage }) => msPerImage.toFixed(0))],
     ],

@@ -23,8 +23,13 @@ export async function deriveBundle(from: string, to: string, weights: Weights): 
   await copyBundle(from, to);
   const file = path.join(to, 'manifest.json');
   const manifest = JSON.parse(await readFile(file, 'utf8')) as { evidence?: { weights: Weights } };
-  if (manifest.evidence === undefined) throw new Error(`Expected a bundle with evidence but ${from} has none`);
-  const text = JSON.stringify({ ...manifest, evidence: { ...manifest.evidence, weights, classWeights: undefined } }, null, 2);
+  if (manifest.evidence === undefined)
+    throw new Error(`Expected a bundle with evidence but ${from} has none`);
+  const text = JSON.stringify(
+    { ...manifest, evidence: { ...manifest.evidence, weights, classWeights: undefined } },
+    null,
+    2,
+  );
   const seal = `${createHash('sha256').update(text).digest('hex')}\n`;
   // Replaced, not written to: both are links to the original's.
   await writeTogether([

@@ -42,7 +42,8 @@ async function overHttp(requestTimeoutMs) {
   try {
     await server.ready;
     const url = `${server.url}/v1/score`;
-    const post = (body, token = TOKEN) => fetch(url, { method: 'POST', body, headers: { authorization: `Bearer ${token}` } });
+    const post = (body, token = TOKEN) =>
+      fetch(url, { method: 'POST', body, headers: { authorization: `Bearer ${token}` } });
     const answered = async (answer) => [answer.status, (await answer.json()).code];
     const parsed = (text) => [Number(/^HTTP\/1\.1 (\d{3})/.exec(text)?.[1]), /ERR_[A-Z_]+/.exec(text)?.[0]];
     const head = `POST /v1/score HTTP/1.1\r\nHost: localhost\r\n${BEARER}\r\n`;
@@ -57,8 +58,16 @@ async function overHttp(requestTimeoutMs) {
         [408, 'ERR_HTTP_TIMEOUT'],
         parsed(await drip(server.port, `${head}X-Slow: ${'x'.repeat(4000)}`, 50)),
       ],
-      ['half-sent body', [408, 'ERR_HTTP_TIMEOUT'], parsed(await converse(server, `${head}Content-Length: 90000\r\n\r\nhalf of it`))],
-      ['PNG of 10,000 x 10,000 pixels', [413, 'ERR_DIAD_IMAGE_TOO_LARGE'], await answered(await post(pngBomb(10_000, 10_000)))],
+      [
+        'half-sent body',
+        [408, 'ERR_HTTP_TIMEOUT'],
+        parsed(await converse(server, `${head}Content-Length: 90000\r\n\r\nhalf of it`)),
+      ],
+      [
+        'PNG of 10,000 x 10,000 pixels',
+        [413, 'ERR_DIAD_IMAGE_TOO_LARGE'],
+        await answered(await post(pngBomb(10_000, 10_000))),
+      ],
       ['wrong token', [401, 'ERR_HTTP_UNAUTHORIZED'], await answered(await post(image, `${TOKEN}x`))],
       [
         'header of 20 KB',
@@ -80,15 +89,27 @@ async function overHttp(requestTimeoutMs) {
 async function overQueue() {
   return withImages(1, async ({ root: images, broker, images: [image] }) => {
     await symlink('/etc/hostname', path.join(images, 'link.png'));
-    const redirecting = http.createServer((_request, answer) => answer.writeHead(302, { location: 'http://169.254.169.254/latest' }).end());
+    const redirecting = http.createServer((_request, answer) =>
+      answer.writeHead(302, { location: 'http://169.254.169.254/latest' }).end(),
+    );
     redirecting.listen(0, '127.0.0.1');
     await once(redirecting, 'listening');
     const url = `http://localhost:${redirecting.address().port}/x.png`;
     const hosts = ['localhost', '169.254.169.254'];
-    const worker = await startWorker({ redis: broker.url, root: images, hosts, privateHosts: ['localhost'], scorer: stubScorer(0) });
+    const worker = await startWorker({
+      redis: broker.url,
+      root: images,
+      hosts,
+      privateHosts: ['localhost'],
+      scorer: stubScorer(0),
+    });
     try {
       const references = [
-        ['path outside of the root', { kind: 'file', path: '../../../etc/hostname' }, 'ERR_DIAD_INVALID_ARGUMENT'],
+        [
+          'path outside of the root',
+          { kind: 'file', path: '../../../etc/hostname' },
+          'ERR_DIAD_INVALID_ARGUMENT',
+        ],
         ['link out of the root', { kind: 'file', path: 'link.png' }, 'ERR_DIAD_INVALID_ARGUMENT'],
         ['redirect to a private address', { kind: 'url', url }, 'ERR_DIAD_INVALID_ARGUMENT'],
       ];
@@ -113,8 +134,14 @@ export async function run({ short }) {
   return {
     figures: Object.fromEntries(all.map(([name, , got]) => [name, got.join(' ')])),
     expectations: [
-      ...all.map(([name, expected, got]) => [`${name}: ${expected.join(' ')}`, got.join() === expected.join()]),
-      ['a good image is scored afterwards, and no pixels are left in flight', clean === 200 && inFlight === 0],
+      ...all.map(([name, expected, got]) => [
+        `${name}: ${expected.join(' ')}`,
+        got.join() === expected.join(),
+      ]),
+      [
+        'a good image is scored afterwards, and no pixels are left in flight',
+        clean === 200 && inFlight === 0,
+      ],
     ],
   };
 }

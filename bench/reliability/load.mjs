@@ -16,8 +16,20 @@ async function hammer(url, bytes, connections, seconds) {
   const onResponse = (status, body) => {
     if (status === 200) scored.push({ at: performance.now(), ...JSON.parse(body).timings });
   };
-  const request = { method: 'POST', path: '/v1/score', headers: { 'content-type': 'image/png' }, body: bytes, onResponse };
-  const { statusCodeStats, errors, timeouts } = await autocannon({ url, connections, duration: seconds, timeout: 60, requests: [request] });
+  const request = {
+    method: 'POST',
+    path: '/v1/score',
+    headers: { 'content-type': 'image/png' },
+    body: bytes,
+    onResponse,
+  };
+  const { statusCodeStats, errors, timeouts } = await autocannon({
+    url,
+    connections,
+    duration: seconds,
+    timeout: 60,
+    requests: [request],
+  });
   const codes = Object.fromEntries(Object.entries(statusCodeStats).map(([code, { count }]) => [code, count]));
   return { scored, codes, failed: errors + timeouts };
 }
@@ -33,14 +45,22 @@ async function polite(url, bytes, connections, seconds) {
   const send = () =>
     new Promise((resolve, reject) => {
       const headers = { 'content-type': 'image/png', 'content-length': bytes.length };
-      const request = http.request(`${url}/v1/score`, { method: 'POST', agent, headers, signal: until }, async (answer) => {
-        try {
-          const chunks = await answer.toArray();
-          resolve({ status: answer.statusCode, retryAfter: Number(answer.headers['retry-after']), body: Buffer.concat(chunks) });
-        } catch (error) {
-          reject(error);
-        }
-      });
+      const request = http.request(
+        `${url}/v1/score`,
+        { method: 'POST', agent, headers, signal: until },
+        async (answer) => {
+          try {
+            const chunks = await answer.toArray();
+            resolve({
+              status: answer.statusCode,
+              retryAfter: Number(answer.headers['retry-after']),
+              body: Buffer.concat(chunks),
+            });
+          } catch (error) {
+            reject(error);
+          }
+        },
+      );
       request.once('error', reject).end(bytes);
     });
   const client = async () => {
@@ -122,13 +142,19 @@ export async function run({ short }) {
     'scores again after, ms': after.ms,
   };
   const all = [few, many, waiting];
-  const only = all.every(({ codes }) => Object.keys(codes).every((code) => code === '200' || code === '503') && (codes['200'] ?? 0) > 0);
+  const only = all.every(
+    ({ codes }) =>
+      Object.keys(codes).every((code) => code === '200' || code === '503') && (codes['200'] ?? 0) > 0,
+  );
   const busy = (name, measured) => [
     `${name}: at least 85 % of the images/s of ${FEW} connections (${measured.toFixed(2)} of ${fewRate.toFixed(2)})`,
     measured >= 0.85 * fewRate,
   ];
   // The short form sees two or three batches on a slow machine, which says nothing of speed.
-  const speed = [busy(`${CONNECTIONS} connections that do not wait`, manyRate), busy(`${CONNECTIONS} connections that wait`, waitingRate)];
+  const speed = [
+    busy(`${CONNECTIONS} connections that do not wait`, manyRate),
+    busy(`${CONNECTIONS} connections that wait`, waitingRate),
+  ];
   const soon = short ? 30 : 5;
   return {
     figures,
@@ -137,8 +163,14 @@ export async function run({ short }) {
       ['no connection failed', all.every(({ failed }) => failed === 0)],
       ...(short ? [] : speed),
       // The short form ends while buffers of the 200 connections are still being made.
-      [`memory of the second half within ${short ? 25 : 10} % of the first`, late < early * (short ? 1.25 : 1.1)],
-      [`ready when the load has ended, and a score within ${soon} s`, ready === 200 && after.status === 200 && after.ms < soon * 1000],
+      [
+        `memory of the second half within ${short ? 25 : 10} % of the first`,
+        late < early * (short ? 1.25 : 1.1),
+      ],
+      [
+        `ready when the load has ended, and a score within ${soon} s`,
+        ready === 200 && after.status === 200 && after.ms < soon * 1000,
+      ],
       ['SIGTERM ends it with code 0', exit === 0],
     ],
   };

@@ -23,7 +23,10 @@ function mutate(bytes, seed) {
     case 1:
       return Buffer.concat([mutant, mutant.subarray(random(mutant.length))]);
     case 2:
-      return Buffer.concat([mutant.subarray(0, random(mutant.length)), mutant.subarray(random(mutant.length))]);
+      return Buffer.concat([
+        mutant.subarray(0, random(mutant.length)),
+        mutant.subarray(random(mutant.length)),
+      ]);
     default:
       return mutant;
   }
@@ -52,8 +55,14 @@ export async function run({ short }) {
   return {
     figures: { mutants: count, ...codes, 'golden score afterwards, relative difference': difference },
     expectations: [
-      ['every answer is 200 or 4xx', Object.keys(codes).every((code) => code === '200' || code.startsWith('4'))],
-      ['some were refused as damaged and some scored', '422 ERR_DIAD_IMAGE_DECODE' in codes && '200' in codes],
+      [
+        'every answer is 200 or 4xx',
+        Object.keys(codes).every((code) => code === '200' || code.startsWith('4')),
+      ],
+      [
+        'some were refused as damaged and some scored',
+        '422 ERR_DIAD_IMAGE_DECODE' in codes && '200' in codes,
+      ],
       ['a clean image then has the golden score (1e-5 relative)', difference <= 1e-5],
       ['SIGTERM ends it with code 0', exit === 0],
     ],

@@ -25,7 +25,9 @@ async function disturbed({ root, images, broker }, kills, delayMs) {
   try {
     const run = await submitRun(images.map(asFile), { redis: broker.url, model: STUB_MODEL, seed: 2 });
     const stored = async () => {
-      const keys = images.map(({ sha256 }) => resultKey(sha256, { model: STUB_MODEL, seed: 2, precision: 'float32' }));
+      const keys = images.map(({ sha256 }) =>
+        resultKey(sha256, { model: STUB_MODEL, seed: 2, precision: 'float32' }),
+      );
       return connection.exists(...keys);
     };
     let inTime = 0;
@@ -49,7 +51,9 @@ export async function run({ short }) {
     const started = performance.now();
     const { results, inTime, stored } = await disturbed(given, kills, delayMs);
     const score = (one) => (one.status === 'done' ? one.score : one.status);
-    const equal = results.filter((one, i) => one.status === 'done' && score(one) === score(undisturbed[i])).length;
+    const equal = results.filter(
+      (one, i) => one.status === 'done' && score(one) === score(undisturbed[i]),
+    ).length;
     return {
       figures: {
         jobs: count,

@@ -10,7 +10,12 @@ export const root = path.resolve(import.meta.dirname, '..', '..');
 export function circumstances() {
   const git = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' });
   const { model } = os.cpus()[0] ?? { model: 'unknown' };
-  return { date: new Date().toISOString().slice(0, 10), commit: git.stdout.trim(), cpu: model, cores: os.availableParallelism() };
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    commit: git.stdout.trim(),
+    cpu: model,
+    cores: os.availableParallelism(),
+  };
 }
 
 /** Puts text between the markers `<!-- measured: NAME -->` and `<!-- end of measured: NAME -->` of a page in docs/. */
@@ -18,8 +23,12 @@ export function fill(page, name, text) {
   const file = path.join(root, 'docs', page);
   const content = readFileSync(file, 'utf8');
   const [start, end] = [`<!-- measured: ${name} -->`, `<!-- end of measured: ${name} -->`];
-  if (!content.includes(start) || !content.includes(end)) throw new Error(`${file} has no markers for ${name}`);
-  const [before, after] = [content.slice(0, content.indexOf(start) + start.length), content.slice(content.indexOf(end))];
+  if (!content.includes(start) || !content.includes(end))
+    throw new Error(`${file} has no markers for ${name}`);
+  const [before, after] = [
+    content.slice(0, content.indexOf(start) + start.length),
+    content.slice(content.indexOf(end)),
+  ];
   writeFileSync(file, `${before}\n\n${text}\n\n${after}`);
 }
 

@@ -7,7 +7,14 @@ import { asFile, collect, withImages } from './runs.mjs';
 export async function run({ short }) {
   const [count, restarts] = short ? [60, 1] : [1000, 5];
   return withImages(count, async ({ root, images, broker }) => {
-    const options = { redis: broker.url, root, concurrency: 4, lockMs: 2000, silentMs: 2000, maxStalls: 2 * restarts + 1 };
+    const options = {
+      redis: broker.url,
+      root,
+      concurrency: 4,
+      lockMs: 2000,
+      silentMs: 2000,
+      maxStalls: 2 * restarts + 1,
+    };
     const worker = await startWorker({ ...options, scorer: stubScorer(short ? 100 : 40) });
     try {
       const started = performance.now();
@@ -19,7 +26,9 @@ export async function run({ short }) {
         await broker.start();
       }
       const results = await collect(id, broker.url);
-      const right = results.filter((one, i) => one.status === 'done' && one.score === stubScore(images[i].bytes)).length;
+      const right = results.filter(
+        (one, i) => one.status === 'done' && one.score === stubScore(images[i].bytes),
+      ).length;
       return {
         figures: {
           jobs: count,

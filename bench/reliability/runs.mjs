@@ -26,6 +26,7 @@ export const asFile = ({ file, sha256 }) => ({ file, sha256, reference: { kind: 
 /** All results of a run, waited for. */
 export async function collect(run, redis) {
   const all = [];
-  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(540_000) })) all.push(result);
+  for await (const result of runResults(run, { redis, wait: true, signal: AbortSignal.timeout(540_000) }))
+    all.push(result);
   return all;
 }

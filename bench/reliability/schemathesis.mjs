@@ -27,7 +27,10 @@ function install() {
   const python = path.join(root, '.venv', 'bin', 'python');
   for (const [command, args] of [
     [python, ['-m', 'venv', venv]],
-    [path.join(venv, 'bin', 'python'), ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', SCHEMATHESIS]],
+    [
+      path.join(venv, 'bin', 'python'),
+      ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', SCHEMATHESIS],
+    ],
   ]) {
     const { status } = spawnSync(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
     if (status !== 0) throw new Error(`${command} ${args.join(' ')} failed`);
@@ -39,24 +42,43 @@ export async function run({ short }) {
   const program = install();
   const folder = mkdtempSync(path.join(os.tmpdir(), 'diad-schemathesis-'));
   try {
-    const { result, exit } = await serving(['--rate-limit', '1000000000', '--timeout', '20000'], async ({ url }) => {
-      const report = path.join(folder, 'junit.xml');
-      const args = ['run', `${url}/openapi.json`, '--checks', CHECKS.join(','), '--max-examples', short ? '8' : '200'];
-      const phases = ['--phases', short ? 'coverage,fuzzing' : 'examples,coverage,fuzzing,stateful'];
-      const fixed = ['--continue-on-failure', '--seed', '1', '--no-color', '--warnings', 'off', '--report-junit-path', report];
-      const { status, stdout, stderr } = spawnSync(program, [...args, ...phases, ...fixed], {
-        encoding: 'utf8',
-        cwd: folder,
-        maxBuffer: 1 << 28,
-      });
-      const clean = await golden();
-      return {
-        status,
-        output: `${stdout}${stderr}`,
-        report: existsSync(report) ? readFileSync(report, 'utf8') : '',
-        clean: (await score(url, clean.bytes)).status,
-      };
-    });
+    const { result, exit } = await serving(
+      ['--rate-limit', '1000000000', '--timeout', '20000'],
+      async ({ url }) => {
+        const report = path.join(folder, 'junit.xml');
+        const args = [
+          'run',
+          `${url}/openapi.json`,
+          '--checks',
+          CHECKS.join(','),
+          '--max-examples',
+          short ? '8' : '200',
+        ];
+        const phases = ['--phases', short ? 'coverage,fuzzing' : 'examples,coverage,fuzzing,stateful'];
+        const fixed = [
+          '--continue-on-failure',
+          '--seed',
+          '1',
+          '--no-color',
+          '--warnings',
+          'off',
+          '--report-junit-path',
+          report,
+        ];
+        const { status, stdout, stderr } = spawnSync(program, [...args, ...phases, ...fixed], {
+          encoding: 'utf8',
+          cwd: folder,
+          maxBuffer: 1 << 28,
+        });
+        const clean = await golden();
+        return {
+          status,
+          output: `${stdout}${stderr}`,
+          report: existsSync(report) ? readFileSync(report, 'utf8') : '',
+          clean: (await score(url, clean.bytes)).status,
+        };
+      },
+    );
     const { status, output, report, clean } = result;
     if (status !== 0) process.stderr.write(output);
     const generated = Number(/(\d[\d,]*) generated/.exec(output)?.[1].replaceAll(',', '') ?? Number.NaN);
@@ -65,7 +87,10 @@ export async function run({ short }) {
       figures: { 'requests made': generated, 'operations and phases': operations },
       expectations: [
         ['requests were made', generated > 0],
-        [`no 5xx but those described, no answer that its schema does not allow (${CHECKS.join(', ')})`, status === 0],
+        [
+          `no 5xx but those described, no answer that its schema does not allow (${CHECKS.join(', ')})`,
+          status === 0,
+        ],
         ['a good image is scored afterwards', clean === 200],
         ['SIGTERM ends it with code 0', exit === 0],
       ],

@@ -12,10 +12,14 @@ const bundle = path.join(root, 'build', 'fixtures', 'published');
 /** Runs `use` with a server that is ready; ends it with SIGTERM afterwards. Returns what `use` returned and the server's exit code. */
 export async function serving(args, use) {
   const main = path.join(root, 'dist', 'cli', 'main.js');
-  const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--log-level', 'error', '--model', bundle, ...args], {
-    cwd: root,
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
+  const child = spawn(
+    process.execPath,
+    [main, 'serve', '--port', '0', '--log-level', 'error', '--model', bundle, ...args],
+    {
+      cwd: root,
+      stdio: ['ignore', 'ignore', 'pipe'],
+    },
+  );
   let log = '';
   child.stderr.setEncoding('utf8').on('data', (text) => (log += text));
   const exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve(signal ?? code)));
@@ -25,7 +29,11 @@ export async function serving(args, use) {
       await sleep(50);
     }
     const url = /diad: listening on (\S+)/.exec(log)[1];
-    const result = await use({ url, pid: child.pid, ended: () => child.exitCode !== null || child.signalCode !== null });
+    const result = await use({
+      url,
+      pid: child.pid,
+      ended: () => child.exitCode !== null || child.signalCode !== null,
+    });
     child.kill('SIGTERM');
     return { result, exit: await exited, log };
   } finally {
@@ -48,4 +56,5 @@ export async function golden() {
 }
 
 /** Posts an image for its score. */
-export const score = (url, bytes, query = '') => fetch(`${url}/v1/score${query}`, { method: 'POST', body: bytes });
+export const score = (url, bytes, query = '') =>
+  fetch(`${url}/v1/score${query}`, { method: 'POST', body: bytes });

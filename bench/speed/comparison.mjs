@@ -21,7 +21,8 @@ async function interleave(contenders, n, rounds, warmUp) {
 
 /** diad in another precision beside the reference as published, which scores one image at a time; the other contenders make room. */
 async function inPrecision(precision, contenders, bundle, { rounds, warmUp, device, batches }) {
-  for (const name of Object.keys(contenders).filter((name) => name !== 'as-published')) contenders[name].stop();
+  for (const name of Object.keys(contenders).filter((name) => name !== 'as-published'))
+    contenders[name].stop();
   const { 'as-published': published } = contenders;
   contenders.diad = await diadContender(bundle, { device, precision, maxBatch: Math.max(1, ...batches) });
   const { times } = await interleave({ diad: contenders.diad, published }, 1, rounds, warmUp);
@@ -35,7 +36,9 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
     imageMs: spread(times.diad),
     publishedMs: spread(times.published),
     speedup: median(times.published.map((ms, i) => ms / times.diad[i])),
-    ...(together.length === 0 ? {} : { batches: together, saturatedSpeedup: median(times.published) / bestMs, bestMs }),
+    ...(together.length === 0
+      ? {}
+      : { batches: together, saturatedSpeedup: median(times.published) / bestMs, bestMs }),
     peakMiB: await contenders.diad.peakMiB(),
   };
 }
@@ -47,7 +50,11 @@ async function inPrecision(precision, contenders, bundle, { rounds, warmUp, devi
  * @param precisions - others than float32 that are compared with the reference as published (in float32), once the others are gone
  * @returns times an image in milliseconds, ratios, stages, FLOP/s and memory
  */
-export async function compare(config, bundle, { modes, batches, rounds, warmUp, device = 'cpu', precisions = [] }) {
+export async function compare(
+  config,
+  bundle,
+  { modes, batches, rounds, warmUp, device = 'cpu', precisions = [] },
+) {
   const contenders = { diad: await diadContender(bundle, { device, maxBatch: Math.max(...batches) }) };
   for (const mode of modes) contenders[mode] = await referenceContender(config, mode, device);
   try {
@@ -59,8 +66,16 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     for (const n of batches.filter((size) => size > 1)) {
       // The published program scores one image at a time, so that is what its batch costs.
       const { diad, lossless } = contenders;
-      const { times } = await interleave({ diad, ...(lossless && { lossless }) }, n, Math.max(2, rounds >> 1), 1);
-      sizes.push({ n, imageMs: Object.fromEntries(Object.entries(times).map(([name, values]) => [name, spread(values)])) });
+      const { times } = await interleave(
+        { diad, ...(lossless && { lossless }) },
+        n,
+        Math.max(2, rounds >> 1),
+        1,
+      );
+      sizes.push({
+        n,
+        imageMs: Object.fromEntries(Object.entries(times).map(([name, values]) => [name, spread(values)])),
+      });
     }
     gemm.push(await contenders['as-published'].gemm());
     const peakMiB = {};
@@ -69,7 +84,8 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
     const faster = {};
     // Together they are timed where they are meant to be fastest.
     const options = { rounds, warmUp, device, batches: device === 'cpu' ? [] : batches };
-    for (const precision of precisions) faster[precision] = await inPrecision(precision, contenders, bundle, options);
+    for (const precision of precisions)
+      faster[precision] = await inPrecision(precision, contenders, bundle, options);
 
     const { diad, ...references } = one.times;
     const gflop = {
@@ -82,9 +98,16 @@ export async function compare(config, bundle, { modes, batches, rounds, warmUp, 
       device,
       threads: ready.threads,
       imageMs: Object.fromEntries(Object.entries(one.times).map(([name, values]) => [name, spread(values)])),
-      speedup: Object.fromEntries(Object.entries(references).map(([name, values]) => [name, median(values.map((ms, i) => ms / diad[i]))])),
+      speedup: Object.fromEntries(
+        Object.entries(references).map(([name, values]) => [
+          name,
+          median(values.map((ms, i) => ms / diad[i])),
+        ]),
+      ),
       saturatedSpeedup: median(references['as-published']) / best,
-      stagesMs: Object.fromEntries(STAGES.map((stage) => [stage, median(one.timings.map((timing) => timing[stage]))])),
+      stagesMs: Object.fromEntries(
+        STAGES.map((stage) => [stage, median(one.timings.map((timing) => timing[stage]))]),
+      ),
       bindingShare: median(one.timings.map(({ wallMs, computeMs }) => (wallMs - computeMs) / wallMs)),
       batches: sizes,
       gflop,

@@ -25,7 +25,14 @@ tuneAllocator();
 const { device, precision, bundle } = values;
 const diad = await Diad.load(bundle, { device, precision, maxBatch: Number(values['max-batch']) });
 const { sizeBytes } = diad.info.bundle;
-console.log(JSON.stringify({ loadMs: diad.info.loadMs, sizeBytes, threads: diad.info.threads, libtorch: diad.info.libtorch.version }));
+console.log(
+  JSON.stringify({
+    loadMs: diad.info.loadMs,
+    sizeBytes,
+    threads: diad.info.threads,
+    libtorch: diad.info.libtorch.version,
+  }),
+);
 
 /** VmHWM of this process, MiB; Linux only. */
 function peakMemory() {

@@ -19,10 +19,34 @@ const TARGETS = [
     times,
     (x) => x >= 3.2,
   ],
-  ['base bundle, one image, likewise', '>= 4x', ({ sizes }) => overPublished(sizes.small), times, (x) => x >= 4],
-  ['base bundle, saturated, likewise', '>= 4x', ({ sizes }) => sizes.small?.saturatedSpeedup, times, (x) => x >= 4],
-  ['Node around the engine, published size', '<= 1 %', ({ sizes }) => sizes.published?.bindingShare, percent, (x) => x <= 0.01],
-  ['Node around the engine, base bundle', '<= 3 %', ({ sizes }) => sizes.small?.bindingShare, percent, (x) => x <= 0.03],
+  [
+    'base bundle, one image, likewise',
+    '>= 4x',
+    ({ sizes }) => overPublished(sizes.small),
+    times,
+    (x) => x >= 4,
+  ],
+  [
+    'base bundle, saturated, likewise',
+    '>= 4x',
+    ({ sizes }) => sizes.small?.saturatedSpeedup,
+    times,
+    (x) => x >= 4,
+  ],
+  [
+    'Node around the engine, published size',
+    '<= 1 %',
+    ({ sizes }) => sizes.published?.bindingShare,
+    percent,
+    (x) => x <= 0.01,
+  ],
+  [
+    'Node around the engine, base bundle',
+    '<= 3 %',
+    ({ sizes }) => sizes.small?.bindingShare,
+    percent,
+    (x) => x <= 0.03,
+  ],
   [
     'base bundle, process start to first score',
     '<= 1.5 s',
@@ -49,7 +73,9 @@ const TARGETS = [
 // What an H200 takes for the arithmetic of an image alone: 3,288 GFLOP at 790 TFLOP/s.
 const H200_LIMIT_MS = 4.2;
 const bestHalf = (sizes, key, best) => {
-  const values = ['bfloat16', 'float16'].map((precision) => sizes.published?.[precision]?.[key]).filter((value) => value !== undefined);
+  const values = ['bfloat16', 'float16']
+    .map((precision) => sizes.published?.[precision]?.[key])
+    .filter((value) => value !== undefined);
   return values.length === 0 ? undefined : best(...values);
 };
 
@@ -61,7 +87,13 @@ const CUDA_TARGETS = [
     times,
     (x) => x >= 10,
   ],
-  ['the same, saturated', '>= 30x', ({ sizes }) => bestHalf(sizes, 'saturatedSpeedup', Math.max), times, (x) => x >= 30],
+  [
+    'the same, saturated',
+    '>= 30x',
+    ({ sizes }) => bestHalf(sizes, 'saturatedSpeedup', Math.max),
+    times,
+    (x) => x >= 30,
+  ],
   [
     `${H200_LIMIT_MS} ms, the limit of an H200, over an image's time when saturated`,
     '>= 50 %',
@@ -75,7 +107,8 @@ const CUDA_TARGETS = [
 ];
 
 function targetTable(rows, machines, nameOf) {
-  const cell = (value, written, enough) => (value === undefined ? 'not measured' : `${written(value)}${enough(value) ? '' : ', missed'}`);
+  const cell = (value, written, enough) =>
+    value === undefined ? 'not measured' : `${written(value)}${enough(value) ? '' : ', missed'}`;
   return table(
     ['', 'target', ...machines.map(nameOf)],
     rows.map(([what, bound, valueOf, written, enough]) => [
@@ -102,9 +135,18 @@ function targets(machines) {
 }
 
 function speeds({ sizes }) {
-  const reference = (size, mode) => (size.imageMs[mode] ? `${ms(size.imageMs[mode])}: ${size.speedup[mode].toFixed(2)}x` : 'not run');
+  const reference = (size, mode) =>
+    size.imageMs[mode] ? `${ms(size.imageMs[mode])}: ${size.speedup[mode].toFixed(2)}x` : 'not run';
   return table(
-    ['size', 'diad, ms an image', 'as published', 'lossless savings', 'the same, torch.compile', 'saturated, over as published', 'commit'],
+    [
+      'size',
+      'diad, ms an image',
+      'as published',
+      'lossless savings',
+      'the same, torch.compile',
+      'saturated, over as published',
+      'commit',
+    ],
     Object.values(sizes).map((size) => [
       size.config,
       ms(size.imageMs.diad),
@@ -200,7 +242,9 @@ function operators({ config, profile, gemmGflopPerSecond }) {
   const { computeMs, profiledMs, operators } = profile;
   const cells = (name, { calls, ms, gflop }) => {
     const speed = gflop ? gflop / (ms / 1000) : null;
-    const arithmetic = speed ? [round(gflop), round(speed), percent(speed / gemmGflopPerSecond)] : ['', '', ''];
+    const arithmetic = speed
+      ? [round(gflop), round(speed), percent(speed / gemmGflopPerSecond)]
+      : ['', '', ''];
     return [name, calls === null ? '' : round(calls), round(ms), percent(ms / profiledMs), ...arithmetic];
   };
   const named = operators.slice(0, LISTED);
@@ -234,7 +278,18 @@ function underLoad({ load, loadCommit, coldStartMs }) {
   return [
     `Process start to first score: ${ms(coldStartMs)} ms. Saturated: ${saturated.imagesPerSecond.toFixed(1)} images/s over ${saturated.images} images; event-loop delay p99 ${saturated.eventLoopDelayP99Ms.toFixed(1)} ms; resident set ${saturated.rssEarlyMiB.toFixed(0)} MiB early, ${saturated.rssLateMiB.toFixed(0)} MiB at the end (commit ${loadCommit}).`,
     '',
-    table(['images arrive at random', 'images', 'latency p50, ms', 'p99', 'of it queue p50', 'compute p50', 'mean batch'], rows),
+    table(
+      [
+        'images arrive at random',
+        'images',
+        'latency p50, ms',
+        'p99',
+        'of it queue p50',
+        'compute p50',
+        'mean batch',
+      ],
+      rows,
+    ),
   ].join('\n');
 }
 
@@ -244,8 +299,13 @@ function leftOut({ published }) {
   return {
     ...(published.speedup.compiled
       ? {}
-      : { 'published size, torch.compile': 'it would be a fourth process with the weights beside the other three' }),
-    ...(published.batches.length > 0 ? {} : { 'published size, several images together': 'it would take longer than all else together' }),
+      : {
+          'published size, torch.compile':
+            'it would be a fourth process with the weights beside the other three',
+        }),
+    ...(published.batches.length > 0
+      ? {}
+      : { 'published size, several images together': 'it would take longer than all else together' }),
   };
 }
 

@@ -9,10 +9,10 @@ namespace diad_addon {
 
 bool tune_allocator() {
 #ifdef DIAD_HAS_MALLOPT
-  constexpr int kTrimThreshold = 1 << 30;  // bytes free at the heap's end before they go back to the system
-  constexpr int kTopPad = 64 << 20;        // bytes taken beyond what was asked for
-  return mallopt(M_ARENA_MAX, 1) == 1 && mallopt(M_MMAP_MAX, 0) == 1 && mallopt(M_TRIM_THRESHOLD, kTrimThreshold) == 1 &&
-         mallopt(M_TOP_PAD, kTopPad) == 1;
+  constexpr int kTrimThreshold = 1 << 30;  // free bytes at the heap's end before they are released
+  constexpr int kTopPad = 64 << 20;        // bytes requested in advance when the heap grows
+  return mallopt(M_ARENA_MAX, 1) == 1 && mallopt(M_MMAP_MAX, 0) == 1 &&
+         mallopt(M_TRIM_THRESHOLD, kTrimThreshold) == 1 && mallopt(M_TOP_PAD, kTopPad) == 1;
 #else
   return false;
 #endif

@@ -1,4 +1,4 @@
-// The outcome of a calibration, computed on a background thread.
+// Computes the result of a calibration on a background thread.
 #pragma once
 
 #include <napi.h>
@@ -10,7 +10,8 @@
 
 namespace diad_addon {
 
-// A promise of { normality: Uint8Array, images: { indices: Uint32Array, scores, reconstruction, memory, peaks: Float64Array } }.
+// Returns a promise of { normality: Uint8Array, images: { indices: Uint32Array, scores, reconstruction,
+// memory, peaks: Float64Array } }.
 [[nodiscard]] Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>& environment,
                                              const std::shared_ptr<CalibratorHandle>& calibrator);
 

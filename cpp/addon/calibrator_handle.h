@@ -1,4 +1,4 @@
-// A calibrator of the engine library, freed when the last who uses it lets go.
+// Shared handle of an engine calibrator, freed with its last owner.
 #pragma once
 
 #include <atomic>
@@ -17,7 +17,7 @@ class CalibratorHandle {
   [[nodiscard]] const EngineApi& api() const { return api_; }
   [[nodiscard]] diad_calibrator* get() const { return calibrator_; }
 
-  // Ends a computation of its outcome that is under way.
+  // Cancels a running computation of the result.
   void drop() { dropped_ = true; }
   [[nodiscard]] bool dropped() const { return dropped_; }
 

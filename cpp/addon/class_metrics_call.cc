@@ -18,15 +18,16 @@ namespace {
 
 namespace metrics = diad::metrics;
 
-constexpr const char* kNoRoom = "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer images";
+constexpr const char* kNoRoom =
+    "There is not enough memory to evaluate the class; lower scratchBytes or evaluate fewer images";
 
-// Everything the computation needs, copied on the JavaScript thread: no reference to an array keeps its memory where it is once the caller
-// transfers the buffer.
+// Everything the computation needs, copied on the JavaScript thread: a reference to an array does not keep
+// its memory in place when the caller transfers the buffer.
 struct Request {
-  bool single = true;           // float32 maps, else float64
+  bool single = true;           // float32 maps, otherwise float64
   size_t images = 0;            // of the class
   std::vector<std::byte> maps;  // [images, height, width]
-  std::vector<uint8_t> masks;   // the same
+  std::vector<uint8_t> masks;   // [images, height, width]
   size_t height = 0, width = 0;
   std::vector<double> image_scores;
   std::vector<uint8_t> image_labels;
@@ -57,10 +58,12 @@ Request read_request(const Napi::Object& object) {
   const auto masks = object.Get("masks").As<Napi::Uint8Array>();
   const auto indices = object.Get("indices").As<Napi::Uint32Array>();
   request.images = indices.ElementLength();
-  const size_t whole = std::min(maps.ElementLength(), masks.ElementLength()) / std::max<size_t>(1, pixels);  // images
+  const size_t whole =
+      std::min(maps.ElementLength(), masks.ElementLength()) / std::max<size_t>(1, pixels);  // images
   for (size_t i = 0; i < request.images; ++i) {
     if (indices[i] >= whole) {
-      throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " + std::to_string(request.width) +
+      throw std::invalid_argument("Expected maps and masks of " + std::to_string(request.height) + " x " +
+                                  std::to_string(request.width) +
                                   " for every image but they end before image " + std::to_string(indices[i]));
     }
   }
@@ -84,26 +87,31 @@ metrics::ClassMetrics compute(const Request& request, const std::function<bool()
     maps.push_back(reinterpret_cast<const Score*>(request.maps.data()) + i * pixels);
     masks.push_back(request.masks.data() + i * pixels);
   }
-  const metrics::ClassImages<Score> images{maps, masks, request.height, request.width, request.image_scores, request.image_labels};
+  const metrics::ClassImages<Score> images{
+      maps, masks, request.height, request.width, request.image_scores, request.image_labels};
   return metrics::class_metrics(images, request.mode, request.limits, stop);
 }
 
 Napi::Object convert(Napi::Env env, const metrics::ClassMetrics& found) {
   Napi::Object object = Napi::Object::New(env);
-  const std::pair<const char*, std::optional<double>> values[] = {{"imageAuroc", found.image_auroc},
-                                                                  {"imageAp", found.image_ap},
-                                                                  {"imageF1max", found.image_f1max},
-                                                                  {"imageF1maxScore", found.image_f1max_score},
-                                                                  {"pixelAuroc", found.pixel_auroc},
-                                                                  {"pixelAp", found.pixel_ap},
-                                                                  {"pixelF1max", found.pixel_f1max},
-                                                                  {"pixelF1maxScore", found.pixel_f1max_score},
-                                                                  {"auPro", found.au_pro}};
-  for (const auto& [name, value] : values) object.Set(name, value ? Napi::Number::New(env, *value).As<Napi::Value>() : env.Null());
+  const std::pair<const char*, std::optional<double>> values[] = {
+      {"imageAuroc", found.image_auroc},
+      {"imageAp", found.image_ap},
+      {"imageF1max", found.image_f1max},
+      {"imageF1maxScore", found.image_f1max_score},
+      {"pixelAuroc", found.pixel_auroc},
+      {"pixelAp", found.pixel_ap},
+      {"pixelF1max", found.pixel_f1max},
+      {"pixelF1maxScore", found.pixel_f1max_score},
+      {"auPro", found.au_pro}};
+  for (const auto& [name, value] : values)
+    object.Set(name, value ? Napi::Number::New(env, *value).As<Napi::Value>() : env.Null());
   Napi::Float64Array curve = Napi::Float64Array::New(env, 4 * found.pixel_curve.size());
   size_t place = 0;
   for (const metrics::CurvePoint& point : found.pixel_curve) {
-    for (const double value : {point.score, point.false_positive_rate, point.true_positive_rate, point.precision}) curve[place++] = value;
+    for (const double value :
+         {point.score, point.false_positive_rate, point.true_positive_rate, point.precision})
+      curve[place++] = value;
   }
   object.Set("pixelCurve", curve);
   return object;
@@ -111,7 +119,8 @@ Napi::Object convert(Napi::Env env, const metrics::ClassMetrics& found) {
 
 }  // namespace
 
-Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared_ptr<Environment>& environment) {
+Napi::Value class_metrics_call(const Napi::CallbackInfo& info,
+                               const std::shared_ptr<Environment>& environment) {
   const Napi::Env env = info.Env();
   auto operation = std::make_shared<Operation>(env, environment);
   const Napi::Promise promise = operation->promise();
@@ -125,32 +134,35 @@ Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared
   } catch (const std::bad_alloc&) {
     operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
     return promise;
-  } catch (const std::exception& error) {  // JavaScript's own included
+  } catch (const std::exception& error) {  // includes JavaScript exceptions
     operation->reject(env, "ERR_DIAD_INVALID_ARGUMENT", error.what());
     return promise;
   }
-  const bool started = environment->run_in_background([environment, operation, request = std::move(request)]() mutable {
-    const auto reject = [&](const char* code, std::string message) {
-      environment->post([operation, code, message = std::move(message)](Napi::Env loop) { operation->reject(loop, code, message); });
-    };
-    try {
-      const std::function<bool()> stop = [&environment] { return environment->closed(); };
-      auto found = request->single ? compute<float>(*request, stop) : compute<double>(*request, stop);
-      environment->post([operation, found = std::move(found)](Napi::Env loop) {
+  const bool started =
+      environment->run_in_background([environment, operation, request = std::move(request)]() mutable {
+        const auto reject = [&](const char* code, std::string message) {
+          environment->post([operation, code, message = std::move(message)](Napi::Env loop) {
+            operation->reject(loop, code, message);
+          });
+        };
         try {
-          operation->resolve(loop, convert(loop, found));
-        } catch (const Napi::Error&) {  // V8 has no room for the curve
-          operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+          const std::function<bool()> stop = [&environment] { return environment->closed(); };
+          auto found = request->single ? compute<float>(*request, stop) : compute<double>(*request, stop);
+          environment->post([operation, found = std::move(found)](Napi::Env loop) {
+            try {
+              operation->resolve(loop, convert(loop, found));
+            } catch (const Napi::Error&) {  // V8 cannot allocate the curve
+              operation->reject(loop, "ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+            }
+          });
+        } catch (const metrics::Stopped&) {
+          reject("ERR_DIAD_CLOSED", "diad was shut down in this environment");
+        } catch (const std::bad_alloc&) {
+          reject("ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
+        } catch (const std::exception& error) {
+          reject("ERR_DIAD_INVALID_ARGUMENT", error.what());
         }
       });
-    } catch (const metrics::Stopped&) {
-      reject("ERR_DIAD_CLOSED", "diad was shut down in this environment");
-    } catch (const std::bad_alloc&) {
-      reject("ERR_DIAD_OUT_OF_MEMORY", kNoRoom);
-    } catch (const std::exception& error) {
-      reject("ERR_DIAD_INVALID_ARGUMENT", error.what());
-    }
-  });
   if (!started) operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", kNoThread);
   return promise;
 }

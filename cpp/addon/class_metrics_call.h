@@ -1,4 +1,4 @@
-// The addon's classMetrics: metrics of one class, computed on a background thread.
+// The addon's classMetrics: computes the metrics of one class on a background thread.
 #pragma once
 
 #include <napi.h>
@@ -9,8 +9,9 @@
 
 namespace diad_addon {
 
-// classMetrics(request): Promise<metrics>. The request's arrays are read in place, not copied: they are kept alive, and must be neither
-// changed nor transferred until the promise is settled. Rejects ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED.
-Napi::Value class_metrics_call(const Napi::CallbackInfo& info, const std::shared_ptr<Environment>& environment);
+// classMetrics(request): Promise<metrics>. The request's arrays are copied before the call returns. Rejects
+// with ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY or ERR_DIAD_CLOSED.
+Napi::Value class_metrics_call(const Napi::CallbackInfo& info,
+                               const std::shared_ptr<Environment>& environment);
 
 }  // namespace diad_addon

@@ -16,13 +16,15 @@ std::filesystem::path utf8_path(const std::string& path) { return std::u8string(
 
 #ifdef _WIN32
 
-// The library's own folder is searched for what it needs, so that torch_cpu.dll and c10.dll are found beside torch.dll; a library that is
-// mapped already satisfies whoever asks for its name.
+// Searches the library's own folder for its dependencies, so that torch_cpu.dll and c10.dll are found next to
+// torch.dll. A mapped library satisfies later lookups of its name.
 void* open_library(const std::string& path, Visibility, std::string& reason) {
   std::filesystem::path native = utf8_path(path);
-  native.make_preferred();  // LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR wants backslashes
-  HMODULE library = LoadLibraryExW(native.c_str(), nullptr, LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS);
-  if (library == nullptr) reason = path + ": " + std::system_category().message(static_cast<int>(GetLastError()));
+  native.make_preferred();  // LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR requires backslashes
+  HMODULE library = LoadLibraryExW(native.c_str(), nullptr,
+                                   LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS);
+  if (library == nullptr)
+    reason = path + ": " + std::system_category().message(static_cast<int>(GetLastError()));
   return reinterpret_cast<void*>(library);
 }
 

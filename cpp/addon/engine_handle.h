@@ -1,4 +1,4 @@
-// One loaded engine of an environment, closed exactly once from whichever side comes first.
+// A loaded engine of an environment, closed exactly once by any of its owners.
 #pragma once
 
 #include <mutex>
@@ -15,7 +15,7 @@ class EngineHandle {
   EngineHandle& operator=(const EngineHandle&) = delete;
   ~EngineHandle() { close(); }
 
-  // Calls `use(api, engine)` while the engine is open; false when it is closed. Any thread.
+  // Calls `use(api, engine)` while the engine is open; returns false if it is closed. Any thread.
   template <typename Use>
   bool with(Use&& use) {
     const std::shared_lock lock(mutex_);
@@ -24,7 +24,7 @@ class EngineHandle {
     return true;
   }
 
-  // Completes what is pending and releases the engine; blocks until its thread has come to the end of a layer.
+  // Completes pending requests and releases the engine. Blocks until its thread finishes the current layer.
   void close() {
     diad_engine* engine = nullptr;
     {

@@ -10,7 +10,8 @@ namespace diad_addon {
 
 namespace {
 
-// Process-wide and never destroyed: native threads of several environments may still read it while the process exits.
+// Process-wide and never destroyed: native threads of several environments can read it while the process
+// exits.
 struct Library {
   std::mutex mutex;
   std::string libtorch_folder, engine_path;
@@ -45,11 +46,15 @@ bool resolve(void* handle, const char* name, Function& function) {
 bool resolve_all(void* handle, EngineApi& api) {
   return resolve(handle, "diad_engine_abi", api.abi) && resolve(handle, "diad_engine_version", api.version) &&
          resolve(handle, "diad_engine_load", api.load) && resolve(handle, "diad_engine_info", api.info) &&
-         resolve(handle, "diad_engine_submit", api.submit) && resolve(handle, "diad_engine_cancel", api.cancel) &&
+         resolve(handle, "diad_engine_submit", api.submit) &&
+         resolve(handle, "diad_engine_cancel", api.cancel) &&
          resolve(handle, "diad_engine_stats", api.stats) && resolve(handle, "diad_engine_close", api.close) &&
-         resolve(handle, "diad_engine_result_free", api.result_free) && resolve(handle, "diad_engine_last_error", api.last_error) &&
-         resolve(handle, "diad_calibrator_new", api.calibrator_new) && resolve(handle, "diad_calibrator_finish", api.calibrator_finish) &&
-         resolve(handle, "diad_calibration_free", api.calibration_free) && resolve(handle, "diad_calibrator_free", api.calibrator_free);
+         resolve(handle, "diad_engine_result_free", api.result_free) &&
+         resolve(handle, "diad_engine_last_error", api.last_error) &&
+         resolve(handle, "diad_calibrator_new", api.calibrator_new) &&
+         resolve(handle, "diad_calibrator_finish", api.calibrator_finish) &&
+         resolve(handle, "diad_calibration_free", api.calibration_free) &&
+         resolve(handle, "diad_calibrator_free", api.calibrator_free);
 }
 
 }  // namespace
@@ -67,25 +72,29 @@ CodedError open_engine_library(const std::string& libtorch_folder, const std::st
   const std::lock_guard lock(shared.mutex);
   if (shared.opened) {
     if (shared.libtorch_folder == libtorch_folder && shared.engine_path == engine_path) return {};
-    return {"ERR_DIAD_LIBTORCH_MISMATCH", "This process already runs LibTorch from " + shared.libtorch_folder +
-                                              " and cannot open another from " + libtorch_folder + "; start a new process"};
+    return {"ERR_DIAD_LIBTORCH_MISMATCH", "This process already runs LibTorch from " +
+                                              shared.libtorch_folder + " and cannot open another from " +
+                                              libtorch_folder + "; start a new process"};
   }
   const std::string libtorch = libtorch_folder + "/" + kLibTorch;
   if (!exists(libtorch)) return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no " + libtorch};
   if (!exists(engine_path))
-    return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "There is no engine library at " + engine_path + "; build it with `npm run build:native`"};
-  // Global, so that the engine's undefined symbols resolve by soname without a run path of its own.
+    return {"ERR_DIAD_LIBTORCH_NOT_FOUND",
+            "There is no engine library at " + engine_path + "; build it with `npm run build:native`"};
+  // Global, so that the engine's undefined symbols resolve by soname and the engine needs no run path.
   std::string reason;
   if (open_library(libtorch, Visibility::kGlobal, reason) == nullptr) {
     return {"ERR_DIAD_LIBTORCH_NOT_FOUND", "LibTorch cannot be opened: " + reason};
   }
   void* engine = open_library(engine_path, Visibility::kLocal, reason);
   if (engine == nullptr) {
-    return {"ERR_DIAD_LIBTORCH_MISMATCH", "The engine does not fit the LibTorch in " + libtorch_folder + ": " + reason};
+    return {"ERR_DIAD_LIBTORCH_MISMATCH",
+            "The engine does not fit the LibTorch in " + libtorch_folder + ": " + reason};
   }
   EngineApi api;
   if (!resolve_all(engine, api) || api.abi() != DIAD_ENGINE_ABI) {
-    return {"ERR_DIAD_LIBTORCH_MISMATCH", "The engine library " + engine_path + " belongs to another version of diad"};
+    return {"ERR_DIAD_LIBTORCH_MISMATCH",
+            "The engine library " + engine_path + " belongs to another version of diad"};
   }
   shared.api = api;
   shared.libtorch_folder = libtorch_folder;

@@ -1,4 +1,4 @@
-// The engine library, opened at run time behind LibTorch: one per process.
+// The engine library, opened at run time after LibTorch; one per process.
 #pragma once
 
 #include <string>
@@ -7,7 +7,7 @@
 
 namespace diad_addon {
 
-// The C interface's functions, resolved from the opened library.
+// Functions of the C interface, resolved from the opened library.
 struct EngineApi {
   decltype(&diad_engine_abi) abi = nullptr;
   decltype(&diad_engine_version) version = nullptr;
@@ -30,17 +30,18 @@ struct CodedError {
   std::string message;
 };
 
-// Where oneDNN computes (bfloat16, processors without AVX2), OpenMP's threads spin at each barrier, by default for milliseconds: on a
-// machine that has other work, inference becomes several times slower. Asleep at once, they are woken at each loop, which costs more than
-// the work of a small model. So they spin for a fraction of a millisecond. libgomp reads this once, when LibTorch brings it in; what the
-// user has set stays. On JavaScript's thread, which reads and writes the environment, too.
+// Bounds the spinning of OpenMP threads. Where oneDNN computes (bfloat16, CPUs without AVX2), OpenMP's
+// threads spin at each barrier, by default for milliseconds, which slows inference down several times on a
+// busy machine. Without spinning, waking them in every loop costs more than the work of a small model. This
+// sets a fraction of a millisecond. libgomp reads the setting once, when LibTorch loads it. A value set by
+// the user is kept. Call it on the JavaScript thread, which also reads and writes the environment.
 void bound_spinning();
 
-// Opens <libtorch_folder>/libtorch.so (libtorch.dylib, torch.dll), then the engine; once per process, later calls return the first
-// outcome's library as long as they name the same files. Blocks for about 0.3 s. Any thread.
+// Opens <libtorch_folder>/libtorch.so (libtorch.dylib, torch.dll), then the engine. Opens them once per
+// process: later calls succeed only with the same files. Blocks for about 0.3 s. Any thread.
 CodedError open_engine_library(const std::string& libtorch_folder, const std::string& engine_path);
 
-// The opened library, or nullptr before a successful open_engine_library.
+// Returns the opened library, or nullptr before a successful open_engine_library.
 const EngineApi* engine_api();
 
 }  // namespace diad_addon

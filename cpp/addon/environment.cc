@@ -9,18 +9,20 @@ namespace diad_addon {
 
 namespace {
 
-constexpr std::chrono::seconds kLongestWait{10};  // for background work at teardown
+constexpr std::chrono::seconds kLongestWait{10};  // for background work during shutdown
 
 }  // namespace
 
 std::shared_ptr<Environment> Environment::create(Napi::Env env) {
   auto created = std::make_shared<Environment>();
   napi_value name = Napi::String::New(env, "diad");
-  // The context keeps the environment alive until the function's finalizer.
+  // The context keeps the environment alive until the function's finalizer runs.
   auto* context = new std::shared_ptr<Environment>(created);
-  const auto finalize = [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Environment>*>(data); };
-  const napi_status made =
-      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, context, finalize, context, &call_js, &created->function_);
+  const auto finalize = [](napi_env, void* data, void*) {
+    delete static_cast<std::shared_ptr<Environment>*>(data);
+  };
+  const napi_status made = napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, context,
+                                                           finalize, context, &call_js, &created->function_);
   if (made != napi_ok) {
     delete context;
     throw Napi::Error::New(env, "The addon cannot reach this environment's event loop");
@@ -39,7 +41,7 @@ void Environment::call_js(napi_env env, napi_value /*callback*/, void* /*context
   try {
     (*task)(env);
   } catch (const Napi::Error& error) {
-    // A worker that is being terminated refuses every call, this one too: its promises will never be looked at again.
+    // A terminating worker rejects every call, including this one. Its promises are never observed.
     error.ThrowAsJavaScriptException();
   } catch (const std::exception& error) {
     Napi::Error::New(env, error.what()).ThrowAsJavaScriptException();
@@ -50,7 +52,8 @@ void Environment::post(Task task) {
   auto owned = std::make_unique<Task>(std::move(task));
   const std::lock_guard lock(mutex_);
   if (function_ == nullptr) return;
-  if (napi_call_threadsafe_function(function_, owned.get(), napi_tsfn_nonblocking) == napi_ok) owned.release();
+  if (napi_call_threadsafe_function(function_, owned.get(), napi_tsfn_nonblocking) == napi_ok)
+    owned.release();
 }
 
 void Environment::begin_operation(Napi::Env env) {
@@ -81,11 +84,11 @@ bool Environment::run_in_background(std::function<void()> work) {
   try {
     std::thread([self = shared_from_this(), work = std::move(work)]() mutable {
       work();
-      work = nullptr;  // what it captured goes before anybody is told that it ended
+      work = nullptr;  // destroys its captures before the end is signaled
       self->background_over();
     }).detach();
     return true;
-  } catch (const std::exception&) {  // no thread, or no memory for one
+  } catch (const std::exception&) {  // no thread, or out of memory
     background_over();
     return false;
   }

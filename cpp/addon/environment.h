@@ -1,4 +1,5 @@
-// What belongs to one JavaScript environment (the main thread's or a worker's): the way back from native threads, and its engines.
+// State of one JavaScript environment (main thread or worker): the channel from native threads to JavaScript,
+// and the environment's engines.
 #pragma once
 
 #include <napi.h>
@@ -16,21 +17,23 @@ namespace diad_addon {
 
 class EngineHandle;
 
-// Teardown rules, each of which was a crash in some addon:
-// 1. Native threads call JavaScript through one thread-safe function per environment, nothing else.
-// 2. It is unreferenced while nothing is pending, so that an idle process ends by itself, and referenced while something is.
-// 3. Before it goes, every engine of the environment is closed: no native thread may use it afterwards. The cleanup hook that does so is
-//    registered after the thread-safe function was made, since hooks run in reverse order.
-// 4. Hooks do not run on process.exit() or an uncaught throw: the JavaScript 'exit' event calls shutdown() instead. Both may happen.
-// 5. A call that arrives after teardown is dropped with its data freed, never queued.
+// Teardown rules; each prevents a crash that addons are known for:
+// 1. Native threads call JavaScript only through one thread-safe function per environment.
+// 2. The function is referenced only while operations are pending, so that an idle process can exit.
+// 3. All engines of the environment are closed before the function is released, so that no native thread uses
+// it afterwards. The cleanup hook that does this is registered after the function is created, because hooks
+// run in reverse order.
+// 4. Hooks do not run on process.exit() or an uncaught exception: the JavaScript 'exit' event calls
+// shutdown() instead. Both can happen.
+// 5. A call that arrives after teardown is dropped and its data freed; it is never queued.
 class Environment : public std::enable_shared_from_this<Environment> {
  public:
-  // A task for the JavaScript thread. It is destroyed unrun when the environment goes first.
+  // A task for the JavaScript thread. It is destroyed without running if the environment ends first.
   using Task = std::function<void(Napi::Env)>;
 
   static std::shared_ptr<Environment> create(Napi::Env env);
 
-  // Runs a task on the JavaScript thread, from any thread; dropped after teardown.
+  // Runs a task on the JavaScript thread. Can be called from any thread; dropped after teardown.
   void post(Task task);
 
   // Pending operations keep the process alive. JavaScript thread only.
@@ -40,12 +43,12 @@ class Environment : public std::enable_shared_from_this<Environment> {
   void add(const std::shared_ptr<EngineHandle>& engine);
   void remove(const std::shared_ptr<EngineHandle>& engine);
 
-  // Runs blocking work on a thread of its own: not on the event loop's, not in libuv's pool. False, and `work` not run, where the system
-  // gives no thread.
+  // Runs blocking work on a separate thread, not on the event loop or in libuv's pool. Returns false without
+  // running `work` if no thread can be created.
   [[nodiscard]] bool run_in_background(std::function<void()> work);
 
-  // Closes every engine and the way back. Blocks until the inference threads have come to the end of a layer and background work has
-  // noticed (kLongestWait at most). Idempotent.
+  // Closes all engines and the thread-safe function. Blocks until the inference threads finish their current
+  // layer and background work ends (at most kLongestWait). Idempotent.
   void shutdown();
 
   [[nodiscard]] bool on_javascript_thread() const { return std::this_thread::get_id() == thread_; }

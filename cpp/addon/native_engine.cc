@@ -11,14 +11,14 @@ namespace {
 
 Napi::Value closed_error(Napi::Env env) { return make_error(env, "ERR_DIAD_CLOSED", "The model is closed"); }
 
-// Frees a result when its task is run or dropped.
+// Frees a result when its task has run or is dropped.
 using ResultPtr = std::shared_ptr<diad_result>;
 
 Napi::Object convert_timings(Napi::Env env, const diad_timings& t) {
   Napi::Object timings = Napi::Object::New(env);
-  const std::pair<const char*, double> entries[] = {{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},
-                                                    {"encodeMs", t.encode},   {"denoiseMs", t.denoise}, {"decodeMs", t.decode},
-                                                    {"extractMs", t.extract}, {"mapMs", t.map}};
+  const std::pair<const char*, double> entries[] = {
+      {"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
+      {"denoiseMs", t.denoise}, {"decodeMs", t.decode},   {"extractMs", t.extract}, {"mapMs", t.map}};
   for (const auto& [name, milliseconds] : entries) timings.Set(name, milliseconds);
   return timings;
 }
@@ -69,7 +69,7 @@ Napi::Object convert_result(Napi::Env env, const diad_result& result) {
   return object;
 }
 
-// What a submitted image carries through the engine; freed by `done`.
+// Context of a submitted image, passed through the engine; freed by `done`.
 struct Pending {
   std::shared_ptr<Environment> environment;
   std::shared_ptr<Operation> operation;  // used and destroyed on the JavaScript thread only
@@ -80,18 +80,19 @@ struct Pending {
 void image_done(void* user, diad_result* raw) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(user));
   ResultPtr result(raw, pending->api->result_free);
-  pending->environment->post(
-      [operation = std::move(pending->operation), on_step = std::move(pending->on_step), result = std::move(result)](Napi::Env env) {
-        if (result->error.code != nullptr) {
-          operation->reject(env, result->error.code, result->error.message);
-          return;
-        }
-        try {
-          operation->resolve(env, convert_result(env, *result));
-        } catch (const Napi::Error&) {  // V8 has no room for map or reconstruction
-          operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to hand out the result");
-        }
-      });
+  pending->environment->post([operation = std::move(pending->operation),
+                              on_step = std::move(pending->on_step),
+                              result = std::move(result)](Napi::Env env) {
+    if (result->error.code != nullptr) {
+      operation->reject(env, result->error.code, result->error.message);
+      return;
+    }
+    try {
+      operation->resolve(env, convert_result(env, *result));
+    } catch (const Napi::Error&) {  // V8 cannot allocate map or reconstruction
+      operation->reject(env, "ERR_DIAD_OUT_OF_MEMORY", "There is not enough memory to return the result");
+    }
+  });
 }
 
 void image_step(void* user, int32_t step, int32_t total) {
@@ -101,16 +102,18 @@ void image_step(void* user, int32_t step, int32_t total) {
   });
 }
 
-// A function kept for later calls. A reference may only be deleted on its own thread: one that is dropped elsewhere, which happens after
-// teardown alone, is left to the environment's end.
-std::shared_ptr<Napi::FunctionReference> hold(Napi::Function function, const std::shared_ptr<Environment>& environment) {
-  return {new Napi::FunctionReference(Napi::Persistent(function)), [environment](Napi::FunctionReference* reference) {
+// Keeps a function for later calls. A reference can be deleted only on its own thread. If it is released on
+// another thread, which happens only after teardown, it is left to the environment's cleanup.
+std::shared_ptr<Napi::FunctionReference> hold(Napi::Function function,
+                                              const std::shared_ptr<Environment>& environment) {
+  return {new Napi::FunctionReference(Napi::Persistent(function)),
+          [environment](Napi::FunctionReference* reference) {
             if (!environment->on_javascript_thread()) reference->SuppressDestruct();
             delete reference;
           }};
 }
 
-// Reads a frame object; false when its bytes do not fit its sizes.
+// Reads a frame object; returns false if its data does not match its dimensions.
 bool read_frame(const Napi::Object& frame, diad_request& request) {
   const Napi::Value data = frame.Get("data");
   if (!data.IsTypedArray() || data.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) return false;
@@ -125,12 +128,14 @@ bool read_frame(const Napi::Object& frame, diad_request& request) {
 }  // namespace
 
 Napi::Function NativeEngine::define(Napi::Env env) {
-  return DefineClass(env, "NativeEngine",
-                     {InstanceMethod<&NativeEngine::info>("info"), InstanceMethod<&NativeEngine::stats>("stats"),
-                      InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
-                      InstanceMethod<&NativeEngine::close>("close"), InstanceMethod<&NativeEngine::create_calibrator>("createCalibrator"),
-                      InstanceMethod<&NativeEngine::finish_calibrator>("finishCalibrator"),
-                      InstanceMethod<&NativeEngine::drop_calibrator>("dropCalibrator")});
+  return DefineClass(
+      env, "NativeEngine",
+      {InstanceMethod<&NativeEngine::info>("info"), InstanceMethod<&NativeEngine::stats>("stats"),
+       InstanceMethod<&NativeEngine::submit>("submit"), InstanceMethod<&NativeEngine::cancel>("cancel"),
+       InstanceMethod<&NativeEngine::close>("close"),
+       InstanceMethod<&NativeEngine::create_calibrator>("createCalibrator"),
+       InstanceMethod<&NativeEngine::finish_calibrator>("finishCalibrator"),
+       InstanceMethod<&NativeEngine::drop_calibrator>("dropCalibrator")});
 }
 
 NativeEngine::NativeEngine(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeEngine>(info) {}
@@ -146,7 +151,9 @@ EngineHandle& NativeEngine::engine(Napi::Env env) const {
   return *engine_;
 }
 
-Napi::Value NativeEngine::info(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), info_); }
+Napi::Value NativeEngine::info(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), info_);
+}
 
 Napi::Value NativeEngine::stats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -162,8 +169,9 @@ Napi::Value NativeEngine::stats(const Napi::CallbackInfo& info) {
     return object;
   };
   Napi::Object stats = Napi::Object::New(env);
-  const std::pair<const char*, uint64_t> counters[] = {{"queued", s.queued}, {"running", s.running},     {"completed", s.completed},
-                                                       {"failed", s.failed}, {"cancelled", s.cancelled}, {"batches", s.batches}};
+  const std::pair<const char*, uint64_t> counters[] = {{"queued", s.queued},       {"running", s.running},
+                                                       {"completed", s.completed}, {"failed", s.failed},
+                                                       {"cancelled", s.cancelled}, {"batches", s.batches}};
   for (const auto& [name, value] : counters) stats.Set(name, static_cast<double>(value));
   stats.Set("meanBatch", s.mean_batch);
   stats.Set("queueMs", distribution(s.queue_ms_p50, s.queue_ms_p99, s.queue_ms_mean));
@@ -176,8 +184,8 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   EngineHandle& model = engine(env);
   diad_request request{};
   if (!read_frame(info[0].As<Napi::Object>(), request)) {
-    throw Napi::Error(env,
-                      make_error(env, "ERR_DIAD_INVALID_ARGUMENT", "Expected a Uint8Array of width x height x channels bytes for data"));
+    throw Napi::Error(env, make_error(env, "ERR_DIAD_INVALID_ARGUMENT",
+                                      "Expected a Uint8Array of width x height x channels bytes for data"));
   }
   const Napi::Object options = info[1].As<Napi::Object>();
   bool lossless = false;
@@ -190,7 +198,7 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
   const Napi::Value name = options.Get("className");
   const std::string class_name = name.IsString() ? name.ToString().Utf8Value() : "";
   request.class_name = class_name.c_str();
-  std::shared_ptr<CalibratorHandle> sink;  // until the engine has its own hold on it
+  std::shared_ptr<CalibratorHandle> sink;  // until the engine holds its own reference
   if (options.Get("calibration").IsObject()) {
     const Napi::Object calibration = options.Get("calibration").As<Napi::Object>();
     sink = calibrator(env, calibration.Get("calibrator"));
@@ -231,7 +239,9 @@ Napi::Value NativeEngine::submit(const Napi::CallbackInfo& info) {
 Napi::Value NativeEngine::cancel(const Napi::CallbackInfo& info) {
   const auto id = static_cast<uint64_t>(info[0].ToNumber().Int64Value());
   int32_t cancelled = 0;
-  engine(info.Env()).with([&](const EngineApi& api, diad_engine* handle) { cancelled = api.cancel(handle, id); });
+  engine(info.Env()).with([&](const EngineApi& api, diad_engine* handle) {
+    cancelled = api.cancel(handle, id);
+  });
   return Napi::Boolean::New(info.Env(), cancelled != 0);
 }
 
@@ -256,7 +266,8 @@ Napi::Value NativeEngine::create_calibrator(const Napi::CallbackInfo& info) {
 std::shared_ptr<CalibratorHandle> NativeEngine::calibrator(Napi::Env env, const Napi::Value& id) const {
   const auto found = calibrators_.find(id.ToNumber().Uint32Value());
   if (found != calibrators_.end()) return found->second;
-  throw Napi::Error(env, make_error(env, "ERR_DIAD_INVALID_ARGUMENT", "Expected a calibrator of this model that was not dropped"));
+  throw Napi::Error(env, make_error(env, "ERR_DIAD_INVALID_ARGUMENT",
+                                    "Expected a calibrator of this model that was not dropped"));
 }
 
 Napi::Value NativeEngine::finish_calibrator(const Napi::CallbackInfo& info) {
@@ -275,16 +286,20 @@ Napi::Value NativeEngine::drop_calibrator(const Napi::CallbackInfo& info) {
 Napi::Value NativeEngine::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   static_cast<void>(engine(env));
-  calibrators_.clear();  // one that is being finished stays until it is
+  calibrators_.clear();  // a calibrator that is being finished keeps its own reference
   auto operation = std::make_shared<Operation>(env, environment_);
   const Napi::Promise promise = operation->promise();
-  // Closing waits for the end of a layer: not on this thread. The environment's own teardown waits for whoever comes first.
-  const bool started = environment_->run_in_background([environment = environment_, engine = engine_, operation]() mutable {
-    engine->close();
-    environment->remove(engine);
-    environment->post([operation = std::move(operation)](Napi::Env loop) { operation->resolve(loop, loop.Undefined()); });
-  });
-  if (!started) {  // then here: a layer's time is better than an engine that stays
+  // Closing waits for the end of a layer, so it runs on another thread. The environment's shutdown can close
+  // the engine concurrently.
+  const bool started =
+      environment_->run_in_background([environment = environment_, engine = engine_, operation]() mutable {
+        engine->close();
+        environment->remove(engine);
+        environment->post([operation = std::move(operation)](Napi::Env loop) {
+          operation->resolve(loop, loop.Undefined());
+        });
+      });
+  if (!started) {  // close here: blocking for a layer is better than leaking the engine
     engine_->close();
     environment_->remove(engine_);
     operation->resolve(env, env.Undefined());

@@ -1,4 +1,4 @@
-// The JavaScript object of a loaded engine: argument conversion and promises, nothing else.
+// The JavaScript object of a loaded engine: converts arguments and settles promises.
 #pragma once
 
 #include <napi.h>
@@ -19,7 +19,7 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   static Napi::Function define(Napi::Env env);
   explicit NativeEngine(const Napi::CallbackInfo& info);
 
-  // Gives a freshly constructed object its engine.
+  // Attaches an engine to a newly constructed object.
   void attach(std::shared_ptr<Environment> environment, std::shared_ptr<EngineHandle> engine);
 
  private:
@@ -32,9 +32,9 @@ class NativeEngine : public Napi::ObjectWrap<NativeEngine> {
   Napi::Value finish_calibrator(const Napi::CallbackInfo& info);
   Napi::Value drop_calibrator(const Napi::CallbackInfo& info);
 
-  // Throws a TypeError for an object that attach() never saw.
+  // Throws a TypeError for an object without an attached engine.
   [[nodiscard]] EngineHandle& engine(Napi::Env env) const;
-  // Throws ERR_DIAD_INVALID_ARGUMENT for an id that was never given out or was dropped.
+  // Throws ERR_DIAD_INVALID_ARGUMENT for an unknown or dropped id.
   [[nodiscard]] std::shared_ptr<CalibratorHandle> calibrator(Napi::Env env, const Napi::Value& id) const;
 
   std::shared_ptr<Environment> environment_;

@@ -11,17 +11,18 @@
 
 namespace diad_addon {
 
-// An Error with a string `code`.
+// Creates an Error with a string `code`.
 inline Napi::Value make_error(Napi::Env env, const std::string& code, const std::string& message) {
   Napi::Error error = Napi::Error::New(env, message);
   error.Set("code", Napi::String::New(env, code));
   return error.Value();
 }
 
-// Why an operation ends that no thread could be found for.
-inline constexpr const char* kNoThread = "The system gives this process no further thread; lower its load or raise its limits";
+// Message of an operation for which no thread could be created.
+inline constexpr const char* kNoThread =
+    "Could not create a thread: process limit reached; lower the load or raise the limit";
 
-// A deferred promise and the reference that keeps the process alive until it is settled.
+// A deferred promise that keeps the process alive until it is settled.
 class Operation {
  public:
   Operation(Napi::Env env, std::shared_ptr<Environment> environment)
@@ -31,7 +32,7 @@ class Operation {
 
   [[nodiscard]] Napi::Promise promise() const { return deferred_.Promise(); }
 
-  // JavaScript thread only; the first of these calls counts.
+  // JavaScript thread only. Only the first call has an effect.
   void resolve(Napi::Env env, Napi::Value value) {
     if (settle(env)) deferred_.Resolve(value);
   }

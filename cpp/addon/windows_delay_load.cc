@@ -1,4 +1,5 @@
-// Windows only: Node-API is imported from "node.exe"; the program that loads the addon answers for it, whatever it is called.
+// Windows only: Node-API is imported from "node.exe". The hook resolves it to the program that loads the
+// addon, whatever its name is.
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX

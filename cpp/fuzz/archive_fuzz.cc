@@ -1,7 +1,8 @@
-// Any pickles, code and tensor bytes as a TorchScript file. The input holds the records; the archive around them is made here, since a
-// mutated zip hardly ever has the right checksums.
+// Fuzzes read_torchscript with arbitrary pickles, code and tensor data. The input holds the records and the
+// archive is written here, because a mutated zip rarely has valid checksums.
 //
-// Input: records, each a byte for its name, three for its length (little-endian) and its content.
+// Input: records, each with one byte for its name, three bytes for its length (little-endian) and its
+// content.
 #include <caffe2/serialize/inline_container.h>
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace {
 
-constexpr const char* kNames[] = {"data.pkl", "constants.pkl", "code/__torch__.py", "data/0", "data/1", "constants/0", "model.json"};
+constexpr const char* kNames[] = {"data.pkl", "constants.pkl", "code/__torch__.py", "data/0",
+                                  "data/1",   "constants/0",   "model.json"};
 
 void write_archive(const std::string& file, const uint8_t* bytes, size_t size) {
   caffe2::serialize::PyTorchStreamWriter writer(file);
@@ -37,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   write_archive(file, bytes, size);
   try {
     (void)diad::read_torchscript(file, "module.pt");
-  } catch (const std::exception&) {  // LibTorch's own pass through and are named by the caller
+  } catch (const std::exception&) {  // exceptions of LibTorch pass through the reader
   }
   return 0;
 }

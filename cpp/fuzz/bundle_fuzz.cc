@@ -1,4 +1,5 @@
-// Any text as the manifest of a folder with files in it: opened, or refused with a bundle's code.
+// Fuzzes open_bundle with arbitrary text as the manifest of a folder with files: opens it or rejects it with
+// a bundle error code.
 #include <cstdint>
 #include <cstdlib>
 

@@ -1,4 +1,5 @@
-// Frames of any size and content: resized to exactly size x size, normalized to finite numbers.
+// Fuzzes preprocessing with frames of any size and content: resized to exactly size x size, normalized to
+// finite numbers.
 #include <ATen/ops/isfinite.h>
 
 #include <cstdint>

@@ -1,6 +1,7 @@
-"""Writes what the fuzzers start from: `python cpp/fuzz/make_seeds.py BUNDLE MODULES OUT`.
+"""Writes the seed corpora of the fuzzers: `python cpp/fuzz/make_seeds.py BUNDLE MODULES OUT`.
 
-BUNDLE is a bundle's folder, MODULES one of small TorchScript files. Each fuzzer gets a folder of its own below OUT.
+BUNDLE is the folder of a bundle, MODULES a folder of small TorchScript files. Each fuzzer gets a
+subfolder of OUT.
 """
 
 import hashlib
@@ -9,13 +10,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-# As in archive_fuzz.cc.
+# Same order as in archive_fuzz.cc.
 RECORDS = ["data.pkl", "constants.pkl", "code/__torch__.py", "data/0", "data/1", "constants/0", "model.json"]
 LONGEST = (1 << 24) - 1
 
 
 def records_of(path: Path) -> dict[str, bytes]:
-    """The records of a zip by their names below its top folder; none of a file that is no zip."""
+    """Returns the records of a zip by their names below its top folder; empty if the file is not a zip."""
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:
@@ -43,8 +44,16 @@ def main() -> None:
             if name in records:
                 write("pickle", f"{path.stem}-{name}", records[name])
         if path.parent == modules:
-            parts = [(place, records[name]) for place, name in enumerate(RECORDS) if name in records and len(records[name]) <= LONGEST]
-            write("archive", path.stem, b"".join(bytes([place]) + len(part).to_bytes(3, "little") + part for place, part in parts))
+            parts = [
+                (place, records[name])
+                for place, name in enumerate(RECORDS)
+                if name in records and len(records[name]) <= LONGEST
+            ]
+            write(
+                "archive",
+                path.stem,
+                b"".join(bytes([place]) + len(part).to_bytes(3, "little") + part for place, part in parts),
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// Any bytes as a module's pickle: accepted, or refused as invalid or corrupt; nothing of it is interpreted.
+// Fuzzes check_pickle with arbitrary bytes: accepts them or rejects them as invalid or corrupt, without
+// interpreting them.
 #include <cstdint>
 #include <cstdlib>
 #include <string>

@@ -1,4 +1,4 @@
-// A folder of this process's own, in memory where the system has such a place.
+// A temporary folder of this process, in memory if /dev/shm exists.
 #pragma once
 
 #include <unistd.h>

@@ -7,10 +7,11 @@ namespace diad::metrics {
 
 namespace {
 
-// torch.allclose's default tolerances.
+// Default tolerances of torch.allclose.
 bool close(double a, double b) { return std::abs(a - b) <= 1e-8 + 1e-5 * std::abs(b); }
 
-// Linear interpolation at x as the tool does it: the interval before the first point not below x, float32's epsilon in the denominator.
+// Linear interpolation at x as in the tool: uses the interval before the first point not below x, and adds
+// float32's epsilon to the denominator.
 double interpolate(const std::vector<double>& xs, const std::vector<double>& ys, double x, size_t& interval) {
   while (interval + 2 < xs.size() && xs[interval + 1] < x) ++interval;
   const double width = std::numeric_limits<float>::epsilon() + (xs[interval + 1] - xs[interval]);
@@ -23,15 +24,16 @@ void ResampledOverlap::add(double score, uint64_t negatives) {
   if (negatives_ == 0) return;
   false_positives_ += negatives;
   if (rate(false_positives_) <= limit_) ++common_points_;
-  // Two groups beyond the limit: the first may be needed as a point, the second ends it.
-  const bool wanted = background_.size() < 2 || rate(background_counts_[background_counts_.size() - 2]) <= limit_;
+  // Two groups beyond the limit: the first can be needed as a point, the second ends the curve.
+  const bool wanted =
+      background_.size() < 2 || rate(background_counts_[background_counts_.size() - 2]) <= limit_;
   if (negatives > 0 && wanted) {
     background_.push_back(score);
     background_counts_.push_back(false_positives_);
   }
 }
 
-// Points of the region's curve from (0, 0) to the last one of the first rate above the limit.
+// Returns the points of the region's curve from (0, 0) to the last one at the first rate above the limit.
 ResampledOverlap::Curve ResampledOverlap::region_curve(std::span<const double> scores) const {
   Curve curve{{0}, {0}};
   size_t found = 0, b = 0;
@@ -59,12 +61,13 @@ std::optional<double> ResampledOverlap::area(const std::function<bool()>& stop) 
   for (const std::vector<double>& scores : region_scores_) {
     if (stop()) throw Stopped();
     Curve curve = region_curve(scores);
-    // [0, within) lie at or below the limit.
+    // Points [0, within) lie at or below the limit.
     const auto above = std::upper_bound(curve.rates.begin(), curve.rates.end(), limit_);
     auto within = static_cast<size_t>(above - curve.rates.begin());
-    const size_t first_at_limit =
-        static_cast<size_t>(std::lower_bound(curve.rates.begin(), curve.rates.end(), limit_) - curve.rates.begin());
-    if (curve.rates[within - 1] == 0) within = curve.rates.size();  // nothing in between: the limit moves to the first rate above
+    const size_t first_at_limit = static_cast<size_t>(
+        std::lower_bound(curve.rates.begin(), curve.rates.end(), limit_) - curve.rates.begin());
+    if (curve.rates[within - 1] == 0)
+      within = curve.rates.size();  // no point between 0 and the limit: use the first rate above it
     std::vector<double> index(within);
     for (size_t i = 0; i < within; ++i) index[i] = static_cast<double>(i);
     double slope = 0;
@@ -84,7 +87,8 @@ std::optional<double> ResampledOverlap::area(const std::function<bool()>& stop) 
     }
     const double largest = *std::max_element(index.begin(), index.end());
     for (double& each : index) each = each / largest * last;
-    const double end = cut ? index[index.size() - 2] + (index.back() - index[index.size() - 2]) * slope : last;
+    const double end =
+        cut ? index[index.size() - 2] + (index.back() - index[index.size() - 2]) * slope : last;
     size_t interval = 0;
     for (size_t i = 0; i + 1 < points; ++i) {
       overlaps[i] += interpolate(index, curve.overlaps, static_cast<double>(i), interval);

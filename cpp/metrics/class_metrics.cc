@@ -21,11 +21,13 @@ namespace {
 constexpr int kDiadSteps = 200, kAderSteps = 100;
 constexpr double kTorchF1Epsilon = 1e-10;
 
-std::optional<double> flipped(std::optional<double> auroc) { return auroc && *auroc < 0.5 ? std::optional(1 - *auroc) : auroc; }
+std::optional<double> flipped(std::optional<double> auroc) {
+  return auroc && *auroc < 0.5 ? std::optional(1 - *auroc) : auroc;
+}
 
 bool outside_unit(double lowest, double highest) { return lowest < 0 || highest > 1; }
 
-// anomalib's F1 has 1e-10 in the denominator of 2PR / (P + R).
+// anomalib's F1 adds 1e-10 to the denominator of 2PR / (P + R).
 class TorchF1 {
  public:
   explicit TorchF1(uint64_t positives) : positives_(positives) {}
@@ -39,7 +41,9 @@ class TorchF1 {
     best_ = std::max(best_, 2 * precision * recall / (precision + recall + kTorchF1Epsilon));
   }
 
-  [[nodiscard]] std::optional<double> best() const { return positives_ == 0 ? std::nullopt : std::optional(best_); }
+  [[nodiscard]] std::optional<double> best() const {
+    return positives_ == 0 ? std::nullopt : std::optional(best_);
+  }
 
  private:
   uint64_t positives_, true_positives_ = 0, predicted_ = 0;
@@ -50,7 +54,7 @@ struct RankingMetrics {
   std::optional<double> auroc, ap, f1max, f1max_score;
 };
 
-// Metrics of a ranking by a mode's rules, fed by the groups in descending order.
+// Ranking metrics by the rules of a mode. Groups are added in descending order of score.
 template <typename Score>
 class ModeRanking {
  public:
@@ -94,7 +98,7 @@ class ModeRanking {
   SquashedGroups<Score> squashed_;
 };
 
-// Points of the pixel curve wherever a rate has moved by 1/200.
+// Samples the pixel curve wherever a rate has changed by 1/200.
 class CurveSampler {
  public:
   CurveSampler(uint64_t negatives, uint64_t positives) : negatives_(negatives), positives_(positives) {}
@@ -111,7 +115,8 @@ class CurveSampler {
       return;
     }
     points_.push_back(
-        {score, rate, recall, static_cast<double>(true_positives_) / static_cast<double>(true_positives_ + false_positives_)});
+        {score, rate, recall,
+         static_cast<double>(true_positives_) / static_cast<double>(true_positives_ + false_positives_)});
   }
 
   std::vector<CurvePoint> take() { return std::move(points_); }
@@ -130,8 +135,9 @@ std::pair<Score, Score> extremes(const ClassImages<Score>& images) {
     for (size_t i = 0; i < pixels; ++i) {
       const Score score = images.maps[n][i];
       if (!std::isfinite(score)) {
-        throw std::invalid_argument("Expected finite map values but map " + std::to_string(n) + " holds " + std::to_string(score) +
-                                    " in row " + std::to_string(i / images.width) + ", column " + std::to_string(i % images.width));
+        throw std::invalid_argument("Expected finite map values but map " + std::to_string(n) + " holds " +
+                                    std::to_string(score) + " in row " + std::to_string(i / images.width) +
+                                    ", column " + std::to_string(i % images.width));
       }
       lowest = std::min(lowest, score);
       highest = std::max(highest, score);
@@ -141,7 +147,8 @@ std::pair<Score, Score> extremes(const ClassImages<Score>& images) {
 }
 
 template <typename Score>
-std::vector<std::vector<double>> region_scores(const ClassImages<Score>& images, const Regions& regions, bool squash) {
+std::vector<std::vector<double>> region_scores(const ClassImages<Score>& images, const Regions& regions,
+                                               bool squash) {
   const size_t pixels = images.height * images.width;
   std::vector<std::vector<double>> scores(regions.areas.size());
   for (size_t n = 0; n < images.maps.size(); ++n) {
@@ -157,8 +164,8 @@ std::vector<std::vector<double>> region_scores(const ClassImages<Score>& images,
 }
 
 template <typename Score>
-void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop,
-                   ClassMetrics& metrics) {
+void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits,
+                   const std::function<bool()>& stop, ClassMetrics& metrics) {
   const auto [lowest, highest] = extremes(images);
   const Regions regions = label_regions(images.masks, images.height, images.width);
   uint64_t positives = 0;
@@ -168,20 +175,26 @@ void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& li
     weights.push_back(1 / static_cast<double>(area));
   }
   const uint64_t negatives = regions.of_pixel.size() - positives;
-  const bool squash = mode == Mode::kAnomalib && outside_unit(static_cast<double>(lowest), static_cast<double>(highest));
+  const bool squash =
+      mode == Mode::kAnomalib && outside_unit(static_cast<double>(lowest), static_cast<double>(highest));
 
   ModeRanking<Score> ranking(mode, negatives, positives, squash);
   CurveSampler sampler(negatives, positives);
   OverlapCurve overlap(negatives, regions.areas.size(), limits.rate, mode == Mode::kMvtec);
-  SteppedOverlap<Score> stepped(lowest, highest, mode == Mode::kAder ? kAderSteps : kDiadSteps, negatives, regions.areas.size());
+  SteppedOverlap<Score> stepped(lowest, highest, mode == Mode::kAder ? kAderSteps : kDiadSteps, negatives,
+                                regions.areas.size());
   SteppedF1<Score> stepped_f1(lowest, highest, positives);
   ResampledOverlap resampled(
-      negatives, mode == Mode::kAnomalib ? region_scores(images, regions, squash) : std::vector<std::vector<double>>{}, limits.rate);
-  SquashedGroups<Score> squashed_groups(
-      squash, [&](const ScoreGroup<Score>& group) { resampled.add(static_cast<double>(group.score), group.negatives); });
+      negatives,
+      mode == Mode::kAnomalib ? region_scores(images, regions, squash) : std::vector<std::vector<double>>{},
+      limits.rate);
+  SquashedGroups<Score> squashed_groups(squash, [&](const ScoreGroup<Score>& group) {
+    resampled.add(static_cast<double>(group.score), group.negatives);
+  });
 
   const size_t capacity = limits.scratch_bytes / (2 * (sizeof(Score) == 4 ? 8 : 16));
-  ScoreGroups<Score> groups(images.maps, images.height * images.width, regions.of_pixel, weights, capacity, stop);
+  ScoreGroups<Score> groups(images.maps, images.height * images.width, regions.of_pixel, weights, capacity,
+                            stop);
   groups.descend([&](const ScoreGroup<Score>& group) {
     ranking.add(group);
     sampler.add(static_cast<double>(group.score), group.negatives, group.positives);
@@ -215,7 +228,7 @@ void pixel_metrics(const ClassImages<Score>& images, Mode mode, const Limits& li
   }
 }
 
-// The mode's own score where its pools fit the map, else the plain maximum.
+// Scores of the mode if its pools fit the map, otherwise the maximum of the map.
 template <typename Score>
 std::vector<double> scores_of_maps(const ClassImages<Score>& images, Mode mode) {
   const auto [size, count] = mode == Mode::kDiad   ? std::pair<size_t, size_t>{8, 8}
@@ -233,27 +246,31 @@ template <typename Score>
 std::vector<uint8_t> labels_of_masks(const ClassImages<Score>& images) {
   std::vector<uint8_t> labels;
   const size_t pixels = images.height * images.width;
-  for (const uint8_t* mask : images.masks) labels.push_back(std::any_of(mask, mask + pixels, [](uint8_t value) { return value != 0; }));
+  for (const uint8_t* mask : images.masks)
+    labels.push_back(std::any_of(mask, mask + pixels, [](uint8_t value) { return value != 0; }));
   return labels;
 }
 
-void image_metrics(std::span<const double> scores, std::span<const uint8_t> labels, Mode mode, const std::function<bool()>& stop,
-                   ClassMetrics& metrics) {
+void image_metrics(std::span<const double> scores, std::span<const uint8_t> labels, Mode mode,
+                   const std::function<bool()>& stop, ClassMetrics& metrics) {
   if (scores.size() != labels.size()) {
-    throw std::invalid_argument("Expected one label per image score but received " + std::to_string(scores.size()) + " scores and " +
+    throw std::invalid_argument("Expected one label per image score but received " +
+                                std::to_string(scores.size()) + " scores and " +
                                 std::to_string(labels.size()) + " labels");
   }
   if (scores.empty()) return;
-  if (const auto bad = std::find_if(scores.begin(), scores.end(), [](double score) { return !std::isfinite(score); });
+  if (const auto bad =
+          std::find_if(scores.begin(), scores.end(), [](double score) { return !std::isfinite(score); });
       bad != scores.end()) {
-    throw std::invalid_argument("Expected finite image scores but score " + std::to_string(bad - scores.begin()) + " is " +
-                                std::to_string(*bad));
+    throw std::invalid_argument("Expected finite image scores but score " +
+                                std::to_string(bad - scores.begin()) + " is " + std::to_string(*bad));
   }
   std::vector<uint32_t> defective;
   for (const uint8_t label : labels) defective.push_back(label != 0 ? 1 : 0);
   const auto positives = static_cast<uint64_t>(std::count(defective.begin(), defective.end(), 1U));
   const auto [lowest, highest] = std::minmax_element(scores.begin(), scores.end());
-  ModeRanking<double> ranking(mode, scores.size() - positives, positives, mode == Mode::kAnomalib && outside_unit(*lowest, *highest));
+  ModeRanking<double> ranking(mode, scores.size() - positives, positives,
+                              mode == Mode::kAnomalib && outside_unit(*lowest, *highest));
   const double* const row = scores.data();
   const double weight = 1;
   ScoreGroups<double> groups({&row, 1}, scores.size(), defective, {&weight, 1}, scores.size(), stop);
@@ -268,8 +285,11 @@ void image_metrics(std::span<const double> scores, std::span<const uint8_t> labe
 }  // namespace
 
 std::optional<Mode> mode_of(std::string_view name) {
-  constexpr std::pair<std::string_view, Mode> names[] = {
-      {"exact", Mode::kExact}, {"diad", Mode::kDiad}, {"ader", Mode::kAder}, {"anomalib", Mode::kAnomalib}, {"mvtec", Mode::kMvtec}};
+  constexpr std::pair<std::string_view, Mode> names[] = {{"exact", Mode::kExact},
+                                                         {"diad", Mode::kDiad},
+                                                         {"ader", Mode::kAder},
+                                                         {"anomalib", Mode::kAnomalib},
+                                                         {"mvtec", Mode::kMvtec}};
   for (const auto& [known, mode] : names) {
     if (known == name) return mode;
   }
@@ -277,22 +297,28 @@ std::optional<Mode> mode_of(std::string_view name) {
 }
 
 template <typename Score>
-ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits, const std::function<bool()>& stop) {
+ClassMetrics class_metrics(const ClassImages<Score>& images, Mode mode, const Limits& limits,
+                           const std::function<bool()>& stop) {
   if (images.maps.size() != images.masks.size()) {
-    throw std::invalid_argument("Expected one mask per map but received " + std::to_string(images.maps.size()) + " maps and " +
+    throw std::invalid_argument("Expected one mask per map but received " +
+                                std::to_string(images.maps.size()) + " maps and " +
                                 std::to_string(images.masks.size()) + " masks");
   }
   ClassMetrics metrics;
   if (!images.maps.empty()) pixel_metrics(images, mode, limits, stop, metrics);
-  const std::vector<double> scores = images.image_scores.empty() ? scores_of_maps(images, mode) : images.image_scores;
-  // The published evaluation and ADer know no labels but those of the resized masks; which there must be for every image.
+  const std::vector<double> scores =
+      images.image_scores.empty() ? scores_of_maps(images, mode) : images.image_scores;
+  // The published evaluation and ADer use only the labels of the resized masks. This requires a mask for
+  // every image.
   const bool by_masks = images.image_labels.empty() || mode == Mode::kDiad || mode == Mode::kAder;
   const bool from_masks = by_masks && images.masks.size() == scores.size();
   image_metrics(scores, from_masks ? labels_of_masks(images) : images.image_labels, mode, stop, metrics);
   return metrics;
 }
 
-template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&, const std::function<bool()>&);
-template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&, const std::function<bool()>&);
+template ClassMetrics class_metrics(const ClassImages<float>&, Mode, const Limits&,
+                                    const std::function<bool()>&);
+template ClassMetrics class_metrics(const ClassImages<double>&, Mode, const Limits&,
+                                    const std::function<bool()>&);
 
 }  // namespace diad::metrics

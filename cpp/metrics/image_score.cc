@@ -6,8 +6,9 @@ namespace diad::metrics {
 
 namespace {
 
-// Averages over `size` neighbors along the rows; rows of `width` become rows of width - size + 1.
-std::vector<double> average_rows(const std::vector<double>& values, size_t height, size_t width, size_t size) {
+// Averages `size` neighbors along the rows; rows of `width` become rows of width - size + 1.
+std::vector<double> average_rows(const std::vector<double>& values, size_t height, size_t width,
+                                 size_t size) {
   const size_t shorter = width - size + 1;
   std::vector<double> averages(height * shorter);
   for (size_t y = 0; y < height; ++y) {
@@ -20,7 +21,8 @@ std::vector<double> average_rows(const std::vector<double>& values, size_t heigh
   return averages;
 }
 
-std::vector<double> average_columns(const std::vector<double>& values, size_t height, size_t width, size_t size) {
+std::vector<double> average_columns(const std::vector<double>& values, size_t height, size_t width,
+                                    size_t size) {
   const size_t lower = height - size + 1;
   std::vector<double> averages(lower * width, 0);
   for (size_t y = 0; y < lower; ++y) {
@@ -36,7 +38,8 @@ std::vector<double> average_columns(const std::vector<double>& values, size_t he
 }  // namespace
 
 template <typename Score>
-std::optional<double> pooled_maximum(const Score* map, size_t height, size_t width, size_t size, size_t count) {
+std::optional<double> pooled_maximum(const Score* map, size_t height, size_t width, size_t size,
+                                     size_t count) {
   if (std::min(height, width) <= count * (size - 1)) return std::nullopt;
   std::vector<double> values(map, map + height * width);
   for (size_t pool = 0; pool < count; ++pool) {

@@ -1,4 +1,5 @@
-// Metrics of a ranking, from its groups of equal scores in descending order: ROC, precision-recall, per-region overlap.
+// Metrics of a ranking, computed from groups of equal scores in descending order: ROC, precision-recall,
+// per-region overlap.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +9,7 @@
 
 namespace diad::metrics {
 
-// Sums with a running compensation (Neumaier), so that tens of millions of small terms lose nothing.
+// Compensated sum (Neumaier): tens of millions of small terms lose no precision.
 class Sum {
  public:
   void add(double term) {
@@ -22,8 +23,8 @@ class Sum {
   double value_ = 0, correction_ = 0;
 };
 
-// Area under the ROC curve (trapezoids, exact in integers), average precision (sum of precision times the step of recall, as
-// scikit-learn's average_precision_score) and the largest F1 over all thresholds.
+// Area under the ROC curve (trapezoidal rule, exact in integers), average precision (sum of precision times
+// recall step, as in scikit-learn's average_precision_score) and largest F1 over all thresholds.
 class Ranking {
  public:
   // negatives, positives: totals over all groups.
@@ -34,7 +35,9 @@ class Ranking {
     false_positives_ += negatives;
     true_positives_ += positives;
     const auto found = static_cast<double>(true_positives_);
-    if (positives > 0) precision_steps_.add(static_cast<double>(positives) * (found / (found + static_cast<double>(false_positives_))));
+    if (positives > 0)
+      precision_steps_.add(static_cast<double>(positives) *
+                           (found / (found + static_cast<double>(false_positives_))));
     const double f1 = 2 * found / (found + static_cast<double>(false_positives_ + positives_));
     if (f1 > f1max_) {
       f1max_ = f1;
@@ -42,19 +45,24 @@ class Ranking {
     }
   }
 
-  // Undefined without both kinds.
+  // Undefined unless there are both negatives and positives.
   [[nodiscard]] std::optional<double> auroc() const {
     if (negatives_ == 0 || positives_ == 0) return std::nullopt;
-    return static_cast<double>(twice_area_) / 2 / static_cast<double>(negatives_) / static_cast<double>(positives_);
+    return static_cast<double>(twice_area_) / 2 / static_cast<double>(negatives_) /
+           static_cast<double>(positives_);
   }
   // Undefined without positives.
   [[nodiscard]] std::optional<double> average_precision() const {
     if (positives_ == 0) return std::nullopt;
     return precision_steps_.value() / static_cast<double>(positives_);
   }
-  [[nodiscard]] std::optional<double> f1max() const { return positives_ == 0 ? std::nullopt : std::optional(f1max_); }
-  // Scores at or above it give the largest F1; the highest such score.
-  [[nodiscard]] std::optional<double> f1max_score() const { return positives_ == 0 ? std::nullopt : std::optional(f1max_score_); }
+  [[nodiscard]] std::optional<double> f1max() const {
+    return positives_ == 0 ? std::nullopt : std::optional(f1max_);
+  }
+  // The highest score s for which classifying scores >= s as positive gives the largest F1.
+  [[nodiscard]] std::optional<double> f1max_score() const {
+    return positives_ == 0 ? std::nullopt : std::optional(f1max_score_);
+  }
 
  private:
   uint64_t negatives_, positives_;
@@ -64,11 +72,12 @@ class Ranking {
   double f1max_ = 0, f1max_score_ = 0;
 };
 
-// Area under the per-region overlap curve up to a limit of the false positive rate, divided by the limit (Bergmann et al., IJCV 2021,
-// section 5): trapezoids between all points, from (0, 0), the last one cut at the limit by interpolation.
+// Area under the per-region overlap curve up to a limit of the false positive rate, divided by the limit
+// (Bergmann et al., IJCV 2021, section 5). Trapezoidal rule over all points from (0, 0); the last segment is
+// cut at the limit by interpolation.
 class OverlapCurve {
  public:
-  // single: round each false positive rate to float32, as the official evaluation does.
+  // single: rounds each false positive rate to float32, as the official evaluation does.
   OverlapCurve(uint64_t negatives, size_t regions, double limit, bool single)
       : negatives_(negatives), regions_(regions), limit_(limit), single_(single) {}
 
@@ -77,7 +86,9 @@ class OverlapCurve {
     false_positives_ += negatives;
     shares_.add(region_shares);
     double rate = static_cast<double>(false_positives_) / static_cast<double>(negatives_);
-    if (single_) rate = static_cast<float>(static_cast<double>(static_cast<float>(false_positives_)) / static_cast<double>(negatives_));
+    if (single_)
+      rate = static_cast<float>(static_cast<double>(static_cast<float>(false_positives_)) /
+                                static_cast<double>(negatives_));
     extend(std::min(rate, 1.0), std::min(shares_.value() / static_cast<double>(regions_), 1.0));
   }
 

@@ -4,7 +4,7 @@ namespace diad::metrics {
 
 namespace {
 
-// Disjoint sets of provisional labels, smallest label as root.
+// Disjoint sets of provisional labels; the smallest label is the root.
 class Labels {
  public:
   Labels() : parents_{0} {}
@@ -39,7 +39,7 @@ class Labels {
   std::vector<uint32_t> parents_;
 };
 
-// Provisional labels of one mask: each pixel takes those of its four neighbors that were seen before it.
+// Assigns provisional labels to one mask: each pixel joins the labels of its four already visited neighbors.
 void label_mask(const uint8_t* mask, size_t height, size_t width, uint32_t* provisional, Labels& labels) {
   for (size_t y = 0; y < height; ++y) {
     for (size_t x = 0; x < width; ++x) {
@@ -74,7 +74,7 @@ Regions label_regions(std::span<const uint8_t* const> masks, size_t height, size
     Labels labels;
     label_mask(masks[n], height, width, labelled, labels);
     if (labels.size() == 1) continue;
-    std::vector<uint32_t> number(labels.size(), 0);  // of a root, over all masks
+    std::vector<uint32_t> number(labels.size(), 0);  // region number of a root, counted over all masks
     for (size_t i = 0; i < pixels; ++i) {
       if (labelled[i] == 0) continue;
       const uint32_t root = labels.root(labelled[i]);

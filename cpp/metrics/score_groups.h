@@ -1,9 +1,10 @@
-// Pixels of a class in descending order of score, as groups of equal scores, in bounded memory.
+// Visits the pixels of a class as groups of equal scores in descending order, in bounded memory.
 //
-// Every metric of ranking is a function of these groups. They are found by a most-significant-digit-first descent over order-preserving
-// integer keys: ranges of keys that fit the scratch memory are gathered and radix-sorted, others are split by their next 16 bits, and
-// where all bits are fixed equal scores need no sorting at all. The scratch memory is two buffers of at most `capacity` entries (8 bytes
-// each for float32 scores, 16 for float64), whatever the number of pixels; each range costs one pass over the pixels.
+// All ranking metrics are functions of these groups. The groups are found by a most-significant-digit-first
+// descent over order-preserving integer keys: ranges of keys that fit the scratch memory are gathered and
+// radix-sorted, others are split by their next 16 bits, and once all bits are fixed no sorting is needed. The
+// scratch memory is two buffers of at most `capacity` entries (8 bytes each for float32 scores, 16 for
+// float64), independent of the number of pixels. Each range costs one pass over the pixels.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,7 @@
 
 namespace diad::metrics {
 
-// Equal scores.
+// A group of equal scores.
 template <typename Score>
 struct ScoreGroup {
   Score score{};
@@ -31,7 +32,8 @@ struct ScoreGroup {
   double region_shares = 0;  // sum of 1 / area of the region over the defect pixels
 };
 
-// A key whose unsigned order is the order of finite floating-point numbers; both zeros are one.
+// Returns a key whose unsigned order is the order of finite floating-point numbers; both zeros have the same
+// key.
 template <std::floating_point Score>
 auto order_key(Score score) {
   using Key = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
@@ -52,11 +54,16 @@ class ScoreGroups {
   using Key = decltype(order_key(Score{}));
   using Group = ScoreGroup<Score>;
 
-  // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background. region_weights: 1 / area of region r
-  // at [r - 1]. stop: asked before each pass over an image.
-  ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions, std::span<const double> region_weights,
-              size_t capacity, const std::function<bool()>& stop)
-      : maps_(maps), pixels_(pixels), regions_(regions), weights_(region_weights), capacity_(std::max<size_t>(capacity, 1)), stop_(stop) {}
+  // maps: one pointer per image to `pixels` finite scores. regions: [N * pixels], 0 is background.
+  // region_weights: 1 / area of region r at [r - 1]. stop: polled before each pass over an image.
+  ScoreGroups(std::span<const Score* const> maps, size_t pixels, std::span<const uint32_t> regions,
+              std::span<const double> region_weights, size_t capacity, const std::function<bool()>& stop)
+      : maps_(maps),
+        pixels_(pixels),
+        regions_(regions),
+        weights_(region_weights),
+        capacity_(std::max<size_t>(capacity, 1)),
+        stop_(stop) {}
 
   // Calls visit(group) for each group, highest score first. Throws Stopped.
   template <typename Visit>
@@ -77,7 +84,7 @@ class ScoreGroups {
     uint32_t region;
   };
 
-  // Keys that share the bits above `open` with `prefix`.
+  // Visits the keys that share the bits above `open` with `prefix`.
   template <typename Visit>
   void descend_below(Key prefix, int open, Visit& visit) {
     const int shift = open - kDigit;
@@ -86,9 +93,13 @@ class ScoreGroups {
       return;
     }
     const std::vector<uint64_t> counts = count_digits(prefix, open);
-    const auto low_of = [&](size_t bin) { return static_cast<Key>(prefix | static_cast<Key>(static_cast<Key>(bin) << shift)); };
-    const auto high_of = [&](size_t bin) { return static_cast<Key>(low_of(bin) | static_cast<Key>((Key{1} << shift) - 1)); };
-    size_t top = kBins;  // bins [bin, top) are waiting, `waiting` entries
+    const auto low_of = [&](size_t bin) {
+      return static_cast<Key>(prefix | static_cast<Key>(static_cast<Key>(bin) << shift));
+    };
+    const auto high_of = [&](size_t bin) {
+      return static_cast<Key>(low_of(bin) | static_cast<Key>((Key{1} << shift) - 1));
+    };
+    size_t top = kBins;  // bins [bin, top) are pending and have `waiting` entries
     uint64_t waiting = 0;
     const auto flush = [&](size_t bin) {
       if (waiting > 0) visit_gathered(low_of(bin), high_of(top - 1), static_cast<size_t>(waiting), visit);
@@ -129,7 +140,7 @@ class ScoreGroups {
     return counts;
   }
 
-  // All bits but the last digit are fixed: one pass counts every group.
+  // All bits except the last digit are fixed: one pass counts every group.
   template <typename Visit>
   void visit_counted(Key prefix, Visit& visit) {
     std::vector<Group> groups(kBins);
@@ -169,7 +180,7 @@ class ScoreGroups {
     }
   }
 
-  // Least-significant-digit radix sort by key, ascending; digits that all keys share are skipped.
+  // Least-significant-digit radix sort by key, ascending; skips digits that all keys share.
   void sort_entries() {
     constexpr int digit = 11;
     constexpr size_t bins = size_t{1} << digit;
@@ -177,7 +188,8 @@ class ScoreGroups {
     std::array<std::vector<size_t>, digits> counts;
     for (auto& each : counts) each.assign(bins, 0);
     for (const Entry& entry : entries_) {
-      for (int d = 0; d < digits; ++d) ++counts[static_cast<size_t>(d)][static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)];
+      for (int d = 0; d < digits; ++d)
+        ++counts[static_cast<size_t>(d)][static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)];
     }
     sorted_.resize(entries_.size());
     for (int d = 0; d < digits; ++d) {
@@ -185,7 +197,8 @@ class ScoreGroups {
       if (std::find(places.begin(), places.end(), entries_.size()) != places.end()) continue;
       size_t place = 0;
       for (size_t& count : places) place += std::exchange(count, place);
-      for (const Entry& entry : entries_) sorted_[places[static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)]++] = entry;
+      for (const Entry& entry : entries_)
+        sorted_[places[static_cast<size_t>(entry.key >> (d * digit)) & (bins - 1)]++] = entry;
       entries_.swap(sorted_);
       if (stop_()) throw Stopped();
     }

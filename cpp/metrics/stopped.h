@@ -1,4 +1,4 @@
-// How a computation ends when nobody wants its result any more.
+// Thrown when a computation is cancelled.
 #pragma once
 
 #include <stdexcept>

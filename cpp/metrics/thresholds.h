@@ -1,4 +1,5 @@
-// Metrics over a fixed set of thresholds, as tools that do not sort compute them; swept by the groups of equal scores.
+// Metrics over a fixed set of thresholds, as computed by tools that do not sort, from the groups of equal
+// scores.
 #pragma once
 
 #include <cmath>
@@ -12,8 +13,9 @@
 
 namespace diad::metrics {
 
-// numpy.arange for floating-point scalars of one type, to the bit: the length is the rounded-up quotient, each element start + i * delta
-// with delta the rounded difference of the first two. Empty for a step that is not positive.
+// numpy.arange for floating-point scalars of one type, bit-exact: the length is the quotient rounded up, and
+// each element is start + i * delta, where delta is the rounded difference of the first two elements. Empty
+// for a step that is not positive.
 template <std::floating_point Score>
 std::vector<Score> numpy_arange(Score start, Score stop, Score step) {
   if (!(step > 0)) return {};
@@ -24,21 +26,26 @@ std::vector<Score> numpy_arange(Score start, Score stop, Score step) {
   const auto delta = static_cast<Score>(second - start);
   std::vector<Score> values(static_cast<size_t>(length));
   for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = i == 0 ? start : i == 1 ? second : static_cast<Score>(start + static_cast<Score>(static_cast<Score>(i) * delta));
+    values[i] = i == 0   ? start
+                : i == 1 ? second
+                         : static_cast<Score>(start + static_cast<Score>(static_cast<Score>(i) * delta));
   }
   return values;
 }
 
-// How rates below the limit are stretched to 0..1 before the integration.
+// How rates below the limit are scaled to 0..1 before integration.
 enum class RateScale { kByLargest, kByRange };
 
-// Per-region overlap at `steps` equidistant thresholds from the lowest score (a pixel is predicted when its score is above), integrated
-// over the points whose false positive rate is below the limit, with no point added at its ends.
+// Per-region overlap at `steps` equidistant thresholds from the lowest score (a pixel is predicted if its
+// score is above the threshold), integrated over the points with a false positive rate below the limit. No
+// points are added at the ends.
 template <std::floating_point Score>
 class SteppedOverlap {
  public:
   SteppedOverlap(Score lowest, Score highest, int steps, uint64_t negatives, size_t regions)
-      : thresholds_(numpy_arange(lowest, highest, static_cast<Score>(static_cast<Score>(highest - lowest) / static_cast<Score>(steps)))),
+      : thresholds_(numpy_arange(
+            lowest, highest,
+            static_cast<Score>(static_cast<Score>(highest - lowest) / static_cast<Score>(steps)))),
         next_(thresholds_.size()),
         negatives_(negatives),
         regions_(regions) {}
@@ -49,11 +56,12 @@ class SteppedOverlap {
     shares_.add(group.region_shares);
   }
 
-  // Undefined without regions or background, with fewer than two points below the limit, or where they have no width.
+  // Undefined without regions or background, with fewer than two points below the limit, or if these points
+  // have no width.
   std::optional<double> area(double limit, RateScale scale) {
     while (next_ > 0) record();
     if (regions_ == 0 || negatives_ == 0) return std::nullopt;
-    std::vector<Point> kept;  // ascending rates: thresholds were passed from the highest
+    std::vector<Point> kept;  // ascending rates: thresholds were visited from the highest
     for (const Point& point : points_) {
       if (point.rate < limit) kept.push_back(point);
     }
@@ -63,7 +71,8 @@ class SteppedOverlap {
     if (!(width > 0)) return std::nullopt;
     double area = 0;
     for (size_t i = 1; i < kept.size(); ++i) {
-      area += ((kept[i].rate - low) / width - (kept[i - 1].rate - low) / width) * (kept[i].overlap + kept[i - 1].overlap) / 2;
+      area += ((kept[i].rate - low) / width - (kept[i - 1].rate - low) / width) *
+              (kept[i].overlap + kept[i - 1].overlap) / 2;
     }
     return area;
   }
@@ -74,13 +83,13 @@ class SteppedOverlap {
   };
 
   void record() {
-    points_.push_back(
-        {static_cast<double>(false_positives_) / static_cast<double>(negatives_), shares_.value() / static_cast<double>(regions_)});
+    points_.push_back({static_cast<double>(false_positives_) / static_cast<double>(negatives_),
+                       shares_.value() / static_cast<double>(regions_)});
     --next_;
   }
 
   std::vector<Score> thresholds_;
-  size_t next_;  // thresholds [0, next_) are still to be recorded
+  size_t next_;  // thresholds [0, next_) are not yet recorded
   uint64_t negatives_;
   size_t regions_;
   uint64_t false_positives_ = 0;
@@ -88,7 +97,8 @@ class SteppedOverlap {
   std::vector<Point> points_;
 };
 
-// Largest F1 over the thresholds 0, 0.05, .., 1 of scores scaled to 0..1 by their extremes, with 1e-8 added to each denominator.
+// Largest F1 over the thresholds 0, 0.05, ..., 1 of scores scaled to 0..1 by minimum and maximum, with 1e-8
+// added to each denominator.
 template <std::floating_point Score>
 class SteppedF1 {
  public:
@@ -100,7 +110,8 @@ class SteppedF1 {
         next_(thresholds_.size()) {}
 
   void add(const ScoreGroup<Score>& group) {
-    const auto scaled = static_cast<double>(static_cast<Score>(static_cast<Score>(group.score - lowest_) / range_));
+    const auto scaled =
+        static_cast<double>(static_cast<Score>(static_cast<Score>(group.score - lowest_) / range_));
     while (next_ > 0 && !(scaled > thresholds_[next_ - 1])) record();
     true_positives_ += group.positives;
     predicted_ += group.negatives + group.positives;

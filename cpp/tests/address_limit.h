@@ -1,7 +1,8 @@
-// A process whose system refuses memory, for tests of what then happens.
+// Limits the address space of the process, for tests of out-of-memory handling.
 #pragma once
 
-#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // a sanitizer maps memory of its own
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)  // sanitizers reserve address space themselves
 #define DIAD_HAS_ADDRESS_LIMIT 1
 
 #include <sys/resource.h>
@@ -12,7 +13,7 @@
 
 #include "support.h"
 
-// While one lives, the system gives no mapping that would leave the process with more than so many bytes.
+// While an object exists, the system rejects mappings that would exceed `bytes` of address space.
 class AddressLimit {
  public:
   explicit AddressLimit(int64_t bytes) {
@@ -28,7 +29,7 @@ class AddressLimit {
   rlimit before_{};
 };
 
-// Bytes that the process has mapped.
+// Bytes mapped by the process.
 inline int64_t address_space() {
   int64_t pages = 0;
   std::ifstream("/proc/self/statm") >> pages;

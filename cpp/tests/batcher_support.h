@@ -1,4 +1,4 @@
-// What the tests of the queue share: a runner that is no model.
+// Support for the queue tests: a runner without a model.
 #pragma once
 
 #include <chrono>
@@ -19,7 +19,7 @@ using diad::ImageRequest;
 using diad::ImageResult;
 using diad::Outcome;
 
-// A gate the runner waits at, so that the tests decide when a batch goes on.
+// Blocks the runner until the test opens it.
 class Gate {
  public:
   void open() { opened_.set_value(); }
@@ -30,8 +30,9 @@ class Gate {
   std::shared_future<void> future_{opened_.get_future()};
 };
 
-// Scores are the seeds; each batch takes ten steps.
-inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+// Returns the seeds as scores; each batch takes ten steps.
+inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> batch,
+                                                const diad::StepCallback& on_step) {
   for (int64_t step = 1; step <= 10; ++step) {
     if (!on_step(step, 10)) return {};
   }
@@ -40,15 +41,17 @@ inline std::vector<ImageResult> seeds_as_scores(std::span<const ImageRequest> ba
   return results;
 }
 
-inline std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms, uint64_t session = 0,
-                                   uint64_t* id = nullptr, int64_t priority = 0) {
+inline std::future<Outcome> submit(Batcher& batcher, uint64_t seed, std::chrono::milliseconds timeout = 0ms,
+                                   uint64_t session = 0, uint64_t* id = nullptr, int64_t priority = 0) {
   auto promise = std::make_shared<std::promise<Outcome>>();
   diad::Submission submission;
   submission.seed = seed;
   submission.timeout = timeout;
   submission.session = session;
   submission.priority = priority;
-  submission.done = [promise](Outcome outcome) { promise->set_value(std::move(outcome)); };  // throws when called twice
+  submission.done = [promise](Outcome outcome) {
+    promise->set_value(std::move(outcome));
+  };  // throws if called twice
   const uint64_t given = batcher.submit(std::move(submission));
   if (id != nullptr) *id = given;
   return promise->get_future();

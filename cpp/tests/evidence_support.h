@@ -1,4 +1,4 @@
-// What the tests of evidence share: a manifest and the sizes of its maps.
+// Support for the evidence tests: a manifest and the sizes of its maps.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 #include "bundle/bundle.h"
 
-// 16 x 16 images, three maps of 6, 4 and 2 positions, vectors of 2 dimensions on a grid of 3.
+// 16 x 16 images, three maps of 6 x 6, 4 x 4 and 2 x 2 positions, vectors of 2 dimensions on a 3 x 3 grid.
 inline diad::Manifest evidence_manifest() {
   diad::Manifest m;
   m.name = "small";
@@ -15,7 +15,8 @@ inline diad::Manifest evidence_manifest() {
   m.map_truncate = 4;
   m.pool_size = 3;
   m.pool_count = 2;
-  m.evidence = {.dimensions = 2, .grid = 3, .memory_vectors = 100, .weights = {.reconstruction = 0.5, .memory = 1}};
+  m.evidence = {
+      .dimensions = 2, .grid = 3, .memory_vectors = 100, .weights = {.reconstruction = 0.5, .memory = 1}};
   return m;
 }
 

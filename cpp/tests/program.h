@@ -1,4 +1,4 @@
-// A TorchScript graph from its text.
+// A runnable TorchScript graph, parsed from text.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,8 @@
 struct Program {
   std::shared_ptr<torch::jit::Graph> graph = std::make_shared<torch::jit::Graph>();
 
-  explicit Program(const std::string& text, const std::vector<std::pair<std::string, at::Tensor>>& constants = {}) {
+  explicit Program(const std::string& text,
+                   const std::vector<std::pair<std::string, at::Tensor>>& constants = {}) {
     std::unordered_map<std::string, torch::jit::Value*> values;
     torch::jit::parseIR(text, graph.get(), values);
     for (const auto& [name, tensor] : constants) {

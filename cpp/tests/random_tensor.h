@@ -1,4 +1,4 @@
-// Seeded normal numbers as a tensor.
+// Returns a tensor of seeded normal random numbers.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>

@@ -1,4 +1,4 @@
-// What several test files need.
+// Support for several test files.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -10,18 +10,19 @@
 
 #include "support/engine_error.h"
 
-// Reads a fixture of plain little-endian numbers.
+// Reads a fixture of little-endian numbers.
 template <typename T>
 std::vector<T> read_numbers(const std::string& name) {
   std::ifstream stream(std::string(DIAD_FIXTURES) + "/" + name, std::ios::binary | std::ios::ate);
   REQUIRE(stream.good());
   std::vector<T> values(static_cast<size_t>(stream.tellg()) / sizeof(T));
   stream.seekg(0);
-  stream.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(T)));
+  stream.read(reinterpret_cast<char*>(values.data()),
+              static_cast<std::streamsize>(values.size() * sizeof(T)));
   return values;
 }
 
-// The EngineError an action throws, as "CODE: message".
+// Returns the EngineError that an action throws, as "CODE: message".
 template <typename Action>
 std::string error_of(Action&& action) {
   try {
@@ -32,7 +33,8 @@ std::string error_of(Action&& action) {
   return "no error";
 }
 
-// Ends a test case as skipped where the machine lacks what it needs. scripts/test.mjs counts the lines that this prints.
+// Skips the rest of a test case if the machine lacks a requirement. scripts/test.mjs counts the printed
+// lines.
 #define SKIP_UNLESS(condition, reason)                                                              \
   if (!(condition)) {                                                                               \
     std::printf("[skipped] %s: %s\n", doctest::getContextOptions()->currentTest->m_name, (reason)); \
@@ -40,4 +42,6 @@ std::string error_of(Action&& action) {
   }                                                                                                 \
   static_assert(true)
 
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}

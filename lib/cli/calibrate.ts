@@ -47,7 +47,9 @@ function report(calibrated: Calibrated, bundle: string, options: Options, second
     );
   }
   for (const { className, images } of tooFew) {
-    process.stderr.write(`diad: ${className} has too few images (${images}) for thresholds of its own and uses the global ones\n`);
+    process.stderr.write(
+      `diad: ${className} has too few images (${images}) for thresholds of its own and uses the global ones\n`,
+    );
   }
 }
 
@@ -61,11 +63,17 @@ export async function calibrateBundle(options: Options): Promise<void> {
   const bundle = options.out ?? options.model ?? baseBundle;
   if (options.out === undefined) await requireWritable(bundle);
   const good = await readGoodImages(options.good);
-  const validation = options.validation === undefined ? undefined : (await readDataSet(options.validation)).images;
-  const test = options.test === undefined ? undefined : (await readDataSet(options.test)).images.map(({ file }) => file);
+  const validation =
+    options.validation === undefined ? undefined : (await readDataSet(options.validation)).images;
+  const test =
+    options.test === undefined ? undefined : (await readDataSet(options.test)).images.map(({ file }) => file);
   if (options.out !== undefined) await copyBundle(options.model ?? baseBundle, options.out);
   const diad = await loadModel({ ...options, model: bundle }, false); // an old calibration, whatever it holds, is about to be replaced
-  const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
+  const bar = new SingleBar({
+    format: '{bar} {value}/{total} | {eta_formatted} left',
+    stream: process.stderr,
+    clearOnComplete: true,
+  });
   const total = good.length + (validation?.length ?? 0);
   if (process.stderr.isTTY) bar.start(total, 0);
   // Of a bundle with evidence few images may do: calibrate() then takes the smallest rate that they bound.

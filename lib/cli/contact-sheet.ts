@@ -38,7 +38,9 @@ async function defectiveImages(data: string, className: string, count: number): 
       return spaced(images, count).map((name) => ({ file: path.join(folder, name), className, kind }));
     }),
   );
-  const inTurn = Array.from({ length: count }, (_, i) => listed.flatMap((images) => images.slice(i, i + 1))).flat();
+  const inTurn = Array.from({ length: count }, (_, i) =>
+    listed.flatMap((images) => images.slice(i, i + 1)),
+  ).flat();
   return inTurn.slice(0, count);
 }
 
@@ -47,7 +49,10 @@ async function defectiveImages(data: string, className: string, count: number): 
  *
  * @param data - the data set that was trained on
  */
-export async function sheetImages(data: string, split: readonly CalibrationImage[]): Promise<readonly SheetImage[]> {
+export async function sheetImages(
+  data: string,
+  split: readonly CalibrationImage[],
+): Promise<readonly SheetImage[]> {
   const classes = [...new Set(split.map(({ className }) => className))];
   const count = Math.max(2, Math.min(MOST_OF_KIND, Math.floor(MOST_IN_ALL / classes.length)));
   const found: SheetImage[] = [];
@@ -93,16 +98,25 @@ async function cellOf(diad: Diad, image: SheetImage, signal: AbortSignal): Promi
 }
 
 const escaped = (text: string): string => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
-const shortened = (text: string, length: number): string => (text.length <= length ? text : `…${text.slice(1 - length)}`);
+const shortened = (text: string, length: number): string =>
+  text.length <= length ? text : `…${text.slice(1 - length)}`;
 
 /** Name, score and verdict; green where the verdict fits the image, red where it does not. */
 function caption({ image, score, anomalous }: Cell, x: number, y: number): string {
   const fits = anomalous === (image.kind !== 'good');
   const verdict = anomalous === undefined ? '' : anomalous ? 'anomalous' : 'normal';
-  const lines = [shortened(image.kind, 24), shortened(path.basename(image.file), 24), score.toFixed(3), verdict];
+  const lines = [
+    shortened(image.kind, 24),
+    shortened(path.basename(image.file), 24),
+    score.toFixed(3),
+    verdict,
+  ];
   return lines
     .map((line, i) => {
-      const style = i < 2 ? 'fill="#555" font-size="12"' : `fill="${fits ? '#06702c' : '#b3001b'}" font-size="15" font-weight="bold"`;
+      const style =
+        i < 2
+          ? 'fill="#555" font-size="12"'
+          : `fill="${fits ? '#06702c' : '#b3001b'}" font-size="15" font-weight="bold"`;
       return `<text x="${x}" y="${y + 22 + 23 * i}" ${style}>${escaped(line)}</text>`;
     })
     .join('');
@@ -115,20 +129,30 @@ function caption({ image, score, anomalous }: Cell, x: number, y: number): strin
  * @returns PNG bytes
  * @throws as `Diad.score`; the signal's reason
  */
-export async function contactSheet(diad: Diad, images: readonly SheetImage[], signal: AbortSignal): Promise<Buffer> {
+export async function contactSheet(
+  diad: Diad,
+  images: readonly SheetImage[],
+  signal: AbortSignal,
+): Promise<Buffer> {
   const { default: sharp } = await import('sharp');
   const [overlays, text]: [{ input: Buffer; left: number; top: number }[], string[]] = [[], []];
   let top = GAP;
   for (const className of new Set(images.map((image) => image.className))) {
     const own = images.filter((image) => image.className === className);
-    const sides = [own.filter(({ kind }) => kind === 'good'), own.filter(({ kind }) => kind !== 'good')] as const;
-    text.push(`<text x="${GAP}" y="${top + 23}" font-size="18" font-weight="bold">${escaped(className)}</text>`);
+    const sides = [
+      own.filter(({ kind }) => kind === 'good'),
+      own.filter(({ kind }) => kind !== 'good'),
+    ] as const;
+    text.push(
+      `<text x="${GAP}" y="${top + 23}" font-size="18" font-weight="bold">${escaped(className)}</text>`,
+    );
     for (const [side, list] of sides.entries()) {
       for (const [row, image] of list.entries()) {
         signal.throwIfAborted();
         const cell = await cellOf(diad, image, signal);
         const [x, y] = [GAP + side * ITEM_WIDTH, top + HEADER + row * ROW_HEIGHT];
-        for (const [i, input] of cell.views.entries()) overlays.push({ input, left: x + i * (SIDE + GAP), top: y });
+        for (const [i, input] of cell.views.entries())
+          overlays.push({ input, left: x + i * (SIDE + GAP), top: y });
         text.push(caption(cell, x + 3 * (SIDE + GAP) + 6, y));
       }
     }

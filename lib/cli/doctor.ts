@@ -15,8 +15,12 @@ function asText(report: Report): string {
     ['diad', `${report.diad} on Node ${report.node}, ${report.platform}, ${report.libc}`],
     ['machine', `${report.cpu}, ${report.cores} cores, ${report.memoryGiB} GiB`],
   ];
-  if (report.memoryLimitGiB !== undefined) lines.push(['limit', `${report.memoryLimitGiB} GiB for this container`]);
-  lines.push(['CPU has', report.cpuFeatures.join(' ') || 'not known'], ['driver', report.nvidiaDriver ?? 'no NVIDIA driver']);
+  if (report.memoryLimitGiB !== undefined)
+    lines.push(['limit', `${report.memoryLimitGiB} GiB for this container`]);
+  lines.push(
+    ['CPU has', report.cpuFeatures.join(' ') || 'not known'],
+    ['driver', report.nvidiaDriver ?? 'no NVIDIA driver'],
+  );
   for (const [name, value] of Object.entries(report.environment)) lines.push(['set', `${name}=${value}`]);
   lines.push(['addon', report.addon ?? 'not found']);
   lines.push(['engines', report.engines?.map((minor) => `LibTorch ${minor}`).join(', ') ?? 'none']);
@@ -31,19 +35,29 @@ function asText(report: Report): string {
   }
   if (report.bundle !== undefined) {
     const { name, path, digest, imageSize, steps } = report.bundle;
-    lines.push(['bundle', `${name}, ${imageSize} x ${imageSize}, ${steps} steps, intact (${path})`], ['digest', digest]);
+    lines.push(
+      ['bundle', `${name}, ${imageSize} x ${imageSize}, ${steps} steps, intact (${path})`],
+      ['digest', digest],
+    );
   }
   if (report.score !== undefined) {
-    lines.push(['score', `${report.score.value.toFixed(6)} of the built-in image, in ${report.score.milliseconds.toFixed(0)} ms`]);
+    lines.push([
+      'score',
+      `${report.score.value.toFixed(6)} of the built-in image, in ${report.score.milliseconds.toFixed(0)} ms`,
+    ]);
   }
   if (report.golden !== undefined) {
     const { against, relativeDifference, tolerance } = report.golden;
-    const other = against === 'bundle' ? "the reference's golden results in the bundle" : 'another process on the CPU';
+    const other =
+      against === 'bundle' ? "the reference's golden results in the bundle" : 'another process on the CPU';
     lines.push(['golden', `${relativeDifference.toExponential(1)} from ${other} (at most ${tolerance})`]);
   }
   if (report.problem === undefined) lines.push(['verdict', 'images can be scored']);
   else {
-    lines.push(['problem', `${report.problem.code}: ${report.problem.message}`], ['cause', report.problem.cause]);
+    lines.push(
+      ['problem', `${report.problem.code}: ${report.problem.message}`],
+      ['cause', report.problem.cause],
+    );
     for (const step of report.problem.help) lines.push(['try', step]);
   }
   return lines.map(([name, value]) => `${name.padEnd(9)} ${value}`).join('\n');

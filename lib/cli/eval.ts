@@ -19,8 +19,15 @@ interface Options extends ModelOptions {
 }
 
 /** A bar with the time left on a terminal; elsewhere a line for every tenth of the images. */
-function progressShown(): { readonly show: (progress: EvaluationProgress) => void; readonly stop: () => void } {
-  const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr, clearOnComplete: true });
+function progressShown(): {
+  readonly show: (progress: EvaluationProgress) => void;
+  readonly stop: () => void;
+} {
+  const bar = new SingleBar({
+    format: '{bar} {value}/{total} | {eta_formatted} left',
+    stream: process.stderr,
+    clearOnComplete: true,
+  });
   let started = false;
   let tenth = 0;
   const stop = (): void => {
@@ -36,7 +43,9 @@ function progressShown(): { readonly show: (progress: EvaluationProgress) => voi
       started = true;
     } else if (done === resumed || Math.floor((10 * done) / total) > tenth) {
       tenth = Math.floor((10 * done) / total);
-      process.stderr.write(`diad: ${done} of ${total} images${resumed > 0 ? `, ${resumed} of them from before` : ''}\n`);
+      process.stderr.write(
+        `diad: ${done} of ${total} images${resumed > 0 ? `, ${resumed} of them from before` : ''}\n`,
+      );
     }
   };
   return { show, stop };
@@ -64,7 +73,9 @@ export async function evaluate(options: Options): Promise<void> {
     try {
       const report = await writeReport(evaluation, diad);
       const rows = Object.entries(evaluation.classes).map(([name, { metrics }]) => [name, metrics] as const);
-      process.stdout.write(`${metricsTable([...rows, ['mean', evaluation.mean]])}\n\n${path.relative(process.cwd(), report)}\n`);
+      process.stdout.write(
+        `${metricsTable([...rows, ['mean', evaluation.mean]])}\n\n${path.relative(process.cwd(), report)}\n`,
+      );
       for (const { file, message } of evaluation.failed) process.stderr.write(`diad: ${file}: ${message}\n`);
       if (evaluation.failed.length > 0) process.exitCode = 1;
     } finally {

@@ -11,7 +11,8 @@ export async function info(options: ModelOptions & { readonly json?: boolean }):
     process.stdout.write(`${JSON.stringify(diad.info, null, 2)}\n`);
     return;
   }
-  const cut = bundle.calibratedTile === undefined ? '' : `, for tiles of ${bundle.calibratedTile.size} pixels`;
+  const cut =
+    bundle.calibratedTile === undefined ? '' : `, for tiles of ${bundle.calibratedTile.size} pixels`;
   const lines: [string, string][] = [
     ['bundle', `${bundle.name} (${bundle.path})`],
     ['', bundle.description],

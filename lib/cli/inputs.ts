@@ -41,9 +41,14 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
     }
     const found = isGlob
       ? await glob(input, { onlyFiles: true })
-      : (await glob(IMAGES, { cwd: input, caseSensitiveMatch: false, onlyFiles: true, ignore: `**/*${HEATMAP}` })).map((file) =>
-          path.join(input, file),
-        );
+      : (
+          await glob(IMAGES, {
+            cwd: input,
+            caseSensitiveMatch: false,
+            onlyFiles: true,
+            ignore: `**/*${HEATMAP}`,
+          })
+        ).map((file) => path.join(input, file));
     if (found.length === 0) {
       throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected images for ${input} but found none`);
     }
@@ -107,7 +112,9 @@ export async function workThrough<T>(
     if ('value' in outcome) {
       await report(outcome.value, file);
     } else if (!interrupted.signal.aborted) {
-      process.stderr.write(`diad: ${file}: ${outcome.error instanceof Error ? outcome.error.message : String(outcome.error)}\n`);
+      process.stderr.write(
+        `diad: ${file}: ${outcome.error instanceof Error ? outcome.error.message : String(outcome.error)}\n`,
+      );
       process.exitCode = 1;
     }
     if (shown) bar.increment();

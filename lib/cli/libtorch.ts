@@ -17,10 +17,17 @@ interface InstallCommand {
 
 const mebibytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 
-async function install({ variant, version = preferredVersion(), python, indexUrl }: InstallCommand): Promise<void> {
+async function install({
+  variant,
+  version = preferredVersion(),
+  python,
+  indexUrl,
+}: InstallCommand): Promise<void> {
   const interrupted = new AbortController();
   const stop = (): void => {
-    interrupted.abort(new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'Interrupted; the same command goes on from here'));
+    interrupted.abort(
+      new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'Interrupted; the same command goes on from here'),
+    );
   };
   process.once('SIGINT', stop).once('SIGTERM', stop);
   const bar = new SingleBar({
@@ -46,14 +53,22 @@ async function install({ variant, version = preferredVersion(), python, indexUrl
       },
     });
     const { manifest, folder, sizeBytes } = installed;
-    process.stdout.write(`LibTorch ${manifest.version}, ${mebibytes(sizeBytes)}${already ? ', was there already' : ''}: ${folder}\n`);
+    process.stdout.write(
+      `LibTorch ${manifest.version}, ${mebibytes(sizeBytes)}${already ? ', was there already' : ''}: ${folder}\n`,
+    );
   } finally {
     if (total > 0) bar.stop();
     process.removeListener('SIGINT', stop).removeListener('SIGTERM', stop);
   }
 }
 
-async function list({ json = false, verify = false }: { readonly json?: boolean; readonly verify?: boolean }): Promise<void> {
+async function list({
+  json = false,
+  verify = false,
+}: {
+  readonly json?: boolean;
+  readonly verify?: boolean;
+}): Promise<void> {
   const rows = [];
   for (const installed of await listInstalled()) {
     const { folder, manifest, sizeBytes } = installed;
@@ -69,25 +84,37 @@ async function list({ json = false, verify = false }: { readonly json?: boolean;
   const partial = await listPartial();
   if (rows.some(({ damaged = [] }) => damaged.length > 0)) process.exitCode = 1;
   if (json) {
-    process.stdout.write(`${JSON.stringify({ cache: libtorchCache(), installed: rows, partial }, null, 2)}\n`);
+    process.stdout.write(
+      `${JSON.stringify({ cache: libtorchCache(), installed: rows, partial }, null, 2)}\n`,
+    );
     return;
   }
   for (const { version, sizeBytes, path, damaged } of rows) {
-    const state = damaged === undefined ? '' : damaged.length === 0 ? '  intact' : `  damaged: ${damaged.join(', ')}`;
+    const state =
+      damaged === undefined ? '' : damaged.length === 0 ? '  intact' : `  damaged: ${damaged.join(', ')}`;
     process.stdout.write(`${version.padEnd(14)} ${mebibytes(sizeBytes).padStart(9)}  ${path}${state}\n`);
   }
   for (const folder of partial) process.stdout.write(`unfinished                ${folder}\n`);
   if (rows.length + partial.length === 0) process.stdout.write(`${libtorchCache()} is empty\n`);
 }
 
-async function remove(version: string | undefined, { all = false }: { readonly all?: boolean }): Promise<void> {
-  if ((version === undefined) !== all) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected either a version or --all');
+async function remove(
+  version: string | undefined,
+  { all = false }: { readonly all?: boolean },
+): Promise<void> {
+  if ((version === undefined) !== all)
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected either a version or --all');
   const installed = await listInstalled();
-  const chosen = installed.filter(({ manifest }) => all || manifest.version === version || manifest.version.split('+')[0] === version);
+  const chosen = installed.filter(
+    ({ manifest }) => all || manifest.version === version || manifest.version.split('+')[0] === version,
+  );
   const folders = [...chosen.map(({ folder }) => folder), ...(all ? await listPartial() : [])];
   if (folders.length === 0 && !all) {
     const there = installed.map(({ manifest }) => manifest.version).join(', ') || 'none';
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected an installed version but received ${version ?? ''}; installed: ${there}`);
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected an installed version but received ${version ?? ''}; installed: ${there}`,
+    );
   }
   for (const folder of folders) {
     await removeFolder(folder);
@@ -100,8 +127,12 @@ export function libtorchCommand(): Command {
   const command = new Command('libtorch').description("LibTorch in diad's cache");
   command
     .command('install')
-    .description('fetch the PyTorch wheel with your pip and unpack its libraries; goes on where it was interrupted')
-    .addOption(new Option('--variant <variant>', 'what it computes on').choices(['cpu', 'cuda']).default('cpu'))
+    .description(
+      'fetch the PyTorch wheel with your pip and unpack its libraries; goes on where it was interrupted',
+    )
+    .addOption(
+      new Option('--variant <variant>', 'what it computes on').choices(['cpu', 'cuda']).default('cpu'),
+    )
     .option('--version <version>', 'of LibTorch (default: the newest there is an engine for)')
     .option('--python <file>', 'whose pip fetches (default: DIAD_PYTHON, ./.venv, python3)')
     .option('--index-url <url>', "handed to pip (default: pip's configuration)")

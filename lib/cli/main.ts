@@ -24,10 +24,14 @@ import { serve } from './serve.js';
 import { train } from './train.js';
 import { watch } from './watch.js';
 
-const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as {
+  version: string;
+};
 
 function precisionOption(): Option {
-  return new Option('--precision <precision>', 'what the networks compute in').choices(PRECISIONS).default('float32');
+  return new Option('--precision <precision>', 'what the networks compute in')
+    .choices(PRECISIONS)
+    .default('float32');
 }
 
 function withModelOptions(command: Command): Command {
@@ -36,8 +40,16 @@ function withModelOptions(command: Command): Command {
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
     .addOption(precisionOption())
     .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
-    .option('--max-pixels <n>', 'largest image, width x height (default: 100,000,000; of serve 32,000,000)', wholeNumber)
-    .option('--max-frames <n>', 'pages or frames an image may have, of which the first is read (default: 1)', wholeNumber);
+    .option(
+      '--max-pixels <n>',
+      'largest image, width x height (default: 100,000,000; of serve 32,000,000)',
+      wholeNumber,
+    )
+    .option(
+      '--max-frames <n>',
+      'pages or frames an image may have, of which the first is read (default: 1)',
+      wholeNumber,
+    );
 }
 
 const program = new Command('diad')
@@ -53,7 +65,10 @@ withModelOptions(program.command('score'))
   .option('--json', 'one JSON object per image on standard output')
   .option('--csv <file>', 'write a table')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
+  .option(
+    '--class <name>',
+    'kind of part, for its own thresholds (default: a folder of the path that has some)',
+  )
   .option('--tile <pixels>', 'cut images into tiles of this size, which overlap by a quarter', wholeNumber)
   .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
@@ -65,7 +80,10 @@ withModelOptions(program.command('reconstruct'))
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .action(reconstruct);
 
-withModelOptions(program.command('info')).description('describe a bundle and what it runs on').option('--json', 'as JSON').action(info);
+withModelOptions(program.command('info'))
+  .description('describe a bundle and what it runs on')
+  .option('--json', 'as JSON')
+  .action(info);
 
 program
   .command('doctor')
@@ -80,7 +98,10 @@ program.addCommand(libtorchCommand());
 program
   .command('metrics')
   .description('metrics of anomaly maps that any tool has saved')
-  .argument('<file>', '.npz with preds and masks [N,H,W], clsname [N] and, if wanted, image_scores and image_labels [N]')
+  .argument(
+    '<file>',
+    '.npz with preds and masks [N,H,W], clsname [N] and, if wanted, image_scores and image_labels [N]',
+  )
   .addOption(new Option('--mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
   .option('--fpr-limit <rate>', 'false positive rate up to which AU-PRO is integrated', rate, 0.3)
   .option('--json', 'as JSON')
@@ -89,7 +110,11 @@ program
 withModelOptions(program.command('eval'))
   .description('score a data set; tables and a report')
   .requiredOption('--data <dir>', 'data set, or one class of it')
-  .addOption(new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(LAYOUT_NAMES))
+  .addOption(
+    new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(
+      LAYOUT_NAMES,
+    ),
+  )
   .option('--out <dir>', 'folder of scores, tables and report', 'diad-eval')
   .option('--resume', 'go on with a run that was broken off')
   .addOption(new Option('--metrics-mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
@@ -98,17 +123,29 @@ withModelOptions(program.command('eval'))
 
 withModelOptions(program.command('calibrate'))
   .description('learn from normal images what is normal, find thresholds, and write both into the bundle')
-  .requiredOption('--good <dir>', 'normal images: a folder, folders by class, or a data set with CLASS/train/good')
+  .requiredOption(
+    '--good <dir>',
+    'normal images: a folder, folders by class, or a data set with CLASS/train/good',
+  )
   .option('--out <dir>', 'calibrate a copy of the bundle in this new folder (default: the bundle itself)')
   .option(
     '--target-fpr <rate>',
     'share of normal images that may be called anomalous (default: 0.01, or what few images allow where the bundle has evidence)',
     rate,
   )
-  .option('--per-class', 'thresholds of each class beside the global ones (default where the bundle has evidence)')
+  .option(
+    '--per-class',
+    'thresholds of each class beside the global ones (default where the bundle has evidence)',
+  )
   .option('--no-per-class', 'one threshold for all images')
-  .option('--validation <dir>', 'data set with defects: the image threshold is that of its largest F1; not where the bundle has evidence')
-  .option('--test <dir>', 'data set on which results will be reported: refused where it shares an image with the others')
+  .option(
+    '--validation <dir>',
+    'data set with defects: the image threshold is that of its largest F1; not where the bundle has evidence',
+  )
+  .option(
+    '--test <dir>',
+    'data set on which results will be reported: refused where it shares an image with the others',
+  )
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
   .option('--tile <pixels>', 'cut images into tiles of this size, which overlap by a quarter', wholeNumber)
   .action(calibrateBundle);
@@ -126,7 +163,9 @@ program
 
 program
   .command('convert')
-  .description('make a bundle from a published-format checkpoint (needs Python with PyTorch; `diad convert --help` lists its options)')
+  .description(
+    'make a bundle from a published-format checkpoint (needs Python with PyTorch; `diad convert --help` lists its options)',
+  )
   .argument('[options...]')
   .allowUnknownOption()
   .helpOption(false)
@@ -136,10 +175,15 @@ program
 
 program
   .command('train')
-  .description('train a model of your own within a time budget, from a folder of normal images (needs Python with PyTorch)')
+  .description(
+    'train a model of your own within a time budget, from a folder of normal images (needs Python with PyTorch)',
+  )
   .argument('[others...]')
   .usage('--data <dir> --out <dir> [options]')
-  .option('--data <dir>', 'normal images: a folder, a folder for each class, or a data set with CLASS/train/good')
+  .option(
+    '--data <dir>',
+    'normal images: a folder, a folder for each class, or a data set with CLASS/train/good',
+  )
   .option('--out <dir>', 'folder of the bundle to write')
   .option('--base <dir>', 'bundle to start from (default: the base model that ships with diad)')
   .option('--minutes <n>', 'time budget, calibration included', positive, 20)
@@ -171,10 +215,15 @@ withModelOptions(program.command('serve'))
   .option('--cors-origin <origin...>', 'origins whose pages may call the server')
   .option('--tls-cert <file>', 'certificate chain, PEM')
   .option('--tls-key <file>', 'private key, PEM')
-  .addOption(new Option('--log-level <level>').choices(['trace', 'debug', 'info', 'warn', 'error', 'silent']).default('info'))
+  .addOption(
+    new Option('--log-level <level>')
+      .choices(['trace', 'debug', 'info', 'warn', 'error', 'silent'])
+      .default('info'),
+  )
   .action(serve);
 
-const redisOption = (): Option => new Option('--redis <url>', 'the broker, redis:// or rediss://').makeOptionMandatory();
+const redisOption = (): Option =>
+  new Option('--redis <url>', 'the broker, redis:// or rediss://').makeOptionMandatory();
 
 withModelOptions(program.command('worker'))
   .description('work off images that were handed in with submit')
@@ -189,19 +238,32 @@ withModelOptions(program.command('worker'))
   .option('--rate <n>', 'jobs a second, over all workers', wholeNumber)
   .option('--keep <seconds>', 'how long results are kept, 0 for ever', wholeNumber, 0)
   .option('--max-stalls <n>', 'how often a job may stall before it is given up', wholeNumber, 1)
-  .option('--lock-ms <n>', 'without a sign of life for this long a job counts as stalled', wholeNumber, 30_000)
+  .option(
+    '--lock-ms <n>',
+    'without a sign of life for this long a job counts as stalled',
+    wholeNumber,
+    30_000,
+  )
   .option('--unsafe-broker', 'work although the broker may lose jobs')
   .action(worker);
 
 program
   .command('submit')
   .description("hand images in for workers; prints the run's id")
-  .argument('<inputs...>', 'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key')
+  .argument(
+    '<inputs...>',
+    'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key',
+  )
   .addOption(redisOption())
   .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
   .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option('--priority <n>', 'from 1, the most urgent, to 2097151; 0 comes before all that have one', wholeNumber, 0)
+  .option(
+    '--priority <n>',
+    'from 1, the most urgent, to 2097151; 0 comes before all that have one',
+    wholeNumber,
+    0,
+  )
   .action(submit);
 
 program
@@ -224,9 +286,21 @@ withModelOptions(program.command('watch'))
   .option('--mqtt <url>', 'publish each result with QoS 1')
   .option('--topic <topic>', 'of MQTT', 'diad/results')
   .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option('--class <name>', 'kind of part, for its own thresholds (default: a folder of the path that has some)')
-  .option('--settle <ms>', 'a file counts as written when its size has not changed for this long', wholeNumber, 500)
-  .option('--poll <ms>', 'look into the folder this often, for shares that other hosts write to (NFS, SMB)', wholeNumber)
+  .option(
+    '--class <name>',
+    'kind of part, for its own thresholds (default: a folder of the path that has some)',
+  )
+  .option(
+    '--settle <ms>',
+    'a file counts as written when its size has not changed for this long',
+    wholeNumber,
+    500,
+  )
+  .option(
+    '--poll <ms>',
+    'look into the folder this often, for shares that other hosts write to (NFS, SMB)',
+    wholeNumber,
+  )
   .action(watch);
 
 /** What runs until it is told to end: to end without being told is a failure, after which a supervisor starts it again. */

@@ -4,7 +4,8 @@ import { InvalidArgumentError } from 'commander';
 /** A whole number from 0. */
 export function wholeNumber(value: string): number {
   const parsed = Number(value);
-  if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0) throw new InvalidArgumentError('Expected a whole number from 0.');
+  if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0)
+    throw new InvalidArgumentError('Expected a whole number from 0.');
   return parsed;
 }
 

@@ -86,17 +86,26 @@ async function* manifestEntries(file: string): AsyncGenerator<Submission, void, 
       );
     }
     // A line that begins with a backslash has a name with backslashes or ends of lines in it.
-    const text = escaped === '' ? written : written.replace(/\\([\\nr])/g, (_, letter: string) => ({ n: '\n', r: '\r' })[letter] ?? '\\');
+    const text =
+      escaped === ''
+        ? written
+        : written.replace(/\\([\\nr])/g, (_, letter: string) => ({ n: '\n', r: '\r' })[letter] ?? '\\');
     yield { file: text, sha256, reference: referenceOf(text) };
   }
 }
 
-async function* fileEntries(files: readonly string[], root: string): AsyncGenerator<Submission, void, undefined> {
+async function* fileEntries(
+  files: readonly string[],
+  root: string,
+): AsyncGenerator<Submission, void, undefined> {
   const base = await realpath(root);
   for (const file of files) {
     const inside = path.relative(base, await realpath(file));
     if (inside.startsWith('..') || path.isAbsolute(inside)) {
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file} is outside of the root ${root}, where workers look for files`);
+      throw new DiadError(
+        'ERR_DIAD_INVALID_ARGUMENT',
+        `${file} is outside of the root ${root}, where workers look for files`,
+      );
     }
     yield { file: inside, sha256: await fileDigest(file), reference: { kind: 'file', path: inside } };
   }
@@ -128,7 +137,11 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   };
   const others = entries();
   const first = await others.next();
-  if (first.done === true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected images in ${inputs.join(', ')} but found none`);
+  if (first.done === true)
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected images in ${inputs.join(', ')} but found none`,
+    );
   const all = async function* (): AsyncGenerator<Submission, void, undefined> {
     yield first.value;
     yield* others;
@@ -145,12 +158,17 @@ function summary(result: RunResult): string {
 }
 
 /** Prints a line for each image of a run; exit code 1 when some failed, else 2 when some are still waiting, else 3 when some results have expired. */
-export async function results(run: string, options: { redis: string; wait?: boolean; json?: boolean }): Promise<void> {
+export async function results(
+  run: string,
+  options: { redis: string; wait?: boolean; json?: boolean },
+): Promise<void> {
   const { runResults } = await import('../queue/index.js');
   const seen = new Set<string>();
   for await (const result of runResults(run, { redis: options.redis, wait: options.wait === true })) {
     seen.add(result.status);
-    process.stdout.write(options.json === true ? `${JSON.stringify(result)}\n` : `${summary(result)}  ${result.file}\n`);
+    process.stdout.write(
+      options.json === true ? `${JSON.stringify(result)}\n` : `${summary(result)}  ${result.file}\n`,
+    );
   }
   process.exitCode = seen.has('failed') ? 1 : seen.has('waiting') ? 2 : seen.has('expired') ? 3 : 0;
 }

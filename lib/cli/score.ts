@@ -45,18 +45,24 @@ async function dumpStages(result: ScoreResult, folder: string, index: number): P
 /** Whether to load the bundle's calibration: what was learned from whole images says nothing of tiles. */
 async function calibrationFits({ tile, model = baseBundle }: Options): Promise<boolean> {
   if (tile === undefined || (await readCalibration(model))?.normality === undefined) return true;
-  process.stderr.write('diad: the bundle is calibrated on whole images; tiles are scored without it and carry no verdict\n');
+  process.stderr.write(
+    'diad: the bundle is calibrated on whole images; tiles are scored without it and carry no verdict\n',
+  );
   return false;
 }
 
 /** Scores files and prints a line for each. */
 export async function score(inputs: string[], options: Options): Promise<void> {
   if (options.tile !== undefined && options.dump !== undefined) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tile or --dump but received both: stages are of whole images');
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      'Expected --tile or --dump but received both: stages are of whole images',
+    );
   }
   const files = await expandInputs(inputs);
   const table = options.csv === undefined ? undefined : path.dirname(options.csv);
-  for (const folder of [options.out, options.dump, table]) if (folder !== undefined) await mkdir(folder, { recursive: true });
+  for (const folder of [options.out, options.dump, table])
+    if (folder !== undefined) await mkdir(folder, { recursive: true });
   if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before images are scored
   const diad = await loadModel(options, await calibrationFits(options));
   const rows: Row[] = [];
@@ -70,7 +76,8 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       ...(options.tile === undefined ? {} : { tile: { size: options.tile } }),
     });
     if (options.dump !== undefined) await dumpStages(result, options.dump, index);
-    const map = options.out === undefined ? undefined : path.join(options.out, outputName(file, index, HEATMAP));
+    const map =
+      options.out === undefined ? undefined : path.join(options.out, outputName(file, index, HEATMAP));
     if (map !== undefined) await writeFile(map, await result.map.toHeatmap());
     return {
       file,
@@ -78,7 +85,11 @@ export async function score(inputs: string[], options: Options): Promise<void> {
       seed: options.seed,
       ...(result.threshold === undefined
         ? {}
-        : { threshold: result.threshold, anomalous: result.anomalous ?? false, normalizedScore: result.normalizedScore ?? 0 }),
+        : {
+            threshold: result.threshold,
+            anomalous: result.anomalous ?? false,
+            normalizedScore: result.normalizedScore ?? 0,
+          }),
       ...(result.evidence === undefined ? {} : { evidence: result.evidence }),
       ...(result.className === undefined ? {} : { className: result.className }),
       ...(map === undefined ? {} : { map }),
@@ -87,7 +98,9 @@ export async function score(inputs: string[], options: Options): Promise<void> {
   const report = (row: Row): void => {
     rows.push(row);
     const verdict = row.anomalous === undefined ? '' : row.anomalous ? '  anomalous' : '  normal';
-    process.stdout.write(options.json === true ? `${JSON.stringify(row)}\n` : `${row.score.toFixed(4)}${verdict}  ${row.file}\n`);
+    process.stdout.write(
+      options.json === true ? `${JSON.stringify(row)}\n` : `${row.score.toFixed(4)}${verdict}  ${row.file}\n`,
+    );
   };
   try {
     await workThrough(files, 8, work, report);

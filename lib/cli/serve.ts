@@ -39,9 +39,14 @@ async function readOption(file: string, option: string): Promise<string> {
 async function readTls({ tlsCert, tlsKey }: ServeOptions): Promise<Pick<ServerOptions, 'tls'>> {
   if (tlsCert === undefined && tlsKey === undefined) return {};
   if (tlsCert === undefined || tlsKey === undefined) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected --tls-cert and --tls-key together but received one of them');
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      'Expected --tls-cert and --tls-key together but received one of them',
+    );
   }
-  return { tls: { cert: await readOption(tlsCert, '--tls-cert'), key: await readOption(tlsKey, '--tls-key') } };
+  return {
+    tls: { cert: await readOption(tlsCert, '--tls-cert'), key: await readOption(tlsKey, '--tls-key') },
+  };
 }
 
 /** Tokens of a file: one a line; empty lines and lines that begin with # are left out. */
@@ -49,7 +54,8 @@ async function readTokens(file: string | undefined): Promise<readonly string[]> 
   if (file === undefined) return [];
   const lines = (await readOption(file, '--token-file')).split('\n').map((line) => line.trim());
   const tokens = lines.filter((line) => line !== '' && !line.startsWith('#'));
-  if (tokens.length === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a token in ${file} but it holds none`);
+  if (tokens.length === 0)
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a token in ${file} but it holds none`);
   return tokens;
 }
 

@@ -8,7 +8,9 @@ const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 export function textTable(rows: readonly (readonly string[])[]): string {
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   const line = (row: readonly string[]): string =>
-    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!))).join('  ');
+    row
+      .map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+      .join('  ');
   return rows.map((row) => line(row).trimEnd()).join('\n');
 }
 
@@ -16,7 +18,14 @@ export function textTable(rows: readonly (readonly string[])[]): string {
 export function summaryTable(summary: readonly ClassSummary[]): string {
   const [all, ...classes] = summary;
   const withTraining = summary.some(({ training }) => training > 0);
-  const row = ({ className, images, training, threshold, falseAlarms, medianScore }: ClassSummary): string[] => [
+  const row = ({
+    className,
+    images,
+    training,
+    threshold,
+    falseAlarms,
+    medianScore,
+  }: ClassSummary): string[] => [
     className === '' ? 'all' : className,
     ...(withTraining ? [String(training)] : []),
     String(images),
@@ -24,12 +33,21 @@ export function summaryTable(summary: readonly ClassSummary[]): string {
     `${falseAlarms} of ${images}`,
     medianScore.toFixed(3),
   ];
-  const header = ['class', ...(withTraining ? ['trained on', 'held out'] : ['images']), 'threshold', 'false alarms', 'median score'];
+  const header = [
+    'class',
+    ...(withTraining ? ['trained on', 'held out'] : ['images']),
+    'threshold',
+    'false alarms',
+    'median score',
+  ];
   return textTable([header, ...[...classes, ...(all === undefined ? [] : [all])].map(row)]);
 }
 
 /** Says which rate of false alarms the thresholds allow where the images bound no smaller one. */
-export function rateNotes(summary: readonly ClassSummary[], requested: number | undefined): readonly string[] {
+export function rateNotes(
+  summary: readonly ClassSummary[],
+  requested: number | undefined,
+): readonly string[] {
   if (requested !== undefined) return [];
   const [all, ...classes] = summary;
   return (classes.length > 0 ? classes : all === undefined ? [] : [all])

@@ -55,29 +55,44 @@ function checked(
         `for the published size, stage by stage, run \`python -m diad_reference train-published ${first} ...\``,
     );
   }
-  throw invalidArgument(`Expected options of diad train but received ${first}; \`diad train --help\` lists them`);
+  throw invalidArgument(
+    `Expected options of diad train but received ${first}; \`diad train --help\` lists them`,
+  );
 }
 
 /** The reference's arguments, and among them those that decide what is trained. */
-function referenceArguments(options: TrainOptions, base: string, run: string): { readonly all: string[]; readonly deciding: string[] } {
+function referenceArguments(
+  options: TrainOptions,
+  base: string,
+  run: string,
+): { readonly all: string[]; readonly deciding: string[] } {
   const { data, out, minutes, name, batch, learningRate, seed, device, threads } = options;
-  const optional = (flag: string, value: string | number | undefined): string[] => (value === undefined ? [] : [flag, String(value)]);
+  const optional = (flag: string, value: string | number | undefined): string[] =>
+    value === undefined ? [] : [flag, String(value)];
   const deciding = [
     ...['--minutes', String(minutes), '--seed', String(seed), '--device', device],
-    ...[...optional('--name', name), ...optional('--batch', batch), ...optional('--learning-rate', learningRate)],
+    ...[
+      ...optional('--name', name),
+      ...optional('--batch', batch),
+      ...optional('--learning-rate', learningRate),
+    ],
   ];
   const places = ['--data', data, '--out', out, '--base', base, '--run', run];
   return { all: [...places, ...deciding, ...optional('--threads', threads), '--json'], deciding };
 }
 
 /** Runs the training; undefined when it failed or was interrupted, which it has said itself. */
-async function runTraining(args: readonly string[], form: 'bar' | 'text' | 'json'): Promise<TrainingEvent | undefined> {
+async function runTraining(
+  args: readonly string[],
+  form: 'bar' | 'text' | 'json',
+): Promise<TrainingEvent | undefined> {
   let written: TrainingEvent | undefined;
   const code = await runReference('train', args, async (output) => {
     written = await showTraining(output, { form, write: (text) => void process.stdout.write(text) });
   });
   if (code !== 0) return undefined;
-  if (written === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'The training ended without writing a bundle');
+  if (written === undefined)
+    throw new DiadError('ERR_DIAD_INTERNAL', 'The training ended without writing a bundle');
   return written;
 }
 
@@ -128,19 +143,31 @@ async function writeSheet(
     return file;
   } catch (error) {
     signal.throwIfAborted();
-    process.stderr.write(`diad: the contact sheet could not be made: ${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(
+      `diad: the contact sheet could not be made: ${error instanceof Error ? error.message : String(error)}\n`,
+    );
     return undefined;
   }
 }
 
 /** What follows the training, or an earlier one that has finished. */
-async function finish(options: TrainOptions, run: string, splitFile: string, signal: AbortSignal): Promise<void> {
+async function finish(
+  options: TrainOptions,
+  run: string,
+  splitFile: string,
+  signal: AbortSignal,
+): Promise<void> {
   const { data, out, seed, device, threads, json } = options;
   const say = (event: string, text: string, values: object): void => {
     process.stdout.write(json === true ? `${JSON.stringify({ event, ...values, text })}\n` : `${text}\n`);
   };
   const split = await readSplit(splitFile);
-  const model: ModelOptions = { model: out, device, precision: 'float32', ...(threads === undefined ? {} : { threads }) };
+  const model: ModelOptions = {
+    model: out,
+    device,
+    precision: 'float32',
+    ...(threads === undefined ? {} : { threads }),
+  };
   const { calibration, normality, summary } = await calibrateTrained(model, split, seed, signal);
   await writeCalibration(out, calibration, normality);
   const table = [summaryTable(summary), ...rateNotes(summary, undefined)].join('\n');
@@ -148,8 +175,12 @@ async function finish(options: TrainOptions, run: string, splitFile: string, sig
   const diad = await loadModel(model);
   try {
     const sheet = await writeSheet(diad, data, split, run, signal);
-    const shown = sheet === undefined ? '' : `${sheet}: what the model makes of held-out and defective images\n`;
-    say('finished', `${out}\n${shown}\nTry it: npx diad score new-part.png --model ${out}`, { path: out, contact_sheet: sheet ?? null });
+    const shown =
+      sheet === undefined ? '' : `${sheet}: what the model makes of held-out and defective images\n`;
+    say('finished', `${out}\n${shown}\nTry it: npx diad score new-part.png --model ${out}`, {
+      path: out,
+      contact_sheet: sheet ?? null,
+    });
   } finally {
     await diad.close();
   }
@@ -175,7 +206,8 @@ export async function train(others: readonly string[], given: Parameters<typeof 
     const key = await trainingKey(options.data, base, options.out, deciding);
     let split = path.join(run, SPLIT);
     if (await isTrained(run, key)) {
-      if (options.json !== true) process.stdout.write(`The training of ${options.out} has finished; calibrating it\n`);
+      if (options.json !== true)
+        process.stdout.write(`The training of ${options.out} has finished; calibrating it\n`);
     } else {
       const form = options.json === true ? 'json' : process.stderr.isTTY ? 'bar' : 'text';
       const written = await runTraining(all, form);

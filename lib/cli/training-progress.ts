@@ -57,7 +57,10 @@ class TrainingBar {
   show(event: TrainingEvent, write: (text: string) => void): void {
     if (event.event === 'step') {
       const loss = event.loss === undefined ? '' : `loss ${event.loss.toPrecision(4)}`;
-      this.#update(event.step ?? 0, event.steps ?? 0, { left: duration(event.seconds_left ?? 0), losses: `${loss}${this.#validation}` });
+      this.#update(event.step ?? 0, event.steps ?? 0, {
+        left: duration(event.seconds_left ?? 0),
+        losses: `${loss}${this.#validation}`,
+      });
     } else if (event.event === 'validation') {
       this.#validation = `, held out ${event.validation_loss?.toPrecision(4) ?? '-'}`;
     } else if (event.event !== 'saved') {
@@ -68,7 +71,10 @@ class TrainingBar {
 
   #update(step: number, steps: number, payload: { readonly left: string; readonly losses: string }): void {
     if (this.#bar === undefined) {
-      this.#bar = new SingleBar({ format: 'training {bar} {value}/{total} | {left} left | {losses}', stream: process.stderr });
+      this.#bar = new SingleBar({
+        format: 'training {bar} {value}/{total} | {left} left | {losses}',
+        stream: process.stderr,
+      });
       this.#bar.start(steps, step, payload);
     }
     this.#bar.setTotal(steps); // an estimate: the budget is one of time
@@ -87,7 +93,10 @@ class TrainingBar {
  *
  * @returns the event `written`, which names the bundle and the split; undefined where training wrote none
  */
-export async function showTraining(output: Readable, { form, write }: ProgressOutput): Promise<TrainingEvent | undefined> {
+export async function showTraining(
+  output: Readable,
+  { form, write }: ProgressOutput,
+): Promise<TrainingEvent | undefined> {
   const bar = form === 'bar' ? new TrainingBar() : undefined;
   let written: TrainingEvent | undefined;
   for await (const line of createInterface({ input: output })) {

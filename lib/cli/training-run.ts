@@ -13,7 +13,9 @@ import { readGoodImages } from '../evaluation/datasets/good.js';
 const FINISHED = 'trained.json';
 export const SPLIT = 'split.json';
 
-const splitFile = Type.Array(Type.Object({ file: Type.String(), class_name: Type.String(), held_out: Type.Boolean() }));
+const splitFile = Type.Array(
+  Type.Object({ file: Type.String(), class_name: Type.String(), held_out: Type.Boolean() }),
+);
 
 /** What a finished training depends on; the same command with the same of it only calibrates again. */
 const finishedFile = Type.Object({
@@ -31,13 +33,24 @@ const finishedFile = Type.Object({
 export type TrainingKey = Omit<Static<typeof finishedFile>, 'model'>;
 
 /** Names what a training depends on. Images that cannot be listed are left to the training to complain about. */
-export async function trainingKey(data: string, base: string, out: string, options: readonly string[]): Promise<TrainingKey> {
+export async function trainingKey(
+  data: string,
+  base: string,
+  out: string,
+  options: readonly string[],
+): Promise<TrainingKey> {
   const hash = createHash('sha256');
   const root = path.resolve(data);
   for (const { file, className } of await readGoodImages(data).catch(() => [])) {
     hash.update(`${className}\0${path.relative(root, file)}\0${(await stat(file)).size}\n`);
   }
-  return { out: path.resolve(out), base: path.resolve(base), data: root, images: hash.digest('hex'), options: options.join(' ') };
+  return {
+    out: path.resolve(out),
+    base: path.resolve(base),
+    data: root,
+    images: hash.digest('hex'),
+    options: options.join(' '),
+  };
 }
 
 async function readJson(file: string): Promise<unknown> {
@@ -45,9 +58,13 @@ async function readJson(file: string): Promise<unknown> {
     return JSON.parse(await readFile(file, 'utf8'));
   } catch (error) {
     if (codeOf(error) === 'ENOENT') return undefined;
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file} cannot be read; remove ${path.dirname(file)} to train from the beginning`, {
-      cause: error,
-    });
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `${file} cannot be read; remove ${path.dirname(file)} to train from the beginning`,
+      {
+        cause: error,
+      },
+    );
   }
 }
 
@@ -56,12 +73,18 @@ export async function isTrained(run: string, key: TrainingKey): Promise<boolean>
   const before = await readJson(path.join(run, FINISHED));
   if (!Check(finishedFile, before)) return false;
   const digest = await bundleDigest(key.out).catch(() => undefined);
-  return digest === before.model && Object.entries(key).every(([name, value]) => before[name as keyof TrainingKey] === value);
+  return (
+    digest === before.model &&
+    Object.entries(key).every(([name, value]) => before[name as keyof TrainingKey] === value)
+  );
 }
 
 /** Notes that training has finished. */
 export async function noteTrained(run: string, key: TrainingKey): Promise<void> {
-  await writeAtomic(path.join(run, FINISHED), `${JSON.stringify({ model: await bundleDigest(key.out), ...key }, null, 2)}\n`);
+  await writeAtomic(
+    path.join(run, FINISHED),
+    `${JSON.stringify({ model: await bundleDigest(key.out), ...key }, null, 2)}\n`,
+  );
 }
 
 /**

@@ -27,13 +27,19 @@ function asText(report: VerifyReport): string {
       .trimEnd(),
   );
   const where = `${report.bundle} on ${report.device}, ${report.precision}, LibTorch ${report.libtorch}`;
-  return [where, '', ...lines, '', `${report.images} golden images: ${report.passed ? 'pass' : 'FAIL'}`].join('\n');
+  return [where, '', ...lines, '', `${report.images} golden images: ${report.passed ? 'pass' : 'FAIL'}`].join(
+    '\n',
+  );
 }
 
 /** Prints how far this machine's results are from the reference's; exit code 1 when further than promised. */
 export async function verify(options: Options): Promise<void> {
   const { model, bundle = model, device, precision, threads, json } = options;
-  const report = await verifyBundle(bundle, { device, precision, ...(threads === undefined || threads === 0 ? {} : { threads }) });
+  const report = await verifyBundle(bundle, {
+    device,
+    precision,
+    ...(threads === undefined || threads === 0 ? {} : { threads }),
+  });
   process.stdout.write(`${json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);
   if (!report.passed) process.exitCode = 1;
 }

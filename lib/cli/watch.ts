@@ -23,7 +23,10 @@ async function sinksOf(options: WatchCliOptions): Promise<Sink[]> {
   const sinks: Sink[] = [];
   if (options.jsonl !== undefined) sinks.push(await jsonlSink(options.jsonl));
   if (options.webhook !== undefined) {
-    const secret = options.webhookSecretFile === undefined ? undefined : (await readFile(options.webhookSecretFile, 'utf8')).trim();
+    const secret =
+      options.webhookSecretFile === undefined
+        ? undefined
+        : (await readFile(options.webhookSecretFile, 'utf8')).trim();
     sinks.push(webhookSink(options.webhook, secret));
   }
   if (options.mqtt !== undefined) sinks.push(await mqttSink(options.mqtt, options.topic));

@@ -101,7 +101,8 @@ const LOADER_MESSAGES: readonly Pattern[] = [
     ],
   },
   {
-    match: /file too short|invalid ELF header|wrong ELF class|ELF load command|cannot read file data|not a mach-o|Exec format/i,
+    match:
+      /file too short|invalid ELF header|wrong ELF class|ELF load command|cannot read file data|not a mach-o|Exec format/i,
     cause: 'libtorch-damaged',
     help: (_found, { libtorchPath }) => [
       `${libtorchPath ?? 'LibTorch'} is cut short, or for another kind of machine: install it again`,
@@ -120,12 +121,16 @@ const LOADER_MESSAGES: readonly Pattern[] = [
   {
     match: /cannot allocate memory/i,
     cause: 'out-of-memory',
-    help: () => ['LibTorch takes about 500 MB of address space and 200 MB of memory: raise the limit (ulimit -v, the container)'],
+    help: () => [
+      'LibTorch takes about 500 MB of address space and 200 MB of memory: raise the limit (ulimit -v, the container)',
+    ],
   },
 ];
 
 /** Errors by their code. */
-const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (surroundings: Surroundings) => readonly string[] }>> = {
+const CODES: Readonly<
+  Record<string, { readonly cause: Cause; readonly help: (surroundings: Surroundings) => readonly string[] }>
+> = {
   ERR_DIAD_LIBTORCH_NOT_FOUND: { cause: 'libtorch-not-found', help: () => GET_LIBTORCH },
   ERR_DIAD_LIBTORCH_MISMATCH: {
     cause: 'libtorch-mismatch',
@@ -134,7 +139,10 @@ const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (su
       'or build an engine for the LibTorch you have: npm run build:native in the package folder, with DIAD_LIBTORCH set',
     ],
   },
-  ERR_DIAD_OUT_OF_MEMORY: { cause: 'out-of-memory', help: () => ['free memory, raise the limit, or take a smaller bundle'] },
+  ERR_DIAD_OUT_OF_MEMORY: {
+    cause: 'out-of-memory',
+    help: () => ['free memory, raise the limit, or take a smaller bundle'],
+  },
   ERR_DIAD_DEVICE_UNAVAILABLE: {
     cause: 'device-unavailable',
     help: ({ nvidiaDriver }) =>
@@ -144,15 +152,25 @@ const CODES: Readonly<Record<string, { readonly cause: Cause; readonly help: (su
             `there is a driver (${nvidiaDriver}), so this LibTorch is a CPU build or too new for it: npx diad libtorch install --variant cuda`,
           ],
   },
-  ERR_DIAD_BUNDLE_NOT_FOUND: { cause: 'bundle-not-found', help: () => ['name a folder that holds manifest.json with --model'] },
-  ERR_DIAD_BUNDLE_INVALID: { cause: 'bundle-invalid', help: () => ['export the bundle again with a version of diad that fits this one'] },
+  ERR_DIAD_BUNDLE_NOT_FOUND: {
+    cause: 'bundle-not-found',
+    help: () => ['name a folder that holds manifest.json with --model'],
+  },
+  ERR_DIAD_BUNDLE_INVALID: {
+    cause: 'bundle-invalid',
+    help: () => ['export the bundle again with a version of diad that fits this one'],
+  },
   ERR_DIAD_BUNDLE_CORRUPT: {
     cause: 'bundle-corrupt',
-    help: () => ['a file differs from what the manifest says: copy or download the bundle again; for the base model, install diad again'],
+    help: () => [
+      'a file differs from what the manifest says: copy or download the bundle again; for the base model, install diad again',
+    ],
   },
   ERR_DIAD_IMAGE_DECODE: {
     cause: 'images-unreadable',
-    help: () => ['the engine works, sharp does not: npm install --include=optional sharp   (its binaries are optional dependencies)'],
+    help: () => [
+      'the engine works, sharp does not: npm install --include=optional sharp   (its binaries are optional dependencies)',
+    ],
   },
 };
 
@@ -184,7 +202,9 @@ function crashed(outcome: ProbeOutcome, message: string): Problem {
       cause: 'killed',
       code,
       message: said,
-      help: ['somebody killed the probe, usually the kernel for want of memory: see dmesg, and the memory limit above'],
+      help: [
+        'somebody killed the probe, usually the kernel for want of memory: see dmesg, and the memory limit above',
+      ],
     };
   }
   return {
@@ -205,24 +225,48 @@ export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Pro
   const { failure, signal, timedOut, stage, exitCode, stderr } = outcome;
   if (failure !== undefined) {
     const { code, message } = failure;
-    const pattern = LOADER_MESSAGES.map((known) => ({ ...known, found: known.match.exec(message) })).find(({ found }) => found !== null);
+    const pattern = LOADER_MESSAGES.map((known) => ({ ...known, found: known.match.exec(message) })).find(
+      ({ found }) => found !== null,
+    );
     const fromLoader = stage === 'libtorch' && /cannot be opened|does not fit the LibTorch in/.test(message);
     if (fromLoader && pattern?.found != null) {
       return { cause: pattern.cause, code, message, help: pattern.help(pattern.found, surroundings) };
     }
-    if (stage === 'image') return { cause: 'images-unreadable', code, message, help: CODES['ERR_DIAD_IMAGE_DECODE']!.help(surroundings) };
-    if (message.startsWith(`${CALIBRATION_FILE}: `)) return { cause: 'calibration-invalid', code, message, help: CALIBRATE };
+    if (stage === 'image')
+      return {
+        cause: 'images-unreadable',
+        code,
+        message,
+        help: CODES['ERR_DIAD_IMAGE_DECODE']!.help(surroundings),
+      };
+    if (message.startsWith(`${CALIBRATION_FILE}: `))
+      return { cause: 'calibration-invalid', code, message, help: CALIBRATE };
     const known = CODES[code];
-    return { cause: known?.cause ?? 'unknown', code, message, help: known?.help(surroundings) ?? ['please report it with this report'] };
+    return {
+      cause: known?.cause ?? 'unknown',
+      code,
+      message,
+      help: known?.help(surroundings) ?? ['please report it with this report'],
+    };
   }
   if (timedOut) {
     const help = ['is the machine very busy, or the bundle on a slow disk? Run it again, with --timeout'];
-    return { cause: 'timeout', code: 'ERR_DIAD_TIMEOUT', message: `The probe did not end in time (at: ${stage})`, help };
+    return {
+      cause: 'timeout',
+      code: 'ERR_DIAD_TIMEOUT',
+      message: `The probe did not end in time (at: ${stage})`,
+      help,
+    };
   }
   if (signal !== undefined) return crashed(outcome, `The probe was ended by ${signal}`);
   if (exitCode !== 0) {
     const message = `The probe ended with exit code ${exitCode ?? '?'}: ${stderr.trim().split('\n').slice(-3).join(' ')}`;
-    return { cause: 'unknown', code: 'ERR_DIAD_INTERNAL', message, help: ['please report it with this report'] };
+    return {
+      cause: 'unknown',
+      code: 'ERR_DIAD_INTERNAL',
+      message,
+      help: ['please report it with this report'],
+    };
   }
   return undefined;
 }

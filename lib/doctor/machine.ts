@@ -61,7 +61,9 @@ function cpuFeatures(): readonly string[] {
 }
 
 function memoryLimit(): number | undefined {
-  const limit = Number(read('/sys/fs/cgroup/memory.max').trim() || read('/sys/fs/cgroup/memory/memory.limit_in_bytes').trim());
+  const limit = Number(
+    read('/sys/fs/cgroup/memory.max').trim() || read('/sys/fs/cgroup/memory/memory.limit_in_bytes').trim(),
+  );
   return Number.isFinite(limit) && limit > 0 && limit < os.totalmem() ? gibibytes(limit) : undefined;
 }
 
@@ -78,6 +80,7 @@ export function describeMachine(): Machine {
     cores: os.availableParallelism(),
     memoryGiB: gibibytes(os.totalmem()),
     ...(limit === undefined ? {} : { memoryLimitGiB: limit }),
-    nvidiaDriver: /Kernel Module(?:\s+for\s+\S+)?\s+([\d.]+)/.exec(read('/proc/driver/nvidia/version'))?.[1] ?? null,
+    nvidiaDriver:
+      /Kernel Module(?:\s+for\s+\S+)?\s+([\d.]+)/.exec(read('/proc/driver/nvidia/version'))?.[1] ?? null,
   };
 }

@@ -86,6 +86,8 @@ export function probe(request: ProbeRequest, timeoutMs: number): Promise<ProbeOu
 export function relevantVariables(): Readonly<Record<string, string>> {
   const names = /^(DIAD_|OMP_|MKL_|CUDA_|ATEN_|TORCH_|LD_LIBRARY_PATH$|LD_PRELOAD$|DYLD_|KMP_|GOMP_)/;
   return Object.fromEntries(
-    Object.entries(process.env).filter((pair): pair is [string, string] => names.test(pair[0]) && pair[1] !== undefined),
+    Object.entries(process.env).filter(
+      (pair): pair is [string, string] => names.test(pair[0]) && pair[1] !== undefined,
+    ),
   );
 }

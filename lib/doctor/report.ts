@@ -37,7 +37,12 @@ export interface Report extends Machine {
   readonly addon?: string;
   /** LibTorch minors there is an engine for. */
   readonly engines?: readonly string[];
-  readonly libtorch?: { readonly version: string; readonly variant: string; readonly path: string; readonly source: string };
+  readonly libtorch?: {
+    readonly version: string;
+    readonly variant: string;
+    readonly path: string;
+    readonly source: string;
+  };
   /** Every place where LibTorch was looked for in vain before it was found. */
   readonly tried: readonly Miss[];
   readonly cpuCapability?: string;
@@ -63,10 +68,17 @@ const OTHER_DEVICE = 1e-2;
 const NODE_API = 9;
 
 function problem(cause: Cause, error: unknown, help: readonly string[]): Problem {
-  return { cause, code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error), help };
+  return {
+    cause,
+    code: codeOf(error) ?? 'ERR_DIAD_INTERNAL',
+    message: error instanceof Error ? error.message : String(error),
+    help,
+  };
 }
 
-function examineAddon(machine: Machine): { readonly addon: string; readonly engines: readonly string[] } | Problem {
+function examineAddon(
+  machine: Machine,
+): { readonly addon: string; readonly engines: readonly string[] } | Problem {
   const rebuild =
     'build it: npm run build in a clone of the repository, or npm run build:native in the package folder (needs CMake, a C++20 compiler, LibTorch)';
   if (machine.nodeApi < NODE_API) {
@@ -78,12 +90,19 @@ function examineAddon(machine: Machine): { readonly addon: string; readonly engi
     addon = addonPath();
   } catch (error) {
     const musl = machine.platform.startsWith('linux') && machine.libc === 'not glibc';
-    const why = musl ? 'this Linux has no glibc (Alpine?), for which neither diad nor PyTorch has binaries: use a glibc image' : rebuild;
+    const why = musl
+      ? 'this Linux has no glibc (Alpine?), for which neither diad nor PyTorch has binaries: use a glibc image'
+      : rebuild;
     return problem('addon-missing', error, [why]);
   }
   const minors = [...engines(addon).keys()].sort();
   if (minors.length > 0) return { addon, engines: minors };
-  return { ...problem('engine-missing', new Error(`There is no engine library beside ${addon}`), ['install diad again', rebuild]) };
+  return {
+    ...problem('engine-missing', new Error(`There is no engine library beside ${addon}`), [
+      'install diad again',
+      rebuild,
+    ]),
+  };
 }
 
 function differs(what: string): Problem {
@@ -98,17 +117,23 @@ function differs(what: string): Problem {
 async function compare(first: ProbeOutcome, examination: Examination): Promise<Golden | Problem> {
   const { score = Number.NaN, info, verified } = first;
   if (verified !== undefined) {
-    const { maxRelative: relativeDifference = Number.NaN, tolerance = 0 } = verified.stages.find(({ stage }) => stage === 'score') ?? {};
+    const { maxRelative: relativeDifference = Number.NaN, tolerance = 0 } =
+      verified.stages.find(({ stage }) => stage === 'score') ?? {};
     const failed = verified.stages.filter(({ passed }) => !passed).map(({ stage }) => stage);
     if (!verified.passed)
-      return differs(`These stages are too far from the reference's golden results: ${failed.join(', ')}; see diad verify`);
+      return differs(
+        `These stages are too far from the reference's golden results: ${failed.join(', ')}; see diad verify`,
+      );
     return { against: 'bundle', relativeDifference, tolerance };
   }
   const second = await probe({ bundle: examination.bundle, device: 'cpu' }, examination.timeoutMs);
   const reference = second.score;
   if (reference === undefined) {
     const surroundings = { libc: '', nvidiaDriver: null, libtorchPath: undefined };
-    return diagnose(second, surroundings) ?? problem('unknown', new Error('The second probe said nothing'), ['run it again']);
+    return (
+      diagnose(second, surroundings) ??
+      problem('unknown', new Error('The second probe said nothing'), ['run it again'])
+    );
   }
   const tolerance = (info?.device ?? 'cpu') === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
   const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
@@ -119,7 +144,9 @@ async function compare(first: ProbeOutcome, examination: Examination): Promise<G
 /** Examines what is there. Native code runs in child processes only: whatever it does, this process goes on. */
 export async function examine(examination: Examination): Promise<Report> {
   const machine = describeMachine();
-  const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+  const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as {
+    version: string;
+  };
   const tried: Miss[] = [];
   let report: Omit<Report, 'ok' | 'tried'> = { ...machine, diad: version, environment: relevantVariables() };
   const finish = (found: Problem | undefined): Report => ({
@@ -136,17 +163,30 @@ export async function examine(examination: Examination): Promise<Report> {
   try {
     libtorch = await findLibTorch(undefined, packageRoot, addon.engines, tried);
   } catch (error) {
-    const failure = { code: codeOf(error) ?? 'ERR_DIAD_INTERNAL', message: error instanceof Error ? error.message : String(error) };
+    const failure = {
+      code: codeOf(error) ?? 'ERR_DIAD_INTERNAL',
+      message: error instanceof Error ? error.message : String(error),
+    };
     const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: undefined };
-    return finish(diagnose({ stage: 'libtorch', failure, timedOut: false, exitCode: 0, stderr: '' }, surroundings));
+    return finish(
+      diagnose({ stage: 'libtorch', failure, timedOut: false, exitCode: 0, stderr: '' }, surroundings),
+    );
   }
   const { libFolder, source } = libtorch;
   report = {
     ...report,
-    libtorch: { version: libtorch.version, variant: variantOf(libtorch.version) ?? 'not said', path: libFolder, source },
+    libtorch: {
+      version: libtorch.version,
+      variant: variantOf(libtorch.version) ?? 'not said',
+      path: libFolder,
+      source,
+    },
   };
 
-  const outcome = await probe({ bundle: examination.bundle, device: examination.device }, examination.timeoutMs);
+  const outcome = await probe(
+    { bundle: examination.bundle, device: examination.device },
+    examination.timeoutMs,
+  );
   const { version: opened, info } = outcome;
   if (opened !== undefined) {
     const { cpuCapability, threads, cudaDevices } = opened;
@@ -156,7 +196,8 @@ export async function examine(examination: Examination): Promise<Report> {
     const { path: folder, name, digest, imageSize, steps } = info.bundle;
     report = { ...report, threads: info.threads, bundle: { path: folder, name, digest, imageSize, steps } };
   }
-  if (outcome.score !== undefined) report = { ...report, score: { value: outcome.score, milliseconds: outcome.milliseconds ?? 0 } };
+  if (outcome.score !== undefined)
+    report = { ...report, score: { value: outcome.score, milliseconds: outcome.milliseconds ?? 0 } };
   const surroundings = { libc: machine.libc, nvidiaDriver: machine.nvidiaDriver, libtorchPath: libFolder };
   const found = diagnose(outcome, surroundings);
   if (found !== undefined) return finish(found);

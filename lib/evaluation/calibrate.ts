@@ -9,7 +9,14 @@ import { contentHashes, refuseOverlap } from './content-hash.js';
 import { fromEvidence } from './evidence-thresholds.js';
 import type { CalibrationRole } from './learn-normality.js';
 import { readImage } from './images.js';
-import { DEFAULT_FPR, f1maxThreshold, requireEnough, summaryOf, thresholdsOf, type ClassSummary } from './thresholds.js';
+import {
+  DEFAULT_FPR,
+  f1maxThreshold,
+  requireEnough,
+  summaryOf,
+  thresholdsOf,
+  type ClassSummary,
+} from './thresholds.js';
 
 export type { CalibrationRole, ClassSummary };
 
@@ -65,7 +72,11 @@ interface Scored {
   readonly peak: number;
 }
 
-async function scoreAll(diad: Diad, images: readonly CalibrationImage[], options: CalibrateOptions): Promise<Scored[]> {
+async function scoreAll(
+  diad: Diad,
+  images: readonly CalibrationImage[],
+  options: CalibrateOptions,
+): Promise<Scored[]> {
   const scored: Scored[] = [];
   async function* bytes() {
     for (const { file } of images) yield await readImage(file);
@@ -78,7 +89,9 @@ async function scoreAll(diad: Diad, images: readonly CalibrationImage[], options
       signal?.throwIfAborted();
       const { reason } = settled;
       const code = reason instanceof DiadError ? reason.code : 'ERR_DIAD_INTERNAL';
-      throw new DiadError(code, `${file}: ${reason instanceof Error ? reason.message : String(reason)}`, { cause: reason });
+      throw new DiadError(code, `${file}: ${reason instanceof Error ? reason.message : String(reason)}`, {
+        cause: reason,
+      });
     }
     const { score, map } = settled.value;
     scored.push({ className, defective, score, peak: map.data.reduce((a, b) => Math.max(a, b), -Infinity) });
@@ -113,14 +126,19 @@ export interface Distinct {
 /** How thresholds were found, whatever they are. */
 type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'imageDigests'>;
 /** What calibration finds, before its origin is noted. */
-export type Outcome = Omit<Calibrated, 'calibration'> & { readonly calibration: Omit<Calibration, keyof Origin> };
+export type Outcome = Omit<Calibrated, 'calibration'> & {
+  readonly calibration: Omit<Calibration, keyof Origin>;
+};
 
 /** Thresholds of a bundle whose scores do not depend on the calibration. */
 async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Distinct): Promise<Outcome> {
   const { validation, targetFpr = DEFAULT_FPR, perClass = false } = options;
   requireEnough(good.length, targetFpr);
   const scored = await scoreAll(diad, [...good, ...(validation ?? [])], options);
-  const [goodScored, validationScored] = [scored.slice(0, good.length), validation === undefined ? undefined : scored.slice(good.length)];
+  const [goodScored, validationScored] = [
+    scored.slice(0, good.length),
+    validation === undefined ? undefined : scored.slice(good.length),
+  ];
   /** undefined where a class has too few images, or no defect in the validation set. */
   const thresholds = (its: (image: Scored) => boolean): Thresholds | undefined => {
     const best = validationScored === undefined ? undefined : f1maxThreshold(validationScored.filter(its));
@@ -129,7 +147,8 @@ async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Disti
   };
   const all = thresholds(() => true);
   if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all images');
-  const scoresOf = (name: string): number[] => goodScored.flatMap(({ className, score }) => (className === name ? [score] : []));
+  const scoresOf = (name: string): number[] =>
+    goodScored.flatMap(({ className, score }) => (className === name ? [score] : []));
   const classes: Record<string, Thresholds> = {};
   const tooFew: { className: string; images: number }[] = [];
   const summary = [
@@ -150,16 +169,34 @@ async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Disti
       summary.push(summaryOf(name, found, scoresOf(name), targetFpr, 0));
     }
   }
-  return { calibration: { ...all, targetFpr, ...(Object.keys(classes).length === 0 ? {} : { classes }) }, summary, tooFew };
+  return {
+    calibration: { ...all, targetFpr, ...(Object.keys(classes).length === 0 ? {} : { classes }) },
+    summary,
+    tooFew,
+  };
 }
 
-const KEYS = ['good', 'targetFpr', 'perClass', 'validation', 'test', 'seed', 'tile', 'signal', 'onProgress'] as const;
+const KEYS = [
+  'good',
+  'targetFpr',
+  'perClass',
+  'validation',
+  'test',
+  'seed',
+  'tile',
+  'signal',
+  'onProgress',
+] as const;
 
-function imageList(value: readonly CalibrationImage[] | undefined, name: string): readonly CalibrationImage[] | undefined {
+function imageList(
+  value: readonly CalibrationImage[] | undefined,
+  name: string,
+): readonly CalibrationImage[] | undefined {
   if (value === undefined) return undefined;
   const given: unknown = value;
   const isImage = (one: Partial<CalibrationImage> | null): boolean => typeof one?.file === 'string';
-  if (!Array.isArray(given) || !given.every(isImage)) throw invalid('an array of images { file, className }', name, given);
+  if (!Array.isArray(given) || !given.every(isImage))
+    throw invalid('an array of images { file, className }', name, given);
   return value;
 }
 
@@ -182,13 +219,16 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
   boolean(options?.perClass, 'perClass', false);
   callback(options?.onProgress, 'onProgress');
   const validation = imageList(options?.validation, 'validation');
-  if ((imageList(options?.good, 'good') ?? []).length === 0) throw invalidArgument('Expected normal images but received 0');
+  if ((imageList(options?.good, 'good') ?? []).length === 0)
+    throw invalidArgument('Expected normal images but received 0');
   if (validation !== undefined && !validation.some(({ defective }) => defective === true)) {
     throw invalidArgument('Expected defective images in the validation set but found none');
   }
   const byEvidence = diad.info.bundle.evidence !== undefined;
   if (byEvidence && validation !== undefined) {
-    throw invalidArgument('Expected no validation set for a bundle with evidence: its thresholds come from normal images alone');
+    throw invalidArgument(
+      'Expected no validation set for a bundle with evidence: its thresholds come from normal images alone',
+    );
   }
   if (byEvidence && options.tile !== undefined) {
     throw invalidArgument(

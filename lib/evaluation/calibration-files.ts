@@ -17,7 +17,11 @@ import { sha256 } from './content-hash.js';
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `normality` is not the one the calibration was made with; ERR_DIAD_INTERNAL when the files cannot be
  *   written, the disk being full for example
  */
-export async function writeCalibration(bundle: string, calibration: Calibration, normality?: Uint8Array): Promise<void> {
+export async function writeCalibration(
+  bundle: string,
+  calibration: Calibration,
+  normality?: Uint8Array,
+): Promise<void> {
   const folder = requiredText(bundle, 'bundle');
   const expected = calibration.normality?.sha256;
   if (expected !== (normality === undefined ? undefined : sha256(normality))) {
@@ -35,10 +39,19 @@ export async function writeCalibration(bundle: string, calibration: Calibration,
   try {
     await writeTogether(files);
   } catch (error) {
-    const reason = codeOf(error) === 'ENOSPC' ? 'the disk is full' : error instanceof Error ? error.message : String(error);
-    throw new DiadError('ERR_DIAD_INTERNAL', `The calibration could not be written into ${folder}, which is as it was: ${reason}`, {
-      cause: error,
-    });
+    const reason =
+      codeOf(error) === 'ENOSPC'
+        ? 'the disk is full'
+        : error instanceof Error
+          ? error.message
+          : String(error);
+    throw new DiadError(
+      'ERR_DIAD_INTERNAL',
+      `The calibration could not be written into ${folder}, which is as it was: ${reason}`,
+      {
+        cause: error,
+      },
+    );
   }
   if (normality === undefined) await rm(path.join(folder, NORMALITY_FILE), { force: true });
 }
@@ -74,14 +87,18 @@ export async function copyBundle(from: string, to: string): Promise<void> {
   const digest = await bundleDigest(from);
   const existing = await readdir(to).catch((error: unknown) => {
     if (codeOf(error) === 'ENOENT') return [];
-    if (codeOf(error) === 'ENOTDIR') throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for the copy but ${to} is a file`);
+    if (codeOf(error) === 'ENOTDIR')
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for the copy but ${to} is a file`);
     throw error;
   });
   if (existing.length > 0) {
     const other = await bundleDigest(to).catch(() => undefined);
     if (other === digest) return;
     const holds = other === undefined ? 'is not empty' : 'holds another model';
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a new folder for the copy but ${to} ${holds}: choose another, or remove it`);
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected a new folder for the copy but ${to} ${holds}: choose another, or remove it`,
+    );
   }
   const parent = path.dirname(path.resolve(to));
   await mkdir(parent, { recursive: true });

@@ -13,9 +13,13 @@ export async function contentHash(file: string): Promise<string> {
   try {
     await pipeline(createReadStream(file), hash);
   } catch (error) {
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `${file} cannot be read: ${error instanceof Error ? error.message : String(error)}`, {
-      cause: error,
-    });
+    throw new DiadError(
+      'ERR_DIAD_IMAGE_DECODE',
+      `${file} cannot be read: ${error instanceof Error ? error.message : String(error)}`,
+      {
+        cause: error,
+      },
+    );
   }
   return hash.digest('hex');
 }
@@ -37,7 +41,12 @@ export async function contentHashes(files: readonly string[]): Promise<string[]>
  * @param names - what the sets are for, for the message
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the first shared files
  */
-export function refuseOverlap(files: readonly string[], hashes: readonly string[], others: ReadonlySet<string>, names: string): void {
+export function refuseOverlap(
+  files: readonly string[],
+  hashes: readonly string[],
+  others: ReadonlySet<string>,
+  names: string,
+): void {
   const shared = files.filter((_, i) => others.has(hashes[i]!));
   if (shared.length === 0) return;
   const shown = shared.slice(0, 3).join(', ');

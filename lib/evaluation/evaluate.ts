@@ -95,7 +95,8 @@ export interface EvaluationCall {
 
 function identityOf(data: DataSet, diad: Diad, { seed }: EvaluationCall): RunIdentity {
   const hash = createHash('sha256');
-  for (const { file, className, defective } of data.images) hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
+  for (const { file, className, defective } of data.images)
+    hash.update(`${path.relative(data.root, file)}\0${className}\0${defective}\n`);
   const { bundle, precision } = diad.info;
   return {
     version: 1,
@@ -122,9 +123,19 @@ async function refuseCalibrationImages(data: DataSet, calibration: Calibration |
   );
 }
 
-async function scoreOne(diad: Diad, data: DataSet, index: number, call: EvaluationCall, signal: AbortSignal | undefined) {
+async function scoreOne(
+  diad: Diad,
+  data: DataSet,
+  index: number,
+  call: EvaluationCall,
+  signal: AbortSignal | undefined,
+) {
   const { file, className } = data.images[index]!;
-  const result = await diad.score(await readImage(file), { ...call, className, ...(signal === undefined ? {} : { signal }) });
+  const result = await diad.score(await readImage(file), {
+    ...call,
+    className,
+    ...(signal === undefined ? {} : { signal }),
+  });
   const { width, height } = result.imageSize;
   const line: ScoredImage = {
     index,
@@ -150,9 +161,13 @@ async function scoreAll(
   const [resumed, total] = [scores.done.size, data.images.length];
   const failed: FailedImage[] = [];
   if (signal !== undefined) setMaxListeners(0, signal); // one per image in flight
-  const progress = (): void => onProgress?.({ stage: 'scoring', done: scores.done.size + failed.length, total, resumed });
+  const progress = (): void =>
+    onProgress?.({ stage: 'scoring', done: scores.done.size + failed.length, total, resumed });
   progress();
-  const inFlight: { index: number; settled: Promise<{ value: Awaited<ReturnType<typeof scoreOne>> } | { error: unknown }> }[] = [];
+  const inFlight: {
+    index: number;
+    settled: Promise<{ value: Awaited<ReturnType<typeof scoreOne>> } | { error: unknown }>;
+  }[] = [];
   const finishOne = async (): Promise<void> => {
     const { index, settled } = inFlight.shift()!;
     const outcome = await settled;
@@ -161,9 +176,15 @@ async function scoreAll(
     } else if (signal?.aborted !== true) {
       const { error } = outcome;
       // The engine gone or without memory: every further image would fail alike.
-      if (error instanceof DiadError && ['ERR_DIAD_CLOSED', 'ERR_DIAD_OUT_OF_MEMORY', 'ERR_DIAD_INTERNAL'].includes(error.code))
+      if (
+        error instanceof DiadError &&
+        ['ERR_DIAD_CLOSED', 'ERR_DIAD_OUT_OF_MEMORY', 'ERR_DIAD_INTERNAL'].includes(error.code)
+      )
         throw error;
-      failed.push({ file: data.images[index]!.file, message: error instanceof Error ? error.message : String(error) });
+      failed.push({
+        file: data.images[index]!.file,
+        message: error instanceof Error ? error.message : String(error),
+      });
     }
     progress();
   };
@@ -179,7 +200,10 @@ async function scoreAll(
   while (inFlight.length > 0) await finishOne();
   signal?.throwIfAborted();
   if (scores.done.size === 0) {
-    throw new DiadError('ERR_DIAD_IMAGE_DECODE', `None of the ${total} images could be scored; the first: ${failed[0]?.message ?? ''}`);
+    throw new DiadError(
+      'ERR_DIAD_IMAGE_DECODE',
+      `None of the ${total} images could be scored; the first: ${failed[0]?.message ?? ''}`,
+    );
   }
   return failed;
 }
@@ -194,7 +218,9 @@ async function classReport(
   threshold: number | null,
 ): Promise<ClassReport> {
   const rule: MaskRule = mode === 'diad' ? 'any' : 'half';
-  const places = data.images.flatMap((image, index) => (image.className === className && scores.done.has(index) ? [index] : []));
+  const places = data.images.flatMap((image, index) =>
+    image.className === className && scores.done.has(index) ? [index] : [],
+  );
   const maps = new Float32Array(places.length * side ** 2);
   const masks = new Uint8Array(maps.length);
   let kept = 0;
@@ -221,7 +247,11 @@ async function classReport(
   return { ...found, images: places.length, defective, withoutMask: places.length - kept, threshold };
 }
 
-function imageReport(image: TestImage, scored: ScoredImage, calibration: Calibration | undefined): ImageReport {
+function imageReport(
+  image: TestImage,
+  scored: ScoredImage,
+  calibration: Calibration | undefined,
+): ImageReport {
   const { className, defect, defective } = image;
   const limits = calibration === undefined ? undefined : thresholdsFor(calibration, className);
   return {
@@ -235,7 +265,17 @@ function imageReport(image: TestImage, scored: ScoredImage, calibration: Calibra
   };
 }
 
-const IMAGE_COLUMNS = ['file', 'class', 'defect', 'defective', 'score', 'normalized_score', 'threshold', 'anomalous', 'map'] as const;
+const IMAGE_COLUMNS = [
+  'file',
+  'class',
+  'defect',
+  'defective',
+  'score',
+  'normalized_score',
+  'threshold',
+  'anomalous',
+  'map',
+] as const;
 const CLASS_COLUMNS = ['class', 'images', 'defective', 'without_mask', 'threshold', ...METRIC_NAMES] as const;
 
 async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
@@ -251,7 +291,10 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
     classes: Object.fromEntries(
       Object.entries(classes).map(([name, { metrics, imageF1maxScore, pixelF1maxScore, ...counts }]) => {
         const { images: total, defective, withoutMask, threshold } = counts;
-        return [name, { images: total, defective, withoutMask, threshold, imageF1maxScore, pixelF1maxScore, ...metrics }];
+        return [
+          name,
+          { images: total, defective, withoutMask, threshold, imageF1maxScore, pixelF1maxScore, ...metrics },
+        ];
       }),
     ),
     mean,
@@ -265,7 +308,10 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
     threshold: counts.threshold,
     ...metrics,
   }));
-  await writeAtomic(path.join(out, 'per_class.csv'), csv(CLASS_COLUMNS, [...classRows, { class: 'mean', ...mean }]));
+  await writeAtomic(
+    path.join(out, 'per_class.csv'),
+    csv(CLASS_COLUMNS, [...classRows, { class: 'mean', ...mean }]),
+  );
   const imageRows = images.map((image) => ({
     file: image.file,
     class: image.className,
@@ -291,9 +337,14 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares images with the calibration, or when a
  *   mask does not fit; the signal's reason when it aborts
  */
-export async function evaluateDataSet(diad: Diad, data: DataSet, options: EvaluateOptions): Promise<Evaluation> {
+export async function evaluateDataSet(
+  diad: Diad,
+  data: DataSet,
+  options: EvaluateOptions,
+): Promise<Evaluation> {
   loadedBundle(diad, 'diad');
-  if (!Array.isArray((data as Partial<DataSet> | undefined)?.images)) throw invalid('a data set (readDataSet)', 'data', data);
+  if (!Array.isArray((data as Partial<DataSet> | undefined)?.images))
+    throw invalid('a data set (readDataSet)', 'data', data);
   const { out } = optionsObject(options, 'evaluate options', KEYS);
   requiredText(out, 'out');
   const { mode } = validateMetricsOptions(options.mode === undefined ? {} : { mode: options.mode });
@@ -317,7 +368,17 @@ export async function evaluateDataSet(diad: Diad, data: DataSet, options: Evalua
       return scored === undefined ? [] : [imageReport(image, scored, calibration)];
     });
     const mean = meanMetrics(Object.values(classes).map(({ metrics }) => metrics));
-    const evaluation: Evaluation = { out: options.out, mode, call, data, classes, mean, images, failed, scores };
+    const evaluation: Evaluation = {
+      out: options.out,
+      mode,
+      call,
+      data,
+      classes,
+      mean,
+      images,
+      failed,
+      scores,
+    };
     await writeTables(evaluation, diad);
     return evaluation;
   } catch (error) {

@@ -6,19 +6,37 @@ import type { NativeUnseenScores } from '../native.js';
 import { oneOf } from '../validate.js';
 import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibrate.js';
 import { sha256 } from './content-hash.js';
-import { CALIBRATION_ROLES, chosenImages, isJudged, learnNormality, MOST_IMAGES, type NormalImage } from './learn-normality.js';
-import { defaultTarget, requireEnough, summaryOf, thresholdsOf, type ClassSummary, type NormalScore } from './thresholds.js';
+import {
+  CALIBRATION_ROLES,
+  chosenImages,
+  isJudged,
+  learnNormality,
+  MOST_IMAGES,
+  type NormalImage,
+} from './learn-normality.js';
+import {
+  defaultTarget,
+  requireEnough,
+  summaryOf,
+  thresholdsOf,
+  type ClassSummary,
+  type NormalScore,
+} from './thresholds.js';
 
 /** Normal images of a class that is learned by itself. */
 const FEWEST_IMAGES = 10;
 
-const namesOf = (images: readonly CalibrationImage[]): string[] => [...new Set(images.map(({ className }) => className))].sort();
+const namesOf = (images: readonly CalibrationImage[]): string[] =>
+  [...new Set(images.map(({ className }) => className))].sort();
 
 /** Which images a bundle with evidence learns from, and which classes have too few to be learned by themselves. */
 export function imagesToLearnFrom(
   good: readonly CalibrationImage[],
   perClass: boolean,
-): { readonly images: readonly NormalImage[]; readonly tooFew: readonly { readonly className: string; readonly images: number }[] } {
+): {
+  readonly images: readonly NormalImage[];
+  readonly tooFew: readonly { readonly className: string; readonly images: number }[];
+} {
   const roles = good.map(({ role }, i) => oneOf(role, `good[${i}].role`, CALIBRATION_ROLES, 'calibration'));
   if (good.length < FEWEST_IMAGES) {
     throw invalidArgument(
@@ -36,16 +54,26 @@ export function imagesToLearnFrom(
   if (perClass && names.length > 1) {
     for (const name of names) {
       const own = roles.filter((_, i) => good[i]!.className === name);
-      if (own.length < FEWEST_IMAGES || own.filter(isJudged).length < 2) tooFew.push({ className: name, images: own.length });
+      if (own.length < FEWEST_IMAGES || own.filter(isJudged).length < 2)
+        tooFew.push({ className: name, images: own.length });
     }
   }
-  const isNamed = (name: string): boolean => perClass && names.length > 1 && tooFew.every(({ className }) => className !== name);
-  const images = good.map(({ file, className }, i) => ({ file, className: isNamed(className) ? className : undefined, role: roles[i]! }));
+  const isNamed = (name: string): boolean =>
+    perClass && names.length > 1 && tooFew.every(({ className }) => className !== name);
+  const images = good.map(({ file, className }, i) => ({
+    file,
+    className: isNamed(className) ? className : undefined,
+    role: roles[i]!,
+  }));
   return { images: chosenImages(images), tooFew };
 }
 
 /** Thresholds of a bundle with evidence, and what it learns: each image is scored as one that calibration has not seen. */
-export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good }: Distinct): Promise<Outcome> {
+export async function fromEvidence(
+  diad: Diad,
+  options: CalibrateOptions,
+  { good }: Distinct,
+): Promise<Outcome> {
   const { seed = 0, signal, onProgress, targetFpr, perClass = true } = options;
   const { images, tooFew } = imagesToLearnFrom(good, perClass);
   const judged = images.filter(({ role }) => isJudged(role)).length;
@@ -66,15 +94,26 @@ export async function fromEvidence(diad: Diad, options: CalibrateOptions, { good
 }
 
 /** Thresholds of all images and of each class from the rows of a calibrator. */
-export function thresholdsLearned(images: readonly NormalImage[], own: NativeUnseenScores, targetFpr: number | undefined) {
+export function thresholdsLearned(
+  images: readonly NormalImage[],
+  own: NativeUnseenScores,
+  targetFpr: number | undefined,
+) {
   const rowsOf = ({ indices, scores, peaks }: NativeUnseenScores, name?: string): NormalScore[] =>
     [...indices].flatMap((index, row) =>
-      name === undefined || images[index]?.className === name ? [{ score: scores[row]!, peak: peaks[row]! }] : [],
+      name === undefined || images[index]?.className === name
+        ? [{ score: scores[row]!, peak: peaks[row]! }]
+        : [],
     );
   const trainingOf = (name?: string): number =>
-    images.filter(({ className, role }) => !isJudged(role) && (name === undefined || className === name)).length;
+    images.filter(({ className, role }) => !isJudged(role) && (name === undefined || className === name))
+      .length;
   const summary: ClassSummary[] = [];
-  const found = (className: string, rows: readonly NormalScore[], training: number): Thresholds | undefined => {
+  const found = (
+    className: string,
+    rows: readonly NormalScore[],
+    training: number,
+  ): Thresholds | undefined => {
     const target = targetFpr ?? defaultTarget(rows.length);
     const limits = thresholdsOf(rows, target);
     if (limits === undefined) return undefined;

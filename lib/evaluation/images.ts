@@ -6,9 +6,13 @@ import type { TestImage } from './datasets/index.js';
 import { pillowResize } from './pillow-resize.js';
 
 const unreadable = (file: string, error: unknown): DiadError =>
-  new DiadError('ERR_DIAD_IMAGE_DECODE', `${file} cannot be read: ${error instanceof Error ? error.message : String(error)}`, {
-    cause: error,
-  });
+  new DiadError(
+    'ERR_DIAD_IMAGE_DECODE',
+    `${file} cannot be read: ${error instanceof Error ? error.message : String(error)}`,
+    {
+      cause: error,
+    },
+  );
 
 /**
  * An image's bytes, for `Diad.score`.
@@ -33,7 +37,8 @@ export interface Mask {
 }
 
 /** Lossy formats blur edges: there half of white is needed, elsewhere any value that is not 0 (data sets number kinds of defects). */
-const lossy = (format: string | undefined): boolean => format === 'jpeg' || format === 'webp' || format === 'heif';
+const lossy = (format: string | undefined): boolean =>
+  format === 'jpeg' || format === 'webp' || format === 'heif';
 
 async function readMask(file: string): Promise<Mask> {
   const { default: sharp } = await import('sharp');

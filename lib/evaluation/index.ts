@@ -9,7 +9,13 @@ export {
 } from './calibrate.js';
 export { copyBundle, writeCalibration } from './calibration-files.js';
 export { readGoodImages, type GoodImage } from './datasets/good.js';
-export { LAYOUT_NAMES, readDataSet, type DataSet, type LayoutName, type TestImage } from './datasets/index.js';
+export {
+  LAYOUT_NAMES,
+  readDataSet,
+  type DataSet,
+  type LayoutName,
+  type TestImage,
+} from './datasets/index.js';
 export {
   evaluateDataSet,
   type ClassReport,

@@ -49,7 +49,9 @@ export function chosenImages(images: readonly NormalImage[]): NormalImage[] {
 
 function failureOf(file: string, reason: unknown): DiadError {
   const code = reason instanceof DiadError ? reason.code : 'ERR_DIAD_INTERNAL';
-  return new DiadError(code, `${file}: ${reason instanceof Error ? reason.message : String(reason)}`, { cause: reason });
+  return new DiadError(code, `${file}: ${reason instanceof Error ? reason.message : String(reason)}`, {
+    cause: reason,
+  });
 }
 
 /** Rejects with the signal's reason when it aborts; never resolves. */
@@ -84,7 +86,10 @@ export async function learnNormality(
   const left = new AbortController();
   const both = signal === undefined ? left.signal : AbortSignal.any([signal, left.signal]);
   setMaxListeners(0, both); // one per image in flight
-  const add = async ({ file, className, role }: NormalImage, index: number): Promise<DiadError | undefined> => {
+  const add = async (
+    { file, className, role }: NormalImage,
+    index: number,
+  ): Promise<DiadError | undefined> => {
     try {
       both.throwIfAborted();
       const call = { index, className, inMemory: true, inStatistics: isJudged(role), seed, signal: both };

@@ -10,7 +10,15 @@ export type MetricsMode = (typeof METRICS_MODES)[number];
 export const METRICS_MODES = ['exact', 'diad', 'ader', 'anomalib', 'mvtec'] as const;
 
 /** The metrics in the order in which they are reported. */
-export const METRIC_NAMES = ['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'au_pro'] as const;
+export const METRIC_NAMES = [
+  'image_auroc',
+  'image_ap',
+  'image_f1max',
+  'pixel_auroc',
+  'pixel_ap',
+  'pixel_f1max',
+  'au_pro',
+] as const;
 
 /** The seven metrics, 0 to 1; null where one is undefined, for example an AUROC without defects. */
 export type Metrics = Readonly<Record<(typeof METRIC_NAMES)[number], number | null>>;
@@ -94,7 +102,12 @@ function convert(native: NativeClassMetrics): ClassMetrics {
   const pixelCurve: CurvePoint[] = [];
   for (let i = 0; i < native.pixelCurve.length; i += 4) {
     const [score, falsePositiveRate, truePositiveRate, precision] = native.pixelCurve.subarray(i, i + 4);
-    pixelCurve.push({ score: score!, falsePositiveRate: falsePositiveRate!, truePositiveRate: truePositiveRate!, precision: precision! });
+    pixelCurve.push({
+      score: score!,
+      falsePositiveRate: falsePositiveRate!,
+      truePositiveRate: truePositiveRate!,
+      precision: precision!,
+    });
   }
   return {
     metrics: Object.fromEntries(METRIC_NAMES.map((name) => [name, native[FROM_NATIVE[name]]])) as Metrics,
@@ -123,7 +136,10 @@ export interface ClassArrays {
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
  */
-export async function evaluateClass(images: ClassArrays, options: Required<MetricsOptions>): Promise<ClassMetrics> {
+export async function evaluateClass(
+  images: ClassArrays,
+  options: Required<MetricsOptions>,
+): Promise<ClassMetrics> {
   const { mode, fprLimit: rateLimit, scratchBytes } = options;
   try {
     return convert(await addon().classMetrics({ ...images, mode, rateLimit, scratchBytes }));
@@ -144,9 +160,11 @@ export function meanMetrics(classes: readonly Metrics[]): Metrics {
 function checkLengths(arrays: EvaluationArrays): void {
   if (typeof arrays !== 'object' || arrays === null) throw invalid('an object of arrays', 'arrays', arrays);
   const { maps, masks, height, width, classNames, imageScores, imageLabels } = arrays;
-  if (!(maps instanceof Float32Array || maps instanceof Float64Array)) throw invalid('a Float32Array or Float64Array', 'maps', maps);
+  if (!(maps instanceof Float32Array || maps instanceof Float64Array))
+    throw invalid('a Float32Array or Float64Array', 'maps', maps);
   if (!(masks instanceof Uint8Array)) throw invalid('a Uint8Array', 'masks', masks);
-  for (const [name, side] of [['height', height] as const, ['width', width] as const]) integer(side, name, 1, 2 ** 20, 1);
+  for (const [name, side] of [['height', height] as const, ['width', width] as const])
+    integer(side, name, 1, 2 ** 20, 1);
   if (!Array.isArray(classNames)) throw invalid('an array of names', 'classNames', classNames);
   const count = classNames.length;
   for (const [name, array, expected] of [
@@ -155,9 +173,11 @@ function checkLengths(arrays: EvaluationArrays): void {
     ['imageScores', imageScores, count],
     ['imageLabels', imageLabels, count],
   ] as const) {
-    if (array !== undefined && array.length !== expected) throw invalid(`${expected} elements`, name, array.length);
+    if (array !== undefined && array.length !== expected)
+      throw invalid(`${expected} elements`, name, array.length);
   }
-  if (count === 0) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected at least one image but received none');
+  if (count === 0)
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected at least one image but received none');
 }
 
 /**
@@ -168,7 +188,10 @@ function checkLengths(arrays: EvaluationArrays): void {
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
  */
-export async function evaluateArrays(arrays: EvaluationArrays, options?: MetricsOptions): Promise<EvaluatedMetrics> {
+export async function evaluateArrays(
+  arrays: EvaluationArrays,
+  options?: MetricsOptions,
+): Promise<EvaluatedMetrics> {
   const validated = validateMetricsOptions(options);
   checkLengths(arrays);
   const { classNames, imageScores, imageLabels, ...pixels } = arrays;
@@ -187,8 +210,13 @@ export async function evaluateArrays(arrays: EvaluationArrays, options?: Metrics
       const images = {
         ...pixels,
         indices,
-        imageScores: Float64Array.from(imageScores === undefined ? [] : indices, (place) => imageScores![place]!),
-        imageLabels: Uint8Array.from(imageLabels === undefined ? [] : indices, (place) => (imageLabels![place] ? 1 : 0)),
+        imageScores: Float64Array.from(
+          imageScores === undefined ? [] : indices,
+          (place) => imageScores![place]!,
+        ),
+        imageLabels: Uint8Array.from(imageLabels === undefined ? [] : indices, (place) =>
+          imageLabels![place] ? 1 : 0,
+        ),
       };
       results.set(name, await evaluateClass(images, validated));
     }

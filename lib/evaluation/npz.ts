@@ -13,7 +13,9 @@ const bad = (message: string, cause?: unknown): DiadError =>
 const openZip = promisify<string, yauzl.Options, yauzl.ZipFile>(yauzl.open);
 
 async function readEntry(zip: yauzl.ZipFile, entry: yauzl.Entry): Promise<Buffer> {
-  const open = promisify(zip.openReadStream.bind(zip)) as (entry: yauzl.Entry) => Promise<NodeJS.ReadableStream>;
+  const open = promisify(zip.openReadStream.bind(zip)) as (
+    entry: yauzl.Entry,
+  ) => Promise<NodeJS.ReadableStream>;
   const bytes = Buffer.alloc(entry.uncompressedSize);
   let filled = 0;
   let checksum = 0;
@@ -33,13 +35,19 @@ async function readEntry(zip: yauzl.ZipFile, entry: yauzl.Entry): Promise<Buffer
  * @param names - arrays to read; those that are absent are left out
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when it is no archive, damaged, or an array cannot be read
  */
-export async function readNpz(file: string, names: readonly string[]): Promise<ReadonlyMap<string, NpyArray>> {
+export async function readNpz(
+  file: string,
+  names: readonly string[],
+): Promise<ReadonlyMap<string, NpyArray>> {
   const arrays = new Map<string, NpyArray>();
   let zip: yauzl.ZipFile;
   try {
     zip = await openZip(file, { lazyEntries: true, autoClose: false });
   } catch (error) {
-    throw bad(`${file} cannot be read as an .npz archive: ${error instanceof Error ? error.message : String(error)}`, error);
+    throw bad(
+      `${file} cannot be read as an .npz archive: ${error instanceof Error ? error.message : String(error)}`,
+      error,
+    );
   }
   try {
     await new Promise<void>((resolve, reject) => {
@@ -66,7 +74,11 @@ export async function readNpz(file: string, names: readonly string[]): Promise<R
   return arrays;
 }
 
-function numberArray(arrays: ReadonlyMap<string, NpyArray>, name: string, file: string): NumberArray | undefined {
+function numberArray(
+  arrays: ReadonlyMap<string, NpyArray>,
+  name: string,
+  file: string,
+): NumberArray | undefined {
   const array = arrays.get(name);
   if (array?.kind === 'text') throw bad(`${file}: Expected numbers in ${name} but it holds strings`);
   return array;
@@ -82,23 +94,38 @@ function imageShape(array: NumberArray, name: string, file: string): readonly [n
         ? shape.slice(0, 3)
         : shape;
   const [count, height, width] = sides;
-  if (sides.length !== 3 || count === undefined || height === undefined || width === undefined || count * height * width === 0) {
+  if (
+    sides.length !== 3 ||
+    count === undefined ||
+    height === undefined ||
+    width === undefined ||
+    count * height * width === 0
+  ) {
     throw bad(`${file}: Expected the shape [N, H, W] for ${name} but it is [${shape.join(', ')}]`);
   }
   return [count, height, width];
 }
 
-function perImage(array: NumberArray | undefined, count: number, name: string, file: string): NumberArray['data'] | undefined {
+function perImage(
+  array: NumberArray | undefined,
+  count: number,
+  name: string,
+  file: string,
+): NumberArray['data'] | undefined {
   if (array === undefined) return undefined;
   if (array.data.length !== count)
-    throw bad(`${file}: Expected ${count} values in ${name}, one per image, but it holds ${array.data.length}`);
+    throw bad(
+      `${file}: Expected ${count} values in ${name}, one per image, but it holds ${array.data.length}`,
+    );
   return array.data;
 }
 
 function classNames(array: NpyArray | undefined, count: number, file: string): readonly string[] {
   if (array === undefined) return Array.from({ length: count }, () => 'all');
   if (array.data.length !== count)
-    throw bad(`${file}: Expected ${count} values in clsname, one per image, but it holds ${array.data.length}`);
+    throw bad(
+      `${file}: Expected ${count} values in clsname, one per image, but it holds ${array.data.length}`,
+    );
   return Array.from(array.data as ArrayLike<string | number>, String);
 }
 
@@ -115,17 +142,23 @@ export async function readEvaluationNpz(file: string, maskAbove = 0): Promise<Ev
   const preds = numberArray(arrays, 'preds', file);
   const masks = numberArray(arrays, 'masks', file);
   if (preds === undefined || masks === undefined)
-    throw bad(`${file}: Expected the arrays preds and masks but ${preds === undefined ? 'preds' : 'masks'} is absent`);
+    throw bad(
+      `${file}: Expected the arrays preds and masks but ${preds === undefined ? 'preds' : 'masks'} is absent`,
+    );
   const [count, height, width] = imageShape(preds, 'preds', file);
   const shape = imageShape(masks, 'masks', file);
   if (shape.some((side, d) => side !== [count, height, width][d])) {
-    throw bad(`${file}: Expected masks of the shape of preds, [${[count, height, width].join(', ')}], but it is [${shape.join(', ')}]`);
+    throw bad(
+      `${file}: Expected masks of the shape of preds, [${[count, height, width].join(', ')}], but it is [${shape.join(', ')}]`,
+    );
   }
   const scores = perImage(numberArray(arrays, 'image_scores', file), count, 'image_scores', file);
   const labels = perImage(numberArray(arrays, 'image_labels', file), count, 'image_labels', file);
   const maps = preds.data instanceof Uint8Array ? Float32Array.from(preds.data) : preds.data;
   const defects =
-    masks.data instanceof Uint8Array && maskAbove === 0 ? masks.data : Uint8Array.from(masks.data, (value) => (value > maskAbove ? 1 : 0));
+    masks.data instanceof Uint8Array && maskAbove === 0
+      ? masks.data
+      : Uint8Array.from(masks.data, (value) => (value > maskAbove ? 1 : 0));
   return {
     maps,
     masks: defects,

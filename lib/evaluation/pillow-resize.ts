@@ -16,9 +16,14 @@ function triangleTaps(from: number, to: number): Taps[] {
     const center = (i + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - support + 0.5));
     const end = Math.min(from, Math.trunc(center + support + 0.5));
-    const raw = Array.from({ length: end - first }, (__, x) => Math.max(0, 1 - Math.abs((x + first - center + 0.5) / support)));
+    const raw = Array.from({ length: end - first }, (__, x) =>
+      Math.max(0, 1 - Math.abs((x + first - center + 0.5) / support)),
+    );
     const sum = raw.reduce((total, weight) => total + weight, 0);
-    return { first, weights: Int32Array.from(raw, (weight) => Math.trunc(0.5 + (weight / sum) * 2 ** PRECISION)) };
+    return {
+      first,
+      weights: Int32Array.from(raw, (weight) => Math.trunc(0.5 + (weight / sum) * 2 ** PRECISION)),
+    };
   });
 }
 
@@ -31,7 +36,13 @@ const clipped = (sum: number): number => Math.min(255, Math.max(0, Math.floor(su
  * @param data - row-major [height, width], 0 to 255
  * @returns row-major [toHeight, toWidth]
  */
-export function pillowResize(data: Uint8Array, width: number, height: number, toWidth: number, toHeight: number): Uint8Array {
+export function pillowResize(
+  data: Uint8Array,
+  width: number,
+  height: number,
+  toWidth: number,
+  toHeight: number,
+): Uint8Array {
   let rows = data;
   if (toWidth !== width) {
     const taps = triangleTaps(width, toWidth);

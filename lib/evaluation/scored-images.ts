@@ -56,7 +56,12 @@ export class ScoredImages {
   readonly #lines: JsonLines<ScoredImage>;
   readonly #done: Map<number, ScoredImage>;
 
-  private constructor(folder: string, side: number, lines: JsonLines<ScoredImage>, done: Map<number, ScoredImage>) {
+  private constructor(
+    folder: string,
+    side: number,
+    lines: JsonLines<ScoredImage>,
+    done: Map<number, ScoredImage>,
+  ) {
     this.folder = folder;
     this.#side = side;
     this.#lines = lines;
@@ -82,11 +87,16 @@ export class ScoredImages {
       await writeAtomic(file, `${JSON.stringify(identity, null, 2)}\n`);
     } else {
       if (!resume) {
-        throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${folder} already holds a run: resume it (--resume), or choose another folder`);
+        throw new DiadError(
+          'ERR_DIAD_INVALID_ARGUMENT',
+          `${folder} already holds a run: resume it (--resume), or choose another folder`,
+        );
       }
       refuseOther(folder, before, identity);
     }
-    const { file: lines, lines: found } = await JsonLines.open<ScoredImage>(path.join(folder, 'images.jsonl'));
+    const { file: lines, lines: found } = await JsonLines.open<ScoredImage>(
+      path.join(folder, 'images.jsonl'),
+    );
     const done = new Map<number, ScoredImage>();
     for (const line of found) {
       const size = await stat(mapFile(folder, line.index)).then(
@@ -121,7 +131,10 @@ export class ScoredImages {
     const bytes = await readFile(mapFile(this.folder, index));
     const map = new Float32Array(this.#side ** 2);
     if (bytes.length !== map.byteLength) {
-      throw new DiadError('ERR_DIAD_INTERNAL', `${mapFile(this.folder, index)} has ${bytes.length} bytes, not ${map.byteLength}`);
+      throw new DiadError(
+        'ERR_DIAD_INTERNAL',
+        `${mapFile(this.folder, index)} has ${bytes.length} bytes, not ${map.byteLength}`,
+      );
     }
     Buffer.from(map.buffer).set(littleEndian ? bytes : bytes.swap32());
     return map;
@@ -132,14 +145,19 @@ export class ScoredImages {
   }
 }
 
-const mapFile = (folder: string, index: number): string => path.join(folder, 'maps', `${String(index).padStart(6, '0')}.f32`);
+const mapFile = (folder: string, index: number): string =>
+  path.join(folder, 'maps', `${String(index).padStart(6, '0')}.f32`);
 
 function refuseOther(folder: string, before: string, identity: RunIdentity): void {
   let found: Partial<Record<string, unknown>>;
   try {
     found = JSON.parse(before) as typeof found;
   } catch (error) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${folder}/run.json cannot be read; choose another folder`, { cause: error });
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `${folder}/run.json cannot be read; choose another folder`,
+      { cause: error },
+    );
   }
   const expected: Partial<Record<string, unknown>> = { ...identity };
   for (const key of new Set([...Object.keys(expected), ...Object.keys(found)])) {

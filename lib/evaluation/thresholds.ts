@@ -54,7 +54,9 @@ function scaleOf(threshold: number, scores: readonly number[]): number {
  *
  * @returns undefined without defective images
  */
-export function f1maxThreshold(images: readonly { readonly score: number; readonly defective: boolean }[]): number | undefined {
+export function f1maxThreshold(
+  images: readonly { readonly score: number; readonly defective: boolean }[],
+): number | undefined {
   const sorted = [...images].sort((a, b) => b.score - a.score);
   const positives = sorted.filter(({ defective }) => defective).length;
   if (positives === 0) return undefined;
@@ -76,7 +78,11 @@ export function f1maxThreshold(images: readonly { readonly score: number; readon
  * @param threshold - of the image score, where it was found in another way
  * @returns undefined where there are too few images for the target
  */
-export function thresholdsOf(good: readonly NormalScore[], targetFpr: number, threshold?: number): Thresholds | undefined {
+export function thresholdsOf(
+  good: readonly NormalScore[],
+  targetFpr: number,
+  threshold?: number,
+): Thresholds | undefined {
   const scores = good.map(({ score }) => score);
   const found = threshold ?? boundedQuantile(scores, targetFpr);
   const pixelThreshold = boundedQuantile(
@@ -112,7 +118,15 @@ export function summaryOf(
   training: number,
 ): ClassSummary {
   const falseAlarms = scores.filter((score) => score > found.threshold).length;
-  return { className, images: scores.length, training, threshold: found.threshold, targetFpr, falseAlarms, medianScore: median(scores) };
+  return {
+    className,
+    images: scores.length,
+    training,
+    threshold: found.threshold,
+    targetFpr,
+    falseAlarms,
+    medianScore: median(scores),
+  };
 }
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT when so many images bound no such target */

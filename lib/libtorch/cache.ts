@@ -80,7 +80,8 @@ export async function listInstalled(cache = libtorchCache()): Promise<readonly I
     found.push({ folder, manifest, sizeBytes });
   }
   const cudaFirst = await hasNvidiaDriver();
-  const rank = ({ manifest }: InstalledLibTorch): number => ((manifest.variant === 'cuda') === cudaFirst ? 0 : 1);
+  const rank = ({ manifest }: InstalledLibTorch): number =>
+    (manifest.variant === 'cuda') === cudaFirst ? 0 : 1;
   return found.sort((a, b) => compareVersions(b.manifest.version, a.manifest.version) || rank(a) - rank(b));
 }
 

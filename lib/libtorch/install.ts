@@ -4,7 +4,15 @@ import path from 'node:path';
 import process from 'node:process';
 import type { Entry } from 'yauzl';
 import { DiadError } from '../errors.js';
-import { damagedFiles, listInstalled, MANIFEST, removeFolder, sha256OfFile, WORK, type InstalledFile } from './cache.js';
+import {
+  damagedFiles,
+  listInstalled,
+  MANIFEST,
+  removeFolder,
+  sha256OfFile,
+  WORK,
+  type InstalledFile,
+} from './cache.js';
 import type { InstalledLibTorch, LibTorchManifest } from './cache.js';
 import { withLock } from './lock.js';
 import { findPip, pipDownload, type Pip } from './pip.js';
@@ -38,7 +46,8 @@ export interface Installation {
 }
 
 /** Libraries that only Python or PyTorch's own tests use. */
-const UNUSED = /^(lib)?(torch_python|shm|aoti_custom_ops|backend_with_compiler|jitbackend_test|torchbind_test)\b/;
+const UNUSED =
+  /^(lib)?(torch_python|shm|aoti_custom_ops|backend_with_compiler|jitbackend_test|torchbind_test)\b/;
 
 /** Requirements of a CUDA wheel that bring libraries it opens; the others are Python's. */
 const CUDA_REQUIREMENT = /^(nvidia-|cuda-toolkit\b)/;
@@ -100,11 +109,26 @@ async function intact(
   return undefined;
 }
 
-async function fetchWheels(options: InstallOptions, work: string, onMessage: (message: string) => void): Promise<readonly Wheel[]> {
+async function fetchWheels(
+  options: InstallOptions,
+  work: string,
+  onMessage: (message: string) => void,
+): Promise<readonly Wheel[]> {
   const { version, variant, indexUrl, signal } = options;
   const pip = await findPip(options.python);
-  const download = (name: string, requirements: readonly string[], withDependencies: boolean): Promise<readonly Wheel[]> =>
-    fetchInto(pip, { requirements, folder: path.join(work, name), withDependencies, indexUrl, onOutput: onMessage, signal });
+  const download = (
+    name: string,
+    requirements: readonly string[],
+    withDependencies: boolean,
+  ): Promise<readonly Wheel[]> =>
+    fetchInto(pip, {
+      requirements,
+      folder: path.join(work, name),
+      withDependencies,
+      indexUrl,
+      onOutput: onMessage,
+      signal,
+    });
   // On Linux and Windows wheels without a label are CUDA builds; macOS knows no other than CPU.
   const labelled = variant === 'cpu' && process.platform !== 'darwin';
   let torch: readonly Wheel[];
@@ -115,11 +139,16 @@ async function fetchWheels(options: InstallOptions, work: string, onMessage: (me
     const hint =
       `The index that pip is configured with has no CPU build of PyTorch ${version}: name PyTorch's index of CPU builds with --index-url ` +
       '(its address is on pytorch.org under "Get Started"), take --variant cuda, or install the npm package with the libraries instead.';
-    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `${(error as Error).message}\n${hint}`, { cause: error });
+    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `${(error as Error).message}\n${hint}`, {
+      cause: error,
+    });
   }
   const wheel = torch.find(({ entries }) => entries.some(({ fileName }) => fileName === 'torch/version.py'));
-  if (wheel === undefined) throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'pip brought no wheel of torch');
-  const brought = wheel.entries.some(({ fileName }) => /^torch\/lib\/(lib)?torch_cuda\./.test(fileName)) ? 'cuda' : 'cpu';
+  if (wheel === undefined)
+    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'pip brought no wheel of torch');
+  const brought = wheel.entries.some(({ fileName }) => /^torch\/lib\/(lib)?torch_cuda\./.test(fileName))
+    ? 'cuda'
+    : 'cpu';
   if (brought !== variant) {
     torch.forEach(closeWheel);
     throw new DiadError(
@@ -128,7 +157,10 @@ async function fetchWheels(options: InstallOptions, work: string, onMessage: (me
         'name another index with --index-url, or another --variant',
     );
   }
-  const needed = variant === 'cuda' ? requirementsOf(wheel).filter((requirement) => CUDA_REQUIREMENT.test(requirement)) : [];
+  const needed =
+    variant === 'cuda'
+      ? requirementsOf(wheel).filter((requirement) => CUDA_REQUIREMENT.test(requirement))
+      : [];
   return needed.length === 0 ? [wheel] : [wheel, ...(await download('cuda', needed, true))];
 }
 
@@ -165,14 +197,26 @@ function wantedOf(wheel: Wheel): readonly Wanted[] {
     const { fileName } = entry;
     const base = path.posix.basename(fileName);
     if (fileName === 'torch/version.py') return [{ wheel, entry, to: fileName }];
-    if (/^torch\/lib\/[^/]+$/.test(fileName) && shared.test(base) && !UNUSED.test(base)) return [{ wheel, entry, to: fileName }];
-    if (/^nvidia\/.*\/?(lib|bin)\/[^/]+$/.test(fileName) && shared.test(base)) return [{ wheel, entry, to: fileName }];
-    const license = /^[^/]+\.dist-info\/(?:licenses\/)?((?:.*\/)?(?:LICEN[CS]E|License|NOTICE|COPYING)[^/]*)$/.exec(fileName)?.[1];
-    return license === undefined || fileName.endsWith('/') ? [] : [{ wheel, entry, to: `licenses/${name}/${license}` }];
+    if (/^torch\/lib\/[^/]+$/.test(fileName) && shared.test(base) && !UNUSED.test(base))
+      return [{ wheel, entry, to: fileName }];
+    if (/^nvidia\/.*\/?(lib|bin)\/[^/]+$/.test(fileName) && shared.test(base))
+      return [{ wheel, entry, to: fileName }];
+    const license =
+      /^[^/]+\.dist-info\/(?:licenses\/)?((?:.*\/)?(?:LICEN[CS]E|License|NOTICE|COPYING)[^/]*)$/.exec(
+        fileName,
+      )?.[1];
+    return license === undefined || fileName.endsWith('/')
+      ? []
+      : [{ wheel, entry, to: `licenses/${name}/${license}` }];
   });
 }
 
-async function unpack(wheels: readonly Wheel[], options: InstallOptions, work: string, cache: string): Promise<InstalledLibTorch> {
+async function unpack(
+  wheels: readonly Wheel[],
+  options: InstallOptions,
+  work: string,
+  cache: string,
+): Promise<InstalledLibTorch> {
   const { variant, onProgress = () => undefined, signal } = options;
   const tree = path.join(work, 'tree');
   const wanted = wheels.flatMap(wantedOf);
@@ -181,7 +225,10 @@ async function unpack(wheels: readonly Wheel[], options: InstallOptions, work: s
   const { bavail, bsize } = await statfs(tree);
   if (bavail * bsize < total + SPARE_BYTES) {
     const [need, have] = [total, bavail * bsize].map((bytes) => `${Math.ceil(bytes / 2 ** 20)} MiB`);
-    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `${cache} has no room: ${need ?? ''} are needed, ${have ?? ''} are free`);
+    throw new DiadError(
+      'ERR_DIAD_LIBTORCH_NOT_FOUND',
+      `${cache} has no room: ${need ?? ''} are needed, ${have ?? ''} are free`,
+    );
   }
   let done = 0;
   const files: Record<string, InstalledFile> = {};
@@ -195,9 +242,14 @@ async function unpack(wheels: readonly Wheel[], options: InstallOptions, work: s
   }
   const version = await readVersion(path.join(tree, 'torch'));
   if (version === undefined || files[`torch/lib/${libraryNames().libtorch}`] === undefined) {
-    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `The wheel holds no LibTorch for ${process.platform}-${process.arch}`);
+    throw new DiadError(
+      'ERR_DIAD_LIBTORCH_NOT_FOUND',
+      `The wheel holds no LibTorch for ${process.platform}-${process.arch}`,
+    );
   }
-  const hashes = await Promise.all(wheels.map(async ({ file }) => [path.basename(file), await sha256OfFile(file)] as const));
+  const hashes = await Promise.all(
+    wheels.map(async ({ file }) => [path.basename(file), await sha256OfFile(file)] as const),
+  );
   const manifest: LibTorchManifest = {
     format: 'diad-libtorch',
     formatVersion: 1,

@@ -24,7 +24,11 @@ export interface LockOptions {
  * @param work - its signal also aborts when the lock is lost, as it is to a process that was stopped for long
  * @throws what `work` throws; the signal's reason; the system's error when the lock cannot be made
  */
-export async function withLock<T>(file: string, { signal, onWait }: LockOptions, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+export async function withLock<T>(
+  file: string,
+  { signal, onWait }: LockOptions,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
   const { lock } = await import('proper-lockfile'); // from its import on it listens to signals
   await mkdir(path.dirname(file), { recursive: true });
   const lost = new AbortController();

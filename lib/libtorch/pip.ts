@@ -20,8 +20,16 @@ function candidates(asked: string | undefined): readonly string[] {
   if (asked !== undefined) return [asked];
   const variable = process.env['DIAD_PYTHON'] || undefined;
   const windows = process.platform === 'win32';
-  const venv = path.join(process.cwd(), '.venv', ...(windows ? ['Scripts', 'python.exe'] : ['bin', 'python']));
-  return [...(variable === undefined ? [] : [variable]), venv, ...(windows ? ['python', 'py'] : ['python3', 'python'])];
+  const venv = path.join(
+    process.cwd(),
+    '.venv',
+    ...(windows ? ['Scripts', 'python.exe'] : ['bin', 'python']),
+  );
+  return [
+    ...(variable === undefined ? [] : [variable]),
+    venv,
+    ...(windows ? ['python', 'py'] : ['python3', 'python']),
+  ];
 }
 
 /**
@@ -118,5 +126,7 @@ export async function pipDownload(pip: Pip, download: Download): Promise<readonl
       `pip could not fetch ${requirements.join(' ')}:\n${said === '' ? stderr.trim().slice(-600) : said}`,
     );
   }
-  return (await readdir(folder)).filter((name) => name.endsWith('.whl')).map((name) => path.join(folder, name));
+  return (await readdir(folder))
+    .filter((name) => name.endsWith('.whl'))
+    .map((name) => path.join(folder, name));
 }

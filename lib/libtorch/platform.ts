@@ -45,7 +45,9 @@ function userCache(): string {
   const { XDG_CACHE_HOME: xdg, LOCALAPPDATA: local } = process.env;
   if (xdg !== undefined && path.isAbsolute(xdg)) return xdg;
   if (process.platform === 'win32' && local !== undefined && path.isAbsolute(local)) return local;
-  return process.platform === 'darwin' ? path.join(os.homedir(), 'Library', 'Caches') : path.join(os.homedir(), '.cache');
+  return process.platform === 'darwin'
+    ? path.join(os.homedir(), 'Library', 'Caches')
+    : path.join(os.homedir(), '.cache');
 }
 
 /** Folder that `diad libtorch install` fills: one folder a version. */

@@ -47,7 +47,8 @@ async function torchInVenv(project: string): Promise<readonly string[] | string>
 }
 
 async function torchOfPython(python: string): Promise<readonly string[] | string> {
-  const find = 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
+  const find =
+    'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
   try {
     const { stdout } = await promisify(execFile)(python, ['-c', find], { timeout: 20_000 });
     return stdout.trim() === '' ? `${python} has no package torch` : [stdout.trim()];
@@ -58,7 +59,11 @@ async function torchOfPython(python: string): Promise<readonly string[] | string
 
 /** The package is looked for from the program that runs, from the current folder, and from diad itself. */
 function torchOfPackage(name: string, packageRoot: string): readonly string[] | string {
-  const from = [process.argv[1], path.join(process.cwd(), 'package.json'), path.join(packageRoot, 'package.json')];
+  const from = [
+    process.argv[1],
+    path.join(process.cwd(), 'package.json'),
+    path.join(packageRoot, 'package.json'),
+  ];
   for (const file of from) {
     if (file === undefined || !path.isAbsolute(file)) continue;
     try {
@@ -72,19 +77,26 @@ function torchOfPackage(name: string, packageRoot: string): readonly string[] | 
 
 async function torchInCache(): Promise<readonly string[] | string> {
   const installed = await listInstalled();
-  return installed.length > 0 ? installed.map(({ folder }) => path.join(folder, 'torch')) : `${libtorchCache()} is empty`;
+  return installed.length > 0
+    ? installed.map(({ folder }) => path.join(folder, 'torch'))
+    : `${libtorchCache()} is empty`;
 }
 
 /** Whoever has a device and put a CUDA build there wants it, although a package, which is for CPUs, may be installed too. */
 async function cudaInCache(hasDriver: boolean): Promise<readonly string[] | string> {
   if (!hasDriver) return 'there is no NVIDIA driver';
   const builds = (await listInstalled()).filter(({ manifest }) => manifest.variant === 'cuda');
-  return builds.length > 0 ? builds.map(({ folder }) => path.join(folder, 'torch')) : `${libtorchCache()} holds no CUDA build`;
+  return builds.length > 0
+    ? builds.map(({ folder }) => path.join(folder, 'torch'))
+    : `${libtorchCache()} holds no CUDA build`;
 }
 
 function places(option: string | undefined, packageRoot: string, hasDriver: boolean): readonly Place[] {
   // Set to nothing is not set.
-  const [variable, python] = [process.env['DIAD_LIBTORCH'] || undefined, process.env['DIAD_PYTHON'] || undefined];
+  const [variable, python] = [
+    process.env['DIAD_LIBTORCH'] || undefined,
+    process.env['DIAD_PYTHON'] || undefined,
+  ];
   const packaged = libtorchPackage();
   const named = async (value: string | undefined, what: string): Promise<readonly string[] | string> =>
     Promise.resolve(value === undefined ? `${what} is not set` : [value]);
@@ -100,7 +112,10 @@ function places(option: string | undefined, packageRoot: string, hasDriver: bool
     },
     { source: "the PyTorch of this folder's .venv", find: () => torchInVenv(process.cwd()) },
     { source: "the PyTorch of diad's own .venv", find: () => torchInVenv(packageRoot) },
-    { source: 'the PyTorch of python3', find: () => torchOfPython(process.platform === 'win32' ? 'python' : 'python3') },
+    {
+      source: 'the PyTorch of python3',
+      find: () => torchOfPython(process.platform === 'win32' ? 'python' : 'python3'),
+    },
   ];
 }
 
@@ -125,7 +140,11 @@ export async function findLibTorch(
   hasDriver?: boolean,
 ): Promise<LibTorch> {
   const mismatches: string[] = [];
-  for (const [index, place] of places(option, packageRoot, hasDriver ?? (await hasNvidiaDriver())).entries()) {
+  for (const [index, place] of places(
+    option,
+    packageRoot,
+    hasDriver ?? (await hasNvidiaDriver()),
+  ).entries()) {
     const found = await place.find();
     const folders = typeof found === 'string' ? [] : found;
     if (typeof found === 'string') misses.push({ source: place.source, reason: found });
@@ -134,12 +153,21 @@ export async function findLibTorch(
       const libFolder = path.join(root, 'lib');
       const version = await readVersion(root);
       if (!(await exists(path.join(libFolder, libraryNames().libtorch)))) {
-        misses.push({ source: place.source, reason: `there is no ${path.join(libFolder, libraryNames().libtorch)}` });
+        misses.push({
+          source: place.source,
+          reason: `there is no ${path.join(libFolder, libraryNames().libtorch)}`,
+        });
       } else if (version === undefined) {
-        misses.push({ source: place.source, reason: `${root} does not say its version (version.py or build-version)` });
+        misses.push({
+          source: place.source,
+          reason: `${root} does not say its version (version.py or build-version)`,
+        });
       } else if (!minors.includes(minorOf(version))) {
         mismatches.push(`LibTorch ${version} in ${root}`);
-        misses.push({ source: place.source, reason: `it is LibTorch ${version}, engines are built for ${minors.join(', ')}` });
+        misses.push({
+          source: place.source,
+          reason: `it is LibTorch ${version}, engines are built for ${minors.join(', ')}`,
+        });
       } else {
         return { libFolder: await realpath(libFolder), version, source: place.source };
       }
@@ -150,7 +178,11 @@ export async function findLibTorch(
   throw notFound(mismatches, minors, misses);
 }
 
-function notFound(mismatches: readonly string[], minors: readonly string[], misses: readonly Miss[]): DiadError {
+function notFound(
+  mismatches: readonly string[],
+  minors: readonly string[],
+  misses: readonly Miss[],
+): DiadError {
   const tried = misses.map(({ source, reason }) => `  - ${source}: ${reason}`).join('\n');
   const newest = [...minors].sort(compareVersions).at(-1) ?? '2.13';
   const ways =

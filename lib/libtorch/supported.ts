@@ -6,7 +6,9 @@ import { compareVersions, minorOf } from './version.js';
 
 /** Versions from package.json, oldest first, for example ["2.11.0", "2.13.0"]. */
 export function supportedVersions(): readonly string[] {
-  const { diad } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { diad: { libtorch: readonly string[] } };
+  const { diad } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as {
+    diad: { libtorch: readonly string[] };
+  };
   return [...diad.libtorch].sort(compareVersions);
 }
 

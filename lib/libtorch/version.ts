@@ -14,7 +14,8 @@ export function variantOf(version: string): string | undefined {
 
 /** Order of two versions by number, "2.9" before "2.13"; the label behind "+" does not count. */
 export function compareVersions(a: string, b: string): number {
-  const numbers = (version: string): number[] => (version.split('+')[0] ?? '').split('.').map((part) => Number.parseInt(part, 10) || 0);
+  const numbers = (version: string): number[] =>
+    (version.split('+')[0] ?? '').split('.').map((part) => Number.parseInt(part, 10) || 0);
   const [left, right] = [numbers(a), numbers(b)];
   for (let i = 0; i < Math.max(left.length, right.length); i++) {
     const difference = (left[i] ?? 0) - (right[i] ?? 0);

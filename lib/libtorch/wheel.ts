@@ -22,7 +22,11 @@ export interface Wheel {
 }
 
 function broken(file: string, why: string, cause?: unknown): DiadError {
-  return new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `The wheel ${path.basename(file)} cannot be used: ${why}`, { cause });
+  return new DiadError(
+    'ERR_DIAD_LIBTORCH_NOT_FOUND',
+    `The wheel ${path.basename(file)} cannot be used: ${why}`,
+    { cause },
+  );
 }
 
 /** RECORD is CSV "path,sha256=<base64url>,size"; the paths of interest here hold no comma and no quote. */
@@ -30,7 +34,8 @@ function parseRecord(content: string): ReadonlyMap<string, string> {
   const hashes = new Map<string, string>();
   for (const line of content.split(/\r?\n/)) {
     const [, name, digest] = /^([^",]+),sha256=([\w-]+),\d*$/.exec(line) ?? [];
-    if (name !== undefined && digest !== undefined) hashes.set(name, Buffer.from(digest, 'base64url').toString('hex'));
+    if (name !== undefined && digest !== undefined)
+      hashes.set(name, Buffer.from(digest, 'base64url').toString('hex'));
   }
   return hashes;
 }
@@ -51,11 +56,19 @@ export async function openWheel(file: string): Promise<Wheel> {
     const entries: Entry[] = [];
     for await (const entry of zip.eachEntry()) entries.push(entry);
     const read = async (ending: string): Promise<string> => {
-      const entry = entries.find(({ fileName }) => /^[^/]+\.dist-info\/[^/]+$/.test(fileName) && fileName.endsWith(ending));
+      const entry = entries.find(
+        ({ fileName }) => /^[^/]+\.dist-info\/[^/]+$/.test(fileName) && fileName.endsWith(ending),
+      );
       if (entry === undefined) throw new Error(`it has no ${ending.slice(1)}`);
       return text(await zip.openReadStreamPromise(entry));
     };
-    return { file, zip, entries, metadata: await read('/METADATA'), record: parseRecord(await read('/RECORD')) };
+    return {
+      file,
+      zip,
+      entries,
+      metadata: await read('/METADATA'),
+      record: parseRecord(await read('/RECORD')),
+    };
   } catch (error) {
     zip.close();
     throw broken(file, error instanceof Error ? error.message : String(error), error);
@@ -109,14 +122,23 @@ export async function unpackEntry(
   });
   try {
     const content: Readable = await wheel.zip.openReadStreamPromise(entry);
-    await pipeline(content, counted, createWriteStream(`${to}.part`, { mode: 0o644 }), { ...(signal === undefined ? {} : { signal }) });
+    await pipeline(content, counted, createWriteStream(`${to}.part`, { mode: 0o644 }), {
+      ...(signal === undefined ? {} : { signal }),
+    });
   } catch (error) {
     signal?.throwIfAborted();
-    throw broken(wheel.file, `${entry.fileName} cannot be unpacked (${error instanceof Error ? error.message : String(error)})`, error);
+    throw broken(
+      wheel.file,
+      `${entry.fileName} cannot be unpacked (${error instanceof Error ? error.message : String(error)})`,
+      error,
+    );
   }
   const actual = hash.digest('hex');
   if (actual !== expected) {
-    throw broken(wheel.file, `${entry.fileName} has the sha256 ${actual}, its RECORD says ${expected}; remove it and install again`);
+    throw broken(
+      wheel.file,
+      `${entry.fileName} has the sha256 ${actual}, its RECORD says ${expected}; remove it and install again`,
+    );
   }
   await rename(`${to}.part`, to);
   return { sha256: actual, size };

@@ -44,7 +44,11 @@ async function setting(redis: Redis, name: string): Promise<string | undefined> 
 export async function brokerProblems(redis: Redis): Promise<string[]> {
   const [policy, appendOnly] = [await setting(redis, 'maxmemory-policy'), await setting(redis, 'appendonly')];
   return [
-    ...(policy === undefined || policy === 'noeviction' ? [] : [`maxmemory-policy is ${policy}: set it to noeviction, or jobs vanish`]),
-    ...(appendOnly === undefined || appendOnly === 'yes' ? [] : ['appendonly is no: set it to yes, or a restart loses jobs']),
+    ...(policy === undefined || policy === 'noeviction'
+      ? []
+      : [`maxmemory-policy is ${policy}: set it to noeviction, or jobs vanish`]),
+    ...(appendOnly === undefined || appendOnly === 'yes'
+      ? []
+      : ['appendonly is no: set it to yes, or a restart loses jobs']),
   ];
 }

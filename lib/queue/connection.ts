@@ -19,13 +19,17 @@ const SILENCE = /^(no answer|Command timed out)$/;
 /** Whether an error is about the broker or the way there, rather than about what was asked of it. */
 function isTrouble(error: Error): boolean {
   return (
-    error.name === 'ReplyError' || 'syscall' in error || SILENCE.test(error.message) || error.message.startsWith('Connection is closed')
+    error.name === 'ReplyError' ||
+    'syscall' in error ||
+    SILENCE.test(error.message) ||
+    error.message.startsWith('Connection is closed')
   );
 }
 
 /** What follows "The broker at HOST:PORT". */
 function meaning({ name, message }: Error): string {
-  if (message.startsWith('NOAUTH')) return 'asks for a password: write it into the URL, redis://USER:PASSWORD@HOST';
+  if (message.startsWith('NOAUTH'))
+    return 'asks for a password: write it into the URL, redis://USER:PASSWORD@HOST';
   if (/^WRONGPASS|invalid password/.test(message)) return "refuses the URL's user or password";
   if (SILENCE.test(message)) return 'gives no answer';
   return name === 'ReplyError' ? `refuses: ${message}` : `cannot be reached: ${message}`;
@@ -56,7 +60,12 @@ export class BrokerConnection {
     const { hostname, port } = new URL(url);
     this.place = `${hostname || 'localhost'}:${port || '6379'}`;
     const retryStrategy = (times: number): number => Math.min(2000, 100 * times);
-    this.redis = new Redis(url, { maxRetriesPerRequest: null, connectTimeout: REACH_MS, retryStrategy, ...limit });
+    this.redis = new Redis(url, {
+      maxRetriesPerRequest: null,
+      connectTimeout: REACH_MS,
+      retryStrategy,
+      ...limit,
+    });
     this.redis.on('error', (error) => {
       this.#lastError = error;
     });
@@ -75,7 +84,9 @@ export class BrokerConnection {
     const broker = new BrokerConnection(url, { commandTimeout: ANSWER_MS });
     const settled = new AbortController();
     try {
-      const late = sleep(REACH_MS, undefined, { signal: settled.signal }).then(() => Promise.reject(new Error('no answer')));
+      const late = sleep(REACH_MS, undefined, { signal: settled.signal }).then(() =>
+        Promise.reject(new Error('no answer')),
+      );
       await broker.ask(Promise.race([broker.#reached(), late]));
       return broker;
     } catch (error) {
@@ -125,7 +136,11 @@ export class BrokerConnection {
     if (given instanceof DiadError || (this.#lastError === undefined && !isTrouble(given))) return given;
     // An answer of Redis would bring its command as a cause, and with it the password.
     const options = known.name === 'ReplyError' ? {} : { cause: known };
-    return new DiadError('ERR_DIAD_BROKER_UNAVAILABLE', `The broker at ${this.place} ${meaning(known)}`, options);
+    return new DiadError(
+      'ERR_DIAD_BROKER_UNAVAILABLE',
+      `The broker at ${this.place} ${meaning(known)}`,
+      options,
+    );
   }
 
   /** Whether an error says no more than that the broker is lost, which {@link BrokerConnection.report} tells. */

@@ -17,27 +17,37 @@ function isPublic(address: string): boolean {
 const publicLookup: LookupFunction = (hostname, options, callback) => {
   systemLookup(hostname, { ...options, all: true }, (error, addresses: LookupAddress[]) => {
     const bad = error === null ? addresses.find(({ address }) => !isPublic(address)) : undefined;
-    const failure = error ?? (bad === undefined ? null : new Unreadable(`${hostname} is at the private address ${bad.address}`));
+    const failure =
+      error ??
+      (bad === undefined ? null : new Unreadable(`${hostname} is at the private address ${bad.address}`));
     const [first] = addresses ?? [];
     if (options.all === true) callback(failure, failure === null ? addresses : []);
     else callback(failure, first?.address ?? '', first?.family);
   });
 };
 
-function check(url: string, { hosts = [], privateHosts = [] }: ReadPolicy): { target: URL; lookup: LookupFunction | undefined } {
+function check(
+  url: string,
+  { hosts = [], privateHosts = [] }: ReadPolicy,
+): { target: URL; lookup: LookupFunction | undefined } {
   if (!URL.canParse(url)) throw new Unreadable(`${url} is no URL`);
   const target = new URL(url);
   if (target.protocol !== 'https:' && target.protocol !== 'http:')
     throw new Unreadable(`${target.protocol} is not read, http: and https: are`);
   const name = target.hostname.replace(/^\[|\]$/g, '');
-  if (!hosts.includes(name)) throw new Unreadable(`The host ${name} is not among those allowed (${hosts.join(', ') || 'none'})`);
+  if (!hosts.includes(name))
+    throw new Unreadable(`The host ${name} is not among those allowed (${hosts.join(', ') || 'none'})`);
   if (privateHosts.includes(name)) return { target, lookup: undefined };
   // An address in the URL itself is never looked up.
   if (ipaddr.isValid(name) && !isPublic(name)) throw new Unreadable(`${name} is a private address`);
   return { target, lookup: publicLookup };
 }
 
-function get(target: URL, lookup: LookupFunction | undefined, maxBytes: number): Promise<{ redirect: string } | { bytes: Buffer }> {
+function get(
+  target: URL,
+  lookup: LookupFunction | undefined,
+  maxBytes: number,
+): Promise<{ redirect: string } | { bytes: Buffer }> {
   return new Promise((resolve, reject) => {
     const client = target.protocol === 'https:' ? https : http;
     const signal = AbortSignal.timeout(TIMEOUT_MS);

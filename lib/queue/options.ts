@@ -3,7 +3,17 @@ import { stat } from 'node:fs/promises';
 import { PRIORITY_LIMIT } from 'bullmq';
 import { RECHECK_MS } from '../engine-health.js';
 import { DiadError } from '../errors.js';
-import { abortSignal, boolean, callback, integer, invalid, loadedBundle, optionsObject, requiredText, text } from '../validate.js';
+import {
+  abortSignal,
+  boolean,
+  callback,
+  integer,
+  invalid,
+  loadedBundle,
+  optionsObject,
+  requiredText,
+  text,
+} from '../validate.js';
 import type { ReadPolicy } from './reference.js';
 import type { ReadRunOptions, SubmitOptions } from './run.js';
 import type { WorkerOptions } from './worker.js';
@@ -14,7 +24,8 @@ const MOST_MS = 2 ** 31 - 1;
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
 export function validateSubmitOptions(options: SubmitOptions): Required<SubmitOptions> {
   const given = optionsObject(options, 'submit options', ['redis', 'model', 'seed', 'priority', 'attempts']);
-  if (!/^[0-9a-f]{64}$/.test(String(given.model))) throw invalid('the digest of a bundle (bundleDigest)', 'model', given.model);
+  if (!/^[0-9a-f]{64}$/.test(String(given.model)))
+    throw invalid('the digest of a bundle (bundleDigest)', 'model', given.model);
   return {
     redis: requiredText(given.redis, 'redis'),
     model: given.model!,
@@ -25,9 +36,17 @@ export function validateSubmitOptions(options: SubmitOptions): Required<SubmitOp
 }
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
-export function validateReadRunOptions(options: ReadRunOptions): { redis: string; wait: boolean; signal: AbortSignal | undefined } {
+export function validateReadRunOptions(options: ReadRunOptions): {
+  redis: string;
+  wait: boolean;
+  signal: AbortSignal | undefined;
+} {
   const given = optionsObject(options, 'options of a run', ['redis', 'wait', 'signal']);
-  return { redis: requiredText(given.redis, 'redis'), wait: boolean(given.wait, 'wait', false), signal: abortSignal(given.signal) };
+  return {
+    redis: requiredText(given.redis, 'redis'),
+    wait: boolean(given.wait, 'wait', false),
+    signal: abortSignal(given.signal),
+  };
 }
 
 type ValidatedWorker = Required<Omit<WorkerOptions, keyof ReadPolicy | 'jobsPerSecond'>> & {
@@ -57,7 +76,8 @@ const WORKER_KEYS = [
 
 function names(value: unknown, name: string): readonly string[] {
   if (value === undefined) return [];
-  if (!Array.isArray(value) || !value.every((one) => typeof one === 'string')) throw invalid('an array of names', name, value);
+  if (!Array.isArray(value) || !value.every((one) => typeof one === 'string'))
+    throw invalid('an array of names', name, value);
   return value;
 }
 
@@ -72,7 +92,9 @@ async function readPolicy(given: Partial<WorkerOptions>): Promise<ReadPolicy> {
     privateHosts: names(given.privateHosts, 'privateHosts'),
     buckets: names(given.buckets, 'buckets'),
     ...(s3Endpoint === undefined ? {} : { s3Endpoint }),
-    ...(given.maxBytes === undefined ? {} : { maxBytes: integer(given.maxBytes, 'maxBytes', 1, Number.MAX_SAFE_INTEGER, 1) }),
+    ...(given.maxBytes === undefined
+      ? {}
+      : { maxBytes: integer(given.maxBytes, 'maxBytes', 1, Number.MAX_SAFE_INTEGER, 1) }),
   };
 }
 
@@ -83,7 +105,10 @@ export async function validateWorkerOptions(options: WorkerOptions): Promise<Val
     redis: requiredText(given.redis, 'redis'),
     scorer: loadedBundle(given.scorer, 'scorer'),
     concurrency: integer(given.concurrency, 'concurrency', 1, 65_536, 16),
-    jobsPerSecond: given.jobsPerSecond === undefined ? undefined : integer(given.jobsPerSecond, 'jobsPerSecond', 1, 1_000_000, 1),
+    jobsPerSecond:
+      given.jobsPerSecond === undefined
+        ? undefined
+        : integer(given.jobsPerSecond, 'jobsPerSecond', 1, 1_000_000, 1),
     keepSeconds: integer(given.keepSeconds, 'keepSeconds', 0, MOST_MS, 0),
     lockMs: integer(given.lockMs, 'lockMs', 1, MOST_MS, 30_000),
     maxStalls: integer(given.maxStalls, 'maxStalls', 0, 1_000_000, 1),

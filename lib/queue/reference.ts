@@ -69,7 +69,8 @@ export class Unreadable extends DiadError {
 }
 
 /** SHA-256 in hex. */
-export const sha256 = (bytes: Uint8Array | string): string => createHash('sha256').update(bytes).digest('hex');
+export const sha256 = (bytes: Uint8Array | string): string =>
+  createHash('sha256').update(bytes).digest('hex');
 
 /**
  * Resolves a path below a root; neither `..` nor links lead out.
@@ -97,26 +98,41 @@ async function readInside(root: string | undefined, file: string, maxBytes: numb
   try {
     const status = await handle.stat();
     if (!status.isFile()) throw new Unreadable(`${file} is no file`);
-    if (status.size > maxBytes) throw new Unreadable(`${file} has ${status.size} bytes, more than ${maxBytes}`);
+    if (status.size > maxBytes)
+      throw new Unreadable(`${file} has ${status.size} bytes, more than ${maxBytes}`);
     return await handle.readFile();
   } finally {
     await handle.close();
   }
 }
 
-async function readObject(bucket: string, key: string, { buckets = [], s3Endpoint }: ReadPolicy, maxBytes: number): Promise<Buffer> {
-  if (!buckets.includes(bucket)) throw new Unreadable(`The bucket ${bucket} is not among those allowed (${buckets.join(', ') || 'none'})`);
+async function readObject(
+  bucket: string,
+  key: string,
+  { buckets = [], s3Endpoint }: ReadPolicy,
+  maxBytes: number,
+): Promise<Buffer> {
+  if (!buckets.includes(bucket))
+    throw new Unreadable(`The bucket ${bucket} is not among those allowed (${buckets.join(', ') || 'none'})`);
   const { S3Client, GetObjectCommand } = await import('@aws-sdk/client-s3').catch((error: unknown) => {
-    throw new Unreadable('S3 objects need the package @aws-sdk/client-s3: npm install @aws-sdk/client-s3', { cause: error });
+    throw new Unreadable('S3 objects need the package @aws-sdk/client-s3: npm install @aws-sdk/client-s3', {
+      cause: error,
+    });
   });
   const signal = AbortSignal.timeout(S3_TIMEOUT_MS); // a store that stalls must not hold the job, whose lock would be renewed for ever
   const client = new S3Client(s3Endpoint === undefined ? {} : { endpoint: s3Endpoint, forcePathStyle: true });
   try {
-    const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key }), { abortSignal: signal });
+    const { Body, ContentLength = 0 } = await client.send(
+      new GetObjectCommand({ Bucket: bucket, Key: key }),
+      { abortSignal: signal },
+    );
     const body = Body as Readable | undefined; // in Node
-    signal.addEventListener('abort', () => body?.destroy(new Error(`s3://${bucket}/${key} took longer than ${S3_TIMEOUT_MS / 1000} s`)));
+    signal.addEventListener('abort', () =>
+      body?.destroy(new Error(`s3://${bucket}/${key} took longer than ${S3_TIMEOUT_MS / 1000} s`)),
+    );
     body?.on('error', () => undefined); // one that is left unread fails when the client is destroyed; whoever reads is told all the same
-    if (ContentLength > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
+    if (ContentLength > maxBytes)
+      throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
     const parts: Uint8Array[] = [];
     let size = 0;
     for await (const part of (body ?? []) as AsyncIterable<Uint8Array>) {
@@ -141,7 +157,11 @@ async function readObject(bucket: string, key: string, { buckets = [], s3Endpoin
  * @param expected - SHA-256 in hex
  * @throws Unreadable when the policy forbids it or its hash is another; what may pass, a file that is not there among it, is another error
  */
-export async function readReference(reference: Reference, expected: string, policy: ReadPolicy): Promise<Buffer> {
+export async function readReference(
+  reference: Reference,
+  expected: string,
+  policy: ReadPolicy,
+): Promise<Buffer> {
   const maxBytes = policy.maxBytes ?? 32 * 2 ** 20;
   const read = (): Promise<Buffer> => {
     switch (reference.kind) {
@@ -157,6 +177,7 @@ export async function readReference(reference: Reference, expected: string, poli
   };
   const bytes = await read();
   const found = sha256(bytes);
-  if (found !== expected) throw new Unreadable(`The image is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
+  if (found !== expected)
+    throw new Unreadable(`The image is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
   return bytes;
 }

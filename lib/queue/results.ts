@@ -20,7 +20,10 @@ export interface StoredScore {
 export type ResultBasis = Omit<StoredScore, 'score' | 'anomalous'>;
 
 /** Key of a result: what the same image, model, options, precision and threshold give is kept once, whoever computed it and however often. */
-export function resultKey(imageSha256: string, { model, seed, precision, threshold, className }: ResultBasis): string {
+export function resultKey(
+  imageSha256: string,
+  { model, seed, precision, threshold, className }: ResultBasis,
+): string {
   return `diad:result:${sha256(JSON.stringify([model, imageSha256, { seed, precision, threshold, className }]))}`;
 }
 
@@ -37,7 +40,12 @@ export async function isKept(redis: Redis, key: string, keepSeconds: number): Pr
 }
 
 /** Keeps a result. Of two workers that computed the same the first one's stands. */
-export async function keep(redis: Redis, key: string, stored: StoredScore, keepSeconds: number): Promise<void> {
+export async function keep(
+  redis: Redis,
+  key: string,
+  stored: StoredScore,
+  keepSeconds: number,
+): Promise<void> {
   if (keepSeconds > 0) await redis.set(key, JSON.stringify(stored), 'EX', keepSeconds, 'NX');
   else await redis.set(key, JSON.stringify(stored), 'NX');
 }
@@ -75,7 +83,11 @@ export async function noteEnd(redis: Redis, job: string, key: string, keepSecond
  *
  * @returns for each place: null when it had a result that has expired, undefined when it has had none
  */
-export async function readStored(redis: Redis, run: string, places: readonly number[]): Promise<(string | null | undefined)[]> {
+export async function readStored(
+  redis: Redis,
+  run: string,
+  places: readonly number[],
+): Promise<(string | null | undefined)[]> {
   const keys = await redis.hmget(endedKey(run), ...places.map(String));
   const had = [...new Set(keys.filter((key) => key !== null && key !== ''))] as string[];
   const stored = had.length === 0 ? [] : await redis.mget(...had);

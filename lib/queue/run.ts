@@ -66,13 +66,17 @@ for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
 `;
 
 function checkSubmission(submission: Submission): void {
-  if (typeof submission !== 'object' || submission === null) throw invalid('an object', 'a submission', submission);
+  if (typeof submission !== 'object' || submission === null)
+    throw invalid('an object', 'a submission', submission);
   const { file, reference, sha256 } = submission;
   requiredText(file, 'file');
   if (!['file', 'url', 's3', 'inline'].includes(reference?.kind))
     throw invalid('a reference of the kind file, url, s3 or inline', `${file}: reference`, reference);
   if (!/^[0-9a-f]{64}$/.test(sha256))
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `${file}: Expected a SHA-256 in hex but received "${sha256}"`);
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `${file}: Expected a SHA-256 in hex but received "${sha256}"`,
+    );
   if (reference.kind === 'inline' && reference.base64.length > Math.ceil(INLINE_LIMIT / 3) * 4) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
@@ -93,7 +97,10 @@ function openQueue(model: string, connection: Redis): Queue<JobBody> {
  * @returns the run's id, for {@link runResults}
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for 30 s, or refuses
  */
-export async function submitRun(images: Iterable<Submission> | AsyncIterable<Submission>, options: SubmitOptions): Promise<string> {
+export async function submitRun(
+  images: Iterable<Submission> | AsyncIterable<Submission>,
+  options: SubmitOptions,
+): Promise<string> {
   iterable(images, 'an iterable of submissions', 'images');
   const { redis: url, model, seed, priority, attempts } = validateSubmitOptions(options);
   const broker = await BrokerConnection.open(url);
@@ -143,7 +150,12 @@ interface OpenRun {
 }
 
 /** What became of an item, by what is stored for its place: see {@link readStored}. */
-async function resolveItem(open: OpenRun, { file, sha256 }: Item, place: number, stored: string | null | undefined): Promise<RunResult> {
+async function resolveItem(
+  open: OpenRun,
+  { file, sha256 }: Item,
+  place: number,
+  stored: string | null | undefined,
+): Promise<RunResult> {
   if (stored === null) return { file, sha256, status: 'expired' };
   if (stored !== undefined) return { file, sha256, status: 'done', ...(JSON.parse(stored) as StoredScore) };
   const name = jobName(open.run, place);
@@ -157,7 +169,12 @@ async function resolveItem(open: OpenRun, { file, sha256 }: Item, place: number,
   // It has ended since the look for its result, or somebody has removed it.
   const [ended] = await readStored(open.redis, open.run, [place]);
   if (ended !== undefined) return resolveItem(open, { file, sha256 }, place, ended);
-  return { file, sha256, status: 'failed', error: 'The broker has neither a job nor a result of this image any more' };
+  return {
+    file,
+    sha256,
+    status: 'failed',
+    error: 'The broker has neither a job nor a result of this image any more',
+  };
 }
 
 /** Options of {@link runResults}. */
@@ -174,14 +191,18 @@ export interface ReadRunOptions {
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for
  *   30 s, or refuses; the signal's reason
  */
-export async function* runResults(run: string, options: ReadRunOptions): AsyncGenerator<RunResult, void, undefined> {
+export async function* runResults(
+  run: string,
+  options: ReadRunOptions,
+): AsyncGenerator<RunResult, void, undefined> {
   requiredText(run, 'run');
   const { redis: url, wait, signal } = validateReadRunOptions(options);
   const broker = await BrokerConnection.open(url);
   let queue: Queue<JobBody> | undefined;
   try {
     const model = await broker.ask(broker.redis.hget(runKey(run), 'model'));
-    if (model === null) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `There is no run ${run} in this broker`);
+    if (model === null)
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `There is no run ${run} in this broker`);
     queue = openQueue(model, broker.redis);
     const { redis } = broker;
     const open = { run, redis, queue };
@@ -208,7 +229,10 @@ export async function* runResults(run: string, options: ReadRunOptions): AsyncGe
 }
 
 /** How far a run is. */
-export async function runProgress(run: string, redis: string): Promise<Readonly<Record<RunResult['status'], number>>> {
+export async function runProgress(
+  run: string,
+  redis: string,
+): Promise<Readonly<Record<RunResult['status'], number>>> {
   const progress = { done: 0, failed: 0, waiting: 0, expired: 0 };
   for await (const { status } of runResults(run, { redis })) progress[status]++;
   return progress;

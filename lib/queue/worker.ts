@@ -10,7 +10,15 @@ import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
 import { validateWorkerOptions } from './options.js';
 import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
-import { isKept, keep, noteEnd, resultKey, RUN_OUTLIVES, type ResultBasis, type StoredScore } from './results.js';
+import {
+  isKept,
+  keep,
+  noteEnd,
+  resultKey,
+  RUN_OUTLIVES,
+  type ResultBasis,
+  type StoredScore,
+} from './results.js';
 import type { JobBody } from './run.js';
 
 /** What a worker needs of a loaded bundle. */
@@ -72,7 +80,11 @@ function seldom(log: (line: string) => void): (line: string) => void {
 }
 
 /** Connects to a broker that keeps what it is given; one that cannot be reached is waited for. */
-async function reachBroker(redis: string, allowUnsafeBroker: boolean, log: (line: string) => void): Promise<BrokerConnection> {
+async function reachBroker(
+  redis: string,
+  allowUnsafeBroker: boolean,
+  log: (line: string) => void,
+): Promise<BrokerConnection> {
   const broker = new BrokerConnection(redis);
   broker.report(log);
   try {
@@ -94,12 +106,19 @@ async function reachBroker(redis: string, allowUnsafeBroker: boolean, log: (line
  *
  * @param root - of the worker's files
  */
-function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, root: string | undefined): ResultBasis {
+function basisOf(
+  { reference, file, settings }: JobBody,
+  scorer: WorkerScorer,
+  root: string | undefined,
+): ResultBasis {
   const { bundle, precision } = scorer.info;
   const className = classOfPath(classPath(reference, file, root), bundle.calibratedClasses);
   const calibration = calibrationOf(scorer as Diad);
   // One found on tiles judges no whole image.
-  const limits = calibration !== undefined && isOfTiles(calibration, undefined) ? thresholdsFor(calibration, className) : undefined;
+  const limits =
+    calibration !== undefined && isOfTiles(calibration, undefined)
+      ? thresholdsFor(calibration, className)
+      : undefined;
   const threshold = calibration === undefined ? bundle.threshold : limits?.threshold;
   return {
     seed: settings.seed,
@@ -118,7 +137,18 @@ function basisOf({ reference, file, settings }: JobBody, scorer: WorkerScorer, r
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
   const validated = await validateWorkerOptions(options);
-  const { scorer, concurrency, jobsPerSecond, keepSeconds, lockMs, maxStalls, silentMs, recheckMs, log, policy } = validated;
+  const {
+    scorer,
+    concurrency,
+    jobsPerSecond,
+    keepSeconds,
+    lockMs,
+    maxStalls,
+    silentMs,
+    recheckMs,
+    log,
+    policy,
+  } = validated;
   const { digest } = scorer.info.bundle;
   const broker = await reachBroker(validated.redis, validated.allowUnsafeBroker, log);
   const connection = broker.redis;
@@ -131,7 +161,8 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   /** Scores a job's image unless its result is there; where the result is. */
   const compute = async (body: JobBody): Promise<string> => {
     const { sha256, reference, model } = body;
-    if (model !== digest) throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
+    if (model !== digest)
+      throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
     const basis = basisOf(body, scorer, policy.root);
     const expected = resultKey(sha256, basis);
     if (await isKept(connection, expected, keepSeconds)) return expected; // a duplicate, or a retry after the result was written
@@ -139,7 +170,11 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     const { seed, className } = basis;
     const scored = scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
     const { score, threshold, anomalous } = await health.follow(scored);
-    const stored: StoredScore = { ...basis, score, ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }) };
+    const stored: StoredScore = {
+      ...basis,
+      score,
+      ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false }),
+    };
     const key = resultKey(sha256, stored);
     await keep(connection, key, stored, keepSeconds);
     return key;
@@ -213,7 +248,9 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
       if (waiting + prioritized === 0 || (await queue.isPaused())) return;
       if (closing || !health.well || running > 0 || Date.now() - lastSign < silentMs) return;
-      log(`no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`);
+      log(
+        `no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`,
+      );
       restarts++;
       lastSign = Date.now();
       const silent = worker;

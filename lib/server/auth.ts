@@ -26,7 +26,10 @@ function hostOf(authority: string): string {
 function refuseForeignPages(request: FastifyRequest, allowed: readonly string[]): void {
   const { host = '', origin } = request.headers;
   if (!isLoopback(hostOf(host))) {
-    throw new HttpFailure('ERR_HTTP_FORBIDDEN', `Without a token only requests to a loopback name are answered, not to "${host}"`);
+    throw new HttpFailure(
+      'ERR_HTTP_FORBIDDEN',
+      `Without a token only requests to a loopback name are answered, not to "${host}"`,
+    );
   }
   if (origin === undefined || allowed.includes(origin)) return;
   if (!URL.canParse(origin) || new URL(origin).host !== host)
@@ -34,15 +37,24 @@ function refuseForeignPages(request: FastifyRequest, allowed: readonly string[])
 }
 
 /** Checks every request of the scope. */
-export function protect(scope: FastifyInstance, { tokenDigests, auth, host, corsOrigins }: ValidatedServer): void {
+export function protect(
+  scope: FastifyInstance,
+  { tokenDigests, auth, host, corsOrigins }: ValidatedServer,
+): void {
   scope.addHook('onRequest', (request, reply, done) => {
     if (tokenDigests.length > 0) {
       const digest = presented(request);
       // Every token is compared, so that the time does not tell which one came close.
-      const known = digest !== undefined && tokenDigests.map((one) => timingSafeEqual(one, digest)).includes(true);
+      const known =
+        digest !== undefined && tokenDigests.map((one) => timingSafeEqual(one, digest)).includes(true);
       if (!known) {
         void reply.header('www-authenticate', 'Bearer realm="diad"');
-        done(new HttpFailure('ERR_HTTP_UNAUTHORIZED', 'Expected a known token in the header "Authorization: Bearer …"'));
+        done(
+          new HttpFailure(
+            'ERR_HTTP_UNAUTHORIZED',
+            'Expected a known token in the header "Authorization: Bearer …"',
+          ),
+        );
         return;
       }
     } else if (auth && isLoopback(host)) {

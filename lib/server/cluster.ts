@@ -88,7 +88,9 @@ class Primary {
 
   async #answerMetrics(worker: Worker, id: number): Promise<void> {
     const text = await this.#aggregate.clusterMetrics().catch((error: unknown) => {
-      process.stderr.write(`diad: the metrics cannot be put together: ${error instanceof Error ? error.message : String(error)}\n`);
+      process.stderr.write(
+        `diad: the metrics cannot be put together: ${error instanceof Error ? error.message : String(error)}\n`,
+      );
     });
     const answer = { type: METRICS_ANSWER, id, ...(text === undefined ? {} : { text }) } satisfies Message;
     if (worker.isConnected()) worker.send(answer, () => undefined); // who asked may have died meanwhile
@@ -109,7 +111,9 @@ class Primary {
     if (!ready) this.#failedStarts++;
     const gone = `diad: server process ${worker.process.pid ?? '?'} ended${ready ? '' : ' before it was ready'} (${how})`;
     if (this.#failedStarts >= MOST_FAILED_STARTS) {
-      process.stderr.write(`${gone}; no other is started, ${this.#failedStarts} in a row have ended like this\n`);
+      process.stderr.write(
+        `${gone}; no other is started, ${this.#failedStarts} in a row have ended like this\n`,
+      );
       return;
     }
     process.stderr.write(`${gone}; starting another\n`);
@@ -166,7 +170,8 @@ export class ClusterMetrics {
     new AggregatorRegistry(); // answers the primary's questions
     AggregatorRegistry.setRegistries([registry]);
     process.on('message', (message: unknown) => {
-      if (isMessage(message) && message.type === METRICS_ANSWER) this.#waiting.get(message.id)?.(message.text);
+      if (isMessage(message) && message.type === METRICS_ANSWER)
+        this.#waiting.get(message.id)?.(message.text);
     });
   }
 
@@ -177,13 +182,19 @@ export class ClusterMetrics {
     const text = await new Promise<string | undefined>((resolve) => {
       this.#waiting.set(id, resolve);
       timer = setTimeout(resolve, METRICS_TIMEOUT_MS, undefined);
-      process.send?.({ type: METRICS_QUESTION, id } satisfies Message, undefined, undefined, (error: Error | null) => {
-        if (error !== null) resolve(undefined);
-      });
+      process.send?.(
+        { type: METRICS_QUESTION, id } satisfies Message,
+        undefined,
+        undefined,
+        (error: Error | null) => {
+          if (error !== null) resolve(undefined);
+        },
+      );
     });
     clearTimeout(timer);
     this.#waiting.delete(id);
-    if (text === undefined) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'Not every server process has told its metrics in time');
+    if (text === undefined)
+      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'Not every server process has told its metrics in time');
     return text;
   }
 }

@@ -77,9 +77,11 @@ export class Engine {
   }
 
   #refuseUnlessReady(): void {
-    if (this.#health === undefined) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
+    if (this.#health === undefined)
+      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
-    if (!this.#health.well) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
+    if (!this.#health.well)
+      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
   }
 
   /**
@@ -91,7 +93,10 @@ export class Engine {
   refuseWhenFull(): void {
     const limit = this.#scorer?.info.queueLimit;
     if (limit !== undefined && this.#inFlight >= limit) {
-      throw new DiadError('ERR_DIAD_QUEUE_FULL', `${this.#inFlight} images are in flight, the limit; send it again later`);
+      throw new DiadError(
+        'ERR_DIAD_QUEUE_FULL',
+        `${this.#inFlight} images are in flight, the limit; send it again later`,
+      );
     }
   }
 
@@ -184,7 +189,10 @@ export class Engine {
   async admitAll(all: readonly Buffer[]): Promise<Image[]> {
     const { queueLimit } = this.scorer.info;
     if (all.length > queueLimit) {
-      throw new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${queueLimit} images at once but the request has ${all.length}`);
+      throw new HttpFailure(
+        'ERR_HTTP_TOO_LARGE',
+        `Expected at most ${queueLimit} images at once but the request has ${all.length}`,
+      );
     }
     const images = await Promise.all(all.map((bytes) => this.admit(bytes)));
     const pixels = images.reduce((sum, { width, height }) => sum + width * height, 0);
@@ -219,7 +227,8 @@ export class Engine {
   /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for tiles that do not fit together or are too many, and what the library throws */
   async score(image: Image, { tile, className, ...call }: ScoreCall): Promise<ScoreResult> {
     const its = className === undefined ? {} : { className };
-    if (tile === undefined) return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its }));
+    if (tile === undefined)
+      return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its }));
     const tiles = countTiles(image.width, image.height, validateTiles(tile));
     if (tiles > MOST_TILES) {
       throw new DiadError(
@@ -227,7 +236,9 @@ export class Engine {
         `Expected at most ${MOST_TILES} tiles but the image needs ${tiles}; take larger ones or less overlap`,
       );
     }
-    return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its, tile }));
+    return this.#run(image, call, (scorer, options) =>
+      scorer.score(image.bytes, { ...options, ...its, tile }),
+    );
   }
 
   reconstruct(image: Image, call: Call): Promise<ReconstructResult> {
@@ -237,13 +248,18 @@ export class Engine {
   async #run<T extends ScoreResult | ReconstructResult>(
     { width, height }: Image,
     { seed = 0, signal }: Call,
-    compute: (scorer: Scorer, options: { seed: number; signal: AbortSignal; timeoutMs: number }) => Promise<T>,
+    compute: (
+      scorer: Scorer,
+      options: { seed: number; signal: AbortSignal; timeoutMs: number },
+    ) => Promise<T>,
   ): Promise<T> {
     const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this image
     const release = this.pixels.take(width * height);
     this.#inFlight++;
     try {
-      const result = await this.#health!.follow(compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs }));
+      const result = await this.#health!.follow(
+        compute(scorer, { seed, signal, timeoutMs: this.#options.scoreTimeoutMs }),
+      );
       this.#metrics.computed(result);
       return result;
     } catch (error) {

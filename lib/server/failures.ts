@@ -1,7 +1,13 @@
 // Every failure leaves as problem+json: those of handlers, unknown paths and methods, and of connections that never became a request.
 import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest, onRequestHookHandler } from 'fastify';
+import type {
+  FastifyError,
+  FastifyInstance,
+  FastifyReply,
+  FastifyRequest,
+  onRequestHookHandler,
+} from 'fastify';
 import type { Engine } from './engine.js';
 import { ClientGone, type Metrics } from './metrics.js';
 import { Pacer } from './pacer.js';
@@ -49,7 +55,10 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     const allowed = methods.of(request.url);
     const failure =
       allowed.length > 0
-        ? new HttpFailure('ERR_HTTP_METHOD_NOT_ALLOWED', `${request.method} is not answered here but ${allowed.join(', ')}`)
+        ? new HttpFailure(
+            'ERR_HTTP_METHOD_NOT_ALLOWED',
+            `${request.method} is not answered here but ${allowed.join(', ')}`,
+          )
         : new HttpFailure('ERR_HTTP_NOT_FOUND', 'There is nothing here; /openapi.json lists what there is');
     if (allowed.length > 0) void reply.header('allow', allowed.join(', '));
     const problem = toProblem(failure, request.id);
@@ -63,7 +72,8 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     }
     const problem = toProblem(error, request.id);
     metrics.rejected(problem.code);
-    if (problem.status === 503 && !reply.hasHeader('retry-after')) void reply.header('retry-after', String(engine.retryAfterSeconds()));
+    if (problem.status === 503 && !reply.hasHeader('retry-after'))
+      void reply.header('retry-after', String(engine.retryAfterSeconds()));
     if (problem.status >= 500 && problem.status !== 503) request.log.error({ err: error }, 'request failed');
     else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
     // What is left of a body that was too large or of the wrong kind is not read.
@@ -87,14 +97,16 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
 
 const CONNECTION_FAILURES: Readonly<Record<string, () => HttpFailure>> = {
   ERR_HTTP_REQUEST_TIMEOUT: () => new HttpFailure('ERR_HTTP_TIMEOUT', 'The request was not sent in time'),
-  HPE_HEADER_OVERFLOW: () => new HttpFailure('ERR_HTTP_HEADERS_TOO_LARGE', 'Expected at most 16 KiB of headers'),
+  HPE_HEADER_OVERFLOW: () =>
+    new HttpFailure('ERR_HTTP_HEADERS_TOO_LARGE', 'Expected at most 16 KiB of headers'),
 };
 
 /** Answers what Node's parser refused, and closes the connection. */
 export function refuseConnection(error: Error & { code?: string }, socket: Socket, metrics: Metrics): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
   const failure =
-    CONNECTION_FAILURES[error.code ?? '']?.() ?? new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The request is not HTTP that can be understood');
+    CONNECTION_FAILURES[error.code ?? '']?.() ??
+    new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The request is not HTTP that can be understood');
   const problem = toProblem(failure);
   metrics.rejected(problem.code);
   const body = JSON.stringify(problem);

@@ -40,17 +40,29 @@ function wanted(request: FastifyRequest): 'json' | 'png' {
     case 'image/png':
       return 'png';
     default:
-      throw new HttpFailure('ERR_HTTP_NOT_ACCEPTABLE', 'The answer is application/json or image/png; the header Accept allows neither');
+      throw new HttpFailure(
+        'ERR_HTTP_NOT_ACCEPTABLE',
+        'The answer is application/json or image/png; the header Accept allows neither',
+      );
   }
 }
 
 /** Defect regions: at the threshold asked for, else at the one that holds for the map, else none. */
-function regionsOf({ map }: ScoreResult, { regionThreshold, minArea = 0 }: ScoreQuery): Pick<ScoreAnswer, 'regions'> {
+function regionsOf(
+  { map }: ScoreResult,
+  { regionThreshold, minArea = 0 }: ScoreQuery,
+): Pick<ScoreAnswer, 'regions'> {
   const threshold = regionThreshold ?? map.pixelThreshold;
   if (threshold === undefined) return {};
   const found = map.regions({ threshold, minArea });
   const points = (ring: readonly Point[]): number[][] => ring.map(([x, y]) => [x, y]);
-  return { regions: found.map(({ contour, holes, ...rest }) => ({ ...rest, contour: points(contour), holes: holes.map(points) })) };
+  return {
+    regions: found.map(({ contour, holes, ...rest }) => ({
+      ...rest,
+      contour: points(contour),
+      holes: holes.map(points),
+    })),
+  };
 }
 
 function common(
@@ -72,11 +84,18 @@ function common(
 /** A map as base64 of little-endian floats. */
 export function encodeMap(map: ScoreResult['map']): { width: number; height: number; data: string } {
   const { width, height, data } = map;
-  return { width, height, data: Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString('base64') };
+  return {
+    width,
+    height,
+    data: Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString('base64'),
+  };
 }
 
 /** Registers the two routes in a scope of their own, where any body is an image. */
-export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }: { engine: Engine; bodyLimit: number }): Promise<void> {
+export async function imageRoutes(
+  scope: FastifyInstance,
+  { engine, bodyLimit }: { engine: Engine; bodyLimit: number },
+): Promise<void> {
   scope.removeAllContentTypeParsers();
   await scope.register(multipart, {
     attachFieldsToBody: 'keyValues',
@@ -89,8 +108,15 @@ export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }:
     done();
   });
   scope.setErrorHandler((error: FastifyError, request) => {
-    if (request.isMultipart() && !read.has(request) && error.statusCode === undefined && codeOf(error)?.startsWith('ERR_') !== true) {
-      throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The multipart form cannot be read: ${error.message}`, { cause: error });
+    if (
+      request.isMultipart() &&
+      !read.has(request) &&
+      error.statusCode === undefined &&
+      codeOf(error)?.startsWith('ERR_') !== true
+    ) {
+      throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `The multipart form cannot be read: ${error.message}`, {
+        cause: error,
+      });
     }
     throw error;
   });
@@ -102,7 +128,8 @@ export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }:
     schema: {
       operationId: 'score',
       summary: 'How anomalous an image is, and where',
-      description: 'JSON, or by the header Accept the heat map over the image as PNG. The options hold for raw bodies and forms alike.',
+      description:
+        'JSON, or by the header Accept the heat map over the image as PNG. The options hold for raw bodies and forms alike.',
       querystring: ScoreQuery,
       body: imageBody,
       response: {
@@ -115,15 +142,21 @@ export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }:
       const image = await engine.admit(sentImage(request));
       const { seed = 0, tile, overlap, class: className } = request.query;
       if (overlap !== undefined && tile === undefined) {
-        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected the side of the tiles, tile=, beside overlap=');
+        throw new HttpFailure(
+          'ERR_HTTP_BAD_REQUEST',
+          'Expected the side of the tiles, tile=, beside overlap=',
+        );
       }
-      const cut = tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
+      const cut =
+        tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
       const result = await engine.score(image, { seed, className, signal: clientSignal(reply), ...cut });
       if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
       const { threshold, anomalous, normalizedScore, className: judgedBy, evidence } = result;
       const answer: ScoreAnswer = {
         ...common(engine, result, image),
-        ...(threshold === undefined ? {} : { threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 }),
+        ...(threshold === undefined
+          ? {}
+          : { threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 }),
         ...(judgedBy === undefined ? {} : { className: judgedBy }),
         ...(evidence === undefined ? {} : { evidence }),
         ...regionsOf(result, request.query),
@@ -141,17 +174,28 @@ export async function imageRoutes(scope: FastifyInstance, { engine, bodyLimit }:
       querystring: ReconstructQuery,
       body: imageBody,
       response: {
-        200: content('The reconstruction', { 'application/json': ReconstructAnswer, 'image/png': Binary('image/png') }),
+        200: content('The reconstruction', {
+          'application/json': ReconstructAnswer,
+          'image/png': Binary('image/png'),
+        }),
         ...problems(IMAGE_PROBLEMS),
       },
     },
     handler: async (request, reply) => {
       const as = wanted(request);
       const image = await engine.admit(sentImage(request));
-      const result = await engine.reconstruct(image, { seed: request.query.seed ?? 0, signal: clientSignal(reply) });
+      const result = await engine.reconstruct(image, {
+        seed: request.query.seed ?? 0,
+        signal: clientSignal(reply),
+      });
       if (as === 'png') return reply.type('image/png').send(result.image);
       const { width, height, image: png } = result;
-      const answer: ReconstructAnswer = { ...common(engine, result, image), width, height, image: png.toString('base64') };
+      const answer: ReconstructAnswer = {
+        ...common(engine, result, image),
+        width,
+        height,
+        image: png.toString('base64'),
+      };
       return reply.type('application/json').send(answer);
     },
   });

@@ -11,8 +11,16 @@ const MOST_IMAGES = 32;
 
 const Live = Type.Object({ live: Type.Boolean() });
 const Ready = Type.Object({ ready: Type.Boolean() });
-const ServerMetadata = Type.Object({ name: Type.String(), version: Type.String(), extensions: Type.Array(Type.String()) });
-const TensorMetadata = Type.Object({ name: Type.String(), datatype: Type.String(), shape: Type.Array(Type.Integer()) });
+const ServerMetadata = Type.Object({
+  name: Type.String(),
+  version: Type.String(),
+  extensions: Type.Array(Type.String()),
+});
+const TensorMetadata = Type.Object({
+  name: Type.String(),
+  datatype: Type.String(),
+  shape: Type.Array(Type.Integer()),
+});
 const ModelMetadata = Type.Object({
   name: Type.String(),
   versions: Type.Array(Type.String()),
@@ -33,17 +41,25 @@ const InferRequest = Type.Object({
       shape: Type.Array(Type.Integer({ minimum: 1, maximum: MOST_IMAGES }), { minItems: 1, maxItems: 1 }),
       datatype: Type.Literal('BYTES'),
       parameters: Type.Optional(Type.Object({})),
-      data: Type.Array(Type.String({ minLength: 1, contentEncoding: 'base64', description: 'An encoded image' }), {
-        minItems: 1,
-        maxItems: MOST_IMAGES,
-      }),
+      data: Type.Array(
+        Type.String({ minLength: 1, contentEncoding: 'base64', description: 'An encoded image' }),
+        {
+          minItems: 1,
+          maxItems: MOST_IMAGES,
+        },
+      ),
     }),
     { minItems: 1, maxItems: 1 },
   ),
   outputs: Type.Optional(
     Type.Array(
       Type.Object({
-        name: Type.Union([Type.Literal('score'), Type.Literal('anomalous'), Type.Literal('normalizedScore'), Type.Literal('map')]),
+        name: Type.Union([
+          Type.Literal('score'),
+          Type.Literal('anomalous'),
+          Type.Literal('normalizedScore'),
+          Type.Literal('map'),
+        ]),
         parameters: Type.Optional(Type.Object({})),
       }),
     ),
@@ -87,18 +103,31 @@ function outputsOf(results: readonly ScoreResult[], names: readonly string[]): I
   const calibrated = ({ name, datatype }: (typeof CALIBRATED)[number]): InferAnswer['outputs'][number] => {
     const data = results.map(({ [name]: value }) => {
       if (value === undefined) {
-        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', `There is no output "${name}": the model is not calibrated for whole images`);
+        throw new HttpFailure(
+          'ERR_HTTP_BAD_REQUEST',
+          `There is no output "${name}": the model is not calibrated for whole images`,
+        );
       }
       return value;
     });
     return { name, shape: [count], datatype, data };
   };
   const all: Record<string, () => InferAnswer['outputs'][number]> = {
-    score: () => ({ name: 'score', shape: [count], datatype: 'FP64', data: results.map(({ score }) => score) }),
+    score: () => ({
+      name: 'score',
+      shape: [count],
+      datatype: 'FP64',
+      data: results.map(({ score }) => score),
+    }),
     ...Object.fromEntries(CALIBRATED.map((one) => [one.name, () => calibrated(one)])),
     map: () => {
       const { width, height } = results[0]!.map;
-      return { name: 'map', shape: [count, height, width], datatype: 'FP32', data: results.flatMap(({ map }) => [...map.data]) };
+      return {
+        name: 'map',
+        shape: [count, height, width],
+        datatype: 'FP32',
+        data: results.flatMap(({ map }) => [...map.data]),
+      };
     },
   };
   return names.map((name) => all[name]!());
@@ -111,11 +140,17 @@ export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engin
       operationId: 'live',
       summary: 'The process answers',
       security: [],
-      response: { 200: content('Alive', { 'application/json': Live }), 503: content('To be started anew', { 'application/json': Live }) },
+      response: {
+        200: content('Alive', { 'application/json': Live }),
+        503: content('To be started anew', { 'application/json': Live }),
+      },
     },
     handler: (_request, reply) => reply.status(engine.live ? 200 : 503).send({ live: engine.live }),
   });
-  const answers = { 200: content('Ready', { 'application/json': Ready }), 503: content('Not ready', { 'application/json': Ready }) };
+  const answers = {
+    200: content('Ready', { 'application/json': Ready }),
+    503: content('Not ready', { 'application/json': Ready }),
+  };
   scope.get('/v2/health/ready', {
     schema: { operationId: 'ready', summary: 'Images are scored', security: [], response: answers },
     handler: (_request, reply) => reply.status(engine.ready ? 200 : 503).send({ ready: engine.ready }),
@@ -123,11 +158,19 @@ export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engin
 }
 
 /** The rest of /v2. */
-export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { engine: Engine; version: string }): void {
-  const named = (name: string): Required<Pick<ReturnType<typeof model>, 'name' | 'digest'>> & ReturnType<typeof model> => {
+export function inferenceRoutes(
+  scope: FastifyInstance,
+  { engine, version }: { engine: Engine; version: string },
+): void {
+  const named = (
+    name: string,
+  ): Required<Pick<ReturnType<typeof model>, 'name' | 'digest'>> & ReturnType<typeof model> => {
     const found = model();
     if (found.name !== name)
-      throw new HttpFailure('ERR_HTTP_NOT_FOUND', `There is no model "${name.slice(0, 100)}" here but "${found.name}"`);
+      throw new HttpFailure(
+        'ERR_HTTP_NOT_FOUND',
+        `There is no model "${name.slice(0, 100)}" here but "${found.name}"`,
+      );
     return found;
   };
   const model = (): Engine['scorer']['info']['bundle'] => engine.scorer.info.bundle;
@@ -137,7 +180,10 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
     schema: {
       operationId: 'serverMetadata',
       summary: 'What this server is',
-      response: { 200: content('Metadata', { 'application/json': ServerMetadata }), ...problems(COMMON_PROBLEMS) },
+      response: {
+        200: content('Metadata', { 'application/json': ServerMetadata }),
+        ...problems(COMMON_PROBLEMS),
+      },
     },
     handler: () => ({ name: 'diad', version, extensions: [] }),
   });
@@ -146,7 +192,10 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       operationId: 'modelMetadata',
       summary: 'Inputs and outputs of the model',
       params: ModelName,
-      response: { 200: content('Metadata', { 'application/json': ModelMetadata }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
+      response: {
+        200: content('Metadata', { 'application/json': ModelMetadata }),
+        ...problems({ ...COMMON_PROBLEMS, ...notFound }),
+      },
     },
     handler: ({ params }) => {
       const { name, digest, imageSize, threshold, calibratedTile } = named(params.name);
@@ -170,7 +219,10 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       operationId: 'modelReady',
       summary: 'The model scores images',
       params: ModelName,
-      response: { 200: content('Ready', { 'application/json': Ready }), ...problems({ ...COMMON_PROBLEMS, ...notFound }) },
+      response: {
+        200: content('Ready', { 'application/json': Ready }),
+        ...problems({ ...COMMON_PROBLEMS, ...notFound }),
+      },
     },
     handler: ({ params }) => {
       named(params.name);
@@ -186,11 +238,15 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
         '"outputs" all but the map. The parameters hold for all images.',
       params: ModelName,
       body: { content: { 'application/json': { schema: InferRequest } } },
-      response: { 200: content('Tensors', { 'application/json': InferAnswer }), ...problems({ ...IMAGE_PROBLEMS, ...notFound }) },
+      response: {
+        200: content('Tensors', { 'application/json': InferAnswer }),
+        ...problems({ ...IMAGE_PROBLEMS, ...notFound }),
+      },
     },
     handler: async ({ params, body }, reply) => {
       const { name, digest } = named(params.name);
-      if (typeof body !== 'object' || body === null) throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected a JSON object as the body');
+      if (typeof body !== 'object' || body === null)
+        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected a JSON object as the body');
       const [input] = body.inputs;
       const { data, shape } = input!;
       if (shape[0] !== data.length) {
@@ -205,7 +261,10 @@ export function inferenceRoutes(scope: FastifyInstance, { engine, version }: { e
       const results = await engine.scoreAll(images, call);
       // Whether the calibration holds is known by the results: it may be one of images that were cut into tiles.
       const judged = results.every(({ anomalous }) => anomalous !== undefined);
-      const wanted = body.outputs?.map((output) => output.name) ?? ['score', ...(judged ? CALIBRATED.map((one) => one.name) : [])];
+      const wanted = body.outputs?.map((output) => output.name) ?? [
+        'score',
+        ...(judged ? CALIBRATED.map((one) => one.name) : []),
+      ];
       return {
         ...(body.id === undefined ? {} : { id: body.id }),
         model_name: name,

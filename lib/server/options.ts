@@ -97,7 +97,12 @@ function origins(given: unknown): readonly string[] {
   if (!Array.isArray(given)) throw invalid('an array of origins', 'corsOrigins', given);
   return given.map((origin: unknown) => {
     const fits = typeof origin === 'string' && URL.canParse(origin) && new URL(origin).origin === origin;
-    if (!fits) throw invalid('an origin like https://line.example:8443, without a path,', 'corsOrigins (--cors-origin)', origin);
+    if (!fits)
+      throw invalid(
+        'an origin like https://line.example:8443, without a path,',
+        'corsOrigins (--cors-origin)',
+        origin,
+      );
     return origin;
   });
 }
@@ -109,7 +114,8 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
   const host = text(given.host, 'host') ?? '127.0.0.1';
   const tokens = given.tokens ?? [];
   const auth = boolean(given.auth, 'auth', true);
-  if (!auth && tokens.length > 0) throw invalid('no tokens (--token-file) beside auth: false (--no-auth)', 'tokens', tokens);
+  if (!auth && tokens.length > 0)
+    throw invalid('no tokens (--token-file) beside auth: false (--no-auth)', 'tokens', tokens);
   for (const token of tokens) {
     if (typeof token !== 'string' || token.length < 16 || /\s/.test(token)) {
       throw invalid(
@@ -131,10 +137,22 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
     tokenDigests: auth ? tokens.map(tokenDigest) : [],
     auth,
     bodyLimit,
-    bytesInFlight: integer(given.bytesInFlight, 'bytesInFlight', bodyLimit, Number.MAX_SAFE_INTEGER, Math.max(256 * MIB, bodyLimit)),
+    bytesInFlight: integer(
+      given.bytesInFlight,
+      'bytesInFlight',
+      bodyLimit,
+      Number.MAX_SAFE_INTEGER,
+      Math.max(256 * MIB, bodyLimit),
+    ),
     maxPixels,
     maxFrames: integer(given.maxFrames, 'maxFrames', 1, NO_LIMITS.maxFrames, 1),
-    pixelsInFlight: integer(given.pixelsInFlight, 'pixelsInFlight', maxPixels, Number.MAX_SAFE_INTEGER, Math.max(128_000_000, maxPixels)),
+    pixelsInFlight: integer(
+      given.pixelsInFlight,
+      'pixelsInFlight',
+      maxPixels,
+      Number.MAX_SAFE_INTEGER,
+      Math.max(128_000_000, maxPixels),
+    ),
     requestTimeoutMs: integer(given.requestTimeoutMs, 'requestTimeoutMs', 100, 3_600_000, 30_000),
     scoreTimeoutMs: integer(given.scoreTimeoutMs, 'scoreTimeoutMs', 1, 3_600_000, 60_000),
     recheckMs: integer(given.recheckMs, 'recheckMs', 1, 3_600_000, RECHECK_MS),

@@ -85,17 +85,32 @@ function classify(error: unknown): { status: number; code: string; detail: strin
   if (error instanceof HttpFailure) return { status: error.status, code: error.code, detail: error.message };
   if (error instanceof DiadError) {
     const status = STATUS_OF_DIAD[error.code] ?? 500;
-    return { status, code: error.code, detail: status === 500 ? 'The engine failed; the log says why' : error.message };
+    return {
+      status,
+      code: error.code,
+      detail: status === 500 ? 'The engine failed; the log says why' : error.message,
+    };
   }
   const { statusCode = 500, code = '', message } = error as Partial<FastifyError>;
   const known = FASTIFY_CODES[code] ?? codeForStatus(statusCode);
   const status = statusCode < 500 || known !== 'ERR_HTTP_INTERNAL' ? STATUS_OF[known] : 500;
-  return { status, code: known, detail: status === 500 || message === undefined ? 'The server failed; the log says why' : message };
+  return {
+    status,
+    code: known,
+    detail: status === 500 || message === undefined ? 'The server failed; the log says why' : message,
+  };
 }
 
 /** The problem a failure is reported as. Nothing of a failure of the server itself goes out but its request's id. */
 export function toProblem(error: unknown, requestId?: string): Problem {
   const { status, code, detail } = classify(error);
   const title = STATUS_CODES[status] ?? 'Error';
-  return { type: 'about:blank', title, status, code, detail, ...(requestId === undefined ? {} : { requestId }) };
+  return {
+    type: 'about:blank',
+    title,
+    status,
+    code,
+    detail,
+    ...(requestId === undefined ? {} : { requestId }),
+  };
 }

@@ -12,7 +12,9 @@ export const ProblemSchema = Type.Object(
     code: Type.String({ description: 'ERR_DIAD_* or ERR_HTTP_*, stable over versions' }),
     detail: Type.String(),
     requestId: Type.Optional(Type.String({ description: "Finds the request in the server's log" })),
-    error: Type.Optional(Type.String({ description: 'The detail again, where the Open Inference Protocol asks for it' })),
+    error: Type.Optional(
+      Type.String({ description: 'The detail again, where the Open Inference Protocol asks for it' }),
+    ),
   },
   { description: 'RFC 9457 problem details' },
 );
@@ -51,7 +53,8 @@ export const IMAGE_PROBLEMS = {
   422: 'The image is damaged',
 } as const;
 
-export const Binary = (type: string): TSchema => Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
+export const Binary = (type: string): TSchema =>
+  Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
 
 const IMAGE_TYPES = [
   'image/png',
@@ -69,7 +72,12 @@ export const imageBody = {
   content: {
     ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, { schema: Binary(type) }])),
     'multipart/form-data': {
-      schema: Type.Object({ image: Type.Unsafe({ contentMediaType: 'application/octet-stream', description: 'The image as a file' }) }),
+      schema: Type.Object({
+        image: Type.Unsafe({
+          contentMediaType: 'application/octet-stream',
+          description: 'The image as a file',
+        }),
+      }),
     },
   },
 };
@@ -84,7 +92,9 @@ export const ClassName = Type.String({
 export const ScoreQuery = Type.Object(
   {
     class: Type.Optional(ClassName),
-    seed: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' })),
+    seed: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' }),
+    ),
     map: Type.Optional(Type.Boolean({ default: false, description: 'Put the anomaly map into the JSON' })),
     tile: Type.Optional(
       Type.Integer({
@@ -109,7 +119,12 @@ export const ScoreQuery = Type.Object(
       }),
     ),
     minArea: Type.Optional(
-      Type.Number({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Leave smaller regions out, square pixels' }),
+      Type.Number({
+        minimum: 0,
+        maximum: Number.MAX_SAFE_INTEGER,
+        default: 0,
+        description: 'Leave smaller regions out, square pixels',
+      }),
     ),
   },
   closed,
@@ -137,8 +152,14 @@ const RegionSchema = Type.Object(
 const Common = {
   score: Type.Number({ description: 'How anomalous the image is, 0 (as reconstructed) and up' }),
   seed: Type.Integer({ minimum: 0 }),
-  model: Type.Object({ name: Type.String(), digest: Type.String({ description: "SHA-256 of the bundle's manifest" }) }),
-  image: Type.Object({ format: Type.String(), width: Type.Integer(), height: Type.Integer() }, { description: 'As stored' }),
+  model: Type.Object({
+    name: Type.String(),
+    digest: Type.String({ description: "SHA-256 of the bundle's manifest" }),
+  }),
+  image: Type.Object(
+    { format: Type.String(), width: Type.Integer(), height: Type.Integer() },
+    { description: 'As stored' },
+  ),
   timings: Type.Object({
     readMs: Milliseconds,
     queueMs: Milliseconds,
@@ -154,13 +175,22 @@ const Common = {
 
 export const ScoreAnswer = Type.Object({
   ...Common,
-  threshold: Type.Optional(Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' })),
+  threshold: Type.Optional(
+    Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' }),
+  ),
   anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
   normalizedScore: Type.Optional(
-    Type.Number({ minimum: 0, maximum: 1, description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle' }),
+    Type.Number({
+      minimum: 0,
+      maximum: 1,
+      description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle',
+    }),
   ),
   className: Type.Optional(
-    Type.String({ description: 'Class whose normal images judged the image: the one asked for, otherwise the most similar' }),
+    Type.String({
+      description:
+        'Class whose normal images judged the image: the one asked for, otherwise the most similar',
+    }),
   ),
   evidence: Type.Optional(
     Type.Object(
@@ -169,7 +199,9 @@ export const ScoreAnswer = Type.Object({
     ),
   ),
   regions: Type.Optional(
-    Type.Array(RegionSchema, { description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold' }),
+    Type.Array(RegionSchema, {
+      description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold',
+    }),
   ),
   map: Type.Optional(
     Type.Object({

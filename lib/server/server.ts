@@ -48,7 +48,9 @@ export interface DiadServer {
   close(): Promise<boolean>;
 }
 
-const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as { version: string };
+const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as {
+  version: string;
+};
 const pageFolder = path.join(packageRoot, 'dist', 'page');
 
 /** Own resources only, no inline code, no frames. */
@@ -92,14 +94,23 @@ function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
   return fastify({ ...shared, https: { ...http, ...options.tls } });
 }
 
-function limitBodies(scope: FastifyInstance, { bodyLimit, bytesInFlight }: ValidatedServer, engine: Engine): void {
+function limitBodies(
+  scope: FastifyInstance,
+  { bodyLimit, bytesInFlight }: ValidatedServer,
+  engine: Engine,
+): void {
   const bytes = new Budget(bytesInFlight, 'bytes of requests');
   scope.addHook('onRequest', (request, reply, done) => {
     if (request.method === 'POST') engine.refuseWhenFull();
     const chunked = request.headers['transfer-encoding'] !== undefined;
     const announced = chunked ? bodyLimit : Number(request.headers['content-length'] ?? 0);
     if (announced > bodyLimit) {
-      done(new HttpFailure('ERR_HTTP_TOO_LARGE', `Expected at most ${bodyLimit} bytes but the request has ${announced}`));
+      done(
+        new HttpFailure(
+          'ERR_HTTP_TOO_LARGE',
+          `Expected at most ${bodyLimit} bytes but the request has ${announced}`,
+        ),
+      );
       return;
     }
     const release = bytes.take(announced);
@@ -108,14 +119,22 @@ function limitBodies(scope: FastifyInstance, { bodyLimit, bytesInFlight }: Valid
   });
 }
 
-async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer, engine: Engine, metrics: Metrics): Promise<void> {
+async function protectedRoutes(
+  scope: FastifyInstance,
+  options: ValidatedServer,
+  engine: Engine,
+  metrics: Metrics,
+): Promise<void> {
   protect(scope, options);
   await scope.register(rateLimit, {
     max: options.rateLimit,
     timeWindow: '1 minute',
     keyGenerator: callerKey,
     errorResponseBuilder: (_request, { after, max }) =>
-      new HttpFailure('ERR_HTTP_RATE_LIMITED', `Expected at most ${max} requests a minute; come back in ${after}`),
+      new HttpFailure(
+        'ERR_HTTP_RATE_LIMITED',
+        `Expected at most ${max} requests a minute; come back in ${after}`,
+      ),
   });
   // The event loop does little here; when it lags by seconds, the machine is drowning. A sample without a turn of the loop counts as an endless delay:
   // of shorter samples than the limit, a stall of a second right behind the start of one would be enough.
@@ -134,18 +153,32 @@ async function protectedRoutes(scope: FastifyInstance, options: ValidatedServer,
     schema: {
       operationId: 'metrics',
       summary: 'Counts and times, of all server processes together',
-      response: { 200: content("Prometheus's text format", { 'text/plain': Type.String() }), ...problems(COMMON_PROBLEMS) },
+      response: {
+        200: content("Prometheus's text format", { 'text/plain': Type.String() }),
+        ...problems(COMMON_PROBLEMS),
+      },
     },
     handler: async (_request, reply) =>
-      reply.type(metrics.registry.contentType).send(await (together === undefined ? metrics.registry.metrics() : together.read())),
+      reply
+        .type(metrics.registry.contentType)
+        .send(await (together === undefined ? metrics.registry.metrics() : together.read())),
   });
 }
 
-async function assemble(options: ValidatedServer, engine: Engine, metrics: Metrics): Promise<FastifyInstance> {
+async function assemble(
+  options: ValidatedServer,
+  engine: Engine,
+  metrics: Metrics,
+): Promise<FastifyInstance> {
   const app = build(options, metrics);
   const refuseMissing = handleFailures(app, engine, metrics);
   app.addHook('onResponse', (request, reply, done) => {
-    metrics.answered(request.routeOptions.url ?? 'none', request.method, reply.statusCode, reply.elapsedTime / 1000);
+    metrics.answered(
+      request.routeOptions.url ?? 'none',
+      request.method,
+      reply.statusCode,
+      reply.elapsedTime / 1000,
+    );
     done();
   });
   await app.register(helmet, {
@@ -178,7 +211,10 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
       openapi: '3.1.0',
       info: { title: 'diad', version, description: 'Visual anomaly detection with DiAD' },
       ...(bearer
-        ? { components: { securitySchemes: { token: { type: 'http' as const, scheme: 'bearer' } } }, security: [{ token: [] }] }
+        ? {
+            components: { securitySchemes: { token: { type: 'http' as const, scheme: 'bearer' } } },
+            security: [{ token: [] }],
+          }
         : {}),
     },
   });
@@ -186,8 +222,17 @@ async function assemble(options: ValidatedServer, engine: Engine, metrics: Metri
     healthRoutes(scope, { engine });
     done();
   });
-  app.get('/openapi.json', { schema: { hide: true }, handler: (_request, reply) => reply.send(app.swagger()) });
-  await app.register(staticFiles, { root: pageFolder, index: 'index.html', cacheControl: true, maxAge: 0, etag: true });
+  app.get('/openapi.json', {
+    schema: { hide: true },
+    handler: (_request, reply) => reply.send(app.swagger()),
+  });
+  await app.register(staticFiles, {
+    root: pageFolder,
+    index: 'index.html',
+    cacheControl: true,
+    maxAge: 0,
+    etag: true,
+  });
   await app.register((scope) => protectedRoutes(scope, options, engine, metrics));
   return app;
 }
@@ -223,5 +268,12 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
   let closing: Promise<boolean> | undefined;
   const { address, port } = app.server.address() as AddressInfo;
   const url = `${validated.tls === undefined ? 'http' : 'https'}://${address.includes(':') ? `[${address}]` : address}:${port}`;
-  return { url, port, ready, lost: engine.lost, metrics: () => metrics.registry.metrics(), close: () => (closing ??= close()) };
+  return {
+    url,
+    port,
+    ready,
+    lost: engine.lost,
+    metrics: () => metrics.registry.metrics(),
+    close: () => (closing ??= close()),
+  };
 }

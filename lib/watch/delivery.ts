@@ -70,7 +70,9 @@ export class Delivery {
         return;
       } catch (error) {
         if (error instanceof EventRefused && ++refusals === REFUSALS) {
-          this.log(`${this.sink.name}: ${error.message}, ${REFUSALS} times: ${next.event.file} goes to ${this.refused}`);
+          this.log(
+            `${this.sink.name}: ${error.message}, ${REFUSALS} times: ${next.event.file} goes to ${this.refused}`,
+          );
         } else {
           await waitAfter(this.sink.name, error, attempt, this.stop, this.log);
         }

@@ -59,7 +59,11 @@ async function claim(folder: string, names: Iterable<string>): Promise<string> {
  *
  * @returns how: by its only name, as a copy since the folder is on another file system, or not at all since the image has been replaced
  */
-async function fill(target: string, file: string, unchanged: () => Promise<boolean>): Promise<'moved' | 'copied' | 'replaced'> {
+async function fill(
+  target: string,
+  file: string,
+  unchanged: () => Promise<boolean>,
+): Promise<'moved' | 'copied' | 'replaced'> {
   try {
     await rename(file, target); // no unlink(), which could take away a newer image that has come under the name
     return 'moved';
@@ -96,7 +100,12 @@ async function unlinkCopied(file: string, target: string): Promise<void> {
  *   been replaced before: the newer one stays where it is
  * @throws the system's error; then the file is where it was
  */
-export async function moveInto(folder: string, file: string, relative: string, id: string): Promise<Moved | undefined> {
+export async function moveInto(
+  folder: string,
+  file: string,
+  relative: string,
+  id: string,
+): Promise<Moved | undefined> {
   const unchanged = async (): Promise<boolean> => (await identify(file, relative)) === id;
   if (!(await unchanged())) return undefined;
   const name = await claim(folder, namesFor(relative, id));

@@ -42,7 +42,13 @@ export class Journal {
   #next: Promise<void> | undefined;
   #writing: Promise<void> = Promise.resolve();
 
-  private constructor(file: LineFile, size: number, known: Map<string, string>, positions: Map<string, number>, options: JournalOptions) {
+  private constructor(
+    file: LineFile,
+    size: number,
+    known: Map<string, string>,
+    positions: Map<string, number>,
+    options: JournalOptions,
+  ) {
     this.#file = file;
     this.#size = size;
     this.#known = known;

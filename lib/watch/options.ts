@@ -62,7 +62,10 @@ const KEYS = [
 ] as const;
 
 function isSink(value: unknown): value is Sink {
-  return typeof (value as Partial<Sink> | null)?.send === 'function' && typeof (value as Partial<Sink>).close === 'function';
+  return (
+    typeof (value as Partial<Sink> | null)?.send === 'function' &&
+    typeof (value as Partial<Sink>).close === 'function'
+  );
 }
 
 function sinksOf(sinks: unknown): readonly Sink[] {
@@ -79,7 +82,8 @@ export function validateWatchOptions(options: WatchOptions | undefined): Validat
   const folder = text(given.folder, 'folder');
   if (folder === undefined) throw invalid('a folder to watch', 'folder', folder);
   const done = text(given.done, 'done');
-  if (done !== undefined && path.resolve(done) === path.resolve(folder)) throw invalid('another folder than the watched one', 'done', done);
+  if (done !== undefined && path.resolve(done) === path.resolve(folder))
+    throw invalid('another folder than the watched one', 'done', done);
   return {
     folder,
     scorer: loadedBundle(given.scorer, 'scorer'),

@@ -98,20 +98,29 @@ export function signature(secret: string, timestamp: string, body: string): stri
 export function webhookSink(url: string, secret: string | undefined): Sink {
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
     // The address is not told: what is wrong with it may be a password.
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected an address with http:// or https:// for the webhook');
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      'Expected an address with http:// or https:// for the webhook',
+    );
   }
   const name = shownAddress(url);
   const address = new URL(url);
   const user = [address.username, address.password].map(decodeURIComponent).join(':');
   [address.username, address.password] = ['', '']; // fetch() refuses an address that has them
-  const authorization = user === ':' ? {} : { authorization: `Basic ${Buffer.from(user).toString('base64')}` };
+  const authorization =
+    user === ':' ? {} : { authorization: `Basic ${Buffer.from(user).toString('base64')}` };
   return {
     name,
     send: async (event, signal) => {
       const body = JSON.stringify(event);
       const timestamp = String(Math.floor(Date.now() / 1000));
-      const signed = secret === undefined ? {} : { 'diad-signature': `sha256=${signature(secret, timestamp, body)}` };
-      const told = { 'content-type': 'application/json', 'diad-event-id': event.id, 'diad-timestamp': timestamp };
+      const signed =
+        secret === undefined ? {} : { 'diad-signature': `sha256=${signature(secret, timestamp, body)}` };
+      const told = {
+        'content-type': 'application/json',
+        'diad-event-id': event.id,
+        'diad-timestamp': timestamp,
+      };
       const answer = await fetch(address, {
         method: 'POST',
         body,
@@ -136,10 +145,14 @@ export function webhookSink(url: string, secret: string | undefined): Sink {
  */
 export async function mqttSink(url: string, topic: string): Promise<Sink> {
   // A broker ends the connection of whoever publishes to a pattern, again and again.
-  if (typeof topic !== 'string' || !/^[^+#\0]+$/.test(topic)) throw invalid('a topic without + and #', 'topic', topic);
+  if (typeof topic !== 'string' || !/^[^+#\0]+$/.test(topic))
+    throw invalid('a topic without + and #', 'topic', topic);
   if (!URL.canParse(url) || !/^(mqtts?|tcp|ssl|tls|wss?):$/.test(new URL(url).protocol)) {
     // The address is not told: what is wrong with it may be a password.
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', 'Expected an address with mqtt://, mqtts://, ws:// or wss:// for the broker');
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      'Expected an address with mqtt://, mqtts://, ws:// or wss:// for the broker',
+    );
   }
   const { connect } = await import('mqtt');
   const client = connect(url, { reconnectPeriod: 1000 });

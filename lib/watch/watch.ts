@@ -69,15 +69,30 @@ function refused(error: unknown, last: boolean): Partial<WatchEvent> {
  *   made
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
-  const { folder, scorer, sinks, done, className, seed, settleMs, poll, concurrency, recheckMs, log, ...given } =
-    validateWatchOptions(options);
+  const {
+    folder,
+    scorer,
+    sinks,
+    done,
+    className,
+    seed,
+    settleMs,
+    poll,
+    concurrency,
+    recheckMs,
+    log,
+    ...given
+  } = validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
-  if (status?.isDirectory() !== true) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
+  if (status?.isDirectory() !== true)
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
   if (done !== undefined) await mkdir(done, { recursive: true });
   const stop = new AbortController();
   const names = namesOf(sinks);
   const journal = await Journal.open(given.journal, { folder, sinks: names, signal: stop.signal, log });
-  const deliveries = sinks.map((sink, i) => new Delivery(sink, names[i]!, journal, `${given.journal}.refused`, stop.signal, log));
+  const deliveries = sinks.map(
+    (sink, i) => new Delivery(sink, names[i]!, journal, `${given.journal}.refused`, stop.signal, log),
+  );
 
   const waiting = new Set<string>();
   const active = new Map<string, Promise<void>>();
@@ -94,12 +109,19 @@ export async function watch(options: WatchOptions): Promise<Watching> {
    *
    * @param isLast - asked when the score fails: whether it will not be tried again
    */
-  const scoreOnce = async (at: string, relative: string, id: string, isLast: () => boolean): Promise<void> => {
+  const scoreOnce = async (
+    at: string,
+    relative: string,
+    id: string,
+    isLast: () => boolean,
+  ): Promise<void> => {
     if (journal.has(relative, id)) return;
     const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
     const call = { seed, ...(its === undefined ? {} : { className: its }) };
     const bytes = await readFile(at);
-    const outcome = await health.follow(scorer.score(bytes, call)).then(told, (error: unknown) => refused(error, isLast()));
+    const outcome = await health
+      .follow(scorer.score(bytes, call))
+      .then(told, (error: unknown) => refused(error, isLast()));
     await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
   };
   const scoreFile = async (file: string): Promise<void> => {
@@ -114,7 +136,8 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
     const moved = await moveInto(done, file, relative, id);
     if (moved === undefined) return; // the watcher tells of the image that has replaced it
-    if (moved.name !== relative.replaceAll(path.sep, '__')) log(`${relative}: moved to ${path.join(done, moved.name)}`);
+    if (moved.name !== relative.replaceAll(path.sep, '__'))
+      log(`${relative}: moved to ${path.join(done, moved.name)}`);
     await scoreOnce(path.join(done, moved.name), relative, moved.id, () => true); // nobody would find it there again
     await journal.moved(relative, moved.id, moved.name);
   };

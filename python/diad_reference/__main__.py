@@ -32,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
             command = importlib.import_module(f"{__package__}.{module}")
         except ImportError as error:
             folder = Path(__file__).parents[1]
-            print(f"diad_reference {name}: {error}; install PyTorch 2.11 to 2.13, then: pip install {folder}", file=sys.stderr)
+            print(
+                f"diad_reference {name}: {error}; install PyTorch 2.11 to 2.13, then: pip install {folder}",
+                file=sys.stderr,
+            )
             return 1
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)

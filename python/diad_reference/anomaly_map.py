@@ -10,9 +10,13 @@ from torch.nn import functional as F
 from .config import MapConfig
 
 
-def cosine_distances(features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def cosine_distances(
+    features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
     """1 - cosine similarity over channels: [N, C_i, H_i, W_i] each -> [N, H_i, W_i] each, 0 (same direction) to 2."""
-    return [1 - F.cosine_similarity(a, b, dim=1, eps=1e-8) for a, b in zip(features, reconstructed, strict=True)]
+    return [
+        1 - F.cosine_similarity(a, b, dim=1, eps=1e-8) for a, b in zip(features, reconstructed, strict=True)
+    ]
 
 
 def upsampled(maps: torch.Tensor, size: int) -> torch.Tensor:
@@ -20,7 +24,9 @@ def upsampled(maps: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
 
 
-def distance_maps(features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+def distance_maps(
+    features: Sequence[torch.Tensor], reconstructed: Sequence[torch.Tensor], size: int
+) -> list[torch.Tensor]:
     """1 - cosine similarity over channels per scale, upsampled to the image's size.
 
     Args:

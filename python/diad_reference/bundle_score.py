@@ -24,10 +24,14 @@ class ManifestSchedule:
 
     def __init__(self, schedule: dict) -> None:
         self.steps = [
-            DdimStep(s["timestep"], float(np.float32(s["alphaBar"])), float(np.float32(s["alphaBarPrev"]))) for s in schedule["steps"]
+            DdimStep(s["timestep"], float(np.float32(s["alphaBar"])), float(np.float32(s["alphaBarPrev"])))
+            for s in schedule["steps"]
         ]
         noise = schedule["noise"]
-        self.noise_factors = float(np.float32(noise["sqrtAlphaBar"])), float(np.float32(noise["sqrtOneMinusAlphaBar"]))
+        self.noise_factors = (
+            float(np.float32(noise["sqrtAlphaBar"])),
+            float(np.float32(noise["sqrtOneMinusAlphaBar"])),
+        )
 
 
 class BundleModel(torch.nn.Module):
@@ -45,7 +49,8 @@ class BundleModel(torch.nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             modules = {
-                name: torch.jit.load(str(folder / f"{name}.pt")).float().eval() for name in ("encoder", "denoiser", "decoder", "extractor")
+                name: torch.jit.load(str(folder / f"{name}.pt")).float().eval()
+                for name in ("encoder", "denoiser", "decoder", "extractor")
             }
         self.denoiser = modules["denoiser"]
         self.first_stage_model = _BundleAutoencoder(modules["encoder"], modules["decoder"])
@@ -88,7 +93,8 @@ def manifest_config(manifest: dict) -> DiadConfig:
         mean=tuple(image["mean"]),
         std=tuple(image["std"]),
         autoencoder=AutoencoderConfig(
-            embed_dim=latent["channels"], ch_mult=(1,) * (1 + (image["size"] // latent["size"]).bit_length() - 1)
+            embed_dim=latent["channels"],
+            ch_mult=(1,) * (1 + (image["size"] // latent["size"]).bit_length() - 1),
         ),
         evidence=_evidence_config(manifest.get("evidence")),
         map=MapConfig(
@@ -120,14 +126,19 @@ def normality_of_bundle(folder: str | Path) -> Normality | None:
     """
     folder = Path(folder)
     calibration = folder / "calibration.json"
-    if "evidence" not in json.loads((folder / "manifest.json").read_text(encoding="utf-8")) or not calibration.is_file():
+    if (
+        "evidence" not in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        or not calibration.is_file()
+    ):
         return None
     expected = json.loads(calibration.read_text(encoding="utf-8")).get("normality")
     if expected is None:
         return None
     content = (folder / NORMALITY_FILE).read_bytes()
     if len(content) != expected["size"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise ValueError(f"{folder / NORMALITY_FILE} is not the file of {calibration}: calibrate the bundle again")
+        raise ValueError(
+            f"{folder / NORMALITY_FILE} is not the file of {calibration}: calibrate the bundle again"
+        )
     return read_normality(folder / NORMALITY_FILE)
 
 

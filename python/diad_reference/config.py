@@ -20,7 +20,9 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     hint_channels: int = 3
-    hint_stride: int = 1  # of the hint block's first convolution: 2 halves the image before the published strides (2, 2, 2)
+    hint_stride: int = (
+        1  # of the hint block's first convolution: 2 halves the image before the published strides (2, 2, 2)
+    )
     norm_groups: int = 32
 
     def heads_for(self, channels: int) -> tuple[int, int]:
@@ -42,7 +44,9 @@ class AutoencoderConfig:
     in_channels: int = 3
     out_ch: int = 3
     norm_groups: int = 32
-    attn_resolutions: tuple[int, ...] = ()  # sides at which every block is followed by attention, counted from `resolution`
+    attn_resolutions: tuple[
+        int, ...
+    ] = ()  # sides at which every block is followed by attention, counted from `resolution`
     resolution: int = 256  # only a reference for attn_resolutions: the network takes any size
 
     @property
@@ -120,7 +124,9 @@ class EvidenceConfig:
     memory_vectors: int = 4000  # per class
     reconstruction: float = 0.05  # weight of the three normalized distance maps
     memory: float = 1.0  # weight of the normalized memory map
-    class_weights: dict[str, tuple[float, float]] = field(default_factory=dict)  # reconstruction and memory of single classes
+    class_weights: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # reconstruction and memory of single classes
 
     def weights_of(self, class_name: str) -> tuple[float, float]:
         """The weights (reconstruction, memory) of a class."""
@@ -159,7 +165,14 @@ def _tiny() -> DiadConfig:
         name="tiny",
         description="Random weights in miniature, for tests",
         image_size=64,
-        unet=UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_heads=4, context_dim=16, context_length=7, norm_groups=8),
+        unet=UNetConfig(
+            model_channels=32,
+            channel_mult=(1, 2, 2),
+            num_heads=4,
+            context_dim=16,
+            context_length=7,
+            norm_groups=8,
+        ),
         autoencoder=AutoencoderConfig(ch=16, ch_mult=(1, 1, 2, 2), num_res_blocks=1, norm_groups=8),
         extractor=ExtractorConfig(layers=(1, 1, 1), stem_width=8),
         map=MapConfig(sigma=2.0, pool_size=4, pool_count=4),
@@ -209,7 +222,9 @@ def _small_tiny() -> DiadConfig:
         name="small-tiny",
         description="The small model in miniature, random weights, for tests",
         image_size=64,
-        unet=replace(small.unet, model_channels=16, in_channels=16, out_channels=16, hint_stride=1, norm_groups=4),
+        unet=replace(
+            small.unet, model_channels=16, in_channels=16, out_channels=16, hint_stride=1, norm_groups=4
+        ),
         autoencoder=PatchAutoencoderConfig(patch=8, channels=16),
         extractor=LiteExtractorConfig(input_size=64),
         map=MapConfig(sigma=2.0, pool_size=4, pool_count=4),
@@ -217,7 +232,13 @@ def _small_tiny() -> DiadConfig:
     )
 
 
-PRESETS = {"published": DiadConfig, "medium": _medium, "small": _small, "tiny": _tiny, "small-tiny": _small_tiny}
+PRESETS = {
+    "published": DiadConfig,
+    "medium": _medium,
+    "small": _small,
+    "tiny": _tiny,
+    "small-tiny": _small_tiny,
+}
 
 
 def preset(name: str) -> DiadConfig:
@@ -238,7 +259,9 @@ def config_from_dict(values: dict[str, Any]) -> DiadConfig:
     """Restores a configuration from `dataclasses.asdict`'s output, or from its JSON (lists become tuples)."""
     parts = {
         "unet": UNetConfig,
-        "autoencoder": PatchAutoencoderConfig if "patch" in values.get("autoencoder", {}) else AutoencoderConfig,
+        "autoencoder": PatchAutoencoderConfig
+        if "patch" in values.get("autoencoder", {})
+        else AutoencoderConfig,
         "extractor": LiteExtractorConfig if "input_size" in values.get("extractor", {}) else ExtractorConfig,
         "schedule": ScheduleConfig,
         "map": MapConfig,
@@ -249,7 +272,9 @@ def config_from_dict(values: dict[str, Any]) -> DiadConfig:
         return tuple(value) if isinstance(value, list) else value
 
     built = {
-        key: parts[key](**{k: frozen(v) for k, v in value.items()}) if isinstance(value, dict) else frozen(value)
+        key: parts[key](**{k: frozen(v) for k, v in value.items()})
+        if isinstance(value, dict)
+        else frozen(value)
         for key, value in values.items()
     }
     return replace(DiadConfig(), **built)

@@ -43,7 +43,11 @@ def test_images(root: Path) -> list[TestImage]:
         for defect_folder in sorted((class_folder / "test").iterdir()):
             for file in sorted(defect_folder.iterdir()):
                 defect = defect_folder.name
-                mask = None if defect == "good" else class_folder / "ground_truth" / defect / f"{file.stem}_mask.png"
+                mask = (
+                    None
+                    if defect == "good"
+                    else class_folder / "ground_truth" / defect / f"{file.stem}_mask.png"
+                )
                 found.append(TestImage(file, class_folder.name, defect, mask))
     if not found:
         raise ValueError(f"Expected class/test folders in {root} but found none")
@@ -56,7 +60,9 @@ def thinned(images: list[TestImage], per_class: int) -> list[TestImage]:
     for image in images:
         kinds.setdefault((image.class_name, image.defect != "good"), []).append(image)
     counts = {kind: min(per_class // 2, len(found)) for kind, found in kinds.items()}
-    return [found[i * len(found) // counts[kind]] for kind, found in kinds.items() for i in range(counts[kind])]
+    return [
+        found[i * len(found) // counts[kind]] for kind, found in kinds.items() for i in range(counts[kind])
+    ]
 
 
 def read_mask(image: TestImage, size: int) -> np.ndarray:
@@ -67,7 +73,9 @@ def read_mask(image: TestImage, size: int) -> np.ndarray:
         return resize_rgb(np.asarray(mask.convert("L")), size) >= 128
 
 
-def class_metrics(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:
+def class_metrics(
+    labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray
+) -> dict[str, float]:
     """Metrics of one class; AUROC and AP by scikit-learn, pixels pooled over the class's images.
 
     Args:
@@ -127,7 +135,12 @@ def _batches(images: list[TestImage], size: int) -> Iterator[list[TestImage]]:
 
 
 def evaluate(
-    pipeline: DiadPipeline, root: Path, seed: int = 0, batch: int = 16, only: list[str] | None = None, per_class: int | None = None
+    pipeline: DiadPipeline,
+    root: Path,
+    seed: int = 0,
+    batch: int = 16,
+    only: list[str] | None = None,
+    per_class: int | None = None,
 ) -> dict:
     """Metrics per method and class.
 
@@ -162,7 +175,9 @@ def evaluate(
         classes = {}
         for c in sorted(set(names)):
             chosen = names == c
-            classes[str(c)] = class_metrics(labels[chosen], all_scores[chosen], masks[chosen], all_maps[chosen])
+            classes[str(c)] = class_metrics(
+                labels[chosen], all_scores[chosen], masks[chosen], all_maps[chosen]
+            )
         mean = {key: float(np.mean([m[key] for m in classes.values()])) for key in METRICS}
         report["methods"][name] = {"classes": classes, "mean": mean, "seconds_per_image": seconds}
     return report
@@ -171,11 +186,16 @@ def evaluate(
 def markdown(report: dict) -> str:
     """Tables: the mean of every method, then every class of every method (image AUROC / AP, pixel AUROC / AP)."""
     lines = ["| method | image AUROC | image AP | pixel AUROC | pixel AP |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | " + " | ".join(f"{m['mean'][k]:.3f}" for k in METRICS) + " |" for name, m in report["methods"].items()]
+    lines += [
+        f"| {name} | " + " | ".join(f"{m['mean'][k]:.3f}" for k in METRICS) + " |"
+        for name, m in report["methods"].items()
+    ]
     found = list(report["methods"])
     lines += ["", "| class | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
     for c in next(iter(report["methods"].values()))["classes"]:
-        cells = [" / ".join(f"{report['methods'][name]['classes'][c][k]:.3f}" for k in METRICS) for name in found]
+        cells = [
+            " / ".join(f"{report['methods'][name]['classes'][c][k]:.3f}" for k in METRICS) for name in found
+        ]
         lines.append(f"| {c} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -190,8 +210,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         help=f"comma-separated; default {', '.join(DEFAULT_METHODS)}; also {', '.join(f'without {part}' for part in PARTS)}",
     )
-    parser.add_argument("--ddim-steps", type=int, help="steps of another schedule than the checkpoint's, evenly spaced over its timesteps")
-    parser.add_argument("--per-class", type=int, help="only that many images of each class, half of them good (default: all)")
+    parser.add_argument(
+        "--ddim-steps",
+        type=int,
+        help="steps of another schedule than the checkpoint's, evenly spaced over its timesteps",
+    )
+    parser.add_argument(
+        "--per-class", type=int, help="only that many images of each class, half of them good (default: all)"
+    )
     parser.add_argument("--device", default="cpu")
     add_experimental_arguments(parser)
 
@@ -202,7 +228,13 @@ def run(args: argparse.Namespace) -> int:
     if args.ddim_steps:
         model = model.with_ddim_steps(args.ddim_steps)
     pipeline = DiadPipeline(model, args.device, **experimental_options(args))
-    report = evaluate(pipeline, args.data, args.seed, only=args.methods.split(",") if args.methods else None, per_class=args.per_class)
+    report = evaluate(
+        pipeline,
+        args.data,
+        args.seed,
+        only=args.methods.split(",") if args.methods else None,
+        per_class=args.per_class,
+    )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

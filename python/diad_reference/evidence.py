@@ -112,7 +112,9 @@ def write_normality(normality: Normality, path: str | Path) -> None:
     save_file(tensors, str(path), {"format": FORMAT, "version": VERSION, "images": json.dumps(images)})
 
 
-def memory_distances(vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
+def memory_distances(
+    vectors: torch.Tensor, memory: torch.Tensor, left_out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Euclidean distance of each vector to the nearest one of a memory (PatchCore, Roth et al., CVPR 2022, eq. 6).
 
     Args:
@@ -141,8 +143,13 @@ def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
     """
     for values, mean in zip(maps, normal.means, strict=True):
         if values.shape[-2:] != mean.shape:
-            raise ValueError(f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again")
-    return [(m - mean.to(m.device)) / spread.to(m.device) for m, mean, spread in zip(maps, normal.means, normal.spreads, strict=True)]
+            raise ValueError(
+                f"Expected maps of {tuple(mean.shape)} but received {tuple(values.shape[-2:])}: calibrate the bundle again"
+            )
+    return [
+        (m - mean.to(m.device)) / spread.to(m.device)
+        for m, mean, spread in zip(maps, normal.means, normal.spreads, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -167,14 +174,18 @@ def combine(normalized: Maps, config: DiadConfig, classes: Sequence[str] = ("",)
         classes: names of the entries that judged the images, one for each or one for all; they select the weights.
     """
     evidence = _evidence_of(config)
-    weights = torch.tensor([evidence.weights_of(name) for name in classes], dtype=torch.float64)  # [N or 1, 2]
+    weights = torch.tensor(
+        [evidence.weights_of(name) for name in classes], dtype=torch.float64
+    )  # [N or 1, 2]
     *distances, nearest = (upsampled(m, config.image_size).double() for m in normalized)
     first, second = (weights[:, i, None, None].to(nearest.device) for i in range(2))
     parts = first * torch.stack(distances).sum(0), second * nearest
     raw = parts[0] + parts[1]
     blurred = smooth(raw, config.map)
     maps = [smooth(part, config.map) for part in parts]
-    return Evidence(raw, blurred, image_scores(blurred, config.map), *(image_scores(m, config.map) for m in maps), *maps)
+    return Evidence(
+        raw, blurred, image_scores(blurred, config.map), *(image_scores(m, config.map) for m in maps), *maps
+    )
 
 
 def _evidence_of(config: DiadConfig) -> EvidenceConfig:
@@ -203,7 +214,9 @@ class UnseenScore:
     memory: float
 
 
-def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0) -> tuple[Normality, list[UnseenScore]]:
+def fit_normality(
+    images: Sequence[CalibrationImage], config: DiadConfig, seed: int = 0
+) -> tuple[Normality, list[UnseenScore]]:
     """Learns what normal images show.
 
     Args:
@@ -222,9 +235,18 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
     names = sorted({image.class_name for image in images})
     classes, scores = {}, {}
     for name in names if len(names) > 1 else [""]:
-        learner = ClassLearner(name, [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)], config, seed)
+        learner = ClassLearner(
+            name,
+            [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)],
+            config,
+            seed,
+        )
         classes[name] = learner.normal
-        own = (score for score in learner.unseen_scores() if len(names) == 1 or images[score.index].class_name == name)
+        own = (
+            score
+            for score in learner.unseen_scores()
+            if len(names) == 1 or images[score.index].class_name == name
+        )
         scores |= {score.index: score for score in own}
     return Normality(classes), [scores[i] for i in sorted(scores)]
 
@@ -232,19 +254,27 @@ def fit_normality(images: Sequence[CalibrationImage], config: DiadConfig, seed: 
 class ClassLearner:
     """One entry: its memory, its statistics, and the scores of its images without themselves."""
 
-    def __init__(self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int) -> None:
+    def __init__(
+        self, name: str, images: list[tuple[int, CalibrationImage]], config: DiadConfig, seed: int
+    ) -> None:
         used = min(len(images), MOST_IMAGES)
         images = [images[i * len(images) // used] for i in range(used)]
         self.name, self.config = name, config
         self.judged = [i for i, image in images if image.in_statistics]
         if len(self.judged) < 2:
-            raise ValueError(f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}")
+            raise ValueError(
+                f"Expected at least 2 calibration images of {name or 'all classes'} but received {len(self.judged)}"
+            )
         owners = torch.cat([torch.full((image.vectors[0].numel(),), i) for i, image in images])
         vectors = torch.cat([image.vectors.flatten(1).T for _, image in images]).half()  # [images G G, D]
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors])
+        chosen = np.sort(
+            np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors]
+        )
         memory, owners = vectors[chosen], owners[chosen]
         if len(owners.unique()) < 2:
-            raise ValueError(f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1")
+            raise ValueError(
+                f"Expected vectors of at least 2 images of {name or 'all classes'} in the memory but received 1"
+            )
         stacks: list[list[torch.Tensor]] = [[] for _ in range(MAPS)]
         for i, image in images:
             if image.in_statistics:
@@ -258,8 +288,12 @@ class ClassLearner:
         """The entry that the judged images `rows` give; a single one has no spread, which that of all images stands in for."""
         chosen = [m[rows].double() for m in self.maps]
         spread_of = chosen if len(rows) > 1 else [m.double() for m in self.maps]
-        smoothed = [_smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)]
-        return NormalClass(memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows))
+        smoothed = [
+            _smooth_statistics(m.mean(0), other.std(0)) for m, other in zip(chosen, spread_of, strict=True)
+        ]
+        return NormalClass(
+            memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows)
+        )
 
     def unseen_maps(self) -> Iterator[list[torch.Tensor]]:
         """Yields the four normalized maps [1, H_i, W_i] of each image in the statistics, normalized without that image."""
@@ -272,7 +306,14 @@ class ClassLearner:
         scores = []
         for index, maps in zip(self.judged, self.unseen_maps(), strict=True):
             evidence = combine(maps, self.config, [self.name])
-            scores.append(UnseenScore(index, float(evidence.scores[0]), float(evidence.reconstruction[0]), float(evidence.memory[0])))
+            scores.append(
+                UnseenScore(
+                    index,
+                    float(evidence.scores[0]),
+                    float(evidence.reconstruction[0]),
+                    float(evidence.memory[0]),
+                )
+            )
         return scores
 
 

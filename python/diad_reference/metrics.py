@@ -40,7 +40,12 @@ def overlap_exact(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT)
         maps: float [N, H, W].
         limit: of the false positive rate.
     """
-    regions = [(n, numbered == r) for n, m in enumerate(masks) for numbered in [region_label(m)] for r in range(1, numbered.max() + 1)]
+    regions = [
+        (n, numbered == r)
+        for n, m in enumerate(masks)
+        for numbered in [region_label(m)]
+        for r in range(1, numbered.max() + 1)
+    ]
     if not regions or masks.all():
         return None
     rates, overlaps = [0.0], [0.0]
@@ -58,10 +63,17 @@ def overlap_exact(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT)
     return float(np.trapezoid(y, x) / limit)
 
 
-def overlap_stepped(masks: np.ndarray, maps: np.ndarray, steps: int, by_range: bool, limit: float = FPR_LIMIT) -> Value:
+def overlap_stepped(
+    masks: np.ndarray, maps: np.ndarray, steps: int, by_range: bool, limit: float = FPR_LIMIT
+) -> Value:
     """AU-PRO over equidistant thresholds as the published evaluation and ADer compute it."""
     lowest, highest = maps.min(), maps.max()
-    regions = [(n, numbered == r) for n, m in enumerate(masks) for numbered in [region_label(m)] for r in range(1, numbered.max() + 1)]
+    regions = [
+        (n, numbered == r)
+        for n, m in enumerate(masks)
+        for numbered in [region_label(m)]
+        for r in range(1, numbered.max() + 1)
+    ]
     if not regions or highest <= lowest:
         return None
     rates, overlaps = [], []
@@ -106,7 +118,11 @@ def overlap_mvtec(masks: np.ndarray, maps: np.ndarray, limit: float = FPR_LIMIT)
 
 def squash(scores: np.ndarray) -> np.ndarray:
     """torchmetrics' sigmoid, applied as soon as one score lies outside 0..1."""
-    return scores if scores.min() >= 0 and scores.max() <= 1 else (1 / (1 + np.exp(-scores))).astype(scores.dtype)
+    return (
+        scores
+        if scores.min() >= 0 and scores.max() <= 1
+        else (1 / (1 + np.exp(-scores))).astype(scores.dtype)
+    )
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +210,11 @@ def _anomalib_ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[Value, Va
     squashed = squash(scores)
     area = None if labels.all() else float(roc_auc_score(labels, squashed))
     precision, recall, _ = precision_recall_curve(labels, scores)
-    return area, precision_recall_anomalib(labels, squashed), float(np.max(2 * precision * recall / (precision + recall + 1e-10)))
+    return (
+        area,
+        precision_recall_anomalib(labels, squashed),
+        float(np.max(2 * precision * recall / (precision + recall + 1e-10))),
+    )
 
 
 def _flipped_ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[Value, Value, Value]:
@@ -207,7 +227,11 @@ def _flipped_ranking(labels: np.ndarray, scores: np.ndarray) -> tuple[Value, Val
 
 
 def class_metrics(
-    mode: str, maps: np.ndarray, masks: np.ndarray, scores: np.ndarray | None = None, labels: np.ndarray | None = None
+    mode: str,
+    maps: np.ndarray,
+    masks: np.ndarray,
+    scores: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
 ) -> dict[str, Value]:
     """The seven metrics of one class.
 
@@ -252,8 +276,12 @@ def evaluate_arrays(mode: str, arrays: dict[str, np.ndarray]) -> dict:
     classes = {}
     for name in sorted(set(names.tolist())):
         chosen = names == name
-        scores, labels = (arrays[k][chosen] if k in arrays else None for k in ("image_scores", "image_labels"))
-        classes[str(name)] = class_metrics(mode, arrays["preds"][chosen], arrays["masks"][chosen] > 0, scores, labels)
+        scores, labels = (
+            arrays[k][chosen] if k in arrays else None for k in ("image_scores", "image_labels")
+        )
+        classes[str(name)] = class_metrics(
+            mode, arrays["preds"][chosen], arrays["masks"][chosen] > 0, scores, labels
+        )
     mean = {}
     for key in NAMES:
         values = [m[key] for m in classes.values() if m[key] is not None]
@@ -274,6 +302,8 @@ def run(args: argparse.Namespace) -> int:
     for file in args.files:
         with np.load(file) as archive:
             arrays = dict(archive)
-        report[str(file)] = {mode: evaluate_arrays(mode, arrays) for mode in (MODES if args.mode == "all" else (args.mode,))}
+        report[str(file)] = {
+            mode: evaluate_arrays(mode, arrays) for mode in (MODES if args.mode == "all" else (args.mode,))
+        }
     print(json.dumps(report))
     return 0

@@ -48,7 +48,9 @@ class DiadResult:
     reconstruction: np.ndarray  # uint8 [S, S, 3]
     seed: int
     stages: dict[str, np.ndarray] = field(default_factory=dict)
-    evidence: EvidenceScores | None = None  # of a calibrated model with evidence; its map and score are the combined ones
+    evidence: EvidenceScores | None = (
+        None  # of a calibrated model with evidence; its map and score are the combined ones
+    )
 
 
 class DiadPipeline:
@@ -77,19 +79,27 @@ class DiadPipeline:
         self.model = model.eval().to(device)
         self.config: DiadConfig = model.config
         self.device = torch.device(device)
-        chosen = (PUBLISHED_OPERATIONS if as_published else ()) if isinstance(as_published, bool) else as_published
+        chosen = (
+            (PUBLISHED_OPERATIONS if as_published else ()) if isinstance(as_published, bool) else as_published
+        )
         if unknown := set(chosen) - set(PUBLISHED_OPERATIONS):
-            raise ValueError(f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} but received {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"Expected operations of {', '.join(PUBLISHED_OPERATIONS)} but received {', '.join(sorted(unknown))}"
+            )
         self.published = frozenset(chosen)
         if compare_with not in get_args(CompareWith):
-            raise ValueError(f"Expected one of {', '.join(get_args(CompareWith))} for compare_with but received {compare_with!r}")
+            raise ValueError(
+                f"Expected one of {', '.join(get_args(CompareWith))} for compare_with but received {compare_with!r}"
+            )
         self.sampler = sampler or SamplerOptions()
         self.compare_with = compare_with
         self.normality = normality
 
     def with_model(self, model: torch.nn.Module) -> "DiadPipeline":
         """The same pipeline around another model of the same interface."""
-        return DiadPipeline(model, self.device, self.published, self.sampler, self.compare_with, self.normality)
+        return DiadPipeline(
+            model, self.device, self.published, self.sampler, self.compare_with, self.normality
+        )
 
     def frames(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """uint8 [H, W, 3] images of any size -> normalized float32 [N, 3, S, S]."""
@@ -133,7 +143,9 @@ class DiadPipeline:
         if self.normality is None:
             distances, total, maps, scores = self.compare(reference, reconstruction)
         else:
-            own, nearest, parts = self._judge(reference, reconstruction, self.normality, classes or [""] * len(images))
+            own, nearest, parts = self._judge(
+                reference, reconstruction, self.normality, classes or [""] * len(images)
+            )
             distances = [upsampled(d, self.config.image_size) for d in own]
             total, maps, scores = parts.raw, parts.map, parts.scores
         if stages:
@@ -157,7 +169,9 @@ class DiadPipeline:
                 rebuilt[i],
                 int(seeds[i]),
                 {k: v[i].float().cpu().numpy() for k, v in kept.items()},
-                None if parts is None else EvidenceScores(float(parts.reconstruction[i]), float(parts.memory[i])),
+                None
+                if parts is None
+                else EvidenceScores(float(parts.reconstruction[i]), float(parts.memory[i])),
             )
             for i in range(len(images))
         ]
@@ -167,10 +181,14 @@ class DiadPipeline:
         """The latents z_0 that sampling ends with, scaled, [N, 4, s, s]; images and seeds as for `run`."""
         return self._latents(self.frames(images).to(self.device), seeds)[3][-1]
 
-    def _latents(self, x: torch.Tensor, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def _latents(
+        self, x: torch.Tensor, seeds: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Moments, z, x_T and the latent after each step for normalized images x [N, 3, S, S]."""
         noises = [self.draw_noise(seed) for seed in seeds]
-        posterior_noise, forward_noise = (torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True))
+        posterior_noise, forward_noise = (
+            torch.cat(parts).to(self.device) for parts in zip(*noises, strict=True)
+        )
         moments = self.model.first_stage_model.encode(x)
         mean, logvar = moments.chunk(2, dim=1)
         z = self.config.scale_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * posterior_noise)
@@ -179,7 +197,9 @@ class DiadPipeline:
         return moments, z, x_start, self._sample(x_start, x, plan)
 
     @torch.inference_mode()
-    def compare(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
+    def compare(
+        self, x: torch.Tensor, reconstruction: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, np.ndarray, np.ndarray]:
         """Differences of two batches of normalized images [N, 3, S, S].
 
         Returns:
@@ -192,14 +212,23 @@ class DiadPipeline:
 
     @torch.inference_mode()
     def calibration_images(
-        self, images: Sequence[np.ndarray], seeds: Sequence[int], class_name: str = "", in_statistics: bool = True
+        self,
+        images: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        class_name: str = "",
+        in_statistics: bool = True,
     ) -> list[CalibrationImage]:
         """What normal images of a class contribute to `evidence.fit_normality`; arguments as for `run`."""
         x = self.frames(images).to(self.device)
         _, z, _, latents = self._latents(x, seeds)
-        distances, vectors = self._distances_and_vectors(self._reference(x, z), self._reconstruct(x, z, latents[-1]))
+        distances, vectors = self._distances_and_vectors(
+            self._reference(x, z), self._reconstruct(x, z, latents[-1])
+        )
         return [
-            CalibrationImage(tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics) for i in range(len(images))
+            CalibrationImage(
+                tuple(d[i].cpu() for d in distances), vectors[i].cpu(), class_name, in_statistics
+            )
+            for i in range(len(images))
         ]
 
     @torch.inference_mode()
@@ -208,7 +237,9 @@ class DiadPipeline:
         extractor = self.model.pretrained_model
         return extractor.embed(tuple(extractor(self.frames(images).to(self.device)))).cpu()
 
-    def _distances_and_vectors(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def _distances_and_vectors(
+        self, x: torch.Tensor, reconstruction: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Cosine distances [N, H_i, W_i] of two batches of images, and the vectors [N, D, G, G] of the first."""
         first, second = self._features(x, reconstruction)
         return cosine_distances(first, second), self.model.pretrained_model.embed(tuple(first))
@@ -220,8 +251,14 @@ class DiadPipeline:
         distances, vectors = self._distances_and_vectors(x, reconstruction)
         chosen = [normality.of(name, v) for name, v in zip(classes, vectors, strict=True)]
         names, entries = [name for name, _ in chosen], [entry for _, entry in chosen]
-        nearest = [memory_distances(v[None], entry.memory.to(self.device)) for v, entry in zip(vectors, entries, strict=True)]
-        normalized = [normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry) for i, entry in enumerate(entries)]
+        nearest = [
+            memory_distances(v[None], entry.memory.to(self.device))
+            for v, entry in zip(vectors, entries, strict=True)
+        ]
+        normalized = [
+            normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry)
+            for i, entry in enumerate(entries)
+        ]
         evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config, names)
         return distances, torch.cat(nearest), evidence
 
@@ -237,7 +274,11 @@ class DiadPipeline:
 
     def _reference(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The images [N, 3, S, S] that reconstructions are compared with."""
-        return x if self.compare_with == "input" else self.model.first_stage_model.decode(z / self.config.scale_factor)
+        return (
+            x
+            if self.compare_with == "input"
+            else self.model.first_stage_model.decode(z / self.config.scale_factor)
+        )
 
     def _sample(self, x: torch.Tensor, image: torch.Tensor, plan: SamplingPlan) -> list[torch.Tensor]:
         """The latent after each step from x_start [N, 4, s, s], the same shape each."""
@@ -256,10 +297,14 @@ class DiadPipeline:
 
     def _guided_eps(self, x: torch.Tensor, hints: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance with two identical conditions, as the published sampler evaluates it; hints [2 N, C, s, s]."""
-        conditional, unconditional = self.model.eps(torch.cat([x, x]), hints, timestep.expand(2 * x.shape[0])).chunk(2)
+        conditional, unconditional = self.model.eps(
+            torch.cat([x, x]), hints, timestep.expand(2 * x.shape[0])
+        ).chunk(2)
         return unconditional + GUIDANCE * (conditional - unconditional)
 
-    def _features(self, x: torch.Tensor, reconstruction: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _features(
+        self, x: torch.Tensor, reconstruction: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         extractor = self.model.pretrained_model
         if "extractor twice" in self.published:
             return list(extractor(x)), list(extractor(reconstruction))
@@ -269,9 +314,15 @@ class DiadPipeline:
 
 def add_experimental_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options that change the result; the defaults are the published system."""
-    group = parser.add_argument_group("experimental", "change the result; the defaults are the published system")
-    group.add_argument("--steps", type=int, help="evaluations of the denoiser (default: all the model's timesteps)")
-    group.add_argument("--start-timestep", type=int, help="one of the model's timesteps (default: noise of 999, then 901)")
+    group = parser.add_argument_group(
+        "experimental", "change the result; the defaults are the published system"
+    )
+    group.add_argument(
+        "--steps", type=int, help="evaluations of the denoiser (default: all the model's timesteps)"
+    )
+    group.add_argument(
+        "--start-timestep", type=int, help="one of the model's timesteps (default: noise of 999, then 901)"
+    )
     group.add_argument("--start-noise", choices=get_args(StartNoise), default="gaussian")
     group.add_argument("--compare-with", choices=get_args(CompareWith), default="input")
 

@@ -27,7 +27,9 @@ class SamplerOptions:
 
     def __post_init__(self) -> None:
         if self.start_noise not in get_args(StartNoise):
-            raise ValueError(f"Expected one of {', '.join(get_args(StartNoise))} for start_noise but received {self.start_noise!r}")
+            raise ValueError(
+                f"Expected one of {', '.join(get_args(StartNoise))} for start_noise but received {self.start_noise!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def plan_sampling(schedule: Schedule, options: SamplerOptions) -> SamplingPlan:
     if options.start_timestep is not None:
         timesteps = [step.timestep for step in steps]
         if options.start_timestep not in timesteps:
-            raise ValueError(f"Expected one of {', '.join(map(str, timesteps))} for start_timestep but received {options.start_timestep}")
+            raise ValueError(
+                f"Expected one of {', '.join(map(str, timesteps))} for start_timestep but received {options.start_timestep}"
+            )
         steps = steps[timesteps.index(options.start_timestep) :]
         a = np.float32(steps[0].alpha_bar)
         signal, spread = float(np.sqrt(a)), float(np.sqrt(np.float32(1) - a))
@@ -61,5 +65,9 @@ def plan_sampling(schedule: Schedule, options: SamplerOptions) -> SamplingPlan:
     targets = [*(step.alpha_bar for step in chosen[1:]), steps[-1].alpha_bar_prev]
     # Where nothing is skipped a step goes where the schedule sends it.
     untouched = count == len(steps)
-    planned = chosen if untouched else [DdimStep(s.timestep, s.alpha_bar, a) for s, a in zip(chosen, targets, strict=True)]
+    planned = (
+        chosen
+        if untouched
+        else [DdimStep(s.timestep, s.alpha_bar, a) for s, a in zip(chosen, targets, strict=True)]
+    )
     return SamplingPlan(signal, 0.0 if options.start_noise == "none" else spread, tuple(planned))

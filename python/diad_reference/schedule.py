@@ -22,7 +22,10 @@ class Schedule:
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
-        betas = np.linspace(config.linear_start**0.5, config.linear_end**0.5, config.timesteps, dtype=np.float64) ** 2
+        betas = (
+            np.linspace(config.linear_start**0.5, config.linear_end**0.5, config.timesteps, dtype=np.float64)
+            ** 2
+        )
         self.alpha_bar64 = np.cumprod(1.0 - betas)
         self.alpha_bar = self.alpha_bar64.astype(np.float32)
 
@@ -32,7 +35,10 @@ class Schedule:
         chosen = self.config.sampling_timesteps
         if chosen:
             after = [float(self.alpha_bar[t]) for t in chosen[1:]] + [1.0]
-            return [DdimStep(t, float(self.alpha_bar[t]), previous) for t, previous in zip(chosen, after, strict=True)]
+            return [
+                DdimStep(t, float(self.alpha_bar[t]), previous)
+                for t, previous in zip(chosen, after, strict=True)
+            ]
         stride = self.config.timesteps // self.config.ddim_steps
         timesteps = [i * stride + 1 for i in range(self.config.ddim_steps)]
         previous = [0, *timesteps[:-1]]

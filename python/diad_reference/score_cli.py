@@ -24,14 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", type=Path, help="with --published: its YAML or JSON")
     parser.add_argument("--extractor", type=Path, help="with --published: ResNet weights")
     parser.add_argument("--context", type=Path, help="with --published: text context")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, for every image (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the noise, for every image (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    parser.add_argument("--as-published", action="store_true", help="the published sampler's operations one by one (not with --bundle)")
-    parser.add_argument("--json", action="store_true", help="accepted for symmetry with `diad score`; the output is always JSON")
+    parser.add_argument(
+        "--as-published",
+        action="store_true",
+        help="the published sampler's operations one by one (not with --bundle)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="accepted for symmetry with `diad score`; the output is always JSON",
+    )
     parser.add_argument("--dump", type=Path, help="folder for every stage as NNN.<stage>.npy")
     parser.add_argument(
-        "--class", dest="class_name", default="", help="whose normal images a calibrated bundle compares with (default: all)"
+        "--class",
+        dest="class_name",
+        default="",
+        help="whose normal images a calibrated bundle compares with (default: all)",
     )
     add_experimental_arguments(parser)
     parser.add_argument("files", nargs="+")
@@ -50,10 +63,14 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.as_published and args.bundle:
-        raise ValueError("--as-published needs --checkpoint or --published: a bundle has the savings built in")
+        raise ValueError(
+            "--as-published needs --checkpoint or --published: a bundle has the savings built in"
+        )
     model = BundleModel(args.bundle) if args.bundle else _model(args)
     normality = normality_of_bundle(args.bundle) if args.bundle else None
-    pipeline = DiadPipeline(model, args.device, args.as_published, normality=normality, **experimental_options(args))
+    pipeline = DiadPipeline(
+        model, args.device, args.as_published, normality=normality, **experimental_options(args)
+    )
     for number, file in enumerate(args.files):
         result = pipeline.run([read_rgb(file)], [args.seed], args.dump is not None, [args.class_name])[0]
         if args.dump:

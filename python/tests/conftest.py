@@ -41,7 +41,9 @@ def small_model() -> DiadModel:
     config = preset("small-tiny")
     model = random_model(config, seed=5)
     coarse = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(6))
-    model.first_stage_model = fit_patches(config.autoencoder, torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear"))
+    model.first_stage_model = fit_patches(
+        config.autoencoder, torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")
+    )
     return model.eval()
 
 

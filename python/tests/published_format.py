@@ -19,7 +19,14 @@ from diad_reference.models.diad import DiadModel, random_model
 SMALL = DiadConfig(
     name="small",
     image_size=64,
-    unet=UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=2, num_heads=4, context_dim=48, attention_resolutions=(2, 1)),
+    unet=UNetConfig(
+        model_channels=32,
+        channel_mult=(1, 2, 2),
+        num_res_blocks=2,
+        num_heads=4,
+        context_dim=48,
+        attention_resolutions=(2, 1),
+    ),
     autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, resolution=64),
     extractor=ExtractorConfig(block="basic", layers=(2, 2, 2), stem_width=16),
 )
@@ -57,24 +64,36 @@ def published_yaml(config: DiadConfig) -> dict[str, Any]:
         "only_mid_control": False,
         "monitor": "val/loss_simple_ema",
         "control_stage_config": {"target": "sgn.cldm.ControlNet", "params": {**network, "hint_channels": 3}},
-        "unet_config": {"target": "sgn.cldm.ControlledUnetModel", "params": {**network, "out_channels": unet.out_channels}},
+        "unet_config": {
+            "target": "sgn.cldm.ControlledUnetModel",
+            "params": {**network, "out_channels": unet.out_channels},
+        },
         "first_stage_config": {
             "target": "ldm.models.autoencoder.AutoencoderKL",
-            "params": {"embed_dim": ae.embed_dim, "lossconfig": {"target": "torch.nn.Identity"}, "ddconfig": dd},
+            "params": {
+                "embed_dim": ae.embed_dim,
+                "lossconfig": {"target": "torch.nn.Identity"},
+                "ddconfig": dd,
+            },
         },
         "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
     }
     return {"model": {"target": "sgn.cldm.ControlLDM", "params": params}}
 
 
-def text_tower(width: int, positions: int = 9, layers: int = 2, position_ids: bool = True) -> dict[str, torch.Tensor]:
+def text_tower(
+    width: int, positions: int = 9, layers: int = 2, position_ids: bool = True
+) -> dict[str, torch.Tensor]:
     """A CLIP text tower of random weights under LDM's names."""
     generator = torch.Generator().manual_seed(4)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * 0.2
 
-    tower = {"embeddings.token_embedding.weight": draw(49408, width), "embeddings.position_embedding.weight": draw(positions, width)}
+    tower = {
+        "embeddings.token_embedding.weight": draw(49408, width),
+        "embeddings.position_embedding.weight": draw(positions, width),
+    }
     if position_ids:
         tower["embeddings.position_ids"] = torch.arange(positions)[None]
     for i in range(layers):
@@ -91,37 +110,54 @@ def text_tower(width: int, positions: int = 9, layers: int = 2, position_ids: bo
 
 def published_state(model: DiadModel, extractor: bool = True) -> dict[str, torch.Tensor]:
     """The model's weights as a published state_dict: three networks, schedule buffers, the extractor when wanted."""
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith("pretrained_model.") and key != "context"}
-    state |= {key: torch.from_numpy(value).float() for key, value in schedule_buffers(model.config.schedule).items()}
+    state = {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.startswith("pretrained_model.") and key != "context"
+    }
+    state |= {
+        key: torch.from_numpy(value).float() for key, value in schedule_buffers(model.config.schedule).items()
+    }
     if extractor:
-        state |= {f"pretrained_model.{key}": value for key, value in model.pretrained_model.state_dict().items()}
+        state |= {
+            f"pretrained_model.{key}": value for key, value in model.pretrained_model.state_dict().items()
+        }
         state["pretrained_model.layer4.0.conv1.weight"] = torch.zeros(4, 4, 3, 3)
     return state
 
 
 def lightning_file(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What Lightning writes around a state_dict."""
-    moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-5}]}
+    moments = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}},
+        "param_groups": [{"lr": 1e-5}],
+    }
     return {
         "epoch": 7,
         "global_step": 11,
         "pytorch-lightning_version": "1.5.0",
         "state_dict": state,
-        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.97), "best_model_path": "x.ckpt"}},
+        "callbacks": {
+            "ModelCheckpoint": {"best_model_score": torch.tensor(0.97), "best_model_path": "x.ckpt"}
+        },
         "optimizer_states": [moments],
         "lr_schedulers": [],
         "loops": {"fit_loop": {}},
     }
 
 
-def write_published(folder: Path, config: DiadConfig = SMALL, seed: int = 5, only_mid_control: bool = True) -> DiadModel:
+def write_published(
+    folder: Path, config: DiadConfig = SMALL, seed: int = 5, only_mid_control: bool = True
+) -> DiadModel:
     """Writes model.ckpt (Lightning) and diad.yaml, and returns the model they hold (its context comes from the file's text tower)."""
     from diad_reference.convert.text_context import empty_prompt_context
 
     tower = text_tower(config.unet.context_dim)
     context = empty_prompt_context(tower)
     config = dataclasses.replace(
-        config, only_mid_control=only_mid_control, unet=dataclasses.replace(config.unet, context_length=context.shape[1])
+        config,
+        only_mid_control=only_mid_control,
+        unet=dataclasses.replace(config.unet, context_length=context.shape[1]),
     )
     model = random_model(config, seed)
     model.context.copy_(context)

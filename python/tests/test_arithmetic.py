@@ -38,7 +38,9 @@ def test_ddim_step_by_hand() -> None:
     x, eps = torch.full((1, 4, 1, 1), 1.0), torch.full((1, 4, 1, 1), 0.5)
     # a = 0.25: x_0 = (1 - sqrt(0.75) / 2) / 0.5; a_prev = 0.64: x = 0.8 x_0 + 0.6 * 0.5
     expected = 0.8 * (1 - 0.75**0.5 * 0.5) / 0.5 + 0.3
-    assert ddim_update(x, eps, DdimStep(1, 0.25, 0.64))[0, 0, 0, 0].item() == pytest.approx(expected, abs=1e-6)
+    assert ddim_update(x, eps, DdimStep(1, 0.25, 0.64))[0, 0, 0, 0].item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_normalize_and_back() -> None:
@@ -119,7 +121,9 @@ def test_gaussian_reflects_and_is_truncated() -> None:
     offsets = np.arange(-8, 9)
     kernel = np.exp(-0.5 * (offsets / 2.0) ** 2)
     kernel /= kernel.sum()
-    expected = convolve1d(convolve1d(raw[0].double().numpy(), kernel, axis=0, mode="reflect"), kernel, axis=1, mode="reflect")
+    expected = convolve1d(
+        convolve1d(raw[0].double().numpy(), kernel, axis=0, mode="reflect"), kernel, axis=1, mode="reflect"
+    )
     assert np.abs(smooth(raw, MapConfig(sigma=2.0))[0] - expected).max() < 1e-15
     assert expected[0, 0] > kernel[8] ** 2  # the reflected sample counts twice at the corner
 

@@ -12,7 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from published_format import SMALL, lightning_file, published_state, published_yaml, text_tower, write_published
+from published_format import (
+    SMALL,
+    lightning_file,
+    published_state,
+    published_yaml,
+    text_tower,
+    write_published,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diad_reference.__main__ import main
@@ -54,11 +61,22 @@ def edited_state(folder: Path, out: Path, edit: Any) -> Path:
 
 
 def test_converted_bundle_is_the_published_model(
-    published: tuple[Path, DiadModel], images: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, DiadModel],
+    images: list[np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, model = published
     out = tmp_path / "bundle"
-    arguments = ["convert", "--checkpoint", str(folder / "model.ckpt"), "--config", str(folder / "diad.yaml"), "--out", str(out)]
+    arguments = [
+        "convert",
+        "--checkpoint",
+        str(folder / "model.ckpt"),
+        "--config",
+        str(folder / "diad.yaml"),
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     for ignored in ("optimizer_states", "text encoder", "extractor weights above layer3", "schedule buffers"):
@@ -74,7 +92,9 @@ def test_converted_bundle_is_the_published_model(
 
 
 @pytest.mark.parametrize("kind", ["bare", "safetensors", "half", "json", "no position ids"])
-def test_every_form_of_the_files_gives_the_same_model(published: tuple[Path, DiadModel], kind: str, tmp_path: Path) -> None:
+def test_every_form_of_the_files_gives_the_same_model(
+    published: tuple[Path, DiadModel], kind: str, tmp_path: Path
+) -> None:
     folder, model = published
     given = sources(folder)
     if kind == "json":
@@ -86,7 +106,8 @@ def test_every_form_of_the_files_gives_the_same_model(published: tuple[Path, Dia
             state = {key: value for key, value in state.items() if "position_ids" not in key}
         if kind == "half":
             state = {
-                key: value.half() if value.is_floating_point() and key.startswith(MODEL_PREFIXES) else value for key, value in state.items()
+                key: value.half() if value.is_floating_point() and key.startswith(MODEL_PREFIXES) else value
+                for key, value in state.items()
             }
         path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pth")
         if kind == "safetensors":
@@ -115,7 +136,11 @@ def test_published_configuration_gives_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "diad.yaml"
     path.write_text(yaml.safe_dump(published_yaml(DiadConfig())))
     config = read_published_config(path)
-    assert (config.unet, config.autoencoder, config.schedule) == (DiadConfig().unet, DiadConfig().autoencoder, DiadConfig().schedule)
+    assert (config.unet, config.autoencoder, config.schedule) == (
+        DiadConfig().unet,
+        DiadConfig().autoencoder,
+        DiadConfig().schedule,
+    )
     assert (config.image_size, config.scale_factor, config.only_mid_control) == (256, 0.18215, True)
     assert read_published_config(path, only_mid_control=False).only_mid_control is False
 
@@ -130,7 +155,9 @@ def test_head_width_instead_of_heads(published: tuple[Path, DiadModel], tmp_path
 
 
 def test_autoencoder_attention_by_resolution() -> None:
-    config = SMALL.autoencoder.__class__(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, resolution=64, attn_resolutions=(16,))
+    config = SMALL.autoencoder.__class__(
+        ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, resolution=64, attn_resolutions=(16,)
+    )
     names = list(AutoencoderKL(config).state_dict())
     assert "encoder.down.2.attn.0.q.weight" in names and "decoder.up.2.attn.1.norm.bias" in names
     assert not [name for name in names if ".attn." in name and "down.2" not in name and "up.2" not in name]
@@ -142,13 +169,19 @@ def test_text_context_equals_transformers(width: int) -> None:
     tower = text_tower(width, positions=77, position_ids=False)
     reference = CLIPTextModel(
         CLIPTextConfig(
-            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=width // 64, vocab_size=49408
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=2,
+            num_attention_heads=width // 64,
+            vocab_size=49408,
         )
     ).eval()
     stripped = {key.removeprefix("cond_stage_model.transformer."): value for key, value in tower.items()}
     own = reference.state_dict()
     prefix = "" if "text_model.final_layer_norm.weight" in own else "text_model."
-    missing, unexpected = reference.load_state_dict({key.removeprefix(prefix): value for key, value in stripped.items()}, strict=False)
+    missing, unexpected = reference.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in stripped.items()}, strict=False
+    )
     assert not unexpected and not [key for key in missing if "position_ids" not in key]
     ids = torch.tensor([[49406] + [49407] * 76])
     with torch.no_grad():
@@ -170,7 +203,9 @@ def test_context_from_a_file(published: tuple[Path, DiadModel], ending: str, tmp
     elif ending == "tower":
         tower = text_tower(SMALL.unet.context_dim, positions=6)
         path = tmp_path / "clip.bin"
-        torch.save({key.removeprefix("cond_stage_model.transformer."): value for key, value in tower.items()}, path)
+        torch.save(
+            {key.removeprefix("cond_stage_model.transformer."): value for key, value in tower.items()}, path
+        )
         context = empty_prompt_context(tower)
     else:
         torch.save(context, path)
@@ -194,7 +229,11 @@ def test_extractors_are_recognized(config: ExtractorConfig, head: bool) -> None:
     state = model.state_dict()
     if head:
         state = {f"module.{key}": value for key, value in state.items()}
-        state |= {"module.layer4.0.conv1.weight": torch.zeros(1), "module.fc.weight": torch.zeros(3, 3), "module.fc.bias": torch.zeros(3)}
+        state |= {
+            "module.layer4.0.conv1.weight": torch.zeros(1),
+            "module.fc.weight": torch.zeros(3, 3),
+            "module.fc.bias": torch.zeros(3),
+        }
     found, weights, unused = read_extractor(state)
     assert found == config
     assert [key for key in unused if "num_batches_tracked" in key] == []
@@ -218,7 +257,9 @@ def _no_space() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
-def test_a_full_disk_leaves_no_half_bundle_and_the_old_one_whole(published: tuple[Path, DiadModel], tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_bundle_and_the_old_one_whole(
+    published: tuple[Path, DiadModel], tmp_path: Path
+) -> None:
     folder, _ = published
     out = tmp_path / "bundle"
     command = [sys.executable, "-m", "diad_reference", "convert", "--checkpoint", str(folder / "model.ckpt")]
@@ -239,7 +280,15 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(
 ) -> None:
     folder, _ = published
     (tmp_path / "precious.txt").write_text("mine")
-    arguments = ["convert", "--checkpoint", str(folder / "model.ckpt"), "--config", str(folder / "diad.yaml"), "--out", str(tmp_path)]
+    arguments = [
+        "convert",
+        "--checkpoint",
+        str(folder / "model.ckpt"),
+        "--config",
+        str(folder / "diad.yaml"),
+        "--out",
+        str(tmp_path),
+    ]
     assert main(arguments) == 1
     assert "is no bundle" in capsys.readouterr().err
     assert (tmp_path / "precious.txt").read_text() == "mine"
@@ -249,7 +298,9 @@ def test_weights_are_not_held_twice(tmp_path: Path) -> None:
     """A file of some size is converted within 1.3 times its size of additional memory."""
     import dataclasses
 
-    config = dataclasses.replace(SMALL, unet=dataclasses.replace(SMALL.unet, model_channels=96), extractor=SMALL.extractor)
+    config = dataclasses.replace(
+        SMALL, unet=dataclasses.replace(SMALL.unet, model_channels=96), extractor=SMALL.extractor
+    )
     model = random_model(config, 1)
     torch.save(lightning_file(published_state(model) | text_tower(48)), tmp_path / "model.ckpt")
     (tmp_path / "diad.yaml").write_text(yaml.safe_dump(published_yaml(config)))
@@ -269,7 +320,9 @@ def test_weights_are_not_held_twice(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "b"),
     ]
-    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
     grown = int(run.stdout.split("KiB")[1]) * 1024
     size = (tmp_path / "model.ckpt").stat().st_size
     assert grown < 1.3 * size + 100e6, f"{grown / 1e6:.0f} MB more for a file of {size / 1e6:.0f} MB"

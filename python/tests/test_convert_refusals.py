@@ -56,13 +56,21 @@ HINT = "control_model.input_hint_block.0.weight"
         (_drop(HINT), rf"1 missing: {HINT}"),
         (_put("control_model.extra.weight", torch.zeros(2)), r"1 unexpected: control_model\.extra\.weight"),
         (_put("somewhere.else", torch.zeros(2)), r"1 unexpected: somewhere\.else"),
-        (_put(HINT, torch.zeros(16, 1, 3, 3)), r"of another shape: .*\(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"),
+        (
+            _put(HINT, torch.zeros(16, 1, 3, 3)),
+            r"of another shape: .*\(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)",
+        ),
         (_put(HINT, torch.full((16, 3, 3, 3), float("nan"))), rf"not finite in 1 keys: {HINT}"),
         (_put("betas", torch.linspace(0.1, 0.2, 1000)), r"schedule buffer betas"),
-        (_put("pretrained_model.bn1.running_var", torch.full((16,), float("inf"))), r"The extractor has values that are not finite"),
+        (
+            _put("pretrained_model.bn1.running_var", torch.full((16,), float("inf"))),
+            r"The extractor has values that are not finite",
+        ),
     ],
 )
-def test_wrong_weights_are_listed(published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_weights_are_listed(
+    published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(sources(published[0], checkpoint=edited_state(published[0], tmp_path / "m.pth", edit)))
 
@@ -72,7 +80,9 @@ def test_ema_and_loss_weights_are_ignored_by_name(published: tuple[Path, DiadMod
         state["model_ema.decay"] = torch.zeros(())
         state["first_stage_model.loss.logvar"] = torch.zeros(())
 
-    _, report = load_published(sources(published[0], checkpoint=edited_state(published[0], tmp_path / "m.pth", edit)))
+    _, report = load_published(
+        sources(published[0], checkpoint=edited_state(published[0], tmp_path / "m.pth", edit))
+    )
     assert report.ignored["EMA and loss weights"] == ["model_ema.decay", "first_stage_model.loss.logvar"]
 
 
@@ -97,9 +107,15 @@ def _set(part: str, key: str, value: Any) -> Any:
             r"integer .* for diad\.yaml\.model\.params\.unet_config\.params\.model_channels .* 'wide'",
         ),
         (_set("unet_config.params", "context_dim", None), r"context_dim but received 'nothing'"),
-        (_set("unet_config.params", "num_res_blocks", 1), r"control_stage_config and unet_config .* differ in num_res_blocks"),
+        (
+            _set("unet_config.params", "num_res_blocks", 1),
+            r"control_stage_config and unet_config .* differ in num_res_blocks",
+        ),
         (_set("unet_config.params", "use_spatial_transformer", False), r"use_spatial_transformer"),
-        (_set("unet_config.params", "use_scale_shift_norm", True), r"use_scale_shift_norm = True is not part of DiAD"),
+        (
+            _set("unet_config.params", "use_scale_shift_norm", True),
+            r"use_scale_shift_norm = True is not part of DiAD",
+        ),
         (_set("first_stage_config.params.ddconfig", "double_z", False), r"double_z"),
         (_set("first_stage_config.params.ddconfig", "ch_mult", [1, 2]), r"autoencoder of 4 levels"),
         (_set("first_stage_config.params", "embed_dim", 3), r"embed_dim \(3\).*in_channels \(4\)"),
@@ -109,7 +125,9 @@ def _set(part: str, key: str, value: Any) -> Any:
         (_set("", "parameterization", "v"), r"'eps' for .*parameterization"),
     ],
 )
-def test_wrong_configurations_name_the_key(published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_configurations_name_the_key(
+    published: tuple[Path, DiadModel], edit: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(sources(published[0], config=edited_yaml(published[0], tmp_path / "diad.yaml", edit)))
 
@@ -129,7 +147,9 @@ class _Code:
 
 
 @pytest.mark.parametrize("damage", ["half", "code", "no weights", "text", "tensor"])
-def test_damaged_or_foreign_files_are_refused(published: tuple[Path, DiadModel], damage: str, tmp_path: Path) -> None:
+def test_damaged_or_foreign_files_are_refused(
+    published: tuple[Path, DiadModel], damage: str, tmp_path: Path
+) -> None:
     path = tmp_path / "m.ckpt"
     whole = (published[0] / "model.ckpt").read_bytes()
     if damage == "half":
@@ -167,7 +187,10 @@ def test_what_is_missing_is_told_with_the_way_out(published: tuple[Path, DiadMod
     torch.save(torch.zeros(1, 77, 32), tmp_path / "context.pt")
     with pytest.raises(ValueError, match=r"\[1, M, 48\] .* received \(1, 77, 32\)"):
         load_published(sources(folder, context=tmp_path / "context.pt"))
-    resnet = {key: value for key, value in ResNetFeatures(ExtractorConfig(layers=(1, 1, 1), stem_width=8)).state_dict().items()}
+    resnet = {
+        key: value
+        for key, value in ResNetFeatures(ExtractorConfig(layers=(1, 1, 1), stem_width=8)).state_dict().items()
+    }
     torch.save({key: value for key, value in resnet.items() if "layer3" not in key}, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match="no layer3"):
         load_published(sources(folder, extractor=tmp_path / "resnet.pth"))

@@ -31,7 +31,10 @@ from diad_reference.models.diad import DiadModel
 from diad_reference.pipeline import DiadPipeline
 
 CONFIG = dataclasses.replace(
-    preset("small-tiny"), image_size=8, map=MapConfig(sigma=1.0, pool_size=2, pool_count=1), evidence=EvidenceConfig(100, 0.5, 2.0)
+    preset("small-tiny"),
+    image_size=8,
+    map=MapConfig(sigma=1.0, pool_size=2, pool_count=1),
+    evidence=EvidenceConfig(100, 0.5, 2.0),
 )
 
 
@@ -50,8 +53,12 @@ def test_memory_distance_is_that_to_the_nearest_vector() -> None:
     vectors = torch.tensor([[3.0, 0.0], [9.0, 4.0]]).T.reshape(1, 2, 1, 2)  # two positions
     assert memory_distances(vectors, memory)[0, 0].tolist() == pytest.approx([3.0, 17**0.5], abs=1e-5)
     left_out = torch.tensor([True, False, False])
-    assert memory_distances(vectors, memory, left_out)[0, 0].tolist() == pytest.approx([4.0, 17**0.5], abs=1e-5)
-    assert memory_distances(memory.T.reshape(1, 2, 1, 3), memory).abs().max() < 2e-3  # never the root of a negative number
+    assert memory_distances(vectors, memory, left_out)[0, 0].tolist() == pytest.approx(
+        [4.0, 17**0.5], abs=1e-5
+    )
+    assert (
+        memory_distances(memory.T.reshape(1, 2, 1, 3), memory).abs().max() < 2e-3
+    )  # never the root of a negative number
     many, queries = torch.randn(50, 7).half(), torch.randn(2, 7, 3, 3)
     expected = torch.cdist(queries.permute(0, 2, 3, 1).reshape(18, 7), many.float()).amin(1).view(2, 3, 3)
     torch.testing.assert_close(memory_distances(queries, many), expected, atol=1e-4, rtol=0)
@@ -60,7 +67,9 @@ def test_memory_distance_is_that_to_the_nearest_vector() -> None:
 def test_normalize_subtracts_the_mean_and_divides_by_the_spread() -> None:
     normalized = normalize_maps(flat(1.0, 2.0, 3.0, 4.0), normal_class(mean=0.5, spread=2.0))
     assert [m.mean().item() for m in normalized] == pytest.approx([0.25, 0.75, 1.25, 1.75])
-    with pytest.raises(ValueError, match=r"Expected maps of \(8, 8\) but received \(4, 4\): calibrate the bundle again"):
+    with pytest.raises(
+        ValueError, match=r"Expected maps of \(8, 8\) but received \(4, 4\): calibrate the bundle again"
+    ):
         normalize_maps([torch.zeros(1, 4, 4)] * 4, normal_class())
 
 
@@ -76,7 +85,12 @@ def test_combined_score_is_blurred_and_pooled_like_the_published_one() -> None:
     maps = [torch.randn(2, side, side, generator=torch.Generator().manual_seed(side)) for side in (8, 4, 2)]
     maps.append(torch.zeros(2, 4, 4))
     evidence = combine(maps, CONFIG)
-    up = [torch.nn.functional.interpolate(m[:, None], size=(8, 8), mode="bilinear", align_corners=True)[:, 0].double() for m in maps]
+    up = [
+        torch.nn.functional.interpolate(m[:, None], size=(8, 8), mode="bilinear", align_corners=True)[
+            :, 0
+        ].double()
+        for m in maps
+    ]
     blurred = smooth(0.5 * (up[0] + up[1] + up[2]), CONFIG.map)
     assert np.allclose(evidence.map, blurred, atol=1e-12)
     assert evidence.scores == pytest.approx(image_scores(blurred, CONFIG.map))
@@ -106,7 +120,9 @@ def test_fit_normality_by_hand() -> None:
     # The last image is judged by the others: distances 1 and 2 (mean 1.5, deviation 0.7071), memory distances sqrt(3) both.
     last = scores[2]
     assert last.reconstruction == pytest.approx(0.5 * 3 * (6 - 1.5) / (1.3 * 0.5**0.5), rel=1e-5)
-    assert last.memory == pytest.approx(2 * 3**0.5 / 1e-6, rel=1e-3)  # the others' distances do not spread at all
+    assert last.memory == pytest.approx(
+        2 * 3**0.5 / 1e-6, rel=1e-3
+    )  # the others' distances do not spread at all
     assert last.score == pytest.approx(last.reconstruction + last.memory, rel=1e-6)
     assert [s.index for s in scores] == [0, 1, 2]
 
@@ -115,7 +131,10 @@ def test_statistics_are_smoothed() -> None:
     rng = np.random.default_rng(0)
     stack = rng.random((5, 8, 8))
     images = [
-        dataclasses.replace(calibration_image(0.0, float(i)), distances=(torch.from_numpy(s).float(), torch.ones(4, 4), torch.ones(2, 2)))
+        dataclasses.replace(
+            calibration_image(0.0, float(i)),
+            distances=(torch.from_numpy(s).float(), torch.ones(4, 4), torch.ones(2, 2)),
+        )
         for i, s in enumerate(stack)
     ]
     normal = fit_normality(images, CONFIG)[0].classes[""]
@@ -125,7 +144,11 @@ def test_statistics_are_smoothed() -> None:
 
 
 def test_training_images_fill_the_memory_only() -> None:
-    images = [calibration_image(1.0, 0.0), calibration_image(2.0, 1.0), calibration_image(50.0, 1.25, in_statistics=False)]
+    images = [
+        calibration_image(1.0, 0.0),
+        calibration_image(2.0, 1.0),
+        calibration_image(50.0, 1.25, in_statistics=False),
+    ]
     normality, scores = fit_normality(images, CONFIG)
     normal = normality.classes[""]
     assert normal.images == 2 and [s.index for s in scores] == [0, 1]
@@ -135,7 +158,10 @@ def test_training_images_fill_the_memory_only() -> None:
 
 
 def test_each_class_has_an_entry_and_images_of_no_class_one_of_all_images() -> None:
-    images = [calibration_image(v, v, class_name=name) for name, v in (("a", 1.0), ("a", 2.0), ("b", 11.0), ("b", 13.0))]
+    images = [
+        calibration_image(v, v, class_name=name)
+        for name, v in (("a", 1.0), ("a", 2.0), ("b", 11.0), ("b", 13.0))
+    ]
     images.append(calibration_image(7.0, 7.0))  # of no class
     normality, scores = fit_normality(images, CONFIG)
     assert set(normality.classes) == {"", "a", "b"}
@@ -150,9 +176,17 @@ def test_each_class_has_an_entry_and_images_of_no_class_one_of_all_images() -> N
 
 
 def test_an_image_without_a_class_is_judged_by_the_most_similar_one() -> None:
-    entries = {name: dataclasses.replace(normal_class(), memory=torch.full((600, 3), value)) for name, value in (("a", 1.0), ("b", 5.0))}
+    entries = {
+        name: dataclasses.replace(normal_class(), memory=torch.full((600, 3), value))
+        for name, value in (("a", 1.0), ("b", 5.0))
+    }
     normality = Normality(entries)
-    for value, name in ((0.0, "a"), (2.5, "a"), (4.0, "b"), (3.0, "a")):  # 3 is as near to both: the first by name
+    for value, name in (
+        (0.0, "a"),
+        (2.5, "a"),
+        (4.0, "b"),
+        (3.0, "a"),
+    ):  # 3 is as near to both: the first by name
         assert normality.of("", torch.full((3, 4, 4), value))[0] == name
         assert normality.of("unknown", torch.full((3, 4, 4), value))[1] is entries[name]
     assert normality.of("b", torch.zeros(3, 4, 4)) == ("b", entries["b"])
@@ -161,7 +195,10 @@ def test_an_image_without_a_class_is_judged_by_the_most_similar_one() -> None:
 def test_memory_is_a_seeded_choice() -> None:
     config = dataclasses.replace(CONFIG, evidence=EvidenceConfig(memory_vectors=20))
     generator = torch.Generator().manual_seed(0)
-    images = [dataclasses.replace(calibration_image(i, 0.0), vectors=torch.randn(3, 4, 4, generator=generator)) for i in range(4)]
+    images = [
+        dataclasses.replace(calibration_image(i, 0.0), vectors=torch.randn(3, 4, 4, generator=generator))
+        for i in range(4)
+    ]
     first, again, other = (fit_normality(images, config, seed)[0].classes[""].memory for seed in (1, 1, 2))
     assert first.shape == (20, 3) and torch.equal(first, again) and not torch.equal(first, other)
     every = torch.cat([image.vectors.flatten(1).T for image in images]).half()
@@ -169,7 +206,10 @@ def test_memory_is_a_seeded_choice() -> None:
 
 
 def test_normality_file_round_trip(tmp_path: Path) -> None:
-    images = [calibration_image(v, v, class_name=name) for name, v in (("a", 1.0), ("a", 2.0), ("b", 11.0), ("b", 13.0))]
+    images = [
+        calibration_image(v, v, class_name=name)
+        for name, v in (("a", 1.0), ("a", 2.0), ("b", 11.0), ("b", 13.0))
+    ]
     normality = fit_normality(images, CONFIG)[0]
     write_normality(normality, tmp_path / "n.safetensors")
     read = read_normality(tmp_path / "n.safetensors")
@@ -189,9 +229,13 @@ def test_rejects_a_damaged_normality_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         read_normality(path)
     save_file({"x": torch.zeros(1)}, str(path), {"format": "other"})
-    with pytest.raises(ValueError, match=r"Expected format diad-normality, version 1, .* received other None"):
+    with pytest.raises(
+        ValueError, match=r"Expected format diad-normality, version 1, .* received other None"
+    ):
         read_normality(path)
-    save_file({"x": torch.zeros(1)}, str(path), {"format": "diad-normality", "version": "1", "images": '{"": 3}'})
+    save_file(
+        {"x": torch.zeros(1)}, str(path), {"format": "diad-normality", "version": "1", "images": '{"": 3}'}
+    )
     with pytest.raises(ValueError, match="is damaged: '/memory'"):
         read_normality(path)
     write_normality(Normality({}), path)
@@ -209,11 +253,15 @@ def frames() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def normality(small_model: DiadModel, frames: list[np.ndarray]) -> Normality:
     pipeline = DiadPipeline(small_model)
-    images = pipeline.calibration_images(frames[:3], [0] * 3, "a") + pipeline.calibration_images(frames[3:], [0] * 3, "b")
+    images = pipeline.calibration_images(frames[:3], [0] * 3, "a") + pipeline.calibration_images(
+        frames[3:], [0] * 3, "b"
+    )
     return fit_normality(images, small_model.config)[0]
 
 
-def test_pipeline_combines_the_evidence(small_model: DiadModel, frames: list[np.ndarray], normality: Normality) -> None:
+def test_pipeline_combines_the_evidence(
+    small_model: DiadModel, frames: list[np.ndarray], normality: Normality
+) -> None:
     pipeline = DiadPipeline(small_model, normality=normality)
     marked = frames[0].copy()
     marked[20:40, 20:40] = (250, 10, 240)
@@ -225,7 +273,9 @@ def test_pipeline_combines_the_evidence(small_model: DiadModel, frames: list[np.
         assert plain.evidence is None
         entry = normality.classes[name]
         nearest = memory_distances(image.vectors[None], entry.memory)
-        evidence = combine(normalize_maps([*(d[None] for d in image.distances), nearest], entry), small_model.config)
+        evidence = combine(
+            normalize_maps([*(d[None] for d in image.distances), nearest], entry), small_model.config
+        )
         assert result.score == pytest.approx(evidence.scores[0], rel=1e-4, abs=1e-4)
         assert result.evidence.memory == pytest.approx(evidence.memory[0], rel=1e-4, abs=1e-4)
         assert result.evidence.reconstruction == pytest.approx(evidence.reconstruction[0], rel=1e-4, abs=1e-4)
@@ -235,7 +285,9 @@ def test_pipeline_combines_the_evidence(small_model: DiadModel, frames: list[np.
     assert results[1].evidence.memory > results[0].evidence.memory + 1
 
 
-def test_distances_at_the_scales_upsample_to_the_published_ones(small_model: DiadModel, frames: list[np.ndarray]) -> None:
+def test_distances_at_the_scales_upsample_to_the_published_ones(
+    small_model: DiadModel, frames: list[np.ndarray]
+) -> None:
     pipeline = DiadPipeline(small_model)
     x = pipeline.frames(frames[:2])
     with torch.no_grad():
@@ -244,11 +296,17 @@ def test_distances_at_the_scales_upsample_to_the_published_ones(small_model: Dia
     got = pipeline._distances_and_vectors(x, x.flip(0))[0]
     assert [tuple(d.shape) for d in got] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
     corner = [d[0, 0, 0].item() for d in got]
-    assert corner == pytest.approx([w[0, 0, 0].item() for w in wanted], abs=1e-6)  # aligned corners keep their values
+    assert corner == pytest.approx(
+        [w[0, 0, 0].item() for w in wanted], abs=1e-6
+    )  # aligned corners keep their values
 
 
 def test_score_command_uses_the_calibration_of_a_bundle(
-    small_bundle: Path, frames: list[np.ndarray], normality: Normality, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_bundle: Path,
+    frames: list[np.ndarray],
+    normality: Normality,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(small_bundle, bundle)
@@ -258,7 +316,11 @@ def test_score_command_uses_the_calibration_of_a_bundle(
     assert normality_of_bundle(bundle) is None  # thresholds of the published score
     write_normality(normality, bundle / "normality.safetensors")
     content = (bundle / "normality.safetensors").read_bytes()
-    seal = {"file": "normality.safetensors", "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    seal = {
+        "file": "normality.safetensors",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+    }
     (bundle / "calibration.json").write_text(json.dumps({"threshold": 1, "normality": seal}))
     scores = {}
     for name in ("", "a", "b"):

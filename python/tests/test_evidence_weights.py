@@ -10,7 +10,10 @@ from diad_reference.evidence import CalibrationImage
 from diad_reference.training.evidence_weights import CANDIDATES, Choice, ClassImages, choose_weights, weighted
 
 CONFIG = dataclasses.replace(
-    preset("small-tiny"), image_size=8, map=MapConfig(sigma=1.0, pool_size=2, pool_count=1), evidence=EvidenceConfig(memory_vectors=500)
+    preset("small-tiny"),
+    image_size=8,
+    map=MapConfig(sigma=1.0, pool_size=2, pool_count=1),
+    evidence=EvidenceConfig(memory_vectors=500),
 )
 SIDES = (8, 4, 2)
 
@@ -28,7 +31,9 @@ class TwoChannels:
         assert len(images) == len(seeds)
         red = torch.from_numpy(np.stack(images)[..., 0]).float() / 255
         distances = [torch.nn.functional.adaptive_avg_pool2d(red[:, None], side)[:, 0] for side in SIDES]
-        return [CalibrationImage(tuple(d[i] for d in distances), v) for i, v in enumerate(self.vectors(images))]
+        return [
+            CalibrationImage(tuple(d[i] for d in distances), v) for i, v in enumerate(self.vectors(images))
+        ]
 
 
 def class_images(defect_in: int, noise: tuple[float, float]) -> ClassImages:
@@ -67,5 +72,7 @@ def test_images_whose_perturbation_is_invisible_choose_no_weight() -> None:
 def test_classes_have_their_weights_and_others_the_median() -> None:
     evidence = EvidenceConfig(memory_vectors=7)
     three = {name: Choice(weight, {}) for name, weight in (("a", 0.0), ("b", 0.4), ("c", 0.1))}
-    assert weighted(evidence, three) == EvidenceConfig(7, 0.1, 1.0, {"a": (0.0, 1.0), "b": (0.4, 1.0), "c": (0.1, 1.0)})
+    assert weighted(evidence, three) == EvidenceConfig(
+        7, 0.1, 1.0, {"a": (0.0, 1.0), "b": (0.4, 1.0), "c": (0.1, 1.0)}
+    )
     assert weighted(evidence, {"a": Choice(0.2, {})}) == EvidenceConfig(7, 0.2, 1.0, {})

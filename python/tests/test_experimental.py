@@ -66,7 +66,9 @@ def test_stages_follow_the_options(tiny_model: DiadModel, images: list[np.ndarra
     _, _, maps, scores = pipeline.compare(decoded, torch.from_numpy(result.stages["reconstruction"])[None])
     assert np.allclose(maps[0], result.map, atol=2e-5)
     assert scores[0] == pytest.approx(result.score, rel=1e-5)
-    with pytest.raises(ValueError, match="Expected one of input, autoencoder for compare_with but received 'mean'"):
+    with pytest.raises(
+        ValueError, match="Expected one of input, autoencoder for compare_with but received 'mean'"
+    ):
         DiadPipeline(tiny_model, compare_with="mean")  # type: ignore[arg-type]
 
 
@@ -84,7 +86,9 @@ def test_without_sg_the_image_no_longer_guides(tiny_model: DiadModel) -> None:
     assert not torch.equal(_eps(tiny_model, 1), _eps(tiny_model, 2))
 
 
-def test_without_sff_the_outputs_reach_the_unet_as_they_are(tiny_model: DiadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sff_the_outputs_reach_the_unet_as_they_are(
+    tiny_model: DiadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full, ablated = _eps(tiny_model, 1), _eps(Ablated(tiny_model, "SFF"), 1)
     assert (full - ablated).abs().max() > 1e-4
     assert torch.equal(_eps(tiny_model, 1), full)  # the model itself stays whole

@@ -21,7 +21,11 @@ EVERY_DEFECT = [(name, defect) for name in CLASSES for defect in DEFECTS[name]]
 
 def files(folder: Path) -> dict[str, str]:
     """Relative path -> hash of every file below a folder."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_there_are_enough_classes_and_defects() -> None:
@@ -56,7 +60,9 @@ def test_masks_hold_the_pixels_that_the_defect_changed(name: str, defect: str) -
     # The same generator without the defect gives the good twin: same scene, light and noise field.
     twin = render_good(name, np.random.default_rng(8), "test")
     change = np.abs(image.astype(np.float64) - twin).mean(axis=2)
-    assert change[inside].mean() > MIN_CONTRAST - 1  # rounding and the clipped noise cost less than a gray level
+    assert (
+        change[inside].mean() > MIN_CONTRAST - 1
+    )  # rounding and the clipped noise cost less than a gray level
     # Outside, what remains is below the threshold, except for single pixels that the opening took off the mask.
     assert (change[~inside] > CHANGE_THRESHOLD + 2).mean() < 0.01
     assert change[~inside].mean() < 0.5
@@ -72,7 +78,12 @@ def test_surface_defects_lie_on_the_part(defect: str) -> None:
         SURFACE[defect](scene, np.random.default_rng(seed), 0.7)
         changed = np.abs(scene.albedo - texture).max(axis=2) > 0.02
         assert (changed & (part > 0)).sum() >= 10
-        if defect in ("scratch", "crack", "color_shift", "smear"):  # changes of the part itself; the others may hang over its edge
+        if defect in (
+            "scratch",
+            "crack",
+            "color_shift",
+            "smear",
+        ):  # changes of the part itself; the others may hang over its edge
             assert not (changed & (part == 0)).any()
 
 
@@ -99,7 +110,9 @@ def test_photographs_stay_inside_their_region(split: str, monkeypatch: pytest.Mo
 
 
 def test_data_set_layout_and_counts(tmp_path: Path) -> None:
-    count = write_dataset(tmp_path, seed=3, train_per_class=2, test_per_class=9, classes=("grass", "gravel"), jobs=1)
+    count = write_dataset(
+        tmp_path, seed=3, train_per_class=2, test_per_class=9, classes=("grass", "gravel"), jobs=1
+    )
     assert count == 22
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grass", "gravel"]
     grass = tmp_path / "grass"
@@ -111,7 +124,10 @@ def test_data_set_layout_and_counts(tmp_path: Path) -> None:
             images = sorted(p.stem for p in (tmp_path / name / "test" / defect).iterdir())
             masks = sorted(p.name for p in (tmp_path / name / "ground_truth" / defect).iterdir())
             assert masks == [f"{stem}_mask.png" for stem in images]
-    with Image.open(grass / "test" / "blob" / "000.png") as image, Image.open(grass / "ground_truth" / "blob" / "000_mask.png") as mask:
+    with (
+        Image.open(grass / "test" / "blob" / "000.png") as image,
+        Image.open(grass / "ground_truth" / "blob" / "000_mask.png") as mask,
+    ):
         assert (image.mode, image.size) == ("RGB", (256, 256))
         assert (mask.mode, mask.size) == ("L", (256, 256))
 
@@ -133,7 +149,15 @@ def test_data_sets_are_reproducible_and_subsets_agree(tmp_path: Path) -> None:
 
 def test_validation_images_differ_from_test_images(tmp_path: Path) -> None:
     for split in ("test", "validation"):
-        write_dataset(tmp_path / split, 5, train_per_class=0, test_per_class=2, classes=("gravel",), test_split=split, jobs=1)
+        write_dataset(
+            tmp_path / split,
+            5,
+            train_per_class=0,
+            test_per_class=2,
+            classes=("gravel",),
+            test_split=split,
+            jobs=1,
+        )
     test, validation = files(tmp_path / "test"), files(tmp_path / "validation")
     assert test.keys() == validation.keys()
     assert not set(test.values()) & set(validation.values())
@@ -141,7 +165,18 @@ def test_validation_images_differ_from_test_images(tmp_path: Path) -> None:
 
 def test_command_writes_the_classes_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "set"
-    options = ["--seed", "1", "--train-per-class", "1", "--test-per-class", "2", "--classes", "gravel,grass", "--jobs", "1"]
+    options = [
+        "--seed",
+        "1",
+        "--train-per-class",
+        "1",
+        "--test-per-class",
+        "2",
+        "--classes",
+        "gravel,grass",
+        "--jobs",
+        "1",
+    ]
     assert main(["generate", "--out", str(out), *options]) == 0
     assert "6 images of 2 classes" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["grass", "gravel"]

@@ -36,7 +36,10 @@ def test_resnet50_parameter_count() -> None:
         assert parameters(ResNetFeatures(ExtractorConfig(layers=(3, 4, 6, 3), classes=1000))) == 25_557_032
 
 
-@pytest.mark.parametrize(("prefix", "count"), [("model.diffusion_model.", 686), ("control_model.", 349), ("first_stage_model.", 248)])
+@pytest.mark.parametrize(
+    ("prefix", "count"),
+    [("model.diffusion_model.", 686), ("control_model.", 349), ("first_stage_model.", 248)],
+)
 def test_published_key_counts(published: DiadModel, prefix: str, count: int) -> None:
     assert sum(key.startswith(prefix) for key in published.state_dict()) == count
 
@@ -68,7 +71,9 @@ def test_published_key_shapes(published: DiadModel, key: str, shape: tuple[int, 
 def test_timestep_embedding_puts_cosines_first() -> None:
     row = timestep_embedding(torch.tensor([3]), 4)[0]
     slow = 10000**-0.5
-    assert row.tolist() == pytest.approx([math.cos(3), math.cos(3 * slow), math.sin(3), math.sin(3 * slow)], abs=1e-6)
+    assert row.tolist() == pytest.approx(
+        [math.cos(3), math.cos(3 * slow), math.sin(3), math.sin(3 * slow)], abs=1e-6
+    )
 
 
 def test_attention_is_plain_softmax_per_head() -> None:
@@ -79,7 +84,9 @@ def test_attention_is_plain_softmax_per_head() -> None:
     heads = []
     for h in range(2):
         part = slice(3 * h, 3 * h + 3)
-        heads.append(torch.softmax(q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(3), dim=-1) @ v[..., part])
+        heads.append(
+            torch.softmax(q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(3), dim=-1) @ v[..., part]
+        )
     torch.testing.assert_close(layer(x, context), layer.to_out(torch.cat(heads, dim=-1)), atol=1e-6, rtol=0)
 
 
@@ -125,7 +132,12 @@ def test_sff_feeds_each_lowest_output_from_the_whole_level_above(tiny_model: Dia
         for i, block in enumerate(network.input_blocks):
             h = block(h, emb, context) + (hint if i == 0 else 0)
             originals.append(network.zero_convs[i](h))
-        expected = F.silu(originals[7] + network.down12(originals[3]) + network.down22(originals[4]) + network.down32(originals[5]))
+        expected = F.silu(
+            originals[7]
+            + network.down12(originals[3])
+            + network.down22(originals[4])
+            + network.down32(originals[5])
+        )
     torch.testing.assert_close(fused[7], expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(fused[5], originals[5], atol=1e-5, rtol=0)
 
@@ -142,7 +154,9 @@ def test_control_reaches_only_middle_and_lowest_skips(tiny_model: DiadModel) -> 
             pushed[index] = torch.tensor(1.0)
             moved = not torch.equal(unet(x, emb, tiny_model.context, pushed), plain)
             assert moved == (index >= 6), f"control {index}"
-            assert not torch.equal(unet(x, emb, tiny_model.context, pushed, False), plain), f"control {index} on all skips"
+            assert not torch.equal(unet(x, emb, tiny_model.context, pushed, False), plain), (
+                f"control {index} on all skips"
+            )
 
 
 def test_zero_initialized_control_is_silent() -> None:
@@ -150,14 +164,19 @@ def test_zero_initialized_control_is_silent() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        control = model.control_model(x, torch.randn(1, 32, 8, 8), model.control_model.embed(torch.tensor([1])), model.context)
+        control = model.control_model(
+            x, torch.randn(1, 32, 8, 8), model.control_model.embed(torch.tensor([1])), model.context
+        )
     assert not control[-1].any()
     assert not control[0].any()
 
 
 def test_random_model_is_seeded_and_leaves_no_layer_zero() -> None:
     first, second = random_model(preset("tiny"), 1), random_model(preset("tiny"), 1)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert [name for name, p in first.named_parameters() if name.endswith("weight") and not p.any()] == []
     assert not torch.equal(first.context, random_model(preset("tiny"), 2).context)
 

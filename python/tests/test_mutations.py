@@ -48,12 +48,18 @@ def timestep_off_by_one(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 
 def noise_at_901(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     bar = model.schedule.alpha_bar64[901]
-    m.setattr(Schedule, "noise_factors", property(lambda self: (float(np.sqrt(bar)), float(np.sqrt(1 - bar)))))
+    m.setattr(
+        Schedule, "noise_factors", property(lambda self: (float(np.sqrt(bar)), float(np.sqrt(1 - bar))))
+    )
 
 
 def posterior_mode(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     draw = DiadPipeline.draw_noise
-    m.setattr(DiadPipeline, "draw_noise", lambda self, seed: (torch.zeros_like(draw(self, seed)[0]), draw(self, seed)[1]))
+    m.setattr(
+        DiadPipeline,
+        "draw_noise",
+        lambda self, seed: (torch.zeros_like(draw(self, seed)[0]), draw(self, seed)[1]),
+    )
 
 
 def noises_swapped(m: pytest.MonkeyPatch, model: DiadModel) -> None:
@@ -77,7 +83,11 @@ def no_middle_control(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 
 def control_on_all_skips(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     forward = ControlledUNet.forward
-    m.setattr(ControlledUNet, "forward", lambda self, x, emb, context, control, only_mid: forward(self, x, emb, context, control, False))
+    m.setattr(
+        ControlledUNet,
+        "forward",
+        lambda self, x, emb, context, control, only_mid: forward(self, x, emb, context, control, False),
+    )
 
 
 def sines_first(m: pytest.MonkeyPatch, model: DiadModel) -> None:
@@ -94,14 +104,20 @@ def symmetric_padding(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     forward = _Resample.forward
 
     def padded(self: _Resample, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.conv.weight, self.conv.bias, stride=2, padding=1) if self.down else forward(self, x)
+        return (
+            F.conv2d(x, self.conv.weight, self.conv.bias, stride=2, padding=1)
+            if self.down
+            else forward(self, x)
+        )
 
     m.setattr(_Resample, "forward", padded)
 
 
 def unbiased_instance_norm(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     def unbiased(self: nn.InstanceNorm2d, x: torch.Tensor) -> torch.Tensor:
-        return (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, unbiased=True) + self.eps).sqrt()
+        return (x - x.mean((2, 3), keepdim=True)) / (
+            x.var((2, 3), keepdim=True, unbiased=True) + self.eps
+        ).sqrt()
 
     m.setattr(nn.InstanceNorm2d, "forward", unbiased)
 
@@ -125,7 +141,9 @@ def gate_before_value(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 def corners_not_aligned(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     interpolate = F.interpolate
     m.setattr(
-        diad_reference.anomaly_map.F, "interpolate", lambda x, **options: interpolate(x, **options | {"align_corners": _center(options)})
+        diad_reference.anomaly_map.F,
+        "interpolate",
+        lambda x, **options: interpolate(x, **options | {"align_corners": _center(options)}),
     )
 
 
@@ -136,7 +154,13 @@ def _center(options: dict) -> bool | None:
 def float_resize(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     def resize(rgb: np.ndarray, size: int) -> np.ndarray:
         x = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float()
-        return F.interpolate(x, (size, size), mode="bilinear", antialias=True).round().byte()[0].permute(1, 2, 0).numpy()
+        return (
+            F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+            .round()
+            .byte()[0]
+            .permute(1, 2, 0)
+            .numpy()
+        )
 
     m.setattr(diad_reference.pipeline, "resize_rgb", resize)
 
@@ -164,7 +188,11 @@ def clamped_reconstruction(m: pytest.MonkeyPatch, model: DiadModel) -> None:
 
 def blur_cut_short(m: pytest.MonkeyPatch, model: DiadModel) -> None:
     smooth = diad_reference.pipeline.smooth
-    m.setattr(diad_reference.pipeline, "smooth", lambda total, config: smooth(total, dataclasses.replace(config, truncate=3.0)))
+    m.setattr(
+        diad_reference.pipeline,
+        "smooth",
+        lambda total, config: smooth(total, dataclasses.replace(config, truncate=3.0)),
+    )
 
 
 def one_pool_less(m: pytest.MonkeyPatch, model: DiadModel) -> None:
@@ -182,13 +210,19 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_parity_notices(
-    tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult, mutation: Callable, monkeypatch: pytest.MonkeyPatch
+    tiny_model: DiadModel,
+    images: list[np.ndarray],
+    reference: DiadResult,
+    mutation: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mutation(monkeypatch, tiny_model)
     mutated = DiadPipeline(tiny_model).run(images[2:], [SEED], stages=True)[0]
     assert broken_promises(mutated.stages, reference.stages) != {}
 
 
-def test_parity_accepts_the_same_arithmetic(tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult) -> None:
+def test_parity_accepts_the_same_arithmetic(
+    tiny_model: DiadModel, images: list[np.ndarray], reference: DiadResult
+) -> None:
     repeated = DiadPipeline(tiny_model).run(images[1:], [0, SEED], stages=True)[1]  # in company
     assert broken_promises(repeated.stages, reference.stages) == {}

@@ -56,7 +56,9 @@ def test_batch_does_not_change_a_image_and_seed_does(tiny_model: DiadModel, imag
     assert abs(pipeline.run(images[:1], [1])[0].score - together[0].score) > 1e-6
 
 
-def test_exported_modules_equal_the_plain_model_stage_by_stage(tiny_model: DiadModel, bundle: Path, images: list[np.ndarray]) -> None:
+def test_exported_modules_equal_the_plain_model_stage_by_stage(
+    tiny_model: DiadModel, bundle: Path, images: list[np.ndarray]
+) -> None:
     plain = DiadPipeline(tiny_model).run(images, SEEDS, stages=True)
     exported = pipeline_of_bundle(bundle).run(images, SEEDS, stages=True)
     for a, b in zip(plain, exported, strict=True):
@@ -78,7 +80,10 @@ def test_all_skips_control_survives_the_export(images: list[np.ndarray], tmp_pat
 def test_the_sampler_of_a_bundle_is_its_manifests(images: list[np.ndarray], tmp_path: Path) -> None:
     sampler = {
         "noise": {"timestep": 401, "sqrtAlphaBar": 0.65, "sqrtOneMinusAlphaBar": 0.0},
-        "steps": [{"timestep": 401, "alphaBar": 0.4225, "alphaBarPrev": 0.75}, {"timestep": 150, "alphaBar": 0.75, "alphaBarPrev": 1.0}],
+        "steps": [
+            {"timestep": 401, "alphaBar": 0.4225, "alphaBarPrev": 0.75},
+            {"timestep": 150, "alphaBar": 0.75, "alphaBarPrev": 1.0},
+        ],
     }
     model = random_model(preset("tiny"), 3)
     model.schedule = ManifestSchedule(sampler)
@@ -107,10 +112,17 @@ def test_folded_step_and_context_constants_equal_the_computed_ones(tiny_model: D
 
 def test_export_drops_what_is_not_used(tiny_model: DiadModel) -> None:
     names = [name for name, _ in scripted_modules(tiny_model)["denoiser.pt"].named_parameters()]
-    assert not [n for n in names if "time_embed" in n or "emb_layers" in n or "attn2.to_k" in n or "attn2.to_v" in n]
-    assert sorted({int(n.split("zero_convs.")[1].split(".")[0]) for n in names if "zero_convs." in n}) == [3, 4, 5, 6, 7, 8] + [
-        i for i in range(9, len(tiny_model.control_model.zero_convs))
+    assert not [
+        n for n in names if "time_embed" in n or "emb_layers" in n or "attn2.to_k" in n or "attn2.to_v" in n
     ]
+    assert sorted({int(n.split("zero_convs.")[1].split(".")[0]) for n in names if "zero_convs." in n}) == [
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    ] + [i for i in range(9, len(tiny_model.control_model.zero_convs))]
 
 
 def test_exported_convolutions_may_not_multiply_in_tf32(tiny_model: DiadModel) -> None:
@@ -135,14 +147,18 @@ def test_modules_take_any_batch(bundle: Path, batch: int) -> None:
         assert [f.shape[0] for f in modules.pretrained_model(torch.randn(batch, 3, 64, 64))] == [batch] * 3
 
 
-def test_half_storage_is_close_and_half_as_big(bundle: Path, images: list[np.ndarray], tmp_path: Path) -> None:
+def test_half_storage_is_close_and_half_as_big(
+    bundle: Path, images: list[np.ndarray], tmp_path: Path
+) -> None:
     tiny_model = random_model(preset("tiny"), seed=3)  # one of its own: its weights are rounded
     half = write_bundle(tiny_model, tmp_path / "half", storage="float16")
     assert {p.dtype for p in tiny_model.parameters()} == {torch.float32}
     assert (half / "denoiser.pt").stat().st_size < 0.6 * (bundle / "denoiser.pt").stat().st_size
     assert json.loads((half / "manifest.json").read_text())["storage"] == "float16"
     exact, rounded = (pipeline_of_bundle(b).run(images[:1])[0].score for b in (bundle, half))
-    assert DiadPipeline(tiny_model).run(images[:1])[0].score == pytest.approx(rounded, rel=1e-5)  # the golden results' yardstick
+    assert DiadPipeline(tiny_model).run(images[:1])[0].score == pytest.approx(
+        rounded, rel=1e-5
+    )  # the golden results' yardstick
     assert exact == pytest.approx(rounded, rel=2e-2)
     assert exact != rounded
 

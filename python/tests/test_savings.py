@@ -6,7 +6,12 @@ import torch
 from stage_tolerances import broken_promises
 
 from diad_reference.config import preset
-from diad_reference.export.modules import drop_unused_zero_convs, fold_context, fold_steps, with_shared_weights
+from diad_reference.export.modules import (
+    drop_unused_zero_convs,
+    fold_context,
+    fold_steps,
+    with_shared_weights,
+)
 from diad_reference.models.diad import DiadModel, random_model
 from diad_reference.pipeline import PUBLISHED_OPERATIONS, DiadPipeline, DiadResult
 
@@ -30,7 +35,10 @@ class WithoutWork(torch.nn.Module):
         super().__init__()
         self.whole, self.saving, self.config, self.schedule = model, saving, model.config, model.schedule
         self.first_stage_model, self.pretrained_model = model.first_stage_model, model.pretrained_model
-        self.unet, self.control_model = with_shared_weights(model.unet), with_shared_weights(model.control_model)
+        self.unet, self.control_model = (
+            with_shared_weights(model.unet),
+            with_shared_weights(model.control_model),
+        )
         timesteps = torch.tensor([step.timestep for step in model.schedule.steps])
         self.index = {int(t): i for i, t in enumerate(timesteps)}
         for network in (self.unet, self.control_model):
@@ -45,13 +53,18 @@ class WithoutWork(torch.nn.Module):
         context = self.whole.context.expand(len(x), -1, -1)
         folded = self.saving == "time embeddings"
         index = torch.tensor([self.index[int(timesteps[0])]])
-        emb = {name: index if folded else network.embed(timesteps) for name, network in (("unet", self.unet), ("sg", self.control_model))}
+        emb = {
+            name: index if folded else network.embed(timesteps)
+            for name, network in (("unet", self.unet), ("sg", self.control_model))
+        }
         control = self.control_model(x, hint, emb["sg"], context)
         return self.unet(x, emb["unet"], context, control, self.config.only_mid_control)
 
 
 @pytest.mark.parametrize("saved", PUBLISHED_OPERATIONS)
-def test_operation_of_the_sampler(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
+def test_operation_of_the_sampler(
+    medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str
+) -> None:
     rest = [operation for operation in PUBLISHED_OPERATIONS if operation != saved]
     saving = DiadPipeline(medium_model, as_published=rest).run(images[2:], [SEED], stages=True)[0]
     assert np.abs(saving.stages["reconstruction"] - as_published.stages["reconstruction"]).max() < 1e-4
@@ -59,13 +72,17 @@ def test_operation_of_the_sampler(medium_model: DiadModel, images: list[np.ndarr
 
 
 @pytest.mark.parametrize("saved", ["time embeddings", "context keys and values", "zero convolutions"])
-def test_work_inside_the_networks(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str) -> None:
+def test_work_inside_the_networks(
+    medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult, saved: str
+) -> None:
     pipeline = DiadPipeline(WithoutWork(medium_model, saved), as_published=["extractor twice"])
     saving = pipeline.run(images[2:], [SEED], stages=True)[0]
     assert np.abs(saving.stages["reconstruction"] - as_published.stages["reconstruction"]).max() < 1e-4
     assert broken_promises(saving.stages, as_published.stages) == {}
 
 
-def test_all_savings_together(medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult) -> None:
+def test_all_savings_together(
+    medium_model: DiadModel, images: list[np.ndarray], as_published: DiadResult
+) -> None:
     lossless = DiadPipeline(medium_model).run(images[2:], [SEED], stages=True)[0]
     assert broken_promises(lossless.stages, as_published.stages) == {}

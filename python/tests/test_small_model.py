@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from diad_reference.bundle_score import BundleModel, pipeline_of_bundle
-from diad_reference.config import LiteExtractorConfig, PatchAutoencoderConfig, ScheduleConfig, config_from_dict, preset
+from diad_reference.config import (
+    LiteExtractorConfig,
+    PatchAutoencoderConfig,
+    ScheduleConfig,
+    config_from_dict,
+    preset,
+)
 from diad_reference.export.bundle import write_bundle
 from diad_reference.models.diad import DiadModel
 from diad_reference.models.efficientnet_lite import (
@@ -24,7 +30,13 @@ from diad_reference.models.patch_autoencoder import LOG_VARIANCE, PatchAutoencod
 from diad_reference.pipeline import DiadPipeline, DiadResult
 from diad_reference.sampler import SamplerOptions, plan_sampling
 from diad_reference.schedule import Schedule, ddim_update
-from diad_reference.training.deviation import CHANGED_WEIGHT, DeviationImages, DeviationObjective, Jitter, deviation_batches
+from diad_reference.training.deviation import (
+    CHANGED_WEIGHT,
+    DeviationImages,
+    DeviationObjective,
+    Jitter,
+    deviation_batches,
+)
 from diad_reference.training.small_model import FoldedDenoiser, load_base
 
 SMALL = preset("small-tiny")
@@ -35,7 +47,9 @@ def smooth_images(count: int, size: int = 32) -> torch.Tensor:
     """Images with more energy at low frequencies, as photographs have, [N, 3, S, S]."""
     generator = torch.Generator().manual_seed(2)
     coarse = [torch.randn(count, 3, side, side, generator=generator) * side**-0.5 for side in (4, 8, 16)]
-    return torch.stack([F.interpolate(c, size=(size, size), mode="bilinear", align_corners=False) for c in coarse]).sum(0)
+    return torch.stack(
+        [F.interpolate(c, size=(size, size), mode="bilinear", align_corners=False) for c in coarse]
+    ).sum(0)
 
 
 def test_patch_autoencoder_of_all_components_is_exact() -> None:
@@ -52,12 +66,18 @@ def test_patch_autoencoder_of_all_components_is_exact() -> None:
 def test_patch_latents_have_mean_0_and_rms_1(whitening: float) -> None:
     images = smooth_images(60)
     with torch.no_grad():
-        z = fit_patches(PatchAutoencoderConfig(patch=4, channels=6, whitening=whitening), images).encode(images)[:, :6]
+        z = fit_patches(PatchAutoencoderConfig(patch=4, channels=6, whitening=whitening), images).encode(
+            images
+        )[:, :6]
     assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert z.square().mean().sqrt().item() == pytest.approx(1, abs=1e-3)
     deviations = z.std(dim=(0, 2, 3))
     # Components come in order of their variance; whitened ones are alike.
-    assert (deviations.diff() <= 1e-4).all() if whitening < 1 else torch.allclose(deviations, torch.ones(6), atol=1e-2)
+    assert (
+        (deviations.diff() <= 1e-4).all()
+        if whitening < 1
+        else torch.allclose(deviations, torch.ones(6), atol=1e-2)
+    )
 
 
 def test_patch_components_are_orthogonal() -> None:
@@ -68,7 +88,10 @@ def test_patch_components_are_orthogonal() -> None:
 
 def test_psnr_grows_with_channels_and_matches_its_definition() -> None:
     images = smooth_images(60)
-    values = [psnr(fit_patches(PatchAutoencoderConfig(patch=4, channels=c), images), images, STD) for c in (1, 4, 12, 36)]
+    values = [
+        psnr(fit_patches(PatchAutoencoderConfig(patch=4, channels=c), images), images, STD)
+        for c in (1, 4, 12, 36)
+    ]
     assert values == sorted(values) and values[-1] > values[0] + 6
     flat = PatchAutoencoder(PatchAutoencoderConfig(patch=4, channels=1))
     for parameter in flat.parameters():
@@ -127,7 +150,12 @@ def test_batch_norm_is_folded() -> None:
     load_imagenet_weights(model, state)
     x = torch.randn(1, 3, 16, 16, generator=generator)
     plain = F.conv2d(F.pad(x, (0, 1, 0, 1)), state["_conv_stem.weight"], stride=2)
-    statistics = (state["_bn0.running_mean"], state["_bn0.running_var"], state["_bn0.weight"], state["_bn0.bias"])
+    statistics = (
+        state["_bn0.running_mean"],
+        state["_bn0.running_var"],
+        state["_bn0.weight"],
+        state["_bn0.bias"],
+    )
     expected = F.batch_norm(plain, *statistics, eps=BATCH_NORM_EPS)
     with torch.no_grad():
         torch.testing.assert_close(model.stem(x), expected, atol=1e-4, rtol=1e-4)
@@ -141,7 +169,11 @@ def test_lite_feature_and_vector_shapes() -> None:
         maps = model(torch.randn(2, 3, 64, 64))
         assert [tuple(m.shape) for m in maps] == [(2, 24, 16, 16), (2, 40, 8, 8), (2, 112, 4, 4)]
         assert model.embed(maps).shape == (2, 176, 8, 8)
-        assert [m.shape[-1] for m in model(torch.randn(1, 3, 96, 96))] == [16, 8, 4]  # resized to the input size
+        assert [m.shape[-1] for m in model(torch.randn(1, 3, 96, 96))] == [
+            16,
+            8,
+            4,
+        ]  # resized to the input size
 
 
 def test_embedding_averages_neighborhoods_and_balances_channels() -> None:
@@ -201,7 +233,9 @@ def encoder() -> nn.Module:
     return encode
 
 
-def deviation_case(encoder: nn.Module) -> tuple[DeviationObjective, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+def deviation_case(
+    encoder: nn.Module,
+) -> tuple[DeviationObjective, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
     clean = smooth_images(2, 64)
     shown = clean.clone()
     shown[0, :, 8:24, 8:24] += 1.5
@@ -254,7 +288,9 @@ def test_jitter_moves_both_halves_alike() -> None:
     first, second = moved.chunk(2)
     assert torch.equal(first, second)
     assert (first - images).abs().max() > 0.05
-    still = Jitter(degrees=0, shift=0, zoom=0, light=0)(torch.cat([images, images + 1]), np.random.default_rng(1))
+    still = Jitter(degrees=0, shift=0, zoom=0, light=0)(
+        torch.cat([images, images + 1]), np.random.default_rng(1)
+    )
     assert (still - torch.cat([images, images + 1])).abs().max() < 1e-4
 
 
@@ -276,7 +312,9 @@ def test_architecture_survives_json() -> None:
         assert config_from_dict(dataclasses.asdict(config)) == config
 
 
-def test_folded_denoiser_loads_a_bundle_and_predicts_the_same(small_bundle: Path, small_model: DiadModel) -> None:
+def test_folded_denoiser_loads_a_bundle_and_predicts_the_same(
+    small_bundle: Path, small_model: DiadModel
+) -> None:
     base = load_base(small_bundle)
     x, z = torch.randn(2, 3, 64, 64), torch.randn(2, 16, 8, 8)
     bundle = BundleModel(small_bundle)
@@ -304,12 +342,18 @@ def largest_difference(a: DiadResult, b: DiadResult) -> dict[str, float]:
     return {name: float(np.abs(a.stages[name] - b.stages[name]).max()) for name in a.stages}
 
 
-def test_small_bundle_equals_the_plain_model(small_bundle: Path, small_model: DiadModel, images: list[np.ndarray]) -> None:
+def test_small_bundle_equals_the_plain_model(
+    small_bundle: Path, small_model: DiadModel, images: list[np.ndarray]
+) -> None:
     plain = DiadPipeline(small_model).run(images, stages=True)
     exported = pipeline_of_bundle(small_bundle).run(images, stages=True)
     for a, b in zip(plain, exported, strict=True):
         differences = largest_difference(a, b)
-        assert differences["x_T"] < 1e-5 and differences["step_x"] < 1e-4 and differences["reconstruction"] < 1e-4
+        assert (
+            differences["x_T"] < 1e-5
+            and differences["step_x"] < 1e-4
+            and differences["reconstruction"] < 1e-4
+        )
         assert differences["map"] < 2e-5 and b.score == pytest.approx(a.score, abs=1e-6)
     assert plain[0].stages["step_x"].shape == (1, 16, 8, 8)
     assert np.abs(plain[0].stages["x_T"] - 0.42288151**0.5 * plain[0].stages["z"]).max() < 1e-6
@@ -324,7 +368,12 @@ def test_extractor_of_a_small_bundle_embeds(small_bundle: Path, small_model: Dia
         with torch.no_grad():
             vectors = extractor.embed(extractor(x))
             assert vectors.shape == (count, 176, 8, 8)
-            torch.testing.assert_close(vectors, small_model.pretrained_model.embed(small_model.pretrained_model(x)), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                vectors,
+                small_model.pretrained_model.embed(small_model.pretrained_model(x)),
+                atol=1e-5,
+                rtol=1e-4,
+            )
 
 
 def test_residual_decoding_adds_the_decoded_change(small_bundle: Path, images: list[np.ndarray]) -> None:
@@ -343,8 +392,16 @@ def test_stored_constants_stay_float32(small_bundle: Path, tmp_path: Path, small
     # Its own model: the weights are rounded.
     model = DiadModel(SMALL)
     model.load_state_dict(small_model.state_dict())
-    half = torch.jit.load(str(write_bundle(model.eval(), tmp_path / "half", storage="float16", golden=False) / "denoiser.pt"))
+    half = torch.jit.load(
+        str(write_bundle(model.eval(), tmp_path / "half", storage="float16", golden=False) / "denoiser.pt")
+    )
     kinds = {
-        ending: {t.dtype for n, t in half.state_dict().items() if n.endswith(ending)} for ending in ("rows", "projected", "weight", "bias")
+        ending: {t.dtype for n, t in half.state_dict().items() if n.endswith(ending)}
+        for ending in ("rows", "projected", "weight", "bias")
     }
-    assert kinds == {"rows": {torch.float32}, "projected": {torch.float32}, "weight": {torch.float16}, "bias": {torch.float16}}
+    assert kinds == {
+        "rows": {torch.float32},
+        "projected": {torch.float32},
+        "weight": {torch.float16},
+        "bias": {torch.float16},
+    }

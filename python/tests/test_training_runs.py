@@ -24,8 +24,17 @@ from diad_reference.models.sg_network import SpatialFusion
 from diad_reference.training.images import Split, load_good_images
 from diad_reference.training.loop import BatchSource, LoopSettings, Surroundings, TrainingRun, fit
 from diad_reference.training.memory import MemoryCount, count_memory, memory_table, objective_of
-from diad_reference.training.objectives import AutoencoderObjective, DenoiserObjective, PublishedDenoiserObjective
-from diad_reference.training.optimizers import OPTIMIZERS, build_optimizer, optimizer_state_bytes, recompute_activations
+from diad_reference.training.objectives import (
+    AutoencoderObjective,
+    DenoiserObjective,
+    PublishedDenoiserObjective,
+)
+from diad_reference.training.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    optimizer_state_bytes,
+    recompute_activations,
+)
 from diad_reference.training.starts import model_from_stable_diffusion
 from diad_reference.training.stopping import Interrupted
 
@@ -47,7 +56,11 @@ def data(tmp_path: Path) -> Path:
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A checkpoint of Stable Diffusion's layout in miniature, with what such files carry besides."""
     model = random_model(TINY, seed=8)
-    state = {k: v for k, v in model.state_dict().items() if k.startswith(("model.diffusion_model.", "first_stage_model."))}
+    state = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.startswith(("model.diffusion_model.", "first_stage_model."))
+    }
     state |= text_tower(TINY.unet.context_dim, positions=7)
     path = tmp_path_factory.mktemp("sd") / "v1-5.ckpt"
     extra = {"model_ema.decay": torch.zeros(()), "betas": torch.zeros(1000)}
@@ -113,10 +126,19 @@ def test_fusion_gradient_whatever_the_memory_format(count: int) -> None:
 def test_published_recipe_trains_the_published_parts() -> None:
     model = random_model(TINY, seed=1)
     objective = PublishedDenoiserObjective(model)
-    got = {name for name, gradient in gradients(objective, denoiser_batch(2, True)).items() if gradient.abs().max() > 0}
+    got = {
+        name
+        for name, gradient in gradients(objective, denoiser_batch(2, True)).items()
+        if gradient.abs().max() > 0
+    }
     assert any(name.startswith("control_model.input_blocks.") for name in got)
-    assert {name.split(".")[1] for name in got if name.startswith("diffusion_model.")} == {"output_blocks", "out"}
-    assert all(p.requires_grad for name, p in objective.named_parameters() if name.startswith("diffusion_model.out"))
+    assert {name.split(".")[1] for name in got if name.startswith("diffusion_model.")} == {
+        "output_blocks",
+        "out",
+    }
+    assert all(
+        p.requires_grad for name, p in objective.named_parameters() if name.startswith("diffusion_model.out")
+    )
 
 
 def test_published_objective_is_zero_for_a_perfect_denoiser() -> None:
@@ -146,7 +168,12 @@ def test_micro_batches_add_up_to_the_batch(micro: int, tmp_path: Path) -> None:
     for size in (0, micro):
         settings = LoopSettings(steps=1, batch=6, learning_rate=1e-3, micro_batch=size, clip_norm=1e9)
         run = TrainingRun(DenoiserObjective(random_model(TINY, seed=1)), settings, tmp_path / "x.pt", "x")
-        runs.append((run.step(batch, 0), {name: p.grad for name, p in run.objective.named_parameters() if p.grad is not None}))
+        runs.append(
+            (
+                run.step(batch, 0),
+                {name: p.grad for name, p in run.objective.named_parameters() if p.grad is not None},
+            )
+        )
     (whole_metrics, whole), (metrics, parts) = runs
     assert metrics == pytest.approx(whole_metrics, rel=1e-4)
     assert whole.keys() == parts.keys() and len(whole) > 20
@@ -159,8 +186,12 @@ def test_bfloat16_step_is_near_the_float32_one(tmp_path: Path) -> None:
     losses, kinds = [], []
     for precision in ("float32", "bfloat16"):
         settings = LoopSettings(steps=1, batch=2, learning_rate=1e-3, precision=precision, recompute=True)
-        run = TrainingRun(PublishedDenoiserObjective(random_model(TINY, seed=1)), settings, tmp_path / "x.pt", "x")
-        run.objective.diffusion_model.out[2].register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+        run = TrainingRun(
+            PublishedDenoiserObjective(random_model(TINY, seed=1)), settings, tmp_path / "x.pt", "x"
+        )
+        run.objective.diffusion_model.out[2].register_forward_hook(
+            lambda module, inputs, output: kinds.append(output.dtype)
+        )
         losses.append(run.step(denoiser_batch(2, published=True), 0)["loss"])
         assert all(p.dtype == torch.float32 for p in run.trainable)
     assert kinds == [torch.float32, torch.bfloat16]
@@ -171,9 +202,18 @@ def test_bfloat16_step_is_near_the_float32_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("optimizer", "ema"), [("adamw", 0.9), ("adafactor", 0.0)])
 def test_interrupted_run_resumes_to_the_same_weights(optimizer: str, ema: float, tmp_path: Path) -> None:
     settings = LoopSettings(
-        steps=4, batch=4, learning_rate=1e-3, warmup_steps=1, optimizer=optimizer, ema_decay=ema, micro_batch=2, recompute=True
+        steps=4,
+        batch=4,
+        learning_rate=1e-3,
+        warmup_steps=1,
+        optimizer=optimizer,
+        ema_decay=ema,
+        micro_batch=2,
+        recompute=True,
     )
-    whole = fit(DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "whole.pt", "x")
+    whole = fit(
+        DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "whole.pt", "x"
+    )
     usual = signal.getsignal(signal.SIGINT)
 
     def interrupted(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
@@ -185,7 +225,9 @@ def test_interrupted_run_resumes_to_the_same_weights(optimizer: str, ema: float,
     with pytest.raises(Interrupted, match="stopped after 2 steps; the same command resumes there"):
         fit(DenoiserObjective(random_model(TINY, seed=1)), interrupted, settings, tmp_path / "cut.pt", "x")
     assert signal.getsignal(signal.SIGINT) is usual
-    resumed = fit(DenoiserObjective(random_model(TINY, seed=9)), tiny_source(), settings, tmp_path / "cut.pt", "x")
+    resumed = fit(
+        DenoiserObjective(random_model(TINY, seed=9)), tiny_source(), settings, tmp_path / "cut.pt", "x"
+    )
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     other = dataclasses.replace(settings, optimizer="adamw" if optimizer == "adafactor" else "adafactor")
@@ -194,10 +236,25 @@ def test_interrupted_run_resumes_to_the_same_weights(optimizer: str, ema: float,
 
 
 def test_validation_uses_the_averages_and_does_not_change_training(tmp_path: Path) -> None:
-    settings = LoopSettings(steps=4, batch=4, learning_rate=1e-3, warmup_steps=1, validate_every=2, validation_batches=1, ema_decay=0.5)
-    plain = fit(DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "a.pt", "x")
+    settings = LoopSettings(
+        steps=4,
+        batch=4,
+        learning_rate=1e-3,
+        warmup_steps=1,
+        validate_every=2,
+        validation_batches=1,
+        ema_decay=0.5,
+    )
+    plain = fit(
+        DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "a.pt", "x"
+    )
     validated = fit(
-        DenoiserObjective(random_model(TINY, seed=1)), tiny_source(), settings, tmp_path / "b.pt", "x", Surroundings(tiny_source())
+        DenoiserObjective(random_model(TINY, seed=1)),
+        tiny_source(),
+        settings,
+        tmp_path / "b.pt",
+        "x",
+        Surroundings(tiny_source()),
     )
     for name, value in plain.state_dict().items():
         assert torch.equal(value, validated.state_dict()[name]), name
@@ -205,23 +262,32 @@ def test_validation_uses_the_averages_and_does_not_change_training(tmp_path: Pat
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert len(losses) == 2
     with torch.no_grad():  # `fit` leaves the averages in the objective
-        assert losses[-1] == pytest.approx(validated(*tiny_source()(np.random.default_rng(0), 4, 0))[0].item(), rel=1e-5)
+        assert losses[-1] == pytest.approx(
+            validated(*tiny_source()(np.random.default_rng(0), 4, 0))[0].item(), rel=1e-5
+        )
 
 
 def test_split_is_disjoint_and_stable_when_images_are_added(data: Path) -> None:
     split = Split(0.25, seed=3)
-    trained, held = load_good_images(data, 32, split=split), load_good_images(data, 32, split=split, held_out=True)
+    trained, held = (
+        load_good_images(data, 32, split=split),
+        load_good_images(data, 32, split=split, held_out=True),
+    )
     assert (len(trained.files), len(held.files)) == (16, 4)  # a quarter of ten, rounded down, of each class
     assert not set(trained.files) & set(held.files)
     assert {Path(f).parts[0] for f in held.files} == {"bolt", "weave"}
     assert load_good_images(data, 32, split=Split(0.25, seed=4), held_out=True).files != held.files
-    (data / "bolt" / "train" / "good" / "zzz.png").write_bytes((data / "bolt" / "train" / "good" / "000.png").read_bytes())
+    (data / "bolt" / "train" / "good" / "zzz.png").write_bytes(
+        (data / "bolt" / "train" / "good" / "000.png").read_bytes()
+    )
     more = load_good_images(data, 32, split=split, held_out=True)
     assert len(set(more.files) & set(held.files)) >= 3
     assert len(load_good_images(data, 32, held_out=True).files) == 0
 
 
-def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_builds_a_model_from_stable_diffusion(
+    stable_diffusion: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
     path, state = stable_diffusion
     resnet = ResNetFeatures(ExtractorConfig(block="basic", layers=(1, 1, 1), stem_width=8))
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
@@ -230,7 +296,11 @@ def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict
     for key, value in state.items():
         if not key.startswith("cond_stage_model."):
             assert torch.equal(own[key], value), key
-    for part in ("input_blocks.1.0.in_layers.2.weight", "middle_block.0.out_layers.3.bias", "time_embed.0.weight"):
+    for part in (
+        "input_blocks.1.0.in_layers.2.weight",
+        "middle_block.0.out_layers.3.bias",
+        "time_embed.0.weight",
+    ):
         assert torch.equal(own[f"control_model.{part}"], state[f"model.diffusion_model.{part}"])
     assert torch.equal(model.context, empty_prompt_context(state))
     assert model.config.extractor.block == "basic"
@@ -238,22 +308,38 @@ def test_builds_a_model_from_stable_diffusion(stable_diffusion: tuple[Path, dict
     # Silent control: the model denoises as Stable Diffusion does until it is trained.
     x, image, *_ = denoiser_batch(1)
     with torch.no_grad():
-        control = model.control_model(x, model.control_model.guide(image), model.control_model.embed(torch.tensor([5])), model.context)
+        control = model.control_model(
+            x, model.control_model.guide(image), model.control_model.embed(torch.tensor([5])), model.context
+        )
     assert all(c.abs().max() == 0 for c in control)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda s: s.pop("model.diffusion_model.out.2.bias"), r"1 missing: model\.diffusion_model\.out\.2\.bias"),
-        (lambda s: s.update({"model.diffusion_model.label_emb.weight": torch.zeros(1)}), r"1 unexpected: .*label_emb"),
-        (lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(3)}), r"of another shape: first_stage_model"),
+        (
+            lambda s: s.pop("model.diffusion_model.out.2.bias"),
+            r"1 missing: model\.diffusion_model\.out\.2\.bias",
+        ),
+        (
+            lambda s: s.update({"model.diffusion_model.label_emb.weight": torch.zeros(1)}),
+            r"1 unexpected: .*label_emb",
+        ),
+        (
+            lambda s: s.update({"first_stage_model.quant_conv.bias": torch.zeros(3)}),
+            r"of another shape: first_stage_model",
+        ),
         (lambda s: s.update({"control_model.x": torch.zeros(1)}), "whole DiAD model already"),
-        (lambda s: s.update({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}), "diffusers' key names"),
+        (
+            lambda s: s.update({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}),
+            "diffusers' key names",
+        ),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("cond_stage_model.")], "no text encoder"),
     ],
 )
-def test_rejects_other_checkpoints(stable_diffusion: tuple[Path, dict], edit: object, message: str, tmp_path: Path) -> None:
+def test_rejects_other_checkpoints(
+    stable_diffusion: tuple[Path, dict], edit: object, message: str, tmp_path: Path
+) -> None:
     state = dict(stable_diffusion[1])
     edit(state)
     torch.save(state, tmp_path / "other.ckpt")
@@ -262,19 +348,52 @@ def test_rejects_other_checkpoints(stable_diffusion: tuple[Path, dict], edit: ob
 
 
 def test_from_stable_diffusion_to_a_bundle(
-    data: Path, stable_diffusion: tuple[Path, dict], resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    stable_diffusion: tuple[Path, dict],
+    resnet_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ["train-published", "all", "--data", str(data), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
-    command += ["--stable-diffusion", str(stable_diffusion[0]), "--extractor", str(resnet_file), "--steps", "1", "--batch", "2"]
+    command = [
+        "train-published",
+        "all",
+        "--data",
+        str(data),
+        "--run",
+        str(tmp_path / "run"),
+        "--out",
+        str(tmp_path / "bundle"),
+    ]
+    command += [
+        "--stable-diffusion",
+        str(stable_diffusion[0]),
+        "--extractor",
+        str(resnet_file),
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+    ]
     command += ["--config", "tiny"]
     command += ["--micro-batch", "1", "--recompute", "--storage", "float32", "--json"]
     assert main(command) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [e["stage"] for e in events if e["event"] == "stage" and e["state"] == "started"] == ["autoencoder", "denoiser"]
+    assert [e["stage"] for e in events if e["event"] == "stage" and e["state"] == "started"] == [
+        "autoencoder",
+        "denoiser",
+    ]
     assert {e["stage"] for e in events if e["event"] == "validation"} == {"autoencoder", "denoiser"}
-    assert events[-1] == {"event": "written", "path": str(tmp_path / "bundle"), "text": str(tmp_path / "bundle")}
+    assert events[-1] == {
+        "event": "written",
+        "path": str(tmp_path / "bundle"),
+        "text": str(tmp_path / "bundle"),
+    }
     model = load_checkpoint(tmp_path / "run" / "model.pt")
-    changed = {k for k, v in stable_diffusion[1].items() if k in model.state_dict() and not torch.equal(v, model.state_dict()[k])}
+    changed = {
+        k
+        for k, v in stable_diffusion[1].items()
+        if k in model.state_dict() and not torch.equal(v, model.state_dict()[k])
+    }
     assert {k.split(".")[2] for k in changed if k.startswith("model.")} == {"output_blocks", "out"}
     assert any(k.startswith("first_stage_model.encoder") for k in changed)
     assert model.config.scale_factor == 0.18215
@@ -295,7 +414,12 @@ def test_optimizer_state_bytes_are_exact() -> None:
         for p in trained:
             p.grad = torch.ones_like(p)
         optimizer.step()
-        held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t))
+        held = sum(
+            t.numel() * t.element_size()
+            for state in optimizer.state.values()
+            for t in state.values()
+            if torch.is_tensor(t)
+        )
         assert optimizer_state_bytes(name, trained) == held, name
 
 
@@ -305,7 +429,9 @@ def test_memory_of_the_published_size_matches_the_guide() -> None:
     count = count_memory(objective, "adafactor", averages=False, bfloat16=True)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     assert count.gradients == 4 * trained and count.autocast == 2 * trained
-    assert count.total < 16 * 2**30  # a third of 24 GiB is left for activations, the allocator and CUDA itself
+    assert (
+        count.total < 16 * 2**30
+    )  # a third of 24 GiB is left for activations, the allocator and CUDA itself
     assert count_memory(objective, "adamw", True, True) == MemoryCount(
         count.weights,
         4 * trained,

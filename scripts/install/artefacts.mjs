@@ -13,7 +13,9 @@ export const image = path.join(root, 'examples', 'gear-missing_part.png');
 
 /** The LibTorch minor of this machine's build. */
 export function builtMinor() {
-  const engine = readdirSync(path.join(root, 'build', 'Release')).map((name) => /^libdiad_engine-torch([\d.]+)\.so$/.exec(name)?.[1]);
+  const engine = readdirSync(path.join(root, 'build', 'Release')).map(
+    (name) => /^libdiad_engine-torch([\d.]+)\.so$/.exec(name)?.[1],
+  );
   return engine.find((minor) => minor !== undefined);
 }
 
@@ -23,7 +25,10 @@ export function packDiad({ reuseBuild }) {
   script('check-prebuilds.mjs', '--libtorch', builtMinor());
   const folder = path.join(work, 'tarballs');
   mkdirSync(folder, { recursive: true });
-  const packed = execFileSync('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', folder], { cwd: root, encoding: 'utf8' });
+  const packed = execFileSync('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', folder], {
+    cwd: root,
+    encoding: 'utf8',
+  });
   const [{ filename, size, unpackedSize, files }] = JSON.parse(packed);
   const tarball = path.join(folder, path.basename(filename));
   script('check-prebuilds.mjs', '--libtorch', builtMinor(), '--tarball', tarball);
@@ -34,7 +39,9 @@ export function packDiad({ reuseBuild }) {
 export function packLibTorch({ quick }) {
   const out = path.join(root, 'out', 'libtorch');
   const stamp = path.join(out, 'stamp');
-  const sources = ['scripts/pack-libtorch.mjs', 'package.json'].map((file) => readFileSync(path.join(root, file)));
+  const sources = ['scripts/pack-libtorch.mjs', 'package.json'].map((file) =>
+    readFileSync(path.join(root, file)),
+  );
   const current = createHash('sha256')
     .update(sources[0])
     .update(JSON.parse(sources[1]).diad.libtorch.join())
@@ -62,7 +69,14 @@ export function nodes(versions) {
   const folder = path.join(work, 'nodes');
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-  const specifications = versions.map((version) => `node-${version}@npm:node-${process.platform}-${process.arch}@${version}`);
-  execFileSync('npm', ['install', '--no-audit', '--no-fund', '--loglevel', 'error', ...specifications], { cwd: folder, stdio: 'inherit' });
-  return new Map(versions.map((version) => [version, path.join(folder, 'node_modules', `node-${version}`, 'bin', 'node')]));
+  const specifications = versions.map(
+    (version) => `node-${version}@npm:node-${process.platform}-${process.arch}@${version}`,
+  );
+  execFileSync('npm', ['install', '--no-audit', '--no-fund', '--loglevel', 'error', ...specifications], {
+    cwd: folder,
+    stdio: 'inherit',
+  });
+  return new Map(
+    versions.map((version) => [version, path.join(folder, 'node_modules', `node-${version}`, 'bin', 'node')]),
+  );
 }

@@ -24,8 +24,12 @@ export function npmOffline({ env, diad, libtorch, golden }) {
   const folder = project('npm');
   npm(['install', '--offline', ...cache, diad.tarball, libtorch], { cwd: folder, env });
   const { scripts = {} } = installedManifest(folder, 'diad');
-  for (const name of ['preinstall', 'install', 'postinstall']) assert(scripts[name] === undefined, `diad has an ${name} script`);
-  assert(!existsSync(path.join(folder, 'node_modules', 'diad', 'binding.gyp')), 'binding.gyp would make pnpm and yarn compile');
+  for (const name of ['preinstall', 'install', 'postinstall'])
+    assert(scripts[name] === undefined, `diad has an ${name} script`);
+  assert(
+    !existsSync(path.join(folder, 'node_modules', 'diad', 'binding.gyp')),
+    'binding.gyp would make pnpm and yarn compile',
+  );
   const result = scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image });
   expectScore(result, golden);
   assert(/^the package @diad\/libtorch-/.test(result.source), `LibTorch came from ${result.source}`);
@@ -46,7 +50,8 @@ export function everyWayIn(node, folder, { env, golden }) {
 export function withoutLibTorch({ env, diad }) {
   const folder = project('bare');
   npm(['install', '--offline', ...cache, diad.tarball], { cwd: folder, env });
-  const source = "import('diad').then(({ Diad }) => Diad.load()).catch((error) => { console.log(error.code, error.message); });";
+  const source =
+    "import('diad').then(({ Diad }) => Diad.load()).catch((error) => { console.log(error.code, error.message); });";
   const { stdout } = run(process.execPath, ['-e', source], { cwd: folder, env });
   assert(stdout.startsWith('ERR_DIAD_LIBTORCH_NOT_FOUND'), stdout);
   for (const expected of ['npx diad libtorch install', 'npm install @diad/libtorch-', 'DIAD_LIBTORCH']) {
@@ -64,10 +69,14 @@ export function withoutLibTorch({ env, diad }) {
 /** Types under node16 and bundler, checked as they are shipped. */
 export function types({ diad }, folder) {
   const compile = (...options) =>
-    run(localBin('tsc'), ['--noEmit', '--strict', '--target', 'es2022', '--types', 'node', ...options, 'types.ts'], {
-      cwd: folder,
-      env: process.env,
-    });
+    run(
+      localBin('tsc'),
+      ['--noEmit', '--strict', '--target', 'es2022', '--types', 'node', ...options, 'types.ts'],
+      {
+        cwd: folder,
+        env: process.env,
+      },
+    );
   writeFileSync(
     path.join(folder, 'package.json'),
     JSON.stringify({ ...JSON.parse(readFileSync(path.join(folder, 'package.json'))), type: 'module' }),
@@ -77,7 +86,10 @@ export function types({ diad }, folder) {
   compile('--module', 'nodenext', '--moduleResolution', 'nodenext', ...typeRoots);
   compile('--module', 'esnext', '--moduleResolution', 'bundler', ...typeRoots);
   // attw: an ES module only package; CommonJS gets it by require(), which Node 20.19 and newer do.
-  run(localBin('attw'), [diad.tarball, '--profile', 'esm-only', '--no-emoji'], { cwd: folder, env: process.env });
+  run(localBin('attw'), [diad.tarball, '--profile', 'esm-only', '--no-emoji'], {
+    cwd: folder,
+    env: process.env,
+  });
   run(localBin('publint'), ['run', diad.tarball, '--strict'], { cwd: folder, env: process.env });
 }
 
@@ -99,16 +111,24 @@ export function fetchTools({ env }) {
   const folder = path.join(work, 'tools');
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-  npm(['install', '--ignore-scripts', ...cache, 'pnpm@10', 'yarn@1', '@yarnpkg/cli-dist@4'], { cwd: folder, env });
+  npm(['install', '--ignore-scripts', ...cache, 'pnpm@10', 'yarn@1', '@yarnpkg/cli-dist@4'], {
+    cwd: folder,
+    env,
+  });
 }
 
 const file = (tarball) => `file:${tarball}`;
 
 /** pnpm: a package sees only what it declares. */
 export function pnpm({ env, diad, libtorch, golden }) {
-  const folder = project('pnpm', { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
+  const folder = project('pnpm', {
+    dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) },
+  });
   const store = ['--store-dir', path.join(work, 'pnpm-store')];
-  run(process.execPath, [tool('pnpm'), 'install', '--reporter', 'append-only', ...store], { cwd: folder, env });
+  run(process.execPath, [tool('pnpm'), 'install', '--reporter', 'append-only', ...store], {
+    cwd: folder,
+    env,
+  });
   assert(readdirSync(path.join(folder, 'node_modules')).includes('.pnpm'), 'this is not the layout of pnpm');
   expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env, image }), golden);
 }
@@ -120,8 +140,13 @@ export function pnpm({ env, diad, libtorch, golden }) {
 export function yarnClassic({ env, diad, libtorch, golden }, node22) {
   const yarnCache = ['--cache-folder', path.join(work, 'yarn-cache')];
   const install = (name, node, ...options) => {
-    const folder = project(name, { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
-    run(node, [tool('yarn'), 'install', '--non-interactive', '--no-progress', ...yarnCache, ...options], { cwd: folder, env });
+    const folder = project(name, {
+      dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) },
+    });
+    run(node, [tool('yarn'), 'install', '--non-interactive', '--no-progress', ...yarnCache, ...options], {
+      cwd: folder,
+      env,
+    });
     expectScore(scoreWith(node, 'score.mjs', { cwd: folder, env, image }), golden);
   };
   install('yarn1', node22);
@@ -130,8 +155,16 @@ export function yarnClassic({ env, diad, libtorch, golden }, node22) {
 
 /** Yarn 4 with Plug'n'Play: no node_modules; packages with native files are unplugged. */
 export function yarnPnp({ env, diad, libtorch, golden }) {
-  const folder = project('yarn4', { dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) } });
-  const settings = ['nodeLinker: pnp', 'enableTelemetry: false', 'enableGlobalCache: false', 'compressionLevel: 0', 'enableScripts: false'];
+  const folder = project('yarn4', {
+    dependencies: { diad: file(diad.tarball), [libtorchName()]: file(libtorch) },
+  });
+  const settings = [
+    'nodeLinker: pnp',
+    'enableTelemetry: false',
+    'enableGlobalCache: false',
+    'compressionLevel: 0',
+    'enableScripts: false',
+  ];
   writeFileSync(path.join(folder, '.yarnrc.yml'), `${[...settings, ...registrySettings()].join('\n')}\n`);
   writeFileSync(path.join(folder, 'yarn.lock'), '');
   run(process.execPath, [tool('@yarnpkg/cli-dist'), 'install'], { cwd: folder, env });
@@ -155,10 +188,17 @@ export function sourceBuild({ env, diad, libtorchFolder, golden }) {
   const folder = project('source');
   npm(['install', ...cache, diad.tarball, 'node-addon-api@8', 'node-api-headers@1'], { cwd: folder, env });
   const build = path.join(folder, 'node_modules', 'diad', 'scripts', 'build-native.mjs');
-  run(process.execPath, [build, '--libtorch', libtorchFolder], { cwd: folder, env: process.env, timeout: 3_600_000 });
+  run(process.execPath, [build, '--libtorch', libtorchFolder], {
+    cwd: folder,
+    env: process.env,
+    timeout: 3_600_000,
+  });
   const withLibTorch = { ...env, DIAD_LIBTORCH: libtorchFolder };
   expectScore(scoreWith(process.execPath, 'score.mjs', { cwd: folder, env: withLibTorch, image }), golden);
-  assert(existsSync(path.join(folder, 'node_modules', 'diad', 'build', 'Release', 'diad.node')), 'nothing was built');
+  assert(
+    existsSync(path.join(folder, 'node_modules', 'diad', 'build', 'Release', 'diad.node')),
+    'nothing was built',
+  );
 }
 
 function libtorchName() {

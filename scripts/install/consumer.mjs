@@ -28,7 +28,8 @@ function onlyNodeAndNpm() {
  */
 export function cleanEnvironment() {
   const bin = onlyNodeAndNpm();
-  const kept = /^(HOME|LANG|LC_\w+|TMPDIR|npm_config_\w+|NPM_CONFIG_\w+|NODE_EXTRA_CA_CERTS|SSL_CERT_\w+|https?_proxy|no_proxy)$/i;
+  const kept =
+    /^(HOME|LANG|LC_\w+|TMPDIR|npm_config_\w+|NPM_CONFIG_\w+|NODE_EXTRA_CA_CERTS|SSL_CERT_\w+|https?_proxy|no_proxy)$/i;
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => kept.test(name)));
   return { ...env, PATH: bin, XDG_CACHE_HOME: path.join(work, 'empty-cache') };
 }
@@ -48,7 +49,13 @@ export function project(name, packageJson = {}) {
 
 /** Runs a program to its end; throws with what it printed when it fails. */
 export function run(command, args, { cwd, env, timeout = 1_800_000 }) {
-  const { status, signal, stdout, stderr, error } = spawnSync(command, args, { cwd, env, encoding: 'utf8', timeout, maxBuffer: 1 << 28 });
+  const { status, signal, stdout, stderr, error } = spawnSync(command, args, {
+    cwd,
+    env,
+    encoding: 'utf8',
+    timeout,
+    maxBuffer: 1 << 28,
+  });
   if (error) throw error;
   if (status !== 0) {
     throw new Error(

@@ -7,5 +7,7 @@ Diad.load().then(async (diad) => {
   const { score } = await diad.score(readFileSync(process.argv[2]));
   const { libtorch } = diad.info;
   await diad.close();
-  process.stdout.write(`${JSON.stringify({ score, node: process.versions.node, source: libtorch.source })}\n`);
+  process.stdout.write(
+    `${JSON.stringify({ score, node: process.versions.node, source: libtorch.source })}\n`,
+  );
 });

@@ -1,6 +1,14 @@
 // Uses the package's types as a consumer would; compiled under several module resolutions, never run.
 import { readFile } from 'node:fs/promises';
-import { Diad, DiadError, type DiadErrorCode, type DiadInfo, type ImageInput, type LoadOptions, type ScoreResult } from 'diad';
+import {
+  Diad,
+  DiadError,
+  type DiadErrorCode,
+  type DiadInfo,
+  type ImageInput,
+  type LoadOptions,
+  type ScoreResult,
+} from 'diad';
 
 const options: LoadOptions = { device: 'cpu', precision: 'float32', maxBatch: 4 };
 
@@ -10,7 +18,8 @@ export async function scoreFile(file: string): Promise<number> {
   const result: ScoreResult = await diad.score(image, { seed: 3n, signal: AbortSignal.timeout(1000) });
   const info: DiadInfo = diad.info;
   const values: Float32Array = result.map.data;
-  for await (const { score } of diad.scoreMany([image])) if (score > info.bundle.imageSize) throw new Error('unlikely');
+  for await (const { score } of diad.scoreMany([image]))
+    if (score > info.bundle.imageSize) throw new Error('unlikely');
   await diad.close();
   return result.score + values.length;
 }

@@ -19,7 +19,9 @@ function scoreInWorker(file) {
     const worker = new Worker(fileURLToPath(import.meta.url), { workerData: file });
     worker.once('message', (message) => (answer = message));
     worker.once('error', reject);
-    worker.once('exit', (code) => (code === 0 ? resolve(answer) : reject(new Error(`worker ended with ${code}`))));
+    worker.once('exit', (code) =>
+      code === 0 ? resolve(answer) : reject(new Error(`worker ended with ${code}`)),
+    );
   });
 }
 

@@ -1,4 +1,4 @@
-// The C interface over Model: plain structs in and out, no exception leaves.
+// The C interface on top of Model: plain structs in and out, no exceptions.
 #include <atomic>
 #include <limits>
 #include <memory>
@@ -32,10 +32,10 @@ using diad::ImageResult;
 using diad::Outcome;
 namespace code = diad::code;
 
-// The last failure of each thread. Never destroyed before the thread's last call: trivially small, owned by the thread.
+// Last failure of each thread. Thread-local, so it lives until the thread's last call.
 thread_local Failure last_failure{nullptr, {}};
 
-// Runs `body`; a failure is remembered for diad_engine_last_error.
+// Runs `body` and stores a failure for diad_engine_last_error.
 template <typename Body>
 int32_t guarded(Body&& body) noexcept {
   try {
@@ -47,7 +47,7 @@ int32_t guarded(Body&& body) noexcept {
   }
 }
 
-// A diad_result with everything it points to.
+// A diad_result that owns everything it points to.
 struct OwnedResult : diad_result {
   OwnedResult() : diad_result{} {}
 
@@ -63,7 +63,8 @@ struct OwnedResult : diad_result {
     diad_result::map = image.map.empty() ? nullptr : image.map.data();
     diad_result::reconstruction = image.reconstruction.empty() ? nullptr : image.reconstruction.data();
     for (const diad::Stage& stage : image.stages) {
-      stage_views.push_back({stage.name.c_str(), stage.shape.data(), static_cast<int32_t>(stage.shape.size()), stage.values.data()});
+      stage_views.push_back({stage.name.c_str(), stage.shape.data(), static_cast<int32_t>(stage.shape.size()),
+                             stage.values.data()});
     }
     diad_result::stages = stage_views.data();
     stage_count = static_cast<int32_t>(stage_views.size());
@@ -82,7 +83,7 @@ struct OwnedResult : diad_result {
   std::vector<diad_stage> stage_views;
 };
 
-// A diad_unseen_scores with everything it points to.
+// A diad_unseen_scores that owns everything it points to.
 class OwnedScores {
  public:
   explicit OwnedScores(const std::vector<diad::UnseenScore>& of_images) {
@@ -96,7 +97,12 @@ class OwnedScores {
   }
 
   [[nodiscard]] diad_unseen_scores view() const {
-    return {static_cast<int64_t>(indices_.size()), indices_.data(), scores_.data(), reconstruction_.data(), memory_.data(), peaks_.data()};
+    return {static_cast<int64_t>(indices_.size()),
+            indices_.data(),
+            scores_.data(),
+            reconstruction_.data(),
+            memory_.data(),
+            peaks_.data()};
   }
 
  private:
@@ -104,7 +110,7 @@ class OwnedScores {
   std::vector<double> scores_, reconstruction_, memory_, peaks_;
 };
 
-// A diad_calibration with everything it points to.
+// A diad_calibration that owns everything it points to.
 struct OwnedCalibration : diad_calibration {
   explicit OwnedCalibration(diad::Calibration calibration)
       : diad_calibration{}, bytes(std::move(calibration.normality)), scores(calibration.images) {
@@ -121,19 +127,24 @@ diad::CalibrationSink sink_of(const diad_request& request) {
   if (request.calibrator == nullptr) return {};
   if (request.image_index < 0 || request.image_index > std::numeric_limits<uint32_t>::max()) {
     throw EngineError(code::kInvalidArgument,
-                      "Expected an index from 0 to 2^32 - 1 for a calibration image but received " + std::to_string(request.image_index));
+                      "Expected an index from 0 to 2^32 - 1 for a calibration image but received " +
+                          std::to_string(request.image_index));
   }
-  return {request.calibrator->calibrator, request.image_index, {request.in_memory != 0, request.in_statistics != 0}};
+  return {request.calibrator->calibrator,
+          request.image_index,
+          {request.in_memory != 0, request.in_statistics != 0}};
 }
 
 constexpr uint32_t kLargestSide = 1 << 20;  // pixels
 
 diad::Frame copy_frame(const diad_request& request) {
   const bool channels_fit = request.channels == 1 || request.channels == 3 || request.channels == 4;
-  if (request.width == 0 || request.height == 0 || request.width > kLargestSide || request.height > kLargestSide || !channels_fit) {
-    throw EngineError(code::kInvalidArgument, "Expected a frame of at least 1 x 1 with 1, 3 or 4 channels but received " +
-                                                  std::to_string(request.width) + " x " + std::to_string(request.height) + " with " +
-                                                  std::to_string(request.channels));
+  if (request.width == 0 || request.height == 0 || request.width > kLargestSide ||
+      request.height > kLargestSide || !channels_fit) {
+    throw EngineError(code::kInvalidArgument,
+                      "Expected a frame of at least 1 x 1 with 1, 3 or 4 channels but received " +
+                          std::to_string(request.width) + " x " + std::to_string(request.height) + " with " +
+                          std::to_string(request.channels));
   }
   const size_t bytes = static_cast<size_t>(request.width) * request.height * request.channels;
   return {{request.pixels, request.pixels + bytes}, request.width, request.height, request.channels};
@@ -141,8 +152,8 @@ diad::Frame copy_frame(const diad_request& request) {
 
 int require_at_least(const char* name, int32_t value, int32_t low) {
   if (value < low) {
-    throw EngineError(code::kInvalidArgument,
-                      "Expected at least " + std::to_string(low) + " for " + name + " but received " + std::to_string(value));
+    throw EngineError(code::kInvalidArgument, "Expected at least " + std::to_string(low) + " for " + name +
+                                                  " but received " + std::to_string(value));
   }
   return value;
 }
@@ -150,12 +161,12 @@ int require_at_least(const char* name, int32_t value, int32_t low) {
 std::vector<int64_t> preferred_batches(const diad_load_options& options) {
   std::vector<int64_t> sizes;
   for (int32_t i = 0; i < options.preferred_count; ++i) {
-    sizes.push_back(
-        require_at_least("preferredBatches", options.preferred_batches[i], sizes.empty() ? 1 : static_cast<int32_t>(sizes.back())));
+    sizes.push_back(require_at_least("preferredBatches", options.preferred_batches[i],
+                                     sizes.empty() ? 1 : static_cast<int32_t>(sizes.back())));
   }
   if (!sizes.empty() && sizes.back() > options.max_batch) {
-    throw EngineError(code::kInvalidArgument,
-                      "Expected at most maxBatch for preferredBatches but received " + std::to_string(sizes.back()));
+    throw EngineError(code::kInvalidArgument, "Expected at most maxBatch for preferredBatches but received " +
+                                                  std::to_string(sizes.back()));
   }
   return sizes;
 }
@@ -180,7 +191,8 @@ int32_t diad_engine_load(const char* bundle, const diad_load_options* options, d
     load.precision = options->precision;
     load.threads = require_at_least("threads", options->threads, 0);
     load.queue.max_batch = require_at_least("maxBatch", options->max_batch, 1);
-    load.queue.max_delay = std::chrono::milliseconds(require_at_least("maxDelayMs", options->max_delay_ms, 0));
+    load.queue.max_delay =
+        std::chrono::milliseconds(require_at_least("maxDelayMs", options->max_delay_ms, 0));
     load.queue.queue_limit = require_at_least("queueLimit", options->queue_limit, 1);
     load.queue.preferred = preferred_batches(*options);
     load.verify = options->verify != 0;
@@ -199,15 +211,17 @@ int32_t diad_engine_submit(diad_engine* engine, const diad_request* request, uin
     diad::Submission submission;
     submission.frame = copy_frame(*request);
     submission.seed = request->seed;
-    submission.wanted = {request->want_map != 0, request->want_reconstruction != 0, request->want_stages != 0};
+    submission.wanted = {request->want_map != 0, request->want_reconstruction != 0,
+                         request->want_stages != 0};
     if (request->class_name != nullptr) submission.class_name = request->class_name;
     submission.calibration = sink_of(*request);
     submission.timeout = std::chrono::milliseconds(request->timeout_ms);
     submission.priority = request->priority;
     submission.session = engine->session;
-    // There beforehand: whatever happens, somebody waits to be told.
+    // Preallocated so that out-of-memory can still be reported.
     submission.done = [done = request->done, user = request->user,
-                       place = std::make_shared<std::unique_ptr<OwnedResult>>(std::make_unique<OwnedResult>())](Outcome outcome) {
+                       place = std::make_shared<std::unique_ptr<OwnedResult>>(
+                           std::make_unique<OwnedResult>())](Outcome outcome) {
       std::unique_ptr<OwnedResult> result = std::move(*place);
       try {
         result->set(std::move(outcome));
@@ -234,8 +248,9 @@ int32_t diad_engine_cancel(diad_engine* engine, uint64_t id) {
 void diad_engine_stats(diad_engine* engine, diad_stats* stats) {
   diad::BatcherStats s{};
   static_cast<void>(guarded([&] { s = engine->model->queue().stats(); }));
-  *stats = {s.queued,       s.running,      s.completed,     s.failed,         s.cancelled,      s.batches,        s.mean_batch,
-            s.queue_ms.p50, s.queue_ms.p99, s.queue_ms.mean, s.compute_ms.p50, s.compute_ms.p99, s.compute_ms.mean};
+  *stats = {s.queued,         s.running,        s.completed,      s.failed,       s.cancelled,
+            s.batches,        s.mean_batch,     s.queue_ms.p50,   s.queue_ms.p99, s.queue_ms.mean,
+            s.compute_ms.p50, s.compute_ms.p99, s.compute_ms.mean};
 }
 
 void diad_engine_close(diad_engine* engine) {
@@ -246,19 +261,24 @@ void diad_engine_close(diad_engine* engine) {
 void diad_engine_result_free(diad_result* result) { delete static_cast<OwnedResult*>(result); }
 
 int32_t diad_calibrator_new(diad_engine* engine, diad_calibrator** calibrator) {
-  return guarded(
-      [&] { *calibrator = new diad_calibrator{std::make_shared<diad::Calibrator>(engine->model->manifest(), engine->model->threads())}; });
+  return guarded([&] {
+    *calibrator = new diad_calibrator{
+        std::make_shared<diad::Calibrator>(engine->model->manifest(), engine->model->threads())};
+  });
 }
 
 int32_t diad_calibrator_finish(diad_calibrator* calibrator, int32_t (*is_cancelled)(void* user), void* user,
                                diad_calibration** calibration) {
   return guarded([&] {
-    const diad::CancellationScope scope([is_cancelled, user] { return is_cancelled != nullptr && is_cancelled(user) != 0; });
+    const diad::CancellationScope scope(
+        [is_cancelled, user] { return is_cancelled != nullptr && is_cancelled(user) != 0; });
     *calibration = new OwnedCalibration(calibrator->calibrator->finish());
   });
 }
 
-void diad_calibration_free(diad_calibration* calibration) { delete static_cast<OwnedCalibration*>(calibration); }
+void diad_calibration_free(diad_calibration* calibration) {
+  delete static_cast<OwnedCalibration*>(calibration);
+}
 
 void diad_calibrator_free(diad_calibrator* calibrator) { delete calibrator; }
 

@@ -14,9 +14,10 @@ namespace diad {
 
 namespace {
 
-// Sorted. Left out on purpose, beside everything that touches files, Python, other processes or the terminal:
-// loops (what is allowed comes to an end), objects and attribute writes, views given by raw strides (as_strided, set_, resize_),
-// uninitialized memory (empty), random numbers (results would not repeat) and kernels that skip their bounds checks.
+// Sorted. Everything that touches files, Python, other processes or the terminal is excluded, and also: loops
+// (all programs terminate), objects and attribute writes, views with raw strides (as_strided, set_, resize_),
+// uninitialized memory (empty), random numbers (results must be reproducible) and kernels without bounds
+// checks.
 constexpr auto kOperators = std::to_array<std::string_view>({
     "aten::Bool",
     "aten::Float",
@@ -221,9 +222,9 @@ class Inspection {
 
   void function(const Function& function) {
     if (!seen_.insert(&function).second) return;
-    check_cancelled();  // a function is compiled when its graph is first asked for
+    check_cancelled();  // the first access to its graph compiles a function
     name_ = function.name();
-    if (!function.isGraphFunction()) refuse("which is no TorchScript function");
+    if (!function.isGraphFunction()) refuse("which is not a TorchScript function");
     block(*torch::jit::toGraphFunction(function).graph()->block());
   }
 
@@ -237,7 +238,7 @@ class Inspection {
   [[noreturn]] void refuse(const std::string& why) const {
     throw EngineError(code::kBundleInvalid,
                       file_ + ": the function " + name_ + " " + why +
-                          "; a bundle's modules may only calculate with tensors (docs/security.md lists what is checked)");
+                          "; a bundle's modules can only compute with tensors (see docs/design/security.md)");
   }
 
   void block(const Block& block) const {
@@ -250,10 +251,11 @@ class Inspection {
   void check(const Node& node) const {
     const std::string name = node.kind().toQualString();
     if (!is_allowed_operator(name)) refuse("uses the operator " + name);
-    if (const auto* schema = node.maybeSchema(); schema != nullptr && schema->overload_name().ends_with("out")) {
+    if (const auto* schema = node.maybeSchema();
+        schema != nullptr && schema->overload_name().ends_with("out")) {
       refuse("uses the operator " + name + "." + schema->overload_name());
     }
-    // A method of an interface is chosen at run time.
+    // A call through an interface selects the method at run time.
     if (node.kind() == c10::prim::CallMethod && !node.input(0)->type()->cast<c10::ClassType>()) {
       refuse("uses the operator " + name + " on " + node.input(0)->type()->repr_str());
     }
@@ -270,7 +272,8 @@ bool is_allowed_operator(std::string_view name) { return std::ranges::binary_sea
 
 void require_allowed_operators(const torch::jit::Module& module, const std::string& file) {
   Inspection inspection(file);
-  for (const Function* function : module._ivalue()->compilation_unit()->get_functions()) inspection.function(*function);
+  for (const Function* function : module._ivalue()->compilation_unit()->get_functions())
+    inspection.function(*function);
   for (const torch::jit::Module& part : module.modules()) inspection.class_methods(*part.type());
 }
 

@@ -11,19 +11,20 @@ namespace diad {
 
 namespace {
 
-constexpr size_t kDeepest = 256;  // containers and modules inside one another
+constexpr size_t kDeepest = 256;  // nesting of containers and modules
 
-constexpr std::array<std::string_view, 10> kStorages{"FloatStorage", "HalfStorage",  "BFloat16Storage", "DoubleStorage", "LongStorage",
-                                                     "IntStorage",   "ShortStorage", "CharStorage",     "ByteStorage",   "BoolStorage"};
-constexpr std::array<std::string_view, 5> kListBuilders{"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist",
-                                                        "restore_type_tag"};
+constexpr std::array<std::string_view, 10> kStorages{
+    "FloatStorage", "HalfStorage",  "BFloat16Storage", "DoubleStorage", "LongStorage",
+    "IntStorage",   "ShortStorage", "CharStorage",     "ByteStorage",   "BoolStorage"};
+constexpr std::array<std::string_view, 5> kListBuilders{
+    "build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag"};
 
 template <size_t N>
 bool among(const std::array<std::string_view, N>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// What is known of a value on the unpickler's stack.
+// What the validator knows about a value on the unpickler's stack.
 struct Value {
   enum class Kind { kPlain, kText, kStorageType, kStorageAddress, kConstructor };
   Kind kind = Kind::kPlain;
@@ -38,7 +39,7 @@ class PickleWalk {
     if (byte() != 0x80 || byte() != 2) broken("is not a pickle of protocol 2");
     while (step()) {
     }
-    if (stack_.size() != 1 || !marks_.empty()) broken("leaves more or less than one value");
+    if (stack_.size() != 1 || !marks_.empty()) broken("does not leave exactly one value");
   }
 
  private:
@@ -47,10 +48,12 @@ class PickleWalk {
   [[noreturn]] void broken(const std::string& what) const {
     throw EngineError(code::kBundleCorrupt, where_ + " " + what + " (byte " + std::to_string(at_) + ")");
   }
-  [[noreturn]] void refused(const std::string& what) const { throw EngineError(code::kBundleInvalid, where_ + " holds " + what); }
+  [[noreturn]] void refused(const std::string& what) const {
+    throw EngineError(code::kBundleInvalid, where_ + " holds " + what);
+  }
 
   std::string_view take(size_t count) {
-    if (count > bytes_.size() - at_) broken("breaks off");
+    if (count > bytes_.size() - at_) broken("is truncated");
     at_ += count;
     return bytes_.substr(at_ - count, count);
   }
@@ -63,7 +66,7 @@ class PickleWalk {
   }
   std::string_view line() {
     const size_t end = bytes_.find('\n', at_);
-    if (end == std::string_view::npos) broken("breaks off");
+    if (end == std::string_view::npos) broken("is truncated");
     const std::string_view text = take(end - at_);
     take(1);
     return text;
@@ -73,10 +76,10 @@ class PickleWalk {
     if (depth > kDeepest) refused("values nested deeper than " + std::to_string(kDeepest) + " levels");
     stack_.push_back({kind, depth});
   }
-  // Values above the last mark belong to what the mark opened: nothing may be taken from below it.
+  // Values above the last mark belong to that mark: nothing below it can be popped.
   void require(size_t count) const {
     const size_t floor = marks_.empty() ? 0 : marks_.back();
-    if (stack_.size() - floor < count) broken("takes a value that is not there");
+    if (stack_.size() - floor < count) broken("pops a value from an empty stack");
   }
   Value pop() {
     require(1);
@@ -85,7 +88,7 @@ class PickleWalk {
     return top;
   }
   std::vector<Value> pop_to_mark() {
-    if (marks_.empty()) broken("closes what was never opened");
+    if (marks_.empty()) broken("has an instruction without its mark");
     const size_t start = marks_.back();
     marks_.pop_back();
     std::vector<Value> values(stack_.begin() + static_cast<std::ptrdiff_t>(start), stack_.end());
@@ -94,8 +97,9 @@ class PickleWalk {
   }
 
   void push_tuple(const std::vector<Value>& values) {
-    const bool is_address = values.size() == 5 && values[0].kind == Kind::kText && values[1].kind == Kind::kStorageType &&
-                            values[2].kind == Kind::kText && values[3].kind == Kind::kText;
+    const bool is_address = values.size() == 5 && values[0].kind == Kind::kText &&
+                            values[1].kind == Kind::kStorageType && values[2].kind == Kind::kText &&
+                            values[3].kind == Kind::kText;
     push(is_address ? Kind::kStorageAddress : Kind::kPlain, 1 + deepest(values));
   }
   void tuple_of(size_t count) {
@@ -109,7 +113,7 @@ class PickleWalk {
     for (const Value& value : values) depth = std::max(depth, value.depth);
     return depth;
   }
-  // APPENDS, SETITEMS: the values go into the container below the mark.
+  // APPENDS, SETITEMS: add the values above the mark to the container below it.
   void fill_container(bool pairs) {
     const std::vector<Value> values = pop_to_mark();
     if (pairs && values.size() % 2 != 0) broken("has a key without a value");
@@ -119,12 +123,12 @@ class PickleWalk {
 
   void remember(size_t slot) {
     require(1);
-    if (slot > bytes_.size()) broken("names a memo slot beyond its own length");
+    if (slot > bytes_.size()) broken("uses a memo slot beyond its length");
     if (slot >= memo_.size()) memo_.resize(slot + 1);
     memo_[slot] = {stack_.back(), true};
   }
   void recall(size_t slot) {
-    if (slot >= memo_.size() || !memo_[slot].set) broken("recalls a value it never stored");
+    if (slot >= memo_.size() || !memo_[slot].set) broken("reads a memo slot that was never written");
     push(memo_[slot].value.kind, memo_[slot].value.depth);
   }
 
@@ -132,15 +136,17 @@ class PickleWalk {
     const std::string_view module = line(), name = line();
     const auto is = [&](std::string_view m, std::string_view n) { return module == m && name == n; };
     if (module == "torch" && among(kStorages, name)) return push(Kind::kStorageType);
-    const bool is_module = module.starts_with("__torch__") && module.find("torch.classes") == std::string_view::npos;
+    const bool is_module =
+        module.starts_with("__torch__") && module.find("torch.classes") == std::string_view::npos;
     if (is_module || is("torch._utils", "_rebuild_tensor_v2") || is("collections", "OrderedDict") ||
         (module == "torch.jit._pickle" && among(kListBuilders, name))) {
       return push(Kind::kConstructor);
     }
-    refused("the constructor " + std::string(module) + "." + std::string(name) + ", which is not allowed in a bundle");
+    refused("the constructor " + std::string(module) + "." + std::string(name) +
+            ", which is not allowed in a bundle");
   }
 
-  // One instruction; false after the last.
+  // Processes one opcode; returns false after the last.
   bool step() {
     switch (const uint8_t opcode = byte()) {
       case '.':  // STOP
@@ -175,7 +181,7 @@ class PickleWalk {
         push();
         break;
       case 0x8a:  // LONG1
-        if (byte() != 8) broken("has an integer that is not of 8 bytes");
+        if (byte() != 8) broken("has an integer that is not 8 bytes long");
         take(8);
         push();
         break;
@@ -212,19 +218,20 @@ class PickleWalk {
       case 'c':  // GLOBAL
         global();
         break;
-      case 0x81:  // NEWOBJ: the constructor stays, its empty tuple goes
+      case 0x81:  // NEWOBJ: keeps the constructor, pops its empty tuple
         pop();
         break;
       case 'b':  // BUILD
       case 'R':  // REDUCE
       {
         const Value argument = pop();
-        if (pop().kind != Kind::kConstructor) broken("calls what is no constructor");
+        if (pop().kind != Kind::kConstructor) broken("calls a value that is not a constructor");
         push(Kind::kPlain, argument.depth + 1);
         break;
       }
       case 'Q':  // BINPERSID
-        if (pop().kind != Kind::kStorageAddress) broken("reads a storage without its type, key, device and length");
+        if (pop().kind != Kind::kStorageAddress)
+          broken("reads a storage without its type, key, device and length");
         push();
         break;
       default:

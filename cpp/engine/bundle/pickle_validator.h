@@ -1,4 +1,4 @@
-// Inspection of a TorchScript archive's pickle before LibTorch interprets it.
+// Validates the pickles of a TorchScript archive before LibTorch interprets them.
 #pragma once
 
 #include <string>
@@ -6,12 +6,13 @@
 
 namespace diad {
 
-// Walks the opcodes as LibTorch's unpickler would, without building anything. Accepts what torch.jit.save writes for modules made of
-// tensors, numbers, strings and lists of them: no other global than tensor, storage and module constructors, no operand that is missing
-// from the stack, no storage of a type that is no storage, no nesting beyond 256 levels.
+// Walks the opcodes as LibTorch's unpickler would, without building any value. Accepts what torch.jit.save
+// writes for modules made of tensors, numbers, strings and lists of them. Rejects all globals except tensor,
+// storage and module constructors, stack underflow, storages of an unknown type and nesting beyond 256
+// levels.
 //
-// Throws EngineError ERR_DIAD_BUNDLE_INVALID for a global or opcode outside that set, ERR_DIAD_BUNDLE_CORRUPT for a stream that breaks off
-// or does not add up; messages begin with `where`.
+// Throws EngineError ERR_DIAD_BUNDLE_INVALID for a disallowed global or opcode and ERR_DIAD_BUNDLE_CORRUPT
+// for a truncated or inconsistent stream. Messages begin with `where`.
 void check_pickle(std::string_view bytes, const std::string& where);
 
 }  // namespace diad

@@ -11,22 +11,23 @@ namespace {
 
 constexpr std::string_view kRoot = "__torch__.";
 
-struct Unit {  // a class, or a function outside of classes
+struct Unit {  // a class, or a function outside classes
   int64_t levels = 0;
-  std::vector<std::string> names;  // qualified ones in its text
+  std::vector<std::string> names;  // qualified names in its text
   enum class State { kNew, kOpen, kDone } state = State::kNew;
-  int64_t deepest = 0;  // of the paths that begin here, once done
+  int64_t deepest = 0;  // maximum depth of the paths that begin here, once done
 };
 
 using Units = std::unordered_map<std::string, Unit>;
 
 bool is_of_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '.'; }
 
-// The name after a keyword at the beginning of a line without its indent, or nothing.
+// Returns the name after a keyword at the start of an unindented line, or an empty string.
 std::string_view name_after(std::string_view line, std::string_view keyword) {
   if (!line.starts_with(keyword)) return {};
   line.remove_prefix(keyword.size());
-  const auto end = std::find_if_not(line.begin(), line.end(), [](char c) { return is_of_name(c) && c != '.'; });
+  const auto end =
+      std::find_if_not(line.begin(), line.end(), [](char c) { return is_of_name(c) && c != '.'; });
   return line.substr(0, static_cast<size_t>(end - line.begin()));
 }
 
@@ -37,7 +38,7 @@ void add_names(std::string_view line, std::vector<std::string>& names) {
   }
 }
 
-// Adds the units of one source.
+// Adds the classes and functions of one source.
 void add_units(const std::string& of_namespace, std::string_view text, Units& units) {
   Unit* unit = nullptr;
   int64_t of_function = 0, of_statement = 0, brackets = 0, deepest_brackets = 0;
@@ -77,7 +78,7 @@ void add_units(const std::string& of_namespace, std::string_view text, Units& un
   end_function();
 }
 
-// Depth first, without recursion of its own. False: there is a circle.
+// Iterative depth-first search. Returns false if there is a cycle.
 bool measure(const std::string& name, Units& units) {
   struct Open {
     Unit* unit;
@@ -87,7 +88,8 @@ bool measure(const std::string& name, Units& units) {
   const auto open = [&](const std::string& of) {
     const auto found = units.find(of);
     if (found == units.end() || found->second.state == Unit::State::kDone) return true;
-    if (found->second.state == Unit::State::kOpen) return !path.empty() && path.back().unit == &found->second;  // itself
+    if (found->second.state == Unit::State::kOpen)
+      return !path.empty() && path.back().unit == &found->second;  // a reference to itself
     found->second.state = Unit::State::kOpen;
     path.push_back({&found->second});
     return true;

@@ -1,4 +1,4 @@
-// How deep TorchScript's compiler and inliner would recurse over an archive's sources.
+// Bounds the recursion depth of TorchScript's compiler and inliner over an archive's sources.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,14 @@
 
 namespace diad {
 
-// A compiler frame on the stack for each level of brackets, operators and blocks, and kCallLevels for a function that another calls.
+// The compiler uses one stack frame per level of brackets, operators and blocks, and kCallLevels frames per
+// call.
 inline constexpr int64_t kCallLevels = 8;
 
-// `sources`: namespace ("__torch__.a.b") and text of each. A function is compiled where another first calls it, within the expression that
-// calls it. What a function calls is of its own class or of those that the class names; so the deepest chain of calls is at most, along the
-// deepest path from class to class, the sum of all functions' levels. Returns that sum; -1 where classes name one another in a circle.
+// `sources` holds namespace ("__torch__.a.b") and text of each source. A function is compiled at its first
+// call, within the calling expression. A function calls only functions of its own class or of classes that
+// this class names. Therefore the sum of all functions' levels along the deepest path from class to class
+// bounds the depth of any chain of calls. Returns that sum, or -1 if classes refer to each other in a cycle.
 [[nodiscard]] int64_t max_call_depth(const std::vector<std::pair<std::string, std::string>>& sources);
 
 }  // namespace diad

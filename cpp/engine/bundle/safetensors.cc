@@ -30,12 +30,16 @@ std::string shown(const json& value) {
   return text.size() > 60 ? text.substr(0, 60) + "..." : text;
 }
 
-// Errors that name the file.
+// Throws errors that name the file.
 class Complaints {
  public:
   explicit Complaints(const std::string& file) : file_(file) {}
-  [[noreturn]] void corrupt(const std::string& what) const { throw EngineError(code::kBundleCorrupt, file_ + ": " + what); }
-  [[noreturn]] void invalid(const std::string& what) const { throw EngineError(code::kBundleInvalid, file_ + ": " + what); }
+  [[noreturn]] void corrupt(const std::string& what) const {
+    throw EngineError(code::kBundleCorrupt, file_ + ": " + what);
+  }
+  [[noreturn]] void invalid(const std::string& what) const {
+    throw EngineError(code::kBundleInvalid, file_ + ": " + what);
+  }
 
  private:
   const std::string& file_;
@@ -46,17 +50,19 @@ json parse_header(std::string_view text, const Complaints& complaints) {
   std::set<std::string> names;
   const auto keep = [&](int depth, json::parse_event_t event, const json& value) {
     too_deep = too_deep || depth > kDeepestHeader;
-    // Of two tensors of one name the parser would keep the last.
-    if (event == json::parse_event_t::key && depth == 1) repeated = repeated || !names.insert(value.get<std::string>()).second;
+    // The parser would keep the last of two tensors with the same name.
+    if (event == json::parse_event_t::key && depth == 1)
+      repeated = repeated || !names.insert(value.get<std::string>()).second;
     return !too_deep;
   };
   json header = json::parse(text, keep, false);
-  if (too_deep || header.is_discarded() || !header.is_object()) complaints.corrupt("Expected a JSON object as header");
+  if (too_deep || header.is_discarded() || !header.is_object())
+    complaints.corrupt("Expected a JSON object as header");
   if (repeated) complaints.corrupt("Expected each tensor's name once");
   return header;
 }
 
-// Where a tensor lies behind the header, checked against its shape.
+// Position of a tensor in the data section, checked against its shape.
 struct Place {
   uint64_t begin, end;
   std::string name;
@@ -72,48 +78,58 @@ c10::ScalarType type_of(const std::string& name, const json& entry, const Compla
   complaints.invalid("Expected the dtype F16 or F32 for " + name + " but received " + shown(*dtype));
 }
 
-std::vector<int64_t> shape_of(const std::string& name, const json& entry, uint64_t most_elements, const Complaints& complaints) {
+std::vector<int64_t> shape_of(const std::string& name, const json& entry, uint64_t most_elements,
+                              const Complaints& complaints) {
   const auto shape = entry.find("shape");
-  if (shape == entry.end() || !shape->is_array() || shape->size() > kMostDimensions) complaints.corrupt("Expected a shape for " + name);
+  if (shape == entry.end() || !shape->is_array() || shape->size() > kMostDimensions)
+    complaints.corrupt("Expected a shape for " + name);
   std::vector<int64_t> sizes;
   uint64_t elements = 1;
   for (const json& size : *shape) {
-    const bool fits = size.is_number_unsigned() && size.get<uint64_t>() <= most_elements / std::max<uint64_t>(1, elements);
-    if (!fits) complaints.corrupt("Expected a shape that fits the file for " + name + " but received " + shown(*shape));
+    const bool fits =
+        size.is_number_unsigned() && size.get<uint64_t>() <= most_elements / std::max<uint64_t>(1, elements);
+    if (!fits)
+      complaints.corrupt("Expected a shape that fits the file for " + name + " but received " +
+                         shown(*shape));
     elements *= size.get<uint64_t>();
     sizes.push_back(size.get<int64_t>());
   }
   return sizes;
 }
 
-Place place_of(const std::string& name, const json& entry, uint64_t data_bytes, const Complaints& complaints) {
-  if (!entry.is_object()) complaints.corrupt("Expected an object for " + name + " but received " + shown(entry));
+Place place_of(const std::string& name, const json& entry, uint64_t data_bytes,
+               const Complaints& complaints) {
+  if (!entry.is_object())
+    complaints.corrupt("Expected an object for " + name + " but received " + shown(entry));
   Place place{0, 0, name, {}, type_of(name, entry, complaints)};
   const auto width = static_cast<uint64_t>(c10::elementSize(place.type));
   place.shape = shape_of(name, entry, data_bytes / width, complaints);
   const auto offsets = entry.find("data_offsets");
-  const bool pair = offsets != entry.end() && offsets->is_array() && offsets->size() == 2 && (*offsets)[0].is_number_unsigned() &&
-                    (*offsets)[1].is_number_unsigned();
+  const bool pair = offsets != entry.end() && offsets->is_array() && offsets->size() == 2 &&
+                    (*offsets)[0].is_number_unsigned() && (*offsets)[1].is_number_unsigned();
   if (!pair) complaints.corrupt("Expected two data_offsets for " + name);
   place.begin = (*offsets)[0].get<uint64_t>();
   place.end = (*offsets)[1].get<uint64_t>();
   if (place.begin > place.end || place.end > data_bytes) {
-    complaints.corrupt("Expected data_offsets within " + std::to_string(data_bytes) + " bytes for " + name + " but received " +
-                       shown(*offsets));
+    complaints.corrupt("Expected data_offsets within " + std::to_string(data_bytes) + " bytes for " + name +
+                       " but received " + shown(*offsets));
   }
   uint64_t bytes = width;
   for (const int64_t size : place.shape) bytes *= static_cast<uint64_t>(size);
   if (place.end - place.begin != bytes) {
-    complaints.corrupt("Expected " + std::to_string(bytes) + " bytes for " + name + " but its data_offsets are " + shown(*offsets));
+    complaints.corrupt("Expected " + std::to_string(bytes) + " bytes for " + name +
+                       " but its data_offsets are " + shown(*offsets));
   }
   return place;
 }
 
 std::map<std::string, std::string> metadata_of(const json& entry, const Complaints& complaints) {
   std::map<std::string, std::string> metadata;
-  if (!entry.is_object()) complaints.corrupt("Expected an object for " + std::string(kMetadata) + " but received " + shown(entry));
+  if (!entry.is_object())
+    complaints.corrupt("Expected an object for " + std::string(kMetadata) + " but received " + shown(entry));
   for (const auto& [key, value] : entry.items()) {
-    if (!value.is_string()) complaints.corrupt("Expected a string for the metadata " + key + " but received " + shown(value));
+    if (!value.is_string())
+      complaints.corrupt("Expected a string for the metadata " + key + " but received " + shown(value));
     metadata.emplace(key, value.get<std::string>());
   }
   return metadata;
@@ -130,14 +146,17 @@ at::Tensor tensor_of(const Place& place, const uint8_t* data) {
 Safetensors parse_safetensors(std::span<const uint8_t> bytes, const std::string& file) {
   const Complaints complaints(file);
   uint64_t header_bytes = 0;
-  if (bytes.size() < kLengthBytes) complaints.corrupt("Expected a safetensors file but it has " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() < kLengthBytes)
+    complaints.corrupt("Expected a safetensors file but it has " + std::to_string(bytes.size()) + " bytes");
   if (bytes.size() > uint64_t{1} << 50) complaints.corrupt("Expected at most 2^50 bytes");
   std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
   if (header_bytes > kLargestHeader || header_bytes > bytes.size() - kLengthBytes) {
-    complaints.corrupt("Expected a header of at most 16 MiB within the file but its length is " + std::to_string(header_bytes));
+    complaints.corrupt("Expected a header of at most 16 MiB within the file but its length is " +
+                       std::to_string(header_bytes));
   }
   const std::span<const uint8_t> data = bytes.subspan(kLengthBytes + header_bytes);
-  const json header = parse_header({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes}, complaints);
+  const json header =
+      parse_header({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes}, complaints);
   Safetensors content;
   std::vector<Place> places;
   for (const auto& [name, entry] : header.items()) {
@@ -151,20 +170,21 @@ Safetensors parse_safetensors(std::span<const uint8_t> bytes, const std::string&
   uint64_t covered = 0;
   for (const Place& place : places) {
     if (place.begin != covered) {
-      complaints.corrupt("Expected " + place.name + " at byte " + std::to_string(covered) + " of the data but its data_offsets begin at " +
-                         std::to_string(place.begin));
+      complaints.corrupt("Expected " + place.name + " at byte " + std::to_string(covered) +
+                         " of the data but its data_offsets begin at " + std::to_string(place.begin));
     }
     covered = place.end;
   }
   if (covered != data.size()) {
-    complaints.corrupt("Expected " + std::to_string(covered) + " bytes behind the header but the file has " + std::to_string(data.size()));
+    complaints.corrupt("Expected " + std::to_string(covered) + " bytes behind the header but the file has " +
+                       std::to_string(data.size()));
   }
   for (const Place& place : places) content.tensors.emplace(place.name, tensor_of(place, data.data()));
   return content;
 }
 
 std::vector<uint8_t> serialize_safetensors(const Safetensors& content) {
-  // Wider types first: every tensor is aligned to its type.
+  // Wider types first, so that every tensor is aligned.
   std::vector<std::pair<std::string, at::Tensor>> ordered;
   for (const c10::ScalarType type : {c10::kFloat, c10::kHalf}) {
     for (const auto& [name, tensor] : content.tensors) {
@@ -172,7 +192,8 @@ std::vector<uint8_t> serialize_safetensors(const Safetensors& content) {
     }
   }
   if (ordered.size() != content.tensors.size()) {
-    throw EngineError(code::kInvalidArgument, "Expected tensors of half or single precision for a safetensors file");
+    throw EngineError(code::kInvalidArgument,
+                      "Expected tensors of half or single precision for a safetensors file");
   }
   json header = json::object();
   if (!content.metadata.empty()) header[kMetadata] = content.metadata;
@@ -180,8 +201,9 @@ std::vector<uint8_t> serialize_safetensors(const Safetensors& content) {
   for (const auto& [name, tensor] : ordered) {
     const uint64_t begin = end;
     end += tensor.nbytes();
-    header[name] = {
-        {"dtype", tensor.scalar_type() == c10::kFloat ? "F32" : "F16"}, {"shape", tensor.sizes().vec()}, {"data_offsets", {begin, end}}};
+    header[name] = {{"dtype", tensor.scalar_type() == c10::kFloat ? "F32" : "F16"},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {begin, end}}};
   }
   std::string text = header.dump(-1, ' ', false, json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');

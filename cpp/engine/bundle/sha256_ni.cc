@@ -14,13 +14,17 @@ void sha256_blocks(uint32_t* state, const uint8_t* blocks, size_t count, const u
 
   for (; count > 0; --count, blocks += 64) {
     const __m128i abef_before = abef, cdgh_before = cdgh;
-    const auto words = [&](int at) { return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + at)), big_endian); };
+    const auto words = [&](int at) {
+      return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + at)), big_endian);
+    };
     __m128i w0 = words(0), w1 = words(16), w2 = words(32), w3 = words(48);
     for (int round = 0; round < 64; round += 4) {
-      const __m128i sum = _mm_add_epi32(w0, _mm_loadu_si128(reinterpret_cast<const __m128i*>(constants + round)));
+      const __m128i sum =
+          _mm_add_epi32(w0, _mm_loadu_si128(reinterpret_cast<const __m128i*>(constants + round)));
       cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
       abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0E));
-      const __m128i next = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(w0, w1), _mm_alignr_epi8(w3, w2, 4)), w3);
+      const __m128i next =
+          _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(w0, w1), _mm_alignr_epi8(w3, w2, 4)), w3);
       w0 = w1, w1 = w2, w2 = w3, w3 = next;
     }
     abef = _mm_add_epi32(abef, abef_before);

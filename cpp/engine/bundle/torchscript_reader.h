@@ -1,4 +1,4 @@
-// Reading a TorchScript file without running anything of it.
+// Reads TorchScript files without running code from them.
 #pragma once
 
 #include <torch/csrc/jit/api/module.h>
@@ -8,12 +8,12 @@
 
 namespace diad {
 
-// Reads a file written by torch.jit.save onto the CPU. Unlike torch::jit::load it runs no __setstate__, takes no older or flat-buffer
-// format, creates no object that is not a module, believes no length the file states without comparing it with what is there, and holds
-// every function of the file against the operator allow-list.
+// Reads a file written by torch.jit.save onto the CPU. Unlike torch::jit::load it runs no __setstate__,
+// rejects older and flatbuffer formats, creates only modules, checks every length in the file against the
+// actual data, and checks every function against the operator allowlist.
 //
-// `name` is the file's name in messages. Throws EngineError ERR_DIAD_BUNDLE_INVALID for what a bundle may not contain and
-// ERR_DIAD_BUNDLE_CORRUPT for what does not add up; other exceptions of LibTorch's pass through.
+// `name` is the file's name in messages. Throws EngineError ERR_DIAD_BUNDLE_INVALID for disallowed content
+// and ERR_DIAD_BUNDLE_CORRUPT for inconsistent content. Other exceptions of LibTorch pass through.
 [[nodiscard]] torch::jit::Module read_torchscript(const std::filesystem::path& file, const std::string& name);
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// diad-engine: the engine without Node, for profiling and for machines that have none.
+// diad-engine: runs the engine without Node, for profiling and for machines without Node.
 #include <cstdio>
 #include <filesystem>
 #include <future>
@@ -18,13 +18,16 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kUsage =
-    "diad-engine score --bundle DIR [--seed N] [--device D] [--precision P] [--threads N] [--repeat N] [--dump DIR]\n"
+    "diad-engine score --bundle DIR [--seed N] [--device D] [--precision P] [--threads N] [--repeat N] "
+    "[--dump DIR]\n"
     "                  FILE...\n"
     "diad-engine profile --bundle DIR [--device D] [--precision P] [--threads N] [--repeat N] FILE\n"
     "diad-engine info  --bundle DIR [--device D] [--precision P] [--threads N]\n"
     "diad-engine version\n\n"
-    "FILE is a binary PGM or PPM image. Prints one JSON object a line; --dump writes every stage as NNN.<stage>.npy,\n"
-    "NNN the file's place on the command line. profile scores FILE --repeat times without and with a clock on every operator.\n";
+    "FILE is a binary PGM or PPM image. Prints one JSON object a line; --dump writes every stage as "
+    "NNN.<stage>.npy,\n"
+    "NNN the file's place on the command line. profile scores FILE --repeat times without and with a clock "
+    "on every operator.\n";
 
 struct Arguments {
   std::string command, bundle, device = "auto", precision = "float32", dump;
@@ -38,9 +41,10 @@ int whole_number(const std::string& option, const std::string& word, int low) {
     size_t used = 0;
     const int value = std::stoi(word, &used);
     if (used == word.size() && value >= low) return value;
-  } catch (const std::logic_error&) {  // not a number, or beyond int: reported below
+  } catch (const std::logic_error&) {  // not an integer, or out of range: reported below
   }
-  throw std::runtime_error("Expected a whole number of at least " + std::to_string(low) + " for " + option + " but received " + word);
+  throw std::runtime_error("Expected a whole number of at least " + std::to_string(low) + " for " + option +
+                           " but received " + word);
 }
 
 uint64_t seed_of(const std::string& word) {
@@ -48,7 +52,7 @@ uint64_t seed_of(const std::string& word) {
     size_t used = 0;
     const unsigned long long value = std::stoull(word, &used);
     if (used == word.size() && word.front() != '-') return value;
-  } catch (const std::logic_error&) {  // not a number, or beyond 64 bits: reported below
+  } catch (const std::logic_error&) {  // not an integer, or out of range: reported below
   }
   throw std::runtime_error("Expected a whole number from 0 to 2^64 - 1 for --seed but received " + word);
 }
@@ -84,8 +88,19 @@ Arguments parse(const std::vector<std::string>& words) {
 
 diad_engine* load(const Arguments& arguments) {
   if (arguments.bundle.empty()) throw std::runtime_error("--bundle is needed");
-  const diad_load_options options{
-      arguments.device.c_str(), arguments.precision.c_str(), arguments.threads, 1, 0, 1024, 1, 1, nullptr, 0, nullptr, nullptr, nullptr};
+  const diad_load_options options{arguments.device.c_str(),
+                                  arguments.precision.c_str(),
+                                  arguments.threads,
+                                  1,
+                                  0,
+                                  1024,
+                                  1,
+                                  1,
+                                  nullptr,
+                                  0,
+                                  nullptr,
+                                  nullptr,
+                                  nullptr};
   diad_engine* engine = nullptr;
   if (diad_engine_load(arguments.bundle.c_str(), &options, &engine) != 0) fail();
   return engine;
@@ -101,7 +116,9 @@ diad_result* score(diad_engine* engine, const diad::NetpbmImage& image, const Ar
   request.seed = arguments.seed;
   request.want_stages = arguments.dump.empty() ? 0 : 1;
   request.user = &finished;
-  request.done = [](void* user, diad_result* result) { static_cast<std::promise<diad_result*>*>(user)->set_value(result); };
+  request.done = [](void* user, diad_result* result) {
+    static_cast<std::promise<diad_result*>*>(user)->set_value(result);
+  };
   uint64_t id = 0;
   if (diad_engine_submit(engine, &request, &id) != 0) fail();
   diad_result* result = finished.get_future().get();
@@ -120,7 +137,8 @@ void dump(const diad_result& result, const std::string& folder, size_t number) {
   for (int32_t i = 0; i < result.stage_count; ++i) {
     const diad_stage& stage = result.stages[i];
     const std::span shape(stage.shape, static_cast<size_t>(stage.dimensions));
-    diad::write_npy(std::filesystem::path(folder) / (prefix + std::string(stage.name) + ".npy"), shape, stage.values);
+    diad::write_npy(std::filesystem::path(folder) / (prefix + std::string(stage.name) + ".npy"), shape,
+                    stage.values);
   }
 }
 
@@ -134,9 +152,14 @@ int score_files(const Arguments& arguments) {
       for (int k = 0; k < arguments.repeat; ++k) {
         diad_result* result = score(engine, image, arguments);
         const diad_timings& t = result->timings;
-        const json timings{{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},   {"encodeMs", t.encode},
-                           {"denoiseMs", t.denoise}, {"decodeMs", t.decode},   {"extractMs", t.extract}, {"mapMs", t.map}};
-        std::cout << json{{"file", arguments.files[i]}, {"score", result->score}, {"seed", arguments.seed}, {"timings", timings}}.dump()
+        const json timings{{"queueMs", t.queue},     {"computeMs", t.compute}, {"resizeMs", t.resize},
+                           {"encodeMs", t.encode},   {"denoiseMs", t.denoise}, {"decodeMs", t.decode},
+                           {"extractMs", t.extract}, {"mapMs", t.map}};
+        std::cout << json{{"file", arguments.files[i]},
+                          {"score", result->score},
+                          {"seed", arguments.seed},
+                          {"timings", timings}}
+                         .dump()
                   << std::endl;
         if (!arguments.dump.empty() && k == 0) dump(*result, arguments.dump, i);
         diad_engine_result_free(result);
@@ -150,7 +173,7 @@ int score_files(const Arguments& arguments) {
   return failures;
 }
 
-// Milliseconds of computing that an image takes, as the mean of --repeat runs.
+// Mean computing time of an image over --repeat runs, in milliseconds.
 double mean_ms(diad_engine* engine, const diad::NetpbmImage& image, const Arguments& arguments) {
   double sum = 0;
   for (int k = 0; k < arguments.repeat; ++k) {
@@ -162,7 +185,8 @@ double mean_ms(diad_engine* engine, const diad::NetpbmImage& image, const Argume
 }
 
 int profile(const Arguments& arguments) {
-  if (arguments.files.size() != 1) throw std::runtime_error("Expected one FILE but received " + std::to_string(arguments.files.size()));
+  if (arguments.files.size() != 1)
+    throw std::runtime_error("Expected one FILE but received " + std::to_string(arguments.files.size()));
   const diad::NetpbmImage image = diad::read_netpbm(arguments.files.front());
   diad_engine* engine = load(arguments);
   diad_engine_result_free(score(engine, image, arguments));
@@ -172,7 +196,7 @@ int profile(const Arguments& arguments) {
   const char* const operators = diad_engine_profile_end();
   if (operators == nullptr) fail();
   json rows = json::parse(operators);
-  for (json& row : rows) {  // of one image
+  for (json& row : rows) {  // per image
     row["calls"] = row["calls"].get<double>() / arguments.repeat;
     row["ms"] = row["ms"].get<double>() / arguments.repeat;
     if (!row["gflop"].is_null()) row["gflop"] = row["gflop"].get<double>() / arguments.repeat;

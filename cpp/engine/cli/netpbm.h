@@ -1,4 +1,4 @@
-// Binary PGM (P5) and PPM (P6) images of 8 bits: the frames diad-engine reads, since no image codec is built in.
+// Reads 8-bit binary PGM (P5) and PPM (P6) images. diad-engine has no image codecs.
 #pragma once
 
 #include <cctype>
@@ -15,10 +15,12 @@ struct NetpbmImage {
   uint32_t width = 0, height = 0, channels = 0;
 };
 
-// Reads an image. Throws std::runtime_error that names the file.
+// Reads an image. Throws std::runtime_error with the file's name.
 inline NetpbmImage read_netpbm(const std::string& file) {
   std::ifstream stream(file, std::ios::binary);
-  const auto fail = [&file](const std::string& why) -> NetpbmImage { throw std::runtime_error(file + ": " + why); };
+  const auto fail = [&file](const std::string& why) -> NetpbmImage {
+    throw std::runtime_error(file + ": " + why);
+  };
   if (!stream) return fail("cannot be read");
   const auto token = [&stream] {
     std::string word;
@@ -44,11 +46,13 @@ inline NetpbmImage read_netpbm(const std::string& file) {
       return fail("Expected a number in the header");
     side = std::stoul(word);
   }
-  if (sides[0] == 0 || sides[1] == 0 || sides[2] != 255) return fail("Expected an image of at least 1 x 1 with 255 levels");
+  if (sides[0] == 0 || sides[1] == 0 || sides[2] != 255)
+    return fail("Expected an image of at least 1 x 1 with 255 levels");
   image.width = static_cast<uint32_t>(sides[0]);
   image.height = static_cast<uint32_t>(sides[1]);
   image.pixels.resize(sides[0] * sides[1] * image.channels);
-  stream.read(reinterpret_cast<char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
+  stream.read(reinterpret_cast<char*>(image.pixels.data()),
+              static_cast<std::streamsize>(image.pixels.size()));
   if (static_cast<size_t>(stream.gcount()) != image.pixels.size()) return fail("ends before its last pixel");
   return image;
 }

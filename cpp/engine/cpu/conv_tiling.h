@@ -1,4 +1,4 @@
-// What DirectConv and QuantizedConv share: the padded image and the division of the work.
+// Padding and work partitioning shared by DirectConv and QuantizedConv.
 #pragma once
 
 #include <algorithm>
@@ -11,17 +11,21 @@
 
 namespace diad {
 
-// Blocks of output channels, the last one filled up.
-inline int64_t blocks_of(int64_t out_channels) { return (out_channels + kernels::kBlock - 1) / kernels::kBlock; }
+// Number of blocks of output channels; the last one is padded.
+inline int64_t blocks_of(int64_t out_channels) {
+  return (out_channels + kernels::kBlock - 1) / kernels::kBlock;
+}
 
-// Calls kernel(block, first, last) for every block of output channels and every kMostPixels pixels, which share one pass over the weights.
-// products: multiplications for a pixel and channel. speed: how many times faster than floating-point ones.
+// Calls kernel(block, first, last) for every block of output channels and every chunk of kMostPixels pixels,
+// which share one pass over the weights. products: multiplications per pixel and channel. speed: speedup over
+// floating-point multiplications.
 template <typename Kernel>
 void in_blocks(int64_t out_channels, int64_t pixels, int64_t products, double speed, const Kernel& kernel) {
   if (pixels == 0) return;
   constexpr int64_t kChunk = kernels::kMostPixels;
   const int64_t blocks = blocks_of(out_channels), chunks = (pixels + kChunk - 1) / kChunk;
-  const double work = 2.0 * static_cast<double>(kernels::kBlock * std::min(kChunk, pixels)) * static_cast<double>(products) / speed;
+  const double work = 2.0 * static_cast<double>(kernels::kBlock * std::min(kChunk, pixels)) *
+                      static_cast<double>(products) / speed;
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorkOfAThread / work));
   parallel_for(blocks * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -31,8 +35,8 @@ void in_blocks(int64_t out_channels, int64_t pixels, int64_t products, double sp
   });
 }
 
-// rows [count, depth], `row_stride` floats apart, times packed columns [ceil(out / 32), depth, 32], plus bias: y [count, out], rows
-// `y_stride` apart.
+// Product of rows [count, depth], `row_stride` floats apart, and packed columns [ceil(out / 32), depth, 32],
+// plus bias: y [count, out], rows `y_stride` apart.
 struct PlainProduct {
   const float* rows;
   int64_t row_stride, count, depth;
@@ -57,17 +61,18 @@ struct PlainProduct {
   }
 };
 
-// Channels-last images, each pixel `times` times in both directions, then a border around them.
+// Channels-last images, upsampled `times` times by repetition, then padded by `border` pixels.
 struct PaddedImages {
   int64_t images, height, width, channels, border, times;
 
   [[nodiscard]] int64_t rows() const { return height * times + 2 * border; }
   [[nodiscard]] int64_t columns() const { return width * times + 2 * border; }
-  // To allocate with, which checks that the product is a number.
+  // Tensor sizes; allocating with them checks their product for overflow.
   [[nodiscard]] std::array<int64_t, 4> sizes() const { return {images, rows(), columns(), channels}; }
 
-  // `together`: channels that are multiplied at a time.
-  [[nodiscard]] kernels::ConvGeometry geometry(int64_t kernel_height, int64_t kernel_width, int64_t stride, int64_t together) const {
+  // `together`: number of channels multiplied at a time.
+  [[nodiscard]] kernels::ConvGeometry geometry(int64_t kernel_height, int64_t kernel_width, int64_t stride,
+                                               int64_t together) const {
     const int64_t depth = channels / together;
     return {kernel_height,
             kernel_width * depth,
@@ -79,8 +84,8 @@ struct PaddedImages {
             (columns() - kernel_width) / stride + 1};
   }
 
-  // row_of(image, row, space): the values of an unpadded row, perhaps put into `space`, which holds one. border_of(image): what lies
-  // around.
+  // row_of(image, row, space) returns the values of an unpadded row and can use `space`, a buffer for one
+  // row. border_of(image) returns the padding value.
   template <typename T, typename RowOf, typename BorderOf>
   void fill(T* padded, const RowOf& row_of, const BorderOf& border_of) const {
     constexpr int64_t kValuesOfAThread = 1 << 16;
@@ -100,7 +105,8 @@ struct PaddedImages {
         if (times == 1) {
           to = std::copy_n(from, width * channels, to);
         } else {
-          for (int64_t column = 0; column < width * times; ++column) to = std::copy_n(from + column / times * channels, channels, to);
+          for (int64_t column = 0; column < width * times; ++column)
+            to = std::copy_n(from + column / times * channels, channels, to);
         }
         std::fill_n(to, border * channels, around);
       }

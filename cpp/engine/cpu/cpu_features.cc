@@ -24,11 +24,13 @@ const CpuFeatures& cpu_features() {
 }
 
 bool onednn_accepts(c10::ScalarType type, const CpuFeatures& features) {
-  return type == c10::kFloat || (type == c10::kBFloat16 && features.avx512bw && features.avx512vl && features.avx512dq);
+  return type == c10::kFloat ||
+         (type == c10::kBFloat16 && features.avx512bw && features.avx512vl && features.avx512dq);
 }
 
 bool cpu_multiplies(c10::ScalarType type, const CpuFeatures& features) {
-  if (type == c10::kBFloat16) return (features.amx_bf16 || features.avx512_bf16) && onednn_accepts(type, features);
+  if (type == c10::kBFloat16)
+    return (features.amx_bf16 || features.avx512_bf16) && onednn_accepts(type, features);
   return type == c10::kFloat;
 }
 

@@ -1,5 +1,5 @@
-// Rewrites a frozen TorchScript graph for the CPU: prepacked layers (cpu_layers.h) and fused norms (group_norm.h) in place of single
-// operators.
+// Rewrites a frozen TorchScript graph for the CPU: replaces operators with packed layers
+// (cpu/packed_layers.h) and fused norms (cpu/group_norm.h).
 #pragma once
 
 #include <torch/csrc/jit/ir/ir.h>
@@ -10,20 +10,21 @@
 
 namespace diad {
 
-// What a rewriting found; for tests and the profile.
+// Number of rewrites by kind, for tests and profiling.
 struct CpuRewrites {
-  int convolutions = 0, upsampled_convolutions = 0, depthwise_convolutions = 0, linears = 0, norms = 0, instance_norms = 0, layer_norms = 0,
-      attentions = 0, gates = 0;
+  int convolutions = 0, upsampled_convolutions = 0, depthwise_convolutions = 0, linears = 0, norms = 0,
+      instance_norms = 0, layer_norms = 0, attentions = 0, gates = 0;
 };
 
 struct CpuOptions {
   int64_t runs = 1;                           // how often an image passes through the graph
-  c10::ScalarType computed_in = c10::kFloat;  // or bfloat16: of the weights that are rewritten
-  bool quantized = false;                     // float32 convolutions and linear layers in 8-bit integers, where QuantizedConv takes them
+  c10::ScalarType computed_in = c10::kFloat;  // or bfloat16: type of the weights to rewrite
+  // Quantizes float32 convolutions and linear layers to 8 bits where QuantizedConv supports them.
+  bool quantized = false;
 };
 
-// In place. The graph's weights must be constants (a frozen module); what is not recognized stays as it is. Unless quantized, the result
-// computes the same sums in another order: differences are the type's own.
+// Rewrites the graph in place. Its weights must be constants (a frozen module); unrecognized operators stay
+// unchanged. Unless quantized, the result differs only by the rounding of another summation order.
 CpuRewrites optimize_for_cpu(const std::shared_ptr<torch::jit::Graph>& graph, const CpuOptions& options = {});
 
 }  // namespace diad

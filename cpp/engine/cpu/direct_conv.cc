@@ -20,7 +20,7 @@ namespace {
 using kernels::ConvArguments;
 using kernels::kBlock;
 
-// Piece by piece: large weights are not copied, and most that are not exact are found out by the first piece.
+// Compares in pieces: avoids a copy of large weights, and usually the first piece finds an inexact value.
 bool exact_in_half(const at::Tensor& weight) {
   constexpr int64_t kPiece = 1 << 16;
   for (const at::Tensor& piece : weight.contiguous().view({-1}).split(kPiece)) {
@@ -34,27 +34,36 @@ bool exact_in_half(const at::Tensor& weight) {
 bool DirectConv::available() { return cpu_kernels() != nullptr; }
 
 DirectConv::DirectConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape)
-    : shape_(shape), out_channels_(weight.size(0)), channels_(weight.size(1)), height_(weight.size(2)), width_(weight.size(3)) {
+    : shape_(shape),
+      out_channels_(weight.size(0)),
+      channels_(weight.size(1)),
+      height_(weight.size(2)),
+      width_(weight.size(3)) {
   const int64_t filled = blocks_of(out_channels_) * kBlock;
   // [K, C, h, w] -> [K / 32, 32, C, h, w] -> [K / 32, h, w, C, 32]
   at::Tensor kept = exact_in_half(weight) ? weight.to(at::kHalf) : weight;
   if (filled > out_channels_) kept = at::constant_pad_nd(kept, {0, 0, 0, 0, 0, 0, 0, filled - out_channels_});
-  const at::Tensor blocks = kept.contiguous().view({filled / kBlock, kBlock, channels_, height_, width_}).permute({0, 3, 4, 2, 1});
-  weights_ = at::detail::empty_generic(blocks.sizes(), mapped_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), kept.scalar_type(),
-                                       std::nullopt);
+  const at::Tensor blocks =
+      kept.contiguous().view({filled / kBlock, kBlock, channels_, height_, width_}).permute({0, 3, 4, 2, 1});
+  weights_ =
+      at::detail::empty_generic(blocks.sizes(), mapped_allocator(),
+                                c10::DispatchKeySet(c10::DispatchKey::CPU), kept.scalar_type(), std::nullopt);
   weights_.copy_(blocks);
   bias_ = at::zeros({filled}, at::kFloat);
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }
 
-at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu, float upper) const {
+at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu,
+                           float upper) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t height = x.size(2), width = x.size(3);
   const PaddedImages images{x.size(0), height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
   ConvArguments a{};
   a.at = images.geometry(height_, width_, shape_.stride, 1);
-  at::Tensor y = pooled_empty({x.size(0), out_channels_, a.at.height, a.at.width}, at::kFloat, at::MemoryFormat::ChannelsLast);
-  const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
+  at::Tensor y = pooled_empty({x.size(0), out_channels_, a.at.height, a.at.width}, at::kFloat,
+                              at::MemoryFormat::ChannelsLast);
+  const at::Tensor added =
+      residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
 
   const auto* const source = input.const_data_ptr<float>();
   a.x = source;
@@ -63,7 +72,9 @@ at::Tensor DirectConv::run(const at::Tensor& x, const std::optional<at::Tensor>&
     padded = pooled_empty(images.sizes(), at::kFloat);
     images.fill(
         padded.mutable_data_ptr<float>(),
-        [&](int64_t image, int64_t row, float*) { return source + (image * height + row) * width * channels_; },
+        [&](int64_t image, int64_t row, float*) {
+          return source + (image * height + row) * width * channels_;
+        },
         [](int64_t) { return 0.0F; });
     a.x = padded.const_data_ptr<float>();
   }

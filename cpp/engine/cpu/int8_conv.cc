@@ -1,3 +1,5 @@
+#include "cpu/int8_conv.h"
+
 #include <ATen/EmptyTensor.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
@@ -11,7 +13,6 @@
 
 #include "cpu/conv_tiling.h"
 #include "cpu/kernel_dispatch.h"
-#include "cpu/int8_conv.h"
 #include "support/mmap_pool.h"
 #include "support/thread_pool.h"
 
@@ -24,9 +25,9 @@ using kernels::Quantization;
 using kernels::QuantizedArguments;
 using kernels::Range;
 
-constexpr int64_t kFour = 4;  // bytes that are multiplied at a time
+constexpr int64_t kFour = 4;  // bytes multiplied at a time
 constexpr int64_t kLeastChannels = 16;
-constexpr int64_t kMostProducts = 65536;  // 255 * 127 times as many fit into 32 bits
+constexpr int64_t kMostProducts = 65536;  // the sum of as many products of 255 * 127 fits into 32 bits
 constexpr float kGreatestWeight = 127;
 constexpr float kGreatestInput = 255;
 constexpr float kLeastScale = 1e-30F;
@@ -37,7 +38,7 @@ Quantization quantization_of(const Range& range) {
   return {scale, static_cast<int32_t>(std::lround(-range.least / scale))};
 }
 
-// One for each image of `each` values.
+// Computes one quantization per image of `each` values.
 std::vector<Quantization> quantizations_of(const float* x, int64_t images, int64_t each) {
   constexpr int64_t kPiece = 1 << 15;
   const int64_t pieces = (each + kPiece - 1) / kPiece;
@@ -45,7 +46,8 @@ std::vector<Quantization> quantizations_of(const float* x, int64_t images, int64
   parallel_for(images * pieces, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * kPiece;
-      cpu_kernels()->quantized->extend(x + i / pieces * each + first, std::min(kPiece, each - first), ranges[static_cast<size_t>(i)]);
+      cpu_kernels()->quantized->extend(x + i / pieces * each + first, std::min(kPiece, each - first),
+                                       ranges[static_cast<size_t>(i)]);
     }
   });
   std::vector<Quantization> result;
@@ -53,7 +55,8 @@ std::vector<Quantization> quantizations_of(const float* x, int64_t images, int64
     Range whole{};
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const Range& part = ranges[static_cast<size_t>(image * pieces + piece)];
-      whole = {std::min(whole.least, part.least), std::max(whole.greatest, part.greatest), whole.poison + part.poison};
+      whole = {std::min(whole.least, part.least), std::max(whole.greatest, part.greatest),
+               whole.poison + part.poison};
     }
     result.push_back(quantization_of(whole));
   }
@@ -65,26 +68,35 @@ std::vector<Quantization> quantizations_of(const float* x, int64_t images, int64
 bool QuantizedConv::available() { return cpu_kernels() != nullptr && cpu_kernels()->quantized != nullptr; }
 
 bool QuantizedConv::takes(const at::Tensor& weight) {
-  return available() && weight.scalar_type() == at::kFloat && weight.size(1) % kFour == 0 && weight.size(1) >= kLeastChannels &&
-         weight.size(0) >= kLeastChannels && weight.numel() / weight.size(0) <= kMostProducts;
+  return available() && weight.scalar_type() == at::kFloat && weight.size(1) % kFour == 0 &&
+         weight.size(1) >= kLeastChannels && weight.size(0) >= kLeastChannels &&
+         weight.numel() / weight.size(0) <= kMostProducts;
 }
 
 QuantizedConv::QuantizedConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape)
-    : shape_(shape), out_channels_(weight.size(0)), channels_(weight.size(1)), height_(weight.size(2)), width_(weight.size(3)) {
+    : shape_(shape),
+      out_channels_(weight.size(0)),
+      channels_(weight.size(1)),
+      height_(weight.size(2)),
+      width_(weight.size(3)) {
   const int64_t filled = blocks_of(out_channels_) * kBlock, blocks = filled / kBlock;
   const at::Tensor flat = weight.flatten(1);
   const at::Tensor scale = (at::amax(flat.abs(), 1) / kGreatestWeight).clamp_min(kLeastScale);
-  // [K, C, h, w] -> [K / 32, 32, C / 4, 4, h, w] -> [K / 32, h, w, C / 4, 32, 4], a block of channels at a time
-  weights_ = at::detail::empty_generic({blocks, height_, width_, channels_ / kFour, kBlock, kFour}, mapped_allocator(),
-                                       c10::DispatchKeySet(c10::DispatchKey::CPU), at::kChar, std::nullopt);
+  // [K, C, h, w] -> [K / 32, 32, C / 4, 4, h, w] -> [K / 32, h, w, C / 4, 32, 4], one block of channels at a
+  // time
+  weights_ = at::detail::empty_generic({blocks, height_, width_, channels_ / kFour, kBlock, kFour},
+                                       mapped_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                       at::kChar, std::nullopt);
   sums_ = at::zeros({filled}, at::kInt);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kBlock, count = std::min(kBlock, out_channels_ - first);
-    const at::Tensor rounded = at::round(flat.narrow(0, first, count) / scale.narrow(0, first, count).unsqueeze(1));
+    const at::Tensor rounded =
+        at::round(flat.narrow(0, first, count) / scale.narrow(0, first, count).unsqueeze(1));
     sums_.narrow(0, first, count).copy_(rounded.sum(1));
     const at::Tensor to = weights_.select(0, block);
     if (count < kBlock) to.zero_();
-    to.narrow(3, 0, count).copy_(rounded.view({count, channels_ / kFour, kFour, height_, width_}).permute({3, 4, 1, 0, 2}));
+    to.narrow(3, 0, count)
+        .copy_(rounded.view({count, channels_ / kFour, kFour, height_, width_}).permute({3, 4, 1, 0, 2}));
   }
   scales_ = at::zeros({filled}, at::kFloat);
   scales_.narrow(0, 0, out_channels_).copy_(scale);
@@ -92,14 +104,17 @@ QuantizedConv::QuantizedConv(const at::Tensor& weight, const std::optional<at::T
   if (bias) bias_.narrow(0, 0, out_channels_).copy_(*bias);
 }
 
-at::Tensor QuantizedConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu) const {
+at::Tensor QuantizedConv::run(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                              bool relu) const {
   const at::Tensor input = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t height = x.size(2), width = x.size(3), images = x.size(0);
   const PaddedImages padded{images, height, width, channels_, shape_.padding, shape_.upsampled ? 2 : 1};
   QuantizedArguments a{};
   a.at = padded.geometry(height_, width_, shape_.stride, kFour);
-  at::Tensor y = pooled_empty({images, out_channels_, a.at.height, a.at.width}, at::kFloat, at::MemoryFormat::ChannelsLast);
-  const at::Tensor added = residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
+  at::Tensor y = pooled_empty({images, out_channels_, a.at.height, a.at.width}, at::kFloat,
+                              at::MemoryFormat::ChannelsLast);
+  const at::Tensor added =
+      residual ? residual->expand(y.sizes()).contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
   const float* const residuals = residual ? added.const_data_ptr<float>() : nullptr;
   const auto* const source = input.const_data_ptr<float>();
   if (height_ == 1 && width_ == 1 && shape_.stride == 1 && shape_.padding == 0 && !shape_.upsampled) {
@@ -107,7 +122,8 @@ at::Tensor QuantizedConv::run(const at::Tensor& x, const std::optional<at::Tenso
     return y;
   }
 
-  const std::vector<Quantization> quantizations = quantizations_of(source, images, height * width * channels_);
+  const std::vector<Quantization> quantizations =
+      quantizations_of(source, images, height * width * channels_);
   const auto of = [&](int64_t image) { return quantizations[static_cast<size_t>(image)]; };
   const at::Tensor bytes = pooled_empty(padded.sizes(), at::kByte);
   padded.fill(
@@ -134,12 +150,13 @@ at::Tensor QuantizedConv::multiply(const at::Tensor& x, const std::optional<at::
   size.back() = out_channels_;
   at::Tensor y = pooled_empty(size, at::kFloat);
   const at::Tensor added = residual ? residual->expand(size).contiguous() : at::Tensor();
-  products(input.const_data_ptr<float>(), input.numel() / channels_, residual ? added.const_data_ptr<float>() : nullptr, false,
-           y.mutable_data_ptr<float>());
+  products(input.const_data_ptr<float>(), input.numel() / channels_,
+           residual ? added.const_data_ptr<float>() : nullptr, false, y.mutable_data_ptr<float>());
   return y;
 }
 
-void QuantizedConv::products(const float* rows, int64_t count, const float* residual, bool relu, float* y) const {
+void QuantizedConv::products(const float* rows, int64_t count, const float* residual, bool relu,
+                             float* y) const {
   constexpr int64_t kValuesOfAThread = 1 << 15;
   std::vector<Quantization> quantizations(static_cast<size_t>(count));
   const at::Tensor bytes = pooled_empty({count * channels_}, at::kByte);
@@ -165,7 +182,7 @@ void QuantizedConv::products(const float* rows, int64_t count, const float* resi
 }
 
 void QuantizedConv::compute(kernels::QuantizedArguments& a, int64_t pixels) const {
-  constexpr double kSpeed = 4;  // products to a lane
+  constexpr double kSpeed = 4;  // products per lane
   a.weights = reinterpret_cast<const int32_t*>(weights_.const_data_ptr<int8_t>());
   a.weight_sums = sums_.const_data_ptr<int32_t>();
   a.scales = scales_.const_data_ptr<float>();

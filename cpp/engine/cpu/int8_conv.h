@@ -1,4 +1,5 @@
-// Convolution and matrix product of 8-bit integers: weights rounded once, inputs in every call, sums exact.
+// Convolution and matrix product in 8-bit integers: weights are quantized once, inputs per call, sums are
+// exact.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,26 +11,29 @@
 
 namespace diad {
 
-// Weights are rounded to 127 steps either way, each output channel with a scale of its own. Inputs are rounded to 256 steps from their
-// least to their greatest value (0 included): of an image for a convolution, of a pixel or row where it is a matrix product.
+// Weights are quantized symmetrically to 127 steps per sign, with one scale per output channel. Inputs are
+// quantized to 256 steps from their minimum to their maximum (including 0): per image for convolutions, per
+// pixel or row for matrix products.
 class QuantizedConv {
  public:
   using Shape = DirectConv::Shape;
 
-  // Whether this machine has the instructions (AVX-512 with VNNI).
+  // Returns whether this CPU has the instructions (AVX-512 with VNNI).
   [[nodiscard]] static bool available();
 
-  // Whether a weight [K, C, h, w] is for it: C a multiple of 4, and neither K nor C so small that rounding is felt and nothing saved.
+  // Returns whether a weight [K, C, h, w] is supported: C is a multiple of 4, and K and C are large enough
+  // for quantization to save time at little loss of accuracy.
   [[nodiscard]] static bool takes(const at::Tensor& weight);
 
   // weight [K, C, h, w] float32, bias [K].
   QuantizedConv(const at::Tensor& weight, const std::optional<at::Tensor>& bias, Shape shape);
 
-  // x [N, C, H, W] float32 (any strides) -> [N, K, H', W'] channels last; `residual`, of the output's size or broadcast to it, is added
-  // before the relu. Values that are not finite make all of an image's output NaN.
-  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual, bool relu = false) const;
+  // x [N, C, H, W] float32 (any strides) -> [N, K, H', W'], channels-last. `residual`, of the output's size
+  // or broadcast to it, is added before the relu. If an image has non-finite values, its whole output is NaN.
+  [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& residual,
+                               bool relu = false) const;
 
-  // x [..., C] -> [..., K], for a 1 x 1 kernel; `residual` likewise.
+  // x [..., C] -> [..., K] for a 1 x 1 kernel; `residual` as in run().
   [[nodiscard]] at::Tensor multiply(const at::Tensor& x, const std::optional<at::Tensor>& residual) const;
 
  private:
@@ -37,7 +41,7 @@ class QuantizedConv {
   void compute(kernels::QuantizedArguments& arguments, int64_t pixels) const;
 
   at::Tensor weights_;        // [ceil(K / 32), h, w, C / 4, 32, 4] signed bytes
-  at::Tensor sums_;           // [ceil(K / 32) * 32] int32: of a channel's weights
+  at::Tensor sums_;           // [ceil(K / 32) * 32] int32: sum of a channel's weights
   at::Tensor scales_, bias_;  // [ceil(K / 32) * 32]
   Shape shape_;
   int64_t out_channels_, channels_, height_, width_;

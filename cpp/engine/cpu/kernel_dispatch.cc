@@ -22,11 +22,12 @@ std::optional<CpuKernels> best_kernels() {
 #ifdef DIAD_X86_KERNELS
   const std::string capability = at::get_cpu_capability();
   if (capability.starts_with("AVX512")) {
-    return CpuKernels{kernels::direct_conv_avx512, kernels::depthwise_conv_avx512, kernels::winograd_avx512, kernels::rows_avx512,
-                      quantized_kernels()};
+    return CpuKernels{kernels::direct_conv_avx512, kernels::depthwise_conv_avx512, kernels::winograd_avx512,
+                      kernels::rows_avx512, quantized_kernels()};
   }
   if (capability == "AVX2")
-    return CpuKernels{kernels::direct_conv_avx2, kernels::depthwise_conv_avx2, kernels::winograd_avx2, kernels::rows_avx2, nullptr};
+    return CpuKernels{kernels::direct_conv_avx2, kernels::depthwise_conv_avx2, kernels::winograd_avx2,
+                      kernels::rows_avx2, nullptr};
 #endif
   return std::nullopt;
 }

@@ -6,21 +6,23 @@ namespace diad {
 
 namespace {
 
-// Output pixels from which Winograd's transforms pay, and channel pairs below which oneDNN is as fast.
+// Minimum output pixels and channel pairs for Winograd's transforms to pay off.
 constexpr int64_t kWinogradPixels = 256, kWinogradPairs = 64 * 64;
 
-// A byte by which weights grow must save so many multiplications an image; layers that grow by less than kFreeGrowth bytes need not ask.
+// Multiplications per image that each additional byte of weights must save. Layers that grow by at most
+// kFreeGrowth bytes are exempt.
 constexpr double kMinFlopsSavedPerByte = 300;
 constexpr int64_t kFreeGrowth = 4 << 20;
 
-// What a weight that is transformed and written costs, in multiplications: layers that run once an image can do it then. It is less where
-// the allocator keeps memory for the next layer (tuneAllocator), more where the system gives it anew.
+// Cost of transforming and writing a weight, in multiplications: layers that run once per image can do it in
+// every run. The cost is lower if the allocator reuses memory (tuneAllocator) and higher if the system maps
+// new memory.
 constexpr double kTransformOfAWeight = 100;
 
 }  // namespace
 
-// By the multiplications a channel pair needs: 9 a pixel plainly, 4 with tiles of 2 x 2, 2.25 with tiles of 4 x 4. The transformed weights,
-// 16 or 36 a pair instead of 9, cost memory, or time where they do not last.
+// Compares multiplications per channel pair and pixel: 9 direct, 4 with 2 x 2 tiles, 2.25 with 4 x 4 tiles.
+// The transformed weights, 16 or 36 per pair instead of 9, cost memory, or time if they are not stored.
 WinogradChoice choose_winograd(int64_t pixels, int64_t pairs, int64_t runs) {
   if (pixels < kWinogradPixels || pairs < kWinogradPairs) return {};
   constexpr double kPlain = 9, kTwo = 16. / 4, kFour = 36. / 16;
@@ -32,7 +34,8 @@ WinogradChoice choose_winograd(int64_t pixels, int64_t pairs, int64_t runs) {
     return {four < two ? 4 : 2, false};
   }
   const auto worth = [&](double saved, int64_t growth) {
-    return growth * pairs <= kFreeGrowth || saved * n * static_cast<double>(runs) >= kMinFlopsSavedPerByte * static_cast<double>(growth);
+    return growth * pairs <= kFreeGrowth ||
+           saved * n * static_cast<double>(runs) >= kMinFlopsSavedPerByte * static_cast<double>(growth);
   };
   if (worth(kTwo - kFour, kGrowth4 - kGrowth2) && worth(kPlain - kFour, kGrowth4)) return {4};
   return {worth(kPlain - kTwo, kGrowth2) ? 2 : 0};

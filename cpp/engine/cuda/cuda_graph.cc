@@ -1,8 +1,8 @@
-// Recordings by LibTorch's class for CUDA. The engine is linked with a LibTorch that may be one for CPUs, so what it needs of CUDA's is
-// weak: found when the engine is opened beside a LibTorch for CUDA, null otherwise.
+// CUDA graphs through LibTorch's class. The engine might be linked with a CPU-only LibTorch, so the CUDA
+// symbols are weak: resolved if the engine is loaded with a CUDA build of LibTorch, null otherwise.
 #include "cuda/device_graph.h"
 
-#ifdef DIAD_CUDA_HEADERS  // CMakeLists.txt: they were found
+#ifdef DIAD_CUDA_HEADERS  // defined by CMakeLists.txt if the headers were found
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -11,7 +11,8 @@
 
 #include <exception>
 
-static_assert(CUDA_VERSION >= 12040, "the class has other members for an older CUDA: LibTorch for CUDA is built with a newer one");
+static_assert(CUDA_VERSION >= 12040,
+              "the layout of CUDAGraph depends on the CUDA version: 12.4 or newer is required");
 
 __asm__(
     ".weak _ZN2at4cuda9CUDAGraphC2Eb\n"
@@ -22,7 +23,7 @@ __asm__(
     ".weak _ZN2at4cuda9CUDAGraph4poolEv\n"
     ".weak _ZN3c104cuda20CUDACachingAllocator9allocatorE\n");
 
-// One of them under a name whose address may be null.
+// A C name for one of the symbols, to test its address for null.
 extern "C" __attribute__((weak)) void diad_cuda_graph_constructor() __asm__("_ZN2at4cuda9CUDAGraphC2Eb");
 
 namespace diad {
@@ -41,8 +42,8 @@ class CudaGraph final : public DeviceGraph {
   Pool pool() override { return graph_.pool(); }
 
  private:
-  // LibTorch's, which leaves its allocators as they are when a recording cannot be begun or ended: they would go on asking it, even when it
-  // is gone, for which streams they work, and keep all memory until the process ends.
+  // LibTorch leaves its allocators in capture mode when a capture fails to begin or end. They would keep
+  // calling the destroyed graph to match streams, and hold all memory until the process ends.
   struct Graph : at::cuda::CUDAGraph {
     template <typename Action>
     void rollback_on_error(const Action& action) {
@@ -63,7 +64,7 @@ class CudaGraph final : public DeviceGraph {
       each_on_its_own([&] { release(*host, mempool_id_); });
     }
 
-    // An older LibTorch has no pools of the host's memory.
+    // Older versions of LibTorch have no pools of host memory.
     template <typename Host>
     static void end_allocating(Host& host, Pool pool) {
       if constexpr (requires { host.end_allocate_to_pool(pool); }) host.end_allocate_to_pool(pool);
@@ -73,7 +74,7 @@ class CudaGraph final : public DeviceGraph {
       if constexpr (requires { host.release_pool(pool); }) host.release_pool(pool);
     }
 
-    // How far a recording had come is not known: what was not begun cannot be ended, and says so.
+    // The failed capture might not have reached each of these steps; undoing a step that was not done throws.
     template <typename Action>
     static void each_on_its_own(const Action& action) {
       try {

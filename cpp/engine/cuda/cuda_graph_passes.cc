@@ -29,7 +29,8 @@ const c10::Symbol kTensor = c10::Symbol::fromQualString("aten::tensor");
 
 class NormRewriter final : GraphRewriter {
  public:
-  NormRewriter(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) : GraphRewriter(graph), launch_(launch) {}
+  NormRewriter(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch)
+      : GraphRewriter(graph), launch_(launch) {}
 
   int run() {
     if (writes_in_place(graph_->block())) return 0;
@@ -42,7 +43,9 @@ class NormRewriter final : GraphRewriter {
   void rewrite(Node* node) {
     const OptionalTensor weight = constant_tensor(node->input(2)), bias = constant_tensor(node->input(3));
     const auto groups = torch::jit::toIValue(node->input(1)), eps = torch::jit::toIValue(node->input(4));
-    if (!weight || !bias || !groups || !eps || (weight->scalar_type() != at::kHalf && weight->scalar_type() != at::kBFloat16)) return;
+    if (!weight || !bias || !groups || !eps ||
+        (weight->scalar_type() != at::kHalf && weight->scalar_type() != at::kBFloat16))
+      return;
     const auto [x, shift, silu] = surroundings_of_norm(node);
     const GroupNormShape shape{groups->toInt(), eps->toDouble(), silu != nullptr};
     Node* const last = silu ? silu : node;
@@ -63,7 +66,8 @@ class Tf32Rewriter final : GraphRewriter {
 
   int run() {
     visit(graph_->block(), kConvolution, [this](Node* node) {
-      const auto place = node->schema().argumentIndexWithName("allow_tf32");  // older overloads have none and ask the process
+      // Older overloads lack the argument and use the process-wide setting.
+      const auto place = node->schema().argumentIndexWithName("allow_tf32");
       if (!place) return;
       node->replaceInput(static_cast<size_t>(*place), constant(node, false));
       ++done_;
@@ -103,26 +107,27 @@ class RowRewriter final : GraphRewriter {
 class SideStream;
 thread_local SideStream* open_side = nullptr;  // entered and not yet joined
 
-// Streams of a stretch that runs aside, from its beginning to where its values are needed.
+// Streams of a stretch of nodes that runs concurrently, from its start to the first use of its values.
 class SideStream final : public torch::CustomClassHolder {
  public:
-  // From here on work goes to a stream of its own, after what the current one has been given.
+  // Switches to a second stream, ordered after the work already queued on the current one.
   void enter(const at::Tensor& on) {
     if (on.is_cpu()) return;
     const c10::impl::VirtualGuardImpl implementation(on.device().type());
     first_ = implementation.getStream(on.device());
-    if (!second_ || second_->device() != on.device()) second_ = implementation.getStreamFromGlobalPool(on.device());
+    if (!second_ || second_->device() != on.device())
+      second_ = implementation.getStreamFromGlobalPool(on.device());
     order(*first_, *second_);
     implementation.exchangeStream(*second_);
     open_side = this;
   }
 
-  // Back on the first, which does not wait.
+  // Switches back to the first stream, which does not wait.
   void leave() {
     if (first_) c10::impl::VirtualGuardImpl(first_->device_type()).exchangeStream(*first_);
   }
 
-  // The first waits for the second.
+  // Makes the first stream wait for the second.
   void join() {
     open_side = nullptr;
     if (first_) order(*second_, *first_);
@@ -141,17 +146,21 @@ class SideStream final : public torch::CustomClassHolder {
 
 void enter_side(const at::Tensor& on, const c10::intrusive_ptr<SideStream>& streams) { streams->enter(on); }
 void leave_side(const c10::intrusive_ptr<SideStream>& streams) { streams->leave(); }
-// `kept` lives until here: its memory belongs to the first stream, which would give it to others while the second still reads it.
-void join_side(const std::vector<at::Tensor>& /*kept*/, const c10::intrusive_ptr<SideStream>& streams) { streams->join(); }
+// `kept` keeps the tensors alive until here: their memory belongs to the first stream, which would reuse it
+// while the second stream still reads it.
+void join_side(const std::vector<at::Tensor>& /*kept*/, const c10::intrusive_ptr<SideStream>& streams) {
+  streams->join();
+}
 
-at::Tensor run_device_norm(const at::Tensor& x, const OptionalTensor& shift, const c10::intrusive_ptr<DeviceGroupNorm>& layer) {
+at::Tensor run_device_norm(const at::Tensor& x, const OptionalTensor& shift,
+                           const c10::intrusive_ptr<DeviceGroupNorm>& layer) {
   check_cancelled();
   return layer->run(x, shift);
 }
 
 using Nodes = std::vector<Node*>;
 
-// Nodes that depend on a value, blocks inside nodes included.
+// Nodes that depend on a value, including nodes in nested blocks.
 class Dependants {
  public:
   explicit Dependants(const Value* value) { add_users(value); }
@@ -172,7 +181,7 @@ class Dependants {
   std::unordered_set<const Node*> found_;
 };
 
-// Everything a node reads: its inputs, and what blocks inside it take from outside.
+// Calls `action` for everything a node reads: its inputs, and outer values used in its nested blocks.
 void for_each_input(Node* node, const std::function<void(Value*)>& action) {
   for (Value* input : node->inputs()) action(input);
   for (torch::jit::Block* block : node->blocks()) {
@@ -183,7 +192,7 @@ void for_each_input(Node* node, const std::function<void(Value*)>& action) {
 
 bool is_constant(const Node* node) { return node->kind() == c10::prim::Constant; }
 
-// Whether the order of nodes matters beyond what they read and return.
+// Returns whether a block has side effects, so that the order of its nodes matters.
 bool has_effects(const torch::jit::Block* block) {
   return std::any_of(block->nodes().begin(), block->nodes().end(), [](const Node* node) {
     return node->hasSideEffects() || std::any_of(node->blocks().begin(), node->blocks().end(), has_effects);
@@ -192,7 +201,8 @@ bool has_effects(const torch::jit::Block* block) {
 
 bool holds_tensors(const c10::Type& type) {
   return type.isSubtypeOf(*c10::TensorType::get()) || type.kind() == c10::TypeKind::AnyType ||
-         std::any_of(type.containedTypes().begin(), type.containedTypes().end(), [](const auto& inner) { return holds_tensors(*inner); });
+         std::any_of(type.containedTypes().begin(), type.containedTypes().end(),
+                     [](const auto& inner) { return holds_tensors(*inner); });
 }
 
 }  // namespace
@@ -203,7 +213,7 @@ OverlapScope::~OverlapScope() {
   side->leave();
   try {
     side->join();
-  } catch (const std::exception&) {  // a device that takes no more events: the error on its way says so
+  } catch (const std::exception&) {  // the device rejects events: the error in flight reports it
   }
 }
 
@@ -211,7 +221,9 @@ int forbid_tf32(const std::shared_ptr<Graph>& graph) { return Tf32Rewriter(graph
 
 int view_rows(const std::shared_ptr<Graph>& graph) { return RowRewriter(graph).run(); }
 
-int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) { return NormRewriter(graph, launch).run(); }
+int use_device_norms(const std::shared_ptr<Graph>& graph, const KernelLauncher& launch) {
+  return NormRewriter(graph, launch).run();
+}
 
 size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
   if (writes_in_place(graph->block()) || has_effects(graph->block())) return 0;
@@ -220,16 +232,18 @@ size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
   for (Node* node : graph->nodes()) (is_constant(node) ? constants : nodes).push_back(node);
   const auto depends = [&](const Node* node) { return dependants.contains(node); };
 
-  // The longest stretch between two that depend.
+  // Find the longest stretch of independent nodes between two dependent ones.
   auto first = nodes.end(), last = nodes.end();
   for (auto at = std::find_if(nodes.begin(), nodes.end(), depends); at != nodes.end();) {
-    const auto begin = std::find_if_not(at, nodes.end(), depends), end = std::find_if(begin, nodes.end(), depends);
-    if (end != nodes.end() && (first == nodes.end() || end - begin > last - first)) std::tie(first, last) = std::pair(begin, end);
+    const auto begin = std::find_if_not(at, nodes.end(), depends),
+               end = std::find_if(begin, nodes.end(), depends);
+    if (end != nodes.end() && (first == nodes.end() || end - begin > last - first))
+      std::tie(first, last) = std::pair(begin, end);
     at = end;
   }
   if (first == nodes.end()) return 0;
 
-  // What the stretch needs of the nodes before it, and which tensors that are not its own it reads.
+  // Find the earlier nodes that the stretch needs, and the outside tensors that it reads.
   const std::unordered_set<const Node*> before(nodes.begin(), first), aside(first, last);
   std::unordered_set<const Node*> needed;
   std::vector<Value*> read;
@@ -248,7 +262,7 @@ size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
   std::for_each(first, last, need);
   if (!keepable || read.empty()) return 0;
 
-  // In the order: constants, what is needed, the stretch aside, the others before it, all that follows.
+  // New order: constants, needed nodes, the stretch on the second stream, the other earlier nodes, the rest.
   Node* const rest = *last;
   const auto streams = c10::make_intrusive<SideStream>();
   for (Node* node : constants) node->moveBefore(rest);
@@ -277,14 +291,21 @@ size_t overlap_branches(const std::shared_ptr<Graph>& graph, size_t input) {
 }
 
 TORCH_LIBRARY_FRAGMENT(diad, library) {
-  // Of unknown effect: nothing may be taken out or moved past them.
-  const auto schema = [](const char* text) { return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE); };
+  // Conservative alias analysis: no node is removed or moved across these.
+  const auto schema = [](const char* text) {
+    return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE);
+  };
   library.class_<DeviceGroupNorm>("DeviceGroupNorm");
   library.class_<SideStream>("SideStream");
-  library.def("device_group_norm(Tensor x, Tensor? shift, __torch__.torch.classes.diad.DeviceGroupNorm layer) -> Tensor", run_device_norm);
-  library.def(schema("enter_side(Tensor on, __torch__.torch.classes.diad.SideStream streams) -> ()"), enter_side);
+  library.def(
+      "device_group_norm(Tensor x, Tensor? shift, __torch__.torch.classes.diad.DeviceGroupNorm layer) -> "
+      "Tensor",
+      run_device_norm);
+  library.def(schema("enter_side(Tensor on, __torch__.torch.classes.diad.SideStream streams) -> ()"),
+              enter_side);
   library.def(schema("leave_side(__torch__.torch.classes.diad.SideStream streams) -> ()"), leave_side);
-  library.def(schema("join_side(Tensor[] kept, __torch__.torch.classes.diad.SideStream streams) -> ()"), join_side);
+  library.def(schema("join_side(Tensor[] kept, __torch__.torch.classes.diad.SideStream streams) -> ()"),
+              join_side);
 }
 
 }  // namespace diad

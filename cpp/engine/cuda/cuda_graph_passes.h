@@ -9,25 +9,28 @@
 
 namespace diad {
 
-// Every GroupNorm with constant half-precision weights, with what stands around it, becomes DeviceGroupNorm. In place; says how many.
+// Replaces every GroupNorm that has constant half-precision weights, fused with its neighbors, with
+// DeviceGroupNorm. Works in place and returns the number of replacements.
 int use_device_norms(const std::shared_ptr<torch::jit::Graph>& graph, const KernelLauncher& launch);
 
-// float32 means float32: a traced convolution carries the permission to multiply in TF32 with it, whatever the process allows now. In
-// place; says how many.
+// Disables TF32 in convolutions, so that float32 keeps full precision: a traced convolution stores the
+// allow_tf32 setting of the process that traced it. Works in place and returns the number of changes.
 int forbid_tf32(const std::shared_ptr<torch::jit::Graph>& graph);
 
-// Rows of tables that index_select takes at tensor([step]) become views at that step: the tensor would be copied to the device and waited
-// for, which no recording of a graph may do. In place; says how many.
+// Replaces index_select at tensor([step]) with a view of that row. Otherwise the index tensor would be copied
+// to the device and synchronized, which graph capture does not allow. Works in place and returns the number
+// of replacements.
 int view_rows(const std::shared_ptr<torch::jit::Graph>& graph);
 
-// Lets two branches run side by side: the longest stretch of nodes that do not depend on the input at `input` (in the denoiser, what the
-// network's encoder and middle do, which know nothing of the hint) goes to a second stream, the nodes before it stay on the first; what
-// both need is computed before they part. In place, values unchanged; the number of nodes on the second stream, 0 if there is no such
-// stretch between nodes that depend on that input. On the CPU the marks do nothing.
+// Runs two branches concurrently: moves the longest stretch of nodes that do not depend on the graph input
+// with index `input` to a second stream. In the denoiser these are the encoder and middle blocks, which do
+// not depend on the hint. The nodes before the stretch stay on the first stream, and nodes that both need are
+// computed first. Works in place without changing values. Returns the number of nodes on the second stream, 0
+// if there is no such stretch between nodes that depend on the input. Has no effect on the CPU.
 size_t overlap_branches(const std::shared_ptr<torch::jit::Graph>& graph, size_t input);
 
-// Around the execution of such a graph: where an error leaves the second branch, this thread is back on the first stream, which waits for
-// the second.
+// Surrounds the execution of such a graph: if an error leaves the second branch, returns this thread to the
+// first stream, which waits for the second.
 class OverlapScope {
  public:
   OverlapScope() = default;

@@ -1,5 +1,6 @@
-// GroupNorm with what stands around it, for channels-last half-precision images on a device that runs kernels of our own
-// (kernels/group_norm.cu): LibTorch's returns contiguous images, which the next convolution would have to lay out again.
+// GroupNorm fused with its neighbors for channels-last half-precision images, computed by custom device
+// kernels (kernels/group_norm.cu). LibTorch's operator returns contiguous images, which the next convolution
+// would have to convert back to channels-last.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,31 +15,33 @@
 
 namespace diad {
 
-// One kernel on a grid of blocks of threads.
+// A kernel launch with its grid and block sizes.
 struct KernelLaunch {
   const char* kernel;
   std::array<unsigned, 3> grid;
   std::array<unsigned, 2> block;
   unsigned shared_bytes;
-  std::vector<void*> arguments;  // where each argument lies
+  std::vector<void*> arguments;  // pointers to the arguments
 };
 
-// Puts a kernel in the queue of the current stream of the device that the launcher was made for.
+// Queues a kernel on the current stream of the launcher's device.
 using KernelLauncher = std::function<void(const KernelLaunch&)>;
 
-// The kernels' text, for compile_cuda (cuda_program.h).
+// Returns the CUDA source of the kernels, for compile_cuda (cuda/nvrtc.h).
 [[nodiscard]] const char* group_norm_source();
 
-// A launcher of the kernels, compiled and checked once for each device. Empty, after a warning that says why, where they cannot be had.
+// Returns a launcher for the kernels, compiled and checked once per device. Empty, with a logged warning, if
+// they are not available.
 [[nodiscard]] KernelLauncher group_norm_launcher(c10::Device device);
 
 class DeviceGroupNorm final : public torch::CustomClassHolder {
  public:
-  // weight, bias [C] in float16 or bfloat16. `launch` may be empty: then LibTorch's operators do the work.
+  // weight, bias [C] in float16 or bfloat16. An empty `launch` falls back to LibTorch's operators.
   DeviceGroupNorm(at::Tensor weight, at::Tensor bias, const GroupNormShape& shape, KernelLauncher launch);
 
-  // As group_norm (group_norm.h); x in the weight's type, on its device. An image's result does not depend on the others of its batch.
-  // Types and numbers of channels that the kernels are not for go through LibTorch's operators.
+  // Same as group_norm (cpu/group_norm.h); x has the weight's type and device. The result of an image does
+  // not depend on the rest of the batch. Unsupported types and channel counts fall back to LibTorch's
+  // operators.
   [[nodiscard]] at::Tensor run(const at::Tensor& x, const std::optional<at::Tensor>& shift) const;
 
  private:
@@ -50,7 +53,8 @@ class DeviceGroupNorm final : public torch::CustomClassHolder {
   bool fits_;
 };
 
-// Runs the kernels on a few shapes. Throws std::runtime_error where they give something else than LibTorch's operators do.
+// Runs the kernels on a few shapes. Throws std::runtime_error if the results differ from those of LibTorch's
+// operators.
 void check_group_norm(const KernelLauncher& launch, c10::Device device);
 
 }  // namespace diad

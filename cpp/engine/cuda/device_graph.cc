@@ -11,7 +11,7 @@ namespace {
 
 #ifdef DIAD_HAS_REGISTERED_GRAPHS
 
-// Of an accelerator that has registered its recordings with LibTorch. CUDA has not in 2.13.
+// Graph of an accelerator that registers its implementation with LibTorch. CUDA does not as of 2.13.
 class RegisteredGraph final : public DeviceGraph {
  public:
   void begin(Pool pool) override { graph_.capture_begin(pool, at::GraphCaptureMode::ThreadLocal); }

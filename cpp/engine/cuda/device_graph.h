@@ -1,4 +1,4 @@
-// What a device is told to do, recorded once and told again as a whole.
+// Captures work on a device once and replays it as a whole.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -9,28 +9,31 @@
 
 namespace diad {
 
-// One recording. Everything is of the current stream, which must not be the default one between begin() and end().
+// One captured graph. Everything happens on the current stream, which must not be the default stream between
+// begin() and end().
 class DeviceGraph {
  public:
-  using Pool = std::pair<unsigned long long, unsigned long long>;  // as LibTorch names pools; {0, 0}: a new one
+  // Pool id of LibTorch; {0, 0} creates a new pool.
+  using Pool = std::pair<unsigned long long, unsigned long long>;
 
   DeviceGraph() = default;
   DeviceGraph(const DeviceGraph&) = delete;
   DeviceGraph& operator=(const DeviceGraph&) = delete;
   virtual ~DeviceGraph() = default;
 
-  virtual void begin(Pool pool) = 0;  // other threads go on meanwhile: what they do is no part of the recording
-  virtual void end() = 0;             // when it throws, the recording is over all the same and its memory given back
+  // Other threads can use the device during the capture; their work is not captured.
+  virtual void begin(Pool pool) = 0;
+  virtual void end() = 0;  // if it throws, the capture has ended and its memory is released
   virtual void replay() = 0;
-  [[nodiscard]] virtual Pool pool() = 0;  // after end(): for recordings that are to share its memory
+  [[nodiscard]] virtual Pool pool() = 0;  // after end(): for graphs that share its memory
 };
 
 using DeviceGraphs = std::function<std::unique_ptr<DeviceGraph>()>;
 
-// Makes recordings of `device`; empty where LibTorch has none for it.
+// Returns a factory of graphs on `device`, empty if LibTorch does not support it.
 [[nodiscard]] DeviceGraphs device_graphs(c10::Device device);
 
-// Those of CUDA; empty where the engine was built without CUDA's headers, or with a LibTorch for CPUs.
+// Factory for CUDA; empty if the engine was built without CUDA headers or runs with a CPU-only LibTorch.
 [[nodiscard]] DeviceGraphs cuda_graphs();
 
 }  // namespace diad

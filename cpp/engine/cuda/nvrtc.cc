@@ -21,7 +21,7 @@ namespace diad {
 
 namespace {
 
-// The functions of NVRTC and of the driver that are needed, as their documentation declares them. Results: 0 is success.
+// The required functions of NVRTC and of the driver, as documented. They return 0 on success.
 struct OpaqueProgram;
 struct OpaqueModule;
 struct OpaqueFunction;
@@ -30,10 +30,10 @@ using Module = OpaqueModule*;                                              // CU
 using Function = OpaqueFunction*;                                          // CUfunction
 constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;  // CUdevice_attribute
 
-// A library that is never closed: code of it may run as long as the process does.
+// A library that is never closed: its code can run until the process ends.
 class Library {
  public:
-  // The first of `names` that can be opened.
+  // Opens the first of `names` that can be opened.
   Library(const char* what, const std::vector<std::string>& names) : what_(what) {
     std::string errors;
     for (const std::string& name : names) {
@@ -44,7 +44,7 @@ class Library {
     throw std::runtime_error(std::string(what) + " cannot be opened" + errors);
   }
 
-  // The function of that name, here or in what the library needs.
+  // Looks up a function in the library and its dependencies.
   template <typename Signature>
   void find(const char* name, Signature*& function) const {
     function = reinterpret_cast<Signature*>(dlsym(handle_, name));
@@ -56,12 +56,13 @@ class Library {
   void* handle_ = nullptr;
 };
 
-// LibTorch's library that needs NVRTC knows where it lies; beside it, or as the system finds it.
+// NVRTC is found through the LibTorch library that depends on it, or by the system's search path.
 std::vector<std::string> nvrtc_names() {
   std::vector<std::string> names;
   Dl_info libtorch;
   if (dladdr(reinterpret_cast<const void*>(&at::globalContext), &libtorch) != 0) {
-    names.push_back((std::filesystem::path(libtorch.dli_fname).parent_path() / "libcaffe2_nvrtc.so").string());
+    names.push_back(
+        (std::filesystem::path(libtorch.dli_fname).parent_path() / "libcaffe2_nvrtc.so").string());
   }
   names.insert(names.end(), {"libnvrtc.so.13", "libnvrtc.so.12"});
   return names;
@@ -80,13 +81,16 @@ struct Nvrtc {
     open_builtins();
   }
 
-  // NVRTC opens this library by its bare name, which finds one that is open already; where it lies no run path may say.
+  // NVRTC opens this library by its bare name, which finds one that is already open. The search path might
+  // not contain its folder.
   void open_builtins() const {
     Dl_info nvrtc;
     if (dladdr(reinterpret_cast<const void*>(create), &nvrtc) == 0) return;
     std::error_code unreadable;
-    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(nvrtc.dli_fname).parent_path(), unreadable)) {
-      if (entry.path().filename().string().starts_with("libnvrtc-builtins.so")) dlopen(entry.path().c_str(), RTLD_NOW | RTLD_LOCAL);
+    for (const auto& entry : std::filesystem::directory_iterator(
+             std::filesystem::path(nvrtc.dli_fname).parent_path(), unreadable)) {
+      if (entry.path().filename().string().starts_with("libnvrtc-builtins.so"))
+        dlopen(entry.path().c_str(), RTLD_NOW | RTLD_LOCAL);
     }
   }
 
@@ -95,7 +99,8 @@ struct Nvrtc {
   }
 
   Library library;
-  int (*create)(Program*, const char* source, const char* name, int headers, const char* const* texts, const char* const* names) = nullptr;
+  int (*create)(Program*, const char* source, const char* name, int headers, const char* const* texts,
+                const char* const* names) = nullptr;
   int (*compile)(Program, int options, const char* const* values) = nullptr;
   int (*log_size)(Program, size_t*) = nullptr;
   int (*log)(Program, char*) = nullptr;
@@ -127,27 +132,29 @@ struct Driver {
   int (*attribute)(int*, int attribute, int device) = nullptr;
   int (*load)(Module*, const void* image) = nullptr;
   int (*function)(Function*, Module, const char* name) = nullptr;
-  int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared_bytes, void* stream, void** arguments,
-                void** extra) = nullptr;
+  int (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared_bytes,
+                void* stream, void** arguments, void** extra) = nullptr;
   int (*error_string)(int, const char**) = nullptr;
 };
 
-// LibTorch 2.11 has no handles of streams behind its device-independent interface.
+// LibTorch 2.11 has no device-independent access to native stream handles.
 template <typename Implementation>
 void* native_stream(const Implementation& implementation, c10::Device device) {
   if constexpr (requires { implementation.getStreamNativeHandle(implementation.getStream(device)); }) {
     return implementation.getStreamNativeHandle(implementation.getStream(device));
   } else {
-    throw std::runtime_error("this LibTorch does not hand out its streams");
+    throw std::runtime_error("this LibTorch does not provide native stream handles");
   }
 }
 
 }  // namespace
 
-std::vector<char> compile_cuda(const std::string& source, const std::string& architecture, const std::string& nvrtc) {
+std::vector<char> compile_cuda(const std::string& source, const std::string& architecture,
+                               const std::string& nvrtc) {
   const Nvrtc compiler(nvrtc.empty() ? nvrtc_names() : std::vector<std::string>{nvrtc});
   Program made = nullptr;
-  compiler.check(compiler.create(&made, source.c_str(), "diad.cu", 0, nullptr, nullptr), "creating a program");
+  compiler.check(compiler.create(&made, source.c_str(), "diad.cu", 0, nullptr, nullptr),
+                 "creating a program");
   const auto end = [&compiler](OpaqueProgram* program) { compiler.destroy(&program); };
   const std::unique_ptr<OpaqueProgram, decltype(end)> program(made, end);
   const std::string target = "--gpu-architecture=" + architecture;
@@ -160,28 +167,31 @@ std::vector<char> compile_cuda(const std::string& source, const std::string& arc
       log.resize(size);
       static_cast<void>(compiler.log(program.get(), log.data()));
     }
-    throw std::runtime_error("NVRTC for " + architecture + ": " + compiler.error_string(result) + "\n" + log.c_str());
+    throw std::runtime_error("NVRTC for " + architecture + ": " + compiler.error_string(result) + "\n" +
+                             log.c_str());
   }
   size_t size = 0;
-  compiler.check(compiler.code_size(program.get(), &size), "asking for the code");
+  compiler.check(compiler.code_size(program.get(), &size), "getting the code");
   std::vector<char> code(size);
-  compiler.check(compiler.code(program.get(), code.data()), "asking for the code");
+  compiler.check(compiler.code(program.get(), code.data()), "getting the code");
   return code;
 }
 
-KernelLauncher cuda_launcher(c10::Device device, const std::string& source, std::span<const char* const> kernels) {
+KernelLauncher cuda_launcher(c10::Device device, const std::string& source,
+                             std::span<const char* const> kernels) {
   const auto driver = std::make_shared<const Driver>();
   const c10::impl::VirtualGuardImpl implementation(device.type());
   const c10::DeviceGuard guard(device);
-  // From here on the device's context is this thread's, too; memory alone may come from LibTorch's cache, without a call to the device.
+  // Makes the device's context current on this thread. Allocating memory might not, because LibTorch can
+  // serve it from its cache.
   static_cast<void>(at::zeros({1}, at::TensorOptions(device)));
   int number = 0, major = 0, minor = 0;
-  driver->check(driver->current_device(&number), "asking for the device");
-  driver->check(driver->attribute(&major, kComputeCapabilityMajor, number), "asking for its architecture");
-  driver->check(driver->attribute(&minor, kComputeCapabilityMinor, number), "asking for its architecture");
+  driver->check(driver->current_device(&number), "getting the device");
+  driver->check(driver->attribute(&major, kComputeCapabilityMajor, number), "getting its architecture");
+  driver->check(driver->attribute(&minor, kComputeCapabilityMinor, number), "getting its architecture");
   const std::vector<char> code = compile_cuda(source, "sm_" + std::to_string(major) + std::to_string(minor));
   Module loaded = nullptr;
-  driver->check(driver->load(&loaded, code.data()), "loading our kernels");
+  driver->check(driver->load(&loaded, code.data()), "loading the kernels");
   std::map<std::string, Function, std::less<>> functions;
   for (const char* name : kernels) driver->check(driver->function(&functions[name], loaded, name), name);
   static_cast<void>(native_stream(implementation, device));
@@ -203,7 +213,7 @@ KernelLauncher cuda_launcher(c10::Device device, const std::string& source, std:
 namespace diad {
 
 std::vector<char> compile_cuda(const std::string&, const std::string&, const std::string&) {
-  throw std::runtime_error("kernels of our own are compiled on Linux alone");
+  throw std::runtime_error("CUDA kernels are supported on Linux only");
 }
 
 KernelLauncher cuda_launcher(c10::Device, const std::string& source, std::span<const char* const>) {

@@ -1,5 +1,5 @@
-// CUDA kernels of our own, compiled on the machine that runs them: NVRTC comes with LibTorch's CUDA build, and the engine, which links
-// neither it nor the driver, finds both at run time.
+// Compiles custom CUDA kernels at run time. The engine links neither NVRTC, which LibTorch's CUDA build
+// includes, nor the driver: it finds both at run time.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -12,12 +12,16 @@
 
 namespace diad {
 
-// The machine code of a CUDA C++ text for an architecture such as "sm_90". `nvrtc` names the library; empty: LibTorch's, or the system's.
-// Throws std::runtime_error: no NVRTC, or what it says about the text.
-[[nodiscard]] std::vector<char> compile_cuda(const std::string& source, const std::string& architecture, const std::string& nvrtc = {});
+// Compiles CUDA C++ source to machine code for an architecture such as "sm_90". `nvrtc` is the path of the
+// library; empty: LibTorch's or the system's. Throws std::runtime_error if NVRTC is missing or reports an
+// error.
+[[nodiscard]] std::vector<char> compile_cuda(const std::string& source, const std::string& architecture,
+                                             const std::string& nvrtc = {});
 
-// A launcher of the text's kernels on a CUDA device, in the order of its current stream; the code stays loaded while the process lives.
-// Throws std::runtime_error: as compile_cuda, or no driver, or a kernel that the text does not have. Its calls throw where a launch fails.
-[[nodiscard]] KernelLauncher cuda_launcher(c10::Device device, const std::string& source, std::span<const char* const> kernels);
+// Returns a launcher for kernels of the source on a CUDA device. Launches go to its current stream, and the
+// code stays loaded until the process ends. Throws std::runtime_error like compile_cuda, and if the driver or
+// a kernel is missing. The launcher throws if a launch fails.
+[[nodiscard]] KernelLauncher cuda_launcher(c10::Device device, const std::string& source,
+                                           std::span<const char* const> kernels);
 
 }  // namespace diad

@@ -25,7 +25,7 @@ namespace {
 
 constexpr int64_t kScoredTogether = 8;  // images whose maps are combined at a time
 
-// SplitMix64 (Steele, Lea, Flood 2014): a number that looks random for each number.
+// SplitMix64 (Steele, Lea, Flood 2014): a well-mixed hash of x.
 uint64_t scrambled(uint64_t x) {
   x += 0x9e3779b97f4a7c15U;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
@@ -35,11 +35,15 @@ uint64_t scrambled(uint64_t x) {
 
 void require_finite(const at::Tensor& values, int64_t index, const char* what) {
   if (at::isfinite(values).all().item<bool>()) return;
-  throw EngineError(code::kInternal, std::string(what) + " of calibration image " + std::to_string(index) +
-                                         " hold a number that is not finite in half precision: the networks overflowed; check the model");
+  throw EngineError(
+      code::kInternal,
+      std::string(what) + " of calibration image " + std::to_string(index) +
+          " contain a value that is not finite in half precision: the networks overflowed; check the model");
 }
 
-std::string shown(const std::string& class_name) { return class_name.empty() ? "all images" : "the class \"" + class_name + "\""; }
+std::string shown(const std::string& class_name) {
+  return class_name.empty() ? "all images" : "the class \"" + class_name + "\"";
+}
 
 }  // namespace
 
@@ -47,11 +51,11 @@ struct Calibrator::Image {
   int64_t index;
   std::string class_name;
   CalibrationRoles roles;
-  Features distances;  // [H_i, W_i] float32; undefined for an image of the memory alone
+  Features distances;  // [H_i, W_i] float32; undefined for an image that is used for the memory only
   at::Tensor vectors;  // [G * G, D] half
 };
 
-// What one entry of the file is made of, and how its images score by it.
+// Learns one entry of the normality file and scores its images.
 class Calibrator::Learner {
  public:
   Learner(const Images& images, std::string class_name, const EvidenceSettings& evidence)
@@ -63,8 +67,9 @@ class Calibrator::Learner {
       if (image->roles.in_statistics) judged_.push_back(image);
     }
     if (judged_.size() < 2) {
-      throw EngineError(code::kInvalidArgument, "Expected at least 2 calibration images for " + shown(name_) + " but received " +
-                                                    std::to_string(judged_.size()) + "; add defect-free images");
+      throw EngineError(code::kInvalidArgument, "Expected at least 2 calibration images for " + shown(name_) +
+                                                    " but received " + std::to_string(judged_.size()) +
+                                                    "; add defect-free images");
     }
     choose(evidence.memory_vectors);
     measure();
@@ -96,20 +101,20 @@ class Calibrator::Learner {
       const at::Tensor peaks = evidence.smooth.amax({1, 2});
       for (int64_t k = 0; k < some; ++k) {
         const auto at = static_cast<size_t>(k);
-        result.push_back({judged_[static_cast<size_t>(first + k)]->index, evidence.scores[at], evidence.reconstruction[at],
-                          evidence.memory[at], peaks[k].item<double>()});
+        result.push_back({judged_[static_cast<size_t>(first + k)]->index, evidence.scores[at],
+                          evidence.reconstruction[at], evidence.memory[at], peaks[k].item<double>()});
       }
     }
     return result;
   }
 
  private:
-  // The memory: of all vectors those with the lowest keys, which depend on nothing but an image's index and a position. Vectors of one
-  // image lie side by side.
+  // Selects the memory: the vectors with the lowest keys, which depend only on image index and position.
+  // Vectors of one image are contiguous.
   void choose(int64_t most) {
     struct Candidate {
       uint64_t key;
-      size_t image;  // of remembered_
+      size_t image;  // index into remembered_
       int64_t position;
     };
     std::vector<Candidate> candidates;
@@ -127,22 +132,27 @@ class Calibrator::Learner {
     std::ranges::sort(candidates, {}, [](const Candidate& c) { return std::pair(c.image, c.position); });
     std::vector<at::Tensor> chosen;
     for (auto from = candidates.begin(); from != candidates.end();) {
-      const auto to = std::find_if(from, candidates.end(), [&](const Candidate& c) { return c.image != from->image; });
+      const auto to =
+          std::find_if(from, candidates.end(), [&](const Candidate& c) { return c.image != from->image; });
       std::vector<int64_t> positions;
       std::transform(from, to, std::back_inserter(positions), [](const Candidate& c) { return c.position; });
-      const at::Tensor rows = at::from_blob(positions.data(), {static_cast<int64_t>(positions.size())}, at::kLong);
+      const at::Tensor rows =
+          at::from_blob(positions.data(), {static_cast<int64_t>(positions.size())}, at::kLong);
       chosen.push_back(remembered_[from->image]->vectors.index_select(0, rows));
       owned_[remembered_[from->image]->index] = {from - candidates.begin(), to - candidates.begin()};
       from = to;
     }
     if (chosen.size() < 2) {
-      throw EngineError(code::kInvalidArgument, "Expected vectors of at least 2 images in the memory for " + shown(name_) +
-                                                    " but received those of " + std::to_string(chosen.size()) + "; add defect-free images");
+      throw EngineError(code::kInvalidArgument, "Expected vectors of at least 2 images in the memory for " +
+                                                    shown(name_) + " but received those of " +
+                                                    std::to_string(chosen.size()) +
+                                                    "; add defect-free images");
     }
     memory_ = at::cat(chosen);
   }
 
-  // The four maps of each judged image, and their mean and spread over images at each position.
+  // Computes the four maps of each judged image, and their mean and standard deviation over images at each
+  // position.
   void measure() {
     std::array<std::vector<at::Tensor>, 4> maps;
     NearestVectors memory(memory_, c10::kCPU);
@@ -164,14 +174,14 @@ class Calibrator::Learner {
     }
   }
 
-  // Map i's statistics for each of the images first..first+some-1, without that image: [some, H, W].
+  // Statistics of map i for each of the images first..first+some-1, leaving that image out: [some, H, W].
   [[nodiscard]] std::pair<at::Tensor, at::Tensor> without(size_t i, int64_t first, int64_t some) const {
     const auto others = static_cast<double>(judged_.size()) - 1;
     const at::Tensor own = differences_[i].narrow(0, first, some);
     const at::Tensor mean = mean_[i] - own / others;
-    // Sum of squares around the others' mean: without the own one, and moved by own / others.
+    // Sum of squares around the mean of the other images: without the image itself, shifted by own / others.
     const at::Tensor squares = (squares_[i] - own.square() * (1 + 1 / others)).clamp_min(0);
-    // One other image has no spread: that of both stands in for it.
+    // A single other image has no spread; the spread of both is used instead.
     const at::Tensor spread = others > 1 ? (squares / (others - 1)).sqrt() : spread_[i].expand_as(own);
     const NormalMap normal = normal_map(mean, spread);
     return {normal.mean, normal.divisor};
@@ -181,28 +191,29 @@ class Calibrator::Learner {
   int64_t grid_;
   Images remembered_, judged_;
   at::Tensor memory_;                                  // [M, D] half
-  std::map<int64_t, LeftOut> owned_;                   // by an image's index: its vectors in the memory
+  std::map<int64_t, LeftOut> owned_;                   // image index -> its vectors in the memory
   EvidenceMaps maps_;                                  // [n, H_i, W_i]
   std::array<at::Tensor, 4> mean_, spread_, squares_;  // [H_i, W_i] float64
-  std::array<at::Tensor, 4> differences_;              // [n, H_i, W_i] float64, from the mean
+  std::array<at::Tensor, 4> differences_;              // [n, H_i, W_i] float64, difference from the mean
 };
 
 Calibrator::Calibrator(Manifest manifest, int threads) : manifest_(std::move(manifest)), threads_(threads) {
   if (manifest_.evidence) return;
-  throw EngineError(code::kInvalidArgument,
-                    "The bundle " + manifest_.name + " has no evidence in its manifest: there is nothing to learn from normal images");
+  throw EngineError(code::kInvalidArgument, "The bundle " + manifest_.name +
+                                                " has no evidence in its manifest: it cannot be calibrated");
 }
 
-void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRoles roles, const Features& distances,
-                     const at::Tensor& embedding) {
+void Calibrator::add(int64_t index, const std::string& class_name, CalibrationRoles roles,
+                     const Features& distances, const at::Tensor& embedding) {
   const c10::InferenceMode guard;
   auto image = std::make_shared<Image>(Image{index, class_name, roles, {}, {}});
-  // Copies: what networks compute may lie in memory that the batch's end unmaps.
+  // Copies, because the networks' results can lie in memory that is unmapped at the end of the batch.
   image->vectors = vectors_of(embedding).to(at::kCPU, at::kHalf, /*non_blocking=*/false, /*copy=*/true);
   require_finite(image->vectors, index, "The vectors");
   if (roles.in_statistics) {
     for (size_t i = 0; i < distances.size(); ++i) {
-      image->distances[i] = distances[i].to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
+      image->distances[i] =
+          distances[i].to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
       require_finite(image->distances[i], index, "The maps");
     }
   }
@@ -233,7 +244,9 @@ Calibration Calibrator::finish() const {
   NormalClasses classes;
   Calibration result;
   for (const std::string& name : names) {
-    const auto is_own = [&](const std::string& class_name) { return names.size() == 1 || class_name == name; };
+    const auto is_own = [&](const std::string& class_name) {
+      return names.size() == 1 || class_name == name;
+    };
     Images learned;
     std::ranges::copy_if(images, std::back_inserter(learned),
                          [&](const auto& image) { return name.empty() || image->class_name == name; });

@@ -1,4 +1,5 @@
-// From maps of an image to evidence: normalized with what normal images show, weighted, combined, scored (docs/evidence.md).
+// Turns the maps of an image into evidence: normalizes them by the statistics of normal images, combines them
+// with weights and scores the result (docs/design/evidence.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,32 +14,35 @@
 
 namespace diad {
 
-// [N, H_i, W_i] float32: the cosine distances of three scales, then the distances to the memory.
+// [N, H_i, W_i] float32: cosine distances at three scales, then distances to the memory.
 using EvidenceMaps = std::array<at::Tensor, 4>;
 
-// What normal images show at each position of each map, [H_i, W_i] or one for each image [N, H_i, W_i]; float32.
+// Statistics of normal images at each position of each map; float32, [H_i, W_i], or [N, H_i, W_i] with one
+// for each image.
 struct NormalMaps {
   EvidenceMaps mean;
-  EvidenceMaps divisor;  // the spread with the added share of its average, at least kSmallestDivisor
+  EvidenceMaps divisor;  // spread plus a share of its average, at least kSmallestDivisor
 };
 
-// Identical calibration images spread by nothing: below this a difference is taken for rounding.
+// Lower bound of the divisor: identical calibration images have no spread, and smaller differences are
+// rounding.
 inline constexpr double kSmallestDivisor = 1e-6;
 
-// Smooths the mean and the standard deviation of a map, [N, H, W] float64 each, and turns them into what NormalMaps holds for it.
+// Smooths mean and standard deviation of a map, both [N, H, W] float64, and returns its entry of NormalMaps.
 struct NormalMap {
   at::Tensor mean, divisor;
 };
 [[nodiscard]] NormalMap normal_map(const at::Tensor& mean, const at::Tensor& spread);
 
-// (map - mean) / divisor for each of the maps.
+// Computes (map - mean) / divisor for each map.
 [[nodiscard]] EvidenceMaps normalized(const EvidenceMaps& maps, const NormalMaps& normal);
 
 // Combined maps and scores of N images.
 struct Evidence {
-  at::Tensor raw;                                      // [N, S, S] float64: the weighted sum of the normalized maps
-  at::Tensor smooth;                                   // [N, S, S] float64: blurred
-  std::vector<double> scores, reconstruction, memory;  // [N]: of the combined map, and of its two parts alone
+  at::Tensor raw;     // [N, S, S] float64: weighted sum of the normalized maps
+  at::Tensor smooth;  // [N, S, S] float64: raw, blurred
+  // [N] scores of the combined map and of each part on its own.
+  std::vector<double> scores, reconstruction, memory;
 };
 
 class EvidenceCombiner {
@@ -47,10 +51,11 @@ class EvidenceCombiner {
   EvidenceCombiner(const Manifest& manifest, c10::Device device);
 
   // Maps of N images, weighted as their classes are; one class for each, or one for all.
-  [[nodiscard]] Evidence operator()(const EvidenceMaps& normalized, std::span<const std::string> classes) const;
+  [[nodiscard]] Evidence operator()(const EvidenceMaps& normalized,
+                                    std::span<const std::string> classes) const;
 
  private:
-  // Blur and pools are linear, so each is one product from both sides. [S, S] and [P, S], float64.
+  // Blur and pools are linear: each is one matrix product from both sides. [S, S] and [P, S], float64.
   at::Tensor blur_, blur_and_pools_;
   int64_t size_;
   EvidenceSettings settings_;

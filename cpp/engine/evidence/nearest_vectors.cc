@@ -19,15 +19,15 @@ namespace diad {
 
 namespace {
 
-// Of a product on the CPU at a time: 1 MiB stays in a core's cache until its maxima are taken.
+// Floats of a partial product on the CPU: 1 MiB stays in a core's cache until the maxima are taken.
 constexpr int64_t kCachedFloats = 1 << 18;
-// On accelerators: 256 MiB.
+// Floats of a partial product on an accelerator: 256 MiB.
 constexpr int64_t kDeviceFloats = 1 << 26;
 constexpr int64_t kRowsOfAThread = 8;
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-// Maximum of values[first..last-1]; kNone where there are none. In lanes, which the compiler turns into vectors.
+// Maximum of values[first..last-1], or kNone if empty. Computed in lanes so that the compiler vectorizes it.
 float largest(const float* values, int64_t first, int64_t last) {
   constexpr int64_t kLanes = 16;
   std::array<float, kLanes> lanes;
@@ -44,7 +44,7 @@ float largest(const float* values, int64_t first, int64_t last) {
   return result;
 }
 
-// |q|^2 - 2 max(q . m - |m|^2 / 2), clamped at 0, and its root. What is not a number stays so: std::max would make it 0.
+// Square root of |q|^2 - 2 max(q . m - |m|^2 / 2), clamped at 0. Keeps NaN, which std::max would turn into 0.
 float distance_of(const float* query, int64_t dimensions, float best) {
   double squared = 0;
   for (int64_t i = 0; i < dimensions; ++i) squared += static_cast<double>(query[i]) * query[i];
@@ -54,7 +54,8 @@ float distance_of(const float* query, int64_t dimensions, float best) {
 
 }  // namespace
 
-NearestVectors::NearestVectors(const at::Tensor& vectors, c10::Device device) : count_(vectors.size(0)), dimensions_(vectors.size(1)) {
+NearestVectors::NearestVectors(const at::Tensor& vectors, c10::Device device)
+    : count_(vectors.size(0)), dimensions_(vectors.size(1)) {
   const at::Tensor weight = vectors.to(device, at::kFloat).contiguous();
   const at::Tensor bias = weight.to(at::kDouble).square().sum(1).mul(-0.5).to(at::kFloat);
   if (device.is_cpu() && DirectConv::available()) {

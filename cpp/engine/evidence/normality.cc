@@ -6,8 +6,8 @@
 
 #include <array>
 #include <limits>
-#include <optional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "bundle/safetensors.h"
@@ -31,15 +31,21 @@ at::Tensor sample_of(const at::Tensor& memory) {
 }
 
 std::string memory_name(const std::string& of_class) { return of_class + "/memory"; }
-std::string mean_name(const std::string& of_class, size_t map) { return of_class + "/mean." + std::to_string(map + 1); }
-std::string spread_name(const std::string& of_class, size_t map) { return of_class + "/spread." + std::to_string(map + 1); }
+std::string mean_name(const std::string& of_class, size_t map) {
+  return of_class + "/mean." + std::to_string(map + 1);
+}
+std::string spread_name(const std::string& of_class, size_t map) {
+  return of_class + "/spread." + std::to_string(map + 1);
+}
 
-// A parsed file whose tensors are taken out one by one, each checked.
+// A parsed file. take() removes a tensor and checks it.
 class Reader {
  public:
   Reader(Safetensors content, const std::string& file) : content_(std::move(content)), file_(file) {}
 
-  [[noreturn]] void invalid(const std::string& what) const { throw EngineError(code::kBundleInvalid, file_ + ": " + what); }
+  [[noreturn]] void invalid(const std::string& what) const {
+    throw EngineError(code::kBundleInvalid, file_ + ": " + what);
+  }
 
   [[nodiscard]] std::string metadata(const char* key) const {
     const auto found = content_.metadata.find(key);
@@ -53,8 +59,8 @@ class Reader {
     content_.tensors.erase(found);
     if (tensor.scalar_type() != type || tensor.dim() != 2 || tensor.numel() == 0) {
       std::ostringstream words;
-      words << "Expected a matrix of " << (type == c10::kHalf ? "F16" : "F32") << " for " << name << " but received " << tensor.sizes()
-            << " of " << tensor.scalar_type();
+      words << "Expected a matrix of " << (type == c10::kHalf ? "F16" : "F32") << " for " << name
+            << " but received " << tensor.sizes() << " of " << tensor.scalar_type();
       invalid(words.str());
     }
     if (!at::isfinite(tensor).all().item<bool>()) invalid("Expected finite numbers for " + name);
@@ -64,7 +70,8 @@ class Reader {
   void require_size(const std::string& name, at::IntArrayRef received, at::IntArrayRef expected) const {
     if (received == expected) return;
     std::ostringstream words;
-    words << "Expected " << expected << " for " << name << " but received " << received << "; calibrate this bundle again";
+    words << "Expected " << expected << " for " << name << " but received " << received
+          << "; calibrate this bundle again";
     invalid(words.str());
   }
 
@@ -82,15 +89,16 @@ NormalClass take_class(Reader& reader, const std::string& name, const EvidenceSe
   result.memory = reader.take(memory_name(name), c10::kHalf);
   const int64_t vectors = result.memory.size(0);
   if (vectors > evidence.memory_vectors) {
-    reader.invalid("Expected at most " + std::to_string(evidence.memory_vectors) + " vectors for " + memory_name(name) + " but received " +
-                   std::to_string(vectors));
+    reader.invalid("Expected at most " + std::to_string(evidence.memory_vectors) + " vectors for " +
+                   memory_name(name) + " but received " + std::to_string(vectors));
   }
   reader.require_size(memory_name(name), result.memory.sizes(), {vectors, evidence.dimensions});
   for (size_t i = 0; i < result.maps.mean.size(); ++i) {
     result.maps.mean[i] = reader.take(mean_name(name, i), c10::kFloat);
     result.maps.divisor[i] = reader.take(spread_name(name, i), c10::kFloat);
     reader.require_size(spread_name(name, i), result.maps.divisor[i].sizes(), result.maps.mean[i].sizes());
-    if (!(result.maps.divisor[i] > 0).all().item<bool>()) reader.invalid("Expected positive numbers for " + spread_name(name, i));
+    if (!(result.maps.divisor[i] > 0).all().item<bool>())
+      reader.invalid("Expected positive numbers for " + spread_name(name, i));
   }
   reader.require_size(mean_name(name, 3), result.maps.mean[3].sizes(), {evidence.grid, evidence.grid});
   return result;
@@ -114,20 +122,24 @@ std::vector<uint8_t> serialize_normality(const NormalClasses& classes) {
   return serialize_safetensors(content);
 }
 
-NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file, const Manifest& manifest) {
+NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file,
+                              const Manifest& manifest) {
   Reader reader(parse_safetensors(bytes, file), file);
-  if (reader.metadata("format") != kFormat) reader.invalid("Expected the format diad-normality in its metadata");
+  if (reader.metadata("format") != kFormat)
+    reader.invalid("Expected the format diad-normality in its metadata");
   if (reader.metadata("version") != kVersion) {
-    reader.invalid("Expected version 1 but received \"" + reader.metadata("version") + "\"; it was made for another version of diad");
+    reader.invalid("Expected version 1 but received \"" + reader.metadata("version") +
+                   "\"; it was made for another version of diad");
   }
   const json images = json::parse(reader.metadata("images"), nullptr, false);
-  if (!images.is_object() || images.empty()) reader.invalid("Expected an object with at least one entry for the metadata images");
+  if (!images.is_object() || images.empty())
+    reader.invalid("Expected an object with at least one entry for the metadata images");
   NormalClasses classes;
   for (const auto& [name, count] : images.items()) {
     if (!count.is_number_unsigned()) reader.invalid("Expected a number of images for \"" + name + "\"");
     NormalClass of_class = take_class(reader, name, *manifest.evidence);
     of_class.images = count.get<int64_t>();
-    for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {  // one network made all maps
+    for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {  // all maps come from the same networks
       const NormalMaps& first = classes.empty() ? of_class.maps : classes.begin()->second.maps;
       reader.require_size(mean_name(name, i), of_class.maps.mean[i].sizes(), first.mean[i].sizes());
     }
@@ -139,9 +151,11 @@ NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string&
 
 at::Tensor vectors_of(const at::Tensor& embedding) { return embedding.flatten(1).t().contiguous(); }
 
-Normality::Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device) : combine_(manifest, device) {
+Normality::Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device)
+    : combine_(manifest, device) {
   for (const auto& [name, of_class] : classes) {
-    Entry entry{NearestVectors(of_class.memory, device), NearestVectors(sample_of(of_class.memory), device), {}};
+    Entry entry{
+        NearestVectors(of_class.memory, device), NearestVectors(sample_of(of_class.memory), device), {}};
     for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {
       entry.maps.mean[i] = of_class.maps.mean[i].to(device);
       entry.maps.divisor[i] = of_class.maps.divisor[i].to(device);
@@ -154,7 +168,9 @@ Normality::Entries::iterator Normality::select(const std::string& name, const at
   if (const auto found = entries_.find(name); found != entries_.end()) return found;
   if (entries_.size() == 1) return entries_.begin();
   const at::Tensor queries = vectors.slice(0, 0, std::nullopt, kQueryStride);
-  const auto distance = [&](Entry& entry) { return entry.sample.distances(queries).to(at::kDouble).mean().item<double>(); };
+  const auto distance = [&](Entry& entry) {
+    return entry.sample.distances(queries).to(at::kDouble).mean().item<double>();
+  };
   auto nearest = entries_.end();
   double least = std::numeric_limits<double>::infinity();
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
@@ -166,13 +182,14 @@ Normality::Entries::iterator Normality::select(const std::string& name, const at
   return nearest;
 }
 
-Normality::Judgement Normality::judge(const Features& distances, const at::Tensor& embedding, std::span<const std::string> classes) {
+Normality::Judgement Normality::judge(const Features& distances, const at::Tensor& embedding,
+                                      std::span<const std::string> classes) {
   const NormalMaps& any = entries_.begin()->second.maps;
   for (size_t i = 0; i < distances.size(); ++i) {
     if (distances[i].sizes().slice(1) == any.mean[i].sizes()) continue;
     std::ostringstream words;
-    words << "The normality file has maps of " << any.mean[i].sizes() << " but this bundle makes some of " << distances[i].sizes().slice(1)
-          << "; calibrate it again";
+    words << "The normality file has maps of " << any.mean[i].sizes() << " but this bundle produces maps of "
+          << distances[i].sizes().slice(1) << "; calibrate it again";
     throw EngineError(code::kBundleInvalid, words.str());
   }
   std::vector<std::string> names;
@@ -187,7 +204,8 @@ Normality::Judgement Normality::judge(const Features& distances, const at::Tenso
     const EvidenceMaps of_class = normalized({row(0), row(1), row(2), nearest.back()}, entry.maps);
     for (size_t i = 0; i < maps.size(); ++i) maps[i].push_back(of_class[i]);
   }
-  Evidence evidence = combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}, names);
+  Evidence evidence =
+      combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}, names);
   return {std::move(names), std::move(evidence), at::cat(nearest)};
 }
 

@@ -1,4 +1,5 @@
-// What normal images of each class look like, as calibration wrote it: normality.safetensors (docs/evidence.md).
+// Statistics of normal images per class, as written by a calibration: normality.safetensors
+// (docs/design/evidence.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,25 +19,28 @@
 
 namespace diad {
 
-// The file's content for one class, or for all images together.
+// Content of the file for one class, or for all images.
 struct NormalClass {
   at::Tensor memory;   // [M, D] half
   NormalMaps maps;     // [H_i, W_i]
   int64_t images = 0;  // in the statistics
 };
-using NormalClasses = std::map<std::string, NormalClass>;  // "": all images, where some belong to no class
+// "": all images, present only if some images have no class, or if there is a single class.
+using NormalClasses = std::map<std::string, NormalClass>;
 
-// The bytes of normality.safetensors.
+// Returns the bytes of normality.safetensors.
 [[nodiscard]] std::vector<uint8_t> serialize_normality(const NormalClasses& classes);
 
-// Throws EngineError, naming `file`: ERR_DIAD_BUNDLE_CORRUPT (no intact safetensors file), ERR_DIAD_BUNDLE_INVALID (of another kind, or its
-// sizes are not those of the manifest, which must have evidence).
-[[nodiscard]] NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file, const Manifest& manifest);
+// Parses and checks a normality file. `file` is its name in messages. The manifest must have evidence. Throws
+// EngineError: ERR_DIAD_BUNDLE_CORRUPT (damaged safetensors file) or ERR_DIAD_BUNDLE_INVALID (another kind of
+// file, or sizes that do not match the manifest).
+[[nodiscard]] NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string& file,
+                                            const Manifest& manifest);
 
-// Image [D, G, G], any strides -> its vectors [G * G, D], contiguous.
+// Returns the vectors [G * G, D], contiguous, of an embedding [D, G, G] with any strides.
 [[nodiscard]] at::Tensor vectors_of(const at::Tensor& embedding);
 
-// The classes on a device, ready to judge images. Not for several threads at a time.
+// The classes on a device, ready to judge images. Not thread-safe.
 class Normality {
  public:
   Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device);
@@ -47,10 +51,11 @@ class Normality {
     at::Tensor memory_distance;  // [N, G, G] float32
   };
 
-  // Judges N images by distances [N, H_i, W_i] and embedding [N, D, G, G], each by the entry of its class. A name without an entry, ""
-  // included, selects the class whose memory is nearest on average. Throws EngineError ERR_DIAD_BUNDLE_INVALID when the sizes of the
-  // maps differ from the file's.
-  [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding, std::span<const std::string> classes);
+  // Judges N images from distances [N, H_i, W_i] and embedding [N, D, G, G], each by the entry of its class.
+  // An unknown class, "" included, selects the entry whose memory is nearest on average. Throws EngineError
+  // ERR_DIAD_BUNDLE_INVALID if the sizes of the maps differ from the file's.
+  [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding,
+                                std::span<const std::string> classes);
 
  private:
   struct Entry {

@@ -41,7 +41,8 @@ Value* other_summand(Node* add, const Value* known) {
 bool writes_in_place(const torch::jit::Block* block) {
   return std::any_of(block->nodes().begin(), block->nodes().end(), [](const Node* node) {
     const auto* const schema = node->maybeSchema();
-    return (schema != nullptr && schema->is_mutable()) || std::any_of(node->blocks().begin(), node->blocks().end(), writes_in_place);
+    return (schema != nullptr && schema->is_mutable()) ||
+           std::any_of(node->blocks().begin(), node->blocks().end(), writes_in_place);
   });
 }
 
@@ -51,7 +52,8 @@ GraphRewriter::Norm GraphRewriter::surroundings_of_norm(Node* norm) {
   if (before->kind() == kAdd && x->uses().size() == 1) {
     for (const size_t i : {0, 1}) {
       Value* const summand = before->input(i);
-      if (shift == nullptr && summand->node()->kind() == kUnsqueeze && other_summand(before, summand)) shift = summand;
+      if (shift == nullptr && summand->node()->kind() == kUnsqueeze && other_summand(before, summand))
+        shift = summand;
     }
     if (shift) x = other_summand(before, shift);
   }
@@ -61,7 +63,7 @@ GraphRewriter::Norm GraphRewriter::surroundings_of_norm(Node* norm) {
 void GraphRewriter::replace(Node* last, const char* name, const std::vector<Value*>& inputs) {
   Node* const node = graph_->create(c10::Symbol::fromQualString(name), inputs);
   node->insertBefore(last);
-  node->copyMetadata(last);  // errors name the place in the program
+  node->copyMetadata(last);  // errors keep their source location
   node->output()->setType(c10::TensorType::get());
   last->output()->replaceAllUsesWith(node->output());
 }

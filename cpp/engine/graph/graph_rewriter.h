@@ -1,4 +1,4 @@
-// What rewritings of a frozen TorchScript graph share: finding nodes and what surrounds them, putting others in their place.
+// Base of the passes over frozen TorchScript graphs: finds and replaces nodes.
 #pragma once
 
 #include <torch/csrc/jit/ir/constants.h>
@@ -18,13 +18,14 @@ using OptionalTensor = std::optional<at::Tensor>;
 [[nodiscard]] OptionalTensor constant_tensor(const torch::jit::Value* value);
 [[nodiscard]] bool is_none(const torch::jit::Value* value);
 
-// The only user of a node's output, if it is of that kind.
+// Returns the only user of a node's output if it has the given kind, otherwise null.
 [[nodiscard]] torch::jit::Node* only_user(torch::jit::Node* node, c10::Symbol kind);
 
-// x of add(x, y, alpha = 1) or add(y, x, 1), given y.
+// Returns x of add(x, y, alpha = 1) or add(y, x, 1), given y.
 [[nodiscard]] torch::jit::Value* other_summand(torch::jit::Node* add, const torch::jit::Value* known);
 
-// Whether anything in a block, or in blocks inside it, writes into a tensor: then what reads it must not be moved.
+// Returns whether anything in a block or its nested blocks writes to a tensor in place. Readers of that
+// tensor must not be moved.
 [[nodiscard]] bool writes_in_place(const torch::jit::Block* block);
 
 class GraphRewriter {
@@ -32,7 +33,8 @@ class GraphRewriter {
   explicit GraphRewriter(std::shared_ptr<torch::jit::Graph> graph) : graph_(std::move(graph)) {}
 
  protected:
-  // group_norm(x, groups, weight, bias, eps, cudnn) with an addition of one value a channel before it and SiLU after it.
+  // group_norm(x, groups, weight, bias, eps, cudnn) with an optional per-channel addition before it and an
+  // optional SiLU after it.
   struct Norm {
     torch::jit::Value* x;
     torch::jit::Value* shift;  // [N or 1, C, 1, 1]; null: none
@@ -53,7 +55,7 @@ class GraphRewriter {
     }
   }
 
-  // Puts a node of that name in front of `last`, whose output it takes over.
+  // Inserts a node with the given name before `last` and redirects the uses of last's output to it.
   void replace(torch::jit::Node* last, const char* name, const std::vector<torch::jit::Value*>& inputs);
 
   torch::jit::Value* none(torch::jit::Node* before) { return constant(before, c10::IValue()); }

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::array<int64_t, 7> kBatches{1, 2, 4, 8, 16, 32, 64};  // extract() gets two images for each
 
-// Filled up to `count` images with repetitions of the last.
+// Pads a batch to `count` images by repeating the last image.
 at::Tensor filled_up(const at::Tensor& images, int64_t count) {
   const int64_t given = images.size(0);
   if (given == count) return images;
@@ -30,29 +30,31 @@ at::Tensor filled_up(const at::Tensor& images, int64_t count) {
   return at::cat({images, images.narrow(0, given - 1, 1).expand(sizes)});
 }
 
-// Relative to the norm; rounding may differ where a device chooses other kernels.
+// Compares relative to the norm: rounding can differ if a device selects other kernels.
 bool same_result(const Tensors& a, const Tensors& b) {
   for (size_t i = 0; i < a.size(); ++i) {
     const double tolerance = a[i].scalar_type() == at::kFloat ? 1e-5 : 1e-2;
     const at::Tensor expected = b[i].to(at::kFloat), difference = a[i].to(at::kFloat) - expected;
-    if (!(difference.norm().item<double>() <= tolerance * expected.norm().item<double>())) return false;  // not-a-number: no
+    if (!(difference.norm().item<double>() <= tolerance * expected.norm().item<double>()))
+      return false;  // also for NaN
   }
   return true;
 }
 
-// What recordings of one model have in common. They run one after the other and can share memory: a device's allocator gives a block again
-// to the stream that it was given to first, within one pool.
+// State shared by the recordings of one model. They run one after the other and can share memory: within one
+// pool, an allocator reuses a block only on the stream that first received it.
 struct Shared {
   DeviceGraphs graphs;
-  std::optional<c10::Stream> stream;  // none may be recorded on the default one
+  std::optional<c10::Stream> stream;  // capture is not allowed on the default stream
   DeviceGraph::Pool pool{0, 0};       // lives as long as one of its recordings
   int recordings = 0;                 // in the pool
-  bool broken = false;                // one could not be ended: an allocator may take it for still going on
+  bool broken = false;  // a recording failed to end: the allocator might consider it still active
 };
 
 class GraphRecording final : public Recording {
  public:
-  explicit GraphRecording(std::shared_ptr<Shared> shared) : shared_(std::move(shared)), graph_(shared_->graphs()) {}
+  explicit GraphRecording(std::shared_ptr<Shared> shared)
+      : shared_(std::move(shared)), graph_(shared_->graphs()) {}
   ~GraphRecording() override {
     if (in_pool_ && --shared_->recordings == 0) shared_->pool = {0, 0};
   }
@@ -86,10 +88,12 @@ class GraphRecording final : public Recording {
   bool in_pool_ = false;
 };
 
-std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_ptr<Shared>& shared, const std::function<Tensors()>& work) {
-  if (shared->broken) throw std::runtime_error("an earlier recording could not be ended");
+std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_ptr<Shared>& shared,
+                                        const std::function<Tensors()>& work) {
+  if (shared->broken) throw std::runtime_error("an earlier graph capture failed to end");
   wait_for(device);
-  if (!shared->stream) shared->stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+  if (!shared->stream)
+    shared->stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
   const c10::StreamGuard stream(*shared->stream);
   auto recording = std::make_unique<GraphRecording>(shared);
   recording->begin();
@@ -98,7 +102,7 @@ std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_pt
   } catch (...) {
     try {
       recording->end();
-    } catch (const std::exception&) {  // it was broken off: the first error is the one to tell
+    } catch (const std::exception&) {  // keep the first error
     }
     throw;
   }
@@ -111,8 +115,10 @@ std::unique_ptr<Recording> record_graph(c10::Device device, const std::shared_pt
 Recorder graph_recorder(c10::Device device) {
   const auto shared = std::make_shared<Shared>();
   shared->graphs = device_graphs(device);
-  if (shared->graphs) return [device, shared](const std::function<Tensors()>& work) { return record_graph(device, shared, work); };
-  if (!device.is_cpu()) TORCH_WARN("diad: this LibTorch records no graphs for ", device.str());
+  if (shared->graphs)
+    return
+        [device, shared](const std::function<Tensors()>& work) { return record_graph(device, shared, work); };
+  if (!device.is_cpu()) TORCH_WARN("diad: this LibTorch cannot capture graphs on ", device.str());
   return {};
 }
 
@@ -121,7 +127,8 @@ CapturedModules::CapturedModules(std::unique_ptr<Networks> plain, Recorder recor
 
 Tensors CapturedModules::run(Method method, int64_t step, const Tensors& inputs, const Compute& compute) {
   const int64_t count = inputs.front().size(0);
-  const auto* const batch = std::find_if(kBatches.begin(), kBatches.end(), [count](int64_t size) { return size >= count; });
+  const auto* const batch =
+      std::find_if(kBatches.begin(), kBatches.end(), [count](int64_t size) { return size >= count; });
   if (count == 0 || batch == kBatches.end()) return compute(inputs);
   const auto [found, is_new] = known_.try_emplace({method, step, *batch});
   Known& known = found->second;
@@ -131,7 +138,7 @@ Tensors CapturedModules::run(Method method, int64_t step, const Tensors& inputs,
     try {
       for (const at::Tensor& input : inputs) known.inputs.push_back(filled_up(input, *batch).clone());
       outputs = run_first(known, compute);
-    } catch (...) {  // interrupted, or out of memory: the next call is the first
+    } catch (...) {  // cancelled, or out of memory: the next call tries again
       known_.erase(found);
       throw;
     }
@@ -144,23 +151,26 @@ Tensors CapturedModules::run(Method method, int64_t step, const Tensors& inputs,
   return outputs;
 }
 
-// Plainly, which also makes libraries choose their kernels; then recorded and compared.
+// Runs without a graph, which also makes libraries select their kernels; then captures a graph and compares.
 Tensors CapturedModules::run_first(Known& known, const Compute& compute) {
   Tensors outputs = compute(known.inputs);
   try {
     std::unique_ptr<Recording> recording = recorder_([&] { return compute(known.inputs); });
     recording->replay();
-    if (!same_result(recording->outputs, outputs)) throw std::runtime_error("the recording gives something else");
+    if (!same_result(recording->outputs, outputs))
+      throw std::runtime_error("the captured graph returned a different result");
     known.recording = std::move(recording);
   } catch (const std::exception& error) {
-    TORCH_WARN("diad: plain execution stays for ", known.inputs.front().sizes(), ": ", describe_failure(error).message);
+    TORCH_WARN("diad: running without a graph for inputs of ", known.inputs.front().sizes(), ": ",
+               describe_failure(error).message);
   }
   if (!known.recording) known.inputs.clear();
   return outputs;
 }
 
 at::Tensor CapturedModules::encode(const at::Tensor& x) {
-  return run(Method::kEncode, 0, {x}, [this](const Tensors& in) { return Tensors{plain_->encode(in[0])}; })[0];
+  return run(Method::kEncode, 0, {x},
+             [this](const Tensors& in) { return Tensors{plain_->encode(in[0])}; })[0];
 }
 
 at::Tensor CapturedModules::guide(const at::Tensor& x) {
@@ -173,7 +183,8 @@ at::Tensor CapturedModules::denoise(const at::Tensor& z, const at::Tensor& hint,
 }
 
 at::Tensor CapturedModules::decode(const at::Tensor& z) {
-  return run(Method::kDecode, 0, {z}, [this](const Tensors& in) { return Tensors{plain_->decode(in[0])}; })[0];
+  return run(Method::kDecode, 0, {z},
+             [this](const Tensors& in) { return Tensors{plain_->decode(in[0])}; })[0];
 }
 
 Features CapturedModules::extract(const at::Tensor& x) {

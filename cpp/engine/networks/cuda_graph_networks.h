@@ -1,4 +1,5 @@
-// Modules whose work an accelerator records once and repeats: at few images most of the time goes into launching kernels, one by one.
+// Networks whose work is captured once as a graph and replayed: for small batches, launching kernels one by
+// one takes most of the time.
 #pragma once
 
 #include <functional>
@@ -13,7 +14,7 @@ namespace diad {
 
 using Tensors = std::vector<at::Tensor>;
 
-// What a device was told to do, ready to be done again on the same memory.
+// Work captured on a device, ready to be replayed on the same memory.
 class Recording {
  public:
   Recording() = default;
@@ -22,18 +23,20 @@ class Recording {
   virtual ~Recording() = default;
 
   virtual void replay() = 0;  // on the current stream
-  Tensors outputs;            // what the work returned; replay() writes them again
+  Tensors outputs;            // results of the work; replay() overwrites them
 };
 
-// Records `work`, which may be done in recording or not. Throws what `work` or the device throws.
+// Captures `work`. The work might also be executed during the capture. Throws what `work` or the device
+// throws.
 using Recorder = std::function<std::unique_ptr<Recording>(const std::function<Tensors()>& work)>;
 
-// A recorder of `device`, empty where there are no recordings of it (device_graphs).
+// Returns a recorder for `device`, empty if the device cannot capture graphs (device_graphs).
 [[nodiscard]] Recorder graph_recorder(c10::Device device);
 
-// The modules with every call recorded, for each step and for batches of 1, 2, 4, ... 64 images: others are filled up with repetitions of
-// their last image. A recording is used once it has given what plain execution gives; where it cannot be made or gives something else
-// (a warning says so), and for larger batches, execution stays plain.
+// Networks with every call captured, for each step and for batches of 1, 2, 4, ... 64 images. Other sizes are
+// padded by repeating the last image. A graph is used only if its first replay matches execution without a
+// graph. Larger batches, and calls whose capture fails or returns a different result (with a warning), run
+// without a graph.
 class CapturedModules final : public Networks {
  public:
   CapturedModules(std::unique_ptr<Networks> plain, Recorder recorder);
@@ -49,7 +52,7 @@ class CapturedModules final : public Networks {
   enum class Method { kEncode, kGuide, kDenoise, kDecode, kExtract, kEmbed };
   struct Known {
     Tensors inputs;
-    std::unique_ptr<Recording> recording;  // null: not to be had
+    std::unique_ptr<Recording> recording;  // null: capture failed
   };
   using Compute = std::function<Tensors(const Tensors&)>;
 
@@ -58,7 +61,7 @@ class CapturedModules final : public Networks {
 
   std::unique_ptr<Networks> plain_;
   Recorder recorder_;
-  std::map<std::tuple<Method, int64_t, int64_t>, Known> known_;  // by method, step, images
+  std::map<std::tuple<Method, int64_t, int64_t>, Known> known_;  // by method, step, batch size
 };
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// The networks of a bundle behind an interface, so that another module format can stand beside TorchScript.
+// Interface to the networks of a bundle, so that other module formats can be added next to TorchScript.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,8 @@
 
 namespace diad {
 
-// All tensors are on the modules' device, in the modules' precision but for those of extract(). Calls may come from one thread at a time.
+// All tensors are on the device of the networks, and in their precision except in extract() and embed(). Not
+// thread-safe: calls must not overlap.
 class Networks {
  public:
   Networks() = default;
@@ -25,22 +26,26 @@ class Networks {
   virtual at::Tensor encode(const at::Tensor& x) = 0;
   // x [N, 3, S, S] -> hint features [N, K, s, s].
   virtual at::Tensor guide(const at::Tensor& x) = 0;
-  // z [N, C, s, s], hint, step: index into the manifest's steps -> eps [N, C, s, s].
+  // z [N, C, s, s], hint, step (index into the manifest's steps) -> eps [N, C, s, s].
   virtual at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) = 0;
   // z [N, C, s, s], divided by the latent scale -> reconstruction [N, 3, S, S].
   virtual at::Tensor decode(const at::Tensor& z) = 0;
-  // x [N, 3, S, S] -> three feature maps; float32 whatever the precision: one minus the cosine of features that are nearly equal keeps few
-  // of a half's digits, and this network is the cheapest.
+  // x [N, 3, S, S] -> three feature maps. Always float32: 1 - cosine similarity of nearly equal features
+  // would lose most digits in half precision, and this network is the cheapest.
   virtual Features extract(const at::Tensor& x) = 0;
-  // Feature maps of N images -> vectors that the memory compares, [N, D, G, G], float32. For bundles with evidence; others throw
-  // EngineError ERR_DIAD_BUNDLE_INVALID.
+  // Feature maps of N images -> vectors compared with the memory, [N, D, G, G], float32. Throws EngineError
+  // ERR_DIAD_BUNDLE_INVALID for bundles without evidence.
   virtual at::Tensor embed(const Features& maps);
 };
 
-inline at::Tensor Networks::embed(const Features& /*maps*/) { throw EngineError(code::kBundleInvalid, "extractor.pt has no method embed"); }
+inline at::Tensor Networks::embed(const Features& /*maps*/) {
+  throw EngineError(code::kBundleInvalid, "extractor.pt has no method embed");
+}
 
-// Loads a bundle's TorchScript files, casts them to `precision` (the extractor to float32, never quantized), freezes them.
-// Throws EngineError: ERR_DIAD_BUNDLE_CORRUPT (not loadable), ERR_DIAD_BUNDLE_INVALID (a method is missing), ERR_DIAD_OUT_OF_MEMORY.
-[[nodiscard]] std::unique_ptr<Networks> load_networks(const Bundle& bundle, c10::Device device, Precision precision);
+// Loads a bundle's TorchScript files, casts them to `precision` (the extractor to float32, never quantized)
+// and freezes them. Throws EngineError: ERR_DIAD_BUNDLE_CORRUPT (not loadable), ERR_DIAD_BUNDLE_INVALID (a
+// method is missing) or ERR_DIAD_OUT_OF_MEMORY.
+[[nodiscard]] std::unique_ptr<Networks> load_networks(const Bundle& bundle, c10::Device device,
+                                                      Precision precision);
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// TorchScript behind the Modules interface.
+// TorchScript implementation of the Networks interface.
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
@@ -38,8 +38,9 @@ void require_method(const Module& module, const char* file, const char* method, 
   if (!found) throw EngineError(code::kBundleInvalid, std::string(file) + " has no method " + method);
   const size_t received = found->num_inputs() - 1;  // without self
   if (received != arguments) {
-    throw EngineError(code::kBundleInvalid, std::string(file) + ": Expected " + std::to_string(arguments) + " arguments for " + method +
-                                                " but the method takes " + std::to_string(received));
+    throw EngineError(code::kBundleInvalid, std::string(file) + ": Expected " + std::to_string(arguments) +
+                                                " arguments for " + method + " but the method takes " +
+                                                std::to_string(received));
   }
 }
 
@@ -53,13 +54,15 @@ Module load_module(const Bundle& bundle, const char* file) {
     throw;
   } catch (const std::exception& error) {
     const Failure failure = describe_failure(error);
-    if (std::string_view(failure.code) == code::kOutOfMemory) throw EngineError(failure.code, failure.message);
-    throw EngineError(code::kBundleCorrupt, std::string(file) + " cannot be loaded as TorchScript: " + failure.message);
+    if (std::string_view(failure.code) == code::kOutOfMemory)
+      throw EngineError(failure.code, failure.message);
+    throw EngineError(code::kBundleCorrupt,
+                      std::string(file) + " cannot be loaded as TorchScript: " + failure.message);
   }
 }
 
-// Puts methods where they are called, each as its text has it: torch::jit::Inline() alone would optimize every one by itself first, and its
-// copy of what it calls with it.
+// Inlines method calls. torch::jit::Inline() would optimize every callee first, together with its copies of
+// what it calls.
 void inline_methods(torch::jit::Block* block) {
   for (auto at = block->nodes().begin(); at != block->nodes().end();) {
     Node* const node = *at;
@@ -77,18 +80,18 @@ void inline_methods(torch::jit::Block* block) {
     check_cancelled();
     Node* const before = node->prev();
     torch::jit::inlineCallTo(node, callee, callee->graph().get());
-    at = before->next()->iterator();  // of what has come in its place: it may call others
+    at = before->next()->iterator();  // the inlined nodes can contain further calls
   }
 }
 
-// A method with the module's weights as constants: what torch::jit::freeze makes too, in less time. With `channels_last` those of
-// convolutions lie as half-precision kernels read them.
+// Returns a method's graph with the module's weights as constants, like torch::jit::freeze but faster. With
+// `channels_last` convolution weights get the layout that half-precision kernels read.
 std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* method, bool channels_last) {
   const std::shared_ptr<Graph> whole = module.get_method(method).graph()->copy();
   inline_methods(whole->block());
   auto [graph, weights] = torch::jit::LowerGraph(*whole, module._ivalue());
   torch::jit::EliminateDeadCode(graph);
-  // While weights are inputs: as constants each would be compared with all others.
+  // While weights are inputs: as constants, each would be compared with all others.
   torch::jit::EliminateCommonSubexpression(graph);
   check_cancelled();
   const size_t arguments = graph->inputs().size() - weights.size();
@@ -111,7 +114,8 @@ std::shared_ptr<Graph> with_constant_weights(const Module& module, const char* m
   return graph;
 }
 
-// The interpreter descends from a value that is used once to those that it is computed of, a level of the stack for each.
+// Rejects long chains of values with a single use: the interpreter recurses through them, one stack frame per
+// value.
 void refuse_long_chains(const torch::jit::Block* block, const char* name) {
   constexpr int64_t kLongest = 5000;
   std::unordered_map<const torch::jit::Value*, int64_t> chains;
@@ -122,15 +126,17 @@ void refuse_long_chains(const torch::jit::Block* block, const char* name) {
       if (found != chains.end()) longest = std::max(longest, found->second);
     }
     if (longest == kLongest) {
-      throw EngineError(code::kBundleInvalid, std::string(name) + ": Expected at most " + std::to_string(kLongest) +
-                                                  " operations of which each is for the next one alone, but there are more");
+      throw EngineError(code::kBundleInvalid, std::string(name) + ": Expected at most " +
+                                                  std::to_string(kLongest) +
+                                                  " operations in a chain of single uses but there are more");
     }
-    if (node->outputs().size() == 1 && node->output()->uses().size() == 1) chains.emplace(node->output(), longest + 1);
+    if (node->outputs().size() == 1 && node->output()->uses().size() == 1)
+      chains.emplace(node->output(), longest + 1);
     for (const torch::jit::Block* inner : node->blocks()) refuse_long_chains(inner, name);
   }
 }
 
-// A method that can be run, as it is: torch::jit::GraphExecutor would go through the passes of above once more, at the first call.
+// A runnable method. torch::jit::GraphExecutor would repeat the passes above at the first call.
 class Program {
  public:
   Program(const std::shared_ptr<Graph>& graph, const char* name) : code_(graph, name) {}
@@ -146,26 +152,34 @@ class Program {
 
 class TorchScriptModules final : public Networks {
  public:
-  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision) : channels_last_(precision.type != c10::kFloat) {
+  TorchScriptModules(const Bundle& bundle, c10::Device device, Precision precision)
+      : channels_last_(precision.type != c10::kFloat) {
     KernelLauncher kernels;
-    if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS")) kernels = group_norm_launcher(device);
-    // Reading compiles TorchScript's text, which takes as long as all else: the largest file beside the others.
-    std::future<Module> reading = std::async(std::launch::async, [&bundle, is_cancelled = current_cancellation()] {
-      const CancellationScope scope(is_cancelled);
-      return load_module(bundle, "denoiser.pt");
-    });
-    // The graphs alone hold the weights while these are packed: each plain one goes as its packed one comes.
-    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments, Precision computed_in) {
+    if (device.is_cuda() && channels_last_ && switched_on("DIAD_CUDA_KERNELS"))
+      kernels = group_norm_launcher(device);
+    // Reading compiles the TorchScript source, which takes as long as everything else: the largest file is
+    // read in parallel with the others.
+    std::future<Module> reading =
+        std::async(std::launch::async, [&bundle, is_cancelled = current_cancellation()] {
+          const CancellationScope scope(is_cancelled);
+          return load_module(bundle, "denoiser.pt");
+        });
+    // Only the graphs hold the weights during packing, so each original is freed once its packed copy exists.
+    const auto graph = [&](Module& module, const char* file, const char* method, size_t arguments,
+                           Precision computed_in) {
       require_method(module, file, method, arguments);
       units_.push_back(module._ivalue()->compilation_unit());
       module.to(device, computed_in.type);
-      std::shared_ptr<Graph> compiled = with_constant_weights(module, method, computed_in.type != c10::kFloat);
+      std::shared_ptr<Graph> compiled =
+          with_constant_weights(module, method, computed_in.type != c10::kFloat);
       if (!device.is_cpu()) forbid_tf32(compiled);
       view_rows(compiled);
       return compiled;
     };
-    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in, int64_t runs = 1) {
-      if (device.is_cpu() && cpu_multiplies(computed_in.type)) optimize_for_cpu(compiled, {runs, computed_in.type, computed_in.quantized});
+    const auto program = [&](std::shared_ptr<Graph> compiled, const char* name, Precision computed_in,
+                             int64_t runs = 1) {
+      if (device.is_cpu() && cpu_multiplies(computed_in.type))
+        optimize_for_cpu(compiled, {runs, computed_in.type, computed_in.quantized});
       if (kernels) use_device_norms(compiled, kernels);
       refuse_long_chains(compiled->block(), name);
       return std::make_unique<Program>(compiled, name);
@@ -178,7 +192,7 @@ class TorchScriptModules final : public Networks {
       return program(std::move(forward), file, computed_in);
     };
     encode_ = program_of("encoder.pt", precision);
-    // What the decoder rounds is compared with the input: it is not quantized.
+    // The decoder is not quantized: its rounding errors would show in the comparison with the input.
     decode_ = program_of("decoder.pt", Precision{precision.type});
     check_cancelled();
     Module extractor = load_module(bundle, "extractor.pt");
@@ -193,7 +207,8 @@ class TorchScriptModules final : public Networks {
     denoiser = Module();
     guide_ = program(std::move(guide), "guide", precision);
     if (switched_on("DIAD_CUDA_STREAMS")) overlap_branches(denoise, kHint);
-    denoise_ = program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
+    denoise_ =
+        program(std::move(denoise), "denoise", precision, static_cast<int64_t>(bundle.manifest.steps.size()));
   }
 
   at::Tensor encode(const at::Tensor& x) override { return (*encode_)({laid_out(x)}).toTensor(); }
@@ -216,17 +231,21 @@ class TorchScriptModules final : public Networks {
   at::Tensor embed(const Features& maps) override {
     if (!embed_) return Networks::embed(maps);
     const c10::IValue output = (*embed_)({c10::ivalue::Tuple::create(maps[0], maps[1], maps[2])});
-    if (!output.isTensor()) throw EngineError(code::kBundleInvalid, "extractor.pt: Expected a tensor from embed");
+    if (!output.isTensor())
+      throw EngineError(code::kBundleInvalid, "extractor.pt: Expected a tensor from embed");
     return output.toTensor();
   }
 
  private:
-  [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const { return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x; }
+  [[nodiscard]] at::Tensor laid_out(const at::Tensor& x) const {
+    return channels_last_ ? x.contiguous(at::MemoryFormat::ChannelsLast) : x;
+  }
 
-  static constexpr size_t kHint = 1;  // denoise's argument of that name
+  static constexpr size_t kHint = 1;  // index of denoise's argument
 
   bool channels_last_;
-  // Nodes of the graphs point at the functions they were inlined from without owning them; errors that leave the interpreter name these.
+  // Nodes of the graphs point to the functions they were inlined from without owning them; errors thrown by
+  // the interpreter name these functions.
   std::vector<std::shared_ptr<torch::jit::CompilationUnit>> units_;
   std::unique_ptr<Program> encode_, guide_, denoise_, decode_, extract_;
   std::unique_ptr<Program> embed_;  // null without evidence

@@ -13,7 +13,8 @@ namespace diad {
 
 namespace {
 
-// Index into 0..size-1 of position i of a line mirrored at both ends, edge samples repeated: d c b a | a b c d | d c b a.
+// Maps position i to an index in 0..size-1 by reflecting at both ends with the edge sample repeated:
+// d c b a | a b c d | d c b a.
 int64_t mirrored(int64_t i, int64_t size) {
   const int64_t period = 2 * size;
   const int64_t folded = ((i % period) + period) % period;
@@ -42,7 +43,8 @@ at::Tensor blur_matrix(int64_t size, double sigma, double truncate) {
 
 at::Tensor gaussian_blur(const at::Tensor& maps, double sigma, double truncate) {
   const at::Tensor rows = blur_matrix(maps.size(1), sigma, truncate).to(maps.device());
-  const at::Tensor columns = maps.size(1) == maps.size(2) ? rows : blur_matrix(maps.size(2), sigma, truncate).to(maps.device());
+  const at::Tensor columns =
+      maps.size(1) == maps.size(2) ? rows : blur_matrix(maps.size(2), sigma, truncate).to(maps.device());
   return at::matmul(at::matmul(rows, maps), columns.t());
 }
 
@@ -55,7 +57,8 @@ at::Tensor pooled_maximum(const at::Tensor& maps, int64_t size, int64_t count) {
 Features cosine_distances(const Features& input, const Features& reconstructed) {
   Features distances;
   for (size_t i = 0; i < input.size(); ++i) {
-    distances[i] = 1 - at::cosine_similarity(input[i].to(at::kFloat), reconstructed[i].to(at::kFloat), 1, 1e-8);
+    distances[i] =
+        1 - at::cosine_similarity(input[i].to(at::kFloat), reconstructed[i].to(at::kFloat), 1, 1e-8);
   }
   return distances;
 }
@@ -66,8 +69,10 @@ at::Tensor enlarged(const at::Tensor& maps, int64_t size) {
 
 AnomalyMaps anomaly_maps(const Features& distances, const Manifest& manifest) {
   AnomalyMaps result;
-  for (size_t i = 0; i < distances.size(); ++i) result.distances[i] = enlarged(distances[i], manifest.image_size);
-  result.raw = result.distances[0].to(at::kDouble) + result.distances[1].to(at::kDouble) + result.distances[2].to(at::kDouble);
+  for (size_t i = 0; i < distances.size(); ++i)
+    result.distances[i] = enlarged(distances[i], manifest.image_size);
+  result.raw = result.distances[0].to(at::kDouble) + result.distances[1].to(at::kDouble) +
+               result.distances[2].to(at::kDouble);
   result.smooth = gaussian_blur(result.raw, manifest.map_sigma, manifest.map_truncate);
   const at::Tensor scores = pooled_maximum(result.smooth, manifest.pool_size, manifest.pool_count).cpu();
   result.scores.assign(scores.const_data_ptr<double>(), scores.const_data_ptr<double>() + scores.numel());

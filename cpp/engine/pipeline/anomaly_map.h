@@ -13,29 +13,32 @@ namespace diad {
 using Features = std::array<at::Tensor, 3>;  // [N, C_i, H_i, W_i], strides 4, 8, 16 of the image
 
 struct AnomalyMaps {
-  Features distances;          // [N, S, S] float32 each, 1 - cosine, upsampled
-  at::Tensor raw;              // [N, S, S] float64, their sum
-  at::Tensor smooth;           // [N, S, S] float64, blurred
+  Features distances;          // [N, S, S] float32 each: 1 - cosine similarity, upsampled
+  at::Tensor raw;              // [N, S, S] float64: sum of the distances
+  at::Tensor smooth;           // [N, S, S] float64: raw, blurred
   std::vector<double> scores;  // [N]
 };
 
-// The blur below along one axis as a matrix [size, size], float64: row i holds the weights of output i.
+// Returns the Gaussian blur along one axis as a matrix [size, size], float64: row i holds the weights of
+// output i.
 [[nodiscard]] at::Tensor blur_matrix(int64_t size, double sigma, double truncate);
 
-// Gaussian blur of maps [N, S, S], float64: sigma in pixels, cut at truncate * sigma, border reflected with its edge sample repeated
-// (scipy.ndimage.gaussian_filter's default).
+// Blurs maps [N, S, S], float64, with a Gaussian. sigma is in pixels, the kernel is truncated at truncate *
+// sigma, and borders are reflected with the edge sample repeated (the default of
+// scipy.ndimage.gaussian_filter).
 [[nodiscard]] at::Tensor gaussian_blur(const at::Tensor& maps, double sigma, double truncate);
 
-// Maximum after `count` average pools of size x size, stride 1, no padding: [N, S, S] float64 -> [N].
+// Returns the maximum after `count` average pools of size x size, stride 1, no padding: [N, S, S] float64 ->
+// [N].
 [[nodiscard]] at::Tensor pooled_maximum(const at::Tensor& maps, int64_t size, int64_t count);
 
-// 1 - cosine of the features of inputs and reconstructions at each position: [N, H_i, W_i] float32.
+// Computes 1 - cosine similarity of input and reconstructed features at each position: [N, H_i, W_i] float32.
 [[nodiscard]] Features cosine_distances(const Features& input, const Features& reconstructed);
 
-// Maps [N, H, W] float32, upsampled to [N, size, size] bilinearly, corners aligned.
+// Upsamples maps [N, H, W], float32, bilinearly to [N, size, size] with aligned corners.
 [[nodiscard]] at::Tensor enlarged(const at::Tensor& maps, int64_t size);
 
-// The published map and score from the distances of the scales.
+// Computes the published anomaly map and score from the distances at the three scales.
 [[nodiscard]] AnomalyMaps anomaly_maps(const Features& distances, const Manifest& manifest);
 
 }  // namespace diad

@@ -7,8 +7,8 @@
 
 namespace diad {
 
-// x [N, C, s, s], eps [N, C, s, s], both float32 -> the next x. The scalars are float32 roots of float32 values, as in the
-// published code.
+// Computes the next x from x and eps, both [N, C, s, s] float32. The scalars are float32 square roots of
+// float32 values, as in the published code.
 [[nodiscard]] at::Tensor ddim_update(const at::Tensor& x, const at::Tensor& eps, const DdimStep& step);
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// Seeded noise: the same numbers as torch.Generator().manual_seed(seed) gives in Python, whatever the batch.
+// Seeded noise, identical to torch.Generator().manual_seed(seed) in Python and independent of the batch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,15 +10,16 @@
 namespace diad {
 
 struct Noise {
-  at::Tensor posterior;  // [1, C, s, s] float32, CPU: drawn first
-  at::Tensor forward;    // [1, C, s, s] float32, CPU: drawn second
+  at::Tensor posterior;  // [1, C, s, s] float32, CPU; drawn first
+  at::Tensor forward;    // [1, C, s, s] float32, CPU; drawn second
 };
 
-// Draws both from one CPU generator seeded with the image's own seed.
+// Draws both tensors from one CPU generator seeded with `seed`.
 [[nodiscard]] Noise draw_noise(uint64_t seed, const Manifest& manifest);
 
-// The posterior's sample, scaled: scale * (mean + exp(0.5 * clamp(logvar)) * noise).
+// Samples the posterior and scales it: scale * (mean + exp(0.5 * clamp(logvar)) * noise).
 // moments [N, 2C, s, s] float32, noise [N, C, s, s] -> z [N, C, s, s].
-[[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise, const Manifest& manifest);
+[[nodiscard]] at::Tensor sample_posterior(const at::Tensor& moments, const at::Tensor& noise,
+                                          const Manifest& manifest);
 
 }  // namespace diad

@@ -25,7 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Milliseconds since the last call, the device's work included.
+// Returns the milliseconds since the previous call, including the device's work.
 class Lap {
  public:
   explicit Lap(c10::Device device) : device_(device) {}
@@ -49,13 +49,13 @@ Stage make_stage(const char* name, const at::Tensor& value) {
   return {name, dense.sizes().vec(), std::vector<float>(first, first + dense.numel())};
 }
 
-// Maps and scores of a batch: the published ones, or with a normality the combined ones.
+// Maps and scores of a batch: the published ones, or the combined ones with a normality.
 struct Maps {
-  Features distances;  // [N, S, S] float32; undefined where nobody asked for stages of combined maps
+  Features distances;  // [N, S, S] float32; undefined for combined maps without requested stages
   at::Tensor raw, smooth;
   std::vector<double> scores;
   std::vector<EvidenceScores> evidence;  // [N], or empty
-  at::Tensor memory_distance;            // [N, G, G] float32, with evidence
+  at::Tensor memory_distance;            // [N, G, G] float32; only with a normality
 };
 
 Maps published(const Features& distances, const Manifest& manifest) {
@@ -63,8 +63,8 @@ Maps published(const Features& distances, const Manifest& manifest) {
   return {maps.distances, maps.raw, maps.smooth, std::move(maps.scores), {}, {}};
 }
 
-Maps combined(Normality& normality, std::span<const ImageRequest> batch, const Features& distances, const at::Tensor& embedding,
-              int64_t size) {
+Maps combined(Normality& normality, std::span<const ImageRequest> batch, const Features& distances,
+              const at::Tensor& embedding, int64_t size) {
   std::vector<std::string> classes;
   for (const ImageRequest& request : batch) classes.push_back(request.class_name);
   Normality::Judgement judgement = normality.judge(distances, embedding, classes);
@@ -84,11 +84,12 @@ void hand_over(std::span<const ImageRequest> batch, const Features& distances, c
     const auto& [calibrator, index, roles] = batch[i].calibration;
     if (!calibrator) continue;
     const auto image = static_cast<int64_t>(i);
-    calibrator->add(index, batch[i].class_name, roles, {distances[0][image], distances[1][image], distances[2][image]}, embedding[image]);
+    calibrator->add(index, batch[i].class_name, roles,
+                    {distances[0][image], distances[1][image], distances[2][image]}, embedding[image]);
   }
 }
 
-// Everything between input and score, for the images that asked for it.
+// Intermediate results of a batch, from input to reconstruction.
 struct Intermediates {
   at::Tensor x, moments, z, x_start, reconstruction, embedding;
   std::vector<at::Tensor> step_x;
@@ -109,18 +110,20 @@ struct Intermediates {
                               make_stage("map", maps.smooth[i])};
     result.push_back({"score", {}, {static_cast<float>(maps.scores[static_cast<size_t>(i)])}});
     if (embedding.defined()) result.push_back(make_stage("embedding", embedding[i]));
-    if (maps.memory_distance.defined()) result.push_back(make_stage("memory_distance", maps.memory_distance[i]));
+    if (maps.memory_distance.defined())
+      result.push_back(make_stage("memory_distance", maps.memory_distance[i]));
     return result;
   }
 };
 
 Features slice_batch(const Features& features, int64_t first, int64_t count) {
-  return {features[0].narrow(0, first, count), features[1].narrow(0, first, count), features[2].narrow(0, first, count)};
+  return {features[0].narrow(0, first, count), features[1].narrow(0, first, count),
+          features[2].narrow(0, first, count)};
 }
 
 }  // namespace
 
-// What a network returned, if it is of the size that the manifest gives.
+// Returns a network's result if it has the expected size; throws EngineError otherwise.
 at::Tensor expect_shape(at::Tensor result, at::IntArrayRef size, const char* file) {
   if (result.sizes() == size) return result;
   std::ostringstream words;
@@ -128,8 +131,8 @@ at::Tensor expect_shape(at::Tensor result, at::IntArrayRef size, const char* fil
   throw EngineError(code::kBundleInvalid, words.str());
 }
 
-Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device, c10::ScalarType precision, bool use_pool,
-                   std::unique_ptr<Normality> normality)
+Pipeline::Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device,
+                   c10::ScalarType precision, bool use_pool, std::unique_ptr<Normality> normality)
     : manifest_(std::move(manifest)),
       networks_(std::move(modules)),
       device_(device),
@@ -143,9 +146,10 @@ at::Tensor Pipeline::load_frames(std::span<const ImageRequest> batch) const {
     check_cancelled();
     return resize_frame(*request.frame, size);
   };
-  if (!device_.is_cpu()) {  // bytes cross over, a quarter of the floats, from memory that the device reads by itself
+  if (!device_.is_cpu()) {  // copies uint8, a quarter of the float32 size, from pinned memory
     const auto count = static_cast<int64_t>(batch.size());
-    const at::Tensor bytes = at::empty({count, size, size, 3}, at::TensorOptions(at::kByte).pinned_memory(true));
+    const at::Tensor bytes =
+        at::empty({count, size, size, 3}, at::TensorOptions(at::kByte).pinned_memory(true));
     auto* to = bytes.mutable_data_ptr<uint8_t>();
     for (const ImageRequest& request : batch) to = std::ranges::copy(of(request), to).out;
     return normalized(bytes.to(device_, /*non_blocking=*/true), manifest_);
@@ -155,15 +159,20 @@ at::Tensor Pipeline::load_frames(std::span<const ImageRequest> batch) const {
   return at::cat(images);
 }
 
-// Vectors of the inputs [N, D, G, G], from their feature maps; undefined where neither a normality nor a calibration needs them.
+// Computes the vectors [N, D, G, G] of the inputs from their feature maps. Undefined if neither a normality
+// nor a calibration needs them.
 at::Tensor Pipeline::embed_if_wanted(std::span<const ImageRequest> batch, const Features& maps) const {
-  const bool collected = std::ranges::any_of(batch, [](const ImageRequest& request) { return request.calibration.calibrator != nullptr; });
+  const bool collected = std::ranges::any_of(
+      batch, [](const ImageRequest& request) { return request.calibration.calibrator != nullptr; });
   if (!manifest_.evidence || (!normality_ && !collected)) return {};
   const int64_t dimensions = manifest_.evidence->dimensions, grid = manifest_.evidence->grid;
-  return expect_shape(networks_->embed(maps), {static_cast<int64_t>(batch.size()), dimensions, grid, grid}, "extractor.pt").to(at::kFloat);
+  return expect_shape(networks_->embed(maps), {static_cast<int64_t>(batch.size()), dimensions, grid, grid},
+                      "extractor.pt")
+      .to(at::kFloat);
 }
 
-// x_start = signal * z + spread * noise by the manifest's factors. A spread of 0 adds nothing: the result is exactly signal * z.
+// Computes x_start = signal * z + spread * noise with the manifest's factors. With a spread of 0 the result
+// is exactly signal * z.
 at::Tensor Pipeline::start_of_sampling(const at::Tensor& z, const std::vector<at::Tensor>& noise) const {
   const double signal = manifest_.sqrt_alpha_bar_noise, spread = manifest_.sqrt_one_minus_alpha_bar_noise;
   at::Tensor start = signal * z;
@@ -193,8 +202,11 @@ std::vector<ImageResult> Pipeline::run(std::span<const ImageRequest> batch, cons
   timings.resize = lap();
   check_cancelled();
 
-  const int64_t side = manifest_.image_size, channels = manifest_.latent_channels, latent_side = manifest_.latent_size;
-  kept.moments = expect_shape(networks_->encode(x), {count, 2 * channels, latent_side, latent_side}, "encoder.pt").to(at::kFloat);
+  const int64_t side = manifest_.image_size, channels = manifest_.latent_channels,
+                latent_side = manifest_.latent_size;
+  kept.moments =
+      expect_shape(networks_->encode(x), {count, 2 * channels, latent_side, latent_side}, "encoder.pt")
+          .to(at::kFloat);
   kept.z = sample_posterior(kept.moments, at::cat(posterior).to(device_), manifest_);
   kept.x_start = start_of_sampling(kept.z, forward);
   timings.encode = end_of_network();
@@ -204,16 +216,19 @@ std::vector<ImageResult> Pipeline::run(std::span<const ImageRequest> batch, cons
   at::Tensor latent = kept.x_start;
   const auto total = static_cast<int64_t>(manifest_.steps.size());
   for (int64_t i = 0; i < total; ++i) {
-    const at::Tensor eps = expect_shape(networks_->denoise(latent.to(precision_), hint, i), latent.sizes(), "denoiser.pt").to(at::kFloat);
+    const at::Tensor eps =
+        expect_shape(networks_->denoise(latent.to(precision_), hint, i), latent.sizes(), "denoiser.pt")
+            .to(at::kFloat);
     latent = ddim_update(latent, eps, manifest_.steps[static_cast<size_t>(i)]);
     kept.step_x.push_back(latent);
-    wait_for(device_);  // so that steps are told when they are done, and nothing follows that nobody wants
+    wait_for(device_);  // so that steps are reported when they are done and cancelled steps do not start
     if (!on_step(i + 1, total)) return {};
   }
   timings.denoise = end_of_network();
 
   const auto decode = [&](const at::Tensor& z) {
-    return expect_shape(networks_->decode((z / manifest_.latent_scale).to(precision_)), {count, 3, side, side}, "decoder.pt")
+    return expect_shape(networks_->decode((z / manifest_.latent_scale).to(precision_)),
+                        {count, 3, side, side}, "decoder.pt")
         .to(at::kFloat);
   };
   kept.reconstruction = decode(latent);
@@ -223,8 +238,10 @@ std::vector<ImageResult> Pipeline::run(std::span<const ImageRequest> batch, cons
   const Features features = networks_->extract(at::cat({kept.x, kept.reconstruction}));
   kept.embedding = embed_if_wanted(batch, slice_batch(features, 0, count));
   timings.extract = end_of_network();
-  const Features distances = cosine_distances(slice_batch(features, 0, count), slice_batch(features, count, count));
-  const Maps maps = normality_ ? combined(*normality_, batch, distances, kept.embedding, side) : published(distances, manifest_);
+  const Features distances =
+      cosine_distances(slice_batch(features, 0, count), slice_batch(features, count, count));
+  const Maps maps = normality_ ? combined(*normality_, batch, distances, kept.embedding, side)
+                               : published(distances, manifest_);
   if (kept.embedding.defined()) hand_over(batch, distances, kept.embedding);
   timings.map = lap();
   timings.compute = whole();
@@ -237,7 +254,8 @@ std::vector<ImageResult> Pipeline::run(std::span<const ImageRequest> batch, cons
     if (!maps.evidence.empty()) result.evidence = maps.evidence[i];
     result.size = manifest_.image_size;
     if (batch[i].wanted.map) result.map = make_stage("map", maps.smooth[index]).values;
-    if (batch[i].wanted.reconstruction) result.reconstruction = denormalized(kept.reconstruction[index].cpu(), manifest_);
+    if (batch[i].wanted.reconstruction)
+      result.reconstruction = denormalized(kept.reconstruction[index].cpu(), manifest_);
     if (batch[i].wanted.stages) result.stages = kept.stages(index, maps);
     result.timings = timings;
     result.batch_size = count;

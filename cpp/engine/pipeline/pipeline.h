@@ -1,4 +1,4 @@
-// One batch from frames to results.
+// Scores a batch: from frames to results.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@
 
 namespace diad {
 
-// What an image is asked for.
+// Outputs requested for an image.
 struct Wanted {
   bool map = true;
   bool reconstruction = false;
@@ -29,11 +29,11 @@ struct ImageRequest {
   const Frame* frame = nullptr;
   uint64_t seed = 0;
   Wanted wanted;
-  std::string class_name = {};       // whose entry of the normality judges it
-  CalibrationSink calibration = {};  // receives its maps and vectors
+  std::string class_name = {};       // class whose normality entry judges the image
+  CalibrationSink calibration = {};  // receives the image's maps and vectors
 };
 
-// Scores of the two kinds of evidence alone.
+// Scores of each kind of evidence on its own.
 struct EvidenceScores {
   double reconstruction = 0, memory = 0;
   std::string class_name;  // whose normal images the image was compared with; "": all
@@ -52,7 +52,7 @@ struct Timings {
 
 struct ImageResult {
   double score = 0;
-  std::optional<EvidenceScores> evidence;  // with a normality
+  std::optional<EvidenceScores> evidence;  // only with a normality
   int64_t size = 0;                        // S
   std::vector<float> map;                  // [S, S]
   std::vector<uint8_t> reconstruction;     // RGB8 [S, S, 3]
@@ -61,20 +61,22 @@ struct ImageResult {
   int64_t batch_size = 0;
 };
 
-// Called after each denoising step with (steps done, steps in all); false stops the batch.
+// Called after each denoising step with the completed and total number of steps; returning false stops the
+// batch.
 using StepCallback = std::function<bool(int64_t done, int64_t total)>;
 
 class Pipeline {
  public:
-  // `tidy`: what networks compute is pooled outside the heap (PooledScope) until the batch ends, and what one has left in the heap's middle
-  // goes back to the system before the next begins.
-  // With `normality` map and score are the combined ones of docs/evidence.md, else the published ones.
-  Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device, c10::ScalarType precision, bool use_pool = false,
-           std::unique_ptr<Normality> normality = nullptr);
+  // With `use_pool` the results of the networks are allocated outside the heap (PooledScope) until the batch
+  // ends, and free heap memory is returned to the system after each network. With `normality` map and score
+  // are the combined ones (docs/design/evidence.md), otherwise the published ones.
+  Pipeline(Manifest manifest, std::unique_ptr<Networks> modules, c10::Device device,
+           c10::ScalarType precision, bool use_pool = false, std::unique_ptr<Normality> normality = nullptr);
 
-  // Computes a batch; an image's result does not depend on the rest of the batch beyond float32 rounding. Returns an empty vector when the
-  // callback stopped it.
-  [[nodiscard]] std::vector<ImageResult> run(std::span<const ImageRequest> batch, const StepCallback& on_step);
+  // Scores a batch. The result of an image depends on the rest of the batch only by float32 rounding. Returns
+  // an empty vector if the callback stopped the batch.
+  [[nodiscard]] std::vector<ImageResult> run(std::span<const ImageRequest> batch,
+                                             const StepCallback& on_step);
 
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
 

@@ -18,7 +18,7 @@ namespace {
 constexpr int kPrecisionBits = 32 - 8 - 2;
 constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
 
-// One output sample: the input samples it is made of and their fixed-point weights.
+// Input samples of one output sample, with fixed-point weights.
 struct Taps {
   uint32_t first = 0;
   std::vector<int32_t> weights;
@@ -43,7 +43,8 @@ std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
     taps[i].first = static_cast<uint32_t>(low);
     for (const double weight : weights) {
       const double share = total == 0 ? weight : weight / total;
-      taps[i].weights.push_back(static_cast<int32_t>(share * (1 << kPrecisionBits) + 0.5));  // no weight is negative
+      taps[i].weights.push_back(
+          static_cast<int32_t>(share * (1 << kPrecisionBits) + 0.5));  // weights are not negative
     }
   }
   return taps;
@@ -51,18 +52,20 @@ std::vector<Taps> bilinear_taps(uint32_t from, uint32_t to) {
 
 uint8_t clip8(int32_t value) { return static_cast<uint8_t>(std::clamp(value >> kPrecisionBits, 0, 255)); }
 
-// Calls each(row) for all rows; `values`: how many are read for one.
+// Calls each(row) for all rows in parallel; `values` is the number of values read per row.
 template <typename Each>
 void in_rows(uint32_t rows, size_t values, const Each& each) {
   constexpr size_t kValuesOfAThread = 1 << 17;
-  const auto grain = static_cast<int64_t>(std::max<size_t>(1, kValuesOfAThread / std::max<size_t>(1, values)));
+  const auto grain =
+      static_cast<int64_t>(std::max<size_t>(1, kValuesOfAThread / std::max<size_t>(1, values)));
   parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) each(static_cast<size_t>(row));
   });
 }
 
 // [height, width, 3] -> [height, to, 3].
-std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
+std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height,
+                                     uint32_t to) {
   const std::vector<Taps> taps = bilinear_taps(width, to);
   std::vector<uint8_t> result(static_cast<size_t>(height) * to * 3);
   in_rows(height, static_cast<size_t>(width) * 3, [&](size_t y) {
@@ -86,7 +89,8 @@ std::vector<uint8_t> horizontal_pass(std::span<const uint8_t> rgb, uint32_t widt
 }
 
 // [height, width, 3] -> [to, width, 3].
-std::vector<uint8_t> vertical_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t to) {
+std::vector<uint8_t> vertical_pass(std::span<const uint8_t> rgb, uint32_t width, uint32_t height,
+                                   uint32_t to) {
   const size_t stride = static_cast<size_t>(width) * 3;
   std::vector<uint8_t> result(to * stride);
   const std::vector<Taps> taps = bilinear_taps(height, to);
@@ -114,7 +118,8 @@ std::vector<uint8_t> to_rgb(const Frame& frame) {
   return rgb;
 }
 
-std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t size) {
+std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height,
+                                uint32_t size) {
   if (width == size && height == size) return {rgb.begin(), rgb.end()};
   if (width == size) return vertical_pass(rgb, size, height, size);
   std::vector<uint8_t> narrow = horizontal_pass(rgb, width, height, size);
@@ -140,13 +145,16 @@ at::Tensor normalized(std::span<const uint8_t> rgb, const Manifest& manifest) {
 }
 
 at::Tensor normalized(const at::Tensor& rgb, const Manifest& manifest) {
-  // Tensors, since a device may multiply by the reciprocal of a number.
+  // Divides by tensors: a device can turn division by a scalar into multiplication by its reciprocal.
   const auto of_channels = [&rgb](std::initializer_list<float> values) {
     return at::tensor(values, at::kFloat).reshape({-1, 1, 1}).to(rgb.device());
   };
-  const at::Tensor levels = rgb.permute({0, 3, 1, 2}).to(at::kFloat, false, false, at::MemoryFormat::Contiguous) / of_channels({255});
+  const at::Tensor levels =
+      rgb.permute({0, 3, 1, 2}).to(at::kFloat, false, false, at::MemoryFormat::Contiguous) /
+      of_channels({255});
   const auto& [mean, deviation] = std::tie(manifest.mean, manifest.std);
-  return (levels - of_channels({mean[0], mean[1], mean[2]})) / of_channels({deviation[0], deviation[1], deviation[2]});
+  return (levels - of_channels({mean[0], mean[1], mean[2]})) /
+         of_channels({deviation[0], deviation[1], deviation[2]});
 }
 
 std::vector<uint8_t> denormalized(const at::Tensor& image, const Manifest& manifest) {

@@ -1,4 +1,4 @@
-// From pixels to the model's input: Pillow's antialiased bilinear resize on 8 bits, to the byte, and the normalization.
+// Preprocessing: 8-bit antialiased bilinear resize, bit-exact with Pillow, and normalization.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 
 namespace diad {
 
-// An 8-bit image, rows without gaps; channels 1 (gray), 3 (RGB) or 4 (RGBA).
+// An 8-bit image with tightly packed rows; channels 1 (gray), 3 (RGB) or 4 (RGBA).
 struct Frame {
   std::vector<uint8_t> pixels;
   uint32_t width = 0;
@@ -19,24 +19,27 @@ struct Frame {
   uint32_t channels = 0;
 };
 
-// Drops alpha, repeats gray: [H, W, 1|4] -> RGB8 [H, W, 3].
+// Drops alpha and replicates gray: [H, W, 1, 3 or 4] -> RGB8 [H, W, 3].
 [[nodiscard]] std::vector<uint8_t> to_rgb(const Frame& frame);
 
-// The frame as RGB8 [size, size, 3].
+// Returns the frame as RGB8 [size, size, 3].
 [[nodiscard]] std::vector<uint8_t> resize_frame(const Frame& frame, uint32_t size);
 
-// Resizes RGB8 [height, width, 3] to [size, size, 3], aspect ignored, as Pillow's Image.resize(BILINEAR) does: two passes, each
-// with the triangle filter widened by the scale when shrinking, coefficients in 22-bit fixed point, results rounded to 8 bits. ThreadPool
-// share in it.
-[[nodiscard]] std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height, uint32_t size);
+// Resizes RGB8 [height, width, 3] to [size, size, 3] without keeping the aspect ratio, as Pillow's
+// Image.resize(BILINEAR) does: two passes with a triangle filter that is widened by the scale when
+// downsampling, coefficients in 22-bit fixed point, results rounded to 8 bits. Runs on the thread pool.
+[[nodiscard]] std::vector<uint8_t> resize_rgb(std::span<const uint8_t> rgb, uint32_t width, uint32_t height,
+                                              uint32_t size);
 
-// The model's input [1, 3, S, S], float32: (value / 255 - mean) / std.
+// Returns the model's input [1, 3, S, S], float32: (value / 255 - mean) / std.
 [[nodiscard]] at::Tensor normalized(std::span<const uint8_t> rgb, const Manifest& manifest);
 
-// The same for images [N, S, S, 3], uint8, on any device: to the bit what the above gives -> [N, 3, S, S] there.
+// The same for images [N, S, S, 3], uint8, on any device -> [N, 3, S, S] on that device. Bit-exact with the
+// function above.
 [[nodiscard]] at::Tensor normalized(const at::Tensor& rgb, const Manifest& manifest);
 
-// An image from the normalized space [3, S, S] float32, CPU -> RGB8 [S, S, 3], clamped and rounded to even halves.
+// Converts an image [3, S, S], float32, CPU from normalized space to RGB8 [S, S, 3]. Clamps, and rounds half
+// to even.
 [[nodiscard]] std::vector<uint8_t> denormalized(const at::Tensor& image, const Manifest& manifest);
 
 }  // namespace diad

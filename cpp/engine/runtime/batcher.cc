@@ -12,14 +12,14 @@ namespace diad {
 
 namespace {
 
-constexpr size_t kRemembered = 1024;  // images in the distributions
+constexpr size_t kRemembered = 1024;  // images in the latency distributions
 
-constexpr std::chrono::milliseconds kBeforeTryingAgain{10};  // where there is no memory
+constexpr std::chrono::milliseconds kBeforeTryingAgain{10};  // delay after an allocation failure
 
 void remember(std::deque<double>& values, double value) noexcept {
   try {
     values.push_back(value);
-  } catch (const std::bad_alloc&) {  // without this one
+  } catch (const std::bad_alloc&) {  // drop this value
   }
   if (values.size() > kRemembered) values.pop_front();
 }
@@ -28,14 +28,18 @@ Distribution distribution(const std::deque<double>& values) {
   if (values.empty()) return {};
   std::vector<double> sorted(values.begin(), values.end());
   std::sort(sorted.begin(), sorted.end());
-  const auto at = [&](double share) { return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))]; };
-  return {at(0.5), at(0.99), std::accumulate(sorted.begin(), sorted.end(), 0.0) / static_cast<double>(sorted.size())};
+  const auto at = [&](double share) {
+    return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))];
+  };
+  return {at(0.5), at(0.99),
+          std::accumulate(sorted.begin(), sorted.end(), 0.0) / static_cast<double>(sorted.size())};
 }
 
-const Failure kClosedFailure{code::kClosed, "The model was closed before this image was done"};
+const Failure kClosedFailure{code::kClosed, "The model was closed before this image was scored"};
 
-const Failure kNotFinite{
-    code::kInternal, "The score of this image is no finite number: the networks overflowed; use float32 or bfloat16, or check the model"};
+const Failure kNotFinite{code::kInternal,
+                         "The score of this image is not finite: the networks overflowed; use float32 "
+                         "or bfloat16, or check the model"};
 
 }  // namespace
 
@@ -45,12 +49,15 @@ struct Batcher::Item {
   uint64_t id = 0;
   Submission submission;
   Clock::time_point submitted, deadline = Clock::time_point::max();
-  State state = State::kQueued;    // guarded by Batcher::mutex_
-  std::recursive_mutex callbacks;  // on_step and done never overlap; a callback may cancel its own image
-  bool silent = false;             // guarded by callbacks: done was called
+  State state = State::kQueued;  // guarded by Batcher::mutex_
+  // Serializes on_step and done; recursive, so that a callback can cancel its own image.
+  std::recursive_mutex callbacks;
+  bool silent = false;  // guarded by callbacks; true once done was called
 };
 
-std::pair<int64_t, uint64_t> Batcher::queue_key(const Item& item) { return {-item.submission.priority, item.id}; }
+std::pair<int64_t, uint64_t> Batcher::queue_key(const Item& item) {
+  return {-item.submission.priority, item.id};
+}
 
 Batcher::Batcher(BatcherOptions options, BatchRunner runner) : options_(options), runner_(std::move(runner)) {
   worker_ = std::thread([this] { work(); });
@@ -137,7 +144,7 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
     const std::lock_guard lock(mutex_);
     if (item->state == Item::State::kDone) return;
     if (item->state == Item::State::kQueued) {
-      queue_.erase(queue_key(*item));  // and with it its image
+      queue_.erase(queue_key(*item));  // also releases its image
     } else {
       --running_;
     }
@@ -145,7 +152,8 @@ void Batcher::finish(const ItemPtr& item, Outcome outcome) {
     item->state = Item::State::kDone;
     pending_.erase(item->id);
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
-      const bool by_caller = std::string_view(failure->code) == code::kCancelled || std::string_view(failure->code) == code::kClosed;
+      const bool by_caller = std::string_view(failure->code) == code::kCancelled ||
+                             std::string_view(failure->code) == code::kClosed;
       ++(by_caller ? cancelled_ : failed_);
     } else {
       ++completed_;
@@ -168,7 +176,7 @@ void Batcher::fail(const ItemPtr& item, const Failure& failure) noexcept {
   finish(item, std::move(told));
 }
 
-// Images of the next batch, of those that wait: a preferred number where one can be formed.
+// Number of queued images in the next batch: the largest preferred size that the queue can fill, if any.
 size_t Batcher::batch_size() const {
   const auto waiting = static_cast<int64_t>(queue_.size());
   if (waiting >= options_.max_batch) return static_cast<size_t>(options_.max_batch);
@@ -184,17 +192,19 @@ Batcher::Clock::time_point Batcher::oldest() const {
 
 std::vector<Batcher::ItemPtr> Batcher::next_batch() {
   std::unique_lock lock(mutex_);
-  const auto enough = static_cast<size_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
+  const auto enough =
+      static_cast<size_t>(options_.preferred.empty() ? options_.max_batch : options_.preferred.front());
   std::vector<ItemPtr> batch;
   while (batch.empty()) {
     queue_changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
     if (closing_) return {};
     if (options_.max_delay.count() > 0) {
-      queue_changed_.wait_until(lock, oldest() + options_.max_delay, [&] { return closing_ || queue_.size() >= enough; });
+      queue_changed_.wait_until(lock, oldest() + options_.max_delay,
+                                [&] { return closing_ || queue_.size() >= enough; });
       if (closing_) return {};
     }
-    batch.reserve(batch_size());                          // may throw: before anything is taken
-    for (size_t size = batch_size(); size > 0; --size) {  // 0: all were cancelled meanwhile
+    batch.reserve(batch_size());                          // can throw, so before any image is taken
+    for (size_t size = batch_size(); size > 0; --size) {  // 0 if all were cancelled meanwhile
       ItemPtr item = std::move(queue_.begin()->second);
       queue_.erase(queue_.begin());
       item->state = Item::State::kRunning;
@@ -239,21 +249,23 @@ void Batcher::run(std::span<const ItemPtr> batch) {
     std::vector<ImageRequest> requests;
     for (const ItemPtr& item : batch) {
       const Submission& submission = item->submission;
-      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.class_name, submission.calibration});
+      requests.push_back({&submission.frame, submission.seed, submission.wanted, submission.class_name,
+                          submission.calibration});
     }
     std::vector<ImageResult> results = runner_(requests, on_step);
     for (size_t i = 0; i < results.size(); ++i) {
-      if (!std::isfinite(results[i].score)) {  // it would pass for a good image: no number is above a threshold
+      if (!std::isfinite(results[i].score)) {  // a NaN score would pass as normal: it exceeds no threshold
         finish(batch[i], kNotFinite);
         continue;
       }
-      results[i].timings.queue = std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
+      results[i].timings.queue =
+          std::chrono::duration<double, std::milli>(started - batch[i]->submitted).count();
       finish(batch[i], std::move(results[i]));
     }
   } catch (...) {
     const Failure failure = describe_current_failure();
     if (std::string_view(failure.code) == code::kOutOfMemory && batch.size() > 1) {
-      run(batch.first(batch.size() / 2));  // half as many at a time may fit
+      run(batch.first(batch.size() / 2));  // half as many images might fit
       run(batch.subspan(batch.size() / 2));
       return;
     }
@@ -277,7 +289,8 @@ void Batcher::watch_deadlines() {
     lock.unlock();
     const auto now = Clock::now();
     try {
-      finish_all([now](const Item& item) { return item.deadline <= now; }, Failure{code::kTimeout, "The request's timeout passed"});
+      finish_all([now](const Item& item) { return item.deadline <= now; },
+                 Failure{code::kTimeout, "The request timed out"});
     } catch (const std::bad_alloc&) {
       std::this_thread::sleep_for(kBeforeTryingAgain);
     }
@@ -287,8 +300,15 @@ void Batcher::watch_deadlines() {
 
 BatcherStats Batcher::stats() const {
   const std::lock_guard lock(mutex_);
-  BatcherStats stats{
-      queue_.size(), running_, completed_, failed_, cancelled_, batches_, 0, distribution(queue_ms_), distribution(compute_ms_)};
+  BatcherStats stats{queue_.size(),
+                     running_,
+                     completed_,
+                     failed_,
+                     cancelled_,
+                     batches_,
+                     0,
+                     distribution(queue_ms_),
+                     distribution(compute_ms_)};
   if (batches_ > 0) stats.mean_batch = static_cast<double>(batched_) / static_cast<double>(batches_);
   return stats;
 }

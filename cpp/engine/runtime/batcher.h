@@ -1,4 +1,5 @@
-// The queue in front of the inference thread: bounded, by priority, batching, cancellation, deadlines, shutdown.
+// Bounded priority queue in front of the inference thread, with batching, cancellation, timeouts and
+// shutdown.
 #pragma once
 
 #include <atomic>
@@ -25,10 +26,10 @@ namespace diad {
 
 struct BatcherOptions {
   int64_t max_batch = 1;                   // images, >= 1
-  std::chrono::milliseconds max_delay{0};  // how long a batch that is not full waits for more
-  int64_t queue_limit = 1024;              // waiting images, >= 1
-  // Batch sizes that are taken as soon as so many wait, the largest first; ascending, each from 1 to max_batch. Only while none can be
-  // formed does max_delay run. Empty: max_batch alone.
+  std::chrono::milliseconds max_delay{0};  // how long an incomplete batch waits for more images
+  int64_t queue_limit = 1024;              // queued images, >= 1
+  // Batch sizes that start as soon as that many images wait, largest first; ascending, each from 1 to
+  // max_batch. max_delay applies only while fewer images wait than the smallest size. Empty: max_batch only.
   std::vector<int64_t> preferred = {};
 };
 
@@ -38,16 +39,18 @@ struct Submission {
   Frame frame;
   uint64_t seed = 0;
   Wanted wanted;
-  std::string class_name;                         // see ImageRequest
-  CalibrationSink calibration;                    // likewise
-  int64_t priority = 0;                           // larger goes first; equals in the order of submission
-  std::chrono::milliseconds timeout{0};           // from submit; 0: none
-  uint64_t session = 0;                           // whose request this is, for close_session
-  std::function<void(Outcome)> done;              // called exactly once, from any thread, without locks of the queue held
-  std::function<void(int64_t, int64_t)> on_step;  // may be empty; called from the inference thread, never after done
+  std::string class_name;                // see ImageRequest
+  CalibrationSink calibration;           // likewise
+  int64_t priority = 0;                  // larger runs first; equal priorities run in submission order
+  std::chrono::milliseconds timeout{0};  // from submit; 0: no timeout
+  uint64_t session = 0;                  // session of the request, for close_session
+  // Called exactly once, from any thread, without holding locks of the queue.
+  std::function<void(Outcome)> done;
+  // Can be empty. Called from the inference thread, never after done.
+  std::function<void(int64_t, int64_t)> on_step;
 };
 
-// Percentiles and mean over the last images, milliseconds.
+// Percentiles and mean over the most recent images, in milliseconds.
 struct Distribution {
   double p50 = 0, p99 = 0, mean = 0;
 };
@@ -58,15 +61,16 @@ struct BatcherStats {
   Distribution queue_ms, compute_ms;
 };
 
-using BatchRunner = std::function<std::vector<ImageResult>(std::span<const ImageRequest>, const StepCallback&)>;
+using BatchRunner =
+    std::function<std::vector<ImageResult>(std::span<const ImageRequest>, const StepCallback&)>;
 using MakeBatchRunner = std::function<BatchRunner()>;
 
 class Batcher {
  public:
   Batcher(BatcherOptions options, BatchRunner runner);
-  // `make_runner` runs on the inference thread; returns when it is done, throws what it throws. OpenMP keeps a pool of threads for every
-  // thread that calls it, and once they are more than the cores, waiting threads go to sleep at once: everything LibTorch does belongs on
-  // one thread, loading included.
+  // Runs `make_runner` on the inference thread, waits for it and rethrows its exception. OpenMP keeps a
+  // thread pool per calling thread, and its idle threads stop spinning once there are more threads than
+  // cores. Therefore all LibTorch work, loading included, runs on one thread.
   Batcher(BatcherOptions options, const MakeBatchRunner& make_runner);
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
@@ -75,15 +79,16 @@ class Batcher {
   // Queues an image and returns its id. Throws EngineError ERR_DIAD_QUEUE_FULL or ERR_DIAD_CLOSED.
   uint64_t submit(Submission submission);
 
-  // Completes a pending image with ERR_DIAD_CANCELLED, at once; false if it was done already.
+  // Completes a pending image with ERR_DIAD_CANCELLED at once; returns false if it had already completed.
   bool cancel(uint64_t id);
 
-  // Completes a session's pending images with ERR_DIAD_CLOSED.
+  // Completes the pending images of a session with ERR_DIAD_CLOSED.
   void close_session(uint64_t session);
 
   [[nodiscard]] BatcherStats stats() const;
 
-  // Completes everything with ERR_DIAD_CLOSED and joins the threads; what runs stops where it next looks (interruption.h). Idempotent.
+  // Completes all images with ERR_DIAD_CLOSED and joins the threads. The running batch stops at its next
+  // check_cancelled() (support/cancellation.h). Idempotent.
   void close();
 
  private:
@@ -97,7 +102,7 @@ class Batcher {
   [[nodiscard]] size_t batch_size() const;
   [[nodiscard]] Clock::time_point oldest() const;
   void run(std::span<const ItemPtr> batch);
-  [[nodiscard]] static std::pair<int64_t, uint64_t> queue_key(const Item& item);  // in the queue
+  [[nodiscard]] static std::pair<int64_t, uint64_t> queue_key(const Item& item);  // position in the queue
   void finish(const ItemPtr& item, Outcome outcome);
   void fail(const ItemPtr& item, const Failure& failure) noexcept;
   void finish_all(const std::function<bool(const Item&)>& chosen, const Failure& failure);
@@ -106,14 +111,15 @@ class Batcher {
   BatchRunner runner_;  // set before the first batch
   mutable std::mutex mutex_;
   std::condition_variable queue_changed_, deadlines_changed_;
-  std::map<std::pair<int64_t, uint64_t>, ItemPtr> queue_;  // by queue_key: those that wait
+  std::map<std::pair<int64_t, uint64_t>, ItemPtr> queue_;  // queued images by queue_key
   std::unordered_map<uint64_t, ItemPtr> pending_;          // queued or running
   uint64_t running_ = 0, next_id_ = 1;
   uint64_t completed_ = 0, failed_ = 0, cancelled_ = 0, batches_ = 0, batched_ = 0;
   std::deque<double> queue_ms_, compute_ms_;
-  std::atomic<bool> is_cancelled_{false};  // nobody waits for the running batch any more; written under mutex_
+  // True once every image of the running batch has completed. Written under mutex_.
+  std::atomic<bool> is_cancelled_{false};
   bool closing_ = false;
-  std::mutex close_mutex_;  // one closer at a time
+  std::mutex close_mutex_;  // serializes close()
   std::thread worker_, watcher_;
 };
 

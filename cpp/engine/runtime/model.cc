@@ -28,11 +28,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Bytes of a bundle beside whose computing time it does not show that memory is given back for every image.
+// Bundle size in bytes from which releasing memory after every image adds no noticeable time.
 constexpr uint64_t kLargeModel = uint64_t{1} << 30;
 
-// Of a model that was given no number: what LibTorch begins with, which knows of the processors that the process may run on, but no more
-// than its quota of them. Asked before any model sets its own, which every thread that comes later would begin with.
+// Number of threads of a model loaded without one: LibTorch's default, which respects the CPU affinity,
+// limited to the cgroup CPU quota. Cached before any model changes the process-wide default, which new
+// threads inherit.
 int default_threads() {
   static const int threads = [] {
     const int processors = at::get_num_threads(), quota = cpu_quota();
@@ -41,12 +42,12 @@ int default_threads() {
   return threads;
 }
 
-// One image through everything, so that the first real one finds code and memory ready.
+// Scores one image so that the first real image finds code and memory ready.
 void warm_up(Batcher& queue, int64_t size) {
   const auto finished = std::make_shared<std::promise<void>>();
   Submission submission;
-  submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128), static_cast<uint32_t>(size),
-                      static_cast<uint32_t>(size), 3};
+  submission.frame = {std::vector<uint8_t>(static_cast<size_t>(size * size * 3), 128),
+                      static_cast<uint32_t>(size), static_cast<uint32_t>(size), 3};
   submission.done = [finished](const Outcome& outcome) {
     if (const auto* failure = std::get_if<Failure>(&outcome)) {
       finished->set_exception(std::make_exception_ptr(EngineError(failure->code, failure->message)));
@@ -67,7 +68,7 @@ void warm_up(Batcher& queue, int64_t size) {
   future.get();
 }
 
-// With DIAD_CUDA_GRAPHS=1 an accelerator records its work.
+// Captures CUDA graphs on an accelerator with DIAD_CUDA_GRAPHS=1.
 std::unique_ptr<Networks> load_modules(const Bundle& bundle, c10::Device device, Precision precision) {
   std::unique_ptr<Networks> modules = load_networks(bundle, device, precision);
   if (!switched_on("DIAD_CUDA_GRAPHS")) return modules;
@@ -78,12 +79,14 @@ std::unique_ptr<Networks> load_modules(const Bundle& bundle, c10::Device device,
 
 std::vector<uint8_t> read_normality(const std::filesystem::path& file) {
   std::error_code error;
-  const auto size = std::filesystem::is_regular_file(file, error) ? std::filesystem::file_size(file, error) : 0;
+  const auto size =
+      std::filesystem::is_regular_file(file, error) ? std::filesystem::file_size(file, error) : 0;
   std::vector<uint8_t> bytes(size);
   std::ifstream stream(file, std::ios::binary);
   stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
   if (size == 0 || !stream) {
-    throw EngineError(code::kBundleCorrupt, "Cannot read the normality file " + file.string() + "; calibrate the bundle again");
+    throw EngineError(code::kBundleCorrupt,
+                      "Cannot read the normality file " + file.string() + "; calibrate the bundle again");
   }
   return bytes;
 }
@@ -96,32 +99,38 @@ std::string sha256_of(std::span<const uint8_t> bytes) {
 
 }  // namespace
 
-Model::Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality, const std::string& normality_sha256)
+Model::Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality,
+             const std::string& normality_sha256)
     : device_(parse_device(options.device)),
       manifest_(bundle.manifest),
       threads_(options.threads > 0 ? options.threads : default_threads()) {
   const auto started = Clock::now();
   const c10::Device device = device_;
   const Precision precision = parse_precision(options.precision, device);
-  if (device.is_cuda()) {  // float32 means float32
+  if (device.is_cuda()) {  // no TF32: float32 keeps full precision
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
-    at::globalContext().setSDPUseCuDNN(false);  // it plans anew for every shape
+    at::globalContext().setSDPUseCuDNN(false);  // cuDNN builds a new plan for every shape
   }
   const int threads = threads_;
   const MakeBatchRunner make_runner = [&, is_cancelled = current_cancellation()]() -> BatchRunner {
-    const CancellationScope scope(is_cancelled);  // of whoever loads
+    const CancellationScope scope(is_cancelled);  // the cancellation of the loading thread
     at::set_num_threads(threads);
-    if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);  // of this thread, for good
+    if (!device.is_cpu())
+      c10::impl::VirtualGuardImpl(device.type()).setDevice(device);  // for the lifetime of the thread
     const bool use_pool = device.is_cpu() && bundle.size_bytes >= kLargeModel;
-    const auto pool = std::make_shared<ThreadPool>(threads - 1);  // beside an accelerator for resizing images
+    const auto pool = std::make_shared<ThreadPool>(threads - 1);  // on a GPU: only resizes images
     const ThreadPoolScope while_loading(*pool);
     std::unique_ptr<Networks> modules = load_modules(bundle, device, precision);
-    auto judged_by = normality == nullptr ? nullptr : std::make_unique<Normality>(*normality, bundle.manifest, device);
-    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, std::move(modules), device, precision.type, use_pool, std::move(judged_by));
-    // Where our own layers compute, OpenMP's threads would be in the worker threads' way for the little that is left to LibTorch.
+    auto judged_by =
+        normality == nullptr ? nullptr : std::make_unique<Normality>(*normality, bundle.manifest, device);
+    auto pipeline = std::make_shared<Pipeline>(bundle.manifest, std::move(modules), device, precision.type,
+                                               use_pool, std::move(judged_by));
+    // With the custom CPU kernels LibTorch has little left to parallelize, and OpenMP's threads would compete
+    // with the thread pool.
     if (device.is_cpu() && precision.type == at::kFloat && cpu_kernels() != nullptr) at::set_num_threads(1);
-    return [pool, pipeline = std::move(pipeline)](std::span<const ImageRequest> batch, const StepCallback& on_step) {
+    return [pool, pipeline = std::move(pipeline)](std::span<const ImageRequest> batch,
+                                                  const StepCallback& on_step) {
       const ThreadPoolScope sharing(*pool);
       return pipeline->run(batch, on_step);
     };
@@ -138,7 +147,8 @@ Model::Model(const Bundle& bundle, const LoadOptions& options, const NormalClass
                          {"libtorch", TORCH_VERSION},
                          {"loadMs", load_ms},
                          {"sizeBytes", bundle.size_bytes},
-                         {"normalitySha256", normality == nullptr ? nlohmann::json() : nlohmann::json(normality_sha256)}}
+                         {"normalitySha256",
+                          normality == nullptr ? nlohmann::json() : nlohmann::json(normality_sha256)}}
               .dump();
 }
 
@@ -149,17 +159,18 @@ Model::~Model() {
 
 std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options) {
   struct Registry {
-    std::timed_mutex mutex;  // held while a model is loaded: two loads at once would each take longer
+    std::timed_mutex mutex;  // held while a model loads: concurrent loads would slow each other down
     std::map<std::string, std::weak_ptr<Model>> models;
   };
-  static auto* registry = new Registry;  // never destroyed: threads may outlive static destructors
+  static auto* registry = new Registry;  // never destroyed: threads can outlive static destructors
   const Bundle bundle = open_bundle(folder, options.verify);
   std::vector<uint8_t> normality;
   if (!options.normality.empty()) {
     if (!bundle.manifest.evidence) {
-      throw EngineError(code::kInvalidArgument, "The bundle " + bundle.manifest.name +
-                                                    " has no evidence in its manifest: it cannot use the normality file " +
-                                                    options.normality.string());
+      throw EngineError(code::kInvalidArgument,
+                        "The bundle " + bundle.manifest.name +
+                            " has no evidence in its manifest: it cannot use the normality file " +
+                            options.normality.string());
     }
     normality = read_normality(options.normality);
   }
@@ -180,7 +191,8 @@ std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const Loa
   std::weak_ptr<Model>& known = registry->models[key];
   if (std::shared_ptr<Model> model = known.lock()) return model;
   std::optional<NormalClasses> classes;
-  if (!normality.empty()) classes = parse_normality(normality, options.normality.filename().string(), bundle.manifest);
+  if (!normality.empty())
+    classes = parse_normality(normality, options.normality.filename().string(), bundle.manifest);
   auto model = std::make_shared<Model>(bundle, options, classes ? &*classes : nullptr, normality_sha256);
   known = model;
   return model;

@@ -1,4 +1,4 @@
-// A loaded bundle with its thread and queue, shared by everybody who loads it with the same options.
+// A loaded bundle with its thread and queue, shared by all loads with the same options.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -20,20 +20,22 @@ struct LoadOptions {
   BatcherOptions queue;
   bool verify = true;
   bool warmup = true;
-  std::filesystem::path normality;  // file that calibration wrote; empty: none
+  std::filesystem::path normality;  // written by a calibration; empty: none
 };
 
 class Model {
  public:
-  // Loads the networks and starts the inference thread. `normality`: null, or what normal images look like, of the file with that sha256.
-  // Throws EngineError.
-  Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality, const std::string& normality_sha256);
+  // Loads the networks and starts the inference thread. `normality` is null or the parsed content of the
+  // normality file with the given SHA-256. Throws EngineError.
+  Model(const Bundle& bundle, const LoadOptions& options, const NormalClasses* normality,
+        const std::string& normality_sha256);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   [[nodiscard]] Batcher& queue() { return *queue_; }
-  // JSON: manifest, device, precision, threads, libtorch, loadMs, sizeBytes, normalitySha256 (null without one).
+  // JSON with manifest, device, precision, threads, libtorch, loadMs, sizeBytes and normalitySha256 (null
+  // without a normality file).
   [[nodiscard]] const std::string& info() const { return info_; }
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   [[nodiscard]] int threads() const { return threads_; }
@@ -46,10 +48,11 @@ class Model {
   std::unique_ptr<Batcher> queue_;  // its thread owns the networks
 };
 
-// The model of a bundle; one that is loaded already with these options is shared. Throws EngineError.
-[[nodiscard]] std::shared_ptr<Model> open_model(const std::filesystem::path& folder, const LoadOptions& options);
+// Returns the model of a bundle; shares one that is already loaded with these options. Throws EngineError.
+[[nodiscard]] std::shared_ptr<Model> open_model(const std::filesystem::path& folder,
+                                                const LoadOptions& options);
 
-// JSON about the engine and the LibTorch it runs in.
+// Returns JSON about the engine and the LibTorch it runs with.
 [[nodiscard]] std::string engine_version();
 
 }  // namespace diad

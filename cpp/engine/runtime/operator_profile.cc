@@ -32,21 +32,23 @@ struct Profile {
 };
 
 Profile& profile() {
-  static auto* one = new Profile;  // never destroyed: threads may outlive static destructors
+  static auto* one = new Profile;  // never destroyed: threads can outlive static destructors
   return *one;
 }
 
-// Operators that are running on this thread, one inside another.
+// Nesting depth of the operators running on this thread.
 thread_local int depth = 0;
 
 struct Call : at::ObserverContext {
   std::string label;  // empty inside another operator
   std::optional<double> gflop;
   Clock::time_point started;
-  c10::Device device = c10::kCPU;  // of its tensors
+  c10::Device device = c10::kCPU;  // device of its tensors
 };
 
-std::string by(int64_t height, int64_t width) { return std::to_string(height) + " x " + std::to_string(width); }
+std::string by(int64_t height, int64_t width) {
+  return std::to_string(height) + " x " + std::to_string(width);
+}
 
 double gflop_of(std::initializer_list<int64_t> sizes) {
   double product = 2e-9;
@@ -56,8 +58,8 @@ double gflop_of(std::initializer_list<int64_t> sizes) {
 
 void describe_convolution(const at::Tensor& x, const ConvLayer& layer, Call& call) {
   const std::array<int64_t, 4> out = layer.output_size(x), weight = layer.weight_size();
-  call.label = "convolution " + by(weight[2], weight[3]) + (layer.upsampled() ? " after upsampling" : "") + " to " + by(out[2], out[3]) +
-               ", " + layer.kernel();
+  call.label = "convolution " + by(weight[2], weight[3]) + (layer.upsampled() ? " after upsampling" : "") +
+               " to " + by(out[2], out[3]) + ", " + layer.kernel();
   call.gflop = gflop_of({out[0], out[2], out[3], weight[0], weight[1], weight[2], weight[3]});
 }
 
@@ -67,7 +69,7 @@ void describe_linear(const at::Tensor& x, const LinearLayer& layer, Call& call) 
   call.gflop = gflop_of({rows, x.size(-1), layer.out_features()});
 }
 
-// What is left to LibTorch.
+// Describes operators that LibTorch computes.
 void describe_other(const std::string& name, c10::ArrayRef<const c10::IValue> inputs, Call& call) {
   std::vector<at::Tensor> tensors;
   for (const c10::IValue& input : inputs) {
@@ -86,7 +88,8 @@ void describe_other(const std::string& name, c10::ArrayRef<const c10::IValue> in
     call.gflop = gflop_of({x.numel(), y.size(0)});
   } else if (attends && tensors.size() > 2) {
     call.label += ", " + std::to_string(x.size(-2)) + " queries";
-    call.gflop = gflop_of({x.numel(), y.size(-2)}) + gflop_of({x.numel() / x.size(-1), y.size(-2), tensors[2].size(-1)});
+    call.gflop = gflop_of({x.numel(), y.size(-2)}) +
+                 gflop_of({x.numel() / x.size(-1), y.size(-2), tensors[2].size(-1)});
   }
 }
 
@@ -94,8 +97,9 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
   auto call = std::make_unique<Call>();
   if (depth++ > 0) return call;
   const std::string name = function.name();
-  // The interpreter hands over its whole stack.
-  const c10::ArrayRef<const c10::IValue> inputs = function.inputs().slice(function.inputs().size() - function.num_inputs());
+  // The interpreter passes its whole stack.
+  const c10::ArrayRef<const c10::IValue> inputs =
+      function.inputs().slice(function.inputs().size() - function.num_inputs());
   if (name == "diad::convolution") {
     describe_convolution(inputs[0].toTensor(), *inputs[2].toCustomClass<ConvLayer>(), *call);
   } else if (name == "diad::linear") {
@@ -104,7 +108,8 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
     describe_other(name, inputs, *call);
   }
   for (const c10::IValue& input : inputs) {
-    if (input.isTensor() && input.toTensor().defined() && !input.toTensor().is_cpu()) call->device = input.toTensor().device();
+    if (input.isTensor() && input.toTensor().defined() && !input.toTensor().is_cpu())
+      call->device = input.toTensor().device();
   }
   call->started = Clock::now();
   return call;
@@ -112,7 +117,7 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
 
 void end(const at::RecordFunction&, at::ObserverContext* context) {
   const auto* const call = static_cast<Call*>(context);
-  if (--depth == 0 && call != nullptr) wait_for(call->device);  // which works on while the CPU goes ahead
+  if (--depth == 0 && call != nullptr) wait_for(call->device);  // kernels run asynchronously
   const auto now = Clock::now();
   if (call == nullptr || call->label.empty()) return;
   const std::lock_guard lock(profile().mutex);
@@ -128,7 +133,8 @@ void start_operator_profile() {
   (void)end_operator_profile();
   Profile& one = profile();
   const std::lock_guard lock(one.mutex);
-  one.handle = at::addGlobalCallback(at::RecordFunctionCallback(begin, end).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+  one.handle = at::addGlobalCallback(
+      at::RecordFunctionCallback(begin, end).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
 }
 
 std::string end_operator_profile() {
@@ -141,8 +147,10 @@ std::string end_operator_profile() {
   std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
   nlohmann::json result = nlohmann::json::array();
   for (const auto& [label, row] : rows) {
-    result.push_back(
-        {{"operator", label}, {"calls", row.calls}, {"ms", row.ms}, {"gflop", row.gflop ? nlohmann::json(*row.gflop) : nlohmann::json()}});
+    result.push_back({{"operator", label},
+                      {"calls", row.calls},
+                      {"ms", row.ms},
+                      {"gflop", row.gflop ? nlohmann::json(*row.gflop) : nlohmann::json()}});
   }
   return result.dump();
 }

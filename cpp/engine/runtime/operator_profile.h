@@ -1,18 +1,18 @@
-// Where the time of an image goes, operator by operator: what docs/performance.md shows for networks that miss their target.
+// Per-operator timing of the networks.
 #pragma once
 
 #include <string>
 
 namespace diad {
 
-// From now on LibTorch tells of every operator that any thread calls, until end_operator_profile. Costs some microseconds a call. One
-// profile at a time: a second start begins anew.
+// Times every operator call of all threads until end_operator_profile. Costs some microseconds per call.
+// There is one profile per process: a second start resets it.
 void start_operator_profile();
 
-// JSON [{operator, calls, ms, gflop}], most time first. `operator` names kind, image size and kernel; ms is from call to return,
-// the device's work included, operators called inside another count as part of it; what a recorded graph repeats is not seen; gflop counts
-// two operations for each product of the plain sums, whatever the kernel needs; null where they are not counted. Empty where nothing was
-// started.
+// Stops the profile and returns JSON [{operator, calls, ms, gflop}], longest time first; empty if no profile
+// was started. `operator` names the kind, image size and kernel. ms runs from call to return, including the
+// device's work and nested operators. Replayed CUDA graphs are not included. gflop counts two operations per
+// multiply-add of the direct algorithm, whichever kernel runs; null if unknown.
 [[nodiscard]] std::string end_operator_profile();
 
 }  // namespace diad

@@ -10,7 +10,8 @@ thread_local const std::function<bool()>* asked = nullptr;
 
 }  // namespace
 
-CancellationScope::CancellationScope(std::function<bool()> is_cancelled) : is_cancelled_(std::move(is_cancelled)), outer_(asked) {
+CancellationScope::CancellationScope(std::function<bool()> is_cancelled)
+    : is_cancelled_(std::move(is_cancelled)), outer_(asked) {
   asked = &is_cancelled_;
 }
 

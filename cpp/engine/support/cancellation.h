@@ -1,15 +1,17 @@
-// Whether what this thread computes is still wanted: asked between layers, so that exit and close() need not wait for the end of a step.
+// Cooperative cancellation, checked between layers, so that exit and close() do not wait for the end of a
+// step.
 #pragma once
 
 #include <functional>
 
 namespace diad {
 
-// Thrown where a computation was found unwanted. No std::exception on purpose: TorchScript's interpreter would wrap one into a listing of
-// the graph, this passes through it.
+// Thrown when a computation is cancelled. Deliberately not a std::exception: TorchScript's interpreter would
+// wrap that into a listing of the graph.
 struct Cancelled {};
 
-// While one lives, check_cancelled on its thread asks `unwanted`, which may be called often and must not block.
+// While a scope exists, check_cancelled on its thread calls `is_cancelled`, which is called often and must
+// not block.
 class CancellationScope {
  public:
   explicit CancellationScope(std::function<bool()> is_cancelled);
@@ -22,10 +24,11 @@ class CancellationScope {
   const std::function<bool()>* const outer_;
 };
 
-// What check_cancelled asks on this thread, to be handed to another one that works for it; a function that says false without a scope.
+// Returns the current check of this thread, to be passed to another thread that works for it. Without a
+// scope, returns a function that always returns false.
 [[nodiscard]] std::function<bool()> current_cancellation();
 
-// Throws Cancelled when the computation this thread is in is unwanted; does nothing on a thread without a scope.
+// Throws Cancelled if the computation of this thread is cancelled. Does nothing without a scope.
 void check_cancelled();
 
 }  // namespace diad

@@ -11,7 +11,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A group's limit, processors; 0: none. Version 2 has "QUOTA PERIOD" or "max PERIOD" in one file, version 1 a file for each, -1 for none.
+// Limit of a group in processors; 0: none. Version 2 has "QUOTA PERIOD" or "max PERIOD" in one file; version
+// 1 has one file for each, with -1 for no limit.
 double quota_of(const fs::path& group) {
   double quota = 0, period = 0;
   if (std::ifstream file(group / "cpu.max"); file >> quota >> period && period > 0) return quota / period;
@@ -20,7 +21,7 @@ double quota_of(const fs::path& group) {
   return 0;
 }
 
-// Of a group below `root` and all above it, the least.
+// The smallest limit of a group below `root` and all its parents.
 double least_quota(const fs::path& root, const fs::path& group) {
   double least = 0;
   fs::path at = root;
@@ -30,7 +31,7 @@ double least_quota(const fs::path& root, const fs::path& group) {
   };
   look();
   for (const fs::path& part : group.relative_path()) {
-    if (part == ".." || part.empty()) break;  // of a namespace that this one is not in
+    if (part == ".." || part.empty()) break;  // in another cgroup namespace
     at /= part;
     look();
   }
@@ -45,7 +46,8 @@ int cpu_quota(const fs::path& self, const fs::path& groups) {
   for (std::string line; std::getline(file, line);) {  // "0::/path", or "4:cpu,cpuacct:/path"
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1), group = line.substr(second + 1);
+    const std::string controllers = line.substr(first + 1, second - first - 1),
+                      group = line.substr(second + 1);
     const bool of_cpu = ("," + controllers + ",").find(",cpu,") != std::string::npos;
     if (!controllers.empty() && !of_cpu) continue;
     const double quota = least_quota(controllers.empty() ? groups : groups / controllers, group);

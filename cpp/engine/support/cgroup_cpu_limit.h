@@ -1,14 +1,15 @@
-// How much of the processors the system lets this process use.
+// CPU quota of this process.
 #pragma once
 
 #include <filesystem>
 
 namespace diad {
 
-// Processors that the control groups of this process grant it, rounded up and at least 1 (a container started with --cpus=1.5: 2); 0 where
-// they set no limit. Groups of both versions, and those above them. Linux; elsewhere 0.
+// Returns the number of processors that the control groups of this process allow, rounded up and at least 1
+// (2 for a container with --cpus=1.5); 0 without a limit. Supports cgroup versions 1 and 2, including parent
+// groups. Always 0 on systems other than Linux.
 //
-// self: the process's groups, as /proc/self/cgroup. groups: where their file system is mounted.
+// self: file with the groups of the process. groups: mount point of the cgroup file system.
 [[nodiscard]] int cpu_quota(const std::filesystem::path& self = "/proc/self/cgroup",
                             const std::filesystem::path& groups = "/sys/fs/cgroup");
 

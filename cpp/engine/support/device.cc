@@ -22,7 +22,7 @@ namespace diad {
 
 namespace {
 
-// Why LibTorch can use no CUDA device, in its own words: it says so when it is to begin.
+// Returns LibTorch's reason for not using CUDA, which initialization reports.
 std::string why_no_cuda() {
   try {
     at::globalContext().lazyInitDevice(c10::kCUDA);
@@ -47,12 +47,14 @@ c10::Device parse_device(const std::string& name) {
     const char* last = name.data() + name.size();
     const auto [end, error] = std::from_chars(first, last, index);
     if (!prefixed || error != std::errc() || end != last || index < 0) {
-      throw EngineError(code::kInvalidArgument, "Expected auto, cpu, cuda or cuda:N for device but received " + name);
+      throw EngineError(code::kInvalidArgument,
+                        "Expected auto, cpu, cuda or cuda:N for device but received " + name);
     }
   }
   if (index >= count) {
-    const std::string available = count == 0 ? "this LibTorch sees no CUDA device" + why_no_cuda() + "; use cpu or auto"
-                                             : "there are " + std::to_string(count) + " CUDA devices, numbered from 0";
+    const std::string available =
+        count == 0 ? "this LibTorch sees no CUDA device" + why_no_cuda() + "; use cpu or auto"
+                   : "there are " + std::to_string(count) + " CUDA devices, numbered from 0";
     throw EngineError(code::kDeviceUnavailable, "The device " + name + " is not available: " + available);
   }
   return {c10::kCUDA, static_cast<c10::DeviceIndex>(index)};
@@ -63,11 +65,15 @@ Precision parse_precision(const std::string& name, c10::Device device) {
   if (name == "bfloat16") return {c10::kBFloat16};
   if (name == "float16") return {c10::kHalf};
   if (name != "int8") {
-    throw EngineError(code::kInvalidArgument, "Expected float32, bfloat16, float16 or int8 for precision but received " + name);
+    throw EngineError(code::kInvalidArgument,
+                      "Expected float32, bfloat16, float16 or int8 for precision but received " + name);
   }
-  if (!device.is_cpu()) throw EngineError(code::kDeviceUnavailable, "The precision int8 is for the CPU; the device is " + device.str());
+  if (!device.is_cpu())
+    throw EngineError(code::kDeviceUnavailable,
+                      "The precision int8 is supported on the CPU only; the device is " + device.str());
   if (!QuantizedConv::available()) {
-    throw EngineError(code::kDeviceUnavailable, "The precision int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16");
+    throw EngineError(code::kDeviceUnavailable,
+                      "The precision int8 needs a CPU with AVX-512 VNNI; use float32 or bfloat16");
   }
   return {c10::kFloat, true};
 }
@@ -88,7 +94,7 @@ void empty_device_cache([[maybe_unused]] c10::Device device) noexcept {
   if (device.is_cpu()) return;
   try {
     c10::getDeviceAllocator(device.type())->emptyCache();
-  } catch (const std::exception&) {  // another model records, or the device is lost
+  } catch (const std::exception&) {  // another model is capturing a graph, or the device is lost
   }
 #endif
 }

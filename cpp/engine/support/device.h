@@ -1,4 +1,4 @@
-// Where and in which precision a model runs.
+// Device and precision of a model.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -9,32 +9,33 @@
 
 namespace diad {
 
-// "auto" (CUDA when there is one, else CPU), "cpu", "cuda", "cuda:N".
-// Throws EngineError: ERR_DIAD_INVALID_ARGUMENT (another word), ERR_DIAD_DEVICE_UNAVAILABLE (says what there is).
+// Parses "auto" (CUDA if available, otherwise CPU), "cpu", "cuda" or "cuda:N". Throws EngineError:
+// ERR_DIAD_INVALID_ARGUMENT (another name) or ERR_DIAD_DEVICE_UNAVAILABLE (lists what is available).
 [[nodiscard]] c10::Device parse_device(const std::string& name);
 
-// What networks compute in.
+// Precision of the networks.
 struct Precision {
-  c10::ScalarType type = c10::kFloat;  // of the tensors
-  bool quantized = false;              // convolutions and linear layers multiply 8-bit integers; all else in `type`
+  c10::ScalarType type = c10::kFloat;  // type of the tensors
+  bool quantized = false;              // 8-bit integers in convolutions and linear layers, `type` elsewhere
 };
 
-// "float32", "bfloat16", "float16", and "int8" for CPUs with AVX-512 VNNI. Throws EngineError: ERR_DIAD_INVALID_ARGUMENT (another word),
-// ERR_DIAD_DEVICE_UNAVAILABLE (int8 where the device does not multiply so).
+// Parses "float32", "bfloat16", "float16" or "int8" (CPUs with AVX-512 VNNI). Throws EngineError:
+// ERR_DIAD_INVALID_ARGUMENT (another name) or ERR_DIAD_DEVICE_UNAVAILABLE (int8 is not supported on the
+// device).
 [[nodiscard]] Precision parse_precision(const std::string& name, c10::Device device);
 
-// Whether an environment variable is "1": what has yet to be tried on devices is asked for by name.
+// Returns whether an environment variable is "1". Such variables enable experimental features.
 [[nodiscard]] bool switched_on(const char* variable);
 
-// Waits for what the current stream of an accelerator has been given: for the stream alone, because a device must not be waited for while
-// another model's work on it is recorded.
+// Waits for the current stream of an accelerator. Does not synchronize the whole device, which is not allowed
+// while another model captures a graph on it.
 void wait_for(c10::Device device);
 
-// Gives what LibTorch keeps of an accelerator's memory for later, and nobody uses, back to the device, for other processes. Nothing for the
-// CPU.
+// Releases the accelerator memory that LibTorch caches but does not use, for other processes. Does nothing
+// for the CPU.
 void empty_device_cache(c10::Device device) noexcept;
 
-// Names of the CUDA devices LibTorch sees; empty without CUDA.
+// Returns the names of the CUDA devices that LibTorch sees; empty without CUDA.
 [[nodiscard]] std::vector<std::string> cuda_devices();
 
 }  // namespace diad

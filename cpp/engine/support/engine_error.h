@@ -1,4 +1,4 @@
-// Errors inside the engine: a stable code and a message for people.
+// Errors inside the engine: a stable code and a readable message.
 #pragma once
 
 #include <stdexcept>
@@ -22,7 +22,8 @@ inline constexpr const char* kInternal = "ERR_DIAD_INTERNAL";
 
 class EngineError : public std::runtime_error {
  public:
-  EngineError(const char* error_code, const std::string& message) : std::runtime_error(message), code_(error_code) {}
+  EngineError(const char* error_code, const std::string& message)
+      : std::runtime_error(message), code_(error_code) {}
   [[nodiscard]] const char* code() const noexcept { return code_; }
 
  private:

@@ -1,4 +1,4 @@
-// What an exception means to the caller: a code and a message without C++ stack traces.
+// Translates exceptions into a code and a message without C++ stack traces.
 #pragma once
 
 #include <exception>
@@ -11,14 +11,14 @@ struct Failure {
   std::string message;
 };
 
-// EngineErrors keep their code; interruptions become ERR_DIAD_CLOSED, failed allocations become ERR_DIAD_OUT_OF_MEMORY; anything else
-// ERR_DIAD_INTERNAL.
+// EngineErrors keep their code, cancellations become ERR_DIAD_CLOSED, allocation failures become
+// ERR_DIAD_OUT_OF_MEMORY, and anything else becomes ERR_DIAD_INTERNAL.
 [[nodiscard]] Failure describe_failure(const std::exception& error);
 
-// The same for the exception being handled; call it inside a catch (...) block.
+// The same for the current exception; call it inside a catch block.
 [[nodiscard]] Failure describe_current_failure() noexcept;
 
-// ERR_DIAD_OUT_OF_MEMORY in so few letters that the string needs no memory of its own.
+// ERR_DIAD_OUT_OF_MEMORY with a message short enough to need no allocation.
 [[nodiscard]] Failure no_memory() noexcept;
 
 }  // namespace diad

@@ -1,9 +1,9 @@
-// What the process holds of the system's memory.
+// Releases free heap memory.
 #pragma once
 
 namespace diad {
 
-// Hands what was freed in the middle of the heap back to the system, where the C library can.
+// Returns free memory inside the heap to the system, if the C library supports it.
 void trim_heap();
 
 }  // namespace diad

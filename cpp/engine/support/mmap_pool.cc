@@ -26,8 +26,10 @@ thread_local bool in_scope = false;
 #ifndef _WIN32
 
 constexpr size_t kOwnMapping = 1 << 20;  // bytes
-constexpr size_t kHugePages = 4 << 20;   // bytes from which large pages are asked for: mappings are read from end to end, again and again
-constexpr size_t kPage = 4 << 10;        // bytes; what is taken of a waiting piece ends with a page, so that the rest can be unmapped
+// Size from which huge pages are requested: mappings are read from end to end repeatedly.
+constexpr size_t kHugePages = 4 << 20;  // bytes
+// Allocated pieces end at a page boundary, so that the rest of a mapping can be unmapped.
+constexpr size_t kPage = 4 << 10;  // bytes
 
 struct Mapping {
   void* address;
@@ -38,14 +40,15 @@ Mapping map(size_t bytes) {
   void* const address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (bytes >= kHugePages) madvise(address, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small
+  if (bytes >= kHugePages) madvise(address, bytes, MADV_HUGEPAGE);  // a hint: failure is ignored
 #endif
   return {address, bytes};
 }
 
 void unmap(const Mapping& mapping) { munmap(mapping.address, mapping.bytes); }
 
-// What tensors have let go, by address. Neighbors become one piece, of which the next tensor takes as much as it needs.
+// Free pieces by address. Neighboring pieces are merged, and an allocation takes what it needs from the
+// smallest piece that fits.
 class Pool {
  public:
   Mapping take(size_t wanted) {
@@ -63,13 +66,13 @@ class Pool {
     return mapping;
   }
 
-  // `again`: it may serve once more.
+  // `again`: keep the piece for reuse.
   void put(const Mapping& mapping, bool again) noexcept {
     const std::scoped_lock lock(mutex_);
     of_.used -= mapping.bytes;
     try {
       if (again) return wait(mapping);
-    } catch (const std::bad_alloc&) {  // nothing left to remember it by
+    } catch (const std::bad_alloc&) {  // no memory for the list node
     }
     unmap(mapping);
   }
@@ -127,7 +130,7 @@ class Pool {
     most_used_ = std::max(most_used_, of_.used);
   }
 
-  // What waits may be what the system lacks.
+  // Unmaps the free pieces if the system is out of memory, then tries again.
   Mapping map_or_give_back(size_t bytes) {
     try {
       return map(bytes);
@@ -145,8 +148,8 @@ class Pool {
   }
 
   void drop_largest() {
-    const auto largest =
-        std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    const auto largest = std::max_element(waiting_.begin(), waiting_.end(),
+                                          [](const auto& a, const auto& b) { return a.second < b.second; });
     unmap({largest->first, largest->second});
     of_.waiting -= largest->second;
     waiting_.erase(largest);
@@ -159,7 +162,7 @@ class Pool {
 };
 
 Pool& pool() {
-  static auto* const only = new Pool;  // never destroyed: tensors may outlive static destructors
+  static auto* const only = new Pool;  // never destroyed: tensors can outlive static destructors
   return *only;
 }
 
@@ -187,7 +190,9 @@ class MappedAllocator final : public c10::Allocator {
     return {address, mapping.release(), pooled_ ? put_context : unmap_context, c10::Device(c10::kCPU)};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }  // the address alone does not say how it was allocated
+  c10::DeleterFnPtr raw_deleter() const override {
+    return nullptr;
+  }  // the address does not identify the allocator
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
  private:
@@ -229,7 +234,8 @@ PooledScope::~PooledScope() {
 }
 
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type, at::MemoryFormat format) {
-  return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
+  return at::detail::empty_generic(sizes, pooled_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   type, format);
 }
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// Memory that is mapped piece by piece, outside the C library's heap: what is freed there stays with the process, cut up.
+// Memory mapped outside the C library's heap, which would keep freed memory in the process and fragment it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,14 +6,16 @@
 
 namespace diad {
 
-// For weights: from 1 MiB on a mapping of its own; less, and everything where there are no anonymous mappings (Windows), comes from
-// LibTorch's allocator. Plain weights go one by one while packed ones are made.
+// Allocator for weights: maps blocks of at least 1 MiB individually. Smaller blocks, and all blocks on
+// Windows, come from LibTorch's allocator. Original weights are thus released one by one while they are
+// packed.
 [[nodiscard]] c10::Allocator* mapped_allocator();
 
-// While one that is on lives, what this thread's layers compute is mapped likewise (pooled_empty). Pieces that are let go wait, joined with
-// their neighbors, for the next layers, which take of them what they need: the system need not clear memory again. All together take no
-// more than was in use at once since the last trim_pool(); the scope's end, however it comes about, unmaps what waits, as does
-// letting go of a piece after it. In the heap they would take more: an aligned piece does not fit where one of its size was.
+// While an enabled scope exists, results of this thread's layers are allocated from a pool of mappings
+// (pooled_empty). Freed pieces are merged with their neighbors and reused by the next layers, which saves the
+// system from clearing pages again. The pool holds at most the peak use since the last trim_pool(). The end
+// of the scope unmaps free pieces; a piece freed later is unmapped at once. The heap would need more memory:
+// an aligned block does not fit into a free block of the same size.
 class PooledScope {
  public:
   explicit PooledScope(bool on);
@@ -25,16 +27,17 @@ class PooledScope {
   bool before_;
 };
 
-// The pool's allocator in a PooledScope, LibTorch's elsewhere.
+// Returns the pool's allocator inside a PooledScope, otherwise LibTorch's.
 [[nodiscard]] c10::Allocator* pooled_allocator();
 
-// An uninitialized tensor of that allocator.
-[[nodiscard]] at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type, at::MemoryFormat format = at::MemoryFormat::Contiguous);
+// Returns an uninitialized tensor from pooled_allocator().
+[[nodiscard]] at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type,
+                                      at::MemoryFormat format = at::MemoryFormat::Contiguous);
 
-// Unmaps what waits in the pool.
+// Unmaps the free pieces of the pool.
 void trim_pool();
 
-// Bytes of the pool.
+// Size of the pool in bytes; `waiting` is free.
 struct PoolBytes {
   size_t used, waiting;
 };

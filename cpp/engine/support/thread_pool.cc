@@ -21,15 +21,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// From one loop of a network to the next it is less; asleep, a thread takes tens of microseconds to come.
+// Workers spin longer than the gap between two loops of a network: waking a sleeping thread takes tens of
+// microseconds.
 constexpr microseconds kHelperSpins{200};
-// A worker's last piece takes less, unless something else has its core.
+// A worker's last piece takes less, unless another process has its core.
 constexpr microseconds kOwnerSpins{50};
-// A worker that was waited for this long, and longer than the loop had taken, had lost its core: for so many times as long the owner is
-// quicker alone, but not for longer than kMostAlone: perhaps the whole process stood still.
+// A worker that delays the owner by more than kLate, and by more than the loop itself took, has lost its
+// core. For kAloneFactor times that delay the owner is faster on its own, but for at most kMostAlone: perhaps
+// the whole process was suspended.
 constexpr microseconds kLate{500}, kMostAlone{1'000'000};
 constexpr int kAloneFactor = 10;
-// A thread's part of a loop is cut into pieces of at least so many grains, so many at most: each costs the order of what is read.
+// A thread's part of a loop is cut into up to kPieces pieces of at least kGrainsOfAPiece grains: every piece
+// interrupts the sequential reads.
 constexpr int64_t kGrainsOfAPiece = 4, kPieces = 4;
 
 void pause_briefly() {
@@ -40,7 +43,7 @@ void pause_briefly() {
 #endif
 }
 
-// Whether `is_over` comes true within that time.
+// Spins until `is_over` returns true, for at most `most`; returns the last result.
 template <typename Condition>
 bool spin(microseconds most, const Condition& is_over) {
   constexpr int kBetweenClocks = 16;
@@ -54,7 +57,7 @@ bool spin(microseconds most, const Condition& is_over) {
   return is_over();
 }
 
-// The state of the loop that is on, in one word: its number, how many workers may still join it, how many are in it.
+// State of the current loop in one word: its number, how many workers can still join it, how many are in it.
 constexpr uint64_t kInside = 1, kPlace = 1 << 16, kNumber = uint64_t{1} << 32;
 constexpr uint64_t inside(uint64_t state) { return state % kPlace; }
 constexpr uint64_t places(uint64_t state) { return state % kNumber / kPlace; }
@@ -68,7 +71,7 @@ class PoolState {
     threads_.reserve(parts_.size() - 1);
     try {
       for (int i = 0; i < most_of(count); ++i) threads_.emplace_back([this, i] { help(i + 1); });
-    } catch (const std::exception&) {  // with those that there are
+    } catch (const std::exception&) {  // continue with the threads that were created
     }
   }
 
@@ -104,7 +107,8 @@ class PoolState {
       part.end = count * (i + 1) / parts_in_use_;
     }
     failed_.store(false, std::memory_order_relaxed);
-    state_.store((number(state_.load(std::memory_order_relaxed)) + 1) * kNumber + static_cast<uint64_t>(workers) * kPlace);
+    state_.store((number(state_.load(std::memory_order_relaxed)) + 1) * kNumber +
+                 static_cast<uint64_t>(workers) * kPlace);
     if (const int64_t awake = threads() - asleep_.load(); awake < workers) call(workers - awake);
     const Clock::time_point started = Clock::now();
     take_pieces(0);
@@ -116,7 +120,7 @@ class PoolState {
  private:
   static int most_of(int count) { return std::clamp(count, 0, static_cast<int>(kPlace) - 1); }
 
-  // ThreadPool that a loop of so many grains is worth, if they are any use at present.
+  // Returns the number of workers that are useful for a loop of `grains`; 0 while the owner works alone.
   int64_t useful(int64_t grains) {
     if (threads_.empty() || grains < 2) return 0;
     if (alone_until_ != Clock::time_point{}) {
@@ -126,7 +130,7 @@ class PoolState {
     return std::min<int64_t>(threads(), grains - 1);
   }
 
-  // Wakes so many of those that are asleep; the others go on sleeping.
+  // Wakes `workers` sleeping threads.
   void call(int64_t workers) {
     {
       const std::lock_guard lock(mutex_);
@@ -135,7 +139,8 @@ class PoolState {
     for (int64_t i = 0; i < workers; ++i) wake_.notify_one();
   }
 
-  // Those of the thread's own part, in their order, which is that of weights in memory; then what is left of the others'.
+  // Processes the pieces of the thread's own part in order, which is the order of weights in memory, then
+  // steals pieces from other parts.
   void take_pieces(int64_t thread) {
     try {
       for (int64_t i = 0; i < parts_in_use_; ++i) {
@@ -152,7 +157,7 @@ class PoolState {
     }
   }
 
-  // Nobody joins any more; waits for those who are in it.
+  // Closes the loop to further workers and waits for those inside.
   void close(Clock::time_point started) {
     uint64_t state = state_.load();
     while (!state_.compare_exchange_weak(state, state - places(state) * kPlace)) {
@@ -161,7 +166,7 @@ class PoolState {
     if (is_over()) return;
     const Clock::time_point from = Clock::now();
     if (!spin(kOwnerSpins, is_over)) {
-      // Asleep, so that the system may give this core to the one that is waited for.
+      // Sleep, so that the system can give this core to the delayed worker.
       std::unique_lock lock(mutex_);
       owner_waits_.store(true);
       over_.wait(lock, [&] { return inside(state_.load()) == 0; });
@@ -188,7 +193,7 @@ class PoolState {
         asleep_.fetch_sub(1);
         if (ending_) return;
         calls_ = std::max<int64_t>(0, calls_ - 1);
-        continue;  // perhaps too late for this loop, but awake for the next
+        continue;  // possibly too late for this loop, but awake for the next
       }
       if (!state_.compare_exchange_strong(state, state - kPlace + kInside)) continue;
       last = number(state);
@@ -207,7 +212,7 @@ class PoolState {
     int64_t end = 0;
   };
 
-  // Of the loop that is on: written while nobody is in it.
+  // The current loop; written while no worker is inside.
   LoopBody body_{};
   int64_t count_ = 0, piece_ = 1, parts_in_use_ = 0;
   std::vector<Part> parts_;
@@ -217,13 +222,13 @@ class PoolState {
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> owner_waits_{false};
-  // The owner's.
+  // Used by the owner only.
   Clock::time_point alone_until_{};
-  bool sharing_ = false;  // in a loop, whose body has perhaps another
+  bool sharing_ = false;  // inside a loop, whose body can contain nested loops
 
   std::mutex mutex_;
   std::condition_variable wake_, over_;
-  int64_t calls_ = 0;  // that nobody who was asleep has followed yet
+  int64_t calls_ = 0;  // wake-ups not yet consumed by a sleeping worker
   bool ending_ = false;
   std::vector<std::thread> threads_;
 };
@@ -240,7 +245,8 @@ ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::count() const { return pool_->threads(); }
 
-ThreadPoolScope::ThreadPoolScope(ThreadPool& pool) : before_(std::exchange(of_this_thread, pool.pool_.get())) {}
+ThreadPoolScope::ThreadPoolScope(ThreadPool& pool)
+    : before_(std::exchange(of_this_thread, pool.pool_.get())) {}
 
 ThreadPoolScope::~ThreadPoolScope() { of_this_thread = before_; }
 

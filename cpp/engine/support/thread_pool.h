@@ -1,7 +1,7 @@
-// Threads that share in a thread's loops.
+// Thread pool with work stealing.
 //
-// Instead of OpenMP's: there the work is divided beforehand and everybody waits for the last thread, so that one which has lost its core to
-// another program holds up all others, at each of a thousand loops an image. Here whoever has time takes the next piece.
+// Replaces OpenMP, whose static schedule stalls on the slowest thread: a thread that lost its core to another
+// process would delay each of a thousand loops per image.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ class PoolState;
 
 class ThreadPool {
  public:
-  // Starts `count` threads, fewer where the system has no more.
+  // Starts `count` threads, or fewer if the system cannot create more.
   explicit ThreadPool(int count);
-  ~ThreadPool();  // ends them; no loop may be running
+  ~ThreadPool();  // joins the threads; no loop may be running
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -26,7 +26,7 @@ class ThreadPool {
   std::unique_ptr<PoolState> pool_;
 };
 
-// While one lives, the workers share in this thread's loops; in those of one thread at a time.
+// While a scope exists, the workers share in the loops of its thread. A pool serves one thread at a time.
 class ThreadPoolScope {
  public:
   explicit ThreadPoolScope(ThreadPool& pool);
@@ -38,19 +38,22 @@ class ThreadPoolScope {
   PoolState* before_;
 };
 
-// What a loop does for the pieces of [0, count); by pointer, since it runs before run_loop returns.
+// Type-erased loop body over pieces of [0, count). A pointer suffices because it runs before run_loop
+// returns.
 struct LoopBody {
   void (*call)(const void* body, int64_t begin, int64_t end);
   const void* body;
 };
 void run_loop(int64_t count, int64_t grain, LoopBody body);
 
-// Calls body(begin, end) for pieces that together are [0, count), in any order, on this thread and its workers; from `grain` on each is
-// worth a further thread. Which thread takes what is left to chance, so the result of a piece must not depend on the others. Throws what
-// the body threw first.
+// Calls body(begin, end) for pieces that cover [0, count), in any order, on this thread and its workers. Each
+// further `grain` iterations justify another thread. The assignment of pieces is nondeterministic, so the
+// result of a piece must not depend on other pieces. Rethrows the first exception of the body.
 template <typename Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
-  run_loop(count, grain, {[](const void* it, int64_t begin, int64_t end) { (*static_cast<const Body*>(it))(begin, end); }, &body});
+  run_loop(count, grain,
+           {[](const void* it, int64_t begin, int64_t end) { (*static_cast<const Body*>(it))(begin, end); },
+            &body});
 }
 
 }  // namespace diad

@@ -1,4 +1,4 @@
-// The C interface: errors by code, never an exception.
+// Tests the C interface: errors have codes, exceptions do not escape.
 #include <unistd.h>
 
 #include <filesystem>
@@ -21,7 +21,7 @@ std::string load_error(const char* bundle, diad_load_options options) {
 
 }  // namespace
 
-TEST_CASE("C interface: version") {
+TEST_CASE("C interface: returns the version") {
   CHECK(diad_engine_abi() == DIAD_ENGINE_ABI);
   const nlohmann::json version = nlohmann::json::parse(diad_engine_version());
   CHECK(version["abi"] == DIAD_ENGINE_ABI);
@@ -29,25 +29,28 @@ TEST_CASE("C interface: version") {
   CHECK(version["cudaDevices"].is_array());
 }
 
-TEST_CASE("C interface: what cannot be loaded says why") {
+TEST_CASE("C interface: loading reports the reason of a failure") {
   const diad_load_options good{"cpu", "float32", 0, 1, 0, 8, 1, 0, nullptr, 0, nullptr, nullptr, nullptr};
-  CHECK(contains(load_error("/nowhere", good), "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
+  CHECK(contains(load_error("/nowhere", good),
+                 "ERR_DIAD_BUNDLE_NOT_FOUND: There is no bundle folder at /nowhere"));
   diad_load_options options = good;
   options.max_batch = 0;
-  CHECK(contains(load_error("/nowhere", options), "ERR_DIAD_INVALID_ARGUMENT: Expected at least 1 for maxBatch but received 0"));
+  CHECK(contains(load_error("/nowhere", options),
+                 "ERR_DIAD_INVALID_ARGUMENT: Expected at least 1 for maxBatch but received 0"));
   options = good;
   options.queue_limit = -4;
   CHECK(contains(load_error("/nowhere", options), "queueLimit but received -4"));
 }
 
-TEST_CASE("C interface: a bundle without evidence takes no normality file and calibrates nothing") {
+TEST_CASE("C interface: rejects a normality file for a bundle without evidence") {
   namespace fs = std::filesystem;
   const fs::path bundle = fs::temp_directory_path() / ("diad-published-" + std::to_string(getpid()));
   fs::copy(fs::path(DIAD_FIXTURES) / "../../../models/base", bundle, fs::copy_options::recursive);
   nlohmann::json manifest = nlohmann::json::parse(std::ifstream(bundle / "manifest.json"));
   manifest.erase("evidence");
   std::ofstream(bundle / "manifest.json") << manifest;
-  diad_load_options options{"cpu", "float32", 1, 1, 0, 8, /*verify=*/0, 0, nullptr, 0, nullptr, nullptr, nullptr};
+  diad_load_options options{"cpu", "float32", 1, 1,       0,       8,      /*verify=*/0,
+                            0,     nullptr,   0, nullptr, nullptr, nullptr};
   options.normality = "/nowhere/normality.safetensors";
   const std::string error = load_error(bundle.c_str(), options);
   fs::remove_all(bundle);

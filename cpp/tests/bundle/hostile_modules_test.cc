@@ -1,4 +1,4 @@
-// TorchScript files that a bundle must not hold: refused before anything of them runs.
+// Tests that disallowed TorchScript files are rejected before any of their code runs.
 #include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
@@ -20,7 +20,8 @@ namespace {
 
 class TemporaryFile {
  public:
-  explicit TemporaryFile(const std::string& name) : path_(fs::temp_directory_path() / ("diad-" + std::to_string(getpid()) + "-" + name)) {}
+  explicit TemporaryFile(const std::string& name)
+      : path_(fs::temp_directory_path() / ("diad-" + std::to_string(getpid()) + "-" + name)) {}
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
@@ -33,7 +34,7 @@ class TemporaryFile {
   fs::path path_;
 };
 
-// A module with one weight of four numbers.
+// Returns a module with one weight of four numbers.
 Module module_with(const std::string& source) {
   Module module(c10::QualifiedName("__torch__.M"));
   module.register_parameter("weight", at::ones({4}), false);
@@ -49,7 +50,7 @@ std::string refusal_of(const Module& module) {
 
 const std::string kGood = "def forward(self, x):\n  return torch.relu(x + self.weight)\n";
 
-// The archive of a good module with one record changed.
+// Changes one record in the archive of a valid module and returns the resulting error.
 std::string refusal_of_changed(const std::string& record, const std::function<void(std::string&)>& change) {
   const TemporaryFile good("good.pt"), changed("changed.pt");
   module_with(kGood).save(good.path().string());
@@ -57,7 +58,7 @@ std::string refusal_of_changed(const std::string& record, const std::function<vo
   {
     caffe2::serialize::PyTorchStreamWriter writer(changed.path().string());
     for (const std::string& name : reader.getAllRecords()) {
-      if (name == "version" || name.starts_with(".data/")) continue;  // the writer's own
+      if (name == "version" || name.starts_with(".data/")) continue;  // written by the writer itself
       const auto [bytes, size] = reader.getRecord(name);
       std::string content(static_cast<const char*>(bytes.get()), size);
       if (name == record) change(content);
@@ -76,7 +77,7 @@ void replace(std::string& text, std::string_view from, std::string_view to) {
 
 }  // namespace
 
-TEST_CASE("TorchScript: a module that calculates is read and gives its numbers") {
+TEST_CASE("TorchScript: reads and runs a valid module") {
   const TemporaryFile file("plain.pt");
   module_with(kGood).save(file.path().string());
   Module read = diad::read_torchscript(file.path(), "decoder.pt");
@@ -84,7 +85,7 @@ TEST_CASE("TorchScript: a module that calculates is read and gives its numbers")
   CHECK(at::equal(y, at::tensor({0.0f, 0.0f, 1.0f, 3.0f})));
 }
 
-TEST_CASE("TorchScript: operators outside the numeric set are refused by name") {
+TEST_CASE("TorchScript: rejects operators that are not on the allowlist by name") {
   const std::pair<const char*, const char*> cases[] = {
       {"def forward(self, x):\n  return torch.from_file('/etc/passwd', False, 4)\n", "aten::from_file"},
       {"def forward(self, x):\n  torch.save(x, '/tmp/never-written')\n  return x\n", "aten::save"},
@@ -98,14 +99,15 @@ TEST_CASE("TorchScript: operators outside the numeric set are refused by name") 
   for (const auto& [source, name] : cases) {
     CAPTURE(name);
     const std::string refusal = refusal_of(module_with(source));
-    CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the function forward uses the operator " + std::string(name)));
+    CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the function forward uses the operator " +
+                                std::string(name)));
   }
 }
 
-TEST_CASE("TorchScript: an operator is found in a nested block, in another method and in a submodule") {
-  CHECK(contains(
-      refusal_of(module_with("def forward(self, x):\n  if bool(x.sum() > 0):\n    if bool(x.sum() > 1):\n      print(x)\n  return x\n")),
-      "prim::Print"));
+TEST_CASE("TorchScript: checks nested blocks, all methods and submodules") {
+  CHECK(contains(refusal_of(module_with("def forward(self, x):\n  if bool(x.sum() > 0):\n    if bool(x.sum() "
+                                        "> 1):\n      print(x)\n  return x\n")),
+                 "prim::Print"));
   Module other = module_with(kGood);
   other.define("def never_called(self, x):\n  print(x)\n  return x\n");
   CHECK(contains(refusal_of(other), "the function never_called uses the operator prim::Print"));
@@ -124,21 +126,24 @@ TEST_CASE("TorchScript: __setstate__ never runs") {
   module.register_attribute("training", c10::BoolType::get(), false);
   module.define(kGood);
   module.define("def __getstate__(self):\n  return (self.weight, self.training)\n");
-  module.define("def __setstate__(self, state: Tuple[Tensor, bool]):\n  torch.save(state[0], '" + witness.path().string() +
-                "')\n  self.weight = state[0]\n  self.training = state[1]\n");
+  module.define("def __setstate__(self, state: Tuple[Tensor, bool]):\n  torch.save(state[0], '" +
+                witness.path().string() + "')\n  self.weight = state[0]\n  self.training = state[1]\n");
   const std::string refusal = refusal_of(module);
-  CHECK(contains(refusal, "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the operator __setstate__ of __torch__.Restored would run"));
+  CHECK(contains(
+      refusal,
+      "ERR_DIAD_BUNDLE_INVALID: decoder.pt: the operator __setstate__ of __torch__.Restored would run"));
   CHECK_FALSE(fs::exists(witness.path()));
 }
 
-TEST_CASE("TorchScript: lengths, sizes and offsets of tensors are not believed") {
+TEST_CASE("TorchScript: checks lengths, sizes and offsets of tensors") {
   CHECK(refusal_of_changed("data/0", [](std::string&) {}) == "no error");
-  const std::string beyond = "ERR_DIAD_BUNDLE_CORRUPT: decoder.pt: a tensor that reaches beyond its stored bytes";
+  const std::string beyond = "ERR_DIAD_BUNDLE_CORRUPT: decoder.pt: a tensor extends beyond its stored bytes";
   CHECK(refusal_of_changed("data/0", [](std::string& bytes) { bytes.resize(8); }) == beyond);
-  // The size (4,) as MARK, BININT1 4, TUPLE. LibTorch 2.13 finds this by itself, and says so in an error of its own.
+  // The size (4,) as MARK, BININT1 4, TUPLE. LibTorch 2.13 detects this itself and throws its own error.
   std::string oversized = "an error of LibTorch's";
   try {
-    oversized = refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "(K\x04t", "(K\x40t"); });
+    oversized =
+        refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "(K\x04t", "(K\x40t"); });
   } catch (const c10::Error& error) {
     CHECK(contains(error.what_without_backtrace(), "storage"));
     oversized = beyond;
@@ -146,46 +151,57 @@ TEST_CASE("TorchScript: lengths, sizes and offsets of tensors are not believed")
   CHECK(oversized == beyond);
 }
 
-TEST_CASE("TorchScript: a damaged pickle is refused before LibTorch reads it") {
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.resize(pickle.size() / 2); }), "breaks off"));
+TEST_CASE("TorchScript: rejects a damaged pickle before LibTorch reads it") {
+  CHECK(
+      contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.resize(pickle.size() / 2); }),
+               "is truncated"));
+  CHECK(contains(refusal_of_changed("data.pkl",
+                                    [](std::string& pickle) {
+                                      replace(pickle, "torch._utils\n_rebuild_tensor_v2", "posix\nsystem");
+                                    }),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt: data.pkl holds the constructor posix.system, which is "
+                 "not allowed"));
   CHECK(contains(
-      refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "torch._utils\n_rebuild_tensor_v2", "posix\nsystem"); }),
-      "ERR_DIAD_BUNDLE_INVALID: decoder.pt: data.pkl holds the constructor posix.system, which is not allowed"));
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { replace(pickle, "c__torch__", "c__torch__.torch.classes"); }),
-                 "torch.classes"));
-  CHECK(contains(refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.insert(pickle.begin() + 2, '0'); }),
-                 "the pickle opcode 48"));
+      refusal_of_changed(
+          "data.pkl", [](std::string& pickle) { replace(pickle, "c__torch__", "c__torch__.torch.classes"); }),
+      "torch.classes"));
+  CHECK(contains(
+      refusal_of_changed("data.pkl", [](std::string& pickle) { pickle.insert(pickle.begin() + 2, '0'); }),
+      "the pickle opcode 48"));
 }
 
-TEST_CASE("pickle: every operand must be there, of its kind, at a bounded depth") {
+TEST_CASE("pickle: requires operands to exist, with the right kind and a bounded depth") {
   const auto refusal = [](const std::string& body) {
     return error_of([&] { diad::check_pickle(std::string("\x80\x02", 2) + body, "p"); });
   };
   CHECK(refusal("N.") == "no error");
   CHECK(refusal("(K\x01K\x02t.") == "no error");
-  CHECK(contains(refusal("."), "leaves more or less than one value"));
-  CHECK(contains(refusal("t."), "closes what was never opened"));
+  CHECK(contains(refusal("."), "does not leave exactly one value"));
+  CHECK(contains(refusal("t."), "has an instruction without its mark"));
   CHECK(contains(refusal("}(Nu."), "a key without a value"));
-  CHECK(contains(refusal("N(\x85."), "a value that is not there"));  // nothing is taken from below a mark
-  CHECK(contains(refusal("K\x01NR."), "calls what is no constructor"));
-  CHECK(contains(refusal("(X\x01\1\1\1"), "breaks off"));
+  CHECK(contains(refusal("N(\x85."), "a value from an empty stack"));  // values below a mark cannot be popped
+  CHECK(contains(refusal("K\x01NR."), "a value that is not a constructor"));
+  CHECK(contains(refusal("(X\x01\1\1\1"), "is truncated"));
   CHECK(contains(refusal("Nr\xff\xff\xff\xff."), "memo slot beyond"));
-  CHECK(contains(refusal("h\x05."), "never stored"));
+  CHECK(contains(refusal("h\x05."), "never written"));
   CHECK(contains(refusal("NQ."), "without its type"));
   CHECK(contains(refusal("N" + std::string(300, '\x85') + "."), "nested deeper than 256"));
-  CHECK(contains(refusal("N"), "breaks off"));
+  CHECK(contains(refusal("N"), "is truncated"));
 }
 
-TEST_CASE("TorchScript: source that would exhaust the compiler's stack is refused") {
+TEST_CASE("TorchScript: rejects source that would overflow the compiler's stack") {
   const auto refusal = [](const std::string& expression) {
-    return refusal_of_changed("code/__torch__.py", [&](std::string& source) { replace(source, "return ", "return " + expression); });
+    return refusal_of_changed("code/__torch__.py", [&](std::string& source) {
+      replace(source, "return ", "return " + expression);
+    });
   };
   CHECK(contains(refusal(std::string(100000, '(')), "nested too deeply"));
   CHECK(contains(refusal(std::string(100000, '-')), "nested too deeply"));
 }
 
-TEST_CASE("TorchScript: functions that call one another too deeply, or come to too many operators, are refused") {
-  // forward calls the first of `count` methods, each of which calls the next in `expression`, where # stands for its name.
+TEST_CASE("TorchScript: rejects calls that are nested too deeply or inline to too many operators") {
+  // forward calls the first of `count` methods, and each method calls the next one in `expression`, where #
+  // stands for its name.
   const auto with_methods = [](int count, const std::string& expression) {
     return refusal_of_changed("code/__torch__.py", [&](std::string& source) {
       const size_t begin = source.find("self: ") + 6;
@@ -194,27 +210,34 @@ TEST_CASE("TorchScript: functions that call one another too deeply, or come to t
         std::string body = i == count ? "x" : expression;
         const std::string next = "(self).m" + std::to_string(i + 1);
         for (size_t at = body.find('#'); at != body.npos; at = body.find('#')) body.replace(at, 1, next);
-        source += "  def m" + std::to_string(i) + "(self: " + type + ",\n    x: Tensor) -> Tensor:\n    return " + body + "\n";
+        source += "  def m" + std::to_string(i) + "(self: " + type +
+                  ",\n    x: Tensor) -> Tensor:\n    return " + body + "\n";
       }
       replace(source, "return ", "return (self).m0(");
       source.insert(source.find('\n', source.find("(self).m0(")), ")");
     });
   };
   CHECK(with_methods(100, "#(x)") == "no error");
-  CHECK(contains(with_methods(2000, "#(x)"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that call one another too deeply"));
+  CHECK(contains(with_methods(2000, "#(x)"),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt has calls nested too deeply"));
   CHECK(with_methods(8, "torch.add(#(x), #(x))") == "no error");
-  CHECK(contains(with_methods(60, "torch.add(#(x), #(x))"), "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that come to more than"));
+  CHECK(contains(with_methods(60, "torch.add(#(x), #(x))"),
+                 "ERR_DIAD_BUNDLE_INVALID: decoder.pt has functions that inline to more than"));
 }
 
-TEST_CASE("TorchScript: hooks that are listed but nowhere defined are refused before LibTorch compiles the class") {
+TEST_CASE("TorchScript: rejects hooks that are listed but not defined before LibTorch compiles the class") {
   for (const std::string list : {"__forward_hooks__", "__forward_pre_hooks__"}) {
-    const auto list_hook = [&](std::string& source) { replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__"); };
-    CHECK(contains(refusal_of_changed("code/__torch__.py", list_hook), "forward hooks, which are not allowed"));
+    const auto list_hook = [&](std::string& source) {
+      replace(source, "  __buffers__", "  " + list + " = [\"gone\", ]\n  __buffers__");
+    };
+    CHECK(
+        contains(refusal_of_changed("code/__torch__.py", list_hook), "forward hooks, which are not allowed"));
   }
 }
 
-TEST_CASE("TorchScript: other formats are refused") {
+TEST_CASE("TorchScript: rejects other formats") {
   const TemporaryFile file("other.pt");
   std::ofstream(file.path(), std::ios::binary) << "\x80\x02}q.";
-  CHECK(contains(error_of([&] { (void)diad::read_torchscript(file.path(), "decoder.pt"); }), "decoder.pt is no TorchScript archive"));
+  CHECK(contains(error_of([&] { (void)diad::read_torchscript(file.path(), "decoder.pt"); }),
+                 "decoder.pt is not a TorchScript archive"));
 }

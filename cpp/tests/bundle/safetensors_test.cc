@@ -1,4 +1,4 @@
-// The safetensors format: what is written is read again, and damaged files are rejected.
+// Tests the safetensors format: round trips and rejection of damaged files.
 #include "bundle/safetensors.h"
 
 #include <ATen/TensorOperators.h>
@@ -30,7 +30,7 @@ std::string refusal(const std::vector<uint8_t>& bytes) {
   return error_of([&] { (void)parse_safetensors(bytes, "some.safetensors"); });
 }
 
-// Why a header of these tensors, over eight bytes of data, is rejected.
+// Returns the error for a header with these tensors and eight bytes of data.
 std::string refusal_of(const json& header) { return refusal(file_of(header.dump(), 8)); }
 
 json tensor(const char* dtype, const json& shape, const json& offsets) {
@@ -39,7 +39,7 @@ json tensor(const char* dtype, const json& shape, const json& offsets) {
 
 }  // namespace
 
-TEST_CASE("safetensors: reads what it wrote") {
+TEST_CASE("safetensors: round trip") {
   Safetensors content;
   content.tensors = {{"a/half", at::arange(6, at::kFloat).view({2, 3}).to(at::kHalf)},
                      {"b/single", at::arange(4, at::kFloat) / 3},
@@ -59,7 +59,7 @@ TEST_CASE("safetensors: reads what it wrote") {
   CHECK(bytes == diad::serialize_safetensors(read));
 }
 
-TEST_CASE("safetensors: writes float32 first, behind a header of a multiple of eight bytes") {
+TEST_CASE("safetensors: writes float32 first and pads the header to a multiple of eight bytes") {
   Safetensors content;
   content.tensors = {{"a", at::ones({1}, at::kHalf)}, {"b", at::ones({1}, at::kFloat)}};
   const std::vector<uint8_t> bytes = diad::serialize_safetensors(content);
@@ -68,23 +68,28 @@ TEST_CASE("safetensors: writes float32 first, behind a header of a multiple of e
   CHECK(length % 8 == 0);
   const std::string header(reinterpret_cast<const char*>(bytes.data()) + 8, length);
   CHECK(json::parse(header) == json{{"a", tensor("F16", {1}, {4, 6})}, {"b", tensor("F32", {1}, {0, 4})}});
-  CHECK(std::vector<uint8_t>(bytes.end() - 6, bytes.end()) == std::vector<uint8_t>{0, 0, 0x80, 0x3f, 0, 0x3c});
+  CHECK(std::vector<uint8_t>(bytes.end() - 6, bytes.end()) ==
+        std::vector<uint8_t>{0, 0, 0x80, 0x3f, 0, 0x3c});
 }
 
 TEST_CASE("safetensors: rejects other types when writing") {
   Safetensors content;
   content.tensors = {{"a", at::ones({1}, at::kDouble)}};
-  CHECK(contains(error_of([&] { (void)diad::serialize_safetensors(content); }), "ERR_DIAD_INVALID_ARGUMENT: Expected tensors of half"));
+  CHECK(contains(error_of([&] { (void)diad::serialize_safetensors(content); }),
+                 "ERR_DIAD_INVALID_ARGUMENT: Expected tensors of half"));
 }
 
-TEST_CASE("safetensors: rejects files whose header does not fit") {
-  CHECK(contains(refusal({}), "ERR_DIAD_BUNDLE_CORRUPT: some.safetensors: Expected a safetensors file but it has 0 bytes"));
+TEST_CASE("safetensors: rejects files with an invalid header") {
+  CHECK(
+      contains(refusal({}),
+               "ERR_DIAD_BUNDLE_CORRUPT: some.safetensors: Expected a safetensors file but it has 0 bytes"));
   std::vector<uint8_t> bytes = file_of("{}", 0);
   CHECK(refusal(bytes) == "no error");
   bytes[0] = 3;  // longer than the file
   CHECK(contains(refusal(bytes), "its length is 3"));
   bytes[7] = 0xff;
-  CHECK(contains(refusal(bytes), "ERR_DIAD_BUNDLE_CORRUPT: some.safetensors: Expected a header of at most 16 MiB"));
+  CHECK(contains(refusal(bytes),
+                 "ERR_DIAD_BUNDLE_CORRUPT: some.safetensors: Expected a header of at most 16 MiB"));
   for (const char* const header : {"", "[]", "{", "null", "{\"a\":", "\xff{}"}) {
     CAPTURE(header);
     CHECK(contains(refusal(file_of(header, 0)), "Expected a JSON object as header"));
@@ -92,7 +97,8 @@ TEST_CASE("safetensors: rejects files whose header does not fit") {
   std::string deep = "{\"a\":" + std::string(100000, '[');
   CHECK(contains(refusal(file_of(deep, 0)), "Expected a JSON object as header"));
   const std::string twice = tensor("F32", {1}, {0, 4}).dump();
-  CHECK(contains(refusal(file_of("{\"a\":" + twice + ",\"a\":" + twice + "}", 4)), "Expected each tensor's name once"));
+  CHECK(contains(refusal(file_of("{\"a\":" + twice + ",\"a\":" + twice + "}", 4)),
+                 "Expected each tensor's name once"));
 }
 
 TEST_CASE("safetensors: rejects tensors that do not fit the data") {
@@ -120,7 +126,8 @@ TEST_CASE("safetensors: rejects tensors that do not fit the data") {
       {{{"a", tensor("F32", {1}, {4, 8})}}, "Expected a at byte 0"},
       {{{"a", tensor("F32", {2}, {0, 8})}, {"b", tensor("F32", {1}, {4, 8})}}, "Expected b at byte 8"},
       {{{"__metadata__", 5}, {"a", tensor("F32", {2}, {0, 8})}}, "Expected an object for __metadata__"},
-      {{{"__metadata__", {{"x", 5}}}, {"a", tensor("F32", {2}, {0, 8})}}, "Expected a string for the metadata x"}};
+      {{{"__metadata__", {{"x", 5}}}, {"a", tensor("F32", {2}, {0, 8})}},
+       "Expected a string for the metadata x"}};
   for (const auto& [header, words] : damaged) {
     CAPTURE(header.dump());
     const std::string told = refusal_of(header);
@@ -129,12 +136,13 @@ TEST_CASE("safetensors: rejects tensors that do not fit the data") {
   }
 }
 
-TEST_CASE("safetensors: rejects a file that was cut short anywhere") {
+TEST_CASE("safetensors: rejects a file truncated at any byte") {
   Safetensors content;
   content.tensors = {{"a", at::ones({3}, at::kHalf)}, {"b", at::ones({2, 2}, at::kFloat)}};
   const std::vector<uint8_t> bytes = diad::serialize_safetensors(content);
   for (size_t length = 0; length < bytes.size(); ++length) {
     CAPTURE(length);
-    CHECK(refusal({bytes.begin(), bytes.begin() + static_cast<int64_t>(length)}).starts_with("ERR_DIAD_BUNDLE_CORRUPT"));
+    CHECK(refusal({bytes.begin(), bytes.begin() + static_cast<int64_t>(length)})
+              .starts_with("ERR_DIAD_BUNDLE_CORRUPT"));
   }
 }

@@ -1,4 +1,4 @@
-// Each rewriting for the CPU against the plain operators, in double where that says which is right.
+// Tests each CPU graph pass against LibTorch's operators, in double where exactness matters.
 #include "cpu/cpu_graph_passes.h"
 
 #include <ATen/TensorOperators.h>
@@ -24,7 +24,7 @@ using namespace diad;
 
 namespace {
 
-// Upsampling, convolutions, a norm, a linear layer, and what is fused into them.
+// Upsampling, convolutions, a norm, a linear layer, and the operators that are fused into them.
 const char* const kResidualBlock = R"IR(
 graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : Tensor, %m : Tensor):
   %none : NoneType = prim::Constant()
@@ -53,11 +53,12 @@ graph(%x : Tensor, %emb : Tensor, %w1 : Tensor, %b1 : Tensor, %g : Tensor, %o : 
 
 }  // namespace
 
-TEST_CASE("a residual block's graph becomes norms and layers, and computes the same") {
+TEST_CASE("rewrites the graph of a residual block without changing its result") {
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
-  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
-                   emb = random_tensor({1, 16}, 7);
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2),
+                   g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5),
+                   x = random_tensor({2, 16, 6, 6}, 6), emb = random_tensor({1, 16}, 7);
   Program program(kResidualBlock, {{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}});
   const at::Tensor expected = program.run({x, emb});
   const CpuRewrites done = optimize_for_cpu(program.graph);
@@ -65,8 +66,8 @@ TEST_CASE("a residual block's graph becomes norms and layers, and computes the s
   CHECK(done.upsampled_convolutions == 1);
   CHECK(done.norms == 1);
   CHECK(done.linears == 1);
-  for (const char* kind :
-       {"aten::conv2d", "aten::group_norm", "aten::silu", "aten::upsample_nearest2d", "aten::relu", "aten::linear", "aten::add"}) {
+  for (const char* kind : {"aten::conv2d", "aten::group_norm", "aten::silu", "aten::upsample_nearest2d",
+                           "aten::relu", "aten::linear", "aten::add"}) {
     CAPTURE(kind);
     CHECK(program.count(kind) == 0);
   }
@@ -75,7 +76,7 @@ TEST_CASE("a residual block's graph becomes norms and layers, and computes the s
 
 namespace {
 
-// A transformer block's operators, and an InstanceNorm; each with a twin that is a little different.
+// Operators of a transformer block and an InstanceNorm, each with a variant that must not be rewritten.
 const char* const kTransformer = R"IR(
 graph(%x : Tensor, %q : Tensor, %p : Tensor, %g : Tensor, %o : Tensor):
   %none : NoneType = prim::Constant()
@@ -122,10 +123,11 @@ graph(%x : Tensor, %q : Tensor, %p : Tensor, %g : Tensor, %o : Tensor):
 
 }  // namespace
 
-TEST_CASE("attention, LayerNorm, GEGLU and InstanceNorm as the networks have them become one operator each; others stay") {
+TEST_CASE("rewrites supported attention, LayerNorm, GEGLU and InstanceNorm and keeps other variants") {
   const c10::InferenceMode guard;
-  const at::Tensor x = random_tensor({2, 5, 16}, 1), q = random_tensor({2, 3, 5, 8}, 2), p = random_tensor({2, 16, 4, 4}, 3),
-                   g = random_tensor({16}, 4), o = random_tensor({16}, 5);
+  const at::Tensor x = random_tensor({2, 5, 16}, 1), q = random_tensor({2, 3, 5, 8}, 2),
+                   p = random_tensor({2, 16, 4, 4}, 3), g = random_tensor({16}, 4),
+                   o = random_tensor({16}, 5);
   Program program(kTransformer, {{"g", g}, {"o", o}});
   const at::Tensor expected = program.run({x, q, p});
   const CpuRewrites done = optimize_for_cpu(program.graph);
@@ -139,10 +141,11 @@ TEST_CASE("attention, LayerNorm, GEGLU and InstanceNorm as the networks have the
   CHECK(program.count("aten::instance_norm") == 1);
   CHECK(program.count("aten::silu") == 0);
   CHECK(difference(program.run({x, q, p}), expected) < 1e-4);
-  CHECK(optimize_for_cpu(Program(kTransformer, {{"g", g}, {"o", o}}).graph, {.computed_in = at::kBFloat16}).attentions == 0);
+  CHECK(optimize_for_cpu(Program(kTransformer, {{"g", g}, {"o", o}}).graph, {.computed_in = at::kBFloat16})
+            .attentions == 0);
 }
 
-TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the same on every CPU") {
+TEST_CASE("rewrites the graph of a residual block in bfloat16 without changing its result") {
   const c10::InferenceMode guard;
   std::vector<std::pair<std::string, at::Tensor>> exact{{"w1", random_tensor({16, 16, 3, 3}, 1) * 0.1},
                                                         {"b1", random_tensor({16}, 2)},
@@ -156,13 +159,14 @@ TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the sa
     value = value.to(at::kFloat);
   }
   Program program(kResidualBlock, rounded);
-  CHECK(optimize_for_cpu(program.graph).convolutions == 0);  // weights of another type than is said
+  CHECK(optimize_for_cpu(program.graph).convolutions == 0);  // the weights have another type than the option
   const CpuRewrites done = optimize_for_cpu(program.graph, {.computed_in = at::kBFloat16});
   CHECK(done.convolutions == 3);
   CHECK(done.norms == 1);
   CHECK(done.linears == 1);
   for (const int64_t images : {2, 1, 2}) {
-    const at::Tensor x = random_tensor({images, 16, 6, 6}, 6).to(at::kBFloat16), emb = random_tensor({1, 16}, 7).to(at::kBFloat16);
+    const at::Tensor x = random_tensor({images, 16, 6, 6}, 6).to(at::kBFloat16),
+                     emb = random_tensor({1, 16}, 7).to(at::kBFloat16);
     const at::Tensor expected = Program(kResidualBlock, exact).run({x.to(at::kFloat), emb.to(at::kFloat)});
     const double plain = difference(Program(kResidualBlock, rounded).run({x, emb}), expected);
     const double packed = difference(program.run({x, emb}), expected);
@@ -171,19 +175,22 @@ TEST_CASE("a residual block's graph is rewritten in bfloat16 and computes the sa
   }
 }
 
-TEST_CASE("quantized, the same graph is near its float32 result, and layers that 8 bits are not for stay exact") {
+TEST_CASE("quantization keeps the graph close to float32 and unsupported layers exact") {
   SKIP_UNLESS(QuantizedConv::available(), "needs AVX-512 VNNI");
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2), g = random_tensor({16}, 3);
-  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5), x = random_tensor({2, 16, 6, 6}, 6),
-                   emb = random_tensor({1, 16}, 7);
-  const std::vector<std::pair<std::string, at::Tensor>> weights{{"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}};
+  const at::Tensor w1 = random_tensor({16, 16, 3, 3}, 1) * 0.1, b1 = random_tensor({16}, 2),
+                   g = random_tensor({16}, 3);
+  const at::Tensor o = random_tensor({16}, 4), m = random_tensor({6, 12}, 5),
+                   x = random_tensor({2, 16, 6, 6}, 6), emb = random_tensor({1, 16}, 7);
+  const std::vector<std::pair<std::string, at::Tensor>> weights{
+      {"w1", w1}, {"b1", b1}, {"g", g}, {"o", o}, {"m", m}};
   Program program(kResidualBlock, weights);
   const CpuRewrites done = optimize_for_cpu(program.graph, {.quantized = true});
   CHECK(done.convolutions == 3);
   CHECK(done.linears == 1);
   const at::Tensor expected = Program(kResidualBlock, weights).run({x, emb});
-  const double error = (program.run({x, emb}) - expected).norm().item<double>() / expected.norm().item<double>();
+  const double error =
+      (program.run({x, emb}) - expected).norm().item<double>() / expected.norm().item<double>();
   CHECK(error > 1e-5);
   CHECK(error < 0.03);
 
@@ -195,14 +202,15 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
   %a : Tensor = aten::conv2d(%x, %w, %none, %ones, %ones, %ones, %one)
   %y : Tensor = aten::linear(%a, %m, %none)
   return (%y))IR";
-  const std::vector<std::pair<std::string, at::Tensor>> few{{"w", random_tensor({8, 4, 3, 3}, 8)}, {"m", random_tensor({20, 6}, 9)}};
+  const std::vector<std::pair<std::string, at::Tensor>> few{{"w", random_tensor({8, 4, 3, 3}, 8)},
+                                                            {"m", random_tensor({20, 6}, 9)}};
   Program small(exact, few);
   CHECK(optimize_for_cpu(small.graph, {.quantized = true}).convolutions == 1);
   const at::Tensor y = random_tensor({1, 4, 6, 6}, 10);
   CHECK(difference(small.run({y}), Program(exact, few).run({y})) < 2e-5);
 }
 
-TEST_CASE("a profile counts each operator's calls and operations, under the kernel that ran") {
+TEST_CASE("a profile counts calls and operations by operator and kernel") {
   const c10::InferenceMode guard;
   const std::string text = R"IR(
 graph(%x : Tensor, %w : Tensor, %m : Tensor):
@@ -220,7 +228,7 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
   Program program(text, {{"w", random_tensor({16, 16, 3, 3}, 1)}, {"m", random_tensor({64, 64}, 2)}});
   optimize_for_cpu(program.graph);
   const at::Tensor x = random_tensor({2, 16, 32, 32}, 3);
-  (void)program.run({x});  // kernels are chosen
+  (void)program.run({x});  // selects kernels
   CHECK(end_operator_profile() == "[]");
 
   start_operator_profile();
@@ -234,10 +242,12 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
     return {{"calls", 0}};
   };
   CHECK(rows.size() == 5);
-  const nlohmann::json plain = row("convolution 3 x 3 to 32 x 32, "), enlarged = row("convolution 3 x 3 after upsampling to 64 x 64, ");
-  const double gflop = 2e-9 * 2 * 16 * 16 * 9 * 32 * 32;  // of one run
-  for (const auto& [found, expected] :
-       {std::pair{plain, gflop}, {enlarged, 4 * gflop}, {row("linear, 64 rows, "), 2e-9 * 2 * 16 * 64 * 64 * 64}}) {
+  const nlohmann::json plain = row("convolution 3 x 3 to 32 x 32, "),
+                       enlarged = row("convolution 3 x 3 after upsampling to 64 x 64, ");
+  const double gflop = 2e-9 * 2 * 16 * 16 * 9 * 32 * 32;  // per run
+  for (const auto& [found, expected] : {std::pair{plain, gflop},
+                                        {enlarged, 4 * gflop},
+                                        {row("linear, 64 rows, "), 2e-9 * 2 * 16 * 64 * 64 * 64}}) {
     CHECK(found["calls"] == 2);
     CHECK(found["gflop"].get<double>() == doctest::Approx(2 * expected));
     CHECK(found["ms"].get<double>() > 0);
@@ -253,9 +263,9 @@ graph(%x : Tensor, %w : Tensor, %m : Tensor):
   CHECK(end_operator_profile() == "[]");
 }
 
-TEST_CASE("nothing is moved past what writes in place; views see what our layers return") {
+TEST_CASE("keeps graphs with in-place writes, and replaces views of packed layers") {
   const c10::InferenceMode guard;
-  // The convolution reads x before the ReLU that overwrites it, although its only user comes after.
+  // The convolution reads x before the in-place ReLU overwrites it, although its only user comes later.
   Program program(R"IR(
 graph(%z : Tensor, %w : Tensor):
   %none : NoneType = prim::Constant()
@@ -286,7 +296,7 @@ graph(%x : Tensor, %w : Tensor):
   CHECK(difference(viewed.run({z}), flat) < 1e-5);
 }
 
-TEST_CASE("layers whose constants do not fit together stay LibTorch's to refuse") {
+TEST_CASE("layers with inconsistent constants are left to LibTorch") {
   const c10::InferenceMode guard;
   const auto rewritten = [](const char* stride, const char* padding, const std::vector<int64_t>& bias) {
     Program program(std::string(R"IR(
@@ -310,7 +320,7 @@ graph(%x : Tensor, %w : Tensor, %b : Tensor):
   CHECK(rewritten("1, 1", "1, 1", {16, 1}) == 0);
 }
 
-TEST_CASE("what is not known to be equal is left alone") {
+TEST_CASE("unsupported convolutions are not rewritten") {
   const std::string text = R"IR(
 graph(%x : Tensor, %v : Tensor, %w : Tensor):
   %none : NoneType = prim::Constant()
@@ -323,13 +333,14 @@ graph(%x : Tensor, %v : Tensor, %w : Tensor):
   return (%b))IR";
   Program program(text, {{"w", random_tensor({4, 2, 3, 3}, 1).to(at::kHalf)}});
   const CpuRewrites done = optimize_for_cpu(program.graph);
-  CHECK(done.convolutions == 0);  // a weight that is an input, groups of 2, half precision
+  CHECK(done.convolutions == 0);  // weight from an input, groups of 2, half precision
   CHECK(program.count("aten::conv2d") == 2);
 }
 
 namespace {
 
-// EfficientNet-Lite's block: expansion with ReLU6, a border on one side, a depthwise convolution with ReLU6, a projection.
+// EfficientNet-Lite's block: expansion with ReLU6, one-sided padding, depthwise convolution with ReLU6,
+// projection.
 const char* const kInvertedResidual = R"IR(
 graph(%x : Tensor, %w1 : Tensor, %b1 : Tensor, %w2 : Tensor, %b2 : Tensor, %w3 : Tensor, %b3 : Tensor):
   %one : int = prim::Constant[value=1]()
@@ -350,12 +361,15 @@ graph(%x : Tensor, %w1 : Tensor, %b1 : Tensor, %w2 : Tensor, %b2 : Tensor, %w3 :
 
 }  // namespace
 
-TEST_CASE("an inverted residual's graph becomes a depthwise layer between two convolutions, and computes the same") {
+TEST_CASE("rewrites the graph of an inverted residual without changing its result") {
   const c10::InferenceMode guard;
-  const at::Tensor w1 = random_tensor({24, 8, 1, 1}, 1), b1 = random_tensor({24}, 2), w2 = random_tensor({24, 1, 3, 3}, 3);
-  const at::Tensor b2 = random_tensor({24}, 4), w3 = random_tensor({8, 24, 1, 1}, 5), b3 = random_tensor({8}, 6);
+  const at::Tensor w1 = random_tensor({24, 8, 1, 1}, 1), b1 = random_tensor({24}, 2),
+                   w2 = random_tensor({24, 1, 3, 3}, 3);
+  const at::Tensor b2 = random_tensor({24}, 4), w3 = random_tensor({8, 24, 1, 1}, 5),
+                   b3 = random_tensor({8}, 6);
   const at::Tensor x = random_tensor({2, 8, 8, 8}, 7) * 3;
-  Program program(kInvertedResidual, {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}, {"w3", w3}, {"b3", b3}});
+  Program program(kInvertedResidual,
+                  {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}, {"w3", w3}, {"b3", b3}});
   const at::Tensor expected = program.run({x});
   const CpuRewrites done = optimize_for_cpu(program.graph);
   CHECK(done.convolutions == 2);

@@ -1,4 +1,4 @@
-// Rewritings for an accelerator, on the CPU: what becomes of a graph, and that its values stay.
+// Tests the graph passes for accelerators on the CPU: the resulting graph and unchanged values.
 #include "cuda/cuda_graph_passes.h"
 
 #include <ATen/TensorOperators.h>
@@ -22,7 +22,7 @@ namespace {
 
 using namespace diad;
 
-// Kinds of nodes in their order, constants left out.
+// Kinds of the nodes in order, without constants.
 std::vector<std::string> order(const torch::jit::Graph& graph) {
   std::vector<std::string> kinds;
   for (const auto* node : graph.nodes()) {
@@ -31,7 +31,8 @@ std::vector<std::string> order(const torch::jit::Graph& graph) {
   return kinds;
 }
 
-// As in the denoiser: a branch with the hint, the network's first half without it, its second half with both.
+// Like the denoiser: a branch with the hint, the first half of the network without it, the second half with
+// both.
 constexpr const char* kBranches = R"(graph(%z : Tensor, %hint : Tensor):
   %one : int = prim::Constant[value=1]()
   %rest : Tensor = aten::rsub(%z, %one, %one)
@@ -48,27 +49,28 @@ constexpr const char* kBranches = R"(graph(%z : Tensor, %hint : Tensor):
 
 }  // namespace
 
-TEST_CASE("the branch without the hint goes to a stream of its own, what it needs before, and values stay") {
+TEST_CASE("moves the branch without the hint to a second stream without changing values") {
   const c10::InferenceMode guard;
   Program program(kBranches);
   const at::Tensor z = random_tensor({2, 3}, 1), hint = random_tensor({2, 3}, 2);
   const at::Tensor expected = program.run({z, hint});
   CHECK(overlap_branches(program.graph, 1) == 2);
   program.graph->lint();
-  const std::vector<std::string> wanted{"aten::rsub", "diad::enter_side", "aten::mul", "aten::add",           "diad::leave_side",
-                                        "aten::cos",  "aten::add",        "aten::exp", "prim::ListConstruct", "diad::join_side",
-                                        "aten::add",  "aten::neg",        "aten::mul"};
+  const std::vector<std::string> wanted{
+      "aten::rsub", "diad::enter_side", "aten::mul", "aten::add",           "diad::leave_side",
+      "aten::cos",  "aten::add",        "aten::exp", "prim::ListConstruct", "diad::join_side",
+      "aten::add",  "aten::neg",        "aten::mul"};
   CHECK(order(*program.graph) == wanted);
   CHECK(program.run({z, hint}).equal(expected));
-  // What the second stream reads of the first's lives until both meet: 1 - z and z itself.
+  // Tensors of the first stream that the second one reads live until the streams join: 1 - z and z.
   for (const auto* node : program.graph->nodes()) {
     if (node->kind() == c10::prim::ListConstruct) CHECK(node->inputs().size() == 2);
   }
 }
 
-TEST_CASE("on a device the stretch has a stream of its own, which begins after the first and is waited for; an error leaves none open") {
+TEST_CASE("the second stream starts after the first, is joined, and is left after an error") {
   const c10::InferenceMode guard;
-  // Of z only the size is read: the device computes nothing.
+  // Only the size of z is read, because the device computes nothing.
   constexpr const char* kOfSizes = R"(graph(%z : Tensor, %hint : Tensor, %dim : int):
   %one : int = prim::Constant[value=1]()
   %guided : Tensor = aten::mul(%hint, %hint)
@@ -91,11 +93,11 @@ TEST_CASE("on a device the stretch has a stream of its own, which begins after t
   std::swap(program.graph, other.graph);
   REQUIRE(overlap_branches(program.graph, 1) == 1);
   fake_device::begin();
-  CHECK_THROWS(run(7));  // there is no such dimension
+  CHECK_THROWS(run(7));  // no such dimension
   CHECK(fake_device::told() == wanted);
 }
 
-TEST_CASE("convolutions of a traced module lose their permission for TF32") {
+TEST_CASE("disables TF32 in traced convolutions") {
   const c10::InferenceMode guard;
   Program program(R"(graph(%x : Tensor, %weight : Tensor):
   %none : NoneType = prim::Constant()
@@ -109,7 +111,7 @@ TEST_CASE("convolutions of a traced module lose their permission for TF32") {
   return (%b))",
                   {{"weight", random_tensor({2, 2, 1, 1}, 1)}});
   const at::Tensor x = random_tensor({1, 2, 3, 3}, 2), expected = program.run({x});
-  CHECK(forbid_tf32(program.graph) == 1);  // the older overload asks the process
+  CHECK(forbid_tf32(program.graph) == 1);  // the older overload uses the process-wide setting
   program.graph->lint();
   for (const auto* node : program.graph->nodes()) {
     if (node->kind() != c10::Symbol::fromQualString("aten::_convolution")) continue;
@@ -119,7 +121,7 @@ TEST_CASE("convolutions of a traced module lose their permission for TF32") {
   CHECK(program.run({x}).equal(expected));
 }
 
-TEST_CASE("rows of tables at a step are views, without a tensor made of the step") {
+TEST_CASE("replaces table lookups at a step with views") {
   const c10::InferenceMode guard;
   Program program(R"(graph(%z : Tensor, %step : int, %table : Tensor, %other : Tensor):
   %none : NoneType = prim::Constant()
@@ -147,12 +149,12 @@ TEST_CASE("rows of tables at a step are views, without a tensor made of the step
   CHECK(view_rows(program.graph) == 2);
   program.graph->lint();
   CHECK(program.count("aten::narrow") == 2);
-  CHECK(program.count("aten::tensor") == 1);  // of two steps
+  CHECK(program.count("aten::tensor") == 1);  // the one with two indices
   CHECK(run(0).equal(first));
   CHECK(run(9).equal(last));
 }
 
-TEST_CASE("graphs without two branches, and such as write in place, are left alone") {
+TEST_CASE("graphs without two branches or with in-place writes are not changed") {
   const auto unchanged = [](const char* text) {
     Program program(text);
     const std::vector<std::string> before = order(*program.graph);
@@ -168,7 +170,7 @@ TEST_CASE("graphs without two branches, and such as write in place, are left alo
   %sin : Tensor = aten::sin_(%z)
   %sum : Tensor = aten::mul(%sin, %guided)
   return (%sum))");
-  // Several tensors in one value cannot be kept.
+  // A list of tensors cannot be kept alive.
   unchanged(R"(graph(%z : Tensor, %hint : Tensor):
   %zero : int = prim::Constant[value=0]()
   %parts : Tensor[] = aten::unbind(%z, %zero)
@@ -178,7 +180,7 @@ TEST_CASE("graphs without two branches, and such as write in place, are left alo
   return (%sum))");
 }
 
-TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one node that computes the same") {
+TEST_CASE("fuses half-precision GroupNorm with its neighbors without changing the result") {
   const c10::InferenceMode guard;
   constexpr const char* kNorms = R"(graph(%x : Tensor, %embedding : Tensor, %weight : Tensor, %bias : Tensor):
   %one : int = prim::Constant[value=1]()
@@ -194,7 +196,9 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
   %y : Tensor = aten::silu(%second)
   return (%y))";
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16, at::kFloat}) {
-    const auto in_type = [&](const std::vector<int64_t>& sizes, uint64_t seed) { return random_tensor(sizes, seed).to(type); };
+    const auto in_type = [&](const std::vector<int64_t>& sizes, uint64_t seed) {
+      return random_tensor(sizes, seed).to(type);
+    };
     Program program(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
     const at::Tensor x = in_type({2, 16, 5, 5}, 3), embedding = in_type({2, 16}, 4);
     const at::Tensor expected = program.run({x, embedding});
@@ -205,8 +209,9 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
     static_cast<void>(program.run({x, embedding}));
     CHECK(launched == (type == at::kFloat ? 0 : 4));
     if (type == at::kFloat) continue;
-    CHECK(order(*program.graph) ==
-          std::vector<std::string>{"aten::unsqueeze", "aten::unsqueeze", "diad::device_group_norm", "diad::device_group_norm"});
+    CHECK(order(*program.graph) == std::vector<std::string>{"aten::unsqueeze", "aten::unsqueeze",
+                                                            "diad::device_group_norm",
+                                                            "diad::device_group_norm"});
     Program by_operators(kNorms, {{"weight", in_type({16}, 1)}, {"bias", in_type({16}, 2)}});
     REQUIRE(use_device_norms(by_operators.graph, {}) == 2);
     const at::Tensor y = by_operators.run({x, embedding});
@@ -214,7 +219,8 @@ TEST_CASE("GroupNorm in half precision, with what stands around it, becomes one 
   }
 }
 
-TEST_CASE("NVRTC compiles the kernels for every architecture that LibTorch's CUDA 13 builds are for, and tells what is wrong with a text") {
+TEST_CASE(
+    "NVRTC compiles the kernels for all architectures of LibTorch's CUDA 13 builds and reports errors") {
   const char* const nvrtc = std::getenv("DIAD_NVRTC");
   SKIP_UNLESS(nvrtc != nullptr, "DIAD_NVRTC names no libnvrtc; npm test does");
   for (const char* architecture : {"sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"}) {
@@ -225,13 +231,13 @@ TEST_CASE("NVRTC compiles the kernels for every architecture that LibTorch's CUD
       CHECK(text.find(std::string(".text.") + kernel) != std::string::npos);
     }
   }
-  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("int wrong(", "sm_90", nvrtc)), doctest::Contains("diad.cu(1): error"),
-                       std::runtime_error);
-  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda(group_norm_source(), "sm_1", nvrtc)), doctest::Contains("NVRTC for sm_1"),
-                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("int wrong(", "sm_90", nvrtc)),
+                       doctest::Contains("diad.cu(1): error"), std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda(group_norm_source(), "sm_1", nvrtc)),
+                       doctest::Contains("NVRTC for sm_1"), std::runtime_error);
 }
 
-TEST_CASE("without NVRTC or driver the reason is told") {
+TEST_CASE("reports why NVRTC cannot be loaded") {
   CHECK_THROWS_WITH_AS(static_cast<void>(compile_cuda("", "sm_90", "/nowhere/libnvrtc.so")),
                        doctest::Contains("NVRTC cannot be opened; /nowhere/libnvrtc.so"), std::runtime_error);
 }

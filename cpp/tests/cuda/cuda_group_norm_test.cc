@@ -1,5 +1,5 @@
-// The kernels of group_norm.cu, compiled for the CPU: every thread of a block is a thread here, so that the sanitizers see what a device's
-// would do to memory and to each other.
+// Tests the kernels of group_norm.cu, compiled for the CPU: every thread of a block is a CPU thread, so that
+// sanitizers detect memory errors and races.
 #include "cuda/cuda_group_norm.h"
 
 #include <ATen/TensorOperators.h>
@@ -38,12 +38,16 @@ thread_local std::barrier<>* waiting = nullptr;
 void __syncthreads() { waiting->arrive_and_wait(); }  // NOLINT
 
 struct Float16 {
-  static float widen(unsigned short bits) { return static_cast<float>(c10::Half(bits, c10::Half::from_bits())); }
+  static float widen(unsigned short bits) {
+    return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+  }
   static unsigned short narrow(float value) { return c10::Half(value).x; }
 };
 
 struct BFloat16 {
-  static float widen(unsigned short bits) { return static_cast<float>(c10::BFloat16(bits, c10::BFloat16::from_bits())); }
+  static float widen(unsigned short bits) {
+    return static_cast<float>(c10::BFloat16(bits, c10::BFloat16::from_bits()));
+  }
   static unsigned short narrow(float value) { return c10::BFloat16(value).x; }
 };
 
@@ -65,24 +69,26 @@ void run_thread(const diad::KernelLaunch& launch, bool sums, float* shared) {
   using In = const unsigned*;
   const auto& of = launch;
   if (sums) {
-    kernels::sum_chunk<Type>(argument<In>(of, 0), argument<In>(of, 1), argument<long long>(of, 2), argument<float*>(of, 3),
-                             argument<long long>(of, 4), argument<unsigned>(of, 5), argument<unsigned>(of, 6), argument<unsigned>(of, 7),
-                             shared);
+    kernels::sum_chunk<Type>(argument<In>(of, 0), argument<In>(of, 1), argument<long long>(of, 2),
+                             argument<float*>(of, 3), argument<long long>(of, 4), argument<unsigned>(of, 5),
+                             argument<unsigned>(of, 6), argument<unsigned>(of, 7), shared);
   } else {
-    kernels::normalize_chunk<Type>(argument<In>(of, 0), argument<In>(of, 1), argument<long long>(of, 2), argument<const float*>(of, 3),
-                                   argument<In>(of, 4), argument<In>(of, 5), argument<unsigned*>(of, 6), argument<long long>(of, 7),
-                                   argument<unsigned>(of, 8), argument<unsigned>(of, 9), argument<unsigned>(of, 10),
-                                   argument<float>(of, 11), argument<int>(of, 12), shared);
+    kernels::normalize_chunk<Type>(
+        argument<In>(of, 0), argument<In>(of, 1), argument<long long>(of, 2), argument<const float*>(of, 3),
+        argument<In>(of, 4), argument<In>(of, 5), argument<unsigned*>(of, 6), argument<long long>(of, 7),
+        argument<unsigned>(of, 8), argument<unsigned>(of, 9), argument<unsigned>(of, 10),
+        argument<float>(of, 11), argument<int>(of, 12), shared);
   }
 }
 
-// Block after block; the threads of a block side by side.
+// Runs blocks one after the other, and the threads of a block concurrently.
 void launch(const diad::KernelLaunch& launch) {
   const std::string_view kernel = launch.kernel;
   const bool sums = kernel.starts_with("sums"), brain = kernel.ends_with("bf16");
   REQUIRE(launch.arguments.size() == (sums ? 8 : 13));
   const auto [width, height] = launch.block;
-  std::barrier<> barrier(static_cast<std::ptrdiff_t>(width) * height), ends(static_cast<std::ptrdiff_t>(width) * height);
+  std::barrier<> barrier(static_cast<std::ptrdiff_t>(width) * height),
+      ends(static_cast<std::ptrdiff_t>(width) * height);
   std::vector<float> shared;
   const auto thread = [&](unsigned x, unsigned y) {
     threadIdx = {x, y, 0};
@@ -91,9 +97,11 @@ void launch(const diad::KernelLaunch& launch) {
     waiting = &barrier;
     for (unsigned block = 0; block < gridDim.x * gridDim.y * gridDim.z; ++block) {
       blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
-      if (x == 0 && y == 0) shared = std::vector<float>(launch.shared_bytes / sizeof(float), std::nanf(""));  // nothing left in it
+      if (x == 0 && y == 0)
+        shared = std::vector<float>(launch.shared_bytes / sizeof(float), std::nanf(""));  // no stale values
       ends.arrive_and_wait();
-      brain ? run_thread<BFloat16>(launch, sums, shared.data()) : run_thread<Float16>(launch, sums, shared.data());
+      brain ? run_thread<BFloat16>(launch, sums, shared.data())
+            : run_thread<Float16>(launch, sums, shared.data());
       ends.arrive_and_wait();
     }
   };
@@ -110,14 +118,15 @@ namespace {
 
 using namespace diad;
 
-at::Tensor expected_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift, const at::Tensor& weight, const at::Tensor& bias,
-                         const GroupNormShape& shape) {
+at::Tensor expected_norm(const at::Tensor& x, const std::optional<at::Tensor>& shift,
+                         const at::Tensor& weight, const at::Tensor& bias, const GroupNormShape& shape) {
   const at::Tensor shifted = shift ? x.to(at::kDouble) + shift->to(at::kDouble) : x.to(at::kDouble);
-  const at::Tensor y = at::group_norm(shifted, shape.groups, weight.to(at::kDouble), bias.to(at::kDouble), shape.eps);
+  const at::Tensor y =
+      at::group_norm(shifted, shape.groups, weight.to(at::kDouble), bias.to(at::kDouble), shape.eps);
   return shape.silu ? at::silu(y) : y;
 }
 
-// Largest difference in units of the type's rounding.
+// Returns the largest difference in units of the type's rounding.
 double in_roundings(const at::Tensor& found, const at::Tensor& expected) {
   const double unit = found.scalar_type() == at::kHalf ? std::ldexp(1.0, -11) : std::ldexp(1.0, -8);
   return ((found.to(at::kDouble) - expected).abs() / (expected.abs() + 1e-2)).max().item<double>() / unit;
@@ -125,22 +134,24 @@ double in_roundings(const at::Tensor& found, const at::Tensor& expected) {
 
 }  // namespace
 
-TEST_CASE("the device's GroupNorm gives the exact result, rounded, whatever the shape") {
+TEST_CASE("the device's GroupNorm equals the rounded exact result for all shapes") {
   const c10::InferenceMode guard;
   struct Size {
     int64_t images, channels, groups, height, width;
   };
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
-    for (const Size& of : {Size{1, 64, 32, 1, 1}, Size{2, 320, 32, 5, 3}, Size{1, 1280, 8, 3, 3}, Size{3, 12, 2, 9, 31},
-                           Size{1, 1200, 1, 2, 2}, Size{2, 8, 4, 37, 37}}) {
-      for (const int variant : {0, 1, 2}) {  // without shift; one for all images; one each
+    for (const Size& of : {Size{1, 64, 32, 1, 1}, Size{2, 320, 32, 5, 3}, Size{1, 1280, 8, 3, 3},
+                           Size{3, 12, 2, 9, 31}, Size{1, 1200, 1, 2, 2}, Size{2, 8, 4, 37, 37}}) {
+      for (const int variant : {0, 1, 2}) {  // no shift; one for all images; one per image
         CAPTURE(variant);
         CAPTURE(of.channels);
-        const at::Tensor x =
-            (random_tensor({of.images, of.channels, of.height, of.width}, 1) + 20 * random_tensor({1, of.channels, 1, 1}, 2)).to(type);
+        const at::Tensor x = (random_tensor({of.images, of.channels, of.height, of.width}, 1) +
+                              20 * random_tensor({1, of.channels, 1, 1}, 2))
+                                 .to(type);
         std::optional<at::Tensor> shift;
         if (variant > 0) shift = random_tensor({variant == 1 ? 1 : of.images, of.channels, 1, 1}, 3).to(type);
-        const at::Tensor weight = random_tensor({of.channels}, 4).to(type), bias = random_tensor({of.channels}, 5).to(type);
+        const at::Tensor weight = random_tensor({of.channels}, 4).to(type),
+                         bias = random_tensor({of.channels}, 5).to(type);
         const GroupNormShape shape{of.groups, 1e-5, variant != 1};
         const at::Tensor y = DeviceGroupNorm(weight, bias, shape, emulated::launch).run(x, shift);
         CHECK((y.scalar_type() == type));
@@ -151,46 +162,57 @@ TEST_CASE("the device's GroupNorm gives the exact result, rounded, whatever the 
   }
 }
 
-TEST_CASE("an image's result on the device is that of any batch, to the bit") {
+TEST_CASE("the result of an image on the device does not depend on its batch") {
   const c10::InferenceMode guard;
   const at::Tensor x = random_tensor({3, 40, 11, 13}, 1).to(at::kBFloat16);
-  const DeviceGroupNorm norm(at::ones({40}, at::kBFloat16), at::zeros({40}, at::kBFloat16), {4, 1e-5, true}, emulated::launch);
+  const DeviceGroupNorm norm(at::ones({40}, at::kBFloat16), at::zeros({40}, at::kBFloat16), {4, 1e-5, true},
+                             emulated::launch);
   const at::Tensor together = norm.run(x, std::nullopt);
-  for (int64_t i = 0; i < 3; ++i) CHECK(norm.run(x.narrow(0, i, 1), std::nullopt).equal(together.narrow(0, i, 1)));
+  for (int64_t i = 0; i < 3; ++i)
+    CHECK(norm.run(x.narrow(0, i, 1), std::nullopt).equal(together.narrow(0, i, 1)));
 }
 
-TEST_CASE("SiLU on the device holds where exp overflows; what is not a number stays so") {
+TEST_CASE("the device's SiLU is correct where exp overflows and keeps NaN") {
   const c10::InferenceMode guard;
   const at::Tensor x = at::tensor({-1.0F, 1.0F, -1.0F, 1.0F}).reshape({1, 2, 1, 2}).to(at::kHalf);
   const at::Tensor weight = at::full({2}, 3e4F).to(at::kHalf), bias = at::zeros({2}, at::kHalf);
-  const at::Tensor y = DeviceGroupNorm(weight, bias, {1, 1e-5, true}, emulated::launch).run(x, std::nullopt).to(at::kFloat);
+  const at::Tensor y =
+      DeviceGroupNorm(weight, bias, {1, 1e-5, true}, emulated::launch).run(x, std::nullopt).to(at::kFloat);
   CHECK(y.min().item<float>() == 0);
   CHECK(y.max().item<float>() == doctest::Approx(3e4).epsilon(1e-3));
   const at::Tensor broken = at::full({1, 2, 2, 2}, std::nanf("")).to(at::kHalf);
-  CHECK(DeviceGroupNorm(weight, bias, {1, 1e-5, true}, emulated::launch).run(broken, std::nullopt).isnan().all().item<bool>());
+  CHECK(DeviceGroupNorm(weight, bias, {1, 1e-5, true}, emulated::launch)
+            .run(broken, std::nullopt)
+            .isnan()
+            .all()
+            .item<bool>());
 }
 
-TEST_CASE("what the kernels are not for goes through LibTorch's operators") {
+TEST_CASE("unsupported inputs of the device's GroupNorm fall back to LibTorch") {
   const c10::InferenceMode guard;
   int launched = 0;
   const KernelLauncher counting = [&](const KernelLaunch&) { ++launched; };
   const auto compare = [&](const at::Tensor& x, int64_t groups) {
     const int64_t channels = x.size(1);
-    const at::Tensor weight = random_tensor({channels}, 4).to(x.scalar_type()), bias = random_tensor({channels}, 5).to(x.scalar_type());
+    const at::Tensor weight = random_tensor({channels}, 4).to(x.scalar_type()),
+                     bias = random_tensor({channels}, 5).to(x.scalar_type());
     const GroupNormShape shape{groups, 1e-5, true};
     const at::Tensor y = DeviceGroupNorm(weight, bias, shape, counting).run(x, std::nullopt);
-    CHECK(((y.to(at::kDouble) - expected_norm(x, std::nullopt, weight, bias, shape)).abs().max().item<double>()) < 5e-2);
+    CHECK(((y.to(at::kDouble) - expected_norm(x, std::nullopt, weight, bias, shape))
+               .abs()
+               .max()
+               .item<double>()) < 5e-2);
   };
   compare(random_tensor({1, 6, 4, 4}, 1), 1);                    // float32
-  compare(random_tensor({1, 6, 4, 4}, 1).to(at::kBFloat16), 2);  // three channels a group
-  compare(random_tensor({2, 8, 4}, 1).to(at::kBFloat16), 2);     // no image
+  compare(random_tensor({1, 6, 4, 4}, 1).to(at::kBFloat16), 2);  // three channels per group
+  compare(random_tensor({2, 8, 4}, 1).to(at::kBFloat16), 2);     // not an image
   CHECK(DeviceGroupNorm(at::ones({8}, at::kHalf), at::zeros({8}, at::kHalf), {2}, counting)
             .run(at::empty({0, 8, 4, 4}, at::kHalf), std::nullopt)
             .size(0) == 0);
   CHECK(launched == 0);
 }
 
-TEST_CASE("kernels that compute something else are found out before they are used") {
+TEST_CASE("kernels that compute something else are detected before use") {
   const c10::InferenceMode guard;
   const c10::Device cpu(at::kCPU);
   CHECK_NOTHROW(check_group_norm(emulated::launch, cpu));

@@ -1,4 +1,4 @@
-// Evidence in the pipeline: what a normality changes, and what a calibrator receives.
+// Tests evidence in the pipeline: the effect of a normality and the data that a calibrator receives.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/cat.h>
@@ -39,7 +39,8 @@ Manifest manifest_with(bool evidence) {
   m.pool_size = 4;
   m.pool_count = 2;
   if (evidence) {
-    m.evidence = {.dimensions = 3, .grid = 4, .memory_vectors = 40, .weights = {.reconstruction = 0.5, .memory = 1}};
+    m.evidence = {
+        .dimensions = 3, .grid = 4, .memory_vectors = 40, .weights = {.reconstruction = 0.5, .memory = 1}};
   }
   return m;
 }
@@ -53,10 +54,13 @@ class FakeNetworks final : public Networks {
     return at::cat({mean, mean - 3}, 1);
   }
   at::Tensor guide(const at::Tensor& x) override { return at::adaptive_avg_pool2d(x, {4, 4}); }
-  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t /*step*/) override { return z * 0.5 - hint * 0.25; }
+  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t /*step*/) override {
+    return z * 0.5 - hint * 0.25;
+  }
   at::Tensor decode(const at::Tensor& z) override { return at::upsample_nearest2d(z, {kSize, kSize}).tanh(); }
   Features extract(const at::Tensor& x) override {
-    return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}), at::adaptive_avg_pool2d(x, {2, 2})};
+    return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}),
+            at::adaptive_avg_pool2d(x, {2, 2})};
   }
   at::Tensor embed(const Features& maps) override {
     embedded_ += static_cast<int>(maps[0].size(0));
@@ -70,7 +74,8 @@ class FakeNetworks final : public Networks {
 
 Frame frame_of(uint8_t first) {
   Frame frame{std::vector<uint8_t>(kSize * kSize * 3), kSize, kSize, 3};
-  for (size_t i = 0; i < frame.pixels.size(); ++i) frame.pixels[i] = static_cast<uint8_t>(first + 7 * i + first * (i % 11));
+  for (size_t i = 0; i < frame.pixels.size(); ++i)
+    frame.pixels[i] = static_cast<uint8_t>(first + 7 * i + first * (i % 11));
   return frame;
 }
 
@@ -79,9 +84,11 @@ struct Run {
   int embedded = 0;  // images
 };
 
-Run run(const Manifest& manifest, std::span<const ImageRequest> batch, std::unique_ptr<Normality> normality = nullptr) {
+Run run(const Manifest& manifest, std::span<const ImageRequest> batch,
+        std::unique_ptr<Normality> normality = nullptr) {
   Run result;
-  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(result.embedded), c10::kCPU, at::kFloat, false, std::move(normality));
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(result.embedded), c10::kCPU, at::kFloat, false,
+                    std::move(normality));
   result.results = pipeline.run(batch, [](int64_t, int64_t) { return true; });
   return result;
 }
@@ -96,11 +103,15 @@ const Stage* stage(const ImageResult& result, const std::string& name) {
 // Five images of two classes.
 struct Images {
   std::vector<Frame> frames;
-  std::vector<ImageRequest> batch(const std::shared_ptr<Calibrator>& calibrator, const std::vector<std::string>& classes) const {
+  std::vector<ImageRequest> batch(const std::shared_ptr<Calibrator>& calibrator,
+                                  const std::vector<std::string>& classes) const {
     std::vector<ImageRequest> requests;
     for (size_t i = 0; i < frames.size(); ++i) {
-      requests.push_back(
-          {&frames[i], i, kEverything, classes[i], {calibrator, static_cast<int64_t>(i), {.in_memory = true, .in_statistics = true}}});
+      requests.push_back({&frames[i],
+                          i,
+                          kEverything,
+                          classes[i],
+                          {calibrator, static_cast<int64_t>(i), {.in_memory = true, .in_statistics = true}}});
     }
     return requests;
   }
@@ -108,7 +119,8 @@ struct Images {
 
 Images five_images() {
   Images images;
-  for (const uint8_t first : std::initializer_list<uint8_t>{1, 3, 4, 90, 97}) images.frames.push_back(frame_of(first));
+  for (const uint8_t first : std::initializer_list<uint8_t>{1, 3, 4, 90, 97})
+    images.frames.push_back(frame_of(first));
   return images;
 }
 
@@ -117,13 +129,14 @@ const std::vector<std::string> kClasses{"dark", "dark", "dark", "light", "light"
 std::unique_ptr<Normality> calibrated(const Manifest& manifest) {
   const auto calibrator = std::make_shared<Calibrator>(manifest, 1);
   static_cast<void>(run(manifest, five_images().batch(calibrator, kClasses)));
-  const NormalClasses classes = parse_normality(calibrator->finish().normality, "normality.safetensors", manifest);
+  const NormalClasses classes =
+      parse_normality(calibrator->finish().normality, "normality.safetensors", manifest);
   return std::make_unique<Normality>(classes, manifest, c10::kCPU);
 }
 
 }  // namespace
 
-TEST_CASE("evidence: without a normality a bundle with evidence gives the published map and score, and embeds nothing") {
+TEST_CASE("evidence: without a normality a bundle with evidence returns the published map and score") {
   const Images images = five_images();
   const Run plain = run(manifest_with(false), images.batch(nullptr, kClasses)),
             able = run(manifest_with(true), images.batch(nullptr, kClasses));
@@ -137,11 +150,12 @@ TEST_CASE("evidence: without a normality a bundle with evidence gives the publis
   }
 }
 
-TEST_CASE("evidence: calibration receives every image of a batch and leaves its result as it is") {
+TEST_CASE("evidence: calibration receives every image of a batch without changing its result") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   const auto calibrator = std::make_shared<Calibrator>(manifest, 1);
-  const Run calibrating = run(manifest, images.batch(calibrator, kClasses)), plain = run(manifest, images.batch(nullptr, kClasses));
+  const Run calibrating = run(manifest, images.batch(calibrator, kClasses)),
+            plain = run(manifest, images.batch(nullptr, kClasses));
   CHECK(calibrating.embedded == 5);
   for (size_t i = 0; i < images.frames.size(); ++i) {
     CHECK(calibrating.results[i].score == plain.results[i].score);
@@ -154,7 +168,7 @@ TEST_CASE("evidence: calibration receives every image of a batch and leaves its 
   CHECK(classes.at("light").images == 2);
 }
 
-TEST_CASE("evidence: with a normality the map is the combined one, scored in the same way") {
+TEST_CASE("evidence: with a normality the map combines the evidence and is scored the same way") {
   const c10::InferenceMode guard;
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
@@ -168,29 +182,35 @@ TEST_CASE("evidence: with a normality the map is the combined one, scored in the
     REQUIRE(distance != nullptr);
     CHECK(embedding->shape == std::vector<int64_t>{3, 4, 4});
     CHECK(distance->shape == std::vector<int64_t>{4, 4});
-    const at::Tensor map = at::from_blob(const_cast<float*>(result.map.data()), {1, kSize, kSize}, at::kFloat).to(at::kDouble);
+    const at::Tensor map =
+        at::from_blob(const_cast<float*>(result.map.data()), {1, kSize, kSize}, at::kFloat).to(at::kDouble);
     CHECK(result.score == doctest::Approx(pooled_maximum(map, 4, 2).item<double>()).epsilon(1e-5));
     CHECK(stage(result, "map")->values == result.map);
     CHECK(stage(result, "distance_layer1")->shape == std::vector<int64_t>{kSize, kSize});
   }
 }
 
-TEST_CASE("evidence: an image of the memory is near to it; class names choose what it is compared with") {
+TEST_CASE("evidence: an image in the memory has small distances, and the class name selects the entry") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   const Run own = run(manifest, images.batch(nullptr, kClasses), calibrated(manifest));
-  const Run other = run(manifest, images.batch(nullptr, {"light", "light", "light", "dark", "dark"}), calibrated(manifest));
+  const Run other =
+      run(manifest, images.batch(nullptr, {"light", "light", "light", "dark", "dark"}), calibrated(manifest));
   for (size_t i = 0; i < images.frames.size(); ++i) {
     for (const float distance : stage(own.results[i], "memory_distance")->values) CHECK(distance < 1.5F);
     CHECK(other.results[i].score != own.results[i].score);
   }
 }
 
-TEST_CASE("evidence: an embedding of another size than the manifest's is rejected") {
+TEST_CASE("evidence: rejects an embedding whose size differs from the manifest") {
   const Manifest manifest = manifest_with(true);
   const Images images = five_images();
   int embedded = 0;
-  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(embedded, 5), c10::kCPU, at::kFloat, false, calibrated(manifest));
-  CHECK(contains(error_of([&] { (void)pipeline.run(images.batch(nullptr, kClasses), [](int64_t, int64_t) { return true; }); }),
-                 "ERR_DIAD_BUNDLE_INVALID: extractor.pt: Expected a result of [5, 3, 4, 4] but received [5, 3, 5, 5]"));
+  Pipeline pipeline(manifest, std::make_unique<FakeNetworks>(embedded, 5), c10::kCPU, at::kFloat, false,
+                    calibrated(manifest));
+  CHECK(contains(
+      error_of([&] {
+        (void)pipeline.run(images.batch(nullptr, kClasses), [](int64_t, int64_t) { return true; });
+      }),
+      "ERR_DIAD_BUNDLE_INVALID: extractor.pt: Expected a result of [5, 3, 4, 4] but received [5, 3, 5, 5]"));
 }

@@ -22,18 +22,19 @@ namespace {
 using c10::Stream;
 
 struct Recorded {
-  int64_t origin;                // the stream it began on
-  std::set<int64_t> unjoined{};  // others that work was given to since, and that the origin does not wait for
+  int64_t origin;  // the stream on which the capture started
+  // Other streams that received work since, and that the origin does not wait for.
+  std::set<int64_t> unjoined{};
   bool lost = false;
 };
 
 struct State {
   std::recursive_mutex mutex;
   std::vector<std::string> told;
-  int64_t streams = 0;  // handed out; 0 is the default one
+  int64_t streams = 0;  // number of streams created; 0 is the default stream
   std::optional<Recorded> recorded;
-  std::map<uint64_t, int> pools;  // recordings in each
-  std::set<uint64_t> underway;    // pools that a recording allocates from, as the allocator believes
+  std::map<uint64_t, int> pools;  // captures per pool
+  std::set<uint64_t> underway;    // pools with an active capture, as the allocator believes
   uint64_t pools_made = 0;
 };
 
@@ -48,7 +49,7 @@ thread_local int64_t current = 0;
 
 struct FakeEvent {
   int64_t stream;
-  bool recorded;  // part of a recording
+  bool recorded;  // part of a capture
 };
 
 bool is_recorded(int64_t stream) {
@@ -56,7 +57,7 @@ bool is_recorded(int64_t stream) {
   return recorded && (recorded->origin == stream || recorded->unjoined.contains(stream));
 }
 
-// Not allowed while work of that stream is recorded, which ends the recording.
+// Rejects an operation that is not allowed during capture, which also invalidates the capture.
 void refuse_if(bool not_allowed) {
   if (!not_allowed) return;
   state().recorded->lost = true;
@@ -100,7 +101,9 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
       state().recorded->unjoined.insert(later.id());
     }
   }
-  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<FakeEvent*>(event); }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
+    delete static_cast<FakeEvent*>(event);
+  }
 
   void synchronizeStream(const Stream& on) const override {
     const std::scoped_lock lock(state().mutex);
@@ -168,7 +171,9 @@ class Graph final : public at::GraphImplInterface {
 class Memory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t) override { return {nullptr, kDevice}; }
-  void copy_data(void*, const void*, size_t) const override { TORCH_CHECK(false, "there is nothing to copy"); }
+  void copy_data(void*, const void*, size_t) const override {
+    TORCH_CHECK(false, "there is nothing to copy");
+  }
 };
 
 }  // namespace
@@ -180,7 +185,9 @@ void begin() {
 #ifdef DIAD_HAS_GRAPHS
     at::GraphImplRegistry()->Register(
         c10::DeviceTypeName(c10::kPrivateUse1, false),
-        [](const at::GraphImplArgs& args) -> std::unique_ptr<at::GraphImplInterface> { return std::make_unique<Graph>(args); });
+        [](const at::GraphImplArgs& args) -> std::unique_ptr<at::GraphImplInterface> {
+          return std::make_unique<Graph>(args);
+        });
 #endif
     return true;
   }();
@@ -202,7 +209,8 @@ void wait_for_all() { Guard().synchronizeDevice(0); }
 
 at::Tensor tensor() {
   static auto* const memory = new Memory;
-  return at::detail::empty_generic({2, 3}, memory, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), at::kFloat, std::nullopt);
+  return at::detail::empty_generic({2, 3}, memory, c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+                                   at::kFloat, std::nullopt);
 }
 
 }  // namespace fake_device

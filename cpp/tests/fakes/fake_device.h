@@ -1,5 +1,5 @@
-// An accelerator that computes nothing and minds a real one's rules for streams, events and the recording of graphs: what CUDA would refuse
-// throws here, too.
+// An accelerator that computes nothing but enforces a real one's rules for streams, events and graph capture:
+// operations that CUDA would reject throw.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,16 +12,17 @@ namespace fake_device {
 
 inline const c10::Device kDevice(c10::kPrivateUse1, 0);
 
-// Registers it with LibTorch, once, and forgets what was done before.
+// Registers the device with LibTorch once and resets its state.
 void begin();
 
-// What streams were told, in the order: "stream 2", "2 after 0"; and of recordings "record on 2", "end", each with its pool.
+// Returns the operations in order: "stream 2", "2 after 0", and for captures "record on 2" and "end", each
+// with its pool.
 [[nodiscard]] std::vector<std::string> told();
 
-// What waiting for the whole device does: an error while anything is recorded, after which the recording cannot be ended.
+// Synchronizes the whole device: throws during a capture, which can then not be completed.
 void wait_for_all();
 
-// A tensor there, of bytes that nobody can read.
+// Returns a tensor on the device whose data cannot be read.
 [[nodiscard]] at::Tensor tensor();
 
 }  // namespace fake_device

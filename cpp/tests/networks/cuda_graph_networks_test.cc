@@ -1,4 +1,5 @@
-// CapturedModules with recorders that repeat the work themselves: what a device's graphs do to memory, without a device.
+// Tests CapturedModules with recorders that repeat the work themselves: the memory behavior of a device's
+// graphs, without a device.
 #include "networks/cuda_graph_networks.h"
 
 #include <ATen/TensorOperators.h>
@@ -18,15 +19,19 @@ namespace {
 
 using namespace diad;
 
-// Arithmetic in which images, inputs and steps can be told apart.
+// Arithmetic that distinguishes images, inputs and steps.
 class Arithmetic final : public Networks {
  public:
   at::Tensor encode(const at::Tensor& x) override { return counted(2 * x); }
   at::Tensor guide(const at::Tensor& x) override { return counted(x + 1); }
-  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override { return counted(z * (step + 1) + hint); }
+  at::Tensor denoise(const at::Tensor& z, const at::Tensor& hint, int64_t step) override {
+    return counted(z * (step + 1) + hint);
+  }
   at::Tensor decode(const at::Tensor& z) override { return counted(z - 3); }
   Features extract(const at::Tensor& x) override { return {counted(x), x * x, x.sum({2, 3})}; }
-  at::Tensor embed(const Features& maps) override { return counted(maps[0] + maps[1].mean({2, 3}, true) - maps[2]); }
+  at::Tensor embed(const Features& maps) override {
+    return counted(maps[0] + maps[1].mean({2, 3}, true) - maps[2]);
+  }
 
   int calls = 0;
 
@@ -37,7 +42,7 @@ class Arithmetic final : public Networks {
   }
 };
 
-// Repeats the work into the same tensors, as a device's graph does.
+// Repeats the work into the same tensors, like a device's graph.
 class Repetition final : public Recording {
  public:
   explicit Repetition(std::function<Tensors()> work) : work_(std::move(work)) { outputs = work_(); }
@@ -65,7 +70,7 @@ at::Tensor images(int64_t count, uint64_t seed) { return random_tensor({count, 2
 
 }  // namespace
 
-TEST_CASE("recorded modules give each image what plain ones do, whatever the batch, and again") {
+TEST_CASE("captured networks match networks without graphs for all batch sizes and repeated calls") {
   const c10::InferenceMode guard;
   Counting counting;
   Arithmetic plain;
@@ -76,16 +81,17 @@ TEST_CASE("recorded modules give each image what plain ones do, whatever the bat
       const at::Tensor x = images(count, ++seed), hint = images(count, ++seed);
       CHECK(modules.encode(x).equal(plain.encode(x)));
       CHECK(modules.guide(x).equal(plain.guide(x)));
-      for (const int64_t step : {0, 1, 9}) CHECK(modules.denoise(x, hint, step).equal(plain.denoise(x, hint, step)));
+      for (const int64_t step : {0, 1, 9})
+        CHECK(modules.denoise(x, hint, step).equal(plain.denoise(x, hint, step)));
       CHECK(modules.decode(x).equal(plain.decode(x)));
       const Features found = modules.extract(x), expected = plain.extract(x);
       for (size_t i = 0; i < found.size(); ++i) CHECK(found[i].equal(expected[i]));
     }
   }
-  CHECK(counting.recordings == 3 * 7);  // batches of 1, 2 and 4; 70 images are more than any
+  CHECK(counting.recordings == 3 * 7);  // batches of 1, 2 and 4; 70 images exceed the largest
 }
 
-TEST_CASE("a result is the caller's: the next call does not change it") {
+TEST_CASE("the next call does not change an earlier result") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
@@ -96,7 +102,7 @@ TEST_CASE("a result is the caller's: the next call does not change it") {
   CHECK(kept.equal(2 * first));
 }
 
-TEST_CASE("where recording fails or gives something else, execution stays plain and nothing is tried again") {
+TEST_CASE("falls back to running without graphs, permanently, when a capture fails or differs") {
   const c10::InferenceMode guard;
   int tries = 0;
   const Recorder failing = [&](const std::function<Tensors()>&) -> std::unique_ptr<Recording> {
@@ -130,7 +136,7 @@ TEST_CASE("where recording fails or gives something else, execution stays plain 
   }
 }
 
-TEST_CASE("an error of the modules is the caller's, and the next call is recorded as the first would have been") {
+TEST_CASE("an error of the networks is rethrown, and the next call is captured") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
@@ -141,14 +147,14 @@ TEST_CASE("an error of the modules is the caller's, and the next call is recorde
   CHECK(counting.recordings == 1);
 }
 
-TEST_CASE("a CPU has no recorder, nor has CUDA in a LibTorch for CPUs") {
+TEST_CASE("there is no recorder for a CPU, or for CUDA in a CPU build of LibTorch") {
   CHECK_FALSE(graph_recorder(c10::Device(c10::kCPU)));
   CHECK_FALSE(graph_recorder(c10::Device(c10::kCUDA, 0)));
 }
 
 #if __has_include(<ATen/accelerator/Graph.h>)
 
-TEST_CASE("a device's recordings share one stream that is not the default one, and one pool; results are the plain modules'") {
+TEST_CASE("the captures of a device share one non-default stream and one pool and return correct results") {
   const c10::InferenceMode guard;
   fake_device::begin();
   CapturedModules modules(std::make_unique<Arithmetic>(), graph_recorder(fake_device::kDevice));
@@ -167,7 +173,7 @@ TEST_CASE("a device's recordings share one stream that is not the default one, a
   }
 }
 
-TEST_CASE("a pool that has lost its last recording is not asked for again") {
+TEST_CASE("a pool is not reused after its last capture is destroyed") {
   const c10::InferenceMode guard;
   fake_device::begin();
   const Recorder recorder = graph_recorder(fake_device::kDevice);
@@ -180,12 +186,14 @@ TEST_CASE("a pool that has lost its last recording is not asked for again") {
   CHECK_NOTHROW(recorder(work));
 }
 
-TEST_CASE("after an error in what is recorded other calls are recorded; after a recording that could not be ended none is tried") {
+TEST_CASE(
+    "captures continue after an error in the captured work, but not after a capture that failed to end") {
   const c10::InferenceMode guard;
   fake_device::begin();
   const Recorder recorder = graph_recorder(fake_device::kDevice);
   const auto work = [] { return Tensors{images(1, 1)}; };
-  CHECK_THROWS_WITH(recorder([]() -> Tensors { throw std::runtime_error("of an operator"); }), "of an operator");
+  CHECK_THROWS_WITH(recorder([]() -> Tensors { throw std::runtime_error("of an operator"); }),
+                    "of an operator");
   CHECK_NOTHROW(recorder(work));
   CHECK_THROWS_WITH(recorder([]() -> Tensors {
                       fake_device::wait_for_all();
@@ -193,12 +201,12 @@ TEST_CASE("after an error in what is recorded other calls are recorded; after a 
                     }),
                     doctest::Contains("not permitted when stream is capturing"));
   const size_t before = fake_device::told().size();
-  CHECK_THROWS_WITH(recorder(work), "an earlier recording could not be ended");
+  CHECK_THROWS_WITH(recorder(work), "an earlier graph capture failed to end");
   CHECK(fake_device::told().size() == before);
   CHECK_NOTHROW(graph_recorder(fake_device::kDevice)(work));  // of another model
 }
 
-TEST_CASE("another model may wait for its own work while one is recorded") {
+TEST_CASE("another model can synchronize its own work during a capture") {
   const c10::InferenceMode guard;
   fake_device::begin();
   const Recorder recorder = graph_recorder(fake_device::kDevice);
@@ -210,11 +218,13 @@ TEST_CASE("another model may wait for its own work while one is recorded") {
 
 #endif
 
-TEST_CASE("recordings: vectors of images are recorded like all else") {
+TEST_CASE("embed is captured like the other methods") {
   const c10::InferenceMode guard;
   Counting counting;
   CapturedModules modules(std::make_unique<Arithmetic>(), counting.recorder());
-  const Features maps{random_tensor({3, 2, 4, 4}, 1), random_tensor({3, 2, 2, 2}, 2), random_tensor({3, 2, 1, 1}, 3)};
-  for (int round = 0; round < 2; ++round) CHECK(modules.embed(maps).equal(maps[0] + maps[1].mean({2, 3}, true) - maps[2]));
+  const Features maps{random_tensor({3, 2, 4, 4}, 1), random_tensor({3, 2, 2, 2}, 2),
+                      random_tensor({3, 2, 1, 1}, 3)};
+  for (int round = 0; round < 2; ++round)
+    CHECK(modules.embed(maps).equal(maps[0] + maps[1].mean({2, 3}, true) - maps[2]));
   CHECK(counting.recordings == 1);
 }

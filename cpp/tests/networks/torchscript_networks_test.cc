@@ -1,4 +1,4 @@
-// The base bundle's networks as TorchScript.
+// Tests the base bundle's networks as TorchScript.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/ones.h>
@@ -17,19 +17,23 @@
 namespace {
 
 diad::Bundle base_bundle() {
-  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "base", false);
+  return diad::open_bundle(std::filesystem::path(DIAD_FIXTURES) / ".." / ".." / ".." / "models" / "base",
+                           false);
 }
 
-// A bundle of the base's networks with another one in place of `file`; its folder goes with the object.
+// A bundle of the base networks with `file` replaced; its folder is deleted with the object.
 class BundleWith {
  public:
   explicit BundleWith(const torch::jit::Module& network, const std::string& file = "encoder.pt") {
     const std::filesystem::path of_base = bundle_.folder;
-    bundle_.folder = std::filesystem::temp_directory_path() /
-                     (std::string("diad-networks-").append(std::to_string(getpid())).append("-").append(std::to_string(made++)));
+    bundle_.folder = std::filesystem::temp_directory_path() / (std::string("diad-networks-")
+                                                                   .append(std::to_string(getpid()))
+                                                                   .append("-")
+                                                                   .append(std::to_string(made++)));
     std::filesystem::create_directories(bundle_.folder);
     for (const char* name : diad::kModuleFiles) {
-      std::filesystem::copy(of_base / name, bundle_.folder / name, std::filesystem::copy_options::overwrite_existing);
+      std::filesystem::copy(of_base / name, bundle_.folder / name,
+                            std::filesystem::copy_options::overwrite_existing);
     }
     network.save((bundle_.folder / file).string());
   }
@@ -49,7 +53,7 @@ class BundleWith {
 
 }  // namespace
 
-TEST_CASE("features are compared in float32, whatever the networks compute in") {
+TEST_CASE("features are extracted in float32 for every precision") {
   const c10::InferenceMode guard;
   const diad::Bundle bundle = base_bundle();
   const at::Tensor x = random_tensor({1, 3, 256, 256}, 1), z = random_tensor({1, 48, 16, 16}, 2);
@@ -63,7 +67,7 @@ TEST_CASE("features are compared in float32, whatever the networks compute in") 
   }
 }
 
-TEST_CASE("an error inside a network names the functions it passed through, long after the file's module is gone") {
+TEST_CASE("an error inside a network includes the traceback after the module has been released") {
   const c10::InferenceMode guard;
   const diad::Bundle bundle = base_bundle();
   const std::unique_ptr<diad::Networks> modules = diad::load_networks(bundle, c10::Device(c10::kCPU), {});
@@ -82,7 +86,7 @@ TEST_CASE("an error inside a network names the functions it passed through, long
   }
 }
 
-TEST_CASE("methods that call others, in branches too, compute what they say; weights may be read in many places and be alike") {
+TEST_CASE("inlines nested method calls, also in branches, with weights that are shared or equal") {
   const c10::InferenceMode guard;
   torch::jit::Module network("__torch__.Network");
   const at::Tensor weight = random_tensor({4}, 1);
@@ -114,7 +118,7 @@ TEST_CASE("methods that call others, in branches too, compute what they say; wei
   }
 }
 
-TEST_CASE("operations of which each is for the next one alone: as many as the interpreter's stack bears") {
+TEST_CASE("rejects chains of operations that would overflow the interpreter's stack") {
   const c10::InferenceMode guard;
   const auto chain = [](int64_t length) {
     std::string text = "def forward(self, x):\n";
@@ -125,13 +129,15 @@ TEST_CASE("operations of which each is for the next one alone: as many as the in
     return network;
   };
   const BundleWith good(chain(4000));
-  CHECK(diad::load_networks(good.bundle(), c10::Device(c10::kCPU), {})->encode(at::zeros({1})).item<float>() == 4000);
+  CHECK(
+      diad::load_networks(good.bundle(), c10::Device(c10::kCPU), {})->encode(at::zeros({1})).item<float>() ==
+      4000);
   const BundleWith hostile(chain(6000));
   CHECK(contains(error_of([&] { (void)diad::load_networks(hostile.bundle(), c10::Device(c10::kCPU), {}); }),
                  "ERR_DIAD_BUNDLE_INVALID: encoder.pt: Expected at most 5000 operations"));
 }
 
-TEST_CASE("vectors come from the extractor's method embed, where the manifest has evidence") {
+TEST_CASE("computes vectors with the extractor's method embed if the manifest has evidence") {
   const c10::InferenceMode guard;
   torch::jit::Module network("__torch__.Extractor");
   network.register_parameter("weight", random_tensor({5, 3, 1, 1}, 1), /*is_buffer=*/true);
@@ -146,7 +152,8 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
   const at::Tensor x = random_tensor({2, 3, 8, 8}, 2);
   other.bundle().manifest.evidence.reset();
   const auto plain = diad::load_networks(other.bundle(), c10::Device(c10::kCPU), {});
-  CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }), "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
+  CHECK(contains(error_of([&] { (void)plain->embed(plain->extract(x)); }),
+                 "ERR_DIAD_BUNDLE_INVALID: extractor.pt has no method embed"));
   other.bundle().manifest.evidence = diad::EvidenceSettings{};
   const auto modules = diad::load_networks(other.bundle(), c10::Device(c10::kCPU), {});
   for (int round = 0; round < 2; ++round) {
@@ -159,7 +166,7 @@ TEST_CASE("vectors come from the extractor's method embed, where the manifest ha
   }
 }
 
-TEST_CASE("a manifest with evidence needs an extractor with a method embed") {
+TEST_CASE("rejects a manifest with evidence if the extractor has no method embed") {
   torch::jit::Module network("__torch__.Extractor");
   network.define("def forward(self, x):\n  return (x, x, x)\n");
   BundleWith other(network, "extractor.pt");

@@ -1,4 +1,4 @@
-// Frame, noise, DDIM, anomaly map and score: against Pillow, torch and SciPy (fixtures), and by hand.
+// Tests frames, noise, DDIM, anomaly map and score against Pillow, torch and SciPy (fixtures) and by hand.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/from_blob.h>
@@ -38,15 +38,20 @@ diad::Manifest small_manifest() {
   return m;
 }
 
-diad::NetpbmImage fixture(const std::string& name) { return diad::read_netpbm(std::string(DIAD_FIXTURES) + "/" + name + ".ppm"); }
+diad::NetpbmImage fixture(const std::string& name) {
+  return diad::read_netpbm(std::string(DIAD_FIXTURES) + "/" + name + ".ppm");
+}
 
-double largest_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
 
 }  // namespace
 
-TEST_CASE("resize equals Pillow's to the byte") {
-  const std::pair<const char*, uint32_t> cases[] = {{"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32}, {"resize-1x1", 8},
-                                                    {"resize-16x40", 16}, {"resize-33x16", 16}, {"resize-14x60", 16}};
+TEST_CASE("resize is bit-exact with Pillow") {
+  const std::pair<const char*, uint32_t> cases[] = {
+      {"resize-50x37", 16}, {"resize-9x5", 24},   {"resize-100x7", 32}, {"resize-1x1", 8},
+      {"resize-16x40", 16}, {"resize-33x16", 16}, {"resize-14x60", 16}};
   for (const auto& [name, side] : cases) {
     CAPTURE(name);
     const diad::NetpbmImage source = fixture(name);
@@ -55,7 +60,7 @@ TEST_CASE("resize equals Pillow's to the byte") {
   }
 }
 
-TEST_CASE("a large image is resized to the same bytes with worker threads and without") {
+TEST_CASE("resizing a large image with worker threads gives the same bytes") {
   std::vector<uint8_t> pixels(static_cast<size_t>(1301) * 977 * 3);
   for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * i % 251);
   const diad::Frame frame{pixels, 1301, 977, 3};
@@ -66,14 +71,14 @@ TEST_CASE("a large image is resized to the same bytes with worker threads and wi
   for (int i = 0; i < 20; ++i) CHECK(diad::resize_frame(frame, 256) == alone);
 }
 
-TEST_CASE("channels: gray is repeated, alpha dropped") {
+TEST_CASE("channels: replicates gray and drops alpha") {
   CHECK(diad::resize_frame({{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, 2, 2, 3}, 2) ==
         std::vector<uint8_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
   CHECK(diad::to_rgb({{7, 9}, 2, 1, 1}) == std::vector<uint8_t>{7, 7, 7, 9, 9, 9});
   CHECK(diad::to_rgb({{1, 2, 3, 0, 4, 5, 6, 255}, 2, 1, 4}) == std::vector<uint8_t>{1, 2, 3, 4, 5, 6});
 }
 
-TEST_CASE("normalization and back") {
+TEST_CASE("normalization round trip") {
   diad::Manifest m = small_manifest();
   m.image_size = 1;
   const std::vector<uint8_t> rgb{255, 0, 51};
@@ -87,13 +92,14 @@ TEST_CASE("normalization and back") {
   CHECK(diad::denormalized(at::full({3, 1, 1}, 7.0F), m) == std::vector<uint8_t>{255, 255, 255});
 }
 
-TEST_CASE("images that are normalized where they lie have the same bits") {
+TEST_CASE("normalizing a batch of tensors is bit-exact with normalizing single images") {
   diad::Manifest m = small_manifest();
   m.image_size = 16;
   m.mean = {0.485F, 0.456F, 0.406F};
   m.std = {0.229F, 0.224F, 0.225F};
   std::vector<uint8_t> rgb(2 * 16 * 16 * 3);
-  for (size_t i = 0; i < rgb.size(); ++i) rgb[i] = static_cast<uint8_t>(i / 3 + i % 3);  // every level in every channel
+  for (size_t i = 0; i < rgb.size(); ++i)
+    rgb[i] = static_cast<uint8_t>(i / 3 + i % 3);  // every level in every channel
   const at::Tensor together = diad::normalized(at::from_blob(rgb.data(), {2, 16, 16, 3}, at::kByte), m);
   CHECK(together.is_contiguous());
   for (const size_t image : {0, 1}) {
@@ -102,44 +108,50 @@ TEST_CASE("images that are normalized where they lie have the same bits") {
   }
 }
 
-TEST_CASE("noise equals torch's for the seed") {
+TEST_CASE("noise equals torch's for the same seed") {
   for (const uint64_t seed : {uint64_t{0}, uint64_t{7}, (uint64_t{1} << 63) + 5}) {
     CAPTURE(seed);
     const std::vector<float> expected = read_numbers<float>("noise-" + std::to_string(seed) + ".f32");
     const diad::Noise noise = diad::draw_noise(seed, small_manifest());
     REQUIRE(expected.size() == 512);
     CHECK(std::memcmp(noise.posterior.const_data_ptr<float>(), expected.data(), 256 * sizeof(float)) == 0);
-    CHECK(std::memcmp(noise.forward.const_data_ptr<float>(), expected.data() + 256, 256 * sizeof(float)) == 0);
+    CHECK(std::memcmp(noise.forward.const_data_ptr<float>(), expected.data() + 256, 256 * sizeof(float)) ==
+          0);
   }
 }
 
-TEST_CASE("posterior sample: scale, standard deviation, clamped log variance") {
-  const at::Tensor moments = at::cat({at::full({1, 4, 1, 1}, 3.0F), at::full({1, 4, 1, 1}, std::log(4.0F))}, 1);
+TEST_CASE("posterior sample applies scale, standard deviation and clamped log variance") {
+  const at::Tensor moments =
+      at::cat({at::full({1, 4, 1, 1}, 3.0F), at::full({1, 4, 1, 1}, std::log(4.0F))}, 1);
   const at::Tensor noise = at::full({1, 4, 1, 1}, 0.25F);
-  CHECK(diad::sample_posterior(moments, noise, small_manifest()).max().item<double>() == doctest::Approx(0.5 * (3 + 2 * 0.25)));
+  CHECK(diad::sample_posterior(moments, noise, small_manifest()).max().item<double>() ==
+        doctest::Approx(0.5 * (3 + 2 * 0.25)));
   const at::Tensor wild = at::cat({at::zeros({1, 4, 1, 1}), at::full({1, 4, 1, 1}, 1000.0F)}, 1);
-  CHECK(diad::sample_posterior(wild, noise, small_manifest()).max().item<double>() == doctest::Approx(0.5 * 0.25 * std::exp(10.0)));
+  CHECK(diad::sample_posterior(wild, noise, small_manifest()).max().item<double>() ==
+        doctest::Approx(0.5 * 0.25 * std::exp(10.0)));
 }
 
-TEST_CASE("DDIM step by hand") {
+TEST_CASE("DDIM step matches the formula") {
   const at::Tensor x = at::full({1, 4, 1, 1}, 1.0F), eps = at::full({1, 4, 1, 1}, 0.5F);
   const double predicted = (1 - std::sqrt(0.75) * 0.5) / 0.5;
-  CHECK(diad::ddim_update(x, eps, {1, 0.25F, 0.64F}).max().item<double>() == doctest::Approx(0.8 * predicted + 0.6 * 0.5).epsilon(1e-6));
+  CHECK(diad::ddim_update(x, eps, {1, 0.25F, 0.64F}).max().item<double>() ==
+        doctest::Approx(0.8 * predicted + 0.6 * 0.5).epsilon(1e-6));
 }
 
-TEST_CASE("gaussian equals SciPy's") {
-  std::vector<double> source = read_numbers<double>("gaussian-in.f64"), target = read_numbers<double>("gaussian-out.f64");
+TEST_CASE("Gaussian blur equals SciPy's") {
+  std::vector<double> source = read_numbers<double>("gaussian-in.f64"),
+                      target = read_numbers<double>("gaussian-out.f64");
   const at::Tensor maps = at::from_blob(source.data(), {2, 24, 24}, at::kDouble),
                    expected = at::from_blob(target.data(), {2, 24, 24}, at::kDouble);
   CHECK(largest_difference(diad::gaussian_blur(maps, 2.5, 4.0), expected) < 1e-14);
 }
 
-TEST_CASE("a gaussian wider than the map still reflects") {
+TEST_CASE("Gaussian blur reflects repeatedly if it is wider than the map") {
   const at::Tensor flat = at::ones({1, 5, 5}, at::kDouble);
   CHECK(largest_difference(diad::gaussian_blur(flat, 4.0, 4.0), flat) < 1e-12);
 }
 
-TEST_CASE("score: maximum of repeated pools") {
+TEST_CASE("score is the maximum after repeated pools") {
   at::Tensor maps = at::zeros({2, 6, 6}, at::kDouble);
   maps[0].slice(0, 2, 4).slice(1, 2, 4).fill_(1);
   maps[1].fill_(0.25);
@@ -148,7 +160,7 @@ TEST_CASE("score: maximum of repeated pools") {
   CHECK(scores[1].item<double>() == doctest::Approx(0.25));
 }
 
-TEST_CASE("distance: 0 for parallel, 1 for orthogonal features, corners kept by the upsampling") {
+TEST_CASE("distance is 0 for parallel and 1 for orthogonal features, and upsampling keeps corners") {
   const auto features = [] {
     diad::Features f;
     for (at::Tensor& map : f) {

@@ -1,4 +1,4 @@
-// Pipeline with networks that only note how they are called: order, ends, and where their memory comes from.
+// Tests the pipeline with networks that record their calls: order, early stops, and memory pooling.
 #include "pipeline/pipeline.h"
 
 #include <ATen/TensorOperators.h>
@@ -47,11 +47,11 @@ Manifest small_manifest() {
 
 struct Call {
   std::string network;
-  bool pooled;      // what it computes comes from the pool
-  int64_t waiting;  // bytes in the pool when it begins
+  bool pooled;      // results are allocated from the pool
+  int64_t waiting;  // free bytes in the pool at the start
 };
 
-// Networks of a few operators. Each leaves 2 MiB behind.
+// Networks of a few operators. Each one frees a 2 MiB tensor.
 class Noting final : public Networks {
  public:
   explicit Noting(std::vector<Call>& calls) : calls_(calls) {}
@@ -75,14 +75,16 @@ class Noting final : public Networks {
   }
   Features extract(const at::Tensor& x) override {
     note("extract");
-    return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}), at::adaptive_avg_pool2d(x, {2, 2})};
+    return {at::adaptive_avg_pool2d(x, {8, 8}), at::adaptive_avg_pool2d(x, {4, 4}),
+            at::adaptive_avg_pool2d(x, {2, 2})};
   }
 
   std::string failing, misshapen;
 
  private:
   void note(const std::string& network) {
-    calls_.push_back({network, pooled_allocator() != c10::GetCPUAllocator(), static_cast<int64_t>(pool_bytes().waiting)});
+    calls_.push_back(
+        {network, pooled_allocator() != c10::GetCPUAllocator(), static_cast<int64_t>(pool_bytes().waiting)});
     static_cast<void>(pooled_empty({2 * kMiB}, at::kByte));
     if (network == failing) throw std::runtime_error(network + " failed");
   }
@@ -104,8 +106,8 @@ struct Run {
 
 constexpr Wanted kEverything{.map = true, .reconstruction = true, .stages = true};
 
-Run run(bool use_pool, const std::vector<ImageRequest>& batch, const StepCallback& on_step, const std::string& failing = "",
-        const Manifest& manifest = small_manifest()) {
+Run run(bool use_pool, const std::vector<ImageRequest>& batch, const StepCallback& on_step,
+        const std::string& failing = "", const Manifest& manifest = small_manifest()) {
   trim_pool();
   Run result;
   auto networks = std::make_unique<Noting>(result.calls);
@@ -136,15 +138,16 @@ std::vector<float> values_of(const Run& run, const std::string& stage) {
 
 }  // namespace
 
-TEST_CASE("pipeline: each network once, the denoiser once a step, for all images of a batch together") {
+TEST_CASE("pipeline: runs each network once per batch and the denoiser once per step") {
   const Frame frame = frame_of(1);
-  const Run one = run(false, {{&frame, 1, kEverything}}, always), two = run(false, {{&frame, 1, {}}, {&frame, 2, {}}}, always);
+  const Run one = run(false, {{&frame, 1, kEverything}}, always),
+            two = run(false, {{&frame, 1, {}}, {&frame, 2, {}}}, always);
   const std::vector<std::string> expected{"encode", "guide", "denoise 0", "denoise 1", "decode", "extract"};
   CHECK(names(one.calls) == expected);
   CHECK(names(two.calls) == expected);
 }
 
-TEST_CASE("pipeline: the start is signal * z + spread * noise, and exactly signal * z where the spread is 0") {
+TEST_CASE("pipeline: x_T is signal * z + spread * noise, and exactly signal * z for spread 0") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   const auto start_of = [&](uint64_t seed) {
@@ -164,7 +167,7 @@ TEST_CASE("pipeline: the start is signal * z + spread * noise, and exactly signa
   start_of(2);
 }
 
-TEST_CASE("pipeline: a bundle of one step calls the denoiser once, and the step's levels are the manifest's") {
+TEST_CASE("pipeline: a single-step bundle calls the denoiser once with the manifest's noise levels") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   manifest.sqrt_one_minus_alpha_bar_noise = 0;
@@ -179,8 +182,9 @@ TEST_CASE("pipeline: a bundle of one step calls the denoiser once, and the step'
       "", manifest);
   CHECK(names(done.calls) == std::vector<std::string>{"encode", "guide", "denoise 0", "decode", "extract"});
   CHECK(told == std::vector<std::pair<int64_t, int64_t>>{{1, 1}});
-  // alphaBarPrev 1 ends at the predicted latent: (x - sqrt(0.75) eps) / sqrt(0.25).
-  const std::vector<float> start = values_of(done, "x_T"), end = values_of(done, "step_x"), moments = values_of(done, "moments");
+  // With alphaBarPrev 1 the result is the predicted latent: (x - sqrt(0.75) eps) / sqrt(0.25).
+  const std::vector<float> start = values_of(done, "x_T"), end = values_of(done, "step_x"),
+                           moments = values_of(done, "moments");
   REQUIRE(end.size() == start.size());
   for (size_t i = 0; i < end.size(); ++i) {
     const double eps = 0.5 * start[i] - 0.25 * moments[i];  // the encoder's mean is the hint
@@ -188,27 +192,32 @@ TEST_CASE("pipeline: a bundle of one step calls the denoiser once, and the step'
   }
 }
 
-TEST_CASE("pipeline: residual decoding adds the decoded change of the latent to the input") {
+TEST_CASE("pipeline: residual decoding adds the decoded latent difference to the input") {
   const Frame frame = frame_of(1);
   Manifest manifest = small_manifest();
   manifest.residual_decoding = true;
   const Run residual = run(false, {{&frame, 1, kEverything}}, always, "", manifest);
-  CHECK(names(residual.calls) == std::vector<std::string>{"encode", "guide", "denoise 0", "denoise 1", "decode", "decode", "extract"});
-  const std::vector<float> x = values_of(residual, "x"), z = values_of(residual, "z"), steps = values_of(residual, "step_x");
+  CHECK(names(residual.calls) ==
+        std::vector<std::string>{"encode", "guide", "denoise 0", "denoise 1", "decode", "decode", "extract"});
+  const std::vector<float> x = values_of(residual, "x"), z = values_of(residual, "z"),
+                           steps = values_of(residual, "step_x");
   const std::vector<float> reconstruction = values_of(residual, "reconstruction");
   for (size_t channel = 0; channel < 3; ++channel) {
     for (size_t pixel = 0; pixel < kSize * kSize; ++pixel) {
-      const size_t cell = channel * 16 + pixel / kSize / 8 * 4 + pixel % kSize / 8, at = channel * kSize * kSize + pixel;
+      const size_t cell = channel * 16 + pixel / kSize / 8 * 4 + pixel % kSize / 8,
+                   at = channel * kSize * kSize + pixel;
       const float change = std::tanh(steps[48 + cell] / 0.5F) - std::tanh(z[cell] / 0.5F);
       CHECK(reconstruction[at] == doctest::Approx(x[at] + change).epsilon(1e-5));
     }
   }
 }
 
-TEST_CASE("pipeline: an image has what it is asked for and is its own, whatever its company") {
+TEST_CASE("pipeline: an image gets its requested outputs, independent of the rest of the batch") {
   const Frame first = frame_of(1), second = frame_of(90);
-  const ImageRequest alone{&first, 5, kEverything}, other{&second, 6, {.map = false, .reconstruction = false, .stages = false}};
-  const std::vector<ImageResult> single = run(false, {alone}, always).results, both = run(false, {other, alone}, always).results;
+  const ImageRequest alone{&first, 5, kEverything},
+      other{&second, 6, {.map = false, .reconstruction = false, .stages = false}};
+  const std::vector<ImageResult> single = run(false, {alone}, always).results,
+                                 both = run(false, {other, alone}, always).results;
   REQUIRE(single.size() == 1);
   REQUIRE(both.size() == 2);
   CHECK(both[1].score == doctest::Approx(single[0].score).epsilon(1e-6));
@@ -222,7 +231,7 @@ TEST_CASE("pipeline: an image has what it is asked for and is its own, whatever 
   CHECK(both[0].batch_size == 2);
 }
 
-TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes") {
+TEST_CASE("pipeline: stops after a step whose callback returns false, without results") {
   const Frame frame = frame_of(1);
   std::vector<std::pair<int64_t, int64_t>> told;
   const Run stopped = run(true, {{&frame, 1, {}}}, [&](int64_t done, int64_t total) {
@@ -235,7 +244,7 @@ TEST_CASE("pipeline: a step that is not wanted is the last, and no result comes"
   CHECK(pool_bytes().waiting == 0);
 }
 
-TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by the file's name") {
+TEST_CASE("pipeline: rejects network results whose size differs from the manifest") {
   const Frame frame = frame_of(1);
   for (const std::string network : {"encoder", "denoiser", "decoder"}) {
     std::vector<Call> calls;
@@ -250,7 +259,7 @@ TEST_CASE("pipeline: results of other sizes than the manifest's are refused, by 
 
 #ifndef _WIN32
 
-TEST_CASE("pipeline: a tidy one computes in the pool, which serves all networks and is empty after the last; results are the same") {
+TEST_CASE("pipeline: the pool serves all networks, is empty afterwards and does not change results") {
   const Frame frame = frame_of(1);
   const std::vector<ImageRequest> batch{{&frame, 1, kEverything}};
   const Run plain = run(false, batch, always), use_pool = run(true, batch, always);
@@ -261,7 +270,7 @@ TEST_CASE("pipeline: a tidy one computes in the pool, which serves all networks 
   for (const Call& call : use_pool.calls) {
     CAPTURE(call.network);
     CHECK(call.pooled);
-    CHECK(call.waiting == (&call == &use_pool.calls.front() ? 0 : 2 * kMiB));  // what the first one let go
+    CHECK(call.waiting == (&call == &use_pool.calls.front() ? 0 : 2 * kMiB));  // freed by earlier networks
   }
   CHECK(pool_bytes().waiting == 0);
   REQUIRE(use_pool.results.size() == 1);
@@ -269,7 +278,7 @@ TEST_CASE("pipeline: a tidy one computes in the pool, which serves all networks 
   CHECK(use_pool.results[0].map == plain.results[0].map);
 }
 
-TEST_CASE("pipeline: what a network that fails has left in the pool goes, too") {
+TEST_CASE("pipeline: a failing network leaves the pool empty") {
   const Frame frame = frame_of(1);
   for (const char* network : {"encode", "denoise 1", "extract"}) {
     const Run failed = run(true, {{&frame, 1, {}}}, always, network);

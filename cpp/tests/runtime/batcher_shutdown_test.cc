@@ -1,4 +1,4 @@
-// The queue with a runner that is no model: cancellation, deadlines, shutdown, failures.
+// Tests the queue with a runner without a model: cancellation, timeouts, shutdown, failures.
 #include <atomic>
 #include <limits>
 #include <map>
@@ -10,42 +10,44 @@
 #include "support.h"
 #include "support/cancellation.h"
 
-TEST_CASE("queue: cancelled images answer at once, a batch nobody wants stops between steps") {
+TEST_CASE("queue: cancelled images complete at once and a fully cancelled batch stops between steps") {
   Gate gate;
   std::atomic<int> steps{0};
-  Batcher batcher({.max_batch = 2}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    for (int64_t step = 1; step <= 10; ++step) {
-      ++steps;
-      if (!on_step(step, 10)) return std::vector<ImageResult>{};
-    }
-    return std::vector<ImageResult>(batch.size());
-  });
+  Batcher batcher({.max_batch = 2},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    for (int64_t step = 1; step <= 10; ++step) {
+                      ++steps;
+                      if (!on_step(step, 10)) return std::vector<ImageResult>{};
+                    }
+                    return std::vector<ImageResult>(batch.size());
+                  });
   uint64_t id = 0;
   auto cancelled = submit(batcher, 1, 0ms, 0, &id);
   while (batcher.stats().running == 0) std::this_thread::yield();
   CHECK(batcher.cancel(id));
-  CHECK(code_of(cancelled) == "ERR_DIAD_CANCELLED");  // although its batch still runs
+  CHECK(code_of(cancelled) == "ERR_DIAD_CANCELLED");  // although its batch is still running
   CHECK_FALSE(batcher.cancel(id));
   CHECK_FALSE(batcher.cancel(12345));
   gate.open();
   auto next = submit(batcher, 2);
   CHECK(code_of(next) == "done");
-  CHECK(steps == 11);  // one step of the unwanted batch, ten of the next
+  CHECK(steps == 11);  // one step of the cancelled batch, ten of the next
   CHECK(batcher.stats().cancelled == 1);
 }
 
-TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody still wants goes on") {
+TEST_CASE("queue: a batch stops inside a step only when all its images are cancelled") {
   std::atomic<int> started{0}, interrupted{0};
-  Batcher batcher({.max_batch = 2, .max_delay = 60'000ms}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    if (++started > 1) return seeds_as_scores(batch, on_step);
-    try {
-      for (;;) diad::check_cancelled();  // a step that never ends by itself
-    } catch (const diad::Cancelled&) {
-      ++interrupted;
-      throw;
-    }
-  });
+  Batcher batcher({.max_batch = 2, .max_delay = 60'000ms},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    if (++started > 1) return seeds_as_scores(batch, on_step);
+                    try {
+                      for (;;) diad::check_cancelled();  // a step that never ends on its own
+                    } catch (const diad::Cancelled&) {
+                      ++interrupted;
+                      throw;
+                    }
+                  });
   uint64_t first_id = 0, second_id = 0;
   auto first = submit(batcher, 1, 0ms, 0, &first_id), second = submit(batcher, 2, 0ms, 0, &second_id);
   while (started == 0) std::this_thread::yield();
@@ -54,25 +56,26 @@ TEST_CASE("queue: a batch nobody wants stops inside a step, one that somebody st
   CHECK(interrupted == 0);
   CHECK(batcher.cancel(second_id));
   auto third = submit(batcher, 3), fourth = submit(batcher, 4);
-  CHECK(score_of(third) == 3);  // what was said about the last batch is no longer true of this one
+  CHECK(score_of(third) == 3);  // the cancellation of the previous batch does not apply to this one
   CHECK(interrupted == 1);
   CHECK(code_of(first) == "ERR_DIAD_CANCELLED");
   CHECK(code_of(second) == "ERR_DIAD_CANCELLED");
 }
 
-TEST_CASE("queue: closing does not wait for a step that would not end") {
+TEST_CASE("queue: closing stops an endless step") {
   std::atomic<bool> started{false};
-  Batcher batcher({.max_batch = 1}, [&](std::span<const ImageRequest>, const diad::StepCallback&) -> std::vector<ImageResult> {
-    started = true;
-    for (;;) diad::check_cancelled();
-  });
+  Batcher batcher({.max_batch = 1},
+                  [&](std::span<const ImageRequest>, const diad::StepCallback&) -> std::vector<ImageResult> {
+                    started = true;
+                    for (;;) diad::check_cancelled();
+                  });
   auto pending = submit(batcher, 1);
   while (!started) std::this_thread::yield();
   batcher.close();
   CHECK(code_of(pending) == "ERR_DIAD_CLOSED");
 }
 
-TEST_CASE("queue: deadlines pass while waiting and while running") {
+TEST_CASE("queue: timeouts apply to waiting and running images") {
   Gate gate;
   std::atomic<bool> started{false};
   Batcher batcher({.max_batch = 1}, [&](auto batch, const auto& on_step) {
@@ -82,7 +85,7 @@ TEST_CASE("queue: deadlines pass while waiting and while running") {
   });
   uint64_t passed = 0;
   std::future<Outcome> running;
-  for (auto timeout = 20ms; !started; timeout *= 2) {  // a busy machine may take longer than that to start
+  for (auto timeout = 20ms; !started; timeout *= 2) {  // a busy machine can take longer than that to start
     running = submit(batcher, 1, timeout);
     CHECK(code_of(running) == "ERR_DIAD_TIMEOUT");
     ++passed;
@@ -94,7 +97,7 @@ TEST_CASE("queue: deadlines pass while waiting and while running") {
   CHECK(batcher.stats().failed == passed + 1);
 }
 
-TEST_CASE("queue: closing a session leaves the others, closing the queue leaves nobody waiting") {
+TEST_CASE("queue: closing a session keeps other sessions, closing the queue completes all images") {
   Gate gate;
   Batcher batcher({.max_batch = 1}, [&](auto batch, const auto& on_step) {
     gate.wait();
@@ -117,10 +120,12 @@ TEST_CASE("queue: closing a session leaves the others, closing the queue leaves 
 }
 
 TEST_CASE("queue: a failing runner fails its batch only") {
-  Batcher batcher({.max_batch = 1}, [](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    if (batch[0].seed == 1) throw std::runtime_error("the network is odd\nand its trace is long");
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 1},
+                  [](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    if (batch[0].seed == 1)
+                      throw std::runtime_error("the network is odd\nand its trace is long");
+                    return seeds_as_scores(batch, on_step);
+                  });
   auto bad = submit(batcher, 1), good = submit(batcher, 2);
   const Outcome outcome = bad.get();
   CHECK(std::get<Failure>(outcome).code == std::string("ERR_DIAD_INTERNAL"));
@@ -128,16 +133,17 @@ TEST_CASE("queue: a failing runner fails its batch only") {
   CHECK(score_of(good) == 2);
 }
 
-TEST_CASE("queue: a batch that does not fit into memory is tried in halves") {
+TEST_CASE("queue: a batch that runs out of memory is retried in halves") {
   std::vector<size_t> sizes;
   Gate gate;
-  Batcher batcher({.max_batch = 4}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    sizes.push_back(batch.size());
-    if (batch.size() > 1) throw std::bad_alloc();
-    if (batch[0].seed == 3) throw std::bad_alloc();
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 4},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    sizes.push_back(batch.size());
+                    if (batch.size() > 1) throw std::bad_alloc();
+                    if (batch[0].seed == 3) throw std::bad_alloc();
+                    return seeds_as_scores(batch, on_step);
+                  });
   auto first = submit(batcher, 0);
   while (batcher.stats().running == 0) std::this_thread::yield();
   std::vector<std::future<Outcome>> pending;
@@ -150,11 +156,12 @@ TEST_CASE("queue: a batch that does not fit into memory is tried in halves") {
   CHECK(sizes == std::vector<size_t>{1, 4, 2, 1, 1, 2, 1, 1});
 }
 
-TEST_CASE("queue: every submission is answered exactly once under a storm of cancels") {
+TEST_CASE("queue: every submission completes exactly once under many concurrent cancellations") {
   Batcher batcher({.max_batch = 5, .queue_limit = 100000}, seeds_as_scores);
   std::vector<std::future<Outcome>> pending;
   std::vector<uint64_t> ids(3000);
-  for (size_t i = 0; i < ids.size(); ++i) pending.push_back(submit(batcher, i, i % 7 == 0 ? 1ms : 0ms, 0, &ids[i]));
+  for (size_t i = 0; i < ids.size(); ++i)
+    pending.push_back(submit(batcher, i, i % 7 == 0 ? 1ms : 0ms, 0, &ids[i]));
   std::thread canceller([&] {
     for (size_t i = 0; i < ids.size(); i += 3) batcher.cancel(ids[i]);
   });
@@ -169,12 +176,13 @@ TEST_CASE("queue: every submission is answered exactly once under a storm of can
   CHECK(stats.completed + stats.failed + stats.cancelled == 3000);
 }
 
-TEST_CASE("queue: an image that is cancelled while it waits is let go at once, not when its turn comes") {
+TEST_CASE("queue: cancelling a queued image releases it at once") {
   Gate gate;
-  Batcher batcher({.max_batch = 1}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    return seeds_as_scores(batch, on_step);
-  });
+  Batcher batcher({.max_batch = 1},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    return seeds_as_scores(batch, on_step);
+                  });
   std::future<Outcome> running = submit(batcher, 1);
   while (batcher.stats().running == 0) std::this_thread::sleep_for(1ms);
   const auto held = std::make_shared<int>(0);  // lives as long as the submission
@@ -190,17 +198,18 @@ TEST_CASE("queue: an image that is cancelled while it waits is let go at once, n
   CHECK(code_of(running) == "done");
 }
 
-TEST_CASE("queue: a score that is no number fails its image, not the others of its batch") {
+TEST_CASE("queue: a non-finite score fails only its own image") {
   Gate gate;
-  Batcher batcher({.max_batch = 3}, [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
-    gate.wait();
-    std::vector<ImageResult> results = seeds_as_scores(batch, on_step);
-    for (ImageResult& result : results) {
-      if (result.score == 2) result.score = std::numeric_limits<double>::quiet_NaN();
-      if (result.score == 3) result.score = std::numeric_limits<double>::infinity();
-    }
-    return results;
-  });
+  Batcher batcher({.max_batch = 3},
+                  [&](std::span<const ImageRequest> batch, const diad::StepCallback& on_step) {
+                    gate.wait();
+                    std::vector<ImageResult> results = seeds_as_scores(batch, on_step);
+                    for (ImageResult& result : results) {
+                      if (result.score == 2) result.score = std::numeric_limits<double>::quiet_NaN();
+                      if (result.score == 3) result.score = std::numeric_limits<double>::infinity();
+                    }
+                    return results;
+                  });
   std::future<Outcome> first = submit(batcher, 9);
   std::vector<std::future<Outcome>> others;
   for (const uint64_t seed : {1, 2, 3}) others.push_back(submit(batcher, seed));
@@ -212,6 +221,6 @@ TEST_CASE("queue: a score that is no number fails its image, not the others of i
     const auto* const failure = std::get_if<Failure>(&outcome);
     REQUIRE(failure != nullptr);
     CHECK(std::string(failure->code) == "ERR_DIAD_INTERNAL");
-    CHECK(contains(failure->message, "is no finite number"));
+    CHECK(contains(failure->message, "is not finite"));
   }
 }

@@ -1,11 +1,11 @@
-// Interruption: who asks, on which thread.
+// Tests cancellation scopes.
 #include "support/cancellation.h"
 
 #include <thread>
 
 #include "support.h"
 
-TEST_CASE("interruption: scopes nest, and a thread without one is never interrupted") {
+TEST_CASE("cancellation: scopes nest, and a thread without a scope is never cancelled") {
   diad::check_cancelled();
   bool inner_unwanted = false;
   const diad::CancellationScope outer([] { return false; });

@@ -1,4 +1,4 @@
-// Limits of control groups, from files as the kernel writes them.
+// Tests CPU limits of control groups with files in the kernel's format.
 #include "support/cgroup_cpu_limit.h"
 
 #include <fstream>
@@ -17,8 +17,9 @@ void write(const fs::path& file, const std::string& text) {
 
 }  // namespace
 
-TEST_CASE("a quota of processors is the least of the process's groups and those above, rounded up") {
-  const fs::path folder = fs::temp_directory_path() / ("diad-quota-" + std::to_string(reinterpret_cast<uintptr_t>(&folder)));
+TEST_CASE("the CPU quota is the smallest of the process's groups and their parents, rounded up") {
+  const fs::path folder =
+      fs::temp_directory_path() / ("diad-quota-" + std::to_string(reinterpret_cast<uintptr_t>(&folder)));
   const fs::path self = folder / "self", groups = folder / "groups";
   const auto quota = [&](const std::string& mine) {
     write(self, mine);

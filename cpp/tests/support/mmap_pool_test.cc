@@ -1,4 +1,4 @@
-// Memory outside the heap: what waits in the pool, what serves again, what goes back.
+// Tests the memory pool: free pieces, reuse, release.
 #include "support/mmap_pool.h"
 
 #include <c10/core/CPUAllocator.h>
@@ -26,7 +26,7 @@ using namespace diad;
 
 constexpr int64_t kMiB = 1 << 20;
 
-// What the pool holds beyond what it held before the test.
+// Pool usage in addition to the usage before the test.
 class Held {
  public:
   Held() {
@@ -42,7 +42,7 @@ class Held {
 
 at::Tensor piece(int64_t bytes) { return pooled_empty({bytes}, at::kByte); }
 
-TEST_CASE("outside a PooledScope, and below 1 MiB, memory is LibTorch's") {
+TEST_CASE("allocates from LibTorch outside a PooledScope and below 1 MiB") {
   const Held held;
   CHECK(pooled_allocator() == c10::GetCPUAllocator());
   const at::Tensor outside = piece(4 * kMiB);
@@ -55,7 +55,7 @@ TEST_CASE("outside a PooledScope, and below 1 MiB, memory is LibTorch's") {
   CHECK(pooled_allocator() == c10::GetCPUAllocator());
 }
 
-TEST_CASE("of a piece that was let go the next takes what it needs, and the rest waits on") {
+TEST_CASE("an allocation takes part of a free piece and leaves the rest free") {
   const Held held;
   const PooledScope scope(true);
   at::Tensor first = piece(8 * kMiB);
@@ -71,10 +71,11 @@ TEST_CASE("of a piece that was let go the next takes what it needs, and the rest
   CHECK(Held::waiting() == 0);
 }
 
-TEST_CASE("neighbors that were let go become one piece, in whatever order") {
+TEST_CASE("freed neighbors are merged in any order") {
   const Held held;
   const PooledScope scope(true);
-  const std::vector<std::vector<size_t>> orders{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+  const std::vector<std::vector<size_t>> orders{{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                                {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
   piece(9 * kMiB);
   for (const auto& order : orders) {
     std::vector<at::Tensor> pieces{piece(2 * kMiB), piece(3 * kMiB), piece(4 * kMiB)};
@@ -87,20 +88,21 @@ TEST_CASE("neighbors that were let go become one piece, in whatever order") {
     CHECK(Held::waiting() == 9 * kMiB);
     const at::Tensor whole = piece(9 * kMiB);
     CHECK(whole.const_data_ptr<uint8_t>() == place);
-    CHECK(whole.eq(7).all().item<bool>());  // mapped anew, perhaps at the same place, it would be zeros
+    CHECK(whole.eq(7).all().item<bool>());  // a new mapping would contain zeros
   }
 }
 
-TEST_CASE("the smallest piece that is enough serves") {
+TEST_CASE("an allocation takes the smallest piece that fits") {
   const Held held;
   const PooledScope scope(true);
-  std::vector<at::Tensor> pieces{piece(8 * kMiB), piece(kMiB), piece(3 * kMiB), piece(kMiB), piece(2 * kMiB)};  // neighbors or not
+  std::vector<at::Tensor> pieces{piece(8 * kMiB), piece(kMiB), piece(3 * kMiB), piece(kMiB),
+                                 piece(2 * kMiB)};  // not all of them neighbors
   const auto* const place = pieces[2].const_data_ptr<uint8_t>();
   for (const size_t which : {0, 2, 4}) pieces[which] = at::Tensor();
   CHECK(piece(2 * kMiB + 1).const_data_ptr<uint8_t>() == place);
 }
 
-TEST_CASE("what waits gives way before all together exceed what was in use at once") {
+TEST_CASE("free pieces are unmapped before the total exceeds the peak use") {
   const Held held;
   const PooledScope scope(true);
   at::Tensor large = piece(10 * kMiB);
@@ -109,7 +111,7 @@ TEST_CASE("what waits gives way before all together exceed what was in use at on
   large = small = at::Tensor();
   CHECK(Held::waiting() == 14 * kMiB);
   {
-    const at::Tensor fits_nowhere = piece(11 * kMiB);  // the largest goes first
+    const at::Tensor fits_nowhere = piece(11 * kMiB);  // the largest piece is unmapped first
     CHECK(held.used() == 12 * kMiB);
     CHECK(Held::waiting() <= 3 * kMiB);
     const at::Tensor largest_yet = piece(20 * kMiB);
@@ -122,7 +124,7 @@ TEST_CASE("what waits gives way before all together exceed what was in use at on
   CHECK(held.used() == kMiB);
 }
 
-TEST_CASE("releasing forgets how much was in use") {
+TEST_CASE("trim_pool resets the peak use") {
   const Held held;
   const PooledScope scope(true);
   piece(64 * kMiB);
@@ -132,30 +134,32 @@ TEST_CASE("releasing forgets how much was in use") {
   CHECK(Held::waiting() == 8 * kMiB);
 }
 
-TEST_CASE("a piece that cannot be had is an error, and the pool goes on") {
+TEST_CASE("the pool works after a failed allocation") {
   const Held held;
   const PooledScope scope(true);
   piece(4 * kMiB);
-  for (const int64_t bytes : {int64_t{1} << 60, std::numeric_limits<int64_t>::max()}) CHECK_THROWS_AS(piece(bytes), std::bad_alloc);
+  for (const int64_t bytes : {int64_t{1} << 60, std::numeric_limits<int64_t>::max()})
+    CHECK_THROWS_AS(piece(bytes), std::bad_alloc);
   CHECK(held.used() == 0);
   CHECK(Held::waiting() == 0);
   piece(4 * kMiB);
   piece(8 * kMiB);
-  CHECK(Held::waiting() == 8 * kMiB);  // as if what could not be had had never been asked for
+  CHECK(Held::waiting() == 8 * kMiB);  // the failed allocation does not count as peak use
 }
 
 #ifdef DIAD_HAS_ADDRESS_LIMIT
 
-TEST_CASE("what waits is given back when the system refuses a piece") {
+TEST_CASE("free pieces are unmapped when the system rejects a mapping") {
   constexpr int64_t kPiece = 64 * kMiB;
   const Held held;
   const PooledScope scope(true);
   std::vector<at::Tensor> pieces;
   for (int i = 0; i < 8; ++i) pieces.push_back(piece(kPiece));
   std::ranges::sort(pieces, {}, [](const at::Tensor& one) { return one.const_data_ptr<uint8_t>(); });
-  for (size_t i = 0; i < pieces.size(); i += 2) pieces[i].reset();  // none beside another
+  for (size_t i = 0; i < pieces.size(); i += 2) pieces[i].reset();  // no two are neighbors
   REQUIRE(Held::waiting() == 4 * kPiece);
-  // None of the four is large enough. Two go anyway, lest all together exceed what was in use; here that is not enough.
+  // None of the four is large enough. Two are unmapped anyway to stay below the peak use, which is not enough
+  // here.
   const AddressLimit limit(address_space() - 2 * kPiece);
   const at::Tensor larger = piece(kPiece * 3 / 2);
   CHECK(Held::waiting() == 0);
@@ -165,7 +169,7 @@ TEST_CASE("what waits is given back when the system refuses a piece") {
 
 #endif
 
-TEST_CASE("pieces of many sizes, let go in any order, never share a byte") {
+TEST_CASE("pieces of many sizes, freed in any order, never overlap") {
   const Held held;
   const PooledScope scope(true);
   std::mt19937 random(5);
@@ -191,7 +195,7 @@ TEST_CASE("pieces of many sizes, let go in any order, never share a byte") {
   CHECK(Held::waiting() == 0);
 }
 
-TEST_CASE("nothing waits after the scope, nor after one that an error ends; a scope inside another ends nothing") {
+TEST_CASE("the outermost scope empties the pool, also when it ends with an exception") {
   const Held held;
   {
     const PooledScope scope(true);
@@ -212,7 +216,7 @@ TEST_CASE("nothing waits after the scope, nor after one that an error ends; a sc
   CHECK(pooled_allocator() == c10::GetCPUAllocator());
 }
 
-TEST_CASE("pieces outlive their scope; then nothing waits for them") {
+TEST_CASE("pieces can outlive their scope and are then unmapped at once") {
   const Held held;
   std::optional<at::Tensor> kept;
   {
@@ -227,7 +231,7 @@ TEST_CASE("pieces outlive their scope; then nothing waits for them") {
   CHECK(Held::waiting() == 0);
 }
 
-TEST_CASE("a layer computes the same, to the bit, with the pool and without it, also into memory that another has filled") {
+TEST_CASE("a layer is bit-exact with and without the pool, also in reused memory") {
   const c10::InferenceMode guard;
   const at::Tensor weight = random_tensor({32, 32, 3, 3}, 1), x = random_tensor({1, 32, 128, 128}, 2);
   SKIP_UNLESS(WinogradConv::available(weight), "needs AVX2");

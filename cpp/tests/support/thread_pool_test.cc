@@ -1,4 +1,4 @@
-// Loops that are shared with worker threads.
+// Tests loops on the thread pool.
 #include "support/thread_pool.h"
 
 #include <doctest/doctest.h>
@@ -14,7 +14,7 @@ using namespace diad;
 
 namespace {
 
-// How often each place of a loop was visited; every one once is right.
+// Counts the visits of each index of a loop; each should be 1.
 std::vector<int> visits(int64_t count, int64_t grain) {
   std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
   parallel_for(count, grain, [&](int64_t begin, int64_t end) {
@@ -25,7 +25,7 @@ std::vector<int> visits(int64_t count, int64_t grain) {
 
 }  // namespace
 
-TEST_CASE("every place of a loop is visited once, with and without worker threads, whatever the grain") {
+TEST_CASE("every index is visited once, with and without worker threads, for every grain") {
   for (const int count : {0, 1, 3, 7}) {
     ThreadPool pool(count);
     CHECK(pool.count() == count);
@@ -39,10 +39,10 @@ TEST_CASE("every place of a loop is visited once, with and without worker thread
       }
     }
   }
-  CHECK(visits(10, 1) == std::vector<int>(10, 1));  // after the scope: this thread alone
+  CHECK(visits(10, 1) == std::vector<int>(10, 1));  // after the scope: on this thread only
 }
 
-TEST_CASE("many short loops one after another lose and repeat nothing") {
+TEST_CASE("many consecutive short loops visit every index once") {
   ThreadPool pool(3);
   const ThreadPoolScope sharing(pool);
   int64_t sum = 0;
@@ -56,7 +56,7 @@ TEST_CASE("many short loops one after another lose and repeat nothing") {
   CHECK(sum == int64_t{8} * 19999 * 20000 / 2 + int64_t{28} * 20000);
 }
 
-TEST_CASE("worker threads take part") {
+TEST_CASE("worker threads run part of a loop") {
   ThreadPool pool(1);
   const ThreadPoolScope sharing(pool);
   std::atomic<bool> elsewhere{false};
@@ -71,7 +71,7 @@ TEST_CASE("worker threads take part") {
   CHECK(elsewhere);
 }
 
-TEST_CASE("what a loop's body throws arrives, whoever ran it, and the next loop is whole") {
+TEST_CASE("an exception of a loop body is rethrown on the owner, and the next loop is complete") {
   ThreadPool pool(2);
   const ThreadPoolScope sharing(pool);
   for (int64_t bad = 0; bad < 60; ++bad) {
@@ -88,7 +88,7 @@ TEST_CASE("what a loop's body throws arrives, whoever ran it, and the next loop 
   }
 }
 
-TEST_CASE("a loop inside a loop runs on the thread that has come to it") {
+TEST_CASE("a nested loop runs on the thread that calls it") {
   ThreadPool pool(2);
   const ThreadPoolScope sharing(pool);
   std::atomic<int64_t> total{0};
@@ -103,11 +103,12 @@ TEST_CASE("a loop inside a loop runs on the thread that has come to it") {
   CHECK(total == 120);
 }
 
-TEST_CASE("a worker thread that loses its core is waited for, then left alone for a while, then asked again") {
+TEST_CASE("a delayed worker is waited for, then not used for a while, then used again") {
   ThreadPool pool(1);
   const ThreadPoolScope sharing(pool);
   const auto owner = std::this_thread::get_id();
-  // Both threads are in the loop: the worker thread comes while the owner waits, and stays after the owner's part.
+  // Both threads run part of the loop: the worker joins while the owner waits, and stays longer than the
+  // owner.
   const auto helped = [&](std::chrono::milliseconds late) {
     std::atomic<bool> came{false};
     parallel_for(2, 1, [&](int64_t, int64_t) {
@@ -130,11 +131,11 @@ TEST_CASE("a worker thread that loses its core is waited for, then left alone fo
   REQUIRE(helped_in_time(at_once));
   REQUIRE(helped_in_time(late));
   CHECK_FALSE(helped(at_once));
-  std::this_thread::sleep_for(11 * late);  // ten times as long as it was late
+  std::this_thread::sleep_for(11 * late);  // ten times the delay
   CHECK(helped_in_time(at_once));
 }
 
-TEST_CASE("worker threads of several threads do not mix") {
+TEST_CASE("pools of several threads are independent") {
   std::vector<std::thread> owners;
   std::atomic<int64_t> wrong{0};
   for (int i = 0; i < 3; ++i) {

@@ -11,7 +11,11 @@ interface Names {
   readonly inner: string;
 }
 
-const MVTEC: Names = { test: 'test', masks: (folder, defect) => path.join(folder, 'ground_truth', defect), inner: '' };
+const MVTEC: Names = {
+  test: 'test',
+  masks: (folder, defect) => path.join(folder, 'ground_truth', defect),
+  inner: '',
+};
 
 async function readClass(root: string, className: string, names: Names): Promise<TestImage[]> {
   const classFolder = path.join(root, className);
@@ -55,7 +59,8 @@ async function testFolders(
 }
 
 const detectDefects =
-  (fits: (defects: readonly string[], classFolder: string) => boolean | Promise<boolean>) => async (root: string, only?: string) => {
+  (fits: (defects: readonly string[], classFolder: string) => boolean | Promise<boolean>) =>
+  async (root: string, only?: string) => {
     const found = await testFolders(root, only);
     return found !== undefined && (await fits(found.defects, found.classFolder));
   };
@@ -81,7 +86,9 @@ export const visaReorganized: Layout = {
 
 /** MVTec LOCO: CLASS/test/{good,logical_anomalies,structural_anomalies}; several masks in CLASS/ground_truth/DEFECT/NNN/, whose union counts. */
 export const loco: Layout = {
-  detect: detectDefects((defects) => defects.includes('logical_anomalies') || defects.includes('structural_anomalies')),
+  detect: detectDefects(
+    (defects) => defects.includes('logical_anomalies') || defects.includes('structural_anomalies'),
+  ),
   read: mvtec.read,
 };
 
@@ -98,7 +105,11 @@ export const mvtec3d: Layout = {
     return first !== undefined && (await list(path.join(classFolder, 'test', first))).folders.includes('rgb');
   }),
   read: (root, only) =>
-    readClasses(root, { test: 'test', masks: (folder, defect) => path.join(folder, 'test', defect, 'gt'), inner: 'rgb' }, only),
+    readClasses(
+      root,
+      { test: 'test', masks: (folder, defect) => path.join(folder, 'test', defect, 'gt'), inner: 'rgb' },
+      only,
+    ),
 };
 
 const MVTEC2: Names = {
@@ -125,12 +136,22 @@ async function readPlain(folder: string, className: string): Promise<TestImage[]
   for (const defect of folders.filter((name) => name !== maskRoot)) {
     const defective = !isGoodName(defect);
     // Masks lie in masks/ itself or in masks/DEFECT/.
-    const maskFolders = maskRoot === undefined || !defective ? [] : [path.join(folder, maskRoot, defect), path.join(folder, maskRoot)];
+    const maskFolders =
+      maskRoot === undefined || !defective
+        ? []
+        : [path.join(folder, maskRoot, defect), path.join(folder, maskRoot)];
     const listings = await Promise.all(maskFolders.map(list));
     for (const image of (await list(path.join(folder, defect))).images) {
       let masks: readonly string[] = [];
-      for (const [i, listing] of listings.entries()) if (masks.length === 0) masks = await masksFor(image, maskFolders[i]!, listing);
-      found.push({ file: path.join(folder, defect, image), className, defect: defective ? defect : 'good', defective, masks });
+      for (const [i, listing] of listings.entries())
+        if (masks.length === 0) masks = await masksFor(image, maskFolders[i]!, listing);
+      found.push({
+        file: path.join(folder, defect, image),
+        className,
+        defect: defective ? defect : 'good',
+        defective,
+        masks,
+      });
     }
   }
   return found;

@@ -19,7 +19,8 @@ async function imagesIn(folder: string, className: string): Promise<GoodImage[]>
 async function trainImagesOf(folder: string, className: string): Promise<GoodImage[]> {
   const train = path.join(folder, 'train');
   const good = (await list(train)).folders.filter(isGoodName);
-  if (good.length === 0) throw problem(`Expected normal images in ${path.join(train, 'good')} but there is no such folder`);
+  if (good.length === 0)
+    throw problem(`Expected normal images in ${path.join(train, 'good')} but there is no such folder`);
   return (await Promise.all(good.map((name) => imagesIn(path.join(train, name), className)))).flat();
 }
 

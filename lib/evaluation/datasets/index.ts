@@ -3,7 +3,15 @@ import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { oneOf, requiredText } from '../../validate.js';
 import { btad, folder, loco, mpdd, mvtec, mvtec2, mvtec3d, visaReorganized } from './folders.js';
-import { LAYOUT_NAMES, list, problem, type DataSet, type Layout, type LayoutName, type TestImage } from './layout.js';
+import {
+  LAYOUT_NAMES,
+  list,
+  problem,
+  type DataSet,
+  type Layout,
+  type LayoutName,
+  type TestImage,
+} from './layout.js';
 import { realIad, visa } from './listed.js';
 
 export { LAYOUT_NAMES, type DataSet, type LayoutName, type TestImage } from './layout.js';
@@ -37,7 +45,10 @@ async function detect(root: string, only: string | undefined): Promise<LayoutNam
 const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 const inOrder = (a: TestImage, b: TestImage): number =>
-  order(a.className, b.className) || Number(a.defective) - Number(b.defective) || order(a.defect, b.defect) || order(a.file, b.file);
+  order(a.className, b.className) ||
+  Number(a.defective) - Number(b.defective) ||
+  order(a.defect, b.defect) ||
+  order(a.file, b.file);
 
 /**
  * Lists the test images of a data set.
@@ -53,8 +64,10 @@ export async function readDataSet(folderOfSet: string, layout?: LayoutName): Pro
   });
   if (!status.isDirectory()) throw problem(`Expected a folder but ${folderOfSet} is a file`);
   const [base, only] = (await isClass(root)) ? [path.dirname(root), path.basename(root)] : [root, undefined];
-  const name = layout === undefined ? await detect(base, only) : oneOf(layout, 'layout', LAYOUT_NAMES, 'mvtec');
+  const name =
+    layout === undefined ? await detect(base, only) : oneOf(layout, 'layout', LAYOUT_NAMES, 'mvtec');
   const images = [...(await LAYOUTS[name].read(base, only))].sort(inOrder);
-  if (images.length === 0) throw problem(`Expected test images in ${folderOfSet} (layout ${name}) but found none`);
+  if (images.length === 0)
+    throw problem(`Expected test images in ${folderOfSet} (layout ${name}) but found none`);
   return { layout: name, root, images };
 }

@@ -66,11 +66,17 @@ interface Listing {
 /** Names in a folder, sorted, hidden ones (also macOS's "._" companions) left out; empty for a folder that does not exist. */
 export async function list(folder: string): Promise<Listing> {
   try {
-    const entries = (await readdir(folder, { withFileTypes: true })).filter(({ name }) => !name.startsWith('.'));
+    const entries = (await readdir(folder, { withFileTypes: true })).filter(
+      ({ name }) => !name.startsWith('.'),
+    );
     const names = (wanted: typeof entries): string[] => wanted.map(({ name }) => name).sort();
     // Links count as what their name says: data sets are often linked together.
     return {
-      folders: names(entries.filter((entry) => entry.isDirectory() || (entry.isSymbolicLink() && !isImageName(entry.name)))),
+      folders: names(
+        entries.filter(
+          (entry) => entry.isDirectory() || (entry.isSymbolicLink() && !isImageName(entry.name)),
+        ),
+      ),
       images: names(entries.filter((entry) => !entry.isDirectory() && isImageName(entry.name))),
     };
   } catch (error) {

@@ -31,7 +31,13 @@ export const visa: Layout = {
     const rows = await readVisaList(root);
     return rows.flatMap((row, i): TestImage[] => {
       const { object, split, label, image, mask = '' } = row;
-      if (object === undefined || split === undefined || label === undefined || image === undefined || image === '') {
+      if (
+        object === undefined ||
+        split === undefined ||
+        label === undefined ||
+        image === undefined ||
+        image === ''
+      ) {
         throw problem(
           `${path.join(root, VISA_LIST)}, row ${i + 2}: Expected object, split, label and image but received ${JSON.stringify(row)}`,
         );
@@ -83,11 +89,19 @@ async function readRealIadList(root: string, file: string): Promise<TestImage[]>
   const bases = REAL_IAD_IMAGES.map((folder) => path.join(root, folder, prefix));
   const found = await Promise.all(bases.map(exists));
   const base = bases[found.indexOf(true)];
-  if (base === undefined) throw problem(`${file}: Expected images in one of ${bases.join(', ')} but there is none`);
+  if (base === undefined)
+    throw problem(`${file}: Expected images in one of ${bases.join(', ')} but there is none`);
   return (list.test as RealIadEntry[]).map((entry, i) => {
-    const { category = path.parse(file).name, anomaly_class: kind, image_path: image, mask_path: mask } = entry;
+    const {
+      category = path.parse(file).name,
+      anomaly_class: kind,
+      image_path: image,
+      mask_path: mask,
+    } = entry;
     if (typeof image !== 'string' || typeof kind !== 'string' || typeof category !== 'string') {
-      throw problem(`${file}, test[${i}]: Expected the strings image_path and anomaly_class but received ${JSON.stringify(entry)}`);
+      throw problem(
+        `${file}, test[${i}]: Expected the strings image_path and anomaly_class but received ${JSON.stringify(entry)}`,
+      );
     }
     const defective = kind !== normal;
     return {
@@ -112,7 +126,8 @@ export const realIad: Layout = {
   },
   read: async (root) => {
     const lists = await realIadLists(root);
-    if (lists.length === 0) throw problem(`Expected lists of images (realiad_jsons/*.json) in ${root} but found none`);
+    if (lists.length === 0)
+      throw problem(`Expected lists of images (realiad_jsons/*.json) in ${root} but found none`);
     return (await Promise.all(lists.map((file) => readRealIadList(root, file)))).flat();
   },
 };

@@ -52,7 +52,11 @@ interface Size {
   readonly height: number;
 }
 
-async function jpeg(image: Uint8Array | Uint8ClampedArray, size: Size, raw?: Omit<RawFrame, 'data'>): Promise<string> {
+async function jpeg(
+  image: Uint8Array | Uint8ClampedArray,
+  size: Size,
+  raw?: Omit<RawFrame, 'data'>,
+): Promise<string> {
   const { default: sharp } = await import('sharp');
   const bytes = await sharp(image, raw === undefined ? {} : { raw })
     .removeAlpha()
@@ -73,15 +77,30 @@ async function maskContour(evaluation: Evaluation, image: ImageReport, side: num
 }
 
 /** Makes the images of one case; reconstructs it again, as the run did. */
-export async function renderCase(evaluation: Evaluation, diad: Diad, image: ImageReport, colorMax: number): Promise<Case> {
+export async function renderCase(
+  evaluation: Evaluation,
+  diad: Diad,
+  image: ImageReport,
+  colorMax: number,
+): Promise<Case> {
   const { file } = evaluation.data.images[image.index]!;
   const frame = await decodeImage(takeImage(await readImage(file)), NO_LIMITS);
   const { width, height, channels } = frame;
   const scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
-  const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+  const size = {
+    width: Math.max(1, Math.round(width * scale)),
+    height: Math.max(1, Math.round(height * scale)),
+  };
   const { image: rebuilt } = await diad.reconstruct(frame, evaluation.call);
   const side = diad.info.bundle.imageSize;
-  const map = new AnomalyMap(side, side, await evaluation.scores.map(image.index), { kind: 'frame', frame }, { width, height }, undefined);
+  const map = new AnomalyMap(
+    side,
+    side,
+    await evaluation.scores.map(image.index),
+    { kind: 'frame', frame },
+    { width, height },
+    undefined,
+  );
   return {
     image,
     input: await jpeg(frame.data, size, { width, height, channels }),
@@ -106,6 +125,10 @@ export function caseHtml({ image, input, reconstruction, heatmap, contour }: Cas
     ['size', `${width} × ${height}`],
   ];
   const list = facts.map(([name, value]) => `<dt>${name}</dt><dd>${escapeHtml(value)}</dd>`).join('');
-  const figures = [figure('input', input, outline), figure('reconstruction', reconstruction, ''), figure('anomaly map', heatmap, outline)];
+  const figures = [
+    figure('input', input, outline),
+    figure('reconstruction', reconstruction, ''),
+    figure('anomaly map', heatmap, outline),
+  ];
   return `<div class="case"><div><dl>${list}</dl></div>${figures.join('')}</div>`;
 }

@@ -13,7 +13,13 @@ type Scale = ScaleLinear<number, number>;
 /** Numbers of SVG attributes, short. */
 const at = (value: number): string => value.toFixed(2).replace(/\.?0+$/, '');
 
-function frame(x: Scale, y: Scale, labels: { readonly x: string; readonly y: string }, content: string, title: string): string {
+function frame(
+  x: Scale,
+  y: Scale,
+  labels: { readonly x: string; readonly y: string },
+  content: string,
+  title: string,
+): string {
   const xTicks = x.ticks(5).map((tick) => {
     const place = at(x(tick));
     return `<line class="grid" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}"/><text x="${place}" y="${INNER.bottom + 13}" text-anchor="middle">${x.tickFormat(5)(tick)}</text>`;

@@ -34,23 +34,46 @@ function verdicts(images: readonly ImageReport[]): readonly [alarms: string, mis
 }
 
 function table({ classes, mean, images }: Evaluation): string {
-  const heads = ['class', 'images', 'defective', ...METRIC_NAMES.map((name) => TITLES[name]), 'threshold', 'false alarms', 'misses'];
+  const heads = [
+    'class',
+    'images',
+    'defective',
+    ...METRIC_NAMES.map((name) => TITLES[name]),
+    'threshold',
+    'false alarms',
+    'misses',
+  ];
   const rows = Object.entries(classes).map(([name, report]) => {
     const [alarms, misses] = verdicts(images.filter(({ className }) => className === name));
     const values = METRIC_NAMES.map((metric) => shown(report.metrics[metric]));
-    return [escapeHtml(name), String(report.images), String(report.defective), ...values, shown(report.threshold), alarms, misses];
+    return [
+      escapeHtml(name),
+      String(report.images),
+      String(report.defective),
+      ...values,
+      shown(report.threshold),
+      alarms,
+      misses,
+    ];
   });
   const defective = images.filter((image) => image.defective).length;
   const values = METRIC_NAMES.map((metric) => shown(mean[metric]));
   const foot = ['mean or sum', String(images.length), String(defective), ...values, '', ...verdicts(images)];
-  const line = (row: readonly string[], tag: string): string => `<tr>${row.map((cell) => `<${tag}>${cell}</${tag}>`).join('')}</tr>`;
+  const line = (row: readonly string[], tag: string): string =>
+    `<tr>${row.map((cell) => `<${tag}>${cell}</${tag}>`).join('')}</tr>`;
   const body = rows.map((row) => line(row, 'td')).join('');
   return `<div class="scroll"><table><thead>${line(heads, 'th')}</thead><tbody>${body}</tbody><tfoot>${line(foot, 'td')}</tfoot></table></div>`;
 }
 
-function classCharts(name: string, report: ClassReport, images: readonly ImageReport[], range: readonly [number, number]): string {
+function classCharts(
+  name: string,
+  report: ClassReport,
+  images: readonly ImageReport[],
+  range: readonly [number, number],
+): string {
   const of = images.filter(({ className }) => className === name);
-  const scores = (defective: boolean): number[] => of.filter((image) => image.defective === defective).map(({ score }) => score);
+  const scores = (defective: boolean): number[] =>
+    of.filter((image) => image.defective === defective).map(({ score }) => score);
   const markers: Marker[] = [
     ...(report.threshold === null ? [] : [{ kind: 'threshold', score: report.threshold } as const]),
     ...(report.imageF1maxScore === null ? [] : [{ kind: 'f1max', score: report.imageF1maxScore } as const]),
@@ -59,11 +82,19 @@ function classCharts(name: string, report: ClassReport, images: readonly ImageRe
   const pixel = report.pixelCurve;
   const start: Curve['points'] = pixel.length === 0 ? [] : [[0, 0]];
   const roc: Curve[] = [
-    { kind: 'pixel', points: [...start, ...pixel.map((p) => [p.falsePositiveRate, p.truePositiveRate] as const)] },
+    {
+      kind: 'pixel',
+      points: [...start, ...pixel.map((p) => [p.falsePositiveRate, p.truePositiveRate] as const)],
+    },
     { kind: 'image', points: image.roc },
   ];
   const precisionRecall: Curve[] = [
-    { kind: 'pixel', points: pixel.filter((p) => p.truePositiveRate > 0).map((p) => [p.truePositiveRate, p.precision] as const) },
+    {
+      kind: 'pixel',
+      points: pixel
+        .filter((p) => p.truePositiveRate > 0)
+        .map((p) => [p.truePositiveRate, p.precision] as const),
+    },
     { kind: 'image', points: image.precisionRecall },
   ];
   return `<h3>${escapeHtml(name)}</h3><div class="row">
@@ -86,16 +117,26 @@ function ramp(colorMax: number): string {
 const KEY = `<div class="key"><span><i style="background: var(--good)"></i>good images</span><span><i style="background: var(--bad)"></i>defective images; curves of images</span>
 <span><i style="background: var(--pixel)"></i>curves of pixels</span><span>solid line: threshold; dashed: score of the largest F1, which looks at the labels of this set</span></div>`;
 
-async function cases(evaluation: Evaluation, diad: Diad, chosen: readonly ImageReport[], colorMax: number): Promise<string> {
+async function cases(
+  evaluation: Evaluation,
+  diad: Diad,
+  chosen: readonly ImageReport[],
+  colorMax: number,
+): Promise<string> {
   // At once, so that they are rebuilt in batches.
-  const parts = await Promise.all(chosen.map(async (image) => caseHtml(await renderCase(evaluation, diad, image, colorMax))));
+  const parts = await Promise.all(
+    chosen.map(async (image) => caseHtml(await renderCase(evaluation, diad, image, colorMax))),
+  );
   return parts.length === 0 ? '<p class="soft">There are none.</p>' : parts.join('\n');
 }
 
 function introduction({ data, mode, call, images, classes }: Evaluation, diad: Diad): string {
   const { bundle, device, precision } = diad.info;
   const withoutMask = Object.values(classes).reduce((sum, report) => sum + report.withoutMask, 0);
-  const note = withoutMask === 0 ? '' : ` ${withoutMask} defective images have no mask and count for image metrics only.`;
+  const note =
+    withoutMask === 0
+      ? ''
+      : ` ${withoutMask} defective images have no mask and count for image metrics only.`;
   return `<p class="soft">${images.length} test images of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
 <code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
 }
@@ -111,9 +152,14 @@ export async function writeReport(evaluation: Evaluation, diad: Diad): Promise<s
   const colorMax = await colorMaximum(evaluation);
   const { misses, alarms } = chooseCases(images, CASES);
   const all = images.map(({ score }) => score);
-  const range = [all.reduce((a, b) => Math.min(a, b), Infinity), all.reduce((a, b) => Math.max(a, b), -Infinity)] as const;
+  const range = [
+    all.reduce((a, b) => Math.min(a, b), Infinity),
+    all.reduce((a, b) => Math.max(a, b), -Infinity),
+  ] as const;
   const charts = Object.entries(classes).map(([name, report]) => classCharts(name, report, images, range));
-  const failures = failed.map(({ file, message }) => `<li><code>${escapeHtml(file)}</code>: ${escapeHtml(message)}</li>`);
+  const failures = failed.map(
+    ({ file, message }) => `<li><code>${escapeHtml(file)}</code>: ${escapeHtml(message)}</li>`,
+  );
   const name = escapeHtml(path.basename(data.root));
   const page = `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><link rel="icon" href="data:,">

@@ -45,7 +45,12 @@ function TokenField({ token, change }: { readonly token: string; readonly change
   return (
     <label class="token">
       The service asks for a token
-      <input type="password" autocomplete="off" value={token} onInput={(event) => change(event.currentTarget.value.trim())} />
+      <input
+        type="password"
+        autocomplete="off"
+        value={token}
+        onInput={(event) => change(event.currentTarget.value.trim())}
+      />
     </label>
   );
 }
@@ -124,7 +129,9 @@ function App() {
   return (
     <main class={dragged ? 'dragged' : ''}>
       <h1>diad</h1>
-      <p class="lead">Rebuilds an image of a part as if the part were normal, and shows where the two differ.</p>
+      <p class="lead">
+        Rebuilds an image of a part as if the part were normal, and shows where the two differ.
+      </p>
       {asksToken && <TokenField token={token} change={keepToken} />}
       <div class="inputs">
         <label class="pick">

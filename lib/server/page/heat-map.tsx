@@ -11,7 +11,12 @@ export function decodeMap(text: string): Float32Array {
 }
 
 /** Pixels of a heat map: the strongest color at twice the threshold (at 1 without one), never at the image's own maximum. */
-export function heatPixels(values: Float32Array, width: number, height: number, threshold: number | undefined): ImageData {
+export function heatPixels(
+  values: Float32Array,
+  width: number,
+  height: number,
+  threshold: number | undefined,
+): ImageData {
   const pixels = new ImageData(width, height);
   const max = threshold === undefined || threshold <= 0 ? 1 : 2 * threshold;
   for (const [i, value] of values.entries()) {
@@ -26,10 +31,14 @@ export function HeatMap({ score, opacity }: { readonly score: Score; readonly op
   const { map, threshold } = score;
   useEffect(() => {
     if (map === undefined) return;
-    canvas.current?.getContext('2d')?.putImageData(heatPixels(decodeMap(map.data), map.width, map.height, threshold), 0, 0);
+    canvas.current
+      ?.getContext('2d')
+      ?.putImageData(heatPixels(decodeMap(map.data), map.width, map.height, threshold), 0, 0);
   }, [map, threshold]);
   useEffect(() => {
     if (canvas.current !== null) canvas.current.style.opacity = String(opacity / 100);
   }, [opacity]);
-  return <canvas ref={canvas} class="heat" width={map?.width ?? 1} height={map?.height ?? 1} aria-hidden="true" />;
+  return (
+    <canvas ref={canvas} class="heat" width={map?.width ?? 1} height={map?.height ?? 1} aria-hidden="true" />
+  );
 }

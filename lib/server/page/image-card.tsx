@@ -47,7 +47,9 @@ function Verdict({ score }: { readonly score: Score }) {
         {score.score.toFixed(3)}
       </meter>
       <p class="note">
-        {threshold === undefined ? 'The model is not calibrated: there is no threshold.' : `Threshold ${threshold.toFixed(3)}`}
+        {threshold === undefined
+          ? 'The model is not calibrated: there is no threshold.'
+          : `Threshold ${threshold.toFixed(3)}`}
       </p>
     </div>
   );
@@ -90,15 +92,21 @@ export function ImageCard({ entry, remove }: { readonly entry: Entry; readonly r
             <img
               src={entry.url}
               alt={`Input ${name}`}
-              onLoad={({ currentTarget: { naturalWidth, naturalHeight } }) => setSize({ width: naturalWidth, height: naturalHeight })}
+              onLoad={({ currentTarget: { naturalWidth, naturalHeight } }) =>
+                setSize({ width: naturalWidth, height: naturalHeight })
+              }
             />
             {score !== undefined && <HeatMap score={score} opacity={opacity} />}
-            {score?.regions !== undefined && size !== undefined && <RegionOutlines regions={score.regions} size={size} />}
+            {score?.regions !== undefined && size !== undefined && (
+              <RegionOutlines regions={score.regions} size={size} />
+            )}
           </div>
           <figcaption>Input with heat map</figcaption>
         </figure>
         <figure>
-          <div class="stack">{rebuilt !== undefined && <img src={rebuilt} alt={`Reconstruction of ${name}`} />}</div>
+          <div class="stack">
+            {rebuilt !== undefined && <img src={rebuilt} alt={`Reconstruction of ${name}`} />}
+          </div>
           <figcaption>As if it were normal</figcaption>
         </figure>
       </div>

@@ -15,7 +15,12 @@ export function RegionOutlines({
   readonly size: { readonly width: number; readonly height: number };
 }) {
   return (
-    <svg class="regions" viewBox={`0 0 ${size.width} ${size.height}`} preserveAspectRatio="none" aria-hidden="true">
+    <svg
+      class="regions"
+      viewBox={`0 0 ${size.width} ${size.height}`}
+      preserveAspectRatio="none"
+      aria-hidden="true"
+    >
       {regions.map(({ box, contour, holes }) => (
         <g key={`${box.x},${box.y}`}>
           <path d={[contour, ...holes].map(closed).join('')} vector-effect="non-scaling-stroke" />

@@ -28,11 +28,16 @@ export class Refusal extends Error {
 }
 
 const PATIENCE = 5;
-const sleep = (seconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+const sleep = (seconds: number): Promise<void> =>
+  new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 /** Posts an image; waits and tries again a few times when the service is busy. */
 async function post(route: string, image: Blob, accept: string, token: string): Promise<Response> {
-  const headers = { accept, 'content-type': 'application/octet-stream', ...(token === '' ? {} : { authorization: `Bearer ${token}` }) };
+  const headers = {
+    accept,
+    'content-type': 'application/octet-stream',
+    ...(token === '' ? {} : { authorization: `Bearer ${token}` }),
+  };
   for (let attempt = 1; ; attempt++) {
     const answer = await fetch(route, { method: 'POST', body: image, headers });
     if (answer.ok) return answer;

@@ -110,7 +110,9 @@ def check_weights(weights: PublishedWeights, expected: Mapping[str, torch.Size])
 
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Raises ValueError listing the keys whose values are NaN or infinite."""
-    broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    broken = [
+        key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
     if broken:
         raise ValueError(f"{what} has values that are not finite in {len(broken)} keys: {listed(broken)}")
 
@@ -125,7 +127,9 @@ def check_schedule(stored: Mapping[str, torch.Tensor], config: ScheduleConfig) -
         if key not in stored:
             continue
         value = stored[key].double().numpy()
-        if value.shape != expected.shape or not np.allclose(value, expected, rtol=SCHEDULE_TOLERANCE, atol=1e-12):
+        if value.shape != expected.shape or not np.allclose(
+            value, expected, rtol=SCHEDULE_TOLERANCE, atol=1e-12
+        ):
             raise ValueError(
                 f"The checkpoint's schedule buffer {key} does not follow from the configuration's timesteps, linear_start and linear_end"
             )

@@ -60,7 +60,9 @@ class _Params:
 
     def integers(self, key: str, default: Any = MISSING, empty: bool = False) -> tuple[int, ...]:
         value = self.values.get(key, default)
-        fits = isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in value)
+        fits = isinstance(value, list | tuple) and all(
+            isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in value
+        )
         if not fits or (not value and not empty):
             raise self.fail(key, "a list of integers")
         return tuple(value)
@@ -69,7 +71,9 @@ class _Params:
         """Raises when an option is set that this implementation does not have."""
         for key in keys:
             if self.values.get(key):
-                raise ValueError(f"{self.place}.{key} = {self.values[key]!r} is not part of DiAD and not supported")
+                raise ValueError(
+                    f"{self.place}.{key} = {self.values[key]!r} is not part of DiAD and not supported"
+                )
 
 
 def _read(path: Path) -> Any:
@@ -128,18 +132,27 @@ def _check(config: DiadConfig, root: _Params) -> None:
             f"Expected first_stage_config's embed_dim ({autoencoder.embed_dim}) and unet_config's in_channels ({unet.in_channels}) to agree"
         )
     if 2 ** (len(autoencoder.ch_mult) - 1) != HINT_REDUCTION:
-        raise root.fail("first_stage_config", f"an autoencoder of {HINT_REDUCTION.bit_length()} levels (the hint stack shrinks by 8)")
+        raise root.fail(
+            "first_stage_config",
+            f"an autoencoder of {HINT_REDUCTION.bit_length()} levels (the hint stack shrinks by 8)",
+        )
     divisor = HINT_REDUCTION * 2 ** (len(unet.channel_mult) - 1)
     if config.image_size % divisor:
         raise ValueError(f"Expected an image size divisible by {divisor} but received {config.image_size}")
     if config.image_size <= config.map.pool_count * (config.map.pool_size - 1):
-        raise ValueError(f"Expected an image size above 56 (the score's pools) but received {config.image_size}")
+        raise ValueError(
+            f"Expected an image size above 56 (the score's pools) but received {config.image_size}"
+        )
     for part in (unet.model_channels, autoencoder.ch):
         if part % unet.norm_groups:
-            raise ValueError(f"Expected widths divisible by {unet.norm_groups} (GroupNorm's groups) but received {part}")
+            raise ValueError(
+                f"Expected widths divisible by {unet.norm_groups} (GroupNorm's groups) but received {part}"
+            )
 
 
-def read_published_config(path: str | Path, only_mid_control: bool = True, image_size: int | None = None) -> DiadConfig:
+def read_published_config(
+    path: str | Path, only_mid_control: bool = True, image_size: int | None = None
+) -> DiadConfig:
     """Sizes and constants from the published configuration's structure.
 
     `model.params` holds linear_start, linear_end, timesteps, scale_factor and the `params` of control_stage_config, unet_config and
@@ -173,7 +186,9 @@ def read_published_config(path: str | Path, only_mid_control: bool = True, image
     control = _unet(root.child("control_stage_config", "params"))
     if control != unet:
         differing = [name for name in vars(unet) if getattr(unet, name) != getattr(control, name)]
-        raise ValueError(f"control_stage_config and unet_config of {path.name} differ in {', '.join(differing)}")
+        raise ValueError(
+            f"control_stage_config and unet_config of {path.name} differ in {', '.join(differing)}"
+        )
     out_channels = root.child("unet_config", "params").integer("out_channels")
     if out_channels != unet.in_channels:
         raise root.child("unet_config", "params").fail("out_channels", f"{unet.in_channels} (in_channels)")

@@ -9,7 +9,13 @@ import torch
 from ..config import DiadConfig
 from ..models.diad import DiadModel
 from .extractor_weights import read_extractor
-from .published_checkpoint import EXTRACTOR_PREFIX, MODEL_PREFIXES, check_schedule, check_weights, sort_weights
+from .published_checkpoint import (
+    EXTRACTOR_PREFIX,
+    MODEL_PREFIXES,
+    check_schedule,
+    check_weights,
+    sort_weights,
+)
 from .published_config import read_published_config
 from .text_context import text_context
 from .weight_files import read_weights, state_dict_of
@@ -77,11 +83,19 @@ def load_published(sources: PublishedSources) -> tuple[DiadModel, ConversionRepo
     extractor_config, extractor, unused = read_extractor(extractor_state)
     report.note("extractor weights above layer3", unused)
 
-    config = dataclasses.replace(config, extractor=extractor_config, unet=dataclasses.replace(config.unet, context_length=context.shape[1]))
+    config = dataclasses.replace(
+        config,
+        extractor=extractor_config,
+        unet=dataclasses.replace(config.unet, context_length=context.shape[1]),
+    )
     with torch.device("meta"):
         model = DiadModel(config)
     assembled = {key: value.float() for key, value in weights.model.items()}
     assembled |= {EXTRACTOR_PREFIX + key: value for key, value in extractor.items()} | {"context": context}
-    batches = {key: torch.zeros((), dtype=torch.int64) for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    batches = {
+        key: torch.zeros((), dtype=torch.int64)
+        for key in model.state_dict()
+        if key.endswith("num_batches_tracked")
+    }
     model.load_state_dict(assembled | batches, strict=True, assign=True)
     return model.eval(), report

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from .published_checkpoint import check_finite
 from .weight_files import read_weights, state_dict_of
 
-START_TOKEN, END_TOKEN = 49406, 49407  # the empty prompt: start, then the end token as padding up to the last position
+START_TOKEN, END_TOKEN = (
+    49406,
+    49407,
+)  # the empty prompt: start, then the end token as padding up to the last position
 HEAD_WIDTH = 64  # CLIP's text towers
 _TOWER = "text_model."
 
@@ -24,7 +27,11 @@ HOW_TO_GET_ONE = (
 
 def _tower(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The text tower's weights under their own names, whatever stands before `text_model.`."""
-    return {key.split(_TOWER, 1)[1]: value.float() for key, value in state.items() if _TOWER in key and value.is_floating_point()}
+    return {
+        key.split(_TOWER, 1)[1]: value.float()
+        for key, value in state.items()
+        if _TOWER in key and value.is_floating_point()
+    }
 
 
 @torch.no_grad()
@@ -53,7 +60,9 @@ def _encode(w: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens, positions = w["embeddings.token_embedding.weight"], w["embeddings.position_embedding.weight"]
     length, width = positions.shape
     if len(tokens) <= END_TOKEN:
-        raise ValueError(f"Expected a vocabulary of more than {END_TOKEN} tokens in the text encoder but found {len(tokens)}")
+        raise ValueError(
+            f"Expected a vocabulary of more than {END_TOKEN} tokens in the text encoder but found {len(tokens)}"
+        )
     heads = max(1, width // HEAD_WIDTH)
     ids = torch.full((length,), END_TOKEN)
     ids[0] = START_TOKEN
@@ -70,9 +79,12 @@ def _encode(w: dict[str, torch.Tensor]) -> torch.Tensor:
         layer = f"encoder.layers.{i}"
         h = norm(f"{layer}.layer_norm1", x)
         q, k, v = (
-            linear(f"{layer}.self_attn.{name}_proj", h).view(1, length, heads, -1).transpose(1, 2) for name in ("q", "k", "v")
+            linear(f"{layer}.self_attn.{name}_proj", h).view(1, length, heads, -1).transpose(1, 2)
+            for name in ("q", "k", "v")
         )  # [1, heads, L, d]
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(1, length, width)
+        attended = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(1, length, width)
+        )
         x = x + linear(f"{layer}.self_attn.out_proj", attended)
         h = linear(f"{layer}.mlp.fc1", norm(f"{layer}.layer_norm2", x))
         x = x + linear(f"{layer}.mlp.fc2", h * torch.sigmoid(1.702 * h))
@@ -93,7 +105,9 @@ def _stored_context(path: Path) -> Any:
         if _tower(tensors):
             return empty_prompt_context(tensors)
         if len(tensors) != 1:
-            raise ValueError(f"Expected one tensor or a CLIP text tower in {path} but found {len(tensors)} tensors")
+            raise ValueError(
+                f"Expected one tensor or a CLIP text tower in {path} but found {len(tensors)} tensors"
+            )
         return next(iter(tensors.values()))
     return stored
 
@@ -118,8 +132,15 @@ def text_context(in_checkpoint: Mapping[str, torch.Tensor], given: Path | None, 
         context = empty_prompt_context(in_checkpoint)
     else:
         raise ValueError(HOW_TO_GET_ONE.format(width=width))
-    if not isinstance(context, torch.Tensor) or context.dim() != 3 or len(context) != 1 or context.shape[2] != width:
+    if (
+        not isinstance(context, torch.Tensor)
+        or context.dim() != 3
+        or len(context) != 1
+        or context.shape[2] != width
+    ):
         found = tuple(context.shape) if isinstance(context, torch.Tensor) else type(context).__name__
-        raise ValueError(f"Expected a text context [1, M, {width}] (the configuration's context_dim) but received {found}")
+        raise ValueError(
+            f"Expected a text context [1, M, {width}] (the configuration's context_dim) but received {found}"
+        )
     check_finite({"context": context}, "The text context")
     return context.float()

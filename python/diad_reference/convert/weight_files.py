@@ -10,7 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 # What Lightning's callbacks leave in a file besides tensors and plain containers: NumPy numbers.
-_NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *(getattr(np.dtypes, f"{n}DType") for n in ("Float64", "Float32", "Int64", "Bool"))]
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar,
+    np.dtype,
+    *(getattr(np.dtypes, f"{n}DType") for n in ("Float64", "Float32", "Int64", "Bool")),
+]
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

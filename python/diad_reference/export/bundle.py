@@ -59,13 +59,23 @@ def build_manifest(config: DiadConfig, storage: str, folder: Path, files: list[s
             "trainTimesteps": config.schedule.timesteps,
             "linearStart": config.schedule.linear_start,
             "linearEnd": config.schedule.linear_end,
-            "noise": {"timestep": config.schedule.noise_timestep, "sqrtAlphaBar": signal, "sqrtOneMinusAlphaBar": spread},
-            "steps": [{"timestep": s.timestep, "alphaBar": s.alpha_bar, "alphaBarPrev": s.alpha_bar_prev} for s in schedule.steps],
+            "noise": {
+                "timestep": config.schedule.noise_timestep,
+                "sqrtAlphaBar": signal,
+                "sqrtOneMinusAlphaBar": spread,
+            },
+            "steps": [
+                {"timestep": s.timestep, "alphaBar": s.alpha_bar, "alphaBarPrev": s.alpha_bar_prev}
+                for s in schedule.steps
+            ],
         },
         "map": {"sigma": config.map.sigma, "truncate": config.map.truncate},
         "score": {"poolSize": config.map.pool_size, "poolCount": config.map.pool_count},
         **_small_model_keys(config),
-        "files": {name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size} for name in files},
+        "files": {
+            name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size}
+            for name in files
+        },
     }
 
 
@@ -89,7 +99,10 @@ def weights_entry(evidence: EvidenceConfig) -> dict[str, Any]:
         return {"reconstruction": reconstruction, "memory": memory}
 
     single = {name: entry(*weights) for name, weights in evidence.class_weights.items()}
-    return {"weights": entry(evidence.reconstruction, evidence.memory), **({"classWeights": single} if single else {})}
+    return {
+        "weights": entry(evidence.reconstruction, evidence.memory),
+        **({"classWeights": single} if single else {}),
+    }
 
 
 def round_weights(model: nn.Module, storage: torch.dtype) -> None:
@@ -112,7 +125,12 @@ def _stored_as(module: torch.jit.ScriptModule, storage: torch.dtype) -> torch.ji
 
 
 def write_bundle(
-    model: DiadModel, out: str | Path, storage: str = "float32", card: str | None = None, name: str | None = None, golden: bool = True
+    model: DiadModel,
+    out: str | Path,
+    storage: str = "float32",
+    card: str | None = None,
+    name: str | None = None,
+    golden: bool = True,
 ) -> Path:
     """Writes a bundle; the folder appears whole or not at all.
 
@@ -183,7 +201,9 @@ def check_replaceable(out: Path) -> None:
 
 def write_card(folder: Path, config: DiadConfig, card: str | None) -> None:
     """Writes MODEL_CARD.md; default, the model's name and description."""
-    (folder / "MODEL_CARD.md").write_text(card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(
+        card or f"# {config.name}\n\n{config.description}\n", encoding="utf-8"
+    )
 
 
 def save_module(module: torch.jit.ScriptModule, path: Path, storage: str) -> None:

@@ -14,10 +14,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="file written by training")
     source.add_argument("--random", action="store_true", help="seeded random weights of --config's sizes")
-    parser.add_argument("--config", choices=sorted(PRESETS), default="tiny", help="sizes for --random (default: %(default)s)")
+    parser.add_argument(
+        "--config", choices=sorted(PRESETS), default="tiny", help="sizes for --random (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument("--storage", choices=sorted(STORAGE), default="float32", help="dtype of the stored weights (default: %(default)s)")
+    parser.add_argument(
+        "--storage",
+        choices=sorted(STORAGE),
+        default="float32",
+        help="dtype of the stored weights (default: %(default)s)",
+    )
     parser.add_argument("--card", type=Path, help="text for MODEL_CARD.md")
 
 

@@ -26,7 +26,10 @@ from ..models.sg_network import SemanticGuidedNetwork
 from ..models.unet import ControlledUNet
 
 Network = TypeVar("Network", bound=nn.Module)
-CONSTANTS = ("rows", "projected")  # buffers that are computed from the weights; stored in float32 whatever the weights are stored in
+CONSTANTS = (
+    "rows",
+    "projected",
+)  # buffers that are computed from the weights; stored in float32 whatever the weights are stored in
 
 
 class StepTable(nn.Module):
@@ -219,7 +222,9 @@ class ScriptedExtractor(nn.Module):
         return self.embedding(maps[0], maps[1], maps[2])
 
 
-def scripted_denoiser(guide: nn.Module, core: nn.Module, x: torch.Tensor, z: torch.Tensor) -> torch.jit.ScriptModule:
+def scripted_denoiser(
+    guide: nn.Module, core: nn.Module, x: torch.Tensor, z: torch.Tensor
+) -> torch.jit.ScriptModule:
     """denoiser.pt of an SG network's hint stack and the folded networks; x, z are examples of images and latents."""
     traced_guide = torch.jit.trace(guide, x)
     traced_core = torch.jit.trace(core, (z, traced_guide(x), torch.tensor([0])))
@@ -229,15 +234,27 @@ def scripted_denoiser(guide: nn.Module, core: nn.Module, x: torch.Tensor, z: tor
 def example_inputs(config: DiadConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Two images and two latents to trace with: sizes of the batch stay symbolic because every reshape takes them from its input."""
     x = torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
-    z = torch.randn(2, config.autoencoder.embed_dim, config.latent_size, config.latent_size, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(
+        2,
+        config.autoencoder.embed_dim,
+        config.latent_size,
+        config.latent_size,
+        generator=torch.Generator().manual_seed(1),
+    )
     return x, z
 
 
 @contextmanager
 def tracing() -> Iterator[None]:
     """Tracing notes with each convolution whether it may multiply in TF32 on CUDA: float32 means float32."""
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit's deprecation notices; the bundle format is TorchScript (docs/architecture.md)
+    with (
+        torch.no_grad(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter(
+            "ignore"
+        )  # torch.jit's deprecation notices; the bundle format is TorchScript (docs/architecture.md)
         yield
 
 
@@ -245,7 +262,9 @@ def _scripted_extractor(extractor: nn.Module, x: torch.Tensor) -> torch.jit.Scri
     features = torch.jit.trace(extractor, x)
     if not isinstance(extractor, LiteFeatures):
         return features
-    return torch.jit.script(ScriptedExtractor(features, torch.jit.trace(Embedding(extractor), extractor(x))).eval())
+    return torch.jit.script(
+        ScriptedExtractor(features, torch.jit.trace(Embedding(extractor), extractor(x))).eval()
+    )
 
 
 def scripted_modules(model: DiadModel) -> dict[str, torch.jit.ScriptModule]:

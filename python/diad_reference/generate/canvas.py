@@ -28,7 +28,10 @@ class Pose:
         For frames without bends: pixel coordinates follow from the frame's corner and its two unit steps.
         """
         step = np.array(
-            [[self.u[0, 1] - self.u[0, 0], self.u[1, 0] - self.u[0, 0]], [self.v[0, 1] - self.v[0, 0], self.v[1, 0] - self.v[0, 0]]]
+            [
+                [self.u[0, 1] - self.u[0, 0], self.u[1, 0] - self.u[0, 0]],
+                [self.v[0, 1] - self.v[0, 0], self.v[1, 0] - self.v[0, 0]],
+            ]
         )
         x, y = np.linalg.solve(step.astype(np.float64), [u - self.u[0, 0], v - self.v[0, 0]])
         reach = radius / self.pixel + 3  # antialiased edges, and the float32 steps' rounding
@@ -49,14 +52,20 @@ class Pose:
         return (rise * np.sqrt(1 - (1 - t) ** 2)).astype(np.float32)
 
 
-def draw_pose(rng: np.random.Generator, degrees: float = 8.0, shift: float = 8.0, scale: float = 0.04) -> Pose:
+def draw_pose(
+    rng: np.random.Generator, degrees: float = 8.0, shift: float = 8.0, scale: float = 0.04
+) -> Pose:
     """A part in its fixture: turned by up to `degrees`, moved by up to `shift` pixels, scaled by up to `scale`."""
     a = np.deg2rad(rng.uniform(-degrees, degrees))
     dx, dy = rng.uniform(-shift, shift, 2)
     factor = 2 / (SIZE * (1 + rng.uniform(-scale, scale)))
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
     x, y = (x - dx) * factor, (y - dy) * factor
-    return Pose((x * np.cos(a) + y * np.sin(a)).astype(np.float32), (-x * np.sin(a) + y * np.cos(a)).astype(np.float32), factor)
+    return Pose(
+        (x * np.cos(a) + y * np.sin(a)).astype(np.float32),
+        (-x * np.sin(a) + y * np.cos(a)).astype(np.float32),
+        factor,
+    )
 
 
 def circle(pose: Pose, radius: float) -> Array:

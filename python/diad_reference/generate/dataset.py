@@ -60,7 +60,9 @@ def _check(class_name: str, defect: str | None = None) -> None:
     if class_name not in _BUILDERS:
         raise ValueError(f"Expected a class of {', '.join(CLASSES)} but received {class_name!r}")
     if defect is not None and defect not in DEFECTS[class_name]:
-        raise ValueError(f"Expected a defect of {class_name} ({', '.join(DEFECTS[class_name])}) but received {defect!r}")
+        raise ValueError(
+            f"Expected a defect of {class_name} ({', '.join(DEFECTS[class_name])}) but received {defect!r}"
+        )
 
 
 def render_good(class_name: str, rng: np.random.Generator, split: Split = "train") -> Array:
@@ -83,7 +85,9 @@ def render_good(class_name: str, rng: np.random.Generator, split: Split = "train
     return expose(shade(scene, camera), camera)
 
 
-def render_defective(class_name: str, defect: str, rng: np.random.Generator, split: Split = "test") -> tuple[Array, Array]:
+def render_defective(
+    class_name: str, defect: str, rng: np.random.Generator, split: Split = "test"
+) -> tuple[Array, Array]:
     """An image of a defective part with its exact mask.
 
     The same scene is rendered with and without the defect under the same light; the mask is where the noise-free images differ
@@ -176,14 +180,18 @@ def write_dataset(
     for name in classes:
         _check(name)
         good = (test_per_class + 1) // 2
-        folders = ["train/good", "test/good"] + [f"{part}/{d}" for d in DEFECTS[name] for part in ("test", "ground_truth")]
+        folders = ["train/good", "test/good"] + [
+            f"{part}/{d}" for d in DEFECTS[name] for part in ("test", "ground_truth")
+        ]
         for folder in folders:
             (out / name / folder).mkdir(parents=True, exist_ok=True)
         tasks += [(_write_good, out, seed, name, "train", i) for i in range(train_per_class)]
         tasks += [(_write_good, out, seed, name, test_split, i) for i in range(good)]
         kinds = DEFECTS[name]
         for i in range(test_per_class - good):
-            tasks.append((_write_defective, out, seed, name, test_split, kinds[i % len(kinds)], i // len(kinds)))
+            tasks.append(
+                (_write_defective, out, seed, name, test_split, kinds[i % len(kinds)], i // len(kinds))
+            )
     if jobs == 1:
         for task in tasks:
             _call(task)

@@ -30,14 +30,18 @@ def _spot(scene: Scene, rng: np.random.Generator, margin: int = 10) -> Array:
 def _polyline(points: list[tuple[float, float]], width: float, soften: float = 0.0) -> Array:
     """Antialiased line: coverage 0..1; width in pixels."""
     canvas = Image.new("L", (SIZE * 3, SIZE * 3))
-    ImageDraw.Draw(canvas).line([(3 * x, 3 * y) for x, y in points], fill=255, width=max(1, round(3 * width)), joint="curve")
+    ImageDraw.Draw(canvas).line(
+        [(3 * x, 3 * y) for x, y in points], fill=255, width=max(1, round(3 * width)), joint="curve"
+    )
     canvas = canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
     if soften:
         canvas = canvas.filter(ImageFilter.GaussianBlur(soften))
     return np.asarray(canvas, dtype=np.float32) / 255
 
 
-def _walk(start: Array, angle: float, length: float, steps: int, wander: float, rng: np.random.Generator) -> list[tuple[float, float]]:
+def _walk(
+    start: Array, angle: float, length: float, steps: int, wander: float, rng: np.random.Generator
+) -> list[tuple[float, float]]:
     point, points = start.copy(), [tuple(start)]
     for _ in range(steps):
         angle += rng.normal(0, wander)
@@ -78,7 +82,14 @@ def crack(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     line = _polyline(points, width)
     for _ in range(int(rng.integers(0, 3))):
         joint = points[int(rng.integers(3, 12))]
-        branch = _walk(np.array(joint), angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1), length * rng.uniform(0.2, 0.5), 6, 0.4, rng)
+        branch = _walk(
+            np.array(joint),
+            angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1),
+            length * rng.uniform(0.2, 0.5),
+            6,
+            0.4,
+            rng,
+        )
         line = np.maximum(line, _polyline(branch, width * 0.8))
     line = line * scene.part
     scene.height -= line * 3 * strength
@@ -107,7 +118,9 @@ def hole(scene: Scene, rng: np.random.Generator, strength: float) -> None:
 def color_shift(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     """A stain, burn or fading: the surface keeps its relief and changes its color."""
     region = _splash(_spot(scene, rng), _log_uniform(rng, 12, 45), rng, 0.3)
-    soft = Image.fromarray((region * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(float(rng.uniform(1, 4))))
+    soft = Image.fromarray((region * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(float(rng.uniform(1, 4)))
+    )
     region = np.asarray(soft, dtype=np.float32) / 255 * scene.part
     tint, tone = rng.normal(0, 1, 3), rng.uniform(-0.4, 0.15)
     shift = 0.28 * tint / np.abs(tint).max() + tone
@@ -131,14 +144,18 @@ def contamination(scene: Scene, rng: np.random.Generator, strength: float) -> No
     for _ in range(int(_log_uniform(rng, 6, 40))):
         speck = _splash(center + rng.normal(0, spread, 2), _log_uniform(rng, 1.2, 3.2), rng, 0.4)
         level = rng.uniform(0.05, 0.25) if dark else rng.uniform(0.7, 0.95)
-        scene.paint(speck * (0.45 + 0.55 * strength), np.array((level, level * 0.97, level * 0.92)), gloss=0.05)
+        scene.paint(
+            speck * (0.45 + 0.55 * strength), np.array((level, level * 0.97, level * 0.92)), gloss=0.05
+        )
         scene.height += 1.5 * speck
 
 
 def smear(scene: Scene, rng: np.random.Generator, strength: float) -> None:
     """A patch whose texture is worn flat."""
     region = _splash(_spot(scene, rng), _log_uniform(rng, 12, 36), rng, 0.3) * scene.part
-    worn = Image.fromarray((np.clip(scene.albedo, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(4 + 4 * strength))
+    worn = Image.fromarray((np.clip(scene.albedo, 0, 1) * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(4 + 4 * strength)
+    )
     tone = 1 + 0.12 * float(rng.choice([-1, 1])) + 0.03 * noise(rng, 30)[..., None]
     scene.paint(region * (0.5 + 0.5 * strength), np.asarray(worn, dtype=np.float32) / 255 * tone)
     scene.height *= 1 - 0.8 * region

@@ -46,7 +46,9 @@ def gear(rng: np.random.Generator, change: str | None, choice: np.random.Generat
     cover = pose.cover(shape)
     turned = sampled_noise(rng, r) * 0.05 + 0.025 * noise(rng, 40)
     scene.paint(cover, np.array(metal) * (1 + turned[..., None]), gloss=0.5)
-    scene.height += pose.relief(shape, 0.05, 7) + cover * (0.6 * sampled_noise(rng, r) + pose.relief(np.abs(r - 0.27) - 0.02, 0.02, 2))
+    scene.height += pose.relief(shape, 0.05, 7) + cover * (
+        0.6 * sampled_noise(rng, r) + pose.relief(np.abs(r - 0.27) - 0.02, 0.02, 2)
+    )
     scene.part = cover
     return scene
 
@@ -65,7 +67,11 @@ def screw(rng: np.random.Generator, change: str | None, choice: np.random.Genera
         center, half = choice.uniform(0.1, 0.5), choice.uniform(0.06, 0.14)
         thread_depth = np.where(np.abs(pose.u - center) < half, 0.0, thread_depth)
     if change == "misplaced_part":  # bent shank
-        bend = np.maximum(pose.u - choice.uniform(0.0, 0.3), 0) ** 2 * choice.choice([-1, 1]) * choice.uniform(0.25, 0.5)
+        bend = (
+            np.maximum(pose.u - choice.uniform(0.0, 0.3), 0) ** 2
+            * choice.choice([-1, 1])
+            * choice.uniform(0.25, 0.5)
+        )
         pose = Pose(pose.u, pose.v - bend, pose.pixel)
     wave = np.where(pose.u > -start, np.cos(2 * np.pi * (pose.u + 0.12 * pose.v) / pitch + phase), 0.0)
     radius = 0.14 + thread_depth * wave
@@ -81,7 +87,11 @@ def screw(rng: np.random.Generator, change: str | None, choice: np.random.Genera
     scene.height = scene.height * (1 - cover_flange) + cover_flange * (28 + pose.relief(flange, 0.03, 4))
     cover = np.maximum(np.maximum(cover_shank, cover_head), cover_flange)
     brushed = 0.04 * noise(rng, (160, 6)) + 0.03 * noise(rng, 30)
-    scene.paint(cover, np.array(metal) * (1 + brushed[..., None]) * (0.88 + 0.12 * wave * (cover_shank > 0.5))[..., None], gloss=0.55)
+    scene.paint(
+        cover,
+        np.array(metal) * (1 + brushed[..., None]) * (0.88 + 0.12 * wave * (cover_shank > 0.5))[..., None],
+        gloss=0.55,
+    )
     scene.part = cover
     return scene
 
@@ -90,13 +100,19 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
     """A two-color pharmaceutical capsule with a printed code."""
     pose = draw_pose(rng)
     scene = ground(rng, (0.82, 0.83, 0.84), grain=0.012)
-    left, right = (((0.72, 0.2, 0.17), (0.9, 0.83, 0.66)), ((0.2, 0.36, 0.62), (0.88, 0.88, 0.86)), ((0.26, 0.5, 0.3), (0.9, 0.76, 0.3)))[
-        int(rng.integers(3))
-    ]
+    left, right = (
+        ((0.72, 0.2, 0.17), (0.9, 0.83, 0.66)),
+        ((0.2, 0.36, 0.62), (0.88, 0.88, 0.86)),
+        ((0.26, 0.5, 0.3), (0.9, 0.76, 0.3)),
+    )[int(rng.integers(3))]
     tint = 1 + rng.normal(0, 0.015, 3)
     cap, shell = pose, pose
     if change == "misplaced_part":  # cap not pushed home, or askew
-        shell = pose.moved(choice.uniform(0.05, 0.1), choice.choice([-1, 1]) * choice.uniform(0.01, 0.045), choice.uniform(-4, 4))
+        shell = pose.moved(
+            choice.uniform(0.05, 0.1),
+            choice.choice([-1, 1]) * choice.uniform(0.01, 0.045),
+            choice.uniform(-4, 4),
+        )
     body = segment(shell, (-0.3, 0), (0.45, 0), 0.26)
     lid = np.maximum(segment(cap, (-0.42, 0), (0.3, 0), 0.285), cap.u - 0.06)
     cover_body, cover_lid = pose.cover(body), pose.cover(lid)
@@ -104,7 +120,9 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
     scene.paint(cover_lid, np.array(left) * tint, gloss=0.8)
     dome = lambda d, r: 26 * np.sqrt(np.clip(1 - np.clip(1 + d / r, 0, 1) ** 2, 0, 1))  # noqa: E731 - one formula, twice
     scene.height = np.maximum(scene.height, np.where(cover_body > 0.5, dome(body, 0.26) * 0.9, 0))
-    scene.height = np.where(cover_lid > 0.5, dome(segment(cap, (-0.42, 0), (0.3, 0), 0.285), 0.285), scene.height)
+    scene.height = np.where(
+        cover_lid > 0.5, dome(segment(cap, (-0.42, 0), (0.3, 0), 0.285), 0.285), scene.height
+    )
     ink = np.zeros_like(pose.u)
     drop = choice.integers(4) if change == "missing_part" else -1  # one character of the print
     for k, strokes in enumerate(_CODE):
@@ -120,8 +138,18 @@ def capsule(rng: np.random.Generator, change: str | None, choice: np.random.Gene
 
 # Four characters drawn with straight strokes in a box of about 0.06 x 0.12.
 _CODE = (
-    (((-0.03, -0.06), (-0.03, 0.06)), ((-0.03, -0.06), (0.02, -0.03)), ((0.02, -0.03), (-0.03, 0.0)), ((-0.03, 0.0), (0.03, 0.06))),
-    (((0.03, -0.06), (-0.03, -0.06)), ((-0.03, -0.06), (-0.03, 0.06)), ((-0.03, 0.06), (0.03, 0.06)), ((-0.03, 0.0), (0.02, 0.0))),
+    (
+        ((-0.03, -0.06), (-0.03, 0.06)),
+        ((-0.03, -0.06), (0.02, -0.03)),
+        ((0.02, -0.03), (-0.03, 0.0)),
+        ((-0.03, 0.0), (0.03, 0.06)),
+    ),
+    (
+        ((0.03, -0.06), (-0.03, -0.06)),
+        ((-0.03, -0.06), (-0.03, 0.06)),
+        ((-0.03, 0.06), (0.03, 0.06)),
+        ((-0.03, 0.0), (0.02, 0.0)),
+    ),
     (((-0.03, -0.06), (0.03, -0.06)), ((0.03, -0.06), (-0.03, 0.06)), ((-0.03, 0.06), (0.03, 0.06))),
     (((0.0, -0.06), (0.0, 0.06)), ((0.0, -0.06), (-0.025, -0.03)), ((-0.03, 0.06), (0.03, 0.06))),
 )

@@ -34,7 +34,11 @@ def write_samples(out: str | Path, seed: int = SEED) -> list[Path]:
     paths = []
     for class_name, kind, suffix in SAMPLES:
         rng = image_rng(seed, class_name, "test", kind, 0)
-        image = render_good(class_name, rng, "test") if kind == "good" else render_defective(class_name, kind, rng, "test")[0]
+        image = (
+            render_good(class_name, rng, "test")
+            if kind == "good"
+            else render_defective(class_name, kind, rng, "test")[0]
+        )
         path = folder / f"{class_name}-{kind}.{suffix}"
         Image.fromarray(image).save(path, **({} if suffix == "png" else {"quality": 92}))
         paths.append(path)

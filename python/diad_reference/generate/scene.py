@@ -23,7 +23,9 @@ class Scene:
         """A window of the scene; painting it in place paints the scene."""
         return Scene(self.albedo[window], self.height[window], self.gloss[window], self.part[window])
 
-    def paint(self, mask: Array, color: Array | tuple[float, float, float], gloss: float | None = None) -> None:
+    def paint(
+        self, mask: Array, color: Array | tuple[float, float, float], gloss: float | None = None
+    ) -> None:
         """Covers the masked pixels (0..1) with a color."""
         self.albedo += mask[..., None] * (np.asarray(color, dtype=np.float32) - self.albedo)
         if gloss is not None:
@@ -78,7 +80,9 @@ def shade(scene: Scene, camera: Camera) -> Array:
     facing = np.maximum((-slope_x * half[0] - slope_y * half[1] + half[2]) / length, 0)
     highlight = scene.gloss * (0.75 * facing**40 + 0.25 * facing**8 - 0.16)
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) / (SIZE - 1) - 0.5
-    falloff = 1 + camera.gradient[0] * x * 2 + camera.gradient[1] * y * 2 - camera.vignette * (x**2 + y**2) * 2
+    falloff = (
+        1 + camera.gradient[0] * x * 2 + camera.gradient[1] * y * 2 - camera.vignette * (x**2 + y**2) * 2
+    )
     light = (camera.ambient + (1 - camera.ambient) * diffuse / lz) * falloff * _shadow(scene.part, lx, ly)
     image = scene.albedo * light[..., None] + (0.55 * highlight * falloff)[..., None]
     image = 255 * image * np.array(camera.gains)
@@ -92,7 +96,9 @@ def _shadow(part: Array, lx: float, ly: float) -> Array:
     if part.min() > 0.5:
         return np.ones_like(part)
     cover = Image.fromarray((part * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(5))
-    shifted = np.roll(np.asarray(cover, dtype=np.float32) / 255, (round(-ly * 9), round(-lx * 9)), axis=(0, 1))
+    shifted = np.roll(
+        np.asarray(cover, dtype=np.float32) / 255, (round(-ly * 9), round(-lx * 9)), axis=(0, 1)
+    )
     return 1 - 0.45 * shifted * (1 - part)
 
 

@@ -48,7 +48,9 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
         frame, near = pose.cut(window), scene.cut(window)
         lines = segment(frame, (u0, v0), (u1, v1), 0.014)
         for offset in (0.05, -0.05):
-            lines = np.minimum(lines, segment(frame, (u0 + offset, v0 + offset), (u1 + offset, v1 + offset), 0.01))
+            lines = np.minimum(
+                lines, segment(frame, (u0 + offset, v0 + offset), (u1 + offset, v1 + offset), 0.01)
+            )
         near.paint(pose.cover(lines), mask_color * 1.55)
         near.height += pose.relief(lines, 0.012, 0.8)
         for u, v in ((u0, v0), (u1, v1)):
@@ -67,7 +69,11 @@ def circuit_board(rng: np.random.Generator, change: str | None, choice: np.rando
         if change == "misplaced_part" and k == changed:
             a = choice.uniform(0, 2 * np.pi)
             d = choice.uniform(0.05, 0.11)
-            u, v, tilt = u + d * np.cos(a), v + d * np.sin(a), tilt + choice.choice([-1, 1]) * choice.uniform(6, 35)
+            u, v, tilt = (
+                u + d * np.cos(a),
+                v + d * np.sin(a),
+                tilt + choice.choice([-1, 1]) * choice.uniform(6, 35),
+            )
         _component(near, frame.moved(u + settle[0], v + settle[1], tilt), kind)
     return scene
 
@@ -120,7 +126,10 @@ def _component(scene: Scene, pose: Pose, kind: str) -> None:
 def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Generator) -> Scene:
     """Plain weave seen from above."""
     pose = draw_pose(rng, degrees=3, shift=20, scale=0.05)
-    warp_color, weft_color = (((0.32, 0.38, 0.5), (0.62, 0.64, 0.68)), ((0.56, 0.46, 0.34), (0.74, 0.68, 0.56)))[int(rng.integers(2))]
+    warp_color, weft_color = (
+        ((0.32, 0.38, 0.5), (0.62, 0.64, 0.68)),
+        ((0.56, 0.46, 0.34), (0.74, 0.68, 0.56)),
+    )[int(rng.integers(2))]
     pitch = 0.094
     bend = 0.03 * noise(rng, 4)
     u, v = (pose.u + bend * 0.25) / pitch, (pose.v + 0.03 * noise(rng, 4) * 0.25) / pitch
@@ -141,7 +150,11 @@ def fabric(rng: np.random.Generator, change: str | None, choice: np.random.Gener
         warp = np.where(lost, warp * 0.75, warp)
     top = np.where(over, warp, weft)
     fibre = 1 + 0.1 * np.where(over, noise(rng, (20, 200)), noise(rng, (200, 20))) + 0.04 * noise(rng, 12)
-    color = np.where(over[..., None], warp_color, weft_color) * (0.45 + 0.55 * np.sqrt(top))[..., None] * fibre[..., None]
+    color = (
+        np.where(over[..., None], warp_color, weft_color)
+        * (0.45 + 0.55 * np.sqrt(top))[..., None]
+        * fibre[..., None]
+    )
     scene = _sheet(np.zeros(3), 0.03)
     scene.albedo = np.clip(color, 0, 1).astype(np.float32)
     scene.height = (3.5 * np.sqrt(top)).astype(np.float32)
@@ -162,8 +175,12 @@ def tile(rng: np.random.Generator, change: str | None, choice: np.random.Generat
     for k, (cu, cv) in enumerate(((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5))):
         place = pose.moved(cu, cv) if k != moved else pose.moved(cu + step, cv - step, turn)
         joint = np.minimum(joint, box(place, 0.478, 0.478, 0.02))
-    beyond = np.minimum.reduce([box(pose.moved(cu, cv), 0.478, 0.478, 0.02) for cu in (-1.5, -0.5, 0.5, 1.5) for cv in (-1.5, 1.5)])
-    beside = np.minimum.reduce([box(pose.moved(cu, cv), 0.478, 0.478, 0.02) for cu in (-1.5, 1.5) for cv in (-0.5, 0.5)])
+    beyond = np.minimum.reduce(
+        [box(pose.moved(cu, cv), 0.478, 0.478, 0.02) for cu in (-1.5, -0.5, 0.5, 1.5) for cv in (-1.5, 1.5)]
+    )
+    beside = np.minimum.reduce(
+        [box(pose.moved(cu, cv), 0.478, 0.478, 0.02) for cu in (-1.5, 1.5) for cv in (-0.5, 0.5)]
+    )
     surface = np.minimum(np.minimum(joint, beyond), beside)
     grout = 1 - pose.cover(surface)
     scene.paint(grout, np.array((0.42, 0.41, 0.39)) * (1 + 0.12 * noise(rng, 120))[..., None], gloss=0.0)
@@ -171,9 +188,17 @@ def tile(rng: np.random.Generator, change: str | None, choice: np.random.Generat
     return scene
 
 
-PHOTOGRAPHS = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel}  # CC0, 512 x 512, inside scikit-image
+PHOTOGRAPHS = {
+    "brick": data.brick,
+    "grass": data.grass,
+    "gravel": data.gravel,
+}  # CC0, 512 x 512, inside scikit-image
 # Rows and columns of the photographs each split may show; no pixel belongs to two.
-REGIONS: dict[str, tuple[int, int, int, int]] = {"train": (0, 512, 0, 300), "test": (0, 256, 304, 512), "validation": (260, 512, 304, 512)}
+REGIONS: dict[str, tuple[int, int, int, int]] = {
+    "train": (0, 512, 0, 300),
+    "test": (0, 256, 304, 512),
+    "validation": (260, 512, 304, 512),
+}
 _TINTS = {"brick": (1.06, 0.84, 0.72), "grass": (0.78, 1.0, 0.6), "gravel": (1.0, 0.96, 0.9)}
 
 
@@ -187,7 +212,9 @@ def photographed(name: str, rng: np.random.Generator, split: Split) -> Scene:
     top, bottom, left, right = REGIONS[split]
     side = int(rng.integers(160, 181))
     y, x = int(rng.integers(top, bottom - side + 1)), int(rng.integers(left, right - side + 1))
-    piece = Image.fromarray(_photograph(name)[y : y + side, x : x + side]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    piece = Image.fromarray(_photograph(name)[y : y + side, x : x + side]).resize(
+        (SIZE, SIZE), Image.Resampling.BICUBIC
+    )
     gray = np.asarray(piece, dtype=np.float32) / 255
     if rng.random() < 0.5:
         gray = gray[:, ::-1]

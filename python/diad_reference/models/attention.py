@@ -77,12 +77,16 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the positions of a feature map, between two 1x1 convolutions, residual."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, depth: int, context_dim: int, norm_groups: int) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, depth: int, context_dim: int, norm_groups: int
+    ) -> None:
         super().__init__()
         inner = heads * head_dim
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, inner, 1)
-        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(inner, heads, head_dim, context_dim) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, heads, head_dim, context_dim) for _ in range(depth)
+        )
         self.proj_out = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

@@ -65,10 +65,16 @@ class _Resample(nn.Module):
     def __init__(self, channels: int, down: bool) -> None:
         super().__init__()
         self.down = down
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if down else nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = (
+            nn.Conv2d(channels, channels, 3, stride=2)
+            if down
+            else nn.Conv2d(channels, channels, 3, padding=1)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.down:  # asymmetric: one row below and one column to the right, the convolution itself pads nothing
+        if (
+            self.down
+        ):  # asymmetric: one row below and one column to the right, the convolution itself pads nothing
             return self.conv(F.pad(x, (0, 1, 0, 1)))
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
@@ -76,10 +82,14 @@ class _Resample(nn.Module):
 class _Level(nn.Module):
     """The blocks of one resolution and, but for the last, the step to the next."""
 
-    def __init__(self, widths: list[tuple[int, int]], resample: str | None, norm_groups: int, attention: bool) -> None:
+    def __init__(
+        self, widths: list[tuple[int, int]], resample: str | None, norm_groups: int, attention: bool
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in widths)
-        self.attn = nn.ModuleList(AttnBlock(b, norm_groups) if attention else nn.Identity() for _, b in widths)
+        self.attn = nn.ModuleList(
+            AttnBlock(b, norm_groups) if attention else nn.Identity() for _, b in widths
+        )
         if resample == "down":
             self.downsample = _Resample(widths[-1][1], down=True)
         elif resample == "up":
@@ -104,7 +114,10 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = config.ch
         for level, mult in enumerate(config.ch_mult):
-            widths = [(channels if i == 0 else config.ch * mult, config.ch * mult) for i in range(config.num_res_blocks)]
+            widths = [
+                (channels if i == 0 else config.ch * mult, config.ch * mult)
+                for i in range(config.num_res_blocks)
+            ]
             attention = config.resolution >> level in config.attn_resolutions
             self.down.append(_Level(widths, "down" if level != last else None, groups, attention))
             channels = config.ch * mult
@@ -130,9 +143,14 @@ class Decoder(nn.Module):
         self.mid = _Middle(channels, groups)
         levels: list[nn.Module] = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
-            widths = [(channels if i == 0 else config.ch * mult, config.ch * mult) for i in range(config.num_res_blocks + 1)]
+            widths = [
+                (channels if i == 0 else config.ch * mult, config.ch * mult)
+                for i in range(config.num_res_blocks + 1)
+            ]
             attention = config.resolution >> level in config.attn_resolutions
-            levels.insert(0, _Level(widths, "up" if level else None, groups, attention))  # up.0 is the highest resolution
+            levels.insert(
+                0, _Level(widths, "up" if level else None, groups, attention)
+            )  # up.0 is the highest resolution
             channels = config.ch * mult
         self.up = nn.ModuleList(levels)
         self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)

@@ -29,7 +29,11 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-FEATURE_CHANNELS = (24, 40, 112)  # after the second, third and fifth stage: a quarter, an eighth and a sixteenth of the side
+FEATURE_CHANNELS = (
+    24,
+    40,
+    112,
+)  # after the second, third and fifth stage: a quarter, an eighth and a sixteenth of the side
 
 
 class _SameConv(nn.Conv2d):

@@ -18,7 +18,9 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
         [N, dim] float32: cos(t f_i) for i = 0..dim/2-1, then sin(t f_i), f_i = max_period^(-i / (dim/2)).
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps[:, None].float() * frequencies[None]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
@@ -41,7 +43,9 @@ class ResBlock(nn.Module):
             nn.Identity(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """x [N, C, H, W], emb [N or 1, E] -> [N, C_out, H, W]."""

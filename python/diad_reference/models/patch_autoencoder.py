@@ -50,7 +50,9 @@ def fit_patches(config: PatchAutoencoderConfig, images: torch.Tensor) -> PatchAu
         images: normalized images [N, 3, S, S], S a multiple of the patch.
     """
     patch = config.patch
-    patches = F.unfold(images, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch**2).double()  # [patches, 3 patch^2]
+    patches = (
+        F.unfold(images, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch**2).double()
+    )  # [patches, 3 patch^2]
     mean = patches.mean(dim=0)
     centered = patches - mean
     variances, vectors = torch.linalg.eigh(centered.T @ centered / len(centered))

@@ -72,7 +72,9 @@ class SemanticGuidedNetwork(nn.Module):
         """Hint features of an image, independent of the timestep: [N, 3, S, S] -> [N, C, s, s]."""
         return self.input_hint_block(image)
 
-    def forward(self, x: torch.Tensor, hint: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, hint: torch.Tensor, emb: torch.Tensor, context: torch.Tensor
+    ) -> list[torch.Tensor]:
         """Control for the UNet.
 
         Args:

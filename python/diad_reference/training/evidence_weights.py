@@ -54,7 +54,9 @@ def weighted(evidence: EvidenceConfig, choices: Mapping[str, Choice]) -> Evidenc
     """The evidence with the chosen weights; images of other classes get the median weight."""
     weights = {name: (choice.weight, 1.0) for name, choice in choices.items()}
     median = float(np.median([weight for weight, _ in weights.values()]))
-    return replace(evidence, reconstruction=median, memory=1.0, class_weights=weights if len(weights) > 1 else {})
+    return replace(
+        evidence, reconstruction=median, memory=1.0, class_weights=weights if len(weights) > 1 else {}
+    )
 
 
 def _spaced(images: np.ndarray, most: int) -> np.ndarray:
@@ -71,7 +73,10 @@ def _calibration_images(pipeline: DiadPipeline, images: np.ndarray) -> list[Cali
 
 
 def _choose(pipeline: DiadPipeline, images: ClassImages) -> Choice:
-    config = replace(pipeline.config, evidence=replace(pipeline.config.evidence, reconstruction=1.0, memory=1.0, class_weights={}))
+    config = replace(
+        pipeline.config,
+        evidence=replace(pipeline.config.evidence, reconstruction=1.0, memory=1.0, class_weights={}),
+    )
     chosen = _spaced(images.held_out, MOST_JUDGED)
     clean, perturbed = images.held_out[chosen], images.perturbed[chosen]
     change = np.abs(perturbed.astype(np.float32) - clean).mean(axis=3) > CHANGE_THRESHOLD  # [N, S, S]
@@ -82,17 +87,27 @@ def _choose(pipeline: DiadPipeline, images: ClassImages) -> Choice:
     for start in range(0, len(images.trained), BATCH):
         index = _spaced(images.trained, MOST_REMEMBERED)[start : start + BATCH]
         if len(index):
-            remembered += [CalibrationImage((), v, "", in_statistics=False) for v in pipeline.vectors(list(images.trained[index]))]
-    learner = ClassLearner("", list(enumerate([*remembered, *_calibration_images(pipeline, clean)])), config, seed=0)
+            remembered += [
+                CalibrationImage((), v, "", in_statistics=False)
+                for v in pipeline.vectors(list(images.trained[index]))
+            ]
+    learner = ClassLearner(
+        "", list(enumerate([*remembered, *_calibration_images(pipeline, clean)])), config, seed=0
+    )
     normal = [combine(maps, config) for maps in learner.unseen_maps()]
     defective = []
     for image in _calibration_images(pipeline, perturbed):
         nearest = memory_distances(image.vectors.half()[None], learner.normal.memory)
-        defective.append(combine(normalize_maps([*(d[None] for d in image.distances), nearest], learner.normal), config))
+        defective.append(
+            combine(normalize_maps([*(d[None] for d in image.distances), nearest], learner.normal), config)
+        )
     parts = [(e.reconstruction_map, e.memory_map) for e in (*normal, *defective)]
     labels = [0] * len(normal) + [1] * len(defective)
     auroc = {}
     for weight in CANDIDATES:
-        scores = [float(image_scores(weight * reconstruction + memory, config.map)[0]) for reconstruction, memory in parts]
+        scores = [
+            float(image_scores(weight * reconstruction + memory, config.map)[0])
+            for reconstruction, memory in parts
+        ]
         auroc[weight] = float(roc_auc_score(labels, scores))
     return Choice(max(CANDIDATES, key=lambda weight: (round(auroc[weight], 6), -weight)), auroc)

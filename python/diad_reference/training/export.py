@@ -6,7 +6,14 @@ from pathlib import Path
 
 from ..bundle_score import BundleModel
 from ..config import DiadConfig
-from ..export.bundle import STORAGE, build_manifest, round_weights, save_module, write_bundle_folder, write_card
+from ..export.bundle import (
+    STORAGE,
+    build_manifest,
+    round_weights,
+    save_module,
+    write_bundle_folder,
+    write_card,
+)
 from ..export.golden import GOLDEN, write_golden
 from ..export.modules import example_inputs, scripted_denoiser, tracing
 from .small_model import BaseBundle
@@ -49,4 +56,6 @@ def write_trained_bundle(base: BaseBundle, out: Path, config: DiadConfig, card: 
 def named(config: DiadConfig, name: str, classes: tuple[str, ...]) -> DiadConfig:
     """The configuration of a model trained on `classes`."""
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return dataclasses.replace(config, name=name, description=f"Trained on normal images of {shown}", classes=classes)
+    return dataclasses.replace(
+        config, name=name, description=f"Trained on normal images of {shown}", classes=classes
+    )

@@ -51,7 +51,9 @@ def class_folders(root: str | Path) -> list[Path]:
     return folders
 
 
-def load_good_images(root: str | Path, size: int, per_class: int = 0, split: Split | None = None, held_out: bool = False) -> GoodImages:
+def load_good_images(
+    root: str | Path, size: int, per_class: int = 0, split: Split | None = None, held_out: bool = False
+) -> GoodImages:
     """Reads class/train/good of every class. No masks are read: none are needed.
 
     Args:
@@ -68,7 +70,11 @@ def load_good_images(root: str | Path, size: int, per_class: int = 0, split: Spl
     folders = class_folders(root)
     files: list[tuple[Path, int]] = []
     for label, folder in enumerate(folders):
-        found = [p for p in sorted((folder / "train" / "good").iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        found = [
+            p
+            for p in sorted((folder / "train" / "good").iterdir())
+            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        ]
         apart = split.held_out([p.name for p in found])
         chosen = [p for p in found if (p.name in apart) == held_out]
         files += [(p, label) for p in (chosen if held_out else chosen[: per_class or None])]

@@ -46,7 +46,9 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.seconds <= 0:
-            raise ValueError(f"Expected a number of steps or seconds but received {self.steps} steps and {self.seconds} seconds")
+            raise ValueError(
+                f"Expected a number of steps or seconds but received {self.steps} steps and {self.seconds} seconds"
+            )
 
 
 # Called with (rng, batch size of this process, step): the tensors of one batch, handed to the objective's forward.
@@ -83,7 +85,11 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad} if decay else {}
+        self.values = (
+            {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+            if decay
+            else {}
+        )
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in module.named_parameters() if name in self.values)
@@ -95,7 +101,9 @@ class Ema:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = list(self._pairs(module))
-        torch._foreach_lerp_([self.values[name] for name, _ in pairs], [p.detach() for _, p in pairs], 1 - decay)
+        torch._foreach_lerp_(
+            [self.values[name] for name, _ in pairs], [p.detach() for _, p in pairs], 1 - decay
+        )
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
@@ -133,7 +141,9 @@ class TrainingRun:
         if settings.recompute:
             recompute_activations(self.objective)
         self.trainable = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(settings.optimizer, self.trainable, settings.learning_rate, settings.weight_decay)
+        self.optimizer = build_optimizer(
+            settings.optimizer, self.trainable, settings.learning_rate, settings.weight_decay
+        )
         self.ema = Ema(objective, settings.ema_decay)
         self.spent = 0.0  # seconds trained, earlier runs included
         self.first = self._resume()
@@ -150,11 +160,15 @@ class TrainingRun:
         for start in range(0, count, size):
             part = tuple(t[start : start + size].to(self.device, non_blocking=True) for t in batch)
             share = len(part[0]) / count
-            together = self.world == 1 or start + size >= count  # gradients go over to the other processes once a step
+            together = (
+                self.world == 1 or start + size >= count
+            )  # gradients go over to the other processes once a step
             with nullcontext() if together else self.wrapped.no_sync():
                 loss, metrics = self._forward(self.wrapped, part)
                 if not torch.isfinite(loss):
-                    raise ValueError(f"{self.label}: the loss is {loss.item()} at step {step}; lower the learning rate")
+                    raise ValueError(
+                        f"{self.label}: the loss is {loss.item()} at step {step}; lower the learning rate"
+                    )
                 (loss * share).backward()
             seen.append((share, {"loss": float(loss.detach()), **{k: float(v) for k, v in metrics.items()}}))
         nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
@@ -162,8 +176,12 @@ class TrainingRun:
         self.ema.update(self.objective, step)
         return _weighted_means(seen)
 
-    def _forward(self, module: nn.Module, part: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+    def _forward(
+        self, module: nn.Module, part: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+        ):
             return module(*part)
 
     @torch.no_grad()
@@ -212,7 +230,11 @@ class TrainingRun:
 
     def share_done(self, done: int) -> float:
         """How much of the run has passed after `done` steps, 0 to 1."""
-        return done / self.settings.steps if self.settings.steps else min(1.0, self.spent / self.settings.seconds)
+        return (
+            done / self.settings.steps
+            if self.settings.steps
+            else min(1.0, self.spent / self.settings.seconds)
+        )
 
 
 def _weighted_means(seen: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
@@ -283,9 +305,17 @@ def fit(
                 recent = []
                 log(line)
                 total = max(done, round(done / share))  # of a time budget: at the pace so far
-                left = settings.seconds - run.spent if not settings.steps else (time.time() - started) / (done - run.first) * (total - done)
-                text = f"{label} {done}/{total} left {max(0, left) / 60:.1f} min " + " ".join(f"{k} {v:.4g}" for k, v in line.items())
-                progress.say("step", text, stage=label, steps=total, seconds_left=round(max(0, left), 1), **line)
+                left = (
+                    settings.seconds - run.spent
+                    if not settings.steps
+                    else (time.time() - started) / (done - run.first) * (total - done)
+                )
+                text = f"{label} {done}/{total} left {max(0, left) / 60:.1f} min " + " ".join(
+                    f"{k} {v:.4g}" for k, v in line.items()
+                )
+                progress.say(
+                    "step", text, stage=label, steps=total, seconds_left=round(max(0, left), 1), **line
+                )
             if run.rank == 0 and validation is not None and (done % settings.validate_every == 0 or finished):
                 loss = run.validate(validation)
                 log({"step": done, "validation_loss": loss})
@@ -298,7 +328,9 @@ def fit(
                 )
             if run.rank == 0 and (done % settings.save_every == 0 or finished or leaving):
                 run.save(done)
-                progress.say("saved", f"{label} {done} steps, saved", stage=label, step=done, path=str(state_path))
+                progress.say(
+                    "saved", f"{label} {done} steps, saved", stage=label, step=done, path=str(state_path)
+                )
             if leaving:
                 raise Interrupted(f"{label} stopped after {done} steps; the same command resumes there")
     run.ema.copy_to(objective)

@@ -83,14 +83,20 @@ def memory_table(config: DiadConfig) -> str:
         count = count_memory(objective, optimizer, averages, bfloat16=True)
         trained = sum(p.numel() for p in objective.parameters() if p.requires_grad) / 1e6
         parts = (count.weights, count.gradients, count.optimizer, count.averages, count.autocast, count.total)
-        lines.append(f"| {name} | {trained:.0f} | " + " | ".join(f"{part / GIB:.2f}" for part in parts) + " |")
+        lines.append(
+            f"| {name} | {trained:.0f} | " + " | ".join(f"{part / GIB:.2f}" for part in parts) + " |"
+        )
     return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--config", choices=sorted(PRESETS), default="published", help="sizes (default: %(default)s)")
-    parser.add_argument("--stage", choices=STAGES, help="one stage as JSON, bytes (default: a table of several)")
+    parser.add_argument(
+        "--config", choices=sorted(PRESETS), default="published", help="sizes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, help="one stage as JSON, bytes (default: a table of several)"
+    )
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adafactor")
     parser.add_argument("--averages", action="store_true", help="averaged weights (EMA)")

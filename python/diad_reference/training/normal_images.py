@@ -30,7 +30,11 @@ class NormalImage:
 def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def normal_folders(root: Path) -> dict[str, Path]:
@@ -49,7 +53,9 @@ def normal_folders(root: Path) -> dict[str, Path]:
     if any((p / "train" / "good").is_dir() for p in below):
         broken = [p.name for p in below if (p / "train").is_dir() and not (p / "train" / "good").is_dir()]
         if broken:
-            raise ValueError(f"Expected normal images in {broken[0]}/train/good but {root / broken[0]} has no such folder")
+            raise ValueError(
+                f"Expected normal images in {broken[0]}/train/good but {root / broken[0]} has no such folder"
+            )
         return {p.name: p / "train" / "good" for p in below if (p / "train" / "good").is_dir()}
     if _images_in(root):
         return {root.resolve().name: root}
@@ -60,7 +66,9 @@ def normal_folders(root: Path) -> dict[str, Path]:
     found = {p.name: p / "good" if (p / "good").is_dir() else p for p in below}
     found = {name: folder for name, folder in found.items() if _images_in(folder)}
     if not found:
-        raise ValueError(f"Expected normal images in {root}: images, folders of images, or CLASS/train/good, but found none")
+        raise ValueError(
+            f"Expected normal images in {root}: images, folders of images, or CLASS/train/good, but found none"
+        )
     return found
 
 
@@ -103,13 +111,17 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
         test = {digest: file for file, digest in _digests(_test_images(folder)).items()}
         for file, digest in digests.items():
             if digest in test:
-                raise ValueError(f"{file} and {test[digest]} are the same image: results on this test set would say nothing. Remove one")
+                raise ValueError(
+                    f"{file} and {test[digest]} are the same image: results on this test set would say nothing. Remove one"
+                )
         first: dict[str, Path] = {}
         for file, digest in digests.items():
             first.setdefault(digest, file)
         distinct = list(first.values())
         if len(distinct) < FEWEST:
-            raise ValueError(f"Expected at least {FEWEST} different normal images of {name} in {folder} but found {len(distinct)}")
+            raise ValueError(
+                f"Expected at least {FEWEST} different normal images of {name} in {folder} but found {len(distinct)}"
+            )
         count = min(max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * len(distinct))), MOST_HELD_OUT)
         ranked = sorted(distinct, key=lambda file: hashlib.sha256(f"{seed}/{file.name}".encode()).digest())
         apart = set(ranked[:count])

@@ -72,8 +72,12 @@ class _Denoiser(nn.Module):
     def eps(self, x: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise predicted in x [N, 4, s, s] with the hint `image` [N, 3, S, S] at timesteps [N]."""
         context = self.context.expand(len(x), -1, -1)
-        control = self.control_model(x, self.control_model.guide(image), self.control_model.embed(timesteps), context)
-        return self.diffusion_model(x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control)
+        control = self.control_model(
+            x, self.control_model.guide(image), self.control_model.embed(timesteps), context
+        )
+        return self.diffusion_model(
+            x, self.diffusion_model.embed(timesteps), context, control, self.only_mid_control
+        )
 
 
 class DenoiserObjective(_Denoiser):
@@ -94,14 +98,18 @@ class DenoiserObjective(_Denoiser):
         self.register_buffer("spread", torch.cat([torch.tensor([spread]), (1 - alpha_bar[1:]).sqrt()]))
         self.register_buffer("alpha_bar", alpha_bar)
 
-    def forward(self, z: torch.Tensor, image: torch.Tensor, step: torch.Tensor, noise: torch.Tensor) -> Losses:
+    def forward(
+        self, z: torch.Tensor, image: torch.Tensor, step: torch.Tensor, noise: torch.Tensor
+    ) -> Losses:
         """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; step: [N] sampling steps."""
         shape = (-1, 1, 1, 1)
         x = self.signal[step].view(shape) * z + self.spread[step].view(shape) * noise
         eps = self.eps(x, image, self.timesteps[step])
         # Inverting DDIM's own formula, error of x_0: the sampler divides by the told timestep's alpha_bar.
         inverse_snr = (1 - self.alpha_bar[step]) / self.alpha_bar[step]
-        target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(shape)
+        target = (x - self.alpha_bar[step].sqrt().view(shape) * z) / (1 - self.alpha_bar[step]).sqrt().view(
+            shape
+        )
         error = ((eps - target) ** 2).mean(dim=(1, 2, 3))
         clean_error = (error * inverse_snr).detach()
         high = step < len(self.timesteps) // 2
@@ -117,16 +125,25 @@ class PublishedDenoiserObjective(_Denoiser):
 
     def __init__(self, model: DiadModel) -> None:
         super().__init__(model)
-        for part in (self.diffusion_model.time_embed, self.diffusion_model.input_blocks, self.diffusion_model.middle_block):
+        for part in (
+            self.diffusion_model.time_embed,
+            self.diffusion_model.input_blocks,
+            self.diffusion_model.middle_block,
+        ):
             part.requires_grad_(False)
         alpha_bar = torch.from_numpy(model.schedule.alpha_bar64)
         self.register_buffer("signal", alpha_bar.sqrt().float())
         self.register_buffer("spread", (1 - alpha_bar).sqrt().float())
 
-    def forward(self, z: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> Losses:
+    def forward(
+        self, z: torch.Tensor, image: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> Losses:
         """z, noise: clean scaled latents and what is put on them [N, 4, s, s]; image: hint [N, 3, S, S]; timesteps: [N], 0..999."""
         shape = (-1, 1, 1, 1)
         x = self.signal[timesteps].view(shape) * z + self.spread[timesteps].view(shape) * noise
         error = ((self.eps(x, image, timesteps) - noise) ** 2).mean(dim=(1, 2, 3))
         high = timesteps >= len(self.signal) // 2
-        return error.mean(), {"eps_high": error[high].mean().detach(), "eps_low": error[~high].mean().detach()}
+        return error.mean(), {
+            "eps_high": error[high].mean().detach(),
+            "eps_low": error[~high].mean().detach(),
+        }

@@ -15,7 +15,9 @@ OPTIMIZERS = ("adamw", "adafactor")
 ADAFACTOR_SMALLEST_RMS = 0.02
 
 
-def build_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """AdamW, or Adafactor (Shazeer and Stern 2018) without momentum and with factored second moments.
 
     AdamW keeps two float32 values beside every weight. Adafactor keeps sums over the last and over the last but one axis instead: next to
@@ -31,8 +33,12 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate
     if name == "adafactor":
         # foreach would hold a second copy of every gradient.
         eps = (None, ADAFACTOR_SMALLEST_RMS)
-        return torch.optim.Adafactor(parameters, lr=learning_rate, eps=eps, weight_decay=weight_decay, foreach=False)
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
+        return torch.optim.Adafactor(
+            parameters, lr=learning_rate, eps=eps, weight_decay=weight_decay, foreach=False
+        )
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
 
 
 def optimizer_state_bytes(name: str, parameters: Iterable[nn.Parameter]) -> int:

@@ -31,7 +31,9 @@ def _patch_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     return (mask if mask.sum() > 12 else ellipse).astype(np.float32)
 
 
-def _drawn_mask(rng: np.random.Generator, size: int, draw: Callable[[ImageDraw.ImageDraw, float], None]) -> np.ndarray:
+def _drawn_mask(
+    rng: np.random.Generator, size: int, draw: Callable[[ImageDraw.ImageDraw, float], None]
+) -> np.ndarray:
     """Draws at four times the size, so that edges are antialiased: float32 [size, size], 0..1."""
     canvas = Image.new("L", (size * 4, size * 4))
     draw(ImageDraw.Draw(canvas), size * 4.0)
@@ -74,7 +76,9 @@ def _box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
         center, angle = rng.uniform(0.15, 0.85, 2) * side, rng.uniform(0, np.pi)
         half = side * np.exp(rng.uniform(np.log(0.02), np.log(0.12), 2))
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        corners = [tuple(center + rotation @ (half * np.array(c))) for c in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+        corners = [
+            tuple(center + rotation @ (half * np.array(c))) for c in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        ]
         pen.polygon(corners, fill=255)
 
     return _drawn_mask(rng, size, draw)
@@ -97,7 +101,9 @@ def _filling(image: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.ran
         noise = smooth_noise(rng, len(image), int(rng.integers(8, 64)))[..., None]
         return image + (noise - 0.5) * np.float32(rng.choice([-1, 1]) * rng.uniform(60, 200))
     if kind == 5:  # smeared
-        blurred = Image.fromarray(image.astype(np.uint8)).filter(ImageFilter.GaussianBlur(float(rng.uniform(2, 5))))
+        blurred = Image.fromarray(image.astype(np.uint8)).filter(
+            ImageFilter.GaussianBlur(float(rng.uniform(2, 5)))
+        )
         return np.asarray(blurred, dtype=np.float32)
     near = image[mask > 0.5]  # filled with the darkest or brightest nearby
     level = np.percentile(near if len(near) else image.reshape(-1, 3), rng.choice([3, 97]), axis=0)
@@ -130,7 +136,10 @@ def perturb(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> t
 
 def _perturb_range(task: tuple[np.ndarray, np.ndarray, int, int]) -> tuple[np.ndarray, np.ndarray]:
     images, others, first, seed = task
-    pairs = [perturb(p, o, np.random.default_rng((seed, first + i))) for i, (p, o) in enumerate(zip(images, others, strict=True))]
+    pairs = [
+        perturb(p, o, np.random.default_rng((seed, first + i)))
+        for i, (p, o) in enumerate(zip(images, others, strict=True))
+    ]
     return np.stack([p for p, _ in pairs]), np.stack([m for _, m in pairs])
 
 
@@ -154,6 +163,8 @@ def perturb_all(images: np.ndarray, copies: int, seed: int, jobs: int = 2) -> tu
             stop = min(start + chunk, len(images))
             tasks.append((images[start:stop], images[order[start:stop]], copy * len(images) + start, seed))
     # Ctrl-C reaches every process of a terminal's command; the main one decides what becomes of it.
-    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(
+        jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         parts = list(pool.map(_perturb_range, tasks))
     return np.concatenate([p for p, _ in parts]), np.concatenate([m for _, m in parts])

@@ -67,4 +67,6 @@ def agreed(record: RunRecord, asked: dict[str, object]) -> None:
         before = getattr(record, field)
         if value is not None and value != before:
             option = "--" + field.replace("_", "-")
-            raise ValueError(f"This run was begun with {option} {before} and stays with it, but {value} was asked for; take another --run")
+            raise ValueError(
+                f"This run was begun with {option} {before} and stays with it, but {value} was asked for; take another --run"
+            )

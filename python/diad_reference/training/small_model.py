@@ -93,12 +93,16 @@ def load_base(folder: str | Path) -> BaseBundle:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's deprecation notices
         try:
-            encoder, stored = (torch.jit.load(str(folder / f"{name}.pt"), map_location="cpu").float() for name in MODULES[:2])
+            encoder, stored = (
+                torch.jit.load(str(folder / f"{name}.pt"), map_location="cpu").float() for name in MODULES[:2]
+            )
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
     denoiser = FoldedDenoiser(config)
     try:
         denoiser.load_state_dict(stored.state_dict(), strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{folder / 'denoiser.pt'} does not fit the architecture of {path}: {error}") from error
+        raise ValueError(
+            f"{folder / 'denoiser.pt'} does not fit the architecture of {path}: {error}"
+        ) from error
     return BaseBundle(folder, manifest, config, encoder.eval(), denoiser)

@@ -26,7 +26,9 @@ class ImageSource:
         """uint8 [N, S, S, 3] -> float32 [N, 3, S, S]."""
         return normalize(frames, self.config.mean, self.config.std)
 
-    def pick(self, rng: np.random.Generator, count: int, perturbed_share: float) -> tuple[np.ndarray, np.ndarray]:
+    def pick(
+        self, rng: np.random.Generator, count: int, perturbed_share: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draws random images.
 
         Returns:
@@ -80,22 +82,32 @@ def autoencoder_batches(source: ImageSource, config: DiadConfig, perturbed_share
     return batch
 
 
-def denoiser_batches(source: ImageSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str) -> BatchSource:
+def denoiser_batches(
+    source: ImageSource, posterior: Posterior, model: DiadModel, perturbed_share: float, recipe: str
+) -> BatchSource:
     """(scaled latents of good images, hints that may be perturbed, steps or timesteps, noise)."""
     steps = len(model.schedule.steps)
-    odds = np.linspace(2.0, 1.0, steps)  # of the weighted recipe: the noisiest steps twice as often as the last
+    odds = np.linspace(
+        2.0, 1.0, steps
+    )  # of the weighted recipe: the noisiest steps twice as often as the last
     odds /= odds.sum()
 
     def batch(rng: np.random.Generator, count: int, step: int) -> tuple[torch.Tensor, ...]:
         index, frames = source.pick(rng, count, perturbed_share)
         z = model.config.scale_factor * posterior.sample(rng, index)
-        drawn = rng.integers(0, model.config.schedule.timesteps, count) if recipe == "published" else rng.choice(steps, count, p=odds)
+        drawn = (
+            rng.integers(0, model.config.schedule.timesteps, count)
+            if recipe == "published"
+            else rng.choice(steps, count, p=odds)
+        )
         return z, source.normalized(frames), torch.from_numpy(drawn), gaussian(rng, tuple(z.shape))
 
     return batch
 
 
-def decoder_batches(source: ImageSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float) -> BatchSource:
+def decoder_batches(
+    source: ImageSource, posterior: Posterior, sampled: torch.Tensor, perturbed_share: float
+) -> BatchSource:
     """(latents, images): half encoded ones, which are perturbed or not, half sampled ones, which shall become the good image.
 
     Args:

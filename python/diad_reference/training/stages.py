@@ -34,9 +34,13 @@ class StageSettings:
     run: Path  # folder of checkpoints and logs
     data: Path  # data set in MVTec-AD layout
     loop: LoopSettings
-    perturbed_share: float = 0.5  # of the batch, where the stage uses perturbed images; 0: the published recipe
+    perturbed_share: float = (
+        0.5  # of the batch, where the stage uses perturbed images; 0: the published recipe
+    )
     per_class: int = 0  # images of each class that are used; 0: all
-    recipe: str = "weighted"  # of the denoiser, and whether the latent scale is measured or stays the published one
+    recipe: str = (
+        "weighted"  # of the denoiser, and whether the latent scale is measured or stays the published one
+    )
     split: Split = dataclasses.field(default_factory=Split)
     progress: Progress = dataclasses.field(default_factory=Progress)
 
@@ -44,7 +48,9 @@ class StageSettings:
 class _Stage:
     """Images of a stage and, when some are held out, those of its validation."""
 
-    def __init__(self, name: str, model: DiadModel, settings: StageSettings, copies: int, seed_offset: int = 0) -> None:
+    def __init__(
+        self, name: str, model: DiadModel, settings: StageSettings, copies: int, seed_offset: int = 0
+    ) -> None:
         self.name, self.settings = name, settings
         seed = settings.loop.seed + seed_offset
         images = load_good_images(settings.data, model.config.image_size, settings.per_class, settings.split)
@@ -57,7 +63,14 @@ class _Stage:
         validation = batches(self.held_out, ".held-out") if self.held_out else None
         source = batches(self.source, "")
         state = self.settings.run / f"{self.name}.train.pt"
-        fit(objective, source, self.settings.loop, state, self.name, Surroundings(validation, self.settings.progress))
+        fit(
+            objective,
+            source,
+            self.settings.loop,
+            state,
+            self.name,
+            Surroundings(validation, self.settings.progress),
+        )
 
     def cached(self, file: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """An array of the run's folder, made when it is not there or is one of other images."""
@@ -81,7 +94,10 @@ def train_autoencoder(model: DiadModel, settings: StageSettings) -> DiadModel:
     """
     stage = _Stage("autoencoder", model, settings, copies=2)
     share = settings.perturbed_share
-    stage.fit(AutoencoderObjective(model.first_stage_model), lambda source, _: autoencoder_batches(source, model.config, share))
+    stage.fit(
+        AutoencoderObjective(model.first_stage_model),
+        lambda source, _: autoencoder_batches(source, model.config, share),
+    )
     if settings.recipe == "published":
         return model
     posterior = encode_all(model, stage.source.good, settings.loop.device)
@@ -120,14 +136,21 @@ def train_decoder(model: DiadModel, settings: StageSettings) -> DiadModel:
 
 
 @torch.no_grad()
-def _denoised_latents(model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32) -> np.ndarray:
+def _denoised_latents(
+    model: DiadModel, frames: np.ndarray, settings: StageSettings, batch: int = 32
+) -> np.ndarray:
     """What the sampler makes of images, divided by the latent scale, [N, 4, s, s]; the image's index is its noise seed."""
     pipeline = DiadPipeline(model, settings.loop.device)
     parts = []
     for start in range(0, len(frames), batch):
         stop = min(start + batch, len(frames))
-        parts.append(pipeline.denoised(list(frames[start:stop]), list(range(start, stop))).cpu() / model.config.scale_factor)
-        settings.progress.say("prepared", f"sampling {stop}/{len(frames)}", what="sampling", done=stop, of=len(frames))
+        parts.append(
+            pipeline.denoised(list(frames[start:stop]), list(range(start, stop))).cpu()
+            / model.config.scale_factor
+        )
+        settings.progress.say(
+            "prepared", f"sampling {stop}/{len(frames)}", what="sampling", done=stop, of=len(frames)
+        )
     model.cpu()
     return torch.cat(parts).numpy()
 

@@ -58,7 +58,9 @@ def model_from_random_weights(config: DiadConfig, extractor: Path, seed: int) ->
     return model
 
 
-def model_from_stable_diffusion(path: Path, config: DiadConfig, extractor: Path | None, seed: int) -> DiadModel:
+def model_from_stable_diffusion(
+    path: Path, config: DiadConfig, extractor: Path | None, seed: int
+) -> DiadModel:
     """Builds the model a run starts from.
 
     Args:
@@ -74,14 +76,20 @@ def model_from_stable_diffusion(path: Path, config: DiadConfig, extractor: Path 
     """
     state, _ = state_dict_of(read_weights(path), path)
     if any(key.startswith("down_blocks.") or ".down_blocks." in key for key in state):
-        raise ValueError(f"{path} has diffusers' key names; pass the single file with LDM's (model.diffusion_model.*, first_stage_model.*)")
+        raise ValueError(
+            f"{path} has diffusers' key names; pass the single file with LDM's (model.diffusion_model.*, first_stage_model.*)"
+        )
     weights = sort_weights(state)
     if any(key.startswith(CONTROL_PREFIX) for key in weights.model):
         raise ValueError(f"{path} is a whole DiAD model already; `convert` makes a bundle of it")
-    expected = {key: shape for key, shape in expected_shapes(config).items() if not key.startswith(CONTROL_PREFIX)}
+    expected = {
+        key: shape for key, shape in expected_shapes(config).items() if not key.startswith(CONTROL_PREFIX)
+    }
     check_weights(weights, expected)
     context = text_context(weights.text, None, config.unet.context_dim)
-    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, context_length=context.shape[1]))
+    config = dataclasses.replace(
+        config, unet=dataclasses.replace(config.unet, context_length=context.shape[1])
+    )
     pretrained = None
     if extractor is not None:
         config, pretrained = _with_extractor(config, extractor)

@@ -37,14 +37,29 @@ FEW_IMAGES = 60  # fewer normal images than this of a class are moved more
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="normal images: a folder of images, a folder per class, or MVTec-AD layout (train/good)")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="normal images: a folder of images, a folder per class, or MVTec-AD layout (train/good)",
+    )
     add("--out", type=Path, required=True, help="folder of the bundle to write")
-    add("--base", type=Path, required=True, help="bundle to start from: its autoencoder, extractor and denoiser")
+    add(
+        "--base",
+        type=Path,
+        required=True,
+        help="bundle to start from: its autoencoder, extractor and denoiser",
+    )
     add("--minutes", type=float, default=20, help="time budget, calibration included (default: %(default)s)")
     add("--run", type=Path, dest="run_folder", help="folder of checkpoints (default: OUT.training)")
     add("--name", help="of the model (default: the folder's name)")
     add("--batch", type=int, default=16, help="images per step (default: %(default)s)")
-    add("--learning-rate", type=float, default=1e-3, help="largest rate of the cosine schedule (default: %(default)s)")
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-3,
+        help="largest rate of the cosine schedule (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--threads", type=int, default=0, help="0: torch's default")
@@ -64,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     run_folder.mkdir(parents=True, exist_ok=True)
     _check_disk(run_folder)
     _agree_on_plan(run_folder, args, images, base.manifest)
-    _write_json(run_folder / SPLIT_FILE, [dataclasses.asdict(i) | {"file": str(i.file.resolve())} for i in images])
+    _write_json(
+        run_folder / SPLIT_FILE, [dataclasses.asdict(i) | {"file": str(i.file.resolve())} for i in images]
+    )
     trained, held_out = ([i for i in images if i.held_out == apart] for apart in (False, True))
     classes = tuple(dict.fromkeys(i.class_name for i in images))
     progress.say(
@@ -75,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
         held_out=len(held_out),
     )
     config = named(base.config, args.name or args.out.resolve().name, classes)
-    sources = [_perturbed(part, classes, config, seed, progress) for part, seed in ((trained, args.seed), (held_out, args.seed + 1))]
+    sources = [
+        _perturbed(part, classes, config, seed, progress)
+        for part, seed in ((trained, args.seed), (held_out, args.seed + 1))
+    ]
     objective = DeviationObjective(base.denoiser, base.encoder, config)
     few = min(sum(i.class_name == name for i in trained) for name in classes) < FEW_IMAGES
     jitter = Jitter(degrees=4.0, shift=0.03, zoom=0.04) if few else Jitter()
@@ -95,20 +115,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _weigh_evidence(
-    path: Path, evidence: EvidenceConfig, classes: tuple[str, ...], sources: list[DeviationImages], progress: Progress
+    path: Path,
+    evidence: EvidenceConfig,
+    classes: tuple[str, ...],
+    sources: list[DeviationImages],
+    progress: Progress,
 ) -> None:
     """Chooses the weights of the evidence on held-out images and writes them into the bundle."""
     trained, held_out = sources
     images = {}
     for label, name in enumerate(classes):
         own = held_out.labels == label
-        images[name] = ClassImages(trained.clean[trained.labels == label], held_out.clean[own], held_out.perturbed[: len(own)][own])
+        images[name] = ClassImages(
+            trained.clean[trained.labels == label], held_out.clean[own], held_out.perturbed[: len(own)][own]
+        )
     choices = choose_weights(pipeline_of_bundle(path), images)
     replace_weights(path, weighted(evidence, choices))
     chosen = {name: choice.weight for name, choice in choices.items()}
     progress.say(
         "weighed",
-        "weight of the reconstruction beside the memory: " + ", ".join(f"{name} {weight:g}" for name, weight in chosen.items()),
+        "weight of the reconstruction beside the memory: "
+        + ", ".join(f"{name} {weight:g}" for name, weight in chosen.items()),
         weights=chosen,
         auroc={name: choice.auroc for name, choice in choices.items()},
     )
@@ -135,7 +162,9 @@ def _check_disk(folder: Path) -> None:
         )
 
 
-def _agree_on_plan(run_folder: Path, args: argparse.Namespace, images: list[NormalImage], manifest: dict) -> None:
+def _agree_on_plan(
+    run_folder: Path, args: argparse.Namespace, images: list[NormalImage], manifest: dict
+) -> None:
     """Records what the run trains on; a run that is resumed must train on the same.
 
     Raises:
@@ -143,7 +172,13 @@ def _agree_on_plan(run_folder: Path, args: argparse.Namespace, images: list[Norm
     """
     listing = hashlib.sha256("\n".join(f"{i.class_name}/{i.file.name}" for i in images).encode()).hexdigest()
     base = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    plan = {"base": base, "images": listing, "batch": args.batch, "learning rate": args.learning_rate, "seed": args.seed}
+    plan = {
+        "base": base,
+        "images": listing,
+        "batch": args.batch,
+        "learning rate": args.learning_rate,
+        "seed": args.seed,
+    }
     path = run_folder / PLAN_FILE
     if not path.exists():
         _write_json(path, plan)
@@ -165,7 +200,9 @@ def _write_json(path: Path, value: object) -> None:
     staging.replace(path)
 
 
-def _perturbed(images: list[NormalImage], classes: tuple[str, ...], config: DiadConfig, seed: int, progress: Progress) -> DeviationImages:
+def _perturbed(
+    images: list[NormalImage], classes: tuple[str, ...], config: DiadConfig, seed: int, progress: Progress
+) -> DeviationImages:
     frames = read_frames(images, config.image_size)
     copies = max(1, min(8, MOST_PERTURBED // len(frames)))
     changed, _ = perturb_all(frames, copies, seed)
@@ -174,7 +211,9 @@ def _perturbed(images: list[NormalImage], classes: tuple[str, ...], config: Diad
     return DeviationImages(frames, changed, np.array([classes.index(i.class_name) for i in images]))
 
 
-def _announce(objective: DeviationObjective, source: BatchSource, settings: LoopSettings, progress: Progress) -> None:
+def _announce(
+    objective: DeviationObjective, source: BatchSource, settings: LoopSettings, progress: Progress
+) -> None:
     """Measures a step and prints the plan."""
     objective.to(settings.device)
     batch = tuple(t.to(settings.device) for t in source(np.random.default_rng(0), settings.batch, 0))

@@ -1,4 +1,4 @@
-// DirectConv, WinogradConv and loops over rows with AVX2, FMA and F16C: 6 pixels by 2 vectors of 8 channels in registers.
+// CPU kernels with AVX2, FMA and F16C: 6 pixels by 2 vectors of 8 channels in registers.
 #include <immintrin.h>
 
 #include "cpu/kernels/depthwise_kernel.h"
@@ -16,7 +16,9 @@ struct Avx2 {
   static constexpr int kWidth = 8, kPartsAtOnce = 2, kPixels = 6;
 
   static Type load(const float* from) { return _mm256_loadu_ps(from); }
-  static Type load(const uint16_t* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
+  static Type load(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
   static void prefetch_soon(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
   static Type broadcast(float value) { return _mm256_set1_ps(value); }
@@ -49,11 +51,14 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
   static void store(float* to, Type value) { _mm256_storeu_ps(to, value); }
-  // The first `count` lanes, fewer than kWidth; the others are loaded as 0.
+  // The first `count` lanes, fewer than kWidth; the other lanes are loaded as 0.
   static Type load_first(const float* from, int64_t count) { return _mm256_maskload_ps(from, first(count)); }
-  static void store_first(float* to, int64_t count, Type value) { _mm256_maskstore_ps(to, first(count), value); }
+  static void store_first(float* to, int64_t count, Type value) {
+    _mm256_maskstore_ps(to, first(count), value);
+  }
   static __m256i first(int64_t count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
 };
 

@@ -1,4 +1,4 @@
-// DirectConv, WinogradConv and loops over rows with AVX-512: 8 pixels by 2 vectors of 16 channels in registers.
+// CPU kernels with AVX-512: 8 pixels by 2 vectors of 16 channels in registers.
 #include <immintrin.h>
 
 #include "cpu/kernels/depthwise_kernel.h"
@@ -16,7 +16,7 @@ struct Avx512 {
   static constexpr int kWidth = 16, kPartsAtOnce = 2, kPixels = 8;
 
   static Type load(const float* from) { return _mm512_loadu_ps(from); }
-  static Type load(const uint16_t* from) {  // masked: GCC 12 takes the plain form for uninitialized
+  static Type load(const uint16_t* from) {  // masked: GCC 12 warns about uninitialized values
     return _mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
@@ -27,12 +27,14 @@ struct Avx512 {
   static Type multiply(Type a, Type b) { return _mm512_mul_ps(a, b); }
   static Type add(Type a, Type b) { return _mm512_add_ps(a, b); }
   static Type subtract(Type a, Type b) { return _mm512_sub_ps(a, b); }
-  static Type max(Type a, Type b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }  // masked for the same reason
+  static Type max(Type a, Type b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }  // masked, see load
   static Type min(Type a, Type b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
   static Type divide(Type a, Type b) { return _mm512_div_ps(a, b); }
   static Type root(Type a) { return _mm512_maskz_sqrt_ps(0xFFFF, a); }
   static Type absolute(Type a) { return _mm512_abs_ps(a); }
-  static Type round(Type a) { return _mm512_maskz_roundscale_ps(0xFFFF, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Type round(Type a) {
+    return _mm512_maskz_roundscale_ps(0xFFFF, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   static Type times_power_of_two(Type a, Type n) { return _mm512_maskz_scalef_ps(0xFFFF, a, n); }
   static Type where_negative(Type a, Type then, Type otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ), otherwise, then);
@@ -54,9 +56,13 @@ struct Avx512 {
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
   }
   static void store(float* to, Type value) { _mm512_storeu_ps(to, value); }
-  // The first `count` lanes, fewer than kWidth; the others are loaded as 0.
-  static Type load_first(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first(count), from); }
-  static void store_first(float* to, int64_t count, Type value) { _mm512_mask_storeu_ps(to, first(count), value); }
+  // The first `count` lanes, fewer than kWidth; the other lanes are loaded as 0.
+  static Type load_first(const float* from, int64_t count) {
+    return _mm512_maskz_loadu_ps(first(count), from);
+  }
+  static void store_first(float* to, int64_t count, Type value) {
+    _mm512_mask_storeu_ps(to, first(count), value);
+  }
   static __mmask16 first(int64_t count) { return static_cast<__mmask16>((1 << count) - 1); }
 };
 

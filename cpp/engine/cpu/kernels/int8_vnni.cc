@@ -1,4 +1,5 @@
-// QuantizedConv with AVX-512 VNNI: 8 pixels by 2 vectors of 16 channels in registers, four products to a lane and instruction.
+// QuantizedConv with AVX-512 VNNI: 8 pixels by 2 vectors of 16 channels in registers, four products per lane
+// and instruction.
 #include <immintrin.h>
 
 #include "cpu/kernels/int8_kernel.h"
@@ -7,7 +8,7 @@ namespace diad::kernels {
 
 namespace {
 
-constexpr __mmask16 kAll = 0xFFFF;  // masked forms: GCC 12 takes the plain ones for uninitialized
+constexpr __mmask16 kAll = 0xFFFF;  // masked forms: GCC 12 warns about uninitialized values in the others
 
 struct Vnni {
   using Type = __m512i;
@@ -33,12 +34,13 @@ void finish(const QuantizedArguments& a, int64_t block, int64_t first, int64_t c
     const auto mask = static_cast<__mmask16>(left < Vnni::kWidth ? (1 << left) - 1 : kAll);
     const __m512 scales = _mm512_loadu_ps(a.scales + from + v), bias = _mm512_loadu_ps(a.bias + from + v);
     for (int64_t p = 0; p < count; ++p) {
-      const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(a.quantizations[(first + p) / a.pixels_of_each].scale));
+      const __m512 scale =
+          _mm512_mul_ps(scales, _mm512_set1_ps(a.quantizations[(first + p) / a.pixels_of_each].scale));
       const __m512 sum = _mm512_maskz_cvtepi32_ps(kAll, _mm512_loadu_si512(sums + p * kBlock + v));
       __m512 value = _mm512_fmadd_ps(sum, scale, bias);
       const int64_t at = (first + p) * a.out_channels + from + v;
       if (a.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, a.residual + at));
-      if (a.relu) value = _mm512_maskz_max_ps(kAll, _mm512_setzero_ps(), value);  // a NaN stays one
+      if (a.relu) value = _mm512_maskz_max_ps(kAll, _mm512_setzero_ps(), value);  // keeps NaN
       _mm512_mask_storeu_ps(a.y + at, mask, value);
     }
   }
@@ -58,7 +60,8 @@ void convolution(const QuantizedArguments& a, int64_t block, int64_t first, int6
     for (int64_t i = 0; i < a.at.run_length; i += Loops::kDepth) {
       const int64_t steps = a.at.run_length - i < Loops::kDepth ? a.at.run_length - i : Loops::kDepth;
       const int32_t* const next = weights + steps * kBlock;
-      Loops::all_pixels<Loops::kVectors>(weights, inputs, count, run * a.at.run_stride + i, steps, Loops::InMemory{sums}, next,
+      Loops::all_pixels<Loops::kVectors>(weights, inputs, count, run * a.at.run_stride + i, steps,
+                                         Loops::InMemory{sums}, next,
                                          steps * kBlock * static_cast<int64_t>(sizeof(int32_t)));
       weights = next;
     }
@@ -66,10 +69,13 @@ void convolution(const QuantizedArguments& a, int64_t block, int64_t first, int6
   finish(a, block, first, count, sums);
 }
 
-__mmask16 mask_of(int64_t left) { return static_cast<__mmask16>(left < Vnni::kWidth ? (1 << left) - 1 : kAll); }
+__mmask16 mask_of(int64_t left) {
+  return static_cast<__mmask16>(left < Vnni::kWidth ? (1 << left) - 1 : kAll);
+}
 
 void extend(const float* values, int64_t count, Range& range) {
-  __m512 least = _mm512_set1_ps(range.least), greatest = _mm512_set1_ps(range.greatest), poison = _mm512_set1_ps(range.poison);
+  __m512 least = _mm512_set1_ps(range.least), greatest = _mm512_set1_ps(range.greatest),
+         poison = _mm512_set1_ps(range.poison);
   for (int64_t i = 0; i < count; i += Vnni::kWidth) {
     const __m512 value = _mm512_maskz_loadu_ps(mask_of(count - i), values + i);
     least = _mm512_maskz_min_ps(kAll, value, least);

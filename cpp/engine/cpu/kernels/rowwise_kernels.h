@@ -1,5 +1,5 @@
-// Loops over rows of floats with an exponential or a sum in them, compiled once for each instruction set (avx2.cc, avx512.cc). As in
-// direct_conv_kernel.h nothing of the standard library is used.
+// Kernels over rows of floats with an exponential or a sum, compiled once per instruction set (avx2.cc,
+// avx512.cc). Does not use the standard library, see direct_conv_kernel.h.
 #pragma once
 
 #include <stdint.h>
@@ -7,16 +7,20 @@
 namespace diad::kernels {
 
 struct RowKernels {
-  // y = (x - mean) / sqrt(variance + eps) * gain + base, of each row.
-  void (*normalize)(const float* x, const float* gain, const float* base, int64_t rows, int64_t width, float eps, float* y);
-  // x [rows, 2 width] -> y [rows, width]: the first half of a row times GELU of the second.
+  // y = (x - mean) / sqrt(variance + eps) * gain + base, for each row.
+  void (*normalize)(const float* x, const float* gain, const float* base, int64_t rows, int64_t width,
+                    float eps, float* y);
+  // x [rows, 2 width] -> y [rows, width]: the first half of a row times GELU of the second half.
   void (*geglu)(const float* x, int64_t rows, int64_t width, float* y);
-  // Each row as e^(scale (x - its greatest)), whose sum goes to `sums`; rows lie `stride` apart. scale >= 0.
+  // Replaces x by e^(scale * (x - row maximum)) in place and writes the sum of each row to `sums`. Rows are
+  // `stride` apart. scale >= 0.
   void (*softmax_exp)(float* x, int64_t rows, int64_t width, int64_t stride, float scale, float* sums);
-  // y = x / divisor of the row; rows of y lie `stride` apart.
-  void (*divide)(const float* x, const float* divisors, int64_t rows, int64_t width, int64_t stride, float* y);
-  // y = v / (1 + e^-v), v = x * scale + offset, where scale and offset are of a column.
-  void (*scale_silu)(const float* x, const float* scale, const float* offset, int64_t rows, int64_t width, float* y);
+  // y = x / divisor of the row. Rows of y are `stride` apart.
+  void (*divide)(const float* x, const float* divisors, int64_t rows, int64_t width, int64_t stride,
+                 float* y);
+  // y = v / (1 + e^-v), v = x * scale + offset, with one scale and offset per column.
+  void (*scale_silu)(const float* x, const float* scale, const float* offset, int64_t rows, int64_t width,
+                     float* y);
 };
 
 extern const RowKernels rows_avx512, rows_avx2;
@@ -28,12 +32,15 @@ struct RowLoops {
 
   static V number(float value) { return Vector::broadcast(value); }
 
-  // Calls action(i, load, store) for every vector of a row; the last one may be a part, of which the rest is loaded as 0.
+  // Calls action(i, load, store) for every vector of a row. The last one can be partial; its other lanes are
+  // loaded as 0.
   template <typename Action>
   static void each(int64_t width, const Action& action) {
     int64_t i = 0;
     for (; i + kWidth <= width; i += kWidth) {
-      action(i, [](const float* from) { return Vector::load(from); }, [](float* to, V value) { Vector::store(to, value); });
+      action(
+          i, [](const float* from) { return Vector::load(from); },
+          [](float* to, V value) { Vector::store(to, value); });
     }
     if (i == width) return;
     const int64_t left = width - i;
@@ -42,11 +49,13 @@ struct RowLoops {
         [left](float* to, V value) { Vector::store_first(to, left, value); });
   }
 
-  // e^t: 2^n times a polynomial of the rest (Cephes' coefficients, relative error below 2e-7); beyond -87 and 88 as there, NaN stays.
+  // e^t as 2^n times a polynomial of the remainder (Cephes coefficients, relative error below 2e-7). Clamps t
+  // to -87..88; keeps NaN.
   static V exponential(V t) {
     t = Vector::min(number(88), Vector::max(number(-87), t));
     const V n = Vector::round(Vector::multiply(t, number(1.44269504F)));
-    const V r = Vector::negative_multiply_add(n, number(-2.12194440e-4F), Vector::negative_multiply_add(n, number(0.693359375F), t));
+    const V r = Vector::negative_multiply_add(n, number(-2.12194440e-4F),
+                                              Vector::negative_multiply_add(n, number(0.693359375F), t));
     V p = number(1.9875691500e-4F);
     p = Vector::multiply_add(p, r, number(1.3981999507e-3F));
     p = Vector::multiply_add(p, r, number(8.3334519073e-3F));
@@ -57,8 +66,8 @@ struct RowLoops {
     return Vector::times_power_of_two(p, n);
   }
 
-  // 2^t for t <= 0 or little above: a polynomial of degree 5 between whole numbers, fitted for the least relative error (below 2e-7 in
-  // float32); below -126 as there, NaN stays.
+  // 2^t for t <= 0 or slightly above: a polynomial of degree 5 between integers, fitted for minimal relative
+  // error (below 2e-7 in float32). Clamps t to at least -126; keeps NaN.
   static V power_of_two(V t) {
     t = Vector::max(number(-126), t);
     const V n = Vector::round(t), r = Vector::subtract(t, n);
@@ -70,7 +79,7 @@ struct RowLoops {
     return Vector::times_power_of_two(Vector::multiply_add(p, r, number(1)), n);
   }
 
-  // The standard normal distribution function: Abramowitz and Stegun 7.1.26 for erf, absolute error below 1e-7.
+  // The standard normal CDF: Abramowitz and Stegun 7.1.26 for erf, absolute error below 1e-7.
   static V normal_cdf(V x) {
     const V z = Vector::multiply(Vector::absolute(x), number(0.707106781F));
     const V t = Vector::divide(number(1), Vector::multiply_add(number(0.3275911F), z, number(1)));
@@ -93,7 +102,8 @@ struct RowLoops {
     return sum;
   }
 
-  static void normalize(const float* x, const float* gain, const float* base, int64_t rows, int64_t width, float eps, float* y) {
+  static void normalize(const float* x, const float* gain, const float* base, int64_t rows, int64_t width,
+                        float eps, float* y) {
     const float count = static_cast<float>(width);
     const int64_t whole = width / kWidth * kWidth;
     for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
@@ -133,7 +143,9 @@ struct RowLoops {
       float greatest = Vector::greatest(most);
       for (int64_t i = whole; i < width; ++i) greatest = x[i] > greatest ? x[i] : greatest;
       const V highest = number(greatest);
-      const auto power = [&](V value) { return power_of_two(Vector::multiply(Vector::subtract(value, highest), factor)); };
+      const auto power = [&](V value) {
+        return power_of_two(Vector::multiply(Vector::subtract(value, highest), factor));
+      };
       V total = number(0);
       for (int64_t i = 0; i < whole; i += kWidth) {
         const V value = power(Vector::load(x + i));
@@ -149,14 +161,17 @@ struct RowLoops {
     }
   }
 
-  static void divide(const float* x, const float* divisors, int64_t rows, int64_t width, int64_t stride, float* y) {
+  static void divide(const float* x, const float* divisors, int64_t rows, int64_t width, int64_t stride,
+                     float* y) {
     for (int64_t row = 0; row < rows; ++row, x += width, y += stride) {
       const V factor = Vector::divide(number(1), number(divisors[row]));
-      each(width, [&](int64_t i, auto load, auto store) { store(y + i, Vector::multiply(load(x + i), factor)); });
+      each(width,
+           [&](int64_t i, auto load, auto store) { store(y + i, Vector::multiply(load(x + i), factor)); });
     }
   }
 
-  static void scale_silu(const float* x, const float* scale, const float* offset, int64_t rows, int64_t width, float* y) {
+  static void scale_silu(const float* x, const float* scale, const float* offset, int64_t rows, int64_t width,
+                         float* y) {
     for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
       each(width, [&](int64_t i, auto load, auto store) {
         const V v = Vector::multiply_add(load(x + i), load(scale + i), load(offset + i));

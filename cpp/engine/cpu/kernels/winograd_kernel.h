@@ -1,7 +1,8 @@
-// The transforms of WinogradConv, compiled once for each instruction set (avx512.cc, avx2.cc).
+// The transforms of WinogradConv, compiled once per instruction set (avx512.cc, avx2.cc).
 //
-// Matrices: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4, for 3 x 3 kernels and tiles of 2 x 2 and
-// 4 x 4 output pixels. As in direct_conv_kernel.h nothing of the standard library is used.
+// Matrices: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4, for 3 x 3
+// kernels and tiles of 2 x 2 and 4 x 4 output pixels. Does not use the standard library, see
+// direct_conv_kernel.h.
 #pragma once
 
 #include <stdint.h>
@@ -10,20 +11,22 @@
 
 namespace diad::kernels {
 
-// Input pixels of a tile along a side, for `Out` output pixels.
+// Side length of a tile's input for `Out` output pixels per side.
 template <int Out>
 constexpr int kWinogradIn = Out + 2;
 
-// G g G^T for the taps of one block of output channels: taps [channels, 9, kBlock]; position p, [channels, kBlock], goes to transformed + p
-// * position_stride.
-using WinogradWeights = void (*)(const float* taps, int64_t channels, float* transformed, int64_t position_stride);
+// G g G^T for the taps of one block of output channels: taps [channels, 9, kBlock]. Position p, [channels,
+// kBlock], is written to transformed + p * position_stride.
+using WinogradWeights = void (*)(const float* taps, int64_t channels, float* transformed,
+                                 int64_t position_stride);
 
-// B^T d B: `pixels` [in * in] are the tile's input pixels, row by row, `channels` floats each; position p goes to transformed + p *
-// position_stride.
-using WinogradInput = void (*)(const float* const* pixels, int64_t channels, float* transformed, int64_t position_stride);
+// B^T d B: `pixels` [in * in] are the input pixels of the tile, row by row, with `channels` floats each.
+// Position p is written to transformed + p * position_stride.
+using WinogradInput = void (*)(const float* const* pixels, int64_t channels, float* transformed,
+                               int64_t position_stride);
 
-// A^T m A + bias + residual: position p comes from products + p * position_stride; y [out * out] are the tile's output pixels, null where
-// the image ends before; residual likewise, or null altogether.
+// A^T m A + bias + residual: position p is read from products + p * position_stride. y [out * out] are the
+// output pixels of the tile, null outside the image; residual has the same layout, or is null for none.
 struct WinogradOutputArguments {
   const float* products;
   int64_t position_stride, channels;
@@ -42,7 +45,7 @@ struct WinogradKernels {
 
 extern const WinogradKernels winograd_avx512, winograd_avx2;
 
-// One-dimensional transforms of a line of vectors, `step` apart.
+// One-dimensional transforms of a line of vectors.
 template <typename Vector, int Out>
 struct WinogradLine;
 
@@ -73,9 +76,12 @@ template <typename Vector>
 struct WinogradLine<Vector, 4> {
   using V = typename Vector::Type;
   static void weights(const V (&g)[3], V (&to)[6]) {
-    const V sixth = Vector::broadcast(1.F / 6), twelfth = Vector::broadcast(1.F / 12), twenty_fourth = Vector::broadcast(1.F / 24);
-    const V near = Vector::multiply(Vector::broadcast(-1.F / 6), Vector::add(g[0], g[2])), near_odd = Vector::multiply(sixth, g[1]);
-    const V far = Vector::multiply_add(sixth, g[2], Vector::multiply(twenty_fourth, g[0])), far_odd = Vector::multiply(twelfth, g[1]);
+    const V sixth = Vector::broadcast(1.F / 6), twelfth = Vector::broadcast(1.F / 12),
+            twenty_fourth = Vector::broadcast(1.F / 24);
+    const V near = Vector::multiply(Vector::broadcast(-1.F / 6), Vector::add(g[0], g[2])),
+            near_odd = Vector::multiply(sixth, g[1]);
+    const V far = Vector::multiply_add(sixth, g[2], Vector::multiply(twenty_fourth, g[0])),
+            far_odd = Vector::multiply(twelfth, g[1]);
     to[0] = Vector::multiply(Vector::broadcast(.25F), g[0]);
     to[1] = Vector::subtract(near, near_odd);
     to[2] = Vector::add(near, near_odd);
@@ -85,7 +91,8 @@ struct WinogradLine<Vector, 4> {
   }
   static void input(const V (&d)[6], V (&to)[6]) {
     const V two = Vector::broadcast(2), four = Vector::broadcast(4), five = Vector::broadcast(5);
-    const V even = Vector::negative_multiply_add(four, d[2], d[4]), odd = Vector::negative_multiply_add(four, d[1], d[3]);
+    const V even = Vector::negative_multiply_add(four, d[2], d[4]),
+            odd = Vector::negative_multiply_add(four, d[1], d[3]);
     const V far = Vector::subtract(d[4], d[2]), near = Vector::multiply(two, Vector::subtract(d[3], d[1]));
     to[0] = Vector::multiply_add(four, d[0], Vector::negative_multiply_add(five, d[2], d[4]));
     to[1] = Vector::add(even, odd);
@@ -117,31 +124,36 @@ struct WinogradTransforms {
       V half[3][kIn];  // [row][transformed column]
       for (int row = 0; row < 3; ++row) {
         V line[3];
-        for (int column = 0; column < 3; ++column) line[column] = Vector::load(from + (row * 3 + column) * kBlock);
+        for (int column = 0; column < 3; ++column)
+          line[column] = Vector::load(from + (row * 3 + column) * kBlock);
         Line::weights(line, half[row]);
       }
       for (int column = 0; column < kIn; ++column) {
         V line[3], done[kIn];
         for (int row = 0; row < 3; ++row) line[row] = half[row][column];
         Line::weights(line, done);
-        for (int row = 0; row < kIn; ++row) Vector::store(transformed + (row * kIn + column) * position_stride + at, done[row]);
+        for (int row = 0; row < kIn; ++row)
+          Vector::store(transformed + (row * kIn + column) * position_stride + at, done[row]);
       }
     }
   }
 
-  static void input(const float* const* pixels, int64_t channels, float* transformed, int64_t position_stride) {
+  static void input(const float* const* pixels, int64_t channels, float* transformed,
+                    int64_t position_stride) {
     for (int64_t c = 0; c < channels; c += Vector::kWidth) {
       V half[kIn][kIn];  // [row][transformed column]
       for (int row = 0; row < kIn; ++row) {
         V line[kIn];
-        for (int column = 0; column < kIn; ++column) line[column] = Vector::load(pixels[row * kIn + column] + c);
+        for (int column = 0; column < kIn; ++column)
+          line[column] = Vector::load(pixels[row * kIn + column] + c);
         Line::input(line, half[row]);
       }
       for (int column = 0; column < kIn; ++column) {
         V line[kIn], done[kIn];
         for (int row = 0; row < kIn; ++row) line[row] = half[row][column];
         Line::input(line, done);
-        for (int row = 0; row < kIn; ++row) Vector::store(transformed + (row * kIn + column) * position_stride + c, done[row]);
+        for (int row = 0; row < kIn; ++row)
+          Vector::store(transformed + (row * kIn + column) * position_stride + c, done[row]);
       }
     }
   }
@@ -152,7 +164,8 @@ struct WinogradTransforms {
       V half[kIn][Out];
       for (int row = 0; row < kIn; ++row) {
         V line[kIn];
-        for (int column = 0; column < kIn; ++column) line[column] = Vector::load(a.products + (row * kIn + column) * a.position_stride + k);
+        for (int column = 0; column < kIn; ++column)
+          line[column] = Vector::load(a.products + (row * kIn + column) * a.position_stride + k);
         Line::output(line, half[row]);
       }
       const V bias = Vector::load(a.bias + k);

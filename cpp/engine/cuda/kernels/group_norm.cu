@@ -1,9 +1,11 @@
-// GroupNorm of channels-last images in half precision on a CUDA device: a value a channel added before it, SiLU after it, two passes
-// over the image. device_group_norm.h launches these kernels, cuda_program.h compiles this text on the device's machine;
-// cpp/tests/device_group_norm_test.cc compiles it for the CPU.
+// GroupNorm of channels-last half-precision images on a CUDA device, fused with a per-channel addition before
+// it and SiLU after it, in two passes over the image. cuda/cuda_group_norm.h launches these kernels.
+// cuda/nvrtc.h compiles this source at run time; cpp/tests/cuda/cuda_group_norm_test.cc compiles it for the
+// CPU.
 //
-// A block takes blockIdx.x's rows (of pixels), blockIdx.y's groups, blockIdx.z's image. Thread (x, y) takes two neighboring channels,
-// pair x of the block's groups, and every blockDim.y-th pixel from the y-th on. Sums are added in an order that depends on sizes alone.
+// A block processes the pixel rows of blockIdx.x, the groups of blockIdx.y and the image of blockIdx.z.
+// Thread (x, y) processes two neighboring channels, pair x of the block's groups, and every blockDim.y-th
+// pixel starting at y. The order of summation depends on sizes only.
 #ifdef __CUDACC_RTC__
 
 struct Float16 {
@@ -20,8 +22,10 @@ struct Float16 {
 };
 
 struct BFloat16 {
-  static __device__ float widen(unsigned short bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
-  static __device__ unsigned short narrow(float value) {  // to the nearest, ties to even; NaN stays one
+  static __device__ float widen(unsigned short bits) {
+    return __uint_as_float(static_cast<unsigned>(bits) << 16);
+  }
+  static __device__ unsigned short narrow(float value) {  // to nearest, ties to even; keeps NaN
     const unsigned bits = __float_as_uint(value);
     if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<unsigned short>((bits >> 16) | 0x40u);
     return static_cast<unsigned short>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
@@ -36,29 +40,31 @@ struct Pair {
 
 template <typename Type>
 __device__ Pair unpack(unsigned bits) {
-  return {Type::widen(static_cast<unsigned short>(bits & 0xFFFFu)), Type::widen(static_cast<unsigned short>(bits >> 16))};
+  return {Type::widen(static_cast<unsigned short>(bits & 0xFFFFu)),
+          Type::widen(static_cast<unsigned short>(bits >> 16))};
 }
 
 template <typename Type>
 __device__ unsigned pack(Pair pair) {
-  return static_cast<unsigned>(Type::narrow(pair.low)) | (static_cast<unsigned>(Type::narrow(pair.high)) << 16);
+  return static_cast<unsigned>(Type::narrow(pair.low)) |
+         (static_cast<unsigned>(Type::narrow(pair.high)) << 16);
 }
 
-// What a thread works on: its pair of channels, and the pivot that its group's values are taken less, which keeps sums small beside the
-// variance: the group's first channel in the image's first pixel.
+// Work of a thread: its pair of channels, and the pivot that is subtracted from the values of its group to
+// avoid cancellation: the group's first channel in the image's first pixel.
 template <typename Type>
 struct Place {
-  long long pairs;        // of a pixel
-  long long first;        // of the image, in pairs
-  long long pair;         // this thread's, in the pixel
-  unsigned group;         // this thread's, in the block
-  unsigned first_group;   // the block's
-  unsigned block_groups;  // of the block
+  long long pairs;        // per pixel
+  long long first;        // start of the image, in pairs
+  long long pair;         // of this thread, within the pixel
+  unsigned group;         // of this thread, within the block
+  unsigned first_group;   // of the block
+  unsigned block_groups;  // groups per block
   Pair added;
   float pivot;
 
-  __device__ Place(const unsigned* x, const unsigned* shift, long long shift_stride, long long pixels, unsigned groups,
-                   unsigned group_pairs) {
+  __device__ Place(const unsigned* x, const unsigned* shift, long long shift_stride, long long pixels,
+                   unsigned groups, unsigned group_pairs) {
     pairs = static_cast<long long>(groups) * group_pairs;
     first = blockIdx.z * pixels * pairs;
     pair = static_cast<long long>(blockIdx.y) * blockDim.x + threadIdx.x;
@@ -72,14 +78,16 @@ struct Place {
   }
 };
 
-// partial [images, chunks, groups, 2]: sums of x - pivot and of its square over a chunk of `rows` pixels.
-// Needs blockDim.x * blockDim.y * 2 floats of shared memory.
+// Writes partial [images, chunks, groups, 2]: sums of x - pivot and of its square over a chunk of `rows`
+// pixels. Needs blockDim.x * blockDim.y * 2 floats of shared memory.
 template <typename Type>
-__device__ void sum_chunk(const unsigned* x, const unsigned* shift, long long shift_stride, float* partial, long long pixels,
-                          unsigned groups, unsigned group_pairs, unsigned rows, float* shared) {
+__device__ void sum_chunk(const unsigned* x, const unsigned* shift, long long shift_stride, float* partial,
+                          long long pixels, unsigned groups, unsigned group_pairs, unsigned rows,
+                          float* shared) {
   const Place<Type> at(x, shift, shift_stride, pixels, groups, group_pairs);
   const float low = at.added.low - at.pivot, high = at.added.high - at.pivot;
-  const long long begin = static_cast<long long>(blockIdx.x) * rows, end = begin + rows < pixels ? begin + rows : pixels;
+  const long long begin = static_cast<long long>(blockIdx.x) * rows,
+                  end = begin + rows < pixels ? begin + rows : pixels;
   float sum = 0, square = 0;
   for (long long pixel = begin + threadIdx.y; pixel < end; pixel += blockDim.y) {
     const Pair value = unpack<Type>(x[at.first + pixel * at.pairs + at.pair]);
@@ -100,24 +108,29 @@ __device__ void sum_chunk(const unsigned* x, const unsigned* shift, long long sh
       square += shared[2 * from + 1];
     }
   }
-  float* const out = partial + 2 * ((static_cast<long long>(blockIdx.z) * gridDim.x + blockIdx.x) * groups + at.first_group + thread);
+  float* const out = partial + 2 * ((static_cast<long long>(blockIdx.z) * gridDim.x + blockIdx.x) * groups +
+                                    at.first_group + thread);
   out[0] = sum;
   out[1] = square;
 }
 
-// y = (x + shift - mean) / sqrt(variance + eps) * weight + bias, then y / (1 + exp(-y)) if `silu`; the same grid as sum_chunk.
-// Needs blockDim.x * blockDim.y * 2 floats of shared memory.
+// y = (x + shift - mean) / sqrt(variance + eps) * weight + bias, then y / (1 + exp(-y)) if `silu`. Uses the
+// same grid as sum_chunk. Needs blockDim.x * blockDim.y * 2 floats of shared memory.
 template <typename Type>
-__device__ void normalize_chunk(const unsigned* x, const unsigned* shift, long long shift_stride, const float* partial,
-                                const unsigned* weight, const unsigned* bias, unsigned* y, long long pixels, unsigned groups,
-                                unsigned group_pairs, unsigned rows, float eps, int silu, float* shared) {
+__device__ void normalize_chunk(const unsigned* x, const unsigned* shift, long long shift_stride,
+                                const float* partial, const unsigned* weight, const unsigned* bias,
+                                unsigned* y, long long pixels, unsigned groups, unsigned group_pairs,
+                                unsigned rows, float eps, int silu, float* shared) {
   const Place<Type> at(x, shift, shift_stride, pixels, groups, group_pairs);
   const unsigned chunks = gridDim.x, thread = threadIdx.y * blockDim.x + threadIdx.x;
-  const unsigned parts = blockDim.x * blockDim.y / at.block_groups, part = thread / at.block_groups, of = thread % at.block_groups;
+  const unsigned parts = blockDim.x * blockDim.y / at.block_groups, part = thread / at.block_groups,
+                 of = thread % at.block_groups;
   if (part < parts) {
     float sum = 0, square = 0;
     for (unsigned chunk = part; chunk < chunks; chunk += parts) {
-      const float* const from = partial + 2 * ((static_cast<long long>(blockIdx.z) * chunks + chunk) * groups + at.first_group + of);
+      const float* const from =
+          partial +
+          2 * ((static_cast<long long>(blockIdx.z) * chunks + chunk) * groups + at.first_group + of);
       sum += from[0];
       square += from[1];
     }
@@ -133,7 +146,7 @@ __device__ void normalize_chunk(const unsigned* x, const unsigned* shift, long l
     }
     const float count = static_cast<float>(2 * group_pairs * pixels), mean = sum / count;
     const float variance = square / count - mean * mean;
-    // Others still read nothing of this place: part 0 of this group is this thread's own.
+    // Safe without a barrier: no other thread reads part 0 of this group.
     shared[2 * thread] = mean;
     shared[2 * thread + 1] = 1 / sqrtf((variance > 0 ? variance : 0) + eps);
   }
@@ -141,8 +154,10 @@ __device__ void normalize_chunk(const unsigned* x, const unsigned* shift, long l
   const float mean = shared[2 * at.group] + at.pivot, inverse = shared[2 * at.group + 1];
   const Pair gain = unpack<Type>(weight[at.pair]), base = unpack<Type>(bias[at.pair]);
   const Pair scale{inverse * gain.low, inverse * gain.high};
-  const Pair offset{base.low + (at.added.low - mean) * scale.low, base.high + (at.added.high - mean) * scale.high};
-  const long long begin = static_cast<long long>(blockIdx.x) * rows, end = begin + rows < pixels ? begin + rows : pixels;
+  const Pair offset{base.low + (at.added.low - mean) * scale.low,
+                    base.high + (at.added.high - mean) * scale.high};
+  const long long begin = static_cast<long long>(blockIdx.x) * rows,
+                  end = begin + rows < pixels ? begin + rows : pixels;
   for (long long pixel = begin + threadIdx.y; pixel < end; pixel += blockDim.y) {
     const long long place = at.first + pixel * at.pairs + at.pair;
     Pair value = unpack<Type>(x[place]);
@@ -160,15 +175,18 @@ __device__ void normalize_chunk(const unsigned* x, const unsigned* shift, long l
 
 extern __shared__ float block_memory[];
 
-#define DIAD_KERNELS_OF(TYPE, SUFFIX)                                                                                                    \
-  extern "C" __global__ void sums_##SUFFIX(const unsigned* x, const unsigned* shift, long long shift_stride, float* partial,             \
-                                           long long pixels, unsigned groups, unsigned group_pairs, unsigned rows) {                     \
-    sum_chunk<TYPE>(x, shift, shift_stride, partial, pixels, groups, group_pairs, rows, block_memory);                                   \
-  }                                                                                                                                      \
-  extern "C" __global__ void normalize_##SUFFIX(const unsigned* x, const unsigned* shift, long long shift_stride, const float* partial,  \
-                                                const unsigned* weight, const unsigned* bias, unsigned* y, long long pixels,             \
-                                                unsigned groups, unsigned group_pairs, unsigned rows, float eps, int silu) {             \
-    normalize_chunk<TYPE>(x, shift, shift_stride, partial, weight, bias, y, pixels, groups, group_pairs, rows, eps, silu, block_memory); \
+#define DIAD_KERNELS_OF(TYPE, SUFFIX)                                                                        \
+  extern "C" __global__ void sums_##SUFFIX(const unsigned* x, const unsigned* shift, long long shift_stride, \
+                                           float* partial, long long pixels, unsigned groups,                \
+                                           unsigned group_pairs, unsigned rows) {                            \
+    sum_chunk<TYPE>(x, shift, shift_stride, partial, pixels, groups, group_pairs, rows, block_memory);       \
+  }                                                                                                          \
+  extern "C" __global__ void normalize_##SUFFIX(                                                             \
+      const unsigned* x, const unsigned* shift, long long shift_stride, const float* partial,                \
+      const unsigned* weight, const unsigned* bias, unsigned* y, long long pixels, unsigned groups,          \
+      unsigned group_pairs, unsigned rows, float eps, int silu) {                                            \
+    normalize_chunk<TYPE>(x, shift, shift_stride, partial, weight, bias, y, pixels, groups, group_pairs,     \
+                          rows, eps, silu, block_memory);                                                    \
   }
 
 DIAD_KERNELS_OF(Float16, f16)
