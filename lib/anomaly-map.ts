@@ -1,4 +1,4 @@
-// The anomaly map of an image, and images of it.
+// The anomaly map of an image and its rendering as a heat map or gray image.
 import type { Thresholds } from './calibration.js';
 import { DiadError } from './errors.js';
 import { heatAlpha, heatColor } from './heat-color.js';
@@ -11,11 +11,11 @@ export { heatColor };
 
 /** Options of {@link AnomalyMap.toHeatmap}. */
 export interface HeatmapOptions {
-  /** Value drawn as nothing. Default 0. */
+  /** Value drawn fully transparent. Default 0. */
   readonly min?: number;
   /**
-   * Value drawn in the strongest color. Default: twice the threshold of a calibrated bundle, else 1. Colors are never scaled to an image's
-   * own extremes, so that two heat maps can be compared.
+   * Value drawn in the strongest color. Default: twice the threshold of a calibrated bundle, else 1. Colors
+   * are never scaled to the extremes of one image, so heat maps of different images are comparable.
    */
   readonly max?: number;
   /** Opacity of the strongest color over the image, 0 to 1. Default 0.75. */
@@ -23,7 +23,8 @@ export interface HeatmapOptions {
 }
 
 /**
- * Bilinear resize of a map, pixel centers aligned, edges repeated; in turns, while the event loop goes on.
+ * Resizes a map bilinearly, with aligned pixel centers and repeated edges. Yields to the event loop between
+ * blocks of rows.
  *
  * @param data - row-major [height, width]
  * @returns row-major [toHeight, toWidth]
@@ -44,7 +45,7 @@ export async function resizeMap(
   return result;
 }
 
-/** Rows `first` to `end` of a resized map, into memory of just that many. */
+/** Returns a function that writes rows `first` to `end` (exclusive) of the resized map into `into`. */
 function rowsOfResized(
   data: Float32Array,
   width: number,
@@ -78,7 +79,10 @@ function taps(from: number, to: number): { low: Int32Array; high: Int32Array; sh
   return { low, high, share };
 }
 
-/** How anomalous each pixel is: summed feature distances, blurred; 0 is "as reconstructed", at most 6. */
+/**
+ * Anomaly per pixel: summed feature distances, blurred. 0 means identical to the reconstruction; the maximum
+ * is 6.
+ */
 export class AnomalyMap {
   /** Pixels. */
   readonly width: number;
@@ -86,7 +90,7 @@ export class AnomalyMap {
   readonly height: number;
   /** Row-major, width x height. */
   readonly data: Float32Array;
-  /** Values above it belong to a defect; undefined when the bundle has no pixel threshold that holds for this result. */
+  /** Values above it belong to a defect. Undefined when no pixel threshold applies to this result. */
   readonly pixelThreshold: number | undefined;
   readonly #image: TakenImage;
   readonly #imageSize: { readonly width: number; readonly height: number };
@@ -111,19 +115,21 @@ export class AnomalyMap {
   }
 
   /**
-   * Where the map lies above a threshold, as regions in the image's own pixels, the largest first. Found on the map as it is up to 4,194,304 pixels
-   * and 65,536 points of all outlines together; of a map of more (a threshold within its noise), on one that is halved until it has no more, each
-   * pixel the largest of four.
+   * Finds the regions of the map above a threshold, in pixels of the original image, largest first. Maps of
+   * up to 4,194,304 pixels whose outlines have up to 65,536 points in total are processed at full resolution.
+   * Larger maps, or maps with more points (a threshold within the noise), are halved until they fit; each
+   * pixel of the halved map is the maximum of four.
    *
-   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, also when neither a threshold is given nor the bundle calibrated for pixels
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, also when no threshold is given and the bundle has no pixel
+   *   threshold
    */
   regions(options?: RegionsOptions): readonly Region[] {
     const given = optionsObject(options, 'region options', ['threshold', 'minArea']);
     if (given.threshold === undefined && this.pixelThreshold === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        'Expected a threshold for the regions, since no pixel threshold holds for this result: pass { threshold }, or run `diad calibrate` ' +
-          'where the bundle has none',
+        'Expected a threshold for the regions because no pixel threshold applies to this result: ' +
+          'pass { threshold }, or run `diad calibrate` if the bundle has none',
       );
     }
     const threshold = number(given.threshold, 'threshold', -1e6, 1e6, this.pixelThreshold ?? 0);
@@ -132,7 +138,7 @@ export class AnomalyMap {
   }
 
   /**
-   * The image with the map over it, at the image's own size.
+   * Renders the map as colors over the image, at the size of the image.
    *
    * @returns PNG bytes
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
@@ -148,7 +154,8 @@ export class AnomalyMap {
   }
 
   /**
-   * The map alone as a gray image, black at `min` (default 0) and white at `max` (default as for the heat map).
+   * Renders the map as a gray image, black at `min` (default 0) and white at `max` (default as in
+   * `toHeatmap`).
    *
    * @returns PNG bytes
    * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
@@ -166,12 +173,14 @@ export class AnomalyMap {
     return encodePng({ data, width: this.width, height: this.height, channels: 1 });
   }
 
-  /** For JSON.stringify, which would write a line for each value: the size alone. The values: `Array.from(map.data)`. */
+  /**
+   * Returns only the size: JSON.stringify would write one line per value. For values: `Array.from(map.data)`.
+   */
   toJSON(): { readonly width: number; readonly height: number } {
     return { width: this.width, height: this.height };
   }
 
-  /** Lays the map's colors over an image. */
+  /** Blends the map's colors over an image. */
   async #over(
     { data: under, width, height, channels }: RawFrame,
     min: number,
@@ -197,13 +206,13 @@ export class AnomalyMap {
   }
 }
 
-/** Where a value lies between min and max, 0..1; not-a-number is 0. */
+/** Returns the position of a value between min and max, clamped to 0..1; NaN gives 0. */
 function strengthOf(value: number, min: number, max: number): number {
   const strength = (value - min) / (max - min);
   return strength > 0 ? Math.min(1, strength) : 0;
 }
 
-/** Strengths that are told apart: two neighbors' colors differ by less than half a level of 255. */
+/** Number of quantized strengths: adjacent colors differ by less than half of one of 255 levels. */
 const LEVELS = 4096;
 
 /** Red, green, blue (0..255) and alpha (0..1) of each strength. */
@@ -214,7 +223,7 @@ const COLORS = Float32Array.from(
   ]).flat(),
 );
 
-/** PNG bytes of a frame. */
+/** Encodes a frame as PNG. */
 export async function encodePng(frame: RawFrame): Promise<Buffer> {
   const { default: sharp } = await import('sharp');
   const { data, width, height, channels } = frame;

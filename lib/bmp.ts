@@ -1,32 +1,33 @@
-// BMP, which sharp does not read and machine-vision cameras write: as the published reader (cv2.imread, color) reads it.
+// Decoder for BMP files, which machine-vision cameras write and sharp cannot read. Matches cv2.imread in
+// color.
 import { setImmediate } from 'node:timers/promises';
 import { view } from './image-structure.js';
 
-/** Where things are in a BMP, and what they mean. */
+/** Parsed BMP headers. */
 interface Header {
   /** Pixels. */
   readonly width: number;
   /** Pixels. */
   readonly height: number;
-  /** The first row is the upper one. */
+  /** Whether the first row in the file is the top row. */
   readonly topDown: boolean;
   readonly bits: number;
   readonly compression: number;
-  /** Bytes before the pixels. */
+  /** Byte offset of the pixel data. */
   readonly offset: number;
-  /** Blue, green, red for each of 256 indices; those that the file does not name are black. Up to 8 bits only. */
+  /** Blue, green, red for each of 256 indices; missing entries are black. Only for up to 8 bits per pixel. */
   readonly palette: Uint8Array;
-  /** Which bits of a pixel are red, green and blue: of 16 and 32 bits only. */
+  /** Bit masks of red, green and blue. Only for 16 and 32 bits per pixel. */
   readonly masks: readonly [red: number, green: number, blue: number];
 }
 
 const FILE_HEADER = 14;
 const CORE_HEADER = 12;
 const INFO_HEADER = 40;
-/** OS/2's first, Windows', its extensions with masks, version 4 and 5. */
+/** Sizes of OS/2 BITMAPCOREHEADER, BITMAPINFOHEADER, V2 and V3 (with masks), V4 and V5. */
 const HEADER_SIZES: ReadonlySet<number> = new Set([CORE_HEADER, INFO_HEADER, 52, 56, 108, 124]);
 const [PLAIN, RLE8, RLE4, BIT_FIELDS, ALPHA_BIT_FIELDS] = [0, 1, 2, 3, 6];
-/** Bits of a pixel that each compression goes with. */
+/** Supported bits per pixel for each compression. */
 const BITS: Readonly<Record<number, readonly number[]>> = {
   [PLAIN]: [1, 4, 8, 16, 24, 32],
   [RLE8]: [8],
@@ -38,10 +39,10 @@ const LARGEST_SIDE = 2 ** 20;
 const MASKS_555 = [0x7c00, 0x03e0, 0x001f] as const;
 const MASKS_888 = [0xff0000, 0xff00, 0xff] as const;
 
-/** Pixels that are read before others have a turn. */
+/** Pixels decoded before yielding to the event loop. */
 const PIXELS_A_TURN = 1 << 20;
 
-/** Whether bytes begin as a BMP does; two letters alone would let anything in. */
+/** Checks for a BMP signature and a known header size; the two-letter signature is not specific enough. */
 export function isBmp(bytes: Uint8Array): boolean {
   return (
     bytes.length >= FILE_HEADER + CORE_HEADER &&
@@ -52,9 +53,9 @@ export function isBmp(bytes: Uint8Array): boolean {
 }
 
 /**
- * Reads a BMP's header; no pixel is looked at.
+ * Reads the headers of a BMP without decoding pixels.
  *
- * @throws Error, RangeError with what is wrong with it
+ * @throws Error or RangeError that describes the fault
  */
 export function readBmpHeader(bytes: Uint8Array): Header {
   const at = view(bytes);
@@ -66,15 +67,14 @@ export function readBmpHeader(bytes: Uint8Array): Header {
   const compression = core ? PLAIN : at.getUint32(30, true);
   const height = Math.abs(signedHeight);
   if (width < 1 || height < 1 || width > LARGEST_SIDE || height > LARGEST_SIDE)
-    throw new Error(`it is ${width} x ${signedHeight} pixels`);
+    throw new Error(`the size is ${width} x ${signedHeight} pixels`);
   if (BITS[compression]?.includes(bits) !== true)
-    throw new Error(`pixels of ${bits} bits in compression ${compression} are not read`);
+    throw new Error(`${bits} bits per pixel with compression ${compression} are not supported`);
   const topDown = signedHeight < 0;
-  if (topDown && [RLE8, RLE4].includes(compression))
-    throw new Error('its rows are compressed, and the upper one is the first');
+  if (topDown && [RLE8, RLE4].includes(compression)) throw new Error('top-down rows cannot be compressed');
   const fields = compression === BIT_FIELDS || compression === ALPHA_BIT_FIELDS;
   const offset = at.getUint32(10, true);
-  const named = core ? 0 : at.getUint32(46, true); // 0: all there can be
+  const named = core ? 0 : at.getUint32(46, true); // 0 means all possible colors
   const colors = Math.min(1 << bits, named || 1 << bits);
   return {
     width,
@@ -92,27 +92,27 @@ export function readBmpHeader(bytes: Uint8Array): Header {
   };
 }
 
-/** Entries of blue, green and red, and a fourth byte that says nothing. */
+/** Reads palette entries of `entry` bytes: blue, green, red and, in 4-byte entries, an unused byte. */
 function readPalette(bytes: Uint8Array, start: number, entry: number, count: number): Uint8Array {
-  if (start + entry * count > bytes.length) throw new Error('its palette is cut short');
+  if (start + entry * count > bytes.length) throw new Error('the palette is truncated');
   const palette = new Uint8Array(3 * 256);
   for (let i = 0; i < count; i++)
     palette.set(bytes.subarray(start + entry * i, start + entry * i + 3), 3 * i);
   return palette;
 }
 
-/** Color indices of a run-length coded image, the lowest row first; what no run names has index 0. */
+/** Decodes run-length encoded rows into color indices, bottom row first. Pixels without a run get index 0. */
 function expandRuns(bytes: Uint8Array, { width, height, compression, offset }: Header): Uint8Array {
   const indices = new Uint8Array(width * height);
   const nibbles = compression === RLE4;
   let [position, x, y] = [offset, 0, 0];
   const next = (): number => {
     const byte = bytes[position++];
-    if (byte === undefined) throw new Error('its pixels are cut short');
+    if (byte === undefined) throw new Error('the pixel data is truncated');
     return byte;
   };
   const place = (count: number): number => {
-    if (y >= height || x + count > width) throw new Error('a run leaves its row');
+    if (y >= height || x + count > width) throw new Error('a run extends past the end of its row');
     const start = y * width + x;
     x += count;
     return start;
@@ -138,7 +138,7 @@ function expandRuns(bytes: Uint8Array, { width, height, compression, offset }: H
         if (!nibbles || i % 2 === 0) byte = next();
         indices[start + i] = !nibbles ? byte : i % 2 === 0 ? byte >> 4 : byte & 15;
       }
-      position += (position - begin) % 2; // such pieces have an even number of bytes
+      position += (position - begin) % 2; // absolute runs are padded to an even number of bytes
     }
   }
 }
@@ -154,12 +154,12 @@ function byPalette({ palette }: Header, indexAt: (row: number, x: number) => num
   };
 }
 
-/** From bits of a pixel to 8 of them. */
+/** Returns a function that extracts one channel by its mask and scales it to 8 bits. */
 function field(mask: number, bits: number): (pixel: number) => number {
   if (mask === 0) return () => 0;
   const shift = 31 - Math.clz32(mask & -mask);
   const most = mask >>> shift;
-  // 15 and 16 bits a pixel are moved up, not stretched: white is 248 (and 252), as cv2 has it.
+  // Channels of 15- and 16-bit pixels are shifted, not stretched, as in cv2: white becomes 248 (or 252).
   const moved = bits === 16 && (most === 31 || most === 63);
   return (pixel) => {
     const value = (pixel & mask) >>> shift;
@@ -167,7 +167,7 @@ function field(mask: number, bits: number): (pixel: number) => number {
   };
 }
 
-/** How a pixel is read; `row` is where its row begins. */
+/** Selects the pixel reader for a format; `row` is the byte offset where the row begins. */
 function pixelReader(bytes: Uint8Array, header: Header): ReadPixel {
   const { bits, masks } = header;
   if (bits === 8) return byPalette(header, (row, x) => bytes[row + x]!);
@@ -196,10 +196,11 @@ function pixelReader(bytes: Uint8Array, header: Header): ReadPixel {
 }
 
 /**
- * Decodes a BMP: 1, 4 and 8 bits with a palette, run-length coded or not, 16, 24 and 32 bits. Alpha is dropped. Others have a turn between rows.
+ * Decodes a BMP with 1, 4 or 8 bits and a palette (optionally run-length encoded), or with 16, 24 or 32 bits.
+ * Drops alpha. Yields to the event loop between blocks of rows.
  *
- * @returns RGB, the upper row first, 3 bytes a pixel
- * @throws Error, RangeError with what is wrong with it
+ * @returns RGB, top row first, 3 bytes per pixel
+ * @throws Error or RangeError that describes the fault
  */
 export async function decodeBmp(
   bytes: Uint8Array,
@@ -209,7 +210,7 @@ export async function decodeBmp(
   const coded = compression === RLE8 || compression === RLE4;
   const stride = coded ? width : 4 * Math.ceil((width * bits) / 32);
   if (!coded && offset + stride * (height - 1) + Math.ceil((width * bits) / 8) > bytes.length)
-    throw new Error('its pixels are cut short');
+    throw new Error('the pixel data is truncated');
   const indices = coded ? expandRuns(bytes, header) : bytes;
   const read = coded ? byPalette(header, (row, x) => indices[row + x]!) : pixelReader(bytes, header);
   const data = new Uint8Array(3 * width * height);

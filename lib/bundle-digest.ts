@@ -1,11 +1,11 @@
-// What identifies a bundle, before it is loaded.
+// Digest of a bundle that is not loaded.
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { DiadError } from './errors.js';
 
 /**
- * The digest of a bundle, from its manifest alone: what `diad.info.bundle.digest` says once it is loaded.
+ * Computes the digest of a bundle from its manifest. Equals `diad.info.bundle.digest` of the loaded bundle.
  *
  * @throws DiadError ERR_DIAD_BUNDLE_NOT_FOUND
  */

@@ -1,4 +1,4 @@
-// calibration.json of a bundle: thresholds, and how they were found.
+// Reads calibration.json of a bundle: thresholds and how they were computed.
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
@@ -6,59 +6,62 @@ import path from 'node:path';
 import process from 'node:process';
 import { codeOf, DiadError } from './errors.js';
 
-/** Thresholds of one kind of part, or of all. */
+/** Thresholds of one class, or of all images. */
 export interface Thresholds {
   /** Scores above it are anomalous. */
   readonly threshold: number;
-  /** Map values above it belong to a defect; absent in calibrations that did not look at maps. */
+  /** Map values above it belong to a defect. Absent when the calibration did not evaluate maps. */
   readonly pixelThreshold?: number;
-  /** How far below the threshold normal images lie; decides the slope of the normalized score. */
+  /** Distance of normal scores below the threshold; sets the slope of the normalized score. */
   readonly scale?: number;
-  /** Images they were found from. */
+  /** Number of images used. */
   readonly images?: number;
-  /** Share of normal images that may be called anomalous, where it is not the calibration's own: few images bound a larger share only. */
+  /**
+   * False positive rate of this class, where it differs from the calibration's: few images support only a
+   * higher rate.
+   */
   readonly targetFpr?: number;
 }
 
-/** The file that holds what normal images look like (docs/evidence.md). */
+/** File with statistics of normal images (docs/design/evidence.md). */
 export interface NormalityFile {
-  /** Name within the bundle. */
+  /** File name within the bundle. */
   readonly file: typeof NORMALITY_FILE;
-  /** Of its content, hex. */
+  /** SHA-256 of the content, hex. */
   readonly sha256: string;
   /** Bytes. */
   readonly size: number;
 }
 
-/** Where thresholds come from. */
+/** How the thresholds were computed. */
 export interface CalibrationOrigin {
-  /** 'quantile' of normal images, or 'f1max' on a validation set with defects. */
+  /** 'quantile' over normal images, or 'f1max' on a validation set with defects. */
   readonly method: 'quantile' | 'f1max';
-  /** Share of normal images that may be called anomalous. */
+  /** Target false positive rate: share of normal images that can be classified as anomalous. */
   readonly targetFpr?: number;
   /** ISO 8601. */
   readonly createdAt: string;
   /** Digest of the model that scored the images. */
   readonly model: string;
-  /** What its networks computed in. */
+  /** Precision of the networks. */
   readonly precision: string;
-  /** Of images that were scored in tiles, pixels. */
+  /** Tiling of the calibration images, pixels. */
   readonly tile?: { readonly size: number; readonly overlap: number } | undefined;
-  /** sha256 of every image used, so that nobody tests on them. */
+  /** SHA-256 of every image used, to detect overlap with a test set. */
   readonly imageDigests: readonly string[];
-  /** Of a bundle with evidence: what normal images look like. */
+  /** Statistics of normal images, for a bundle with evidence. */
   readonly normality?: NormalityFile | undefined;
 }
 
-/** What calibration.json must hold is `threshold` alone; `diad calibrate` writes the rest. */
+/** Content of calibration.json. Only `threshold` is required; `diad calibrate` writes the rest. */
 export interface Calibration extends Thresholds, Partial<CalibrationOrigin> {
-  /** Thresholds of single classes; others use the global ones. */
+  /** Thresholds per class; other classes use the global ones. */
   readonly classes?: Readonly<Record<string, Thresholds>>;
 }
 
-/** Name of the file within a bundle. */
+/** File name within a bundle. */
 export const CALIBRATION_FILE = 'calibration.json';
-/** Name of the file that a calibration of a bundle with evidence has beside it. */
+/** File name of the normal-image statistics in a bundle with evidence. */
 export const NORMALITY_FILE = 'normality.safetensors';
 
 const broken = (problem: string, cause?: unknown): DiadError =>
@@ -76,7 +79,7 @@ const isTile = (value: unknown): value is { readonly size: number; readonly over
 
 const isNormality = (value: unknown): value is NormalityFile =>
   isObject(value) &&
-  value['file'] === NORMALITY_FILE && // a plain name: nothing outside the bundle is read
+  value['file'] === NORMALITY_FILE && // a fixed name, so no file outside the bundle is read
   typeof value['sha256'] === 'string' &&
   /^[0-9a-f]{64}$/.test(value['sha256']) &&
   typeof value['size'] === 'number' &&
@@ -111,9 +114,9 @@ function thresholds(value: unknown, where: string): Thresholds {
 }
 
 /**
- * Checks the content of a calibration.json.
+ * Parses and validates the content of a calibration.json.
  *
- * @throws DiadError ERR_DIAD_BUNDLE_INVALID that says what does not fit
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID that names the invalid field
  */
 export function parseCalibration(source: string): Calibration {
   let parsed: unknown;
@@ -136,7 +139,8 @@ export function parseCalibration(source: string): Calibration {
   }
   if (normality !== undefined && !isNormality(normality)) {
     throw broken(
-      `Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size but received ${JSON.stringify(normality)}`,
+      `Expected "normality" to name ${NORMALITY_FILE} with its sha256 and size ` +
+        `but received ${JSON.stringify(normality)}`,
     );
   }
   const byClass = Object.entries(classes ?? {}).map(
@@ -159,7 +163,7 @@ export function parseCalibration(source: string): Calibration {
  * Reads a bundle's calibration.
  *
  * @returns undefined when the bundle has none
- * @throws DiadError ERR_DIAD_BUNDLE_INVALID when it cannot be understood
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID when it cannot be read or parsed
  */
 export async function readCalibration(bundle: string): Promise<Calibration | undefined> {
   let source: string;
@@ -181,12 +185,12 @@ async function sha256Of(file: string): Promise<string> {
 }
 
 /**
- * The path of a calibration's normality file, whose content is checked.
+ * Checks the normality file of a calibration and returns its path.
  *
- * @param verify - check the hash, too; false: the size alone
+ * @param verify - true: check size and hash; false: check only the size
  * @returns undefined when the calibration has none
- * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or is not the one that the calibration was written with;
- *   ERR_DIAD_OUT_OF_MEMORY
+ * @throws DiadError ERR_DIAD_BUNDLE_CORRUPT that names the file when it is missing or does not match
+ *   calibration.json; ERR_DIAD_OUT_OF_MEMORY
  */
 export async function normalityOf(
   bundle: string,
@@ -219,24 +223,26 @@ export async function normalityOf(
 }
 
 /**
- * Checks that a calibration is of the model that it lies beside. One that does not say what it is of is taken as it is. Scores in another precision
- * differ a little: a warning says so.
+ * Checks that a calibration belongs to the model. A calibration without a model digest is accepted. Emits a
+ * warning when the precision differs, because scores then differ slightly.
  *
- * @throws DiadError ERR_DIAD_BUNDLE_INVALID when its images were scored by another model: its thresholds say nothing of this one's scores
+ * @throws DiadError ERR_DIAD_BUNDLE_INVALID when the thresholds were computed with another model
  */
 export function checkOrigin(calibration: Calibration, model: string, precision: string): void {
   if (calibration.model !== undefined && calibration.model !== model) {
     throw broken(
-      `Expected thresholds of this model (${model.slice(0, 12)}) but received those of another (${calibration.model.slice(0, 12)}): ` +
+      `Expected thresholds of this model (${model.slice(0, 12)}) but received those of another ` +
+        `(${calibration.model.slice(0, 12)}): ` +
         'run `diad calibrate` again, or load with { calibration: false }',
     );
   }
   if (calibration.precision !== undefined && calibration.precision !== precision) {
     process.emitWarning(
-      `The thresholds were found with precision ${calibration.precision} and are used with ${precision}: scores near them may be judged otherwise`,
+      `The thresholds were computed with precision ${calibration.precision} ` +
+        `and are used with ${precision}: verdicts near the threshold can differ`,
       {
         code: 'DIAD_CALIBRATED_IN_ANOTHER_PRECISION',
-        detail: 'Run `diad calibrate` in the precision that is used',
+        detail: 'Run `diad calibrate` with the precision in use',
       },
     );
   }
@@ -244,7 +250,9 @@ export function checkOrigin(calibration: Calibration, model: string, precision: 
 
 type Tiles = { readonly size: number; readonly overlap: number } | undefined;
 
-/** Whether thresholds were found on images that were cut like this. A calibration that does not say what it is of is taken as it is. */
+/**
+ * Checks whether the thresholds apply to this tiling. A calibration without a model digest always applies.
+ */
 export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
   return (
     calibration.model === undefined ||
@@ -252,20 +260,22 @@ export function isOfTiles(calibration: Calibration, tile: Tiles): boolean {
   );
 }
 
-/** Says why a calibrated bundle gives no verdict. */
+/** Warns that a calibrated bundle gives no verdict for this tiling. */
 export function warnOfTiles(calibration: Calibration, tile: Tiles): void {
   const words = (tiles: Tiles): string =>
-    tiles === undefined ? 'whole images' : `tiles of ${tiles.size} pixels that share ${tiles.overlap}`;
+    tiles === undefined
+      ? 'whole images'
+      : `tiles of ${tiles.size} pixels with an overlap of ${tiles.overlap}`;
   process.emitWarning(
-    `The thresholds were found on ${words(calibration.tile)}: results on ${words(tile)} carry no verdict`,
+    `The thresholds were computed on ${words(calibration.tile)}: results on ${words(tile)} have no verdict`,
     {
       code: 'DIAD_CALIBRATED_ON_OTHER_TILES',
-      detail: 'Run `diad calibrate`, with --tile where images are scored in tiles',
+      detail: 'Run `diad calibrate`, with --tile when images are scored in tiles',
     },
   );
 }
 
-/** The thresholds that hold for a class: its own, else the global ones. */
+/** Returns the thresholds of a class, or the global ones when it has none. */
 export function thresholdsFor(calibration: Calibration, className: string | undefined): Thresholds {
   const own =
     className === undefined || calibration.classes === undefined
@@ -275,10 +285,10 @@ export function thresholdsFor(calibration: Calibration, className: string | unde
 }
 
 /**
- * The score on a scale of 0 to 1 with 0.5 at the threshold: a logistic curve whose slope puts the median normal image at 0.05. Without a known
- * scale, or with one of 0, score / (score + threshold).
+ * Maps a score to 0..1 with 0.5 at the threshold: a logistic curve whose slope puts the median normal image
+ * at 0.05. Without a positive scale, returns score / (score + threshold).
  *
- * @param score - 0 and up
+ * @param score - at least 0
  */
 export function normalizedScore(score: number, { threshold, scale }: Thresholds): number {
   if (scale !== undefined && scale > 0) return 1 / (1 + Math.exp((threshold - score) / scale));

@@ -1,13 +1,13 @@
-// What a loaded bundle learns from normal images: the engine's calibrator, as lib/evaluation/calibrate uses it.
+// Collects normal images for calibration with the engine's calibrator. Used by lib/evaluation/calibrate.
 import { fromNative } from './errors.js';
 import type { ImageInput } from './image.js';
 import type { NativeCalibration, NativeEngine, NativeSubmitOptions } from './native.js';
 import { validateCallOptions, type ValidatedCall } from './options.js';
 
-/** A normal image and what it is used for (docs/evidence.md, "Calibration"). */
+/** A normal image and its roles in the calibration (docs/design/evidence.md, "Calibration"). */
 export interface CalibrationCall {
   readonly index: number;
-  /** undefined: of no class. */
+  /** undefined: no class. */
   readonly className: string | undefined;
   readonly inMemory: boolean;
   readonly inStatistics: boolean;
@@ -15,24 +15,24 @@ export interface CalibrationCall {
   readonly signal: AbortSignal | undefined;
 }
 
-/** Collects normal images; ends with `drop`. */
+/** Collects normal images. Call `drop` when done. */
 export interface Calibrator {
-  /** Images to add at the same time. */
+  /** Recommended number of concurrent `add` calls. */
   readonly concurrency: number;
   /**
-   * Takes in an image.
+   * Adds an image.
    *
    * @returns its size, pixels
    * @throws as `Diad.score`
    */
   add(image: ImageInput, call: CalibrationCall): Promise<{ readonly width: number; readonly height: number }>;
-  /** Learns from what was added. Takes seconds; `drop` ends it. */
+  /** Computes the calibration from the added images. Takes seconds; `drop` cancels it. */
   finish(): Promise<NativeCalibration>;
-  /** Frees what was added. May be called at any time, and again. */
+  /** Frees the added images. Can be called at any time, and repeatedly. */
   drop(): void;
 }
 
-/** Decodes an image and submits it with a calibrator's roles. */
+/** Decodes an image and submits it with its roles in the calibration. */
 export type SubmitToCalibrator = (
   image: ImageInput,
   call: ValidatedCall,
@@ -42,7 +42,7 @@ export type SubmitToCalibrator = (
 /**
  * Opens a calibrator.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence; ERR_DIAD_CLOSED
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the bundle has no evidence; ERR_DIAD_CLOSED
  */
 export function createCalibrator(
   engine: NativeEngine,

@@ -1,12 +1,12 @@
-// Which kind of part an image shows, by the folders it lies in.
+// Derives the class of an image from the folders of its path.
 import path from 'node:path';
 
 /**
- * The folder nearest to a file that is a class with thresholds of its own.
+ * Returns the nearest parent folder that is the name of a calibrated class.
  *
  * @param file - absolute, or relative to the working directory
- * @param classes - names of such classes: `calibratedClasses` of a loaded bundle
- * @returns undefined when no folder of the path is one: the global thresholds hold
+ * @param classes - class names: `calibratedClasses` of a loaded bundle
+ * @returns undefined when no folder matches; the global thresholds then apply
  */
 export function classOfPath(file: string, classes: readonly string[]): string | undefined {
   return path

@@ -1,4 +1,4 @@
-// Tables as CSV (RFC 4180).
+// Writes tables as CSV (RFC 4180).
 
 type Cell = string | number | boolean | null | undefined;
 
@@ -7,7 +7,7 @@ function cell(value: Cell): string {
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** Text of a table with a header line; absent values are empty cells. */
+/** Formats a table with a header line; missing values become empty cells. */
 export function csv<Column extends string>(
   columns: readonly Column[],
   rows: readonly Readonly<Partial<Record<Column, Cell>>>[],

@@ -54,24 +54,25 @@ interface Computed extends TiledResult {
   readonly decodeImageMs: number;
 }
 
-// An instance that is dropped without close() gives its engine back when it is collected.
-const forgotten = new FinalizationRegistry<NativeEngine>((engine) => {
-  engine.close().catch(() => undefined); // nobody is left to be told
+// Closes the engine of an instance that was garbage-collected without close().
+const finalizers = new FinalizationRegistry<NativeEngine>((engine) => {
+  engine.close().catch(() => undefined);
 });
 
 export type { EvidenceScores, ReconstructResult, ScoreResult, SettledScore };
 
-/** The calibration that a Diad judges by. For this package's own use. */
+/** Returns the calibration of a Diad. Internal to this package. */
 export let calibrationOf: (diad: Diad) => Calibration | undefined;
 
 /**
- * Opens a calibrator of a bundle with evidence. For this package's own use.
+ * Opens a calibrator for a bundle with evidence. Internal to this package.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence or judges by an earlier calibration already; ERR_DIAD_CLOSED
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the bundle has no evidence or was loaded with a
+ *   calibration; ERR_DIAD_CLOSED
  */
 export let openCalibrator: (diad: Diad) => Calibrator;
 
-/** A loaded bundle. Create one with {@link Diad.load}; give it back with {@link Diad.close}. */
+/** A loaded bundle. Create with {@link Diad.load}; release with {@link Diad.close}. */
 export class Diad {
   /** The bundle, the device and LibTorch. */
   readonly info: DiadInfo;
@@ -85,7 +86,7 @@ export class Diad {
     openCalibrator = (diad) => diad.#openCalibrator();
   }
   #inFlight = 0;
-  #toldOfTiles = false;
+  #warnedOfTiles = false;
   #closing: Promise<void> | undefined;
 
   private constructor(
@@ -100,20 +101,22 @@ export class Diad {
     this.#queueLimit = options.native.queueLimit;
     this.#maxBatch = options.native.maxBatch;
     this.#calibration = calibration;
-    forgotten.register(this, engine, this);
+    finalizers.register(this, engine, this);
   }
 
   /**
    * Loads a bundle.
    *
-   * @param bundle - its folder; default: the base model that ships with diad
-   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_BUNDLE_NOT_FOUND, ERR_DIAD_BUNDLE_INVALID, ERR_DIAD_BUNDLE_CORRUPT,
-   *   ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH, ERR_DIAD_DEVICE_UNAVAILABLE, ERR_DIAD_OUT_OF_MEMORY
+   * @param bundle - bundle folder; default: the base model that ships with diad
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_BUNDLE_NOT_FOUND, ERR_DIAD_BUNDLE_INVALID,
+   *   ERR_DIAD_BUNDLE_CORRUPT, ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH,
+   *   ERR_DIAD_DEVICE_UNAVAILABLE, ERR_DIAD_OUT_OF_MEMORY
    */
   static async load(bundle?: string, options?: LoadOptions): Promise<Diad> {
     const validated = validateLoadOptions(bundle, options);
     const folder = validated.bundle ?? baseBundle;
-    void import('sharp').catch(() => undefined); // while the weights are read; who needs it and has it not hears so when it decodes
+    // Preload sharp while the weights are read. A missing sharp is reported on first decode.
+    void import('sharp').catch(() => undefined);
     const native = await openNative(validated.libtorch);
     try {
       const calibration = validated.calibration ? await readCalibration(folder) : undefined;
@@ -136,9 +139,11 @@ export class Diad {
   /**
    * Scores an image.
    *
-   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP of at most `maxFrames` pages or frames) or a raw frame; copied before this returns
-   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE, ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT,
-   *   ERR_DIAD_CLOSED, ERR_DIAD_OUT_OF_MEMORY; the signal's reason when it aborts
+   * @param image - encoded bytes (PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP with at most `maxFrames` pages or
+   *   frames) or a raw frame; copied before this returns
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE,
+   *   ERR_DIAD_QUEUE_FULL, ERR_DIAD_TIMEOUT, ERR_DIAD_CLOSED, ERR_DIAD_OUT_OF_MEMORY; the signal's reason
+   *   when it aborts
    */
   async score(image: ImageInput, options?: ScoreOptions): Promise<ScoreResult> {
     const call = validateCallOptions(options, true);
@@ -147,7 +152,7 @@ export class Diad {
   }
 
   /**
-   * Rebuilds an image as if it were normal.
+   * Reconstructs an image without defects.
    *
    * @param image - as for {@link Diad.score}
    * @throws as {@link Diad.score}
@@ -168,7 +173,7 @@ export class Diad {
       height: size,
       data,
       score,
-      seed: readable(call.seed),
+      seed: jsonSafeSeed(call.seed),
       timings,
       batchSize: result.batchSize,
     };
@@ -183,11 +188,13 @@ export class Diad {
     options?: ScoreManyOptions & { readonly onError?: 'throw' },
   ): AsyncGenerator<ScoreResult, void, undefined>;
   /**
-   * Scores images as they are taken: results in the order of the images, at most `concurrency` images in flight, the source read no
-   * faster than results are taken, a result handed out as soon as it is there and the source lets the next image wait. Leaving the loop early cancels what is in flight.
+   * Scores a stream of images. Yields results in the order of the images, with at most `concurrency` images
+   * in flight. Reads the source no faster than results are consumed, and yields a result as soon as it is
+   * available, even if the source has no next image yet. Leaving the loop early cancels images in flight.
    *
-   * @param images - a source of images; may be endless
-   * @param options - `onError: 'throw'` (default) ends at the first failure, `'yield'` hands failures out in their place
+   * @param images - source of images; can be endless
+   * @param options - `onError: 'throw'` (default) ends at the first failure; `'yield'` yields failures in
+   *   order
    * @throws as {@link Diad.score}
    */
   async *scoreMany(
@@ -202,11 +209,11 @@ export class Diad {
     const abandoned = new AbortController();
     const signal =
       call.signal === undefined ? abandoned.signal : AbortSignal.any([call.signal, abandoned.signal]);
-    setMaxListeners(0, signal); // one per image in flight
+    setMaxListeners(0, signal); // one listener per image in flight
     const settle = (image: ImageInput, index: number): Promise<SettledScore> =>
       this.#settle(image, { ...call, signal }, index);
     const abandon = (): void => {
-      abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany left'));
+      abandoned.abort(new DiadError('ERR_DIAD_CLOSED', 'The consumer of scoreMany stopped'));
     };
     for await (const settled of inOrder(images, concurrency, settle, abandon)) {
       if (onError === 'throw' && settled.status === 'rejected') throw settled.reason;
@@ -215,7 +222,8 @@ export class Diad {
   }
 
   /**
-   * The queue in front of the engine. It is shared by all loads of the same bundle with the same options in this process.
+   * Returns statistics of the engine queue. Loads of the same bundle with the same options share one queue
+   * within a process.
    *
    * @throws DiadError ERR_DIAD_CLOSED
    */
@@ -227,14 +235,14 @@ export class Diad {
     }
   }
 
-  /** Gives the engine back. Pending calls reject with ERR_DIAD_CLOSED; may be called again. */
+  /** Releases the engine. Pending calls reject with ERR_DIAD_CLOSED. Can be called repeatedly. */
   close(): Promise<void> {
-    forgotten.unregister(this);
+    finalizers.unregister(this);
     this.#closing ??= this.#engine.close();
     return this.#closing;
   }
 
-  /** `await using diad = await Diad.load()`: the same as {@link Diad.close}. */
+  /** Supports `await using diad = await Diad.load()`. Same as {@link Diad.close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -277,24 +285,24 @@ export class Diad {
       ...(result.className === undefined ? {} : { className: result.className }),
       map: new AnomalyMap(width, height, data, taken, imageSize, limits),
       imageSize,
-      seed: readable(call.seed),
+      seed: jsonSafeSeed(call.seed),
       timings: { ...result.timings, decodeImageMs },
       batchSize: result.batchSize,
       ...(stages === undefined ? {} : { stages }),
     };
   }
 
-  /** Thresholds apply to the tiling they were found with only. */
+  /** Returns the thresholds of a class; undefined for a tiling other than that of the calibration. */
   #limitsOf(call: ValidatedCall, className: string | undefined): Thresholds | undefined {
     const calibration = this.#calibration;
     if (calibration === undefined) return undefined;
     if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, className);
-    if (!this.#toldOfTiles) warnOfTiles(calibration, call.tile);
-    this.#toldOfTiles = true;
+    if (!this.#warnedOfTiles) warnOfTiles(calibration, call.tile);
+    this.#warnedOfTiles = true;
     return undefined;
   }
 
-  /** Decodes, submits and waits; the caller's abort, timeout and step callback act on the way. */
+  /** Decodes and submits an image and awaits the result, with the abort signal, timeout and step callback. */
   async #compute(
     taken: TakenImage,
     call: ValidatedCall,
@@ -308,7 +316,7 @@ export class Diad {
     if (call.tile !== undefined && this.#calibration?.normality !== undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        'Expected no tile for this bundle: it has learned what whole normal images look like, which says nothing of tiles; ' +
+        'Expected no tile because this bundle was calibrated on whole images; ' +
           'load it with { calibration: false } to score tiles without verdicts',
       );
     }
@@ -319,10 +327,10 @@ export class Diad {
       const decodeImageMs = performance.now() - started;
       call.signal?.throwIfAborted();
       const rest = { frame, taken, call, decodeImageMs };
-      const submit = (part: RawFrame, its: ValidatedCall): Promise<NativeResult> => {
+      const submit = (part: RawFrame, options: ValidatedCall): Promise<NativeResult> => {
         const timeoutMs = remaining(call.timeoutMs, performance.now() - started);
         const { seed, priority, stages, className = '' } = call;
-        return this.#submit(part, its, {
+        return this.#submit(part, options, {
           calibration: null,
           ...want,
           seed,
@@ -335,8 +343,8 @@ export class Diad {
       if (call.tile !== undefined) {
         const concurrency = Math.min(2 * this.#maxBatch, this.#queueLimit);
         return {
-          ...(await scoreTiles(frame, call, call.tile, concurrency, (part, its) =>
-            patiently(() => submit(part, its), its.signal),
+          ...(await scoreTiles(frame, call, call.tile, concurrency, (part, options) =>
+            retryWhileFull(() => submit(part, options), options.signal),
           )),
           ...rest,
         };
@@ -352,7 +360,7 @@ export class Diad {
     if (this.#calibration?.normality !== undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        'Expected a bundle that was loaded with { calibration: false }: this one judges by what an earlier calibration has learned',
+        'Expected a bundle loaded with { calibration: false } but this one was loaded with its calibration',
       );
     }
     return createCalibrator(
@@ -403,8 +411,8 @@ export class Diad {
   }
 }
 
-/** The image of a tile has its place already: where the queue is full of others' tiles, a tile waits for one. */
-async function patiently<T>(submit: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+/** Retries while the queue is full: the image is already admitted, so its tiles must not be rejected. */
+async function retryWhileFull<T>(submit: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   for (;;) {
     try {
       return await submit();
@@ -416,12 +424,12 @@ async function patiently<T>(submit: () => Promise<T>, signal: AbortSignal | unde
   }
 }
 
-/** A seed as a number where one can hold it: JSON has no other. */
-function readable(seed: bigint): number | bigint {
+/** Returns a seed as a number if it is a safe integer, because JSON has no bigint. */
+function jsonSafeSeed(seed: bigint): number | bigint {
   return seed <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(seed) : seed;
 }
 
-/** What is left of a call's timeout after decoding; 0: none was set. */
+/** Returns the rest of the timeout after decoding, milliseconds; 0 means no timeout. */
 function remaining(timeoutMs: number, spentMs: number): number {
   if (timeoutMs === 0) return 0;
   if (spentMs >= timeoutMs)

@@ -1,4 +1,4 @@
-// Files that survive a crash: replaced as a whole or not at all, appended line by line.
+// Crash-safe files: atomic replacement and line-wise appending.
 import { randomUUID } from 'node:crypto';
 import { access, constants, mkdir, open, rename, rm, writeFile, type FileHandle } from 'node:fs/promises';
 import path from 'node:path';
@@ -14,7 +14,7 @@ async function syncFolder(folder: string): Promise<void> {
 }
 
 /**
- * Refuses, before long work, a folder that its result could not be written into.
+ * Rejects a folder without write permission before long work whose result goes there.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT
  */
@@ -25,7 +25,7 @@ export async function requireWritable(folder: string): Promise<void> {
     const reason = error instanceof Error ? error.message : String(error);
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      `Expected a folder that can be written to but received ${folder}: ${reason}`,
+      `Expected a writable folder but received ${folder}: ${reason}`,
       {
         cause: error,
       },
@@ -35,7 +35,7 @@ export async function requireWritable(folder: string): Promise<void> {
 
 type Content = string | Uint8Array | AsyncIterable<string>;
 
-/** Writes and syncs a file beside the one it is to replace; removed again where that fails. */
+/** Writes and syncs a temporary file next to its target. Removes it on failure. */
 async function stage(file: string, content: Content): Promise<string> {
   const folder = path.dirname(file);
   await mkdir(folder, { recursive: true });
@@ -56,8 +56,9 @@ async function stage(file: string, content: Content): Promise<string> {
 }
 
 /**
- * Writes files, their content as a whole or piece by piece, so that readers see the old one or the new of each, also after a crash. None is replaced
- * before all are on disk; then they are in the order given. Makes their folders.
+ * Replaces files atomically: readers see either the old or the new content of each, even after a crash.
+ * Writes and syncs all contents before it replaces the first file, then replaces them in order. Creates
+ * missing folders.
  */
 export async function writeTogether(
   files: readonly (readonly [file: string, content: Content])[],
@@ -73,25 +74,25 @@ export async function writeTogether(
   for (const folder of new Set(staged.map(({ file }) => path.dirname(file)))) await syncFolder(folder);
 }
 
-/** Writes one file as {@link writeTogether} does. */
+/** Replaces one file as {@link writeTogether} does. */
 export function writeAtomic(file: string, content: Content): Promise<void> {
   return writeTogether([[file, content]]);
 }
 
-/** Bytes read at once. */
+/** Bytes per read. */
 const CHUNK = 1 << 18;
-/** Bytes; what is longer is a block that never reached the disk, not a line of ours. */
+/** Bytes. Longer lines are blocks that never reached the disk, because no valid line is that long. */
 const LONGEST_LINE = 1 << 20;
 
-/** A line that its newline completes. */
+/** A line with a terminating newline. */
 export interface CompleteLine {
-  /** Without the newline; empty for a line of more than 1 MiB. */
+  /** Text without the newline; empty for a line of more than 1 MiB. */
   readonly text: string;
-  /** Behind its newline, bytes from the file's start. */
+  /** Byte offset after the newline. */
   readonly end: number;
 }
 
-/** What a line of JSON says; undefined for one that a crash cut short, and for what is no object. */
+/** Parses a line of JSON. Returns undefined for a truncated line or a value that is not an object. */
 export function parsedLine(text: string): object | undefined {
   try {
     const value: unknown = JSON.parse(text);
@@ -101,29 +102,32 @@ export function parsedLine(text: string): object | undefined {
   }
 }
 
-/** A file that texts of whole lines are appended to: all of a text, or, when that fails, nothing. Of any size: it is never read as a whole. */
+/**
+ * A file to which whole lines are appended. An append writes all of the text or, if it fails, nothing. The
+ * file can have any size, because it is never read as a whole.
+ */
 export class LineFile {
   readonly #handle: FileHandle;
-  /** Size before an attempt that failed, as long as what it left is still there. */
+  /** Size before a failed append, until its partial text is removed. */
   #whole: number | undefined;
 
   private constructor(handle: FileHandle) {
     this.#handle = handle;
   }
 
-  /** Opens or makes a file. */
+  /** Opens or creates a file. */
   static async open(file: string): Promise<LineFile> {
     return new LineFile(await open(file, 'a+'));
   }
 
-  /** Bytes. */
+  /** Returns the size, bytes. */
   async size(): Promise<number> {
     return (await this.#handle.stat()).size;
   }
 
-  /** The complete lines between two places, bytes from the file's start. */
+  /** Yields the complete lines between two byte offsets. */
   async *lines(from = 0, to = Infinity): AsyncGenerator<CompleteLine> {
-    let rest: Buffer = Buffer.alloc(0); // of a line whose newline has not been read yet
+    let rest: Buffer = Buffer.alloc(0); // start of a line whose newline has not been read yet
     let tooLong = false;
     let chunk = Buffer.alloc(0);
     for (let at = from; at < to;) {
@@ -142,20 +146,21 @@ export class LineFile {
         start = next + 1;
       }
       if (bytes.length - start > LONGEST_LINE) tooLong = true;
-      rest = tooLong ? Buffer.alloc(0) : Buffer.from(bytes.subarray(start)); // a copy: the next read overwrites the chunk
+      // Copy, because the next read overwrites the chunk.
+      rest = tooLong ? Buffer.alloc(0) : Buffer.from(bytes.subarray(start));
     }
   }
 
-  /** Takes away what is behind a place, bytes from the file's start. */
+  /** Truncates the file to `end` bytes. */
   async cut(end: number): Promise<void> {
     if ((await this.size()) > end) await this.#handle.truncate(end);
     await this.#handle.sync();
   }
 
   /**
-   * Appends lines, each with its newline; on disk when it resolves. One call at a time.
+   * Appends lines, each with its newline. Resolves when they are on disk. Do not call concurrently.
    *
-   * @returns the file's size, bytes
+   * @returns the size of the file, bytes
    */
   async append(text: string): Promise<number> {
     await this.#mend();
@@ -165,7 +170,7 @@ export class LineFile {
       await this.#handle.appendFile(text);
       await this.#handle.datasync();
     } catch (error) {
-      await this.#mend().catch(() => undefined); // then before the next attempt
+      await this.#mend().catch(() => undefined); // otherwise repaired before the next append
       throw error;
     }
     this.#whole = undefined;
@@ -183,7 +188,7 @@ export class LineFile {
   }
 }
 
-/** A file of JSON lines that only grows; a line counts once its newline is on disk. */
+/** An append-only file of JSON lines. A line counts only once its newline is on disk. */
 export class JsonLines<Line> {
   readonly #file: LineFile;
 
@@ -191,7 +196,10 @@ export class JsonLines<Line> {
     this.#file = file;
   }
 
-  /** Opens or makes a file. A last line that a crash cut off, or that is no JSON, is taken away. Returns the lines that count. */
+  /**
+   * Opens or creates a file. Removes everything from the first truncated or invalid line on. Returns the
+   * lines.
+   */
   static async open<Line>(
     file: string,
   ): Promise<{ readonly file: JsonLines<Line>; readonly lines: readonly Line[] }> {
@@ -202,7 +210,7 @@ export class JsonLines<Line> {
       try {
         lines.push(JSON.parse(line.text) as Line);
       } catch {
-        break; // a block that never reached the disk: what follows it is not to be trusted either
+        break; // an unwritten block: the data after it is unreliable too
       }
       end = line.end;
     }
@@ -210,7 +218,7 @@ export class JsonLines<Line> {
     return { file: new JsonLines<Line>(found), lines };
   }
 
-  /** Appends a line; on disk when it resolves. */
+  /** Appends a line. Resolves when it is on disk. */
   async append(line: Line): Promise<void> {
     await this.#file.append(`${JSON.stringify(line)}\n`);
   }

@@ -1,31 +1,32 @@
-// Whether an engine that fails image after image still scores: it is asked with an image of our own, before the failures are put down to theirs.
+// Detects a broken engine: after repeated failures, scores a known image to tell engine faults from image
+// faults.
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Diad } from './diad.js';
 import { codeOf, DiadError } from './errors.js';
 
-/** Failures in a row after which the engine is asked. */
+/** Consecutive failures that trigger a probe. */
 const FAILURES = 3;
-/** Default time between questions, milliseconds. */
+/** Default time between probes, milliseconds. */
 export const RECHECK_MS = 5000;
-/** Questions that end in an error other than a lack of memory, after which no more are asked. */
-const QUESTIONS = 6;
+/** Failed probes, other than for lack of memory, after which the engine is lost. */
+const PROBES = 6;
 
 type Scorer = Pick<Diad, 'score' | 'info'>;
 
-/** What an {@link EngineHealth} looks after, and whom it tells. */
+/** Options of {@link EngineHealth}. */
 export interface HealthOptions {
   readonly scorer: Scorer;
   readonly log: (line: string) => void;
-  /** Told when `well` has changed. */
-  readonly changed?: (well: boolean) => void;
-  /** Between questions, milliseconds. */
+  /** Called when `healthy` changes. */
+  readonly changed?: (healthy: boolean) => void;
+  /** Time between probes, milliseconds. */
   readonly recheckMs: number;
 }
 
 /**
  * Scores a gray image.
  *
- * @throws DiadError ERR_DIAD_INTERNAL when its score is no finite number, and what `score` throws
+ * @throws DiadError ERR_DIAD_INTERNAL when the score is not finite; also errors of `score`
  */
 export async function scoreGray(scorer: Scorer): Promise<void> {
   const side = scorer.info.bundle.imageSize;
@@ -35,83 +36,84 @@ export async function scoreGray(scorer: Scorer): Promise<void> {
     height: side,
     channels: 1,
   } as const;
-  const { score } = await scorer.score(gray, { priority: 1000 }); // before all that waits
+  const { score } = await scorer.score(gray, { priority: 1000 }); // top priority
   if (!Number.isFinite(score)) throw new DiadError('ERR_DIAD_INTERNAL', `A gray image scored ${score}`);
 }
 
-/** Whether an error is the engine's, and another image may meet it too. */
+/** Checks whether an error is caused by the engine, so that other images can fail too. */
 const isOfEngine = (error: unknown): boolean =>
   ['ERR_DIAD_INTERNAL', 'ERR_DIAD_OUT_OF_MEMORY'].includes(codeOf(error) ?? '');
 
 /**
- * Watches the outcomes of scores. After three failures of the engine in a row it is asked to score a gray image. While it cannot, it is not well, and
- * is asked again every few seconds. When it has failed six times it is lost: a device that has met an error serves no process that had it open. Memory
- * that it lacks may come back, and is waited for.
+ * Tracks the health of an engine from the outcomes of its scores. Three consecutive engine failures trigger a
+ * health probe: a gray test image is scored at top priority. While probes fail, the engine is unhealthy and
+ * is probed again every `recheckMs`. After six failed probes the engine is lost, because a device error is
+ * permanent for the process. Out-of-memory failures do not count, because memory can become available again.
  */
 export class EngineHealth {
-  /** Fulfilled with what the engine failed with last, once it is lost. */
+  /** Resolves with the last error once the engine is lost. */
   readonly lost: Promise<Error>;
   readonly #options: HealthOptions;
   readonly #closed = new AbortController();
-  #tellLost!: (error: Error) => void;
-  #well = true;
+  #resolveLost!: (error: Error) => void;
+  #healthy = true;
   #failures = 0;
-  #asking = false;
+  #probing = false;
 
   constructor(options: HealthOptions) {
     this.#options = options;
-    this.lost = new Promise((resolve) => (this.#tellLost = resolve));
+    this.lost = new Promise((resolve) => (this.#resolveLost = resolve));
   }
 
-  /** Whether images should be handed to the engine. */
-  get well(): boolean {
-    return this.#well;
+  /** Whether images should be submitted to the engine. */
+  get healthy(): boolean {
+    return this.#healthy;
   }
 
-  /** Hands a score on, and takes note of it, or of why there is none. */
+  /** Returns the promise of a score and records its outcome. */
   async follow<T>(score: Promise<T>): Promise<T> {
     try {
       const result = await score;
-      this.saw();
+      this.observe();
       return result;
     } catch (error) {
-      this.saw(error);
+      this.observe(error);
       throw error;
     }
   }
 
-  /** Takes note of a score, or of why there is none. */
-  saw(error?: unknown): void {
+  /** Records the outcome of a score; no error means success. */
+  observe(error?: unknown): void {
     if (error === undefined) this.#failures = 0;
     else if (isOfEngine(error)) this.#failures++;
-    if (this.#failures >= FAILURES && !this.#asking) void this.#ask();
+    if (this.#failures >= FAILURES && !this.#probing) void this.#probe();
   }
 
-  /** Asks no more. */
+  /** Stops probing. */
   close(): void {
     this.#closed.abort();
   }
 
-  async #ask(): Promise<void> {
+  async #probe(): Promise<void> {
     const { scorer, log, recheckMs } = this.#options;
     const { signal } = this.#closed;
-    this.#asking = true;
+    this.#probing = true;
     for (let failed = 0; !signal.aborted;) {
       try {
         await scoreGray(scorer);
-        this.#asking = false;
+        this.#probing = false;
         this.#failures = 0;
-        if (!this.#well) log('the engine scores again');
-        this.#becomes(true);
+        if (!this.#healthy) log('the engine scores again');
+        this.#setHealthy(true);
         return;
       } catch (error) {
         if (codeOf(error) === 'ERR_DIAD_CLOSED' || signal.aborted) return;
         if (isOfEngine(error)) {
           const why = error instanceof Error ? error : new Error(String(error));
           log(`the engine fails: ${why.message}`);
-          this.#becomes(false);
-          if (codeOf(error) === 'ERR_DIAD_INTERNAL' && ++failed === QUESTIONS) {
-            this.#tellLost(why);
+          this.#setHealthy(false);
+          if (codeOf(error) === 'ERR_DIAD_INTERNAL' && ++failed === PROBES) {
+            this.#resolveLost(why);
             return;
           }
         }
@@ -120,9 +122,9 @@ export class EngineHealth {
     }
   }
 
-  #becomes(well: boolean): void {
-    if (this.#well === well) return;
-    this.#well = well;
-    this.#options.changed?.(well);
+  #setHealthy(healthy: boolean): void {
+    if (this.#healthy === healthy) return;
+    this.#healthy = healthy;
+    this.#options.changed?.(healthy);
   }
 }

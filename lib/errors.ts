@@ -1,6 +1,6 @@
 // DiadError and its codes.
 
-/** What went wrong, stable over versions. */
+/** Error codes, stable across versions. */
 export type DiadErrorCode =
   | 'ERR_DIAD_INVALID_ARGUMENT'
   | 'ERR_DIAD_IMAGE_DECODE'
@@ -36,13 +36,13 @@ const CODES: ReadonlySet<string> = new Set<DiadErrorCode>([
   'ERR_DIAD_INTERNAL',
 ]);
 
-/** Every error of this library, aborts aside: those reject with the signal's reason. */
+/** Error class of this library. Aborts reject with the signal's reason instead. */
 export class DiadError extends Error {
   override readonly name = 'DiadError';
   readonly code: DiadErrorCode;
 
   /**
-   * @param code - what went wrong
+   * @param code - kind of error
    * @param message - what was wrong, with which value, and what to do
    * @param options - `cause`: the original error
    */
@@ -52,11 +52,11 @@ export class DiadError extends Error {
   }
 }
 
-/** The error for an argument that the caller can correct. */
+/** Creates the error for an invalid argument. */
 export const invalidArgument = (message: string): DiadError =>
   new DiadError('ERR_DIAD_INVALID_ARGUMENT', message);
 
-/** Whether the same image would meet an error again, whatever becomes of the engine and the machine. */
+/** Checks whether an error is caused by the image, so that a retry would fail too. */
 export function isOfImage(error: unknown): error is DiadError {
   const lasting: readonly DiadErrorCode[] = [
     'ERR_DIAD_IMAGE_DECODE',
@@ -66,16 +66,16 @@ export function isOfImage(error: unknown): error is DiadError {
   return error instanceof DiadError && lasting.includes(error.code);
 }
 
-/** The `code` of an error that has one. */
+/** Returns the `code` of an error, if it has one. */
 export function codeOf(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
   return typeof error.code === 'string' ? error.code : undefined;
 }
 
 /**
- * A native rejection as a DiadError whose stack is the caller's.
+ * Converts a native rejection into a DiadError with the caller's stack.
  *
- * @param error - what the addon rejected with: an Error with a `code`
+ * @param error - Error with a `code`, as rejected by the addon
  */
 export function fromNative(error: unknown): DiadError {
   if (error instanceof DiadError) return error;

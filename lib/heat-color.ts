@@ -1,4 +1,4 @@
-// Colors of the heat map; also runs in the browser.
+// Colors of the heat map. Also used in the browser.
 
 /** Color stops of the heat map from weak to strong: position, red, green, blue. */
 const STOPS = [
@@ -8,7 +8,7 @@ const STOPS = [
   [1, 200, 0, 90],
 ] as const;
 
-/** Color of a strength 0..1 as [red, green, blue], 0..255. */
+/** Returns the color of a strength 0..1 as [red, green, blue], 0..255. */
 export function heatColor(strength: number): readonly [number, number, number] {
   const t = Math.min(1, Math.max(0, strength));
   const above = STOPS.findIndex(([position]) => position >= t);
@@ -18,7 +18,9 @@ export function heatColor(strength: number): readonly [number, number, number] {
   return [r0 + share * (r1 - r0), g0 + share * (g1 - g0), b0 + share * (b1 - b0)];
 }
 
-/** Opacity of a strength 0..1: weak values stay see-through, so that the image is recognized where nothing was found. */
+/**
+ * Returns the opacity of a strength 0..1. Weak values stay transparent, so that the image remains visible.
+ */
 export function heatAlpha(strength: number): number {
   return Math.min(1, Math.max(0, strength) * 1.6) ** 1.5;
 }

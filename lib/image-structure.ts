@@ -1,12 +1,13 @@
-// How many images an encoded file holds, in how many scans, of which samples, from its structure alone: no decoder has seen the bytes yet.
+// Counts frames and scans of encoded images and inspects samples from the file structure, before any
+// decoding.
 import type { ImageFormat } from './image.js';
 
-/** For reading numbers. */
+/** Creates a DataView over bytes. */
 export const view = (bytes: Uint8Array): DataView =>
   new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** What a reader finds, or what stands for it where the structure breaks off: what such an image is worth is the decoder's to say. */
-function unlessCutShort<T>(read: () => T, otherwise: T): T {
+/** Returns a fallback when the structure is truncated; the decoder then reports the error. */
+function unlessTruncated<T>(read: () => T, otherwise: T): T {
   try {
     return read();
   } catch (error) {
@@ -15,7 +16,9 @@ function unlessCutShort<T>(read: () => T, otherwise: T): T {
   }
 }
 
-/** How numbers of a TIFF or BigTIFF are read, and the offset of its first directory. */
+/**
+ * Returns readers for the byte order and offset size of a TIFF or BigTIFF, and its first directory offset.
+ */
 function openTiff(bytes: Uint8Array) {
   const at = view(bytes);
   const little = bytes[0] === 0x49;
@@ -24,13 +27,15 @@ function openTiff(bytes: Uint8Array) {
     big ? Number(at.getBigUint64(position, little)) : at.getUint32(position, little);
   const entries = (directory: number): number =>
     big ? Number(at.getBigUint64(directory, little)) : at.getUint16(directory, little);
-  // Bytes of a directory's count, of an entry, and from an entry's start to its value.
+  // Size of the entry count, size of an entry, offset of the value within an entry.
   const [countSize, entrySize, valueAt] = big ? [8, 20, 12] : [2, 12, 8];
   const short = (position: number): number => at.getUint16(position, little);
   return { offset, entries, short, countSize, entrySize, valueAt, first: offset(big ? 8 : 4) };
 }
 
-/** Directories of a TIFF or BigTIFF: a chain of offsets, each to a directory of one page. A chain that bites its tail reaches any limit. */
+/**
+ * Counts the pages of a TIFF or BigTIFF by following its directory chain. A cyclic chain stops at the limit.
+ */
 function tiffPages(bytes: Uint8Array, limit: number): number {
   const { offset, entries, countSize, entrySize, first } = openTiff(bytes);
   let directory = first;
@@ -45,9 +50,9 @@ function tiffPages(bytes: Uint8Array, limit: number): number {
 const [COMPRESSION, PHOTOMETRIC] = [259, 262]; // tags
 const [OLD_JPEG, JPEG, YCBCR] = [6, 7, 6];
 
-/** Whether a TIFF's first page has brightness and color differences for samples, as JPEGs do, without being one: libvips takes them for RGB. */
+/** Checks for a first TIFF page with YCbCr samples but no JPEG compression, which libvips reads as RGB. */
 export function isPlainYcbcr(bytes: Uint8Array): boolean {
-  return unlessCutShort(() => {
+  return unlessTruncated(() => {
     const { entries, short, countSize, entrySize, valueAt, first } = openTiff(bytes);
     const found = new Map<number, number>();
     const [start, end] = [first + countSize, first + countSize + entrySize * entries(first)];
@@ -59,7 +64,7 @@ export function isPlainYcbcr(bytes: Uint8Array): boolean {
   }, false);
 }
 
-/** Image blocks of a GIF. */
+/** Counts the image blocks of a GIF. */
 function gifFrames(bytes: Uint8Array, limit: number): number {
   const at = view(bytes);
   const table = (flags: number): number => (flags & 0x80 ? 3 * 2 ** ((flags & 7) + 1) : 0);
@@ -71,10 +76,10 @@ function gifFrames(bytes: Uint8Array, limit: number): number {
   while (frames < limit) {
     const block = at.getUint8(position++);
     if (block === 0x21) {
-      position++; // its label
+      position++; // extension label
     } else if (block === 0x2c) {
       frames++;
-      position += 9 + table(at.getUint8(position + 8)) + 1; // descriptor, colors, size of a code
+      position += 9 + table(at.getUint8(position + 8)) + 1; // descriptor, color table, LZW code size
     } else {
       return frames;
     }
@@ -83,7 +88,7 @@ function gifFrames(bytes: Uint8Array, limit: number): number {
   return frames;
 }
 
-/** ANMF chunks of a WebP; a still one has none. */
+/** Counts the ANMF chunks of a WebP. A still image has none. */
 function webpFrames(bytes: Uint8Array, limit: number): number {
   const at = view(bytes);
   let frames = 0;
@@ -96,9 +101,9 @@ function webpFrames(bytes: Uint8Array, limit: number): number {
 }
 
 /**
- * Pages or frames of an encoded image, counted up to `limit`.
+ * Counts the pages or frames of an encoded image, up to `limit`.
  *
- * @returns at least 1; 1, too, for a structure that breaks off, and for AVIF, whose images its own header lists
+ * @returns at least 1; also 1 for a truncated structure, and for AVIF, whose header lists its images
  */
 export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: number): number {
   const counters: Partial<Record<ImageFormat, typeof gifFrames>> = {
@@ -106,10 +111,10 @@ export function countFrames(bytes: Uint8Array, format: ImageFormat, limit: numbe
     gif: gifFrames,
     webp: webpFrames,
   };
-  return unlessCutShort(() => Math.max(1, counters[format]?.(bytes, limit) ?? 1), 1);
+  return unlessTruncated(() => Math.max(1, counters[format]?.(bytes, limit) ?? 1), 1);
 }
 
-/** Scans of a JPEG, counted up to `limit`. It finds the next marker as libjpeg does, across bytes that belong to nothing. */
+/** Counts the scans of a JPEG, up to `limit`. Like libjpeg, skips stray bytes before the next marker. */
 export function countScans(bytes: Uint8Array, limit: number): number {
   const at = view(bytes);
   const standsAlone = (marker: number): boolean => marker === 0x01 || (marker >= 0xd0 && marker <= 0xd8);
@@ -119,7 +124,7 @@ export function countScans(bytes: Uint8Array, limit: number): number {
     const marker = bytes[position++];
     if (marker === 0xd9) break; // end of the image
     if (marker === 0xda) scans++;
-    // A stuffed 0xff of the coded data and some markers have no length behind them.
+    // Stuffed 0xff bytes of coded data and standalone markers have no length field.
     const hasLength = marker !== 0 && !standsAlone(marker ?? 0) && position + 2 <= bytes.length;
     position = bytes.indexOf(0xff, position + (hasLength ? at.getUint16(position) : 0));
   }

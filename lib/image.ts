@@ -1,11 +1,11 @@
-// From what callers hand in to an 8-bit frame, as the published reader (cv2.imread, color) gives it.
+// Decodes input images to 8-bit frames that match the published reader (cv2.imread in color).
 import type { SharpOptions } from 'sharp';
 import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
 import { DiadError } from './errors.js';
 import { countFrames, countScans, isPlainYcbcr } from './image-structure.js';
 import { integer, invalid } from './validate.js';
 
-/** An 8-bit image, rows without gaps: gray (1), RGB (3) or RGBA (4, alpha is dropped). */
+/** An 8-bit image without row padding: gray (1), RGB (3) or RGBA (4, alpha is dropped). */
 export interface RawFrame {
   readonly data: Uint8Array | Uint8ClampedArray;
   /** Pixels. */
@@ -15,10 +15,13 @@ export interface RawFrame {
   readonly channels: 1 | 3 | 4;
 }
 
-/** Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP of one page or frame (see `maxFrames` for more), or a raw frame. */
+/**
+ * Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP (one frame unless `maxFrames` allows more), or a
+ * frame.
+ */
 export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
 
-/** A private copy of what the caller passed: later changes of the caller's memory do not matter. */
+/** A private copy of the input, unaffected by later changes of the caller's memory. */
 export type TakenImage =
   | { readonly kind: 'encoded'; readonly bytes: Uint8Array }
   | { readonly kind: 'frame'; readonly frame: RawFrame };
@@ -46,15 +49,13 @@ function allocated(size: number): Uint8Array {
   try {
     return new Uint8Array(size);
   } catch (error) {
-    throw new DiadError(
-      'ERR_DIAD_OUT_OF_MEMORY',
-      `There is not enough memory to copy an image of ${size} bytes`,
-      { cause: error },
-    );
+    throw new DiadError('ERR_DIAD_OUT_OF_MEMORY', `Not enough memory to copy an image of ${size} bytes`, {
+      cause: error,
+    });
   }
 }
 
-/** Not Uint8Array.from: that fails on a view whose buffer was transferred away. Such a view has 0 bytes. */
+/** Copies a view. Unlike Uint8Array.from, accepts a view with a detached buffer, which has 0 bytes. */
 const copyBytes = (view: Uint8Array | Uint8ClampedArray): Uint8Array => {
   const bytes = allocated(view.length);
   if (view.length > 0) bytes.set(view);
@@ -66,7 +67,7 @@ function copyBuffer(buffer: ArrayBuffer | SharedArrayBuffer): Uint8Array {
   try {
     view = new Uint8Array(buffer);
   } catch {
-    throw invalid('bytes that are still there (the buffer was transferred or detached)', 'image', buffer);
+    throw invalid('an attached buffer (this one was transferred or detached)', 'image', buffer);
   }
   return copyBytes(view);
 }
@@ -89,19 +90,19 @@ function takeFrame(frame: RawFrame): RawFrame {
 const ascii = (bytes: Uint8Array, start: number, end: number): string =>
   String.fromCharCode(...bytes.subarray(start, end));
 
-/** Endings of the names of files that are read, in small letters. */
+/** Supported file extensions (lower case). */
 export const IMAGE_ENDINGS = ['png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'avif', 'gif', 'bmp'] as const;
 
 const IMAGE_NAME = new RegExp(`\\.(${IMAGE_ENDINGS.join('|')})$`, 'i');
 
-/** Whether a file is called like an image. */
+/** Checks whether a file name has the extension of an image. */
 export const isImageName = (file: string): boolean => IMAGE_NAME.test(file);
 
-/** Formats that are read. */
+/** Supported formats. */
 export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | 'bmp';
 
 /**
- * The format of encoded bytes by their first bytes; undefined for anything not accepted (SVG, PDF, HEIF with HEVC and the rest).
+ * Detects the format from the first bytes; undefined for unsupported formats (SVG, PDF, HEIF with HEVC, ...).
  */
 export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   if (ascii(bytes, 0, 8) === '\x89PNG\r\n\x1a\n') return 'png';
@@ -114,35 +115,37 @@ export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   return undefined;
 }
 
-/** What is refused before a pixel is decoded. */
+/** Limits that are checked before a pixel is decoded. */
 export interface ImageLimits {
-  /** Of width x height. */
+  /** Most pixels, width x height. */
   readonly maxPixels: number;
-  /** Of pages or frames, of which only the first is read. */
+  /** Most pages or frames; only the first is read. */
   readonly maxFrames: number;
 }
 
-/** The largest limits there are: for an image that has been let in before. */
+/** No limits, for an image that was already admitted. */
 export const NO_LIMITS: ImageLimits = { maxPixels: Number.MAX_SAFE_INTEGER, maxFrames: 1_000_000 };
 
-/** An encoder writes about ten at most; each costs a pass over the whole image. */
+/** Most scans of a JPEG. Encoders write about ten at most, and each costs a pass over the whole image. */
 const MOST_SCANS = 100;
 
 const tooLarge = (width: number, height: number, maxPixels: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
-    `Expected at most ${maxPixels} pixels but the image has ${width} x ${height}; raise maxPixels (--max-pixels) if it is meant to be read`,
+    `Expected at most ${maxPixels} pixels but the image has ${width} x ${height}; ` +
+      'raise maxPixels (--max-pixels) to read it anyway',
   );
 
-/** An image of which the first page or frame alone would be looked at; nobody should learn that from a defect that was missed. */
+/** Rejects multi-frame images: silently scoring only the first frame could hide a defect. */
 const tooMany = (format: ImageFormat, maxFrames: number): DiadError =>
   new DiadError(
     'ERR_DIAD_IMAGE_TOO_LARGE',
-    `Expected at most ${maxFrames} ${maxFrames === 1 ? 'page or frame' : 'pages or frames'} but the ${format.toUpperCase()} has more; ` +
-      'hand them in one by one, or raise maxFrames to have the first of them read',
+    `Expected at most ${maxFrames} ${maxFrames === 1 ? 'page or frame' : 'pages or frames'} ` +
+      `but the ${format.toUpperCase()} has more; ` +
+      'submit them one by one, or raise maxFrames to read only the first',
   );
 
-/** Samples as sharp names them; others (of TIFFs) have no range of their own, and would become black or white. */
+/** Supported sample types, as named by sharp. Others (in TIFFs) have no defined range. */
 const READ_DEPTHS: readonly (string | undefined)[] = ['uchar', 'ushort'];
 
 const READING: SharpOptions = {
@@ -153,28 +156,27 @@ const READING: SharpOptions = {
   ignoreIcc: true,
 };
 
-/** How libvips, its decoders and V8 say that an allocation failed. */
+/** Messages of libvips, its decoders and V8 for a failed allocation. */
 const NO_MEMORY = /out of memory|memory allocation|allocation failed|unable to allocate|insufficient memory/i;
 
 function undecodable(cause: unknown): DiadError {
   const reason = cause instanceof Error ? cause.message.split('\n')[0]! : String(cause);
   if (NO_MEMORY.test(reason)) {
-    return new DiadError(
-      'ERR_DIAD_OUT_OF_MEMORY',
-      `There is not enough memory to decode the image: ${reason}`,
-      { cause },
-    );
+    return new DiadError('ERR_DIAD_OUT_OF_MEMORY', `Not enough memory to decode the image: ${reason}`, {
+      cause,
+    });
   }
   return new DiadError('ERR_DIAD_IMAGE_DECODE', `The image cannot be decoded: ${reason}`, { cause });
 }
 
 /**
- * What an encoded image's header says; no pixel is decoded, so that a caller can refuse by size at little cost.
+ * Reads the header of an encoded image without decoding pixels, so that large images can be rejected cheaply.
  *
  * @param bytes - the encoded image
- * @param maxFrames - pages or frames it may have
- * @returns width and height in pixels, as stored (before the EXIF orientation), of the first frame or page
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than `maxFrames`
+ * @param maxFrames - most pages or frames
+ * @returns width and height of the first frame or page in pixels, as stored (before the EXIF orientation)
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE for more than
+ *   `maxFrames`
  */
 export async function inspectImage(
   bytes: Uint8Array,
@@ -203,7 +205,7 @@ export async function inspectImage(
   if (countFrames(bytes, format, maxFrames + 1) > maxFrames) throw tooMany(format, maxFrames);
   if (format === 'tiff' && isPlainYcbcr(bytes)) {
     throw undecodable(
-      new Error('its samples are YCbCr without JPEG compression; write it as RGB, or with JPEG compression'),
+      new Error('YCbCr without JPEG compression is not supported; write RGB, or use JPEG compression'),
     );
   }
   if (format === 'jpeg' && countScans(bytes, MOST_SCANS + 1) > MOST_SCANS) {
@@ -217,19 +219,17 @@ export async function inspectImage(
     });
   if ((header.pages ?? 1) > maxFrames) throw tooMany(format, maxFrames);
   if (!READ_DEPTHS.includes(header.depth))
-    throw undecodable(new Error(`its samples are of the type ${header.depth}; 8 and 16 bits are read`));
+    throw undecodable(new Error(`samples of type ${header.depth} are not supported, only 8 and 16 bits`));
   return { format, width: header.width, height: header.pageHeight ?? header.height };
 }
 
 /**
- * Decodes a taken image.
- *
- * EXIF orientation applied, alpha dropped, 16 bits cut to the high byte, embedded color profiles ignored, palettes expanded, CMYK
- * converted, the first frame or page of several.
+ * Decodes an image. Applies the EXIF orientation, drops alpha, reduces 16 bits to the high byte, ignores
+ * embedded color profiles, expands palettes, converts CMYK, and reads only the first frame or page.
  *
  * @param image - from {@link takeImage}
  * @param limits - checked on header and structure before any pixel is decoded
- * @returns a frame of 3 channels (those of raw frames as they came)
+ * @returns a frame with 3 channels; gray images and raw frames keep their channels
  * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
  */
 export async function decodeImage(

@@ -1,13 +1,14 @@
-// Work on items as they come, several at a time, results in the items' order.
+// Processes items concurrently and yields results in the order of the items.
 import { setImmediate } from 'node:timers/promises';
 
 /**
- * Starts work on each item as it comes and hands results out in the order of the items: at most `concurrency` are under way, the source is read no
- * faster than results are taken, and a result goes out as soon as it is there and the source lets the next item wait.
+ * Starts work on items as they arrive and yields results in the order of the items. Runs at most
+ * `concurrency` at a time, reads the source no faster than results are consumed, and yields a completed
+ * result when the source has no next item yet.
  *
  * @param start - must not reject
- * @param abandon - called when nobody wants more, before what is under way is waited for
- * @throws what the source throws
+ * @param abandon - called when the consumer stops, before pending work is awaited
+ * @throws errors of the source
  */
 export async function* inOrder<Item, Result>(
   items: Iterable<Item> | AsyncIterable<Item>,
@@ -23,7 +24,7 @@ export async function* inOrder<Item, Result>(
     try {
       return await source.next();
     } catch (error) {
-      ended = true; // a source that threw is over
+      ended = true; // a source that threw has ended
       throw error;
     }
   };
@@ -32,9 +33,9 @@ export async function* inOrder<Item, Result>(
     while (!ended || underWay.length > 0) {
       if (!ended && underWay.length < concurrency && coming === undefined) {
         coming = next();
-        coming.catch(() => undefined); // it may fail when nobody waits for it any more
+        coming.catch(() => undefined); // can reject after the consumer has stopped
       }
-      // An item that is there is taken first; while the source lets one wait, results that are done go out.
+      // Prefer an available item; while the source is waiting, yield completed results.
       const taking = coming === undefined ? undefined : await Promise.race([coming, setImmediate(undefined)]);
       const first =
         taking ?? (await Promise.race([...(coming === undefined ? [] : [coming]), ...underWay.slice(0, 1)]));
@@ -53,7 +54,8 @@ export async function* inOrder<Item, Result>(
     await Promise.all(underWay);
     if (!ended) {
       const closing = Promise.resolve(source.return?.()).catch(() => undefined);
-      if (coming === undefined) await closing; // else it may come after the item that nobody waits for any more
+      // A pending next() can block return() until the next item arrives: do not wait for it.
+      if (coming === undefined) await closing;
     }
   }
 }

@@ -1,16 +1,19 @@
-// What a loaded Diad says about itself.
+// Describes a loaded bundle, its device and its LibTorch.
 import { isOfTiles, type Calibration } from './calibration.js';
 import type { Native } from './native.js';
 
-/** How a bundle judges an image by two kinds of evidence, reconstruction and memory (docs/evidence.md). */
+/**
+ * Parameters of a bundle that combines two kinds of evidence, reconstruction and memory
+ * (docs/design/evidence.md).
+ */
 export interface BundleEvidence {
-  /** Numbers in a feature vector. */
+  /** Length of a feature vector. */
   readonly dimensions: number;
-  /** An image has grid x grid feature vectors. */
+  /** Feature vectors per image: grid x grid. */
   readonly grid: number;
-  /** Feature vectors of normal images that a class keeps at most. */
+  /** Most feature vectors of normal images kept per class. */
   readonly memoryVectors: number;
-  /** Of the two normalized maps in the map. */
+  /** Weights of the two normalized maps. */
   readonly weights: { readonly reconstruction: number; readonly memory: number };
   /** Of classes with weights of their own. */
   readonly classWeights?: Readonly<
@@ -18,44 +21,44 @@ export interface BundleEvidence {
   >;
 }
 
-/** The bundle, the device and LibTorch behind a Diad. */
+/** Bundle, device and LibTorch of a Diad. */
 export interface DiadInfo {
   readonly bundle: {
     readonly path: string;
     readonly name: string;
     readonly description: string;
-    /** What it was trained on. */
+    /** Classes of the training data. */
     readonly classes: readonly string[];
-    /** Identifies the model: sha256 of its manifest. */
+    /** Identifies the model: SHA-256 of its manifest. */
     readonly digest: string;
-    /** Bytes of all files. */
+    /** Total size of all files, bytes. */
     readonly sizeBytes: number;
-    /** Side of the model's image and map, pixels. */
+    /** Side of the model's input image and map, pixels. */
     readonly imageSize: number;
-    /** Denoising steps. */
+    /** Number of denoising steps. */
     readonly steps: number;
-    /** At which the denoiser is evaluated, from the noisiest on. */
+    /** Timesteps of the denoiser, noisiest first. */
     readonly timesteps: readonly number[];
-    /** Absent where the map is the published one. It takes effect once the bundle is calibrated. */
+    /** Absent if the bundle computes the published map. Takes effect once the bundle is calibrated. */
     readonly evidence?: BundleEvidence;
-    /** Of the calibration, when there is one. */
+    /** Image threshold of the calibration, if any. */
     readonly threshold?: number;
-    /** Of a calibration that looked at maps: map values above it belong to a defect. */
+    /** Pixel threshold of the calibration, if any: map values above it belong to a defect. */
     readonly pixelThreshold?: number;
-    /** Of a calibration on images that were cut into tiles, pixels: its thresholds hold for images that are cut like that alone. */
+    /** Tiling of the calibration images, pixels. The thresholds apply only to this tiling. */
     readonly calibratedTile?: { readonly size: number; readonly overlap: number };
-    /** Classes with thresholds of their own. */
+    /** Classes with their own thresholds. */
     readonly calibratedClasses: readonly string[];
   };
   readonly device: string;
   readonly precision: string;
   readonly threads: number;
-  /** Images in flight at most; further ones are refused with ERR_DIAD_QUEUE_FULL. */
+  /** Most images in flight; further ones are rejected with ERR_DIAD_QUEUE_FULL. */
   readonly queueLimit: number;
   readonly libtorch: { readonly version: string; readonly path: string; readonly source: string };
   /** Version of the engine library. */
   readonly engine: string;
-  /** Milliseconds that loading took, warm-up included. */
+  /** Load time including warm-up, milliseconds. */
   readonly loadMs: number;
 }
 
@@ -76,7 +79,7 @@ interface EngineInfo {
   readonly sizeBytes: number;
 }
 
-/** Puts the engine's own description (JSON) and the surroundings together. */
+/** Combines the engine's description (JSON) with calibration and LibTorch. */
 export function describeBundle(
   path: string,
   engineInfo: string,

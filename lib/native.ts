@@ -1,4 +1,4 @@
-// The addon: the only file that knows its shape. Finds it, opens LibTorch and the engine behind it, loads bundles.
+// Interface to the native addon: locates it, opens LibTorch and the matching engine, loads bundles.
 import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
@@ -10,20 +10,20 @@ import { libraryNames } from './libtorch/platform.js';
 import { findLibTorch, type LibTorch, type Miss } from './libtorch/search.js';
 import { minorOf } from './libtorch/version.js';
 
-/** What the engine says about itself. */
+/** Properties of the engine. */
 export interface EngineVersion {
   readonly engine: string;
   readonly abi: number;
-  /** LibTorch version the engine was built for. */
+  /** LibTorch version that the engine was built for. */
   readonly libtorchBuilt: string;
   readonly cudaDevices: readonly string[];
-  /** Instruction set LibTorch uses, for example "AVX512". */
+  /** Instruction set that LibTorch uses, for example "AVX512". */
   readonly cpuCapability: string;
   /** Default number of intra-op threads. */
   readonly threads: number;
 }
 
-/** Milliseconds. `queueMs` from submission to the start of the batch, `computeMs` the batch; the others split it. */
+/** Milliseconds. `queueMs`: submission to start of the batch; `computeMs`: the batch; the others split it. */
 export interface Timings {
   readonly queueMs: number;
   readonly computeMs: number;
@@ -42,7 +42,7 @@ export interface Distribution {
   readonly mean: number;
 }
 
-/** Counters of the queue in front of the engine; distributions are over the last 1,024 images. */
+/** Statistics of the engine queue. Distributions cover the last 1,024 images. */
 export interface QueueStats {
   readonly queued: number;
   readonly running: number;
@@ -65,7 +65,7 @@ export interface NativeLoadOptions {
   readonly preferredBatches: readonly number[];
   readonly verify: boolean;
   readonly warmup: boolean;
-  /** File that a calibration wrote; '': none. */
+  /** Normality file of the calibration; '' for none. */
   readonly normality: string;
 }
 
@@ -76,9 +76,9 @@ export interface NativeSubmitOptions {
   readonly map: boolean;
   readonly reconstruction: boolean;
   readonly stages: boolean;
-  /** Whose entry of the normality judges the image; '' or unknown: that of the most similar class. */
+  /** Class whose normality entry is used; '' or unknown: the entry of the most similar class. */
   readonly className: string;
-  /** Which calibrator receives the image's maps and vectors under `className`, and as what. */
+  /** Calibrator that receives the image's maps and vectors under `className`, and the roles of the image. */
   readonly calibration: {
     readonly calibrator: number;
     readonly index: number;
@@ -87,7 +87,7 @@ export interface NativeSubmitOptions {
   } | null;
 }
 
-/** Scores of calibration images, by index, each as of an image that calibration has not seen. */
+/** Scores of calibration images, by index, each computed as for an unseen image. */
 export interface NativeUnseenScores {
   readonly indices: Uint32Array;
   readonly scores: Float64Array;
@@ -100,13 +100,13 @@ export interface NativeUnseenScores {
 export interface NativeCalibration {
   /** Bytes of the normality file. */
   readonly normality: Uint8Array;
-  /** Judged by the entry of their class. */
+  /** Scores with the normality entry of the class. */
   readonly images: NativeUnseenScores;
 }
 
 export interface NativeResult {
   readonly score: number;
-  /** With a normality: scores of the two kinds of evidence alone. */
+  /** With a normality: separate scores of the two kinds of evidence. */
   readonly evidence?: { readonly reconstruction: number; readonly memory: number };
   /** Whose entry of the normality judged the image; absent where that is the entry of all images. */
   readonly className?: string;
@@ -129,14 +129,14 @@ export interface NativeEngine {
     onStep: ((step: number, total: number) => void) | null,
   ): { readonly id: number; readonly result: Promise<NativeResult> };
   cancel(id: number): boolean;
-  /** @throws ERR_DIAD_INVALID_ARGUMENT where the bundle has no evidence */
+  /** @throws ERR_DIAD_INVALID_ARGUMENT when the bundle has no evidence */
   createCalibrator(): number;
   finishCalibrator(id: number): Promise<NativeCalibration>;
   dropCalibrator(id: number): void;
   close(): Promise<void>;
 }
 
-/** Images of one class and how to evaluate them; the class's part of the arrays is copied by the call. */
+/** Arrays of one class and metric options. The call copies the images of the class from the arrays. */
 export interface NativeClassRequest {
   readonly maps: Float32Array | Float64Array;
   readonly masks: Uint8Array;
@@ -172,7 +172,7 @@ interface NativeAddon {
   shutdown(): void;
 }
 
-/** The opened native side of this thread. */
+/** The loaded addon, engine and LibTorch of this thread. */
 export interface Native {
   readonly addon: NativeAddon;
   readonly version: EngineVersion;
@@ -180,7 +180,7 @@ export interface Native {
   readonly addonPath: string;
 }
 
-/** diad's own folder: the one with package.json. */
+/** Root folder of diad, which contains package.json. */
 export const packageRoot = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 
 /** The bundle that ships with diad. */
@@ -191,22 +191,23 @@ const require = createRequire(import.meta.url);
 let addonLoaded: { addon: NativeAddon; addonPath: string } | undefined;
 let opened: { option: string | undefined; native: Promise<Native> } | undefined;
 
-/** Path of the addon's file: build/Release or prebuilds. */
+/** Returns the path of the addon: build/Release or prebuilds. */
 export function addonPath(): string {
   try {
     return (require('node-gyp-build') as { path(root: string): string }).path(packageRoot);
   } catch (error) {
+    const target = `${process.platform}-${process.arch}, Node ${process.versions.node}`;
     throw new DiadError(
       'ERR_DIAD_INTERNAL',
-      `diad has no addon for ${process.platform}-${process.arch}, Node ${process.versions.node}: build it with \`npm run build:native\` in the package folder`,
+      `diad has no addon for ${target}: build it with \`npm run build:native\` in the package folder`,
       { cause: error },
     );
   }
 }
 
 /**
- * LibTorch minors there is an engine for, with its file: those beside the addon, and those built from source where the addon was not, so that
- * an engine for another minor can be added to an installed diad.
+ * Returns the LibTorch minor versions with an engine, and the file of each engine. Searches next to the addon
+ * and in build/Release, so that an engine built from source can be added to an installed diad.
  */
 export function engines(addon: string): ReadonlyMap<string, string> {
   const pattern = libraryNames().engine;
@@ -218,7 +219,7 @@ export function engines(addon: string): ReadonlyMap<string, string> {
       return minor === undefined ? [] : [[minor, path.join(folder, name)] as const];
     });
   });
-  return new Map(found); // of two for one minor the one beside the addon
+  return new Map(found); // the engine next to the addon takes precedence
 }
 
 function loadAddon(): { addon: NativeAddon; addonPath: string } {
@@ -234,17 +235,17 @@ function loadAddon(): { addon: NativeAddon; addonPath: string } {
   return addonLoaded;
 }
 
-/** The addon itself, without LibTorch and engine. */
+/** Returns the addon, without opening LibTorch and the engine. */
 export function addon(): NativeAddon {
   return loadAddon().addon;
 }
 
 /**
- * Keeps freed memory in the process for the next image instead of giving it back to the system and zeroing it afresh: faster scoring, most
- * of all of large models, for a resident set that stays at its peak. It changes the C library's allocator for the whole process, so
- * nothing but the `diad` commands does it unasked. Call it before the first `Diad.load`.
+ * Keeps freed memory cached in the process instead of returning it to the system. This speeds up scoring,
+ * especially of large models, but the resident set stays at its peak. Changes the C library's allocator for
+ * the whole process. Enabled by the CLI; in other programs call it before the first `Diad.load`.
  *
- * @returns false where the C library (anything but glibc) has no such settings
+ * @returns false if the C library is not glibc, because others have no such settings
  */
 export function tuneAllocator(): boolean {
   return addon().tuneAllocator();
@@ -265,10 +266,10 @@ async function open(option: string | undefined, misses: Miss[]): Promise<Native>
 }
 
 /**
- * Opens LibTorch and the engine, once per thread; a failure may be tried again.
+ * Opens LibTorch and the engine, once per thread. A failed attempt can be repeated.
  *
- * @param option - the load option `libtorch`
- * @param misses - receives every place where LibTorch was not found
+ * @param option - load option `libtorch`
+ * @param misses - receives every location without a usable LibTorch
  * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH
  */
 export async function openNative(option?: string, misses: Miss[] = []): Promise<Native> {

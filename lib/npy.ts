@@ -1,4 +1,4 @@
-// NumPy's .npy format: reading versions 1 to 3 into typed arrays, writing float32 for stage dumps and golden results.
+// NumPy's .npy format: reads versions 1 to 3 into typed arrays, writes float32.
 import { readFile, writeFile } from 'node:fs/promises';
 import { DiadError } from './errors.js';
 
@@ -22,7 +22,7 @@ export interface TextArray {
   readonly data: readonly string[];
 }
 
-/** What an .npy file holds. */
+/** Content of an .npy file. */
 export type NpyArray = NumberArray | TextArray;
 
 interface Header {
@@ -41,10 +41,10 @@ const bad = (name: string, message: string): DiadError =>
 
 function parseHeader(bytes: Buffer, name: string): Header {
   if (bytes.toString('latin1', 0, 6) !== MAGIC)
-    throw bad(name, 'Expected an .npy array but it does not begin with the magic string of one');
+    throw bad(name, 'Expected an .npy array but the magic string is missing');
   const version = bytes[6] ?? 0;
   if (version < 1 || version > 3)
-    throw bad(name, `Expected .npy version 1, 2 or 3 but it is version ${version}`);
+    throw bad(name, `Expected .npy version 1, 2 or 3 but received version ${version}`);
   const start = version === 1 ? 10 : 12;
   const size =
     bytes.length < start ? Infinity : version === 1 ? bytes.readUInt16LE(8) : bytes.readUInt32LE(8);
@@ -53,7 +53,7 @@ function parseHeader(bytes: Buffer, name: string): Header {
   const match = HEADER.exec(text);
   if (match === null) {
     const reason = text.includes("'descr': [")
-      ? 'structured arrays are not read'
+      ? 'structured arrays are not supported'
       : `the header is ${JSON.stringify(text.slice(0, 120))}`;
     throw bad(name, `Expected a plain array: ${reason}`);
   }
@@ -66,7 +66,7 @@ function parseHeader(bytes: Buffer, name: string): Header {
   return { descr: descr!, fortran: order === 'True', shape, length: start + size };
 }
 
-/** Half precision to single. */
+/** Converts half precision to a number. */
 function halfToFloat(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 0x1f;
@@ -76,7 +76,7 @@ function halfToFloat(bits: number): number {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
-/** Bytes at an address that typed arrays accept. */
+/** Returns the bytes at an offset that is aligned for typed arrays. */
 function aligned(bytes: Buffer, size: number): { buffer: ArrayBufferLike; offset: number } {
   if (bytes.byteOffset % size === 0) return { buffer: bytes.buffer, offset: bytes.byteOffset };
   const copy = Uint8Array.from(bytes);
@@ -133,7 +133,7 @@ function texts(bytes: Buffer, kind: string, length: number, count: number): stri
   });
 }
 
-/** Rows first instead of columns first. */
+/** Reorders column-major data to row-major. */
 function rowMajor<T extends NumberArray['data'] | string[]>(data: T, shape: readonly number[]): T {
   const result = data.slice() as T;
   const index = shape.map(() => 0);
@@ -147,11 +147,12 @@ function rowMajor<T extends NumberArray['data'] | string[]>(data: T, shape: read
 }
 
 /**
- * Reads an .npy file: bool, integers and floats (16-bit floats widened to 32), unicode and byte strings; either byte order and memory order.
+ * Parses an .npy file: bool, integers and floats (16-bit floats widened to 32), unicode and byte strings;
+ * either byte order and memory order.
  *
- * @param bytes - the whole file; the result may share its memory
- * @param name - for messages
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names it
+ * @param bytes - the whole file; the result can share its memory
+ * @param name - name of the array, for error messages
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that contains the name
  */
 export function parseNpy(bytes: Buffer, name: string): NpyArray {
   const header = parseHeader(bytes, name);
@@ -159,10 +160,7 @@ export function parseNpy(bytes: Buffer, name: string): NpyArray {
   const match = /^([<>|=])([a-zA-Z])(\d*)$/.exec(header.descr);
   const [, order, kind, digits] = match ?? [];
   if (kind === 'O')
-    throw bad(
-      name,
-      'Object arrays hold pickled Python and are not read; save an array of numbers, or of strings (dtype str)',
-    );
+    throw bad(name, 'Object arrays (pickled Python) are not supported; save numbers or strings (dtype str)');
   if (match === null)
     throw bad(name, `Expected bool, integers, floats or strings but the dtype is ${header.descr}`);
   const size = Number(digits) * (kind === 'U' ? 4 : 1);
@@ -181,11 +179,12 @@ export function parseNpy(bytes: Buffer, name: string): NpyArray {
   return { kind: 'number', shape, data: fortran && shape.length > 1 ? rowMajor(data, shape) : data };
 }
 
-/** Bytes of an .npy file of an array. */
+/** Encodes an array as an .npy file. */
 export function encodeNpy(shape: readonly number[], data: Float32Array): Buffer {
   const sides = shape.map((side) => `${side},`).join('');
   const dictionary = `{'descr': '<f4', 'fortran_order': False, 'shape': (${sides}), }`;
-  const padding = 63 - ((10 + dictionary.length) % 64); // magic, version and length take 10 bytes; the whole is a multiple of 64
+  // Magic, version and length take 10 bytes; the total must be a multiple of 64.
+  const padding = 63 - ((10 + dictionary.length) % 64);
   const header = Buffer.from(`${dictionary}${' '.repeat(padding)}\n`, 'latin1');
   const lead = Buffer.from([
     0x93,
@@ -202,15 +201,16 @@ export function encodeNpy(shape: readonly number[], data: Float32Array): Buffer 
   return Buffer.concat([lead, header, Buffer.from(data.buffer, data.byteOffset, data.byteLength)]);
 }
 
-/** Writes an array. */
+/** Writes an array to an .npy file. */
 export function writeNpy(file: string, shape: readonly number[], data: Float32Array): Promise<void> {
   return writeFile(file, encodeNpy(shape, data));
 }
 
 /**
- * Reads an array of float32; 16-bit numbers are widened to it.
+ * Reads a float32 array. Widens 16-bit numbers.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file holds anything else; the file system's error when it cannot be read
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file contains anything else; the system error when it
+ *   cannot be read
  */
 export async function readNpy(file: string): Promise<Float32NpyArray> {
   const array = parseNpy(await readFile(file), file);

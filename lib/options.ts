@@ -20,76 +20,92 @@ export type Precision = (typeof PRECISIONS)[number];
 
 /** Options of `Diad.load`. */
 export interface LoadOptions {
-  /** 'auto' (CUDA when there is one, else CPU), 'cpu', 'cuda' or 'cuda:N'. Default 'auto'. */
+  /** 'auto' (CUDA if available, else CPU), 'cpu', 'cuda' or 'cuda:N'. Default 'auto'. */
   readonly device?: string;
-  /** What the networks compute in. Default 'float32'; the others change the result (docs/accuracy.md). 'int8' needs a CPU with AVX-512 VNNI. */
+  /**
+   * Precision of the networks. Default 'float32'; the others change results (docs/reference/accuracy.md).
+   * 'int8' needs a CPU with AVX-512 VNNI.
+   */
   readonly precision?: Precision;
-  /** Threads of one operation on the CPU, 1 to 1024. Default: one per core, at most a container's quota of processors. */
+  /** CPU threads per operation, 1 to 1024. Default: one per core, limited by the container's CPU quota. */
   readonly threads?: number;
-  /** Images computed together at most, 1 to 256. Default 8. */
+  /** Largest batch, 1 to 256. Default 8. */
   readonly maxBatch?: number;
-  /** How long a batch that is not full waits for more, milliseconds, 0 to 60,000. Default 0: it takes what is there. */
+  /** How long an incomplete batch waits for more images, milliseconds, 0 to 60,000. Default 0: no waiting. */
   readonly maxDelayMs?: number;
   /**
-   * Batch sizes that are computed as soon as so many images wait, the largest first; each from 1 to maxBatch. Only while none of them can be formed does
-   * `maxDelayMs` run; then what waits is taken. Default: maxBatch alone.
+   * Batch sizes to run as soon as that many images are waiting, largest first; each from 1 to maxBatch.
+   * `maxDelayMs` starts only when none of them can be formed; then all waiting images run. Default: only
+   * maxBatch.
    */
   readonly preferredBatches?: readonly number[];
-  /** Images in flight at most; more reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
+  /** Most images in flight; further ones reject with ERR_DIAD_QUEUE_FULL. 1 to 1,000,000. Default 1,024. */
   readonly queueLimit?: number;
   /** Largest image, width x height. Default 100,000,000. */
   readonly maxPixels?: number;
-  /** Pages or frames a TIFF, GIF, WebP or AVIF may have; the first is scored. 1 to 1,000,000. Default 1: images of several are refused. */
+  /**
+   * Most pages or frames of a TIFF, GIF, WebP or AVIF; only the first is scored. 1 to 1,000,000. Default 1:
+   * multi-frame images are rejected.
+   */
   readonly maxFrames?: number;
-  /** Check the hash of every file of the bundle. Default true. */
+  /** Verify the hash of every file of the bundle. Default true. */
   readonly verify?: boolean;
-  /** Read the bundle's calibration.json, so that results carry thresholds and verdicts. false: as if there were none. Default true. */
+  /** Load the bundle's calibration.json, so that results have thresholds and verdicts. Default true. */
   readonly calibration?: boolean;
-  /** Compute one image while loading, so that the first call is as fast as later ones. Default true. */
+  /** Run one image while loading, so that the first call is as fast as later ones. Default true. */
   readonly warmup?: boolean;
-  /** Folder of LibTorch or of a torch package. Default: looked for, see `diad doctor`. */
+  /** Folder of LibTorch or of a torch package. Default: searched for, see `diad doctor`. */
   readonly libtorch?: string;
 }
 
-/** Options of every call. */
+/** Options of all calls. */
 export interface CallOptions {
-  /** Of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
+  /** Seed of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
   readonly seed?: number | bigint;
-  /** Cancels the call, which rejects with the signal's reason. */
+  /** Cancels the call, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
-  /** From the call, milliseconds; then it rejects with ERR_DIAD_TIMEOUT. Default 0: none. */
+  /**
+   * Time limit from the call, milliseconds, after which it rejects with ERR_DIAD_TIMEOUT. Default 0: no
+   * limit.
+   */
   readonly timeoutMs?: number;
-  /** Images with a larger one go first, equals in the order of the calls; an integer from -1000 to 1000. Default 0. */
+  /**
+   * Higher values run first, equal ones in the order of the calls; an integer from -1000 to 1000. Default 0.
+   */
   readonly priority?: number;
-  /** Called after each denoising step. What it throws rejects the call. */
+  /** Called after each denoising step. If it throws, the call rejects with that error. */
   readonly onStep?: (step: number, total: number) => void;
-  /** Kind of part, as calibrated: selects its normal images and thresholds. Default: the class whose normal images are most similar. */
+  /**
+   * Class whose thresholds and statistics of normal images to use. Default: of a bundle with evidence the class
+   * whose normal images are most similar, otherwise none.
+   */
   readonly className?: string;
 }
 
 /** Options of `score`. */
 export interface ScoreOptions extends CallOptions {
-  /** Size of the map: the model's (default) or the image's own. */
+  /** Size of the map: the model's (default) or the image's. */
   readonly mapSize?: 'model' | 'image';
-  /** Hand out every intermediate result. Default false. */
+  /** Return all intermediate results. Default false. */
   readonly stages?: boolean;
   /**
-   * Cut the image into tiles for defects that would vanish at the model's size. The score is the largest of the tiles', the map one of
-   * the whole image, as fine as the tiles' maps. Not together with `stages`, nor with a bundle that has learned what whole normal images
-   * look like (`diad calibrate` of a bundle with evidence): load such a bundle with `{ calibration: false }`.
+   * Score the image in tiles, for defects too small for the model's image size. The score is the maximum over
+   * tiles; the map covers the whole image at the resolution of the tile maps. Cannot be combined with
+   * `stages`, nor with a calibrated bundle with evidence, whose statistics describe whole images: load it
+   * with `{ calibration: false }`.
    */
   readonly tile?: TileOptions;
 }
 
 /** Options of `scoreMany`. */
 export interface ScoreManyOptions extends Omit<ScoreOptions, 'onStep'> {
-  /** Images in flight at most, 1 to 1,000,000. Default: twice maxBatch. */
+  /** Most images in flight, 1 to 1,000,000. Default: twice maxBatch. */
   readonly concurrency?: number;
-  /** An image that fails ends the iteration ('throw', default) or is handed out in its place ('yield'). */
+  /** A failed image ends the iteration ('throw', default) or is yielded in order ('yield'). */
   readonly onError?: 'throw' | 'yield';
 }
 
-/** Call options after validation. */
+/** Validated call options. */
 export interface ValidatedCall {
   readonly seed: bigint;
   readonly signal: AbortSignal | undefined;
@@ -172,7 +188,7 @@ export function validateLoadOptions(
   };
 }
 
-/** Ascending, each once. */
+/** Validates batch sizes and returns them ascending, without duplicates. */
 function batchSizes(sizes: unknown, maxBatch: number): readonly number[] {
   if (sizes === undefined) return [];
   if (!Array.isArray(sizes)) throw invalid('an array of batch sizes', 'preferredBatches', sizes);

@@ -1,26 +1,26 @@
-// Defect regions of an anomaly map: boxes, areas and contours where it lies above a threshold.
+// Finds defect regions of an anomaly map: boxes, areas and contours above a threshold.
 import { contours } from 'd3-contour';
 
 /** Options of `AnomalyMap.regions`. */
 export interface RegionsOptions {
   /** Map values above it belong to a region. Default: the calibration's pixel threshold. */
   readonly threshold?: number;
-  /** Smaller regions are left out, square pixels of the image. Default 0. */
+  /** Smallest area of a region, square pixels of the image. Default 0. */
   readonly minArea?: number;
 }
 
-/** A point in pixels of the image, (0, 0) its upper left corner. */
+/** A point in pixels of the image; (0, 0) is the top left corner. */
 export type Point = readonly [x: number, y: number];
 
-/** A connected part of the image that is anomalous. */
+/** A connected anomalous region. */
 export interface Region {
   /** Smallest box of whole pixels around it. */
   readonly box: { readonly x: number; readonly y: number; readonly width: number; readonly height: number };
-  /** Square pixels of the image, holes taken off. */
+  /** Area without holes, square pixels of the image. */
   readonly area: number;
-  /** Largest map value within. */
+  /** Largest map value inside. */
   readonly peak: number;
-  /** Outline, the last point joined to the first. */
+  /** Outline; the last point connects to the first. */
   readonly contour: readonly Point[];
   /** Outlines of holes. */
   readonly holes: readonly (readonly Point[])[];
@@ -32,12 +32,15 @@ interface MapValues {
   readonly data: Float32Array;
 }
 
-/** Pixels of a map whose outlines are looked for as they are: some hundred milliseconds. */
+/** Largest map that is processed at full resolution, which takes some hundred milliseconds. */
 const MOST_PIXELS = 1 << 22;
-/** Points that the outlines may have together: which hole is whose takes a time that grows with their square. */
+/** Most outline points: assigning holes to outlines takes quadratic time. */
 const MOST_POINTS = 1 << 16;
 
-/** Points of all outlines: one between each two neighbors on different sides of the threshold, beyond the edge being below. */
+/**
+ * Counts the outline points: one per pair of neighbors on different sides of the threshold; the outside is
+ * below.
+ */
 function countPoints({ width, height, data }: MapValues, threshold: number): number {
   let points = 0;
   for (let y = 0, at = 0; y < height; y++) {
@@ -54,7 +57,7 @@ function countPoints({ width, height, data }: MapValues, threshold: number): num
   return points;
 }
 
-/** The map at half its size: each pixel the largest of four, so that no defect is lost. */
+/** Halves a map. Each pixel is the maximum of four, so that no defect is lost. */
 function halve({ width, height, data }: MapValues): MapValues {
   const half = { width: Math.ceil(width / 2), height: Math.ceil(height / 2) };
   const largest = new Float32Array(half.width * half.height).fill(-Infinity);
@@ -67,7 +70,7 @@ function halve({ width, height, data }: MapValues): MapValues {
   return { ...half, data: largest };
 }
 
-/** A map whose outlines are found in some hundred milliseconds: the map itself, or halved as often as that needs. */
+/** Halves a map until its outlines can be found in some hundred milliseconds. */
 function ofBoundedCost(
   map: MapValues,
   threshold: number,
@@ -79,7 +82,7 @@ function ofBoundedCost(
   return { map: reduced, reduction };
 }
 
-/** Smallest box of whole pixels around an outline, within the image. */
+/** Returns the smallest box of whole pixels around an outline, clipped to the image. */
 function boxOf(
   outline: readonly Point[],
   { width, height }: { readonly width: number; readonly height: number },
@@ -98,7 +101,7 @@ function boxOf(
   };
 }
 
-/** Shoelace formula, without sign. */
+/** Computes the area of a polygon (shoelace formula, absolute value). */
 function areaOf(ring: readonly Point[]): number {
   let sum = 0;
   for (const [i, [x, y]] of ring.entries()) {
@@ -108,7 +111,7 @@ function areaOf(ring: readonly Point[]): number {
   return Math.abs(sum) / 2;
 }
 
-/** Where a ring crosses the middle of each row of pixels (even-odd rule), rows by their number, each sorted. */
+/** Finds where a ring crosses the center line of each pixel row (even-odd rule), by row, sorted. */
 function crossings(ring: readonly Point[], height: number): Map<number, number[]> {
   const rows = new Map<number, number[]>();
   for (const [i, [x1, y1]] of ring.entries()) {
@@ -125,7 +128,10 @@ function crossings(ring: readonly Point[], height: number): Map<number, number[]
   return rows;
 }
 
-/** Largest value among the map's pixels whose centers lie within an outline: time grows with its area and its length, not their product. */
+/**
+ * Finds the largest map value among pixels whose centers are inside an outline. Time is linear in the area
+ * plus the length of the outline.
+ */
 function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], threshold: number): number {
   let peak = threshold;
   for (const [y, row] of crossings(ring, height)) {
@@ -139,13 +145,15 @@ function peakWithin({ width, height, data }: MapValues, ring: readonly Point[], 
 }
 
 /**
- * Regions above a threshold, by marching squares with linear interpolation on the map, scaled to the image; the largest first.
+ * Finds the regions above a threshold by marching squares with linear interpolation, scaled to the image,
+ * largest first.
  *
- * A map of more than 4,194,304 pixels, or whose outlines would have more than 65,536 points (a threshold within its noise), is halved first until it
- * has no more, each pixel the largest of four: regions are then coarser and a little larger, and none is lost.
+ * Maps of more than 4,194,304 pixels or 65,536 outline points (a threshold within the noise) are first halved
+ * until they fit, where each pixel is the maximum of four. Regions are then coarser and slightly larger, but
+ * none is lost.
  *
- * @param given - covers the whole image
- * @param size - of the image, pixels
+ * @param given - map of the whole image
+ * @param size - size of the image, pixels
  */
 export function findRegions(
   given: MapValues,
@@ -154,7 +162,7 @@ export function findRegions(
 ): Region[] {
   const { map, reduction } = ofBoundedCost(given, threshold);
   const [scaleX, scaleY] = [(size.width / given.width) * reduction, (size.height / given.height) * reduction];
-  // The last pixel of a halved map may reach beyond the image.
+  // The last pixel of a halved map can extend beyond the image.
   const scaled = (ring: readonly Point[]): Point[] =>
     reduction === 1
       ? ring.map(([x, y]) => [x * scaleX, y * scaleY])

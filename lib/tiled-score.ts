@@ -1,14 +1,14 @@
-// One score and map of an image from its tiles, which go through the queue like images.
+// Scores an image in tiles, which go through the queue like images.
 import { setMaxListeners } from 'node:events';
 import type { RawFrame } from './image.js';
 import type { NativeResult, Timings } from './native.js';
 import type { ValidatedCall } from './options.js';
 import { coverWithTiles, cropFrame, TileCanvas, type TileOptions } from './tiles.js';
 
-/** What computes one tile. */
+/** Scores one tile. */
 export type SubmitTile = (frame: RawFrame, call: ValidatedCall) => Promise<NativeResult>;
 
-/** Result of a whole image. */
+/** Result for the whole image. */
 export interface TiledResult {
   readonly result: Omit<NativeResult, 'size'>;
   /** Pixels. */
@@ -34,9 +34,9 @@ function sumOf(timings: readonly Timings[]): Timings {
 }
 
 /**
- * Computes every tile, `concurrency` of them at a time; the first failure cancels the rest.
+ * Scores all tiles, `concurrency` at a time. The first failure cancels the rest.
  *
- * @returns the largest score of the tiles, the map of the whole image, the sums of the tiles' timings
+ * @returns the maximum tile score, the map of the whole image, the summed timings of the tiles
  */
 export async function scoreTiles(
   frame: RawFrame,
@@ -48,7 +48,7 @@ export async function scoreTiles(
   const tiles = coverWithTiles(frame.width, frame.height, options);
   const failed = new AbortController();
   const signal = call.signal === undefined ? failed.signal : AbortSignal.any([call.signal, failed.signal]);
-  setMaxListeners(0, signal); // one per tile in flight
+  setMaxListeners(0, signal); // one listener per tile in flight
   let steps = 0;
   const onStep =
     call.onStep === undefined

@@ -1,17 +1,17 @@
-// Images larger than the model: tiles that cover an image, and one map from the tiles' maps.
+// Tiling of images larger than the model's input: covers an image with tiles and merges their maps.
 import { resizeMap } from './anomaly-map.js';
 import type { RawFrame } from './image.js';
 import { inTurns } from './turns.js';
 
-/** How an image is cut. */
+/** Tiling of an image. */
 export interface TileOptions {
-  /** Side of a tile, pixels of the image, 16 to 65,536. The model sees each tile at its own size. */
+  /** Size of a tile, pixels of the image, 16 to 65,536. Each tile is resized to the model's image size. */
   readonly size: number;
-  /** Pixels that neighbors share, 0 to size / 2. Default: a quarter of the size. */
+  /** Overlap of neighbors, pixels, 0 to size / 2. Default: a quarter of the size. */
   readonly overlap?: number;
 }
 
-/** A tile's place in the image, pixels. */
+/** Position of a tile in the image, pixels. */
 export interface Tile {
   readonly x: number;
   readonly y: number;
@@ -23,19 +23,25 @@ function countAlong(side: number, size: number, overlap: number): number {
   return side <= size ? 1 : Math.ceil((side - overlap) / (size - overlap));
 }
 
-/** How many tiles cover an image. */
+/** Counts the tiles that cover an image. */
 export function countTiles(width: number, height: number, { size, overlap }: Required<TileOptions>): number {
   return countAlong(width, size, overlap) * countAlong(height, size, overlap);
 }
 
-/** Starts of tiles along one side: equal steps of at most size - overlap, the last tile ends at the edge. */
+/**
+ * Computes tile offsets along one side: equal steps of at most size - overlap; the last tile ends at the
+ * edge.
+ */
 function starts(side: number, size: number, overlap: number): number[] {
   const count = countAlong(side, size, overlap);
   if (count === 1) return [0];
   return Array.from({ length: count }, (_, i) => Math.round((i * (side - size)) / (count - 1)));
 }
 
-/** Tiles that cover an image, row by row; neighbors share at least `overlap` pixels. An image smaller than a tile is one tile. */
+/**
+ * Covers an image with tiles, row by row. Neighbors overlap by at least `overlap` pixels. An image smaller
+ * than a tile becomes one tile.
+ */
 export function coverWithTiles(
   width: number,
   height: number,
@@ -47,7 +53,7 @@ export function coverWithTiles(
   );
 }
 
-/** A tile's pixels. */
+/** Copies the pixels of a tile. */
 export function cropFrame({ data, width, channels }: RawFrame, tile: Tile): RawFrame {
   const row = tile.width * channels;
   const cropped = new Uint8Array(row * tile.height);
@@ -58,7 +64,10 @@ export function cropFrame({ data, width, channels }: RawFrame, tile: Tile): RawF
   return { data: cropped, width: tile.width, height: tile.height, channels };
 }
 
-/** Weights along one side of a tile: rising from its edge over the overlap, except at the edge of the image. */
+/**
+ * Computes weights along one side of a tile: they rise from its edge over the overlap, except at the image
+ * edge.
+ */
 function ramp(length: number, overlap: number, atStart: boolean, atEnd: boolean): Float32Array {
   return Float32Array.from({ length }, (_, i) => {
     const fromStart = atStart ? Infinity : i + 0.5;
@@ -68,8 +77,9 @@ function ramp(length: number, overlap: number, atStart: boolean, atEnd: boolean)
 }
 
 /**
- * One map from the maps of tiles: where tiles overlap, their weighted mean, with weights that fall to nothing towards a tile's edge, so that no
- * seam shows. It is as fine as the tiles' maps, or as the image where those are finer: memory grows with the image, 8 bytes a map pixel.
+ * Merges the maps of tiles into one map. Overlaps are weighted means, with weights that fall to zero at tile
+ * edges to avoid seams. The resolution is that of the tile maps, at most that of the image. Memory: 8 bytes
+ * per map pixel.
  */
 export class TileCanvas {
   readonly width: number;
@@ -80,7 +90,7 @@ export class TileCanvas {
   readonly #sums: Float32Array;
   readonly #weights: Float32Array;
 
-  /** @param side - of a tile's map */
+  /** @param side - side of a tile's map */
   constructor(
     image: { readonly width: number; readonly height: number },
     { size, overlap }: Required<TileOptions>,
@@ -95,7 +105,7 @@ export class TileCanvas {
     this.#weights = new Float32Array(this.#sums.length);
   }
 
-  /** Adds a tile's map, row-major [side, side]. */
+  /** Adds the map of a tile, row-major [side, side]. */
   async add(tile: Tile, map: Float32Array, side: number): Promise<void> {
     const place = (at: number, limit: number): number => Math.min(limit, Math.round(at * this.#scale));
     const [left, top] = [place(tile.x, this.width - 1), place(tile.y, this.height - 1)];
@@ -117,7 +127,7 @@ export class TileCanvas {
     });
   }
 
-  /** The map of the whole image. */
+  /** Returns the map of the whole image. */
   async finish(): Promise<Float32Array> {
     const mean = new Float32Array(this.#sums.length);
     await inTurns(this.height, this.width, (first, end) => {

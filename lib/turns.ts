@@ -1,15 +1,15 @@
-// Work on large arrays in turns, so that the event loop goes on in between.
+// Processes large arrays in blocks and yields to the event loop in between.
 import { setImmediate } from 'node:timers/promises';
 
-/** Elements of one turn: some milliseconds. */
+/** Elements per block, which take a few milliseconds. */
 const PER_TURN = 1 << 17;
 
 /**
- * Works through rows of equal length, a few at a time; what is small is done at once.
+ * Processes rows of equal length in blocks. Small inputs are processed at once.
  *
- * @param rows - how many there are
- * @param length - elements of a row
- * @param work - does the rows from `first` up to, not including, `end`
+ * @param rows - number of rows
+ * @param length - elements per row
+ * @param work - processes the rows from `first` to `end` (exclusive)
  */
 export async function inTurns(
   rows: number,

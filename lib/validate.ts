@@ -1,4 +1,4 @@
-// Checks of what callers pass, all in one sentence grammar: "Expected X for Y but received Z of type T".
+// Validates arguments. All errors have the form "Expected X for Y but received Z of type T".
 import type { Diad } from './diad.js';
 import { DiadError } from './errors.js';
 
@@ -14,11 +14,11 @@ function shown(value: unknown): string {
 }
 
 /**
- * The error for an argument that does not fit.
+ * Creates the error for an invalid argument.
  *
- * @param expected - what would fit, for example "an integer from 1 to 64"
- * @param name - which argument
- * @param received - what came instead
+ * @param expected - description of valid values, for example "an integer from 1 to 64"
+ * @param name - name of the argument
+ * @param received - the invalid value
  */
 export function invalid(expected: string, name: string, received: unknown): DiadError {
   const type = received === null ? 'null' : typeof received;
@@ -28,7 +28,7 @@ export function invalid(expected: string, name: string, received: unknown): Diad
   );
 }
 
-/** An options object whose keys are all known; undefined stands for an empty one. */
+/** Checks for an options object with only known keys; undefined becomes an empty object. */
 export function optionsObject<T extends object>(
   value: T | undefined,
   name: string,
@@ -48,7 +48,7 @@ export function optionsObject<T extends object>(
   return value;
 }
 
-/** An integer within bounds, or the default when undefined. */
+/** Checks for an integer within bounds; undefined becomes the default. */
 export function integer(value: unknown, name: string, low: number, high: number, byDefault: number): number {
   if (value === undefined) return byDefault;
   if (typeof value !== 'number' || !Number.isInteger(value) || value < low || value > high) {
@@ -57,7 +57,7 @@ export function integer(value: unknown, name: string, low: number, high: number,
   return value;
 }
 
-/** A finite number within bounds, or the default when undefined. */
+/** Checks for a finite number within bounds; undefined becomes the default. */
 export function number(value: unknown, name: string, low: number, high: number, byDefault: number): number {
   if (value === undefined) return byDefault;
   if (typeof value !== 'number' || !(value >= low && value <= high))
@@ -65,14 +65,14 @@ export function number(value: unknown, name: string, low: number, high: number, 
   return value;
 }
 
-/** A boolean, or the default when undefined. */
+/** Checks for a boolean; undefined becomes the default. */
 export function boolean(value: unknown, name: string, byDefault: boolean): boolean {
   if (value === undefined) return byDefault;
   if (typeof value !== 'boolean') throw invalid('a boolean', name, value);
   return value;
 }
 
-/** One of a few words, or the default when undefined. */
+/** Checks for one of several words; undefined becomes the default. */
 export function oneOf<T extends string>(value: unknown, name: string, words: readonly T[], byDefault: T): T {
   if (value === undefined) return byDefault;
   if (typeof value !== 'string' || !(words as readonly string[]).includes(value))
@@ -80,29 +80,29 @@ export function oneOf<T extends string>(value: unknown, name: string, words: rea
   return value as T;
 }
 
-/** A string that is not empty, or undefined. */
+/** Checks for a non-empty string or undefined. */
 export function text(value: unknown, name: string): string | undefined {
   if (value === undefined) return undefined;
   if (typeof value !== 'string' || value === '' || value.includes('\0'))
-    throw invalid('a string that is not empty', name, value);
+    throw invalid('a non-empty string', name, value);
   return value;
 }
 
-/** A string that is not empty. */
+/** Checks for a non-empty string. */
 export function requiredText(value: unknown, name: string): string {
   const given = text(value, name);
-  if (given === undefined) throw invalid('a string that is not empty', name, value);
+  if (given === undefined) throw invalid('a non-empty string', name, value);
   return given;
 }
 
-/** A loaded bundle, or what stands for one. */
+/** Checks for a loaded bundle, or an object with the same interface. */
 export function loadedBundle<T extends Pick<Diad, 'score' | 'info'>>(value: T | undefined, name: string): T {
   if (typeof value?.score !== 'function' || typeof value.info !== 'object')
     throw invalid('a loaded bundle', name, value);
   return value;
 }
 
-/** Something to iterate over, at once or as it comes; no string and no bytes. */
+/** Checks for a synchronous or asynchronous iterable other than a string or bytes. */
 export function iterable<T extends object>(value: T, expected: string, name: string): T {
   const fits =
     typeof value === 'object' &&
@@ -112,7 +112,7 @@ export function iterable<T extends object>(value: T, expected: string, name: str
   return value;
 }
 
-/** A seed: an integer from 0, as number (to 2^53 - 1) or bigint (to 2^64 - 1); default 0. */
+/** Checks for a seed: an integer from 0, as number (to 2^53 - 1) or bigint (to 2^64 - 1); default 0. */
 export function seed(value: unknown): bigint {
   if (value === undefined) return 0n;
   const fits =
@@ -123,14 +123,14 @@ export function seed(value: unknown): bigint {
   return BigInt(value as number | bigint);
 }
 
-/** An AbortSignal, or undefined. */
+/** Checks for an AbortSignal or undefined. */
 export function abortSignal(value: unknown): AbortSignal | undefined {
   if (value !== undefined && !(value instanceof AbortSignal))
     throw invalid('an AbortSignal', 'signal', value);
   return value;
 }
 
-/** A function, or undefined. */
+/** Checks for a function or undefined. */
 export function callback<T>(value: T | undefined, name: string): T | undefined {
   if (value !== undefined && typeof value !== 'function') throw invalid('a function', name, value);
   return value;

@@ -1,4 +1,4 @@
-// Verification of a bundle on this machine: the reference's golden results against what this engine computes.
+// Verifies a bundle on this machine: compares the engine's results with the reference's golden results.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Diad, type ScoreResult } from './diad.js';
@@ -7,25 +7,27 @@ import { baseBundle } from './native.js';
 import { readNpy } from './npy.js';
 import type { LoadOptions } from './options.js';
 
-/** One stage over all golden images. */
+/** Comparison of one stage over all golden images. */
 export interface StageComparison {
   readonly stage: string;
   /** Largest absolute difference from the reference. */
   readonly maxAbsolute: number;
-  /** The same over the reference's largest absolute value. */
+  /** Largest absolute difference divided by the largest absolute reference value. */
   readonly maxRelative: number;
-  /** What the difference may be: absolute, but of the score relative. Undefined where nothing is promised. */
+  /**
+   * Largest allowed difference: relative for the score, absolute otherwise. Undefined if there is no limit.
+   */
   readonly tolerance?: number;
   readonly passed: boolean;
 }
 
-/** What {@link verifyBundle} found. */
+/** Result of {@link verifyBundle}. */
 export interface VerifyReport {
   readonly bundle: string;
   readonly device: string;
   readonly precision: string;
   readonly libtorch: string;
-  /** Golden images compared. */
+  /** Number of compared golden images. */
   readonly images: number;
   readonly stages: readonly StageComparison[];
   readonly passed: boolean;
@@ -33,7 +35,7 @@ export interface VerifyReport {
 
 type Tolerances = Readonly<Record<string, number>>;
 
-/** float32 on the CPU: latents, reconstruction, maps absolute; score relative. */
+/** float32 on the CPU. Absolute for latents, reconstruction and maps; relative for the score. */
 export const CPU_FLOAT32: Tolerances = {
   x: 0,
   moments: 1e-4,
@@ -48,14 +50,14 @@ export const CPU_FLOAT32: Tolerances = {
   map: 2e-5,
   score: 1e-5,
 };
-/** float32 on CUDA, without TF32: other kernels, another order of summation. */
+/** float32 on CUDA without TF32, with different kernels and order of summation. */
 export const CUDA_FLOAT32: Tolerances = { x: 0, map: 1e-3, score: 1e-3 };
 /** bfloat16 and float16 on any device. */
 export const HALF: Tolerances = { x: 0, map: 3e-2, score: 5e-3 };
-/** int8, which the CPU alone has. */
+/** int8, which runs only on the CPU. */
 export const INT8: Tolerances = { x: 0, map: 5e-2, score: 2e-2 };
 
-/** What is promised for a device ("cpu", "cuda:0") and precision. */
+/** Returns the tolerances of a device ("cpu", "cuda:0") and precision. */
 export function tolerancesFor(device: string, precision: string): Tolerances {
   if (precision === 'int8') return INT8;
   if (precision !== 'float32') return HALF;
@@ -78,7 +80,7 @@ async function readGolden(bundle: string): Promise<readonly GoldenCase[]> {
     if (codeOf(error) !== 'ENOENT' && codeOf(error) !== 'ENOTDIR') throw error;
     throw new DiadError(
       'ERR_DIAD_BUNDLE_INVALID',
-      `${bundle} holds no golden/ to compare with; export or convert it again with this version of diad`,
+      `${bundle} contains no golden/ to compare with; export or convert it again with this version of diad`,
       { cause: error },
     );
   }
@@ -87,7 +89,7 @@ async function readGolden(bundle: string): Promise<readonly GoldenCase[]> {
     if (cases === undefined || cases.length === 0) throw new TypeError('no cases');
     return cases;
   } catch (error) {
-    throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `${file} cannot be understood`, { cause: error });
+    throw new DiadError('ERR_DIAD_BUNDLE_INVALID', `${file} is invalid`, { cause: error });
   }
 }
 
@@ -96,7 +98,7 @@ interface Largest {
   magnitude: number;
 }
 
-/** Largest absolute difference of two arrays; NaN anywhere counts as infinite. */
+/** Computes the largest absolute difference of two arrays. NaN counts as infinite. */
 export function largestDifference(mine: Float32Array, expected: Float32Array): number {
   if (mine.length !== expected.length) return Infinity;
   let largest = 0;
@@ -132,17 +134,18 @@ async function compare(
 }
 
 /**
- * Scores a bundle's golden images and compares every stage with the reference's results that the bundle carries.
+ * Scores a bundle's golden images and compares every stage with the reference results in the bundle.
  *
- * @param bundle - its folder; default: the base model
- * @param options - as for `Diad.load`: any device, any precision; each has its own tolerances
+ * @param bundle - bundle folder; default: the base model
+ * @param options - as for `Diad.load`; each device and precision has its own tolerances
  * @throws DiadError as `Diad.load`; ERR_DIAD_BUNDLE_INVALID for a bundle without golden results
  */
 export async function verifyBundle(
   bundle: string = baseBundle,
   options?: LoadOptions,
 ): Promise<VerifyReport> {
-  const diad = await Diad.load(bundle, { ...options, calibration: false }); // thresholds are not what is verified
+  // Thresholds are not verified.
+  const diad = await Diad.load(bundle, { ...options, calibration: false });
   try {
     const golden = await readGolden(bundle);
     const folder = path.join(bundle, 'golden');

@@ -1,4 +1,4 @@
-// What callers pass: options, seeds, frames, and the sentence that says what was wrong.
+// Argument validation: options, seeds, frames, and error messages.
 import assert from 'node:assert/strict';
 import { DiadError } from '../lib/index.js';
 import { codeOf, fromNative } from '../lib/errors.js';
@@ -15,7 +15,7 @@ function refuses(action: () => unknown, message: RegExp): void {
 }
 
 describe('arguments', () => {
-  it('defaults of loading', () => {
+  it('fills in the defaults of load options', () => {
     const { bundle, limits, native } = validateLoadOptions(undefined, undefined);
     assert.equal(bundle, undefined);
     assert.deepEqual(limits, { maxPixels: 100_000_000, maxFrames: 1 });
@@ -64,12 +64,12 @@ describe('arguments', () => {
     [[], /Expected an object for load options/],
     [null, /load options but received null/],
   ] as const) {
-    it(`load options ${JSON.stringify(options)} are refused by name`, () => {
+    it(`rejects the load options ${JSON.stringify(options)}`, () => {
       refuses(load(options), message);
     });
   }
 
-  it('preferred batch sizes are sorted, each once', () => {
+  it('sorts preferred batch sizes and removes duplicates', () => {
     assert.deepEqual(
       validateLoadOptions(undefined, { maxBatch: 16, preferredBatches: [8, 2, 16, 2] }).native
         .preferredBatches,
@@ -77,12 +77,12 @@ describe('arguments', () => {
     );
   });
 
-  it('a bundle must be a path', () => {
+  it('rejects a bundle that is not a path', () => {
     refuses(() => validateLoadOptions(7 as never, undefined), /bundle but received 7 of type number/);
     refuses(() => validateLoadOptions('a\0b', undefined), /bundle/);
   });
 
-  it('seeds: integers from 0, bigint beyond 2^53', () => {
+  it('accepts seeds as integers from 0, and as bigint beyond 2^53', () => {
     assert.equal(validateCallOptions(undefined, true).seed, 0n);
     assert.equal(validateCallOptions({ seed: 2 ** 53 - 1 }, true).seed, 9007199254740991n);
     assert.equal(validateCallOptions({ seed: 2n ** 64n - 1n }, true).seed, 18446744073709551615n);
@@ -90,7 +90,7 @@ describe('arguments', () => {
       refuses(() => validateCallOptions({ seed: seed as never }, true), /for seed/);
   });
 
-  it('call options by name', () => {
+  it('rejects invalid call options by name', () => {
     refuses(() => validateCallOptions({ timeoutMs: -1 }, true), /timeoutMs/);
     refuses(() => validateCallOptions({ priority: 1001 }, true), /from -1000 to 1000 for priority/);
     refuses(() => validateCallOptions({ signal: {} as never }, true), /Expected an AbortSignal for signal/);
@@ -100,7 +100,7 @@ describe('arguments', () => {
     refuses(() => validateCallOptions({ experimental: {} } as never, true), /unknown key experimental/);
   });
 
-  it('scoreMany takes an iterable and its own options', () => {
+  it('validates the iterable and the options of scoreMany', () => {
     assert.deepEqual(validateManyOptions([], { concurrency: 3, onError: 'yield' }, 9).concurrency, 3);
     assert.equal(validateManyOptions([], undefined, 9).concurrency, 9);
     refuses(
@@ -112,7 +112,7 @@ describe('arguments', () => {
     refuses(() => validateManyOptions([], { onError: 'ignore' as never }, 9), /onError/);
   });
 
-  it('images: what is none is refused with a hint', () => {
+  it('rejects invalid images with a hint', () => {
     const take =
       (image: unknown): (() => unknown) =>
       () =>
@@ -137,7 +137,7 @@ describe('arguments', () => {
     );
   });
 
-  it('images are copied when they are taken', () => {
+  it('copies images when they are taken', () => {
     const bytes = Uint8Array.of(1, 2, 3);
     const frame = { data: Uint8Array.of(7, 8, 9), width: 1, height: 1, channels: 3 as const };
     const [encoded, view, raw] = [takeImage(bytes), takeImage(bytes.buffer), takeImage(frame)];
@@ -148,24 +148,24 @@ describe('arguments', () => {
     assert.deepEqual(raw.kind === 'frame' && [...raw.frame.data], [7, 8, 9]);
   });
 
-  it('a buffer that was transferred away before the call', () => {
+  it('rejects a transferred buffer and treats a view of it as empty', () => {
     const buffer = new ArrayBuffer(8);
     const view = new Uint8Array(buffer);
     structuredClone(buffer, { transfer: [buffer] });
     refuses(
       () => takeImage(buffer),
-      /Expected bytes that are still there \(the buffer was transferred or detached\) for image/,
+      /Expected an attached buffer \(this one was transferred or detached\) for image/,
     );
     const taken = takeImage(view);
-    assert.equal(taken.kind === 'encoded' && taken.bytes.length, 0); // what scoring refuses as "0 bytes"
+    assert.equal(taken.kind === 'encoded' && taken.bytes.length, 0); // scoring rejects it as "0 bytes"
   });
 
-  it('a view is taken with its own offset and length', () => {
+  it('respects the offset and length of a view', () => {
     const taken = takeImage(Uint8Array.of(0, 1, 2, 3, 0).subarray(1, 4));
     assert.deepEqual(taken.kind === 'encoded' && [...taken.bytes], [1, 2, 3]);
   });
 
-  it('native errors keep their code and become the cause', () => {
+  it('keeps the code of native errors and sets them as the cause', () => {
     const native = Object.assign(new Error('The queue already holds 3 images'), {
       code: 'ERR_DIAD_QUEUE_FULL',
     });

@@ -1,4 +1,5 @@
-// What callers without types may hand to diad/queue, diad/evaluation and diad/watch: an error that names the argument, never a TypeError.
+// Invalid arguments from untyped callers of diad/queue, diad/evaluation and diad/watch: the error names the
+// argument and is never a TypeError.
 import {
   calibrate,
   evaluateArrays,
@@ -31,12 +32,12 @@ const CASES: readonly [what: string, attempt: () => Promise<unknown>, message: R
     /for redis but received undefined/,
   ],
   [
-    'submitRun: a number for an address',
+    'submitRun: a number as address',
     () => call(submitRun, [], { model: STUB_MODEL, redis: 6379 }),
     /for redis but received 6379/,
   ],
   [
-    'submitRun: a model’s name',
+    'submitRun: the name of a model',
     () => call(submitRun, [], { redis, model: 'demo' }),
     /digest of a bundle \(bundleDigest\) for model but received "demo"/,
   ],
@@ -114,14 +115,10 @@ const CASES: readonly [what: string, attempt: () => Promise<unknown>, message: R
   ['jsonlSink()', () => call(jsonlSink), /for file/],
   ['webhookSink()', () => call(webhookSink), /http:\/\/ or https:\/\//],
   ['mqttSink()', () => call(mqttSink), /a topic without \+ and # for topic but received undefined/],
-  [
-    'mqttSink: a topic, no address',
-    () => call(mqttSink, undefined, 'a'),
-    /Expected an address with mqtt:\/\//,
-  ],
+  ['mqttSink: no broker URL', () => call(mqttSink, undefined, 'a'), /Expected an mqtt:\/\//],
 ];
 
-describe('arguments of diad/queue, diad/evaluation, diad/watch', () => {
+describe('arguments of diad/queue, diad/evaluation and diad/watch', () => {
   for (const [what, attempt, message] of CASES) {
     it(what, () => rejects(attempt(), 'ERR_DIAD_INVALID_ARGUMENT', message));
   }

@@ -1,4 +1,4 @@
-// BMP: all that cv2.imread reads of it, and what is wrong with one that cannot be read.
+// BMP: all variants that cv2.imread reads, and errors of invalid files.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -17,7 +17,7 @@ const [BLACK, WHITE, RED, BLUE] = [
   [30, 40, 250],
 ] as const;
 const PALETTE = [BLACK, WHITE, RED, BLUE].map(([r, g, b]) => [b, g, r] as const);
-/** 16-bit words, the low byte first. */
+/** Encodes 16-bit words, little-endian. */
 const bytesOf = (...words: number[]): number[] => [...new Uint8Array(Uint16Array.from(words).buffer)];
 
 const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readonly number[])[]][] = [
@@ -27,11 +27,15 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     [BLUE, RED],
   ],
   [
-    '24 bits, the upper row first',
+    '24 bits, top row first',
     { width: 1, height: -2, bits: 24, pixels: [20, 10, 200, 0, 250, 40, 30, 0] },
     [RED, BLUE],
   ],
-  ['24 bits without the last row’s padding', { width: 1, height: 1, bits: 24, pixels: [20, 10, 200] }, [RED]],
+  [
+    '24 bits without padding of the last row',
+    { width: 1, height: 1, bits: 24, pixels: [20, 10, 200] },
+    [RED],
+  ],
   ['32 bits', { width: 2, height: 1, bits: 32, pixels: [20, 10, 200, 0, 250, 40, 30, 9] }, [RED, BLUE]],
   [
     '32 bits with masks',
@@ -46,7 +50,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     [RED, BLUE],
   ],
   [
-    '32 bits with masks that reach into the highest bit',
+    '32 bits with masks that include the highest bit',
     {
       width: 1,
       height: 1,
@@ -70,7 +74,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     [[255, 127, 0]],
   ],
   [
-    '16 bits, five of each, moved up as cv2 does',
+    '16 bits, five per channel, shifted like in cv2',
     { width: 2, height: 1, bits: 16, pixels: bytesOf(0x7fff, (25 << 10) | (1 << 5) | 2) },
     [
       [248, 248, 248],
@@ -78,7 +82,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     ],
   ],
   [
-    '16 bits, six of green',
+    '16 bits, six for green',
     {
       width: 2,
       height: 1,
@@ -124,7 +128,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     [RED],
   ],
   [
-    'runs of bytes: run, piece of odd length, move, end of row; what no run names is the first color',
+    'RLE8: run, absolute run of odd length, delta, end of row; other pixels have the first color',
     {
       width: 4,
       height: 3,
@@ -140,7 +144,7 @@ const CASES: readonly [what: string, parts: BmpParts, expected: readonly (readon
     ].flat(),
   ],
   [
-    'runs of half bytes',
+    'RLE4',
     {
       width: 5,
       height: 2,
@@ -172,49 +176,49 @@ describe('BMP', () => {
 
   for (const [what, parts, message] of [
     [
-      'pixels that break off',
+      'truncated pixels',
       { width: 2, height: 2, bits: 24, pixels: [1, 2, 3, 4, 5, 6, 0, 0, 1, 2, 3] },
-      /pixels are cut short/,
+      /pixel data is truncated/,
     ],
-    ['a palette that breaks off', { width: 1, height: 1, bits: 8, pixels: [1] }, /palette is cut short/],
-    ['no pixels', { width: 0, height: 1, bits: 24, pixels: [] }, /it is 0 x 1 pixels/],
-    ['a width below 0', { width: -3, height: 1, bits: 24, pixels: [] }, /it is -3 x 1 pixels/],
-    ['too wide', { width: 2 ** 21, height: 1, bits: 24, pixels: [] }, /it is 2097152 x 1 pixels/],
+    ['a truncated palette', { width: 1, height: 1, bits: 8, pixels: [1] }, /palette is truncated/],
+    ['no pixels', { width: 0, height: 1, bits: 24, pixels: [] }, /size is 0 x 1 pixels/],
+    ['a negative width', { width: -3, height: 1, bits: 24, pixels: [] }, /size is -3 x 1 pixels/],
+    ['too wide', { width: 2 ** 21, height: 1, bits: 24, pixels: [] }, /size is 2097152 x 1 pixels/],
     [
-      'a JPEG inside',
+      'an embedded JPEG',
       { width: 1, height: 1, bits: 24, compression: 4, pixels: [] },
-      /pixels of 24 bits in compression 4 are not read/,
+      /24 bits per pixel with compression 4 are not supported/,
     ],
     [
       '2 bits',
       { width: 1, height: 1, bits: 2, pixels: [] },
-      /pixels of 2 bits in compression 0 are not read/,
+      /2 bits per pixel with compression 0 are not supported/,
     ],
     [
-      'a run that leaves its row',
+      'a run past the end of its row',
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [3, 1, 0, 1] },
-      /a run leaves its row/,
+      /a run extends past the end of its row/,
     ],
     [
-      'a move out of the image',
+      'a delta out of the image',
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [0, 2, 0, 1, 1, 1, 0, 1] },
-      /a run leaves its row/,
+      /a run extends past the end of its row/,
     ],
     [
-      'runs without an end',
+      'runs without an end marker',
       { width: 2, height: 1, bits: 8, compression: 1, palette: PALETTE, pixels: [2, 1] },
-      /pixels are cut short/,
+      /pixel data is truncated/,
     ],
     [
-      'runs, the upper row first',
+      'top-down runs',
       { width: 2, height: -1, bits: 8, compression: 1, palette: PALETTE, pixels: [2, 1, 0, 1] },
-      /the upper one is the first/,
+      /top-down rows cannot be compressed/,
     ],
   ] as const) {
-    it(`is refused: ${what}`, () => rejects(decode(bmp(parts)), 'ERR_DIAD_IMAGE_DECODE', message));
+    it(`rejects ${what}`, () => rejects(decode(bmp(parts)), 'ERR_DIAD_IMAGE_DECODE', message));
   }
 
-  it('too many pixels are refused by the header', async () => {
+  it('rejects too many pixels by the header', async () => {
     const bomb = bmp({
       width: 2000,
       height: 1000,
@@ -226,14 +230,14 @@ describe('BMP', () => {
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /2000 x 1000/);
   });
 
-  it('two letters make no BMP', () =>
+  it('does not accept the two-letter signature alone', () =>
     rejects(
       inspectImage(Buffer.from('BM, and then a text of some length')),
       'ERR_DIAD_IMAGE_DECODE',
       /begin with 424d/,
     ));
 
-  it('whatever a byte is changed to, wherever it breaks off: an image or a DiadError', async () => {
+  it('returns an image or a DiadError for every changed byte and every truncation', async () => {
     let [read, refused] = [0, 0];
     const attempt = async (bytes: Uint8Array): Promise<void> => {
       try {
@@ -255,7 +259,7 @@ describe('BMP', () => {
     assert.ok(read > 1000 && refused > 1000, `${read} read, ${refused} refused`);
   });
 
-  it('as the reference reads what Pillow has written', () =>
+  it('decodes files of Pillow like the reference', () =>
     inFolder(async (folder) => {
       const script = `
 import sys

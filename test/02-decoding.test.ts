@@ -1,4 +1,4 @@
-// Images as cv2.imread (color) would read them.
+// Image decoding, compared with cv2.imread in color.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { countFrames, countScans, isPlainYcbcr } from '../lib/image-structure.js';
@@ -11,17 +11,17 @@ const decode = (bytes: Uint8Array, maxPixels = LIMIT, maxFrames = 1) =>
 const raw = (values: number[], width: number, height: number, channels: 1 | 2 | 3 | 4) =>
   sharp(Uint8Array.from(values), { raw: { width, height, channels } });
 
-/** Two pixels, red and blue-ish. */
+/** Two pixels, red and a shade of blue. */
 const PAIR = [200, 10, 20, 30, 40, 250];
 
 describe('decoding', () => {
-  it('PNG: exact values', async () => {
+  it('decodes PNG exactly', async () => {
     const { data, width, height, channels } = await decode(await raw(PAIR, 2, 1, 3).png().toBuffer());
     assert.deepEqual([[...data], width, height, channels], [PAIR, 2, 1, 3]);
   });
 
   for (const format of ['jpeg', 'webp', 'tiff', 'avif', 'gif'] as const) {
-    it(`${format}: a flat color within 3 levels`, async () => {
+    it(`decodes a flat ${format} within 3 levels`, async () => {
       const flat = Array.from({ length: 16 * 16 }, () => [180, 90, 30]).flat();
       const { data, width, channels } = await decode(
         await raw(flat, 16, 16, 3).toFormat(format, { quality: 95 }).toBuffer(),
@@ -33,7 +33,7 @@ describe('decoding', () => {
     });
   }
 
-  it('alpha is dropped, not blended', async () => {
+  it('drops alpha without blending', async () => {
     const { data, channels } = await decode(
       await raw([200, 10, 20, 0, 30, 40, 250, 128], 2, 1, 4).png().toBuffer(),
     );
@@ -41,14 +41,14 @@ describe('decoding', () => {
     assert.deepEqual([...data], PAIR);
   });
 
-  it('gray is repeated, with or without alpha', async () => {
+  it('repeats gray, with or without alpha', async () => {
     const gray = await decode(await raw([7, 200], 2, 1, 1).toColorspace('b-w').png().toBuffer());
     assert.deepEqual([[...gray.data], gray.channels], [[7, 7, 7, 200, 200, 200], 3]);
     const withAlpha = await decode(await raw([7, 0, 200, 9], 2, 1, 2).toColorspace('b-w').png().toBuffer());
     assert.deepEqual([[...withAlpha.data], withAlpha.channels], [[7, 7, 7, 200, 200, 200], 3]);
   });
 
-  it('16 bits are cut to the high byte', async () => {
+  it('reduces 16 bits to the high byte', async () => {
     const values = Uint16Array.of(0x1234, 0xffee, 0x00ff, 0x80ff, 0x7fff, 0xfeff);
     const color = await sharp(values, { raw: { width: 2, height: 1, channels: 3 } })
       .toColorspace('rgb16')
@@ -65,7 +65,7 @@ describe('decoding', () => {
     );
   });
 
-  it('EXIF orientation is applied', async () => {
+  it('applies the EXIF orientation', async () => {
     const left = Array.from({ length: 8 * 16 }, (_, i) => (i % 16 < 8 ? [250, 250, 250] : [5, 5, 5])).flat();
     const turned = await raw(left, 16, 8, 3)
       .withMetadata({ orientation: 6 })
@@ -76,22 +76,22 @@ describe('decoding', () => {
     assert.ok(data[0]! > 240 && data[3 * (8 * 15)]! < 15, 'what was left is on top');
   });
 
-  it('embedded color profiles are ignored', async () => {
+  it('ignores embedded color profiles', async () => {
     const wide = await raw(PAIR, 2, 1, 3).withIccProfile('p3').png().toBuffer();
     const { icc } = await sharp(wide).metadata();
     assert.ok(icc !== undefined);
     const stored = await sharp(wide, { ignoreIcc: true }).raw().toBuffer();
     assert.deepEqual([...(await decode(wide)).data], [...stored]);
     const converted = await sharp(wide).raw().toBuffer();
-    assert.notDeepEqual([...stored], [...converted]); // the profile does change something when it is not ignored
+    assert.notDeepEqual([...stored], [...converted]); // the profile has an effect when it is not ignored
   });
 
-  it('palettes are expanded', async () => {
+  it('expands palettes', async () => {
     const { data } = await decode(await raw(PAIR, 2, 1, 3).png({ palette: true, colors: 4 }).toBuffer());
     assert.deepEqual([...data], PAIR);
   });
 
-  it('CMYK is converted to RGB', async () => {
+  it('converts CMYK to RGB', async () => {
     const flat = Array.from({ length: 16 * 16 }, () => [250, 250, 250]).flat();
     const cmyk = await raw(flat, 16, 16, 3).toColorspace('cmyk').jpeg({ quality: 95 }).toBuffer();
     assert.equal((await sharp(cmyk).metadata()).space, 'cmyk');
@@ -100,12 +100,12 @@ describe('decoding', () => {
     assert.ok(data[0]! > 200 && data[1]! > 200 && data[2]! > 200, [...data.subarray(0, 3)].join());
   });
 
-  it('a TIFF of floating-point or 32-bit samples has no range that says what is black and white: refused', async () => {
+  it('rejects TIFFs with floating-point or 32-bit samples, which have no defined range', async () => {
     for (const [sampleFormat, name] of [
       [3, 'float'],
       [1, 'uint'],
     ] as const) {
-      // Little-endian, 2 x 2 gray samples of 32 bits in one strip behind the directory.
+      // Little-endian, 2 x 2 gray samples of 32 bits in one strip after the directory.
       const entries = [
         [256, 3, 1, 2],
         [257, 3, 1, 2],
@@ -128,12 +128,12 @@ describe('decoding', () => {
         file.writeUInt32LE(count!, 14 + i * 12);
         file.writeUInt32LE(value!, 18 + i * 12);
       }
-      const reason = new RegExp(`its samples are of the type ${name}; 8 and 16 bits are read`);
+      const reason = new RegExp(`samples of type ${name} are not supported, only 8 and 16 bits`);
       await rejects(inspectImage(file), 'ERR_DIAD_IMAGE_DECODE', reason);
     }
   });
 
-  it('a TIFF of YCbCr samples that no JPEG holds would be taken for RGB: refused', async () => {
+  it('rejects a TIFF with YCbCr samples without JPEG compression, which libvips reads as RGB', async () => {
     for (const compression of ['none', 'lzw', 'deflate', 'jpeg'] as const) {
       const file = Buffer.from(
         await raw(Array<number>(16 * 16 * 3).fill(90), 16, 16, 3)
@@ -151,7 +151,7 @@ describe('decoding', () => {
         await rejects(
           decode(file),
           'ERR_DIAD_IMAGE_DECODE',
-          /YCbCr without JPEG compression; write it as RGB/,
+          /YCbCr without JPEG compression is not supported; write RGB/,
         );
     }
     for (const little of [true, false]) {
@@ -194,7 +194,7 @@ describe('decoding', () => {
   });
 
   for (const format of ['gif', 'webp', 'tiff'] as const) {
-    it(`${format}: more than one page or frame is refused, or the first is read where that is asked for`, async () => {
+    it(`rejects a multi-frame ${format} unless maxFrames allows reading the first frame`, async () => {
       const frames = Array.from({ length: 3 * 4 * 4 }, (_, i) =>
         i < 16 ? [255, 255, 255] : [0, i, 0],
       ).flat();
@@ -218,7 +218,7 @@ describe('decoding', () => {
     });
   }
 
-  it('a TIFF whose pages lead in a circle is refused', async () => {
+  it('rejects a TIFF whose pages form a cycle', async () => {
     const page = Buffer.from(await raw(PAIR, 2, 1, 3).tiff().toBuffer());
     const directory = page.readUInt32LE(4);
     page.writeUInt32LE(directory, directory + 2 + 12 * page.readUInt16LE(directory));
@@ -230,18 +230,18 @@ describe('decoding', () => {
     );
   });
 
-  it('BigTIFF pages are counted in both byte orders', () => {
+  it('counts BigTIFF pages in both byte orders', () => {
     for (const little of [true, false]) {
       const file = new DataView(new ArrayBuffer(48));
       file.setUint16(0, little ? 0x4949 : 0x4d4d);
       file.setUint16(2, 43, little);
-      file.setBigUint64(8, 16n, little); // directory of no entries at 16, the next at 32
+      file.setBigUint64(8, 16n, little); // directory without entries at 16, the next at 32
       file.setBigUint64(24, 32n, little);
       assert.equal(countFrames(new Uint8Array(file.buffer), 'tiff', 10), 2, `little ${little}`);
     }
   });
 
-  it('a JPEG of more scans than an encoder writes is refused', async () => {
+  it('rejects a JPEG with more scans than encoders write', async () => {
     const noise = Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
     const jpeg = await raw(noise, 64, 64, 3).jpeg({ progressive: true }).toBuffer();
     const scans = countScans(jpeg, 1000);
@@ -255,7 +255,7 @@ describe('decoding', () => {
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_DECODE', /more than 100 scans/);
   });
 
-  it('a structure that breaks off is left to the decoder', async () => {
+  it('leaves a truncated structure to the decoder', async () => {
     for (const format of ['gif', 'webp', 'tiff', 'jpeg'] as const) {
       const whole = await raw(PAIR, 2, 1, 3).toFormat(format).toBuffer();
       for (let size = 12; size < whole.length; size++) {
@@ -266,11 +266,11 @@ describe('decoding', () => {
     }
   });
 
-  it('a single pixel', async () => {
+  it('decodes a single pixel', async () => {
     assert.deepEqual([...(await decode(await raw([1, 2, 3], 1, 1, 3).png().toBuffer())).data], [1, 2, 3]);
   });
 
-  it('the pixel limit is checked on the header', async () => {
+  it('checks the pixel limit on the header', async () => {
     const image = await raw(Array<number>(30 * 20 * 3).fill(0), 30, 20, 3)
       .png()
       .toBuffer();
@@ -281,7 +281,7 @@ describe('decoding', () => {
       /at most 599 pixels but the image has 30 x 20/,
     );
     const bomb = Buffer.from(await raw([0, 0, 0], 1, 1, 3).png().toBuffer());
-    bomb.writeUInt32BE(30_000, 16); // IHDR width and height; the pixels are not there
+    bomb.writeUInt32BE(30_000, 16); // width and height in IHDR; there is no such pixel data
     bomb.writeUInt32BE(30_000, 20);
     bomb.writeUInt32BE(crc32(bomb.subarray(12, 29)), 29);
     await rejects(decode(bomb), 'ERR_DIAD_IMAGE_TOO_LARGE', /30000 x 30000/);
@@ -289,7 +289,7 @@ describe('decoding', () => {
     await rejects(decodeImage(takeImage(frame), { maxPixels: 3, maxFrames: 1 }), 'ERR_DIAD_IMAGE_TOO_LARGE');
   });
 
-  it('inspectImage checks its arguments: no limit is stepped over', async () => {
+  it('validates the arguments of inspectImage', async () => {
     await rejects(inspectImage('x' as never), 'ERR_DIAD_INVALID_ARGUMENT', /bytes/);
     const png = await raw([0, 0, 0], 1, 1, 3).png().toBuffer();
     for (const frames of [NaN, 0, 1.5, '2'])
@@ -297,7 +297,7 @@ describe('decoding', () => {
     assert.deepEqual(await inspectImage(png), { format: 'png', width: 1, height: 1 });
   });
 
-  it('truncated, empty and foreign bytes', async () => {
+  it('rejects truncated, empty and foreign bytes', async () => {
     const noise = Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256);
     for (const format of ['png', 'jpeg', 'webp', 'tiff'] as const) {
       const whole = await raw(noise, 64, 64, 3).toFormat(format).toBuffer();
@@ -323,7 +323,7 @@ describe('decoding', () => {
     );
   });
 
-  it('formats are told by their first bytes', () => {
+  it('detects formats by their first bytes', () => {
     assert.equal(sniffFormat(Buffer.from('RIFF\x10\0\0\0WEBPVP8 ', 'latin1')), 'webp');
     assert.equal(sniffFormat(Buffer.from('RIFF\x10\0\0\0WAVEfmt ', 'latin1')), undefined);
     assert.equal(sniffFormat(Buffer.from('MM\0*\0\0\0\x08', 'latin1')), 'tiff');
@@ -332,7 +332,7 @@ describe('decoding', () => {
   });
 });
 
-/** CRC-32 of PNG chunks. */
+/** Computes the CRC-32 of PNG chunks. */
 function crc32(bytes: Uint8Array): number {
   let crc = ~0;
   for (const byte of bytes) {

@@ -1,4 +1,4 @@
-// Maps: resizing, colors, heat maps.
+// Anomaly maps: resizing, colors, heat maps.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { AnomalyMap, heatColor, resizeMap } from '../lib/anomaly-map.js';
@@ -16,13 +16,13 @@ const pixels = async (png: Buffer) => {
 };
 
 describe('anomaly map', () => {
-  it('resizing by two interpolates between pixel centers and repeats edges', async () => {
+  it('interpolates between pixel centers and repeats edges when resizing by two', async () => {
     assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4), 2, 1, 4, 1))], [0, 1, 3, 4]);
     assert.deepEqual([...(await resizeMap(Float32Array.of(0, 4, 8, 12), 2, 2, 1, 1))], [6]);
     assert.deepEqual([...(await resizeMap(Float32Array.of(1, 2, 3, 4), 2, 2, 2, 2))], [1, 2, 3, 4]);
   });
 
-  it('colors run from yellow to magenta and are clamped', () => {
+  it('maps strengths to colors from yellow to magenta, clamped', () => {
     assert.deepEqual(heatColor(0), [255, 230, 80]);
     assert.deepEqual(heatColor(-5), heatColor(0));
     assert.deepEqual(heatColor(1), [200, 0, 90]);
@@ -30,7 +30,7 @@ describe('anomaly map', () => {
     assert.deepEqual(heatColor(0.175), [255, 200, 50]);
   });
 
-  it('a map as large as an image is made in turns: the event loop goes on in between', async () => {
+  it('yields to the event loop while resizing a map to the size of the image', async () => {
     let loops = 0;
     const count = (): void => {
       loops += 1;
@@ -49,7 +49,7 @@ describe('anomaly map', () => {
     assert.deepEqual(rows, [0, 2, 2, 4, 4, 5, 0, 1, 1, 2]);
   });
 
-  it('colors are those of the scale, to a level, at every strength', async () => {
+  it('draws the color of the scale to within one level at every strength', async () => {
     const values = Float32Array.from({ length: 512 }, (_, i) => (i - 16) / 480);
     const size = { width: 32, height: 16 };
     const frame = { data: new Uint8Array(512).fill(100), ...size, channels: 1 } as const;
@@ -66,12 +66,12 @@ describe('anomaly map', () => {
     }
   });
 
-  it('for JSON its size stands for it', () => {
+  it('serializes only its size to JSON', () => {
     const map = new AnomalyMap(2, 1, Float32Array.of(1, 2), image, imageSize, undefined);
     assert.equal(JSON.stringify({ map }), '{"map":{"width":2,"height":1}}');
   });
 
-  it('a heat map has the size of the image; where nothing was found the image shows', async () => {
+  it('renders a heat map at the image size that shows the image where the map is 0', async () => {
     const map = new AnomalyMap(4, 2, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 1), image, imageSize, undefined);
     const { data, width, height, channels } = await pixels(await map.toHeatmap());
     assert.deepEqual([width, height, channels], [4, 2, 3]);
@@ -79,7 +79,7 @@ describe('anomaly map', () => {
     assert.deepEqual([...data.subarray(9, 12)], [175, 25, 93]); // 0.25 * 100 + 0.75 * (200, 0, 90)
   });
 
-  it('the scale is fixed: by option, by threshold, never by the image', async () => {
+  it('scales colors by option or threshold, never by the image', async () => {
     const values = Float32Array.from({ length: 8 }, () => 0.5);
     const plain = new AnomalyMap(4, 2, values, image, imageSize, undefined);
     const halved = await pixels(await plain.toHeatmap());
@@ -95,20 +95,20 @@ describe('anomaly map', () => {
     );
   });
 
-  it('gray maps', async () => {
+  it('renders gray maps', async () => {
     const map = new AnomalyMap(2, 1, Float32Array.of(0.25, 3), image, imageSize, undefined);
     const { data } = await pixels(await map.toGray());
     assert.deepEqual([data[0], data.at(-1)], [64, 255]);
   });
 
-  it('options are checked', async () => {
+  it('validates options', async () => {
     const map = new AnomalyMap(1, 1, Float32Array.of(0), image, imageSize, undefined);
     await rejects(map.toHeatmap({ opacity: 2 }), 'ERR_DIAD_INVALID_ARGUMENT', /opacity/);
     await rejects(map.toHeatmap({ min: 1, max: 1 }), 'ERR_DIAD_INVALID_ARGUMENT', /max/);
     await rejects(map.toHeatmap({ color: 'red' } as never), 'ERR_DIAD_INVALID_ARGUMENT', /unknown key color/);
   });
 
-  it('.npy files are laid out as NumPy wants them', () => {
+  it("writes .npy files in NumPy's layout", () => {
     const bytes = encodeNpy([2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
     const headerLength = bytes.readUInt16LE(8);
     assert.equal((10 + headerLength) % 64, 0);

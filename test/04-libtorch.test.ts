@@ -1,4 +1,4 @@
-// Where LibTorch is looked for, and what is said when it is not there.
+// Search for LibTorch, and errors when it is not found.
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -19,7 +19,7 @@ async function fakeTorch(folder: string, version: string): Promise<string> {
 }
 
 describe('LibTorch', () => {
-  it('the option comes first and may name the package or its lib folder', () =>
+  it('prefers the load option, which can name the package or its lib folder', () =>
     inFolder(async (folder) => {
       const torch = await fakeTorch(folder, '2.13.1+cpu');
       const found = await findLibTorch(torch, root, ['2.11', '2.13']);
@@ -30,35 +30,31 @@ describe('LibTorch', () => {
       assert.equal((await findLibTorch(path.join(torch, 'lib'), root, ['2.13'])).libFolder, found.libFolder);
     }));
 
-  it('a named LibTorch of another minor is a mismatch that names both', () =>
+  it('reports both versions when a named LibTorch has another minor version', () =>
     inFolder(async (folder) => {
       const torch = await fakeTorch(folder, '2.9.0');
       await rejects(
         findLibTorch(torch, root, ['2.13']),
         'ERR_DIAD_LIBTORCH_MISMATCH',
-        /LibTorch 2\.9\.0 in .* does not fit: .* LibTorch 2\.13/,
+        /LibTorch 2\.9\.0 in .* is not supported: .* LibTorch 2\.13/,
       );
     }));
 
-  it('a folder without libtorch.so, or without a version, is named with the reason', () =>
+  it('reports why a folder without libtorch.so or version is rejected', () =>
     inFolder(async (folder) => {
       await rejects(
         findLibTorch(folder, root, ['2.13']),
         'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /the load option libtorch: there is no .*libtorch\.so/,
+        /the load option libtorch: .*libtorch\.so not found/,
       );
       await mkdir(path.join(folder, 'lib'));
       await writeFile(path.join(folder, 'lib', 'libtorch.so'), '');
-      await rejects(
-        findLibTorch(folder, root, ['2.13']),
-        'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /does not say its version/,
-      );
+      await rejects(findLibTorch(folder, root, ['2.13']), 'ERR_DIAD_LIBTORCH_NOT_FOUND', /has no version/);
       await writeFile(path.join(folder, 'build-version'), '2.13.0+cu130\n');
       assert.equal((await findLibTorch(folder, root, ['2.13'])).version, '2.13.0+cu130');
     }));
 
-  it('beside an NVIDIA driver a CUDA build of the cache comes before the package, otherwise after it', () =>
+  it('prefers a CUDA build in the cache over the package only with an NVIDIA driver', () =>
     inFolder(async (folder) => {
       const cached = path.join(folder, 'cache', 'diad', 'libtorch', '2.13.0+cu130');
       const project = path.join(folder, 'project');
@@ -100,7 +96,7 @@ describe('LibTorch', () => {
       );
     }));
 
-  it('this checkout finds the PyTorch of its .venv and records what was passed over', async () => {
+  it('finds the PyTorch of .venv in this checkout and records rejected locations', async () => {
     const misses: Miss[] = [];
     const found = await findLibTorch(undefined, root, ['2.13'], misses);
     assert.equal(minorOf(found.version), '2.13');
@@ -108,7 +104,7 @@ describe('LibTorch', () => {
     for (const { source, reason } of misses) assert.ok(source !== '' && reason !== '');
   });
 
-  it('the engine opens and says what it was built for', async () => {
+  it('opens the engine and reports its LibTorch version', async () => {
     const { version, libtorch } = await openNative();
     assert.equal(minorOf(version.libtorchBuilt), minorOf(libtorch.version));
     const header = await readFile(path.join(root, 'cpp/engine/include/diad_engine.h'), 'utf8');
@@ -116,7 +112,7 @@ describe('LibTorch', () => {
     assert.ok(version.threads >= 1);
   });
 
-  it('a file that is no library is an error, not a crash', () =>
+  it('reports an error for a file that is not a library', () =>
     inFolder(async (folder) => {
       const torch = await fakeTorch(folder, '2.13.0');
       const source = `await Diad.load(undefined, { libtorch: ${JSON.stringify(torch)} }).catch((e) => console.log(e.name, e.code, e.message));`;
@@ -128,7 +124,7 @@ describe('LibTorch', () => {
       );
     }));
 
-  it('nothing found: every place and the ways out', () =>
+  it('lists all locations and solutions when nothing is found', () =>
     inFolder(async (folder) => {
       const script = `import { findLibTorch } from ${JSON.stringify(path.join(root, 'dist', 'libtorch', 'search.js'))};
         await findLibTorch(undefined, ${JSON.stringify(folder)}, ['2.13']).catch((e) => console.log(e.code, e.message));`;
@@ -151,6 +147,6 @@ describe('LibTorch', () => {
       ]) {
         assert.match(stdout, place);
       }
-      assert.match(stdout, /Ways out: npx diad libtorch install; .*pip install "torch==2\.13\.\*"/);
+      assert.match(stdout, /Solutions: npx diad libtorch install; .*pip install "torch==2\.13\.\*"/);
     }));
 });

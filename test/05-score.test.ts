@@ -15,7 +15,7 @@ describe('scoring', () => {
 
   after(() => diad.close());
 
-  it('an image gets a score, a map, timings and its seed back', async () => {
+  it('returns score, map, timings and seed', async () => {
     const result = await diad.score(gear);
     const { score, map, seed, timings, stages } = result;
     assert.ok(score > 0 && score < 6);
@@ -30,7 +30,7 @@ describe('scoring', () => {
     assert.equal((await map.toHeatmap()).subarray(1, 4).toString(), 'PNG');
   });
 
-  it('the same seed gives the same bits, another seed other ones', async () => {
+  it('returns identical bits for the same seed and others for another seed', async () => {
     const [first, again, other] = [
       await diad.score(gear, { seed: 5 }),
       await diad.score(gear, { seed: 5n }),
@@ -41,7 +41,7 @@ describe('scoring', () => {
     assert.notEqual(first.score, other.score);
   });
 
-  it('company in the batch does not matter', async () => {
+  it('scores independently of other images in the batch', async () => {
     const alone = await diad.score(board, { seed: 3 });
     const together = await Promise.all(
       [gear, board, gear, board, gear].map((image, i) => diad.score(image, { seed: i })),
@@ -51,7 +51,7 @@ describe('scoring', () => {
     assert.ok(meanBatch > 1, `batches of ${meanBatch}`);
   });
 
-  it('bytes as Buffer, ArrayBuffer and decoded frame score alike', async () => {
+  it('scores Buffer, ArrayBuffer and decoded frames equally', async () => {
     const { default: sharp } = await import('sharp');
     const { data, info } = await sharp(gear).removeAlpha().raw().toBuffer({ resolveWithObject: true });
     const buffer = gear.buffer.slice(gear.byteOffset, gear.byteOffset + gear.length) as ArrayBuffer;
@@ -63,7 +63,7 @@ describe('scoring', () => {
     for (const { score } of scores) assert.ok(Math.abs(score / scores[0].score - 1) < 1e-5);
   });
 
-  it('the image may be changed right after the call', async () => {
+  it('allows changing the image right after the call', async () => {
     const expected = (await diad.score(gear)).score;
     const mine = Buffer.from(gear);
     const pending = diad.score(mine);
@@ -71,12 +71,12 @@ describe('scoring', () => {
     assert.ok(Math.abs((await pending).score / expected - 1) < 1e-5);
   });
 
-  it("a map of the image's own size on request", async () => {
+  it('returns a map of the image size on request', async () => {
     const { map } = await diad.score(board, { mapSize: 'image' });
     assert.deepEqual([map.width, map.height, map.data.length], [256, 256, 65536]);
   });
 
-  it('stages on request, with their shapes', async () => {
+  it('returns stages with their shapes on request', async () => {
     const { stages, score } = await diad.score(gear, { stages: true });
     const { imageSize: S, steps } = diad.info.bundle;
     assert.ok(stages);
@@ -87,7 +87,7 @@ describe('scoring', () => {
     assert.ok(Math.abs(stages['score'].data[0]! - score) < 1e-6);
   });
 
-  it('a reconstruction is a PNG of the model’s size', async () => {
+  it("reconstructs a PNG at the model's image size", async () => {
     const { image, width, height, data } = await diad.reconstruct(gear);
     const { default: sharp } = await import('sharp');
     const decoded = await sharp(image).raw().toBuffer({ resolveWithObject: true });
@@ -95,7 +95,7 @@ describe('scoring', () => {
     assert.deepEqual([...decoded.data], [...data]);
   });
 
-  it('one pixel, gray and very flat images are scored', async () => {
+  it('scores one pixel, gray and very flat images', async () => {
     for (const [width, height, channels] of [
       [1, 1, 3],
       [300, 2, 1],
@@ -106,7 +106,7 @@ describe('scoring', () => {
     }
   });
 
-  it('onStep sees every step; what it throws rejects the call', async () => {
+  it('calls onStep for every step and rejects with the error it throws', async () => {
     const seen: string[] = [];
     await diad.score(gear, { onStep: (step, total) => void seen.push(`${step}/${total}`) });
     assert.deepEqual(
@@ -119,7 +119,7 @@ describe('scoring', () => {
     await assert.rejects(diad.score(gear, { onStep: stop }), { name: 'RangeError', message: 'enough' });
   });
 
-  it('an abort rejects with its reason: before, while waiting, between steps', async () => {
+  it('rejects with the reason of an abort: before, while queued, between steps', async () => {
     await assert.rejects(diad.score(gear, { signal: AbortSignal.abort() }), { name: 'AbortError' });
     const reason = new Error('the belt stopped');
     const queued = new AbortController();
@@ -137,7 +137,7 @@ describe('scoring', () => {
     assert.equal(diad.stats().running, 0);
   });
 
-  it('a timeout rejects with ERR_DIAD_TIMEOUT and leaves the next call alone', async () => {
+  it('rejects with ERR_DIAD_TIMEOUT without affecting the next call', async () => {
     const { score } = await diad.score(gear);
     await rejects(diad.score(gear, { timeoutMs: 1 }), 'ERR_DIAD_TIMEOUT', /timeout/);
     const crowd = Array.from({ length: 12 }, () => diad.score(gear, { timeoutMs: 60_000 }));
@@ -146,7 +146,7 @@ describe('scoring', () => {
     assert.equal((await diad.score(gear)).score, score);
   });
 
-  it('scoreMany keeps the order, bounds what is in flight and reads the source no faster', async () => {
+  it('scoreMany keeps the order, limits images in flight and reads the source on demand', async () => {
     let taken = 0;
     let given = 0;
     let most = 0;
@@ -170,7 +170,7 @@ describe('scoring', () => {
     assert.ok(Math.abs(first! - second!) > 1e-4);
   });
 
-  it('scoreMany hands a result out while its source lets the next image wait', async () => {
+  it('scoreMany yields a result while its source is waiting', async () => {
     let wake = (): void => undefined;
     let closed = false;
     async function* camera(): AsyncGenerator<Buffer> {
@@ -178,7 +178,7 @@ describe('scoring', () => {
         yield gear;
         await new Promise<void>((resolve) => (wake = resolve));
         yield board;
-        await new Promise<void>(() => undefined); // nothing more comes
+        await new Promise<void>(() => undefined); // never settles
       } finally {
         closed = true;
       }
@@ -186,7 +186,7 @@ describe('scoring', () => {
     const scores: number[] = [];
     for await (const { score } of diad.scoreMany(camera())) {
       scores.push(score);
-      if (scores.length === 2) break; // the source is in the middle of its wait
+      if (scores.length === 2) break; // the source is waiting
       wake();
     }
     assert.equal(scores.length, 2);
@@ -211,10 +211,10 @@ describe('scoring', () => {
       assert.ok(result.score > 0);
       break;
     }
-    assert.ok(left, 'the source was told that nobody wants more');
+    assert.ok(left, 'the source was closed');
   });
 
-  it('scoreMany: a bad image ends the loop, or is handed out in its place', async () => {
+  it('scoreMany ends at a bad image, or yields the failure in order', async () => {
     const images = [gear, Buffer.from('no image'), board];
     const results: ScoreResult[] = [];
     await assert.rejects(
@@ -233,7 +233,7 @@ describe('scoring', () => {
     assert.ok(settled[1]?.status === 'rejected' && settled[1].reason instanceof DiadError);
   });
 
-  it('leaving scoreMany early, or aborting it, cancels what is in flight', async () => {
+  it('cancels images in flight when scoreMany is left early or aborted', async () => {
     async function* endless(): AsyncGenerator<Buffer> {
       for (;;) yield Promise.resolve(gear);
     }
@@ -254,7 +254,7 @@ describe('scoring', () => {
     assert.equal(diad.stats().queued + diad.stats().running, 0);
   });
 
-  it('the more urgent of those that wait goes first; a preferred batch size is taken at once', async () => {
+  it('runs queued images by priority, and runs a preferred batch size immediately', async () => {
     const own = await Diad.load(undefined, { maxBatch: 4, maxDelayMs: 60_000, preferredBatches: [1, 2] });
     try {
       const pixels = {
@@ -279,7 +279,7 @@ describe('scoring', () => {
     }
   });
 
-  it('no more images in flight than queueLimit', async () => {
+  it('limits images in flight to queueLimit', async () => {
     const small = await Diad.load(undefined, { queueLimit: 2, warmup: false });
     const calls = [1, 2, 3, 4].map((seed) => small.score(gear, { seed }));
     const outcomes = await Promise.allSettled(calls);
@@ -292,7 +292,7 @@ describe('scoring', () => {
     await small.close();
   });
 
-  it('an image beyond maxPixels is refused', async () => {
+  it('rejects an image beyond maxPixels', async () => {
     const careful = await Diad.load(undefined, { maxPixels: 1000 });
     await rejects(careful.score(gear), 'ERR_DIAD_IMAGE_TOO_LARGE', /256 x 256/);
     await careful.close();

@@ -1,4 +1,4 @@
-// Bundles that are absent, damaged or of another kind, and the calibration beside them.
+// Missing, damaged and invalid bundles, and their calibration.
 import assert from 'node:assert/strict';
 import { open, readFile, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,7 +6,7 @@ import { Diad } from '../lib/index.js';
 import { baseBundle, editManifest, example, inFolder, rejects, withBundleCopy } from './support.js';
 
 describe('bundle', () => {
-  it('nothing there', async () => {
+  it('rejects missing bundles', async () => {
     await rejects(
       Diad.load('/nowhere/at/all'),
       'ERR_DIAD_BUNDLE_NOT_FOUND',
@@ -27,7 +27,7 @@ describe('bundle', () => {
     'extractor.pt',
     'MODEL_CARD.md',
   ]) {
-    it(`one flipped bit in ${name}`, () =>
+    it(`detects one flipped bit in ${name}`, () =>
       withBundleCopy(async (bundle) => {
         const file = await open(path.join(bundle, name), 'r+');
         const { size } = await file.stat();
@@ -41,7 +41,7 @@ describe('bundle', () => {
       }));
   }
 
-  it('a file cut short or gone', () =>
+  it('detects truncated and missing files', () =>
     withBundleCopy(async (bundle) => {
       const file = path.join(bundle, 'decoder.pt');
       await truncate(file, (await stat(file)).size >> 1);
@@ -55,7 +55,7 @@ describe('bundle', () => {
       await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_CORRUPT', /decoder\.pt is missing/);
     }));
 
-  it('a link that leads out of the bundle', () =>
+  it('rejects a link that leaves the bundle', () =>
     withBundleCopy(async (bundle) => {
       await rm(path.join(bundle, 'decoder.pt'));
       await symlink(path.join(baseBundle, 'decoder.pt'), path.join(bundle, 'decoder.pt'));
@@ -85,7 +85,7 @@ describe('bundle', () => {
     ],
     ['a negative size', (m) => Object.assign(m['image']!, { size: -1 }), /image\.size but received -1/],
     [
-      'an impossible alpha',
+      'an invalid alpha',
       (m) => Object.assign((m['schedule']!['steps'] as object[])[0]!, { alphaBar: 2 }),
       /schedule\.steps\[0\]\.alphaBar/,
     ],
@@ -102,20 +102,20 @@ describe('bundle', () => {
     ],
   ];
   for (const [what, edit, message] of edits) {
-    it(`a manifest with ${what}`, () =>
+    it(`rejects a manifest with ${what}`, () =>
       withBundleCopy(async (bundle) => {
         await editManifest(bundle, edit);
         await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_INVALID', message);
       }));
   }
 
-  it('a manifest that is no JSON', () =>
+  it('rejects a manifest that is not JSON', () =>
     withBundleCopy(async (bundle) => {
       await writeFile(path.join(bundle, 'manifest.json'), '{"format": ');
       await rejects(Diad.load(bundle, { verify: false }), 'ERR_DIAD_BUNDLE_INVALID', /does not parse/);
     }));
 
-  it('modules in each other’s place lack a method', () =>
+  it('reports the missing method when modules are swapped', () =>
     withBundleCopy(async (bundle) => {
       await writeFile(path.join(bundle, 'denoiser.pt'), await readFile(path.join(bundle, 'decoder.pt')));
       await editManifest(bundle, (manifest) => {
@@ -125,7 +125,7 @@ describe('bundle', () => {
       await rejects(Diad.load(bundle), 'ERR_DIAD_BUNDLE_INVALID', /denoiser\.pt/);
     }));
 
-  it('an unknown device', async () => {
+  it('rejects an unknown device', async () => {
     await rejects(
       Diad.load(undefined, { device: 'cuda:97' }),
       'ERR_DIAD_DEVICE_UNAVAILABLE',
@@ -133,7 +133,7 @@ describe('bundle', () => {
     );
   });
 
-  it('a calibration gives threshold and verdict', () =>
+  it('returns threshold and verdict with a calibration', () =>
     withBundleCopy(async (bundle) => {
       const gear = await example('gear-good.png');
       const plain = await Diad.load(bundle, { warmup: false });
@@ -158,7 +158,7 @@ describe('bundle', () => {
       }
     }));
 
-  it('loads of the same bundle share one queue', async () => {
+  it('shares one queue between loads of the same bundle', async () => {
     const [one, two] = await Promise.all([Diad.load(), Diad.load()]);
     const before = two.stats().completed;
     await one.score(await example('gear-good.png'));

@@ -1,4 +1,4 @@
-// Closing, exits and worker threads.
+// Closing, process exit and worker threads.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
@@ -12,7 +12,7 @@ const LIBRARY = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
 const PRELUDE = `import { readFileSync } from 'node:fs'; const image = readFileSync(${JSON.stringify(IMAGE)}); const diad = await Diad.load();\n`;
 
 describe('lifecycle', () => {
-  it('close() during work rejects what is pending; calls afterwards reject; closing again is fine', async () => {
+  it('close() rejects pending and later calls, and can be repeated', async () => {
     const diad = await Diad.load(undefined, { maxBatch: 3 });
     const gear = await example('gear-good.png');
     const pending = Array.from({ length: 7 }, (_, seed) => diad.score(gear, { seed }));
@@ -33,7 +33,7 @@ describe('lifecycle', () => {
     await diad.close();
   });
 
-  it('arguments that the addon cannot read are errors, an object it did not make is one, and nothing of it keeps the process', async () => {
+  it('rejects invalid arguments in the addon without keeping the process alive', async () => {
     const { stdout, stderr, code } = await runModule(`
       import { createRequire } from 'node:module';
       await (await Diad.load()).close();
@@ -61,7 +61,7 @@ describe('lifecycle', () => {
     assert.equal(code, 0);
   });
 
-  it('await using closes', async () => {
+  it('closes with await using', async () => {
     const outcome = await runModule(
       `${PRELUDE} await diad[Symbol.asyncDispose](); await diad.score(image).catch((e) => console.log(e.code));`,
     );
@@ -69,14 +69,14 @@ describe('lifecycle', () => {
     assert.equal(outcome.code, 0);
   });
 
-  it('an idle process ends by itself without close()', async () => {
+  it('lets an idle process exit without close()', async () => {
     const { code, signal, stdout } = await runModule(
       `${PRELUDE} console.log((await diad.score(image)).score > 0);`,
     );
     assert.deepEqual([code, signal, stdout.trim()], [0, null, 'true']);
   });
 
-  it('a pending score keeps the process alive', async () => {
+  it('keeps the process alive while a score is pending', async () => {
     const { code, stdout } = await runModule(
       `${PRELUDE} diad.score(image).then(({ score }) => console.log(score > 0));`,
     );
@@ -90,7 +90,7 @@ describe('lifecycle', () => {
     ['SIGINT', "setTimeout(() => process.kill(process.pid, 'SIGINT'), 40);", null, 'SIGINT'],
     ['an unhandled rejection', "diad.score('x');", 1, null],
   ] as const) {
-    it(`${what} during work ends the process as Node would`, async () => {
+    it(`exits like Node on ${what} during work`, async () => {
       const busy = `for (let seed = 0; seed < 20; seed++) diad.score(image, { seed }).catch(() => {});\n`;
       const outcome = await runModule(PRELUDE + busy + source);
       assert.deepEqual([outcome.code, outcome.signal], [code, signal], outcome.stderr);
@@ -98,7 +98,7 @@ describe('lifecycle', () => {
     });
   }
 
-  it('a score in a worker thread equals the main thread’s; terminated workers do no harm', async () => {
+  it('returns equal scores in worker threads, and survives their termination', async () => {
     const source = `
       import { parentPort, workerData } from 'node:worker_threads';
       import { Diad } from ${JSON.stringify(LIBRARY)};
@@ -107,7 +107,7 @@ describe('lifecycle', () => {
       await diad.close();`;
     const start = (forever: boolean): Worker =>
       new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`), {
-        execArgv: [], // without the tests' TypeScript loader, which starts a thread of its own in each
+        execArgv: [], // without the tests' TypeScript loader, which starts a thread in each worker
         workerData: { image: readFileSync(IMAGE), forever },
       });
     const firstMessage = (worker: Worker): Promise<number> =>
@@ -117,7 +117,7 @@ describe('lifecycle', () => {
     const diad = await Diad.load();
     const expected = (await diad.score(readFileSync(IMAGE))).score;
     const once = start(false);
-    const ended = new Promise((resolve) => once.once('exit', resolve)); // message and exit may come together
+    const ended = new Promise((resolve) => once.once('exit', resolve)); // can arrive with the message
     assert.equal(await firstMessage(once), expected);
     await ended;
     for (const delay of [0, 30, 90, 150]) {
@@ -130,7 +130,7 @@ describe('lifecycle', () => {
     await diad.close();
   });
 
-  it('a model that is loaded after others has as many threads as one that is the first', async () => {
+  it('gives a model loaded after others as many threads as the first', async () => {
     const threadsOf = async (...given: object[]): Promise<string[]> => {
       const { stdout } = await runModule(
         `for (const options of JSON.parse(process.argv[1])) {
@@ -144,11 +144,11 @@ describe('lifecycle', () => {
     };
     const [first, second, third] = await threadsOf({}, {}, { maxBatch: 2 });
     assert.ok(Number(first) >= 1, first);
-    assert.deepEqual([second, third], [first, first]); // a machine of one core shows nothing
+    assert.deepEqual([second, third], [first, first]); // not meaningful on a machine with one core
     assert.deepEqual(await threadsOf({ threads: 3 }, {}), ['3', first]);
   });
 
-  it('an addon used only in a worker leaves the process well', async () => {
+  it('exits cleanly when the addon is used only in a worker', async () => {
     const inner = `import { Diad } from ${JSON.stringify(LIBRARY)}; const diad = await Diad.load(); await diad.close();`;
     const source = `import { Worker } from 'node:worker_threads';
       const worker = new Worker(new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(inner)})));
@@ -157,7 +157,7 @@ describe('lifecycle', () => {
     assert.deepEqual([code, stdout.trim()], [0, 'worker 0']);
   });
 
-  it('the event loop goes on while images are scored', async () => {
+  it('does not block the event loop while scoring', async () => {
     const diad = await Diad.load();
     const gear = await example('gear-good.png');
     let ticks = 0;

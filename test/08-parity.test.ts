@@ -1,4 +1,4 @@
-// Node, diad-engine and the Python reference: the same numbers at every stage.
+// Parity of Node, diad-engine and the Python reference at every stage.
 import assert from 'node:assert/strict';
 import { cp, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -21,11 +21,12 @@ import {
 const IMAGES = ['circuit_board-missing_part.png', 'brick-good.png', 'capsule-crack.jpg'];
 const SEED = 11;
 const CALIBRATED = new Set(['calibration.json', 'normality.safetensors']);
-// Times the tolerance of ten steps: measured difference of step_x 2.1e-4, cause not examined.
+// Factor on the tolerance of ten steps: the measured difference of step_x is 2.1e-4; the cause is unknown.
 const LONG_STEPS = 4;
-// Of one image of the published design in miniature, as PyTorch's FlopCounterMode counts the reference. The engine counts 2.5 % more, cause not examined.
+// For one image of the published design in miniature, as counted by PyTorch's FlopCounterMode on the
+// reference. The engine counts 2.5 % more; the cause is unknown.
 const NEEDED_GFLOP = 1.434;
-const JPEG_TOLERANCE = 1e-4; // of the map: decoders may differ by one level
+const JPEG_TOLERANCE = 1e-4; // for the map: decoders can differ by one level
 
 interface Step {
   readonly timestep: number;
@@ -43,7 +44,7 @@ describe('parity with the reference', () => {
     ['the published design', publishedBundle],
     ['the base bundle, not calibrated', baseBundle],
   ] as const)
-    it(`every stage of Node and of diad-engine: ${name}`, () =>
+    it(`matches the reference at every stage in Node and diad-engine: ${name}`, () =>
       inFolder(async (folder) => {
         const bundle = path.join(folder, 'bundle');
         await cp(source, bundle, { recursive: true, filter: (file) => !CALIBRATED.has(path.basename(file)) });
@@ -133,7 +134,7 @@ describe('parity with the reference', () => {
         }
       }));
 
-  it('a bundle with another sampler: two steps from a start without noise', () =>
+  it('matches with a sampler of two steps that starts without noise', () =>
     withBundleCopy(async (bundle) => {
       await editManifest(bundle, (manifest) => {
         const schedule: Schedule = manifest['schedule']!;
@@ -178,7 +179,7 @@ describe('parity with the reference', () => {
       }
     })).timeout(120_000);
 
-  it('diad-engine profile says where the time of one image goes', () =>
+  it('diad-engine profile breaks down the time of one image', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const image = path.join(folder, 'gray.pgm');
@@ -211,7 +212,7 @@ describe('parity with the reference', () => {
       assert.match(wrong.stderr, /Expected one FILE but received 0/);
     }));
 
-  it('the branch that knows nothing of the hint can run on a stream of its own: each step marks it, and the score keeps its bits', () =>
+  it('can run the branch independent of the hint on a separate stream without changing the score', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const image = path.join(folder, 'gray.pgm');
@@ -244,7 +245,7 @@ describe('parity with the reference', () => {
       assert.equal(((await run('score', '1')) as { score: number }).score, plain.score);
     }));
 
-  it('diad-engine refuses what it cannot read and goes on', () =>
+  it('diad-engine reports unreadable files and continues', () =>
     inFolder(async (folder) => {
       const engine = path.join(root, 'build', 'Release', 'diad-engine');
       const good = path.join(folder, 'good.pgm');

@@ -1,4 +1,4 @@
-// npx diad.
+// Command line.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -20,7 +20,7 @@ async function withImages<T>(use: (folder: string) => Promise<T>): Promise<T> {
 }
 
 describe('command line', () => {
-  it('score --json: an object per image of a folder; --csv and --out beside it', () =>
+  it('score --json prints an object per image of a folder; --csv and --out write files', () =>
     withImages(async (folder) => {
       const [csv, out] = [path.join(folder, 'tables', 'scores.csv'), path.join(folder, 'out')];
       const { code, stdout, stderr } = await diad([
@@ -54,7 +54,7 @@ describe('command line', () => {
       assert.equal(Number(lines[1]!.split(',')[1]), rows[0]!.score);
     }));
 
-  it('a bad file is reported, the rest go on, exit code 1', () =>
+  it('reports a bad file, continues, and exits with code 1', () =>
     withImages(async (folder) => {
       const { code, stdout, stderr } = await diad([
         'score',
@@ -69,14 +69,14 @@ describe('command line', () => {
       assert.match(stderr, /gone\.png: .*ENOENT/);
     }));
 
-  it('--max-pixels bounds images for every command that loads a model', () =>
+  it('applies --max-pixels in every command that loads a model', () =>
     withImages(async (folder) => {
       const { code, stderr } = await diad(['score', path.join(folder, 'b.png'), '--max-pixels', '100']);
       assert.equal(code, 1);
       assert.match(stderr, /at most 100 pixels .* raise maxPixels \(--max-pixels\)/);
     }));
 
-  it('who reads the output may leave early: no stack trace, no failure', () =>
+  it('exits without stack trace or failure when the reader of the output closes it', () =>
     withImages(async (folder) => {
       for (let i = 0; i < 30; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
       const child = spawn(
@@ -91,7 +91,7 @@ describe('command line', () => {
       assert.deepEqual([code, said], [0, '']);
     }));
 
-  it('who reads the output leaves early: files that were asked for are written all the same', () =>
+  it('still writes requested files when the reader of the output closes it', () =>
     withImages(async (folder) => {
       for (let i = 0; i < 12; i++) await cp(path.join(folder, 'b.png'), path.join(folder, `${i}.png`));
       const [out, csv] = [path.join(folder, 'maps'), path.join(folder, 'scores.csv')];
@@ -107,7 +107,7 @@ describe('command line', () => {
       assert.equal((await readFile(csv, 'utf8')).trim().split('\n').length, 15);
     }));
 
-  it('heat maps that lie in a folder are no images of it', () =>
+  it('ignores heat maps in a folder of images', () =>
     withImages(async (folder) => {
       for (let run = 0; run < 2; run++) {
         const { code, stdout, stderr } = await diad(['score', folder, '--out', folder]);
@@ -117,7 +117,7 @@ describe('command line', () => {
       assert.equal((await readdir(folder)).filter((name) => name.endsWith('.heatmap.png')).length, 2);
     }));
 
-  it('a table that cannot be written is told before anything is loaded', () =>
+  it('reports an unwritable table before loading anything', () =>
     withImages(async (folder) => {
       const { code, stdout, stderr } = await diad(['score', folder, '--csv', folder], {
         DIAD_LIBTORCH: '/nowhere',
@@ -126,7 +126,7 @@ describe('command line', () => {
       assert.match(stderr, /^diad: EISDIR: /);
     }));
 
-  it('watch without a reader is a failure: a supervisor starts it again', () =>
+  it('watch fails when the reader of the output closes it, so that a supervisor restarts it', () =>
     withImages(async (folder) => {
       const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'watch', folder], {
         cwd: root,
@@ -140,7 +140,7 @@ describe('command line', () => {
       assert.equal(code, 1);
     }));
 
-  it('--version behind a command is that of the command', async () => {
+  it('treats --version after a command as an option of the command', async () => {
     const { version } = JSON.parse(await readFile(path.join(root, 'package.json'), 'utf8')) as {
       version: string;
     };
@@ -154,7 +154,7 @@ describe('command line', () => {
     assert.equal(stdout, '-m diad_reference convert --version\n');
   });
 
-  it('tiles and stage dumps do not go together, which is told before anything is loaded', async () => {
+  it('rejects tiles with stage dumps before loading anything', async () => {
     const { code, stderr } = await diad(['score', 'x.png', '--tile', '128', '--dump', 'd'], {
       DIAD_LIBTORCH: '/nowhere',
     });
@@ -162,7 +162,7 @@ describe('command line', () => {
     assert.match(stderr, /ERR_DIAD_INVALID_ARGUMENT: Expected --tile or --dump but received both/);
   });
 
-  it('globs; text output; stage dumps', () =>
+  it('score supports globs, text output and stage dumps', () =>
     withImages(async (folder) => {
       const dump = path.join(folder, 'dump');
       const { code, stdout } = await diad(['score', `${folder}/*.png`, '--dump', dump]);
@@ -194,7 +194,7 @@ describe('command line', () => {
       assert.equal((await readFile(stdout.trim())).subarray(1, 4).toString(), 'PNG');
     }));
 
-  it('info', async () => {
+  it('info describes the bundle', async () => {
     const { code, stdout } = await diad(['info', '--json']);
     assert.equal(code, 0);
     const info = JSON.parse(stdout) as {
@@ -205,7 +205,7 @@ describe('command line', () => {
     assert.match((await diad(['info'])).stdout, /^bundle +base/);
   });
 
-  it('doctor says what it found, and what is wrong when something is', async () => {
+  it('doctor reports its findings and problems', async () => {
     const { code, stdout } = await diad(['doctor', '--json']);
     assert.equal(code, 0);
     const report = JSON.parse(stdout) as {
@@ -224,7 +224,7 @@ describe('command line', () => {
     assert.match(broken.stdout, /problem +ERR_DIAD_LIBTORCH_NOT_FOUND: .*\/nowhere\/lib\/libtorch\.so/s);
   });
 
-  it('--precision reaches the engine from every command that loads a model', () =>
+  it('passes --precision to the engine in every command that loads a model', () =>
     inFolder(async (folder) => {
       const image = path.join(root, 'examples', 'gear-good.png');
       for (const [name, file] of [
@@ -257,7 +257,7 @@ describe('command line', () => {
       }
     }));
 
-  it('wrong use is told with exit code 1', async () => {
+  it('reports invalid usage with exit code 1', async () => {
     for (const [args, message] of [
       [['score'], /missing required argument 'inputs'/],
       [['score', 'x.png', '--seed', 'one'], /Expected a whole number from 0/],

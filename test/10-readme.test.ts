@@ -1,4 +1,4 @@
-// The examples of the README and of docs/service.md run as they stand there.
+// Runs the examples of the README and of the guides.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -8,13 +8,13 @@ import { Broker, freePort } from './queue-support.js';
 import { example, inFolder, root, runProgram } from './support.js';
 import { until } from './watch-support.js';
 
-/** The JavaScript examples of a document. */
+/** Extracts the JavaScript examples of a document. */
 async function examplesOf(file: string): Promise<string[]> {
   const text = await readFile(path.join(root, file), 'utf8');
   return [...text.matchAll(/```js\n([\s\S]*?)```/g)].map(([, code]) => code!);
 }
 
-/** A project that has diad installed, with an example as example.mjs. */
+/** Creates a project with diad installed and an example as example.mjs. */
 function inProject(code: string | undefined, use: (folder: string) => Promise<void>): Promise<void> {
   assert.ok(code !== undefined, 'no such example');
   return inFolder(async (folder) => {
@@ -25,7 +25,7 @@ function inProject(code: string | undefined, use: (folder: string) => Promise<vo
   });
 }
 
-/** Runs an example until it is ended by SIGTERM, and expects it to end well. */
+/** Runs an example until SIGTERM ends it, and expects a clean exit. */
 async function running(folder: string, use: (said: () => string) => Promise<void>): Promise<void> {
   const child = spawn(process.execPath, ['example.mjs'], { cwd: folder });
   let said = '';
@@ -42,7 +42,7 @@ async function running(folder: string, use: (said: () => string) => Promise<void
 }
 
 describe('README', () => {
-  it('the ten-line example scores an image', async () => {
+  it('runs the ten-line example, which scores an image', async () => {
     const code = (await examplesOf('README.md')).find((one) => one.includes('diad.score'));
     assert.ok(code === undefined || code.trim().split('\n').length <= 10);
     await inProject(code, async (folder) => {
@@ -55,11 +55,11 @@ describe('README', () => {
   });
 });
 
-describe('docs/service.md', () => {
-  const exampleWith = async (text: string): Promise<string | undefined> =>
-    (await examplesOf('docs/service.md')).find((one) => one.includes(text));
+describe('docs/guide', () => {
+  const exampleWith = async (text: string, guide = 'service'): Promise<string | undefined> =>
+    (await examplesOf(`docs/guide/${guide}.md`)).find((one) => one.includes(text));
 
-  it('the service', async () => {
+  it('runs the service examples', async () => {
     const code = await exampleWith('createServer');
     await inProject(code?.replace('port: 8080', 'port: 0'), (folder) =>
       running(folder, async (said) => {
@@ -71,16 +71,16 @@ describe('docs/service.md', () => {
     );
   });
 
-  it('the watch', async () =>
+  it('runs the watch example', async () =>
     inProject(await exampleWith('diad/watch'), async (folder) => {
       await mkdir(path.join(folder, 'incoming'));
       await writeFile(path.join(folder, 'incoming', 'a.png'), await example('gear-good.png'));
-      await running(folder, (said) => until(() => /a\.png \d\.\d+/.test(said()), 'told'));
+      await running(folder, (said) => until(() => /a\.png \d\.\d+/.test(said()), 'result'));
     }));
 
-  it('the queue @slow', async () => {
+  it('runs the queue examples @slow', async () => {
     const port = await freePort();
-    const code = await exampleWith('diad/queue');
+    const code = await exampleWith('diad/queue', 'queue');
     await inProject(code?.replace('localhost:6379', `127.0.0.1:${port}`), async (folder) => {
       const broker = new Broker(port, folder);
       await broker.start();

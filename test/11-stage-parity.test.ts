@@ -1,4 +1,4 @@
-// Checkpoints in the published format, converted, against the reference as published: every stage, many kinds of images.
+// Converted checkpoints in the published format, compared with the published reference at every stage.
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -10,7 +10,7 @@ import { CPU_FLOAT32, largestDifference } from '../lib/verify.js';
 import { inFolder, python, root, runProgram } from './support.js';
 
 const SEED = 5;
-const ONE_LEVEL = 1.01 / 255 / 0.224; // of a normalized image
+const ONE_LEVEL = 1.01 / 255 / 0.224; // in a normalized image
 const environment = { PYTHONPATH: path.join(root, 'python') };
 
 async function run(command: string, args: readonly string[]): Promise<string> {
@@ -36,7 +36,7 @@ async function converted(
   return { published: ['--published', checkpoint, '--config-file', config], bundle };
 }
 
-/** Noise over a gradient: every pixel differs from its neighbors. */
+/** Returns noise over a gradient, so that every pixel differs from its neighbors. */
 function raw(width: number, height: number, channels: 1 | 3 | 4): Sharp {
   const data = Buffer.alloc(width * height * channels);
   let state = width * 31 + height;
@@ -91,7 +91,7 @@ async function reference(
   ]);
 }
 
-/** Compares stage files of two dumps. */
+/** Compares the stage files of two dumps. */
 async function compareDumps(mine: string, expected: string, number: number, what: string): Promise<void> {
   const name = String(number).padStart(3, '0');
   for (const [stage, tolerance] of Object.entries(CPU_FLOAT32)) {
@@ -106,7 +106,7 @@ async function compareDumps(mine: string, expected: string, number: number, what
 }
 
 describe('parity of converted checkpoints', () => {
-  it('small: Node against the reference as published, kinds of images', () =>
+  it('small: Node matches the published reference on several kinds of images', () =>
     inFolder(async (folder) => {
       const { published, bundle } = await converted(folder, 'small');
       const { exact, jpeg } = await writeImages(path.join(folder, 'images'));
@@ -137,7 +137,7 @@ describe('parity of converted checkpoints', () => {
       assert.equal((await verifyBundle(bundle)).passed, true);
     }));
 
-  it('medium: Node and diad-engine against the reference as published', () =>
+  it('medium: Node and diad-engine match the published reference', () =>
     inFolder(async (folder) => {
       const { published, bundle } = await converted(folder, 'medium');
       const { data, info } = await raw(300, 200, 3).raw().toBuffer({ resolveWithObject: true });
@@ -161,7 +161,7 @@ describe('parity of converted checkpoints', () => {
       await compareDumps(node, expected, 0, 'Node');
     }));
 
-  it('a checkpoint that does not fit is refused by the command, with what is wrong and nothing written', () =>
+  it('convert rejects an invalid checkpoint with the reason and writes nothing', () =>
     inFolder(async (folder) => {
       await run(python, [path.join(root, 'python', 'tests', 'published_format.py'), folder, 'small']);
       const config = path.join(folder, 'diad.yaml');
@@ -183,7 +183,7 @@ describe('parity of converted checkpoints', () => {
         environment,
       );
       assert.equal(code, 1);
-      assert.match(stderr, /does not fit the configuration; .*of another shape: .*attn2\.to_k\.weight/);
+      assert.match(stderr, /does not match the configuration; .*with a wrong shape: .*attn2\.to_k\.weight/);
       await assert.rejects(Diad.load(path.join(folder, 'bundle')), /no bundle folder/);
     }));
 });

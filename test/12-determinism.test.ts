@@ -1,4 +1,4 @@
-// The same image gives the same numbers: again, in company, under load.
+// Determinism: repeated, batched and concurrent scores of the same image.
 import assert from 'node:assert/strict';
 import { Diad, type ScoreResult } from '../lib/index.js';
 import { largestDifference } from '../lib/verify.js';
@@ -11,7 +11,7 @@ const IMAGES = [
   'gravel-blob.webp',
   'tile-crack.png',
 ];
-const BATCH_TOLERANCE = 1e-5; // relative, of the score: other batch, other order of summation
+const BATCH_TOLERANCE = 1e-5; // relative, for the score: batches sum in another order
 
 describe('determinism @slow', () => {
   let images: Buffer[];
@@ -19,12 +19,12 @@ describe('determinism @slow', () => {
     images = await Promise.all(IMAGES.map(example));
   });
 
-  it('alone: bitwise the same score and map, also after a new load and while another model works', async () => {
+  it('returns bitwise equal score and map, also after a reload and while another model works', async () => {
     const first = await Diad.load(undefined, { maxBatch: 1 });
     const expected = await first.score(images[0]!, { seed: 3 });
     const repeated = await first.score(images[0]!, { seed: 3 });
     await first.close();
-    // Another queue of its own beside it, kept busy.
+    // Another model with a separate queue keeps the machine busy.
     const [again, other] = [
       await Diad.load(undefined, { maxBatch: 1 }),
       await Diad.load(undefined, { maxBatch: 4 }),
@@ -39,7 +39,7 @@ describe('determinism @slow', () => {
     }
   });
 
-  it('100 concurrent calls, mixed, equal 100 sequential ones within the batch tolerance', async () => {
+  it('returns for 100 concurrent calls the sequential results within the batch tolerance', async () => {
     const diad = await Diad.load();
     const calls = Array.from({ length: 100 }, (_, i) => ({ image: images[i % images.length]!, seed: i % 3 }));
     const sequential = new Map<string, ScoreResult>();
@@ -67,7 +67,7 @@ describe('determinism @slow', () => {
     assert.notEqual(sequential.get('0/0')!.score, sequential.get('0/1')!.score);
   });
 
-  it('seeds beyond 53 bits are kept apart', async () => {
+  it('distinguishes seeds beyond 53 bits', async () => {
     const diad = await Diad.load();
     const seeds = [2n ** 53n, 2n ** 53n + 1n, 2n ** 64n - 1n];
     const scores = await Promise.all(

@@ -12,7 +12,7 @@ import { inFolder, python, rejects, root, runProgram, withBundleCopy } from './s
 const cli = (...args: string[]) =>
   runProgram(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), 'verify', ...args]);
 
-/** Changes a file of a bundle and its manifest, as somebody would who exports other results. */
+/** Changes a file of a bundle and its manifest, like an export with other results. */
 async function replaceFile(
   bundle: string,
   name: string,
@@ -35,7 +35,7 @@ async function replaceFile(
 }
 
 describe('verify', () => {
-  it('the base bundle passes: table, JSON, exit code 0', async () => {
+  it('passes for the base bundle: table, JSON, exit code 0', async () => {
     const { code, stdout, stderr } = await cli();
     assert.equal(code, 0, stdout + stderr);
     assert.match(stdout, /^map +\d\.\d\de-\d+ +\d\.\d\de-\d+ +0\.00002 +pass$/m);
@@ -49,7 +49,7 @@ describe('verify', () => {
     assert.equal(report.stages.find(({ stage }) => stage === 'x')?.maxAbsolute, 0);
   });
 
-  it('half precisions have their own tolerance', async () => {
+  it('uses separate tolerances for half precision', async () => {
     const report = await verifyBundle(undefined, { device: 'cpu', precision: 'bfloat16' });
     assert.equal(report.precision, 'bfloat16');
     const stage = (name: string) => report.stages.find((found) => found.stage === name)!;
@@ -59,7 +59,7 @@ describe('verify', () => {
     assert.deepEqual(Object.keys(tolerancesFor('cuda:1', 'float32')), ['x', 'map', 'score']);
   });
 
-  it('int8 has its own, or is refused where the processor lacks the instructions', async () => {
+  it('uses a separate tolerance for int8, or rejects it without the instructions', async () => {
     const flags = await readFile('/proc/cpuinfo', 'utf8').catch(() => '');
     const verified = verifyBundle(undefined, { device: 'cpu', precision: 'int8' });
     if (!flags.includes('avx512_vnni'))
@@ -72,7 +72,7 @@ describe('verify', () => {
     assert.equal(report.passed, true);
   });
 
-  it('int8 without the instructions', async () => {
+  it('rejects int8 without the instructions', async () => {
     const { code, stderr } = await runProgram(
       process.execPath,
       [
@@ -91,7 +91,7 @@ describe('verify', () => {
     );
   });
 
-  it('a golden result that is off by a little fails its stage, exit code 1', () =>
+  it('fails a stage with a slightly changed golden result, exit code 1', () =>
     withBundleCopy(async (bundle) => {
       await replaceFile(bundle, 'golden/001.map.npy', async (file) => {
         const { shape, data } = await readNpy(file);
@@ -104,7 +104,7 @@ describe('verify', () => {
       assert.match(stdout, /^map_raw .*pass$/m);
     }));
 
-  it('one flipped bit in golden/ is found before anything is computed', () =>
+  it('detects one flipped bit in golden/ before computing anything', () =>
     withBundleCopy(async (bundle) => {
       const file = path.join(bundle, 'golden', '000.z.npy');
       const bytes = await readFile(file);
@@ -117,13 +117,13 @@ describe('verify', () => {
       );
     }));
 
-  it('golden.json that says nothing', () =>
+  it('rejects an invalid golden.json', () =>
     withBundleCopy(async (bundle) => {
       await replaceFile(bundle, 'golden/golden.json', (file) => writeFile(file, '{"cases": []}'));
-      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /golden\.json cannot be understood/);
+      await rejects(verifyBundle(bundle), 'ERR_DIAD_BUNDLE_INVALID', /golden\.json is invalid/);
     }));
 
-  it('a calibration of another model is no reason not to verify; --model is another name for --bundle', () =>
+  it('ignores the calibration of another model; --model is an alias of --bundle', () =>
     withBundleCopy(async (bundle) => {
       await writeFile(
         path.join(bundle, 'calibration.json'),
@@ -135,7 +135,7 @@ describe('verify', () => {
       assert.equal((await cli('--model', bundle, '--bundle', bundle)).code, 1);
     }));
 
-  it('a bundle without golden results says how to get them', () =>
+  it('explains how to get golden results for a bundle without them', () =>
     withBundleCopy(async (bundle) => {
       await rm(path.join(bundle, 'golden'), { recursive: true });
       const manifestFile = path.join(bundle, 'manifest.json');
@@ -152,11 +152,11 @@ describe('verify', () => {
       await rejects(
         verifyBundle(bundle),
         'ERR_DIAD_BUNDLE_INVALID',
-        /holds no golden\/ .* export or convert it again/,
+        /contains no golden\/ .* export or convert it again/,
       );
     }));
 
-  it('the tolerances are those of the Python tests', () =>
+  it('uses the tolerances of the Python tests', () =>
     inFolder(async (folder) => {
       const source = 'import json, stage_tolerances; print(json.dumps(stage_tolerances.TOLERANCES))';
       const { stdout } = await runProgram(
@@ -168,7 +168,7 @@ describe('verify', () => {
       assert.deepEqual(JSON.parse(stdout), tolerancesFor('cpu', 'float32'));
     }));
 
-  it('differences: NaN and other lengths are infinite', () => {
+  it('treats NaN and different lengths as infinite differences', () => {
     assert.equal(largestDifference(Float32Array.of(1, 2), Float32Array.of(1, 2.5)), 0.5);
     assert.equal(largestDifference(Float32Array.of(1, NaN), Float32Array.of(1, 2)), Infinity);
     assert.equal(largestDifference(Float32Array.of(1), Float32Array.of(1, 2)), Infinity);

@@ -1,4 +1,4 @@
-// Metrics: against scikit-learn and scikit-image, by hand, in bounded memory, off the event loop.
+// Metrics: compared with scikit-learn and scikit-image and with hand-computed values; memory and event loop.
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -16,7 +16,7 @@ type Report = Record<string, Record<string, { classes: Record<string, Metrics>; 
 
 const reference = { PYTHONPATH: path.join(root, 'python') };
 
-/** Largest difference; undefined values must be undefined on both sides. */
+/** Returns the largest difference; undefined values must be undefined on both sides. */
 function furthest(expected: Metrics, actual: Metrics): number {
   return Math.max(
     ...METRIC_NAMES.map((name) => {
@@ -29,7 +29,7 @@ function furthest(expected: Metrics, actual: Metrics): number {
 const plain = (classes: Readonly<Record<string, { metrics: Metrics }>>): Record<string, Metrics> =>
   Object.fromEntries(Object.entries(classes).map(([name, { metrics }]) => [name, metrics]));
 
-/** Images of one row: scores, and which pixels are defective. */
+/** Builds images of one row from scores and defective pixels. */
 function rows(
   scores: number[][],
   defects: number[][],
@@ -46,7 +46,7 @@ function rows(
 }
 
 describe('metrics', () => {
-  it('agree with scikit-learn, scikit-image and the literal rules of every mode to 1e-9: random, tied, undefined', () =>
+  it('agrees to 1e-9 with scikit-learn, scikit-image and the definitions of all modes', () =>
     inFolder(async (folder) => {
       const made = await runProgram(python, [path.join(root, 'test', 'metric_arrays.py'), folder]);
       assert.equal(made.code, 0, made.stderr);
@@ -74,7 +74,7 @@ describe('metrics', () => {
             );
           }
         }
-        // A scratch memory of 32 pixels, which forces every split of the keys, changes nothing.
+        // Scratch memory for 32 pixels, which forces every split of the keys, does not change results.
         const whole = await evaluateArrays(arrays);
         const split = await evaluateArrays(arrays, { scratchBytes: 1024 });
         for (const [name, { metrics }] of Object.entries(whole.classes)) {
@@ -86,8 +86,9 @@ describe('metrics', () => {
       }
     }));
 
-  it('are what one works out by hand', async () => {
-    // Scores 4 3 2 1, defective the first and the third: of the four pairs three are in order; precision 1 at recall 1/2, 2/3 at 1.
+  it('matches hand-computed values', async () => {
+    // Scores 4 3 2 1 with the first and third defective: three of four pairs are in order; precision 1 at
+    // recall 1/2, 2/3 at 1.
     const { classes } = await evaluateArrays(
       rows([[4, 3, 2, 1]], [[1, 0, 1, 0]], { imageScores: [4], imageLabels: [1] }),
     );
@@ -96,7 +97,7 @@ describe('metrics', () => {
     assert.ok(Math.abs(metrics.pixel_ap! - (0.5 + 0.5 * (2 / 3))) < 1e-15);
     assert.equal(metrics.pixel_f1max, 0.8);
     assert.equal(pixelF1maxScore, 2);
-    // Two regions; overlap 1/2 from rate 0 on, until the rate reaches 1/2: up to the limit of 0.3 it is 1/2.
+    // Two regions: the overlap is 1/2 for rates from 0 to 1/2, so it is 1/2 up to the limit of 0.3.
     assert.equal(metrics.au_pro, 0.5);
     assert.deepEqual([metrics.image_auroc, metrics.image_ap, metrics.image_f1max], [null, 1, 1]);
     assert.deepEqual(
@@ -110,14 +111,14 @@ describe('metrics', () => {
     );
   });
 
-  it('ties count half; the curve of overlaps is cut at the limit by interpolation', async () => {
+  it('counts ties as half and cuts the overlap curve at the limit by interpolation', async () => {
     const { classes } = await evaluateArrays(rows([[1, 1, 1, 1]], [[1, 0, 0, 0]]));
     assert.equal(classes['part']!.metrics.pixel_auroc, 0.5);
     // One step from (0, 0) to (1, 1): the area below 0.3 is 0.3 * 0.3 / 2.
     assert.ok(Math.abs(classes['part']!.metrics.au_pro! - 0.15) < 1e-15);
   });
 
-  it('regions touch by corners; a worse than random ranking stays below half except in mode diad', async () => {
+  it('connects regions at corners; worse than random is below half except in mode diad', async () => {
     const arrays: EvaluationArrays = {
       maps: Float32Array.of(9, 1, 1, 1, 8, 1, 1, 1, 0),
       masks: Uint8Array.of(1, 0, 0, 0, 1, 0, 0, 0, 1),
@@ -125,7 +126,8 @@ describe('metrics', () => {
       width: 3,
       classNames: ['diagonal'],
     };
-    // One region of three pixels, two found before any background, the third after all: overlap 2/3 at every rate up to 0.3.
+    // One region of three pixels, two found before any background, the third after all: overlap 2/3 at every
+    // rate up to 0.3.
     const { classes } = await evaluateArrays(arrays);
     assert.ok(Math.abs(classes['diagonal']!.metrics.au_pro! - 2 / 3) < 1e-15);
     const reversed = { ...arrays, maps: arrays.maps.map((score) => -score) as Float32Array };
@@ -136,7 +138,7 @@ describe('metrics', () => {
     assert.equal(flipped, 1 - below);
   });
 
-  it('undefined values are null, and the mean is over the classes that have one', async () => {
+  it('returns null for undefined values and averages over classes with a value', async () => {
     const arrays = rows(
       [
         [1, 2],
@@ -156,7 +158,7 @@ describe('metrics', () => {
     assert.notEqual(mean.pixel_auroc, null);
   });
 
-  it('bad arrays are refused by name', async () => {
+  it('rejects invalid arrays by name', async () => {
     const good = rows([[1, 2]], [[0, 1]]);
     const bad = (more: Partial<EvaluationArrays>): Promise<unknown> => evaluateArrays({ ...good, ...more });
     await rejects(
@@ -181,7 +183,7 @@ describe('metrics', () => {
     await rejects(evaluateArrays(good, { fprLimit: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /fprLimit/);
   });
 
-  it('the event loop runs on meanwhile, and the process may end in the middle', async () => {
+  it('does not block the event loop or the exit of the process', async () => {
     const side = 1024;
     const maps = Float32Array.from({ length: 4 * side * side }, (_, i) => Math.sin(i * 12.9898) * 43758.5453);
     const masks = Uint8Array.from(maps, (_, i) => (i % 997 < 3 ? 1 : 0));

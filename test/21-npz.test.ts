@@ -1,4 +1,4 @@
-// Archives of arrays, and diad metrics on them.
+// .npz archives, and diad metrics on them.
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,20 +13,20 @@ const MESSAGES: Readonly<Record<string, RegExp>> = {
   object: /array clsname: Object arrays/,
   complex: /array preds: .*dtype is c8/,
   structured: /array preds: .*structured arrays/,
-  shape: /masks of the shape of preds, \[2, 2, 3\], but it is \[2, 1, 3\]/,
+  shape: /masks with the shape of preds, \[2, 2, 3\], but received \[2, 1, 3\]/,
   flat: /shape \[N, H, W\] for preds but it is \[12\]/,
   names: /2 values in clsname/,
-  absent: /masks is absent/,
-  text: /numbers in preds but it holds strings/,
+  absent: /masks is missing/,
+  text: /numbers in preds but found strings/,
   empty: /bad-empty\.npz cannot be read as an \.npz archive/,
   nothing: /bad-nothing\.npz cannot be read as an \.npz archive/,
   cut: /bad-cut\.npz cannot be read as an \.npz archive/,
-  flipped: /bad-flipped\.npz is damaged: preds\.npy does not fit its checksum/,
+  flipped: /bad-flipped\.npz is damaged: preds\.npy does not match its checksum/,
   member: /array preds: The \.npy header ends/,
 };
 
 describe('archives of arrays', () => {
-  it('every dtype and order gives the same numbers; bad ones say what is wrong', () =>
+  it('returns equal numbers for every dtype and order, and reports invalid archives', () =>
     inFolder(async (folder) => {
       const made = await runProgram(python, [path.join(root, 'test', 'metric_archives.py'), folder]);
       assert.equal(made.code, 0, made.stderr);
@@ -74,7 +74,7 @@ describe('archives of arrays', () => {
       assert.deepEqual(Object.keys(report.mean), [...METRIC_NAMES]);
       const table = await metrics([file, '--mode', 'diad']);
       assert.match(table.stdout, /^class +image_auroc .*\nbolt .*\ngrün .*\nmean .*\n$/);
-      assert.match(table.stderr, /maps smaller than 57 pixels/);
+      assert.match(table.stderr, /maps are smaller than 57 pixels/);
       const refused = await metrics([path.join(folder, 'bad-object.npz')]);
       assert.equal(refused.code, 1);
       assert.match(refused.stderr, /ERR_DIAD_INVALID_ARGUMENT: .*Object arrays/);

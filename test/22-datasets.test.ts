@@ -1,4 +1,4 @@
-// Data set layouts: found out, read, and refused where a file does not fit.
+// Data set layouts: detection, reading, and errors of invalid files.
 import assert from 'node:assert/strict';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -17,7 +17,7 @@ import { inFolder, python, rejects, runProgram } from './support.js';
 
 const size = { width: 16, height: 16 };
 
-/** Class, defect and number of masks of each image. */
+/** Counts class, defect and number of masks over the images. */
 const summary = (images: readonly TestImage[]): string[] =>
   images.map(
     ({ className, defect, defective, masks }) =>
@@ -49,7 +49,7 @@ const withTree = (layout: LayoutName, use: (root: string) => Promise<void>): Pro
 
 describe('data sets', () => {
   for (const layout of LAYOUT_NAMES) {
-    it(`${layout}: found out and by name, with images and masks that can be read`, () =>
+    it(`${layout}: detects or reads the layout by name, with readable images and masks`, () =>
       withTree(layout, async (root) => {
         const found = await readDataSet(root);
         assert.equal(found.layout, layout === 'mpdd' ? 'mvtec' : layout);
@@ -72,7 +72,7 @@ describe('data sets', () => {
       }));
   }
 
-  it('one class of a data set is a data set, whatever stands beside it', () =>
+  it('reads one class of a data set, regardless of other folders', () =>
     withTree('mvtec', async (root) => {
       await mkdir(path.join(root, 'broken', 'test', 'good'), { recursive: true });
       const { layout, images } = await readDataSet(path.join(root, 'nut'));
@@ -85,7 +85,7 @@ describe('data sets', () => {
       );
     }));
 
-  it('plain folders by class, masks by defect', () =>
+  it('reads plain folders by class and masks by defect', () =>
     inFolder(async (root) => {
       await writeImage(path.join(root, 'bolt', 'OK', 'a.png'));
       await writeImage(path.join(root, 'bolt', 'bent', 'a.png'));
@@ -95,7 +95,7 @@ describe('data sets', () => {
       assert.deepEqual(summary(images), ['bolt good 0', 'bolt bent! 1']);
     }));
 
-  it('lists: another name for normal, the larger of two sets of images, a byte order mark', () =>
+  it('reads lists with another name for normal, two sets of images, and a byte order mark', () =>
     inFolder(async (root) => {
       const [iad, visa] = [path.join(root, 'iad'), path.join(root, 'visa')];
       await mkdir(path.join(iad, 'realiad_jsons'), { recursive: true });
@@ -109,7 +109,7 @@ describe('data sets', () => {
       assert.equal(images[0]!.file, path.join(iad, 'realiad_1024', 'toy', 'FINE.png'));
 
       await mkdir(path.join(visa, 'split_csv'), { recursive: true });
-      // With a byte-order mark, as spreadsheets write them; the mark also tells UTF-16 from UTF-8.
+      // Spreadsheets write a byte order mark, which also distinguishes UTF-16 from UTF-8.
       const table = '\uFEFFobject,split,label,image,mask\ncandle,test,normal,a.png,\n';
       for (const encoding of ['utf8', 'utf16le'] as const) {
         await writeFile(path.join(visa, 'split_csv', '1cls.csv'), table, encoding);
@@ -117,12 +117,12 @@ describe('data sets', () => {
       }
     }));
 
-  it('what is no data set is refused with the reason', () =>
+  it('rejects folders that are not data sets with the reason', () =>
     inFolder(async (root) => {
       await rejects(
         readDataSet(path.join(root, 'gone')),
         'ERR_DIAD_INVALID_ARGUMENT',
-        /There is no folder .*gone/,
+        /Folder not found: .*gone/,
       );
       await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /none of the layouts visa, real-iad/);
       await rejects(readDataSet(root, 'mvtec'), 'ERR_DIAD_INVALID_ARGUMENT', /folders CLASS\/test in/);
@@ -138,7 +138,7 @@ describe('data sets', () => {
       await rejects(readDataSet(root), 'ERR_DIAD_INVALID_ARGUMENT', /toy\.json cannot be read/);
     }));
 
-  it('masks: gray, RGBA, 16 bits, class numbers, another size; another shape is refused with the file', () =>
+  it('reads gray, RGBA, 16-bit, indexed and resized masks, and rejects another aspect ratio', () =>
     inFolder(async (root) => {
       const image = (mask: string): TestImage => ({
         file: 'p.png',
@@ -198,10 +198,10 @@ describe('data sets', () => {
       );
     }));
 
-  it('the published rule: any gray left after the resize counts, and no mask means everywhere', () =>
+  it('published rule: any gray left after the resize counts, and no mask means everywhere', () =>
     inFolder(async (root) => {
       const mask = path.join(root, 'm.png');
-      await writeMask(mask); // its left half; the triangle reaches into the next column with an eighth
+      await writeMask(mask); // left half; the filter reaches one eighth into the next column
       const image: TestImage = { file: 'p.png', className: 'c', defect: 'd', defective: true, masks: [mask] };
       const count = (found: Uint8Array | undefined): number => found!.reduce((sum, value) => sum + value, 0);
       assert.equal(count(await maskOf(image, size, 8, 'half')), 32);
@@ -209,7 +209,7 @@ describe('data sets', () => {
       assert.equal(count(await maskOf({ ...image, masks: [] }, size, 8, 'any')), 64);
     }));
 
-  it('the resize is Pillow’s to the byte', async () => {
+  it('resizes exactly like Pillow', async () => {
     const script = `
 import sys, json, numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-// diad eval: killed and resumed, judged by the Python reference, its report opened in Chromium.
+// diad eval: killed and resumed runs, comparison with the Python reference, and the report in Chromium.
 import assert from 'node:assert/strict';
 import { constants } from 'node:buffer';
 import { spawn } from 'node:child_process';
@@ -30,7 +30,7 @@ const reference = { PYTHONPATH: path.join(root, 'python') };
 const linesOf = async (file: string): Promise<string[]> =>
   (await readFile(file, 'utf8').catch(() => '')).split('\n').slice(0, -1);
 
-/** Starts an evaluation, and kills it (-9) once some images are on disk. */
+/** Starts an evaluation and kills it (-9) once some images are on disk. */
 async function killedRun(data: string, out: string, atLines: number): Promise<string[]> {
   const file = path.join(out, 'images.jsonl');
   const child = spawn(process.execPath, [cli, 'eval', '--data', data, '--out', out], { stdio: 'ignore' });
@@ -52,8 +52,8 @@ type Results = {
   failed: unknown[];
 };
 
-const PER_CLASS = 10; // more than two batches in all, so that a run can be killed between them
-const SHOWN = 6; // worst misses, and false alarms, at most
+const PER_CLASS = 10; // more than two batches in total, so that a run can be killed in between
+const SHOWN = 6; // most worst misses, and most false alarms
 const IMAGES = 2 * PER_CLASS + 1;
 
 describe('diad eval', () => {
@@ -81,7 +81,7 @@ describe('diad eval', () => {
     ];
     const made = await runProgram(python, ['-m', 'diad_reference', 'generate', ...options], reference);
     assert.equal(made.code, 0, made.stderr);
-    // Every good gear twice as wide as high: the report shows at least one of them, whatever the scores.
+    // All normal gears are twice as wide as high, so the report shows at least one of them.
     const good = path.join(data, 'gear', 'test', 'good');
     await cp(path.join(good, '000.png'), path.join(good, '900.png'));
     for (const name of await readdir(good)) {
@@ -91,17 +91,17 @@ describe('diad eval', () => {
   });
   after(() => rm(scratch, { recursive: true, force: true }));
 
-  it('killed with -9 and resumed: nothing lost, nothing scored twice', async () => {
+  it('loses nothing and repeats nothing when killed with -9 and resumed', async () => {
     const before = await killedRun(data, out, 2);
     assert.ok(before.length >= 2 && before.length < IMAGES, `${before.length} lines`);
     const refused = await diad(['eval', '--data', data, '--out', out]);
     assert.equal(refused.code, 1);
-    assert.match(refused.stderr, /already holds a run: resume it \(--resume\)/);
+    assert.match(refused.stderr, /already contains a run: resume it \(--resume\)/);
     const { code, stdout, stderr } = await diad(['eval', '--data', data, '--out', out, '--resume']);
     assert.equal(code, 0, stderr);
     assert.match(
       stderr,
-      new RegExp(`${before.length} of ${IMAGES} images, ${before.length} of them from before`),
+      new RegExp(`${before.length} of ${IMAGES} images, ${before.length} of them resumed`),
     );
     assert.match(stdout, /^class +image_auroc.*\ngear .*\ntile .*\nmean .*\n\n.*index\.html\n$/);
     const lines = await linesOf(path.join(out, 'images.jsonl'));
@@ -113,7 +113,7 @@ describe('diad eval', () => {
     );
   });
 
-  it('gives the numbers of the Python reference with scikit-learn from the same maps to 1e-6', async () => {
+  it('matches the Python reference with scikit-learn on the same maps to 1e-6', async () => {
     const judged = await runProgram(
       python,
       [path.join(root, 'test', 'reference_report.py'), data, out],
@@ -166,7 +166,7 @@ describe('diad eval', () => {
     );
   });
 
-  it('another mode comes from the same scores, another model or set is refused', async () => {
+  it('computes another mode from the same scores, and rejects another model or set', async () => {
     const { code, stderr } = await diad([
       'eval',
       '--data',
@@ -178,14 +178,14 @@ describe('diad eval', () => {
       'diad',
     ]);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, new RegExp(`${IMAGES} of ${IMAGES} images, ${IMAGES} of them from before`));
+    assert.match(stderr, new RegExp(`${IMAGES} of ${IMAGES} images, ${IMAGES} of them resumed`));
     assert.equal((await linesOf(path.join(out, 'images.jsonl'))).length, IMAGES);
     const other = await diad(['eval', '--data', data, '--out', out, '--resume', '--seed', '5']);
     assert.equal(other.code, 1);
-    assert.match(other.stderr, /holds a run with seed "0", not "5"/);
+    assert.match(other.stderr, /contains a run with seed "0", not "5"/);
   });
 
-  it('the report opens in Chromium without an error or a request, shows every class and keeps aspect ratios', () =>
+  it('opens the report in Chromium without errors or requests, with all classes and aspect ratios', () =>
     withPage(path.join(out, 'index.html'), async (page) => {
       assert.equal(await page.locator('h1').innerText(), 'parts');
       assert.deepEqual(await page.locator('h3').allInnerTexts(), ['gear', 'tile']);
@@ -214,7 +214,7 @@ describe('diad eval', () => {
       assert.equal(overflow, false);
     }));
 
-  it('an image that cannot be scored is told and left out, and tried again later', () =>
+  it('reports and skips an image that cannot be scored, and retries it later', () =>
     inFolder(async (folder) => {
       const set = path.join(folder, 'set');
       for (const [kind, name] of [
@@ -238,8 +238,8 @@ describe('diad eval', () => {
     }));
 });
 
-describe('what is on disk', () => {
-  it('a line that a crash cut off is taken away, the others count', () =>
+describe('files on disk', () => {
+  it('removes a truncated last line and keeps the others', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'lines.jsonl');
       await writeFile(file, '{"a":1}\n{"a":2}\n{"a":');
@@ -250,11 +250,11 @@ describe('what is on disk', () => {
       assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":2}\n{"a":3}\n');
     }));
 
-  it('a file of more than a string holds is read line by line: what a crash left behind the lines is taken away', () => {
+  it('reads a file longer than the longest string line by line, and removes garbage after a crash', () => {
     return inFolder(async (folder) => {
       const file = path.join(folder, 'lines.jsonl');
       await writeFile(file, '{"a":1}\n{"a":2}\n');
-      await truncate(file, constants.MAX_STRING_LENGTH + 1); // zeros that take no room on the disk
+      await truncate(file, constants.MAX_STRING_LENGTH + 1); // a hole of zeros without disk space
       const { file: lines, lines: found } = await JsonLines.open<{ a: number }>(file);
       await lines.close();
       assert.deepEqual(found, [{ a: 1 }, { a: 2 }]);
@@ -262,7 +262,7 @@ describe('what is on disk', () => {
     });
   });
 
-  it('lines come whole out of any cut: longer than a read, of characters of several bytes; one of more than 1 MiB is none', () =>
+  it('reads long lines and multi-byte characters; returns an empty line for more than 1 MiB', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'lines.jsonl');
       const texts = ['', 'ü'.repeat(200_000), 'short', '€'.repeat(300_000), 'x'.repeat(2 ** 21), 'last'];
@@ -280,7 +280,7 @@ describe('what is on disk', () => {
         assert.equal(found[i]!.end, (end += Buffer.byteLength(text) + 1));
     }));
 
-  it('a line that could not be written leaves nothing before the next one', () =>
+  it('removes a partly written line before the next one', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'lines.jsonl');
       const { file: lines } = await JsonLines.open<{ a: number }>(file);
@@ -304,7 +304,7 @@ describe('what is on disk', () => {
       assert.equal(await readFile(file, 'utf8'), '{"a":1}\n{"a":3}\n');
     }));
 
-  it('an image whose map is short counts as not done', () =>
+  it('treats an image with a short map as not done', () =>
     inFolder(async (folder) => {
       const identity: RunIdentity = {
         version: 1,

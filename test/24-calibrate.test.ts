@@ -1,4 +1,4 @@
-// Thresholds: quantiles with a bound, F1, verdicts; diad calibrate.
+// Thresholds: bounded quantiles, F1, verdicts; diad calibrate.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -19,17 +19,18 @@ const cli = path.join(root, 'dist', 'cli', 'main.js');
 const run = (args: readonly string[]) => runProgram(process.execPath, [cli, ...args]);
 
 describe('thresholds', () => {
-  it('the bounded quantile is the smallest order statistic that holds the target for a further image', () => {
+  it('boundedQuantile is the smallest order statistic that holds the target for a further image', () => {
     const values = Array.from({ length: 99 }, (_, i) => 99 - i);
     assert.equal(boundedQuantile(values, 0.01), 99);
-    assert.equal(boundedQuantile(values.slice(1), 0.01), undefined); // 98 values: even the largest is exceeded with probability 1/99
+    // 98 values: even the largest is exceeded with probability 1/99.
+    assert.equal(boundedQuantile(values.slice(1), 0.01), undefined);
     assert.equal(boundedQuantile(values, 0.1), 90);
     assert.equal(boundedQuantile([3, 1, 2], 0.25), 3);
     assert.equal(boundedQuantile([], 0.5), undefined);
     assert.deepEqual([0.01, 0.05, 0.25, 0.5, 0.3].map(imagesNeeded), [99, 19, 3, 1, 3]);
   });
 
-  it('holds its promise: over many draws the false positive rate is the target', () => {
+  it('boundedQuantile holds the target false positive rate over many draws', () => {
     let state = 12345;
     const random = (): number => (state = (state * 48271) % 2147483647) / 2147483647;
     const [target, size, draws] = [0.1, 29, 4000];
@@ -45,27 +46,27 @@ describe('thresholds', () => {
     assert.ok(Math.abs(alarms / draws - target) < 0.0145, `${alarms / draws}`);
   });
 
-  it('the threshold of the largest F1 lies between the scores it separates', () => {
+  it('puts the threshold of maximum F1 between the scores it separates', () => {
     const scored = (good: number[], bad: number[]) => [
       ...good.map((score) => ({ score, defective: false })),
       ...bad.map((score) => ({ score, defective: true })),
     ];
     assert.equal(f1maxThreshold(scored([1, 2], [4, 5])), 3);
-    assert.equal(f1maxThreshold(scored([1, 4.5], [4, 5, 6])), 2.5); // one false alarm costs less than one miss
+    assert.equal(f1maxThreshold(scored([1, 4.5], [4, 5, 6])), 2.5); // a false alarm costs less than a miss
     assert.equal(f1maxThreshold(scored([1, 2], [])), undefined);
     const all = f1maxThreshold(scored([1], [1, 2]))!;
     assert.ok(all < 1 && all > 0.99);
   });
 
-  it('of equal F1 the highest threshold; images of one score are called together', () => {
+  it('takes the highest threshold of equal F1, and keeps equal scores together', () => {
     const of = (...entries: [number, boolean][]) =>
       entries.map(([score, defective]) => ({ score, defective }));
-    // 2/3 with the first alone and with all four.
+    // F1 is 2/3 for the first image alone and for all four.
     assert.equal(f1maxThreshold(of([2, true], [5, true], [3, false], [4, false])), 4.5);
     assert.equal(f1maxThreshold(of([5, true], [5, false], [1, false])), 3);
   });
 
-  it('the normalized score is 0.5 at the threshold, 0.05 at the median normal image, and grows', () => {
+  it('normalizes the score to 0.5 at the threshold and 0.05 at the median normal image, increasing', () => {
     const limits = { threshold: 2, scale: (2 - 1) / Math.log(0.95 / 0.05) };
     assert.equal(normalizedScore(2, limits), 0.5);
     assert.ok(Math.abs(normalizedScore(1, limits) - 0.05) < 1e-12);
@@ -77,7 +78,7 @@ describe('thresholds', () => {
     assert.equal(normalizedScore(0, { threshold: 0 }), 0.5);
   });
 
-  it('a class has its own thresholds, others the global ones; a broken file is told', () => {
+  it('uses class thresholds or the global ones, and rejects a broken file', () => {
     const calibration = parseCalibration(
       '{"threshold":1,"classes":{"gear":{"threshold":2,"pixelThreshold":0.5}}}',
     );
@@ -100,7 +101,7 @@ describe('thresholds', () => {
     }
   });
 
-  it('normal images of a folder: as they lie, by class, or of a data set', () =>
+  it('lists normal images of a folder: flat, by class, or of a data set', () =>
     inFolder(async (folder) => {
       await rejects(readGoodImages(folder), 'ERR_DIAD_INVALID_ARGUMENT', /but found none/);
       for (const file of ['a.png', 'gear/b.PNG', 'screw/good/c.jpg', 'good/d.png', 'gear/.hidden.png']) {
@@ -125,11 +126,11 @@ describe('thresholds', () => {
     }));
 });
 
-describe('a bundle’s calibration', () => {
+describe('calibration of a bundle', () => {
   const write = (bundle: string, calibration: object): Promise<void> =>
     writeFile(path.join(bundle, 'calibration.json'), JSON.stringify(calibration));
 
-  it('of another model is refused: its thresholds say nothing of this one’s scores; { calibration: false } loads without', () =>
+  it('rejects a calibration of another model, unless loaded with { calibration: false }', () =>
     withBundleCopy(async (bundle) => {
       await write(bundle, { threshold: 0.1, model: 'f'.repeat(64) });
       await rejects(
@@ -153,7 +154,7 @@ describe('a bundle’s calibration', () => {
       );
     }));
 
-  it('in another precision is taken, with a warning; in the same, or one that does not say, without', () =>
+  it('warns about another precision', () =>
     withBundleCopy(async (bundle) => {
       const warnings: (string | undefined)[] = [];
       const listen = (warning: Error & { code?: string }): void => {
@@ -175,7 +176,7 @@ describe('a bundle’s calibration', () => {
         }
         assert.match(
           warnings[0]!,
-          /^DIAD_CALIBRATED_IN_ANOTHER_PRECISION: .*found with precision bfloat16 and are used with float32/,
+          /^DIAD_CALIBRATED_IN_ANOTHER_PRECISION: .*computed with precision bfloat16 and are used with float32/,
         );
       } finally {
         process.off('warning', listen);
@@ -184,7 +185,7 @@ describe('a bundle’s calibration', () => {
 });
 
 describe('diad calibrate', () => {
-  /** Good images of two classes, by folder. */
+  /** Creates normal images of two classes, by folder. */
   async function goodFolder(folder: string): Promise<string> {
     const good = path.join(folder, 'good-parts');
     for (const name of ['brick', 'capsule', 'gear', 'screw']) {
@@ -195,7 +196,7 @@ describe('diad calibrate', () => {
     return good;
   }
 
-  it('writes thresholds that every result then carries; the global ones, and a class’s where it is named or a folder gives it', () =>
+  it('writes global and class thresholds for results; the class comes from option or folder', () =>
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
@@ -249,7 +250,7 @@ describe('diad calibrate', () => {
         assert.equal(row.threshold, calibration.classes!['hard']!.threshold);
         assert.ok(Math.abs(row.normalizedScore - named.normalizedScore!) < 1e-3);
 
-        // Nobody tests on the images that the thresholds come from, whatever they are called.
+        // The calibration images must not be used as a test set, under any name.
         const set = path.join(folder, 'set');
         await mkdir(path.join(set, 'good'), { recursive: true });
         await mkdir(path.join(set, 'bad'), { recursive: true });
@@ -267,9 +268,9 @@ describe('diad calibrate', () => {
         assert.equal(tested.code, 1);
         assert.match(
           tested.stderr,
-          /1 of 2 images are in both this test set and the set the thresholds were found on .*renamed\.png/,
+          /1 of 2 images are in both this test set and the calibration set .*renamed\.png/,
         );
-        // A copy of an image says nothing new.
+        // A duplicate image adds no information.
         await cp(path.join(good, 'hard', 'gear.png'), path.join(good, 'hard', 'gear-again.png'));
         const copied = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.19']);
         assert.match(copied.stderr, /at least 5 different normal images .* received 4: /);
@@ -289,7 +290,7 @@ describe('diad calibrate', () => {
       }),
     ));
 
-  it('replaces a calibration that could not be loaded; says so of tiles', () =>
+  it('replaces an invalid calibration, and describes tiles', () =>
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
@@ -319,7 +320,7 @@ describe('diad calibrate', () => {
           verdicts.push([threshold === undefined, anomalous === undefined]);
         }
         await diad.close();
-        // A maximum over tiles is no measure for whole images.
+        // A maximum over tiles is not comparable with the score of a whole image.
         assert.deepEqual(verdicts, [
           [false, false],
           [true, true],
@@ -329,12 +330,12 @@ describe('diad calibrate', () => {
         assert.equal(warning.code, 'DIAD_CALIBRATED_ON_OTHER_TILES');
         assert.match(
           warning.message,
-          /found on tiles of 200 pixels that share 50: results on tiles of 200 pixels that share 40 carry no/,
+          /computed on tiles of 200 pixels with an overlap of 50: results on .* with an overlap of 40 have no/,
         );
       }),
     ));
 
-  it('what it could not write is told before images are scored; Ctrl-C ends it with 130 and leaves the bundle as it was', () =>
+  it('reports unwritable output before scoring; Ctrl-C exits with 130 and leaves the bundle unchanged', () =>
     withBundleCopy(async (bundle) =>
       inFolder(async (folder) => {
         const good = await goodFolder(folder);
@@ -350,7 +351,7 @@ describe('diad calibrate', () => {
         assert.equal(nowhere.code, 1);
         assert.match(
           nowhere.stderr,
-          /ERR_DIAD_INVALID_ARGUMENT: Expected a folder that can be written to but received .*none/,
+          /ERR_DIAD_INVALID_ARGUMENT: Expected a writable folder but received .*none/,
         );
 
         for (let i = 0; i < 256; i++) await writeImage(path.join(good, 'many', `${i}.png`), i);
@@ -370,7 +371,7 @@ describe('diad calibrate', () => {
       }),
     ));
 
-  it('F1 on a validation set; too few images and a set without defects are refused', () =>
+  it('uses F1 on a validation set; rejects too few images and a set without defects', () =>
     withBundleCopy(async (plain) =>
       inFolder(async (folder) => {
         const good = await readGoodImages(await goodFolder(folder));

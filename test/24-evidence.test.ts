@@ -1,4 +1,5 @@
-// Calibration of bundles with evidence: roles, thresholds of few images, classes, the files; with a fake engine.
+// Calibration of bundles with evidence, with a fake engine: roles, thresholds from few images, classes,
+// files.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
@@ -19,7 +20,7 @@ import { inFolder, rejects } from './support.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
-/** Different images of a class. */
+/** Creates different images of a class. */
 async function images(
   folder: string,
   className: string,
@@ -35,8 +36,8 @@ async function images(
 
 const numbers = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
 
-describe('calibration by evidence', () => {
-  it('takes the smallest rate that few images bound; the threshold is then the largest score', () =>
+describe('calibration with evidence', () => {
+  it('uses the lowest rate that few images support; the threshold is then the largest score', () =>
     inFolder(async (folder) => {
       assert.deepEqual([9, 98, 99, 500].map(defaultTarget), [0.1, 1 / 99, 0.01, 0.01]);
       const { diad, submitted, calls } = fakeEngine();
@@ -75,7 +76,7 @@ describe('calibration by evidence', () => {
       );
     }));
 
-  it('learns classes by themselves unless they have too few images or are not wanted', () =>
+  it('calibrates classes separately unless they have too few images or perClass is false', () =>
     inFolder(async (folder) => {
       const good = [
         ...(await images(folder, 'gear', 10)),
@@ -130,7 +131,7 @@ describe('calibration by evidence', () => {
     assert.deepEqual([all.threshold, classes['a']!.threshold, classes['b']!.threshold], [19, 9, 19]);
   });
 
-  it('training images tell what is normal; thresholds come from held-out ones', () =>
+  it('computes statistics from training images, and thresholds from held-out ones', () =>
     inFolder(async (folder) => {
       const good = (await images(folder, 'gear', 20)).map((image, i) => ({
         ...image,
@@ -157,7 +158,7 @@ describe('calibration by evidence', () => {
       );
     }));
 
-  it('uses at most 1,000 images of a class: all that are judged, then evenly spaced ones', () => {
+  it('uses at most 1,000 images per class: first those for thresholds, then evenly spaced ones', () => {
     const of = (className: string, count: number, held: number): NormalImage[] =>
       numbers(count).map((i) => ({
         file: `${className}${i}`,
@@ -178,7 +179,7 @@ describe('calibration by evidence', () => {
     );
   });
 
-  it('refuses what it cannot use: few images, a rate that they do not bound, a validation set, tiles', () =>
+  it('rejects too few images, an unsupported rate, a validation set, and tiles', () =>
     inFolder(async (folder) => {
       const { diad, calls } = fakeEngine();
       const good = await images(folder, 'gear', 12);
@@ -223,7 +224,7 @@ describe('calibration by evidence', () => {
       );
     }));
 
-  it('names the file that fails, and frees the calibrator whatever happens', () =>
+  it('names the file that fails, and always frees the calibrator', () =>
     inFolder(async (folder) => {
       const good = await images(folder, 'gear', 12);
       const small = path.join(folder, 'small.png');
@@ -244,7 +245,7 @@ describe('calibration by evidence', () => {
       }
     }));
 
-  it('ends when it is aborted, while images are added and while it learns', () =>
+  it('ends when aborted while adding images and while computing', () =>
     inFolder(async (folder) => {
       const good = await images(folder, 'gear', 40);
       const adding = new AbortController();
@@ -270,7 +271,7 @@ describe('calibration by evidence', () => {
       assert.deepEqual(second.calls, ['create', 'finish 7', 'drop 7']);
     }));
 
-  it('a bundle that judges by an earlier calibration cannot learn, nor score tiles; results carry evidence and class', () =>
+  it('cannot recalibrate or score tiles with a loaded calibration; results carry evidence and class', () =>
     inFolder(async (folder) => {
       const normality = { file: 'normality.safetensors', sha256: 'b'.repeat(64), size: 3 } as const;
       const { diad, submitted } = fakeEngine({ calibration: { threshold: 1, model: DIGEST, normality } });
@@ -291,18 +292,22 @@ describe('calibration by evidence', () => {
         ],
       );
       const tiled = diad.score(await readFile(file), { tile: { size: 16 } });
-      await rejects(tiled, 'ERR_DIAD_INVALID_ARGUMENT', /no tile for this bundle.*\{ calibration: false \}/);
+      await rejects(
+        tiled,
+        'ERR_DIAD_INVALID_ARGUMENT',
+        /no tile because this bundle.*\{ calibration: false \}/,
+      );
     }));
 });
 
-describe('files of a calibration', () => {
+describe('calibration files', () => {
   const normality = Uint8Array.of(1, 2, 3);
   const calibration: Calibration = {
     threshold: 2,
     normality: { file: 'normality.safetensors', sha256: sha256(normality), size: 3 },
   };
 
-  it('are written together; a normality of another calibration is refused', () =>
+  it('writes both files together, and rejects the normality of another calibration', () =>
     inFolder(async (folder) => {
       await writeCalibration(folder, calibration, normality);
       assert.deepEqual((await readdir(folder)).sort(), ['calibration.json', 'normality.safetensors']);
@@ -320,11 +325,11 @@ describe('files of a calibration', () => {
       assert.deepEqual(await readdir(folder), ['calibration.json']);
     }));
 
-  it('none is replaced when one of them cannot be written', () =>
+  it('replaces no file when one of them cannot be written', () =>
     inFolder(async (folder) => {
       const [a, b] = [path.join(folder, 'a'), path.join(folder, 'b')];
       await writeFile(a, 'old');
-      // eslint-disable-next-line @typescript-eslint/require-await -- stands for a disk that is full
+      // eslint-disable-next-line @typescript-eslint/require-await -- stands for a full disk
       async function* full(): AsyncGenerator<string> {
         yield 'part';
         throw new Error('no space left');
@@ -340,7 +345,7 @@ describe('files of a calibration', () => {
       assert.deepEqual(await readdir(folder), ['a']);
     }));
 
-  it('a normality file that is missing, cut short or damaged is told with its name', () =>
+  it('names a missing, truncated or damaged normality file', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'normality.safetensors');
       assert.equal(await normalityOf(folder, { threshold: 1 }, true), undefined);
@@ -372,7 +377,7 @@ describe('files of a calibration', () => {
       }
     }));
 
-  it('a copy of a bundle shares its files and has no calibration; another model is never replaced', () =>
+  it('copies a bundle with hard links and without calibration, and never replaces another model', () =>
     inFolder(async (folder) => {
       const [from, to] = [path.join(folder, 'model'), path.join(folder, 'copies', 'mine')];
       await mkdir(path.join(from, 'golden'), { recursive: true });
@@ -409,7 +414,7 @@ describe('files of a calibration', () => {
         /other is not empty: choose another, or remove it/,
       );
       await writeFile(path.join(other, 'manifest.json'), 'another');
-      await rejects(copyBundle(from, other), 'ERR_DIAD_INVALID_ARGUMENT', /other holds another model/);
+      await rejects(copyBundle(from, other), 'ERR_DIAD_INVALID_ARGUMENT', /other contains another model/);
       await rejects(
         copyBundle(from, path.join(other, 'notes.txt')),
         'ERR_DIAD_INVALID_ARGUMENT',
@@ -420,7 +425,7 @@ describe('files of a calibration', () => {
 });
 
 describe('normal images of a folder', () => {
-  it('one class of a data set is its train/good, never its test images', () =>
+  it('reads train/good for one class of a data set, never its test images', () =>
     inFolder(async (folder) => {
       for (const file of ['train/good/a.png', 'test/good/b.png', 'test/crack/c.png'])
         await writeImage(path.join(folder, 'gear', file));
@@ -429,14 +434,14 @@ describe('normal images of a folder', () => {
       assert.deepEqual(await readGoodImages(folder), expected);
     }));
 
-  it('a class without normal images is told', () =>
+  it('reports a class without normal images', () =>
     inFolder(async (folder) => {
       await writeImage(path.join(folder, 'gear', 'train', 'good', 'a.png'));
       await writeImage(path.join(folder, 'nut', 'train', 'crack', 'a.png'));
       await rejects(
         readGoodImages(folder),
         'ERR_DIAD_INVALID_ARGUMENT',
-        /normal images in .*nut.train.good but there is no such folder/,
+        /normal images in .*nut.train.good but the folder does not exist/,
       );
       await mkdir(path.join(folder, 'pin', 'train', 'good'), { recursive: true });
       await rejects(
@@ -447,7 +452,7 @@ describe('normal images of a folder', () => {
     }));
 });
 
-describe('the summary of a calibration', () => {
+describe('summary of a calibration', () => {
   const all = {
     className: '',
     images: 8,
@@ -459,7 +464,7 @@ describe('the summary of a calibration', () => {
   };
   const gear = { ...all, className: 'gear', images: 5, training: 30, targetFpr: 1 / 6, falseAlarms: 1 };
 
-  it('has a line for each class and says which rate few images allow', () => {
+  it('has a line per class and states the rate that few images support', () => {
     assert.equal(
       summaryTable([all]),
       [

@@ -1,11 +1,13 @@
-// Regions of maps: boxes, areas, outlines, and how long they may take.
+// Regions of maps: boxes, areas, outlines, and computing time.
 import assert from 'node:assert/strict';
 import { contours } from 'd3-contour';
 import { AnomalyMap } from '../lib/anomaly-map.js';
 
 describe('regions', () => {
   const taken = { kind: 'encoded', bytes: new Uint8Array() } as const;
-  /** A map with two blocks of ones, one of them with a hole, for an image ten times as wide and five times as high. */
+  /**
+   * A map with two blocks of ones, one with a hole, for an image ten times as wide and five times as high.
+   */
   const blocks = (limits?: { threshold: number; pixelThreshold: number }): AnomalyMap => {
     const data = new Float32Array(16 * 8);
     for (let y = 1; y < 6; y++) for (let x = 1; x < 6; x++) data[y * 16 + x] = x === 3 && y === 3 ? 0 : 1;
@@ -13,10 +15,11 @@ describe('regions', () => {
     return new AnomalyMap(16, 8, data, taken, { width: 160, height: 40 }, limits);
   };
 
-  it('have boxes, areas, peaks and outlines in the image’s pixels, the largest first', () => {
+  it('have boxes, areas, peaks and outlines in image pixels, largest first', () => {
     const [ring, block, ...others] = blocks({ threshold: 1, pixelThreshold: 0.5 }).regions();
     assert.equal(others.length, 0);
-    // At half of a step the outline runs along the pixels' edges, with its corners cut: 25 pixels less 4 corners of an eighth, and the hole.
+    // At half of a step, the outline follows the pixel edges with cut corners: 25 pixels minus 4 corners of
+    // one eighth, minus the hole.
     assert.deepEqual(ring!.box, { x: 10, y: 5, width: 50, height: 25 });
     assert.ok(Math.abs(ring!.area - (25 - 0.5 - 0.5) * 50) < 1e-6, String(ring!.area));
     assert.equal(ring!.holes.length, 1);
@@ -26,7 +29,7 @@ describe('regions', () => {
     for (const [x, y] of ring!.contour) assert.ok(x >= 10 && x <= 60 && y >= 5 && y <= 30);
   });
 
-  it('take a threshold and a least area; without any threshold the way out is told', () => {
+  it('respect a threshold and a minimum area; without a threshold the error suggests a solution', () => {
     assert.equal(blocks().regions({ threshold: 1.5 }).length, 1);
     assert.equal(blocks().regions({ threshold: 5 }).length, 0);
     assert.equal(blocks().regions({ threshold: 0.5, minArea: 1000 }).length, 1);
@@ -35,7 +38,7 @@ describe('regions', () => {
   });
 });
 
-describe('regions of large and of finely structured maps', () => {
+describe('regions of large and finely structured maps', () => {
   const taken = { kind: 'encoded', bytes: new Uint8Array() } as const;
   const mapOf = (width: number, height: number, value: (x: number, y: number) => number): AnomalyMap => {
     const data = Float32Array.from({ length: width * height }, (_, i) =>
@@ -44,7 +47,7 @@ describe('regions of large and of finely structured maps', () => {
     return new AnomalyMap(width, height, data, taken, { width: 2 * width, height: 2 * height }, undefined);
   };
 
-  it('are to the bit those of d3-contour while their outlines have 65,536 points or fewer', () => {
+  it('equal those of d3-contour exactly for up to 65,536 outline points', () => {
     const map = mapOf(1500, 1000, (x, y) => Math.sin(x / 16) * Math.cos(y / 18));
     const { coordinates } = contours().size([1500, 1000]).contour(Array.from(map.data), 0.25);
     const expected = coordinates.map((rings) =>
@@ -58,8 +61,8 @@ describe('regions of large and of finely structured maps', () => {
     assert.deepEqual(rings.sort(byFirstPoint), expected.sort(byFirstPoint));
   });
 
-  it('with more points are those of the map halved, each pixel the largest of four: none is lost', () => {
-    // Rings of 4 x 4 around a hole on the left, 154,000 points in all; one block with a peak on the right.
+  it('with more points, are computed on a halved map of maxima, and none is lost', () => {
+    // Rings of 4 x 4 around a hole on the left, 154,000 points in total; one block with a peak on the right.
     const block = (x: number, y: number): number =>
       x >= 1600 && x < 1800 && y >= 400 && y < 600 ? (x === 1701 && y === 501 ? 5 : 2) : 0;
     const ring = (x: number, y: number): number =>
@@ -83,8 +86,8 @@ describe('regions of large and of finely structured maps', () => {
     assert.ok(Math.abs(largest!.area / (400 * 400) - 1) < 0.05, String(largest!.area));
   });
 
-  it('lie within the image where halving rounds its sides up', () => {
-    const comb = mapOf(1001, 601, (x, y) => (x === 0 || y % 2 === 0 ? 1 : 0)); // one outline of 600,000 points
+  it('stay within the image when halving rounds up its sides', () => {
+    const comb = mapOf(1001, 601, (x, y) => (x === 0 || y % 2 === 0 ? 1 : 0)); // an outline of 600,000 points
     const [region, ...others] = comb.regions({ threshold: 0.5 });
     assert.equal(others.length, 0);
     assert.deepEqual(region!.box, { x: 0, y: 0, width: 2002, height: 1202 });

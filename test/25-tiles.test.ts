@@ -1,10 +1,10 @@
-// Tiles: cover, blending without seams, and small defects in large images.
+// Tiles: coverage, seamless blending, and small defects in large images.
 import assert from 'node:assert/strict';
 import { Diad, type RawFrame, type ScoreResult } from '../lib/index.js';
 import { coverWithTiles, cropFrame, TileCanvas } from '../lib/tiles.js';
 import { rejects } from './support.js';
 
-/** Smallest and largest number of tiles over any pixel. */
+/** Returns the smallest and largest number of tiles over any pixel. */
 function coverage(width: number, height: number, size: number, overlap: number): [number, number] {
   const counts = new Uint8Array(width * height);
   for (const { x, y, width: w, height: h } of coverWithTiles(width, height, { size, overlap })) {
@@ -15,7 +15,7 @@ function coverage(width: number, height: number, size: number, overlap: number):
 }
 
 describe('tiles', () => {
-  it('cover every pixel, end at the edges and share at least the overlap', () => {
+  it('cover every pixel, end at the edges and overlap by at least the minimum', () => {
     assert.deepEqual(coverWithTiles(100, 40, { size: 64, overlap: 16 }), [
       { x: 0, y: 0, width: 64, height: 40 },
       { x: 36, y: 0, width: 64, height: 40 },
@@ -44,7 +44,7 @@ describe('tiles', () => {
     assert.deepEqual([...cropped], [18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35]);
   });
 
-  it('blend without seams: equal maps stay equal, a ramp from one level to another is gradual', async () => {
+  it('blend without seams: equal maps stay equal, a step between levels becomes gradual', async () => {
     const options = { size: 64, overlap: 32 };
     const image = { width: 256, height: 96 };
     const [flat, stepped] = [new TileCanvas(image, options, 16), new TileCanvas(image, options, 16)];
@@ -70,7 +70,7 @@ describe('tiles', () => {
     });
     after(() => diad.close());
 
-    /** A plain image with a speck of a few pixels. */
+    /** Creates a plain image with a speck of a few pixels. */
     function speckled(side: number, speck: boolean): RawFrame {
       const data = new Uint8Array(side * side * 3).fill(128);
       const [left, top] = [Math.round(side * 0.7), Math.round(side * 0.3)];
@@ -91,7 +91,7 @@ describe('tiles', () => {
       return { value, place };
     };
 
-    it('a speck in a 2048 x 2048 image that vanishes at the model’s size is found, where it is', async () => {
+    it("find a speck in a 2048 x 2048 image that vanishes at the model's image size", async () => {
       const side = 2048;
       const { imageSize } = diad.info.bundle;
       const tile = { size: 4 * imageSize, overlap: imageSize };
@@ -101,7 +101,7 @@ describe('tiles', () => {
       const tiled: ScoreResult[] = [];
       tiled.push(await diad.score(good, { tile }));
       tiled.push(await diad.score(bad, { tile, onStep: (done, total) => steps.push(done / total) }));
-      // What the defect changes, in the map and in the score: hardly anything at the model's size, much more in tiles.
+      // Effect of the defect on map and score: hardly any at the model's image size, much more in tiles.
       const seenWhole = largest(whole[1]!.map.data, whole[0]!.map.data);
       const seenTiled = largest(tiled[1]!.map.data, tiled[0]!.map.data);
       assert.ok(seenTiled.value > 1.5 * seenWhole.value, `${seenTiled.value} against ${seenWhole.value}`);
@@ -112,19 +112,20 @@ describe('tiles', () => {
       assert.equal(steps.at(-1), 1);
     });
 
-    it('one tile is the image itself; the map can have the image’s size', async () => {
+    it('score a single tile like the image; the map can have the image size', async () => {
       const frame = speckled(100, true);
       const [plain, tiled, fine] = await Promise.all([
         diad.score(frame),
         diad.score(frame, { tile: { size: 128 } }),
         diad.score(frame, { tile: { size: 128 }, mapSize: 'image' }),
       ]);
-      assert.ok(Math.abs(tiled.score - plain.score) < 1e-5, `${tiled.score}, not ${plain.score}`); // batches round differently
+      // Batches round differently.
+      assert.ok(Math.abs(tiled.score - plain.score) < 1e-5, `${tiled.score}, not ${plain.score}`);
       assert.deepEqual([fine.map.width, fine.map.height], [100, 100]);
       assert.equal((await tiled.map.toHeatmap()).subarray(1, 4).toString(), 'PNG');
     });
 
-    it('tiles of several images wait for places in a short queue', async () => {
+    it('wait for free slots in a short queue, with tiles of several images', async () => {
       const narrow = await Diad.load(undefined, {
         maxBatch: 2,
         queueLimit: 4,
@@ -139,7 +140,7 @@ describe('tiles', () => {
       assert.ok(results.every(({ batchSize }) => batchSize >= 9));
     });
 
-    it('options are checked; an abort ends all tiles', async () => {
+    it('validate options; an abort ends all tiles', async () => {
       const frame = speckled(300, false);
       await rejects(diad.score(frame, { tile: { size: 8 } }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.size/);
       await rejects(diad.score(frame, { tile: {} as never }), 'ERR_DIAD_INVALID_ARGUMENT', /tile\.size/);

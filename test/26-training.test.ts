@@ -1,4 +1,4 @@
-// diad train: with a stub for Python that prints a training's events and writes a copy of the base bundle.
+// diad train, with a stub for Python that prints training events and writes a copy of the base bundle.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -19,7 +19,7 @@ const stub = path.join(root, 'test', 'stub-python.mjs');
 const diad = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Finished> =>
   runProgram(process.execPath, [cli, ...args], { DIAD_PYTHON: stub, ...env });
 
-/** Two classes in MVTec-AD layout: 12 normal images each, two kinds of defects of one of them. */
+/** Creates two classes in MVTec-AD layout: 12 normal images each, two kinds of defects for one of them. */
 async function dataSet(folder: string): Promise<string> {
   const data = path.join(folder, 'data');
   for (let i = 0; i < 12; i++) {
@@ -41,7 +41,7 @@ async function dataSet(folder: string): Promise<string> {
   return data;
 }
 
-describe('progress of a training', () => {
+describe('training progress', () => {
   const lines = [
     'a line of a library',
     '{"event":"data","text":"1 class"}',
@@ -58,7 +58,7 @@ describe('progress of a training', () => {
     return [output, written];
   };
 
-  it('as text or as the JSON lines themselves; says what was written', async () => {
+  it('prints text or the original JSON lines, and returns the written event', async () => {
     assert.equal(parseEvent('{'), undefined);
     const [text, written] = await shown('text');
     assert.equal(text, 'a line of a library\n1 class\n{"no event":1}\ndenoiser 1/9\n/out\n');
@@ -67,7 +67,7 @@ describe('progress of a training', () => {
     assert.equal((await shown('bar'))[0], 'a line of a library\n1 class\n{"no event":1}\n/out\n');
   });
 
-  it('durations', () => {
+  it('formats durations', () => {
     assert.deepEqual([0.4, 59.4, 60, 200, 3599, 3900, -3].map(duration), [
       '0 s',
       '59 s',
@@ -80,8 +80,8 @@ describe('progress of a training', () => {
   });
 });
 
-describe('the run of a training', () => {
-  it('has finished when its bundle is there, of the same images and options', () =>
+describe('training run', () => {
+  it('has finished when its bundle exists for the same images and options', () =>
     inFolder(async (folder) => {
       const data = await dataSet(folder);
       const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];
@@ -104,7 +104,7 @@ describe('the run of a training', () => {
       );
     }));
 
-  it('its split says which images were held out; one that is damaged is told', () =>
+  it('reads the split into training and held-out images, and rejects a damaged one', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'split.json');
       await writeFile(
@@ -130,7 +130,7 @@ describe('the run of a training', () => {
       await rejects(readSplit(file), 'ERR_DIAD_INVALID_ARGUMENT', /Expected a list of images/);
     }));
 
-  it('the contact sheet shows held-out images and every kind of defect', () =>
+  it('draws held-out images and every kind of defect on the contact sheet', () =>
     inFolder(async (folder) => {
       const data = await dataSet(folder);
       const good = path.join(data, 'gear', 'train', 'good');
@@ -158,7 +158,7 @@ describe('the run of a training', () => {
 describe('diad train', function () {
   this.timeout(LIMIT_MS);
 
-  it('names what replaced the old usage, missing options, a missing base bundle and a missing Python', () =>
+  it('explains the old usage, missing options, a missing base bundle and a missing Python', () =>
     inFolder(async (folder) => {
       for (const args of [['all', '--data', folder, '--run', 'r', '--config', 'tiny'], ['denoiser']]) {
         const { code, stderr } = await diad(['train', ...args]);
@@ -199,7 +199,7 @@ describe('diad train', function () {
       assert.match((await diad(['train', '--help'])).stdout, /--minutes/);
     }));
 
-  it('ends with the exit code of a training that fails; without a bundle it is an error', () =>
+  it('exits with the code of a failed training; reports a training without a bundle', () =>
     inFolder(async (folder) => {
       const args = [
         'train',
@@ -221,7 +221,7 @@ describe('diad train', function () {
       assert.match(nothing.stderr, /ended without writing a bundle/);
     }));
 
-  it('Ctrl-C goes on to the training, which saves; exit code 130 and how to resume', () =>
+  it('forwards Ctrl-C to the training, which saves; exits with 130 and explains how to resume', () =>
     inFolder(async (folder) => {
       const args = [
         'train',
@@ -244,12 +244,13 @@ describe('diad train', function () {
       assert.equal(code, 130);
       assert.equal(
         stderr,
-        'diad_reference train: denoiser stopped after 11 steps; the same command resumes there\ndiad: interrupted; the same command resumes\n',
+        'diad_reference train: denoiser stopped after 11 steps; the same command resumes there\n' +
+          'diad: interrupted; run the same command again to resume\n',
       );
       assert.match(stdout, /a line of a library\n10 perturbed images\nA step takes/);
     }));
 
-  it('trains, calibrates on held-out images, draws a contact sheet; the same command then only calibrates', () =>
+  it('trains, calibrates and draws a contact sheet; a repeated command only calibrates', () =>
     inFolder(async (folder) => {
       const data = await dataSet(folder);
       const [out, run] = [path.join(folder, 'out'), path.join(folder, 'run')];

@@ -8,7 +8,7 @@ import { deriveBundle } from '../bench/quality/variants.js';
 import { inFolder } from './support.js';
 
 describe('bench:quality', () => {
-  it('a derived bundle has other weights and a fitting seal, shares the other files and leaves the original as it was', () =>
+  it('derives a bundle with other weights and a valid manifest that shares the other files', () =>
     inFolder(async (folder) => {
       const [from, to] = [path.join(folder, 'trained'), path.join(folder, 'memory')];
       await mkdir(from);
@@ -45,7 +45,7 @@ describe('bench:quality', () => {
       );
     }));
 
-  it('prints a table for each metric and one of times', () => {
+  it('prints a table per metric and one of timings', () => {
     const metrics = {
       image_auroc: 0.9,
       image_ap: 0.8,

@@ -1,4 +1,4 @@
-// Calibration by evidence with the engine: a bundle that learns from normal images finds a defect it has never seen.
+// Calibration with evidence on the real engine: finds a defect that was not in the calibration images.
 import assert from 'node:assert/strict';
 import { cp, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -9,7 +9,7 @@ import { baseBundle, example, inFolder, rejects, root, runProgram } from './supp
 
 const cli = path.join(root, 'dist', 'cli', 'main.js');
 
-/** A gear, each a little brighter than the last; with a dark square where a defect is wanted. */
+/** Creates gears of increasing brightness, optionally with a dark square as a defect. */
 async function gear(brightness: number, defective = false): Promise<Buffer> {
   const square = {
     input: { create: { width: 60, height: 60, channels: 3 as const, background: '#101010' } },
@@ -20,8 +20,8 @@ async function gear(brightness: number, defective = false): Promise<Buffer> {
   return (defective ? image.composite([square]) : image).png().toBuffer();
 }
 
-describe('calibration by evidence, with the engine', () => {
-  it('learns from twelve images, judges further ones, and refuses a damaged file', () =>
+describe('calibration with evidence on the engine', () => {
+  it('calibrates on twelve images, scores others, and rejects a damaged file', () =>
     inFolder((folder) =>
       inFolder(async (good) => {
         const bundle = path.join(folder, 'bundle');

@@ -1,4 +1,4 @@
-// diad serve: from the start to the last answer: health, failures, shutdown.
+// diad serve from start to shutdown: health, failures, draining.
 import assert from 'node:assert/strict';
 import os from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,7 +13,7 @@ const hasIPv6 = Object.values(os.networkInterfaces()).some((of) =>
 );
 
 describe('server: start, failure, shutdown', () => {
-  it('is alive before the bundle is there, ready after the warm-up score', async () => {
+  it('is live before the bundle is loaded and ready after the warm-up score', async () => {
     let loaded: (scorer: Scorer) => void = () => undefined;
     const load = (): Promise<Scorer> => new Promise((resolve) => (loaded = resolve));
     await withServer(
@@ -26,7 +26,7 @@ describe('server: start, failure, shutdown', () => {
           await post(server, '/v1/score', await example('gear-good.png')),
           503,
           'ERR_HTTP_UNAVAILABLE',
-          /being loaded/,
+          /is loading/,
         );
         let warmedUp: () => void = () => undefined;
         const score = (): ReturnType<Scorer['score']> =>
@@ -46,7 +46,7 @@ describe('server: start, failure, shutdown', () => {
     );
   });
 
-  it('a bundle that cannot be loaded is told to whoever waits; the process stays alive', () =>
+  it('rejects ready when the bundle cannot be loaded; the process stays alive', () =>
     withServer(
       { load: () => Diad.load('/nowhere') },
       async (server) => {
@@ -57,7 +57,7 @@ describe('server: start, failure, shutdown', () => {
       false,
     ));
 
-  it('500 tells nothing of the inside', async () => {
+  it('reveals no internals with status 500', async () => {
     let calls = 0;
     const failing = (error: Error): Scorer =>
       stubScorer({
@@ -71,12 +71,12 @@ describe('server: start, failure, shutdown', () => {
       await withServer({ load: () => Promise.resolve(failing(error)) }, async (server) => {
         const answer = await post(server, '/v1/score', await example('gear-good.png'));
         assert.doesNotMatch(await answer.clone().text(), /secret/);
-        await refused(answer, 500, code, /the log says why/);
+        await refused(answer, 500, code, /see the log/);
       });
     }
   });
 
-  it('close() lets a running request end, refuses new ones, and says when it had to cut one off', async () => {
+  it('close() finishes running requests, rejects new ones, and returns whether all completed', async () => {
     const bytes = await example('gear-good.png');
     for (const [drainMs, drained] of [
       [20_000, true],
@@ -105,7 +105,7 @@ describe('server: start, failure, shutdown', () => {
     }
   });
 
-  it('close() does not wait for a bundle that is being loaded: it is given back when it is there', async () => {
+  it('close() does not wait for a loading bundle, which is released later', async () => {
     let loaded: (scorer: Scorer) => void = () => undefined;
     const load = (): Promise<Scorer> => new Promise((resolve) => (loaded = resolve));
     const server = await createServer({ load, port: 0, logLevel: 'silent' });
@@ -118,10 +118,10 @@ describe('server: start, failure, shutdown', () => {
       loaded(stubScorer({ close }));
     });
     await closed;
-    await rejects(server.ready, 'ERR_DIAD_CLOSED', /while the bundle was being loaded/);
+    await rejects(server.ready, 'ERR_DIAD_CLOSED', /while the bundle was loading/);
   });
 
-  it('options are checked: addresses others can reach need a token', async () => {
+  it('validates options: non-loopback addresses require a token', async () => {
     const load = (): Promise<Scorer> => Promise.resolve(stubScorer({}));
     await rejects(createServer({ load, host: '0.0.0.0' }), 'ERR_DIAD_INVALID_ARGUMENT', /--token-file/);
     await rejects(createServer({ load, host: '::' }), 'ERR_DIAD_INVALID_ARGUMENT', /loopback/);
@@ -135,7 +135,7 @@ describe('server: start, failure, shutdown', () => {
     await rejects(createServer({} as ServerOptions), 'ERR_DIAD_INVALID_ARGUMENT', /load/);
   });
 
-  it('the url is that of the address it listens on', async () => {
+  it('returns the URL of the bound address', async () => {
     for (const [host, expected] of [
       ['127.0.0.1', '127.0.0.1'],
       ['0.0.0.0', '0.0.0.0'],

@@ -1,9 +1,9 @@
-// diad serve: what is refused before an image is scored, and requests that end early, each with its status and code.
+// diad serve: requests rejected before an image is scored, and requests that end early, with status and code.
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import { Diad } from '../lib/index.js';
 import type { Scorer, ServerOptions } from '../lib/server/index.js';
-import { Pacer } from '../lib/server/pacer.js';
+import { RejectionThrottle } from '../lib/server/pacer.js';
 import {
   converse,
   form,
@@ -20,7 +20,7 @@ import { example, publishedBundle, until } from './support.js';
 const TOKEN = 'a-token-of-twenty-four-c';
 
 describe('server: limits', () => {
-  it('401 without a known token; with one it is the one that counts', () =>
+  it('answers 401 without a known token; limits rates by token', () =>
     withServer({ tokens: [TOKEN, `${TOKEN}-2`], rateLimit: 3 }, async (server) => {
       const bytes = await example('gear-good.png');
       const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
@@ -35,16 +35,16 @@ describe('server: limits', () => {
       for (const route of ['/', '/v2/health/live', '/v2/health/ready', '/openapi.json']) {
         assert.equal((await fetch(`${server.url}${route}`)).status, 200, route);
       }
-      // 429 by token: the first has used its share up, the second has not.
+      // 429 by token: the first token has used up its rate, the second has not.
       for (let i = 0; i < 3; i++)
         assert.equal((await post(server, '/v1/score', bytes, bearer(TOKEN))).status, 200);
       const answer = await post(server, '/v1/score', bytes, bearer(TOKEN));
       assert.ok(Number(answer.headers.get('retry-after')) > 0);
-      await refused(answer, 429, 'ERR_HTTP_RATE_LIMITED', /at most 3 requests a minute/);
+      await refused(answer, 429, 'ERR_HTTP_RATE_LIMITED', /at most 3 requests per minute/);
       assert.equal((await post(server, '/v1/score', bytes, bearer(`${TOKEN}-2`))).status, 200);
     }));
 
-  it('403 for pages of other sites and names that are not this machine', () =>
+  it('answers 403 to pages of other sites and foreign host names', () =>
     withServer({}, async (server) => {
       const bytes = await example('gear-good.png');
       await refused(
@@ -59,7 +59,7 @@ describe('server: limits', () => {
       assert.match(rebound.body, /ERR_HTTP_FORBIDDEN/);
     }));
 
-  it('CORS for the origins that are named, and only for those', () =>
+  it('allows CORS only for the listed origins', () =>
     withServer({ corsOrigins: ['https://line.example'] }, async (server) => {
       const bytes = await example('gear-good.png');
       const answer = await post(server, '/v1/score', bytes, { origin: 'https://line.example' });
@@ -70,7 +70,7 @@ describe('server: limits', () => {
       await refused(foreign, 403, 'ERR_HTTP_FORBIDDEN');
     }));
 
-  it('408 for headers or a body that do not come', () =>
+  it('answers 408 when headers or a body do not arrive', () =>
     withServer({ requestTimeoutMs: 400 }, async (server) => {
       for (const text of [
         'POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Le',
@@ -82,7 +82,7 @@ describe('server: limits', () => {
       }
     }));
 
-  it('431 for oversized headers, 400 for what is not HTTP', () =>
+  it('answers 431 to oversized headers, 400 to invalid HTTP', () =>
     withServer({}, async (server) => {
       const large = await converse(
         server,
@@ -93,7 +93,7 @@ describe('server: limits', () => {
       assert.match(nonsense, /^HTTP\/1\.1 400 [\s\S]*ERR_HTTP_BAD_REQUEST/);
     }));
 
-  it('413 for too many bytes: announced, chunked, in a form', () =>
+  it('answers 413 to too many bytes: announced, chunked, in a form', () =>
     withServer({ bodyLimit: 2048 }, async (server) => {
       const large = Buffer.alloc(5000, 1);
       await refused(await post(server, '/v1/score', large), 413, 'ERR_HTTP_TOO_LARGE');
@@ -104,7 +104,7 @@ describe('server: limits', () => {
       assert.match(received, /^HTTP\/1\.1 413 [\s\S]*ERR_HTTP_TOO_LARGE/);
     }));
 
-  it('404 and 405 before a body is sent, and it is not waited for', () =>
+  it('answers 404 and 405 without waiting for a body', () =>
     withServer({ corsOrigins: ['https://line.example'] }, async (server) => {
       for (const [path, status, code] of [
         ['/nope', 404, 'ERR_HTTP_NOT_FOUND'],
@@ -119,17 +119,17 @@ describe('server: limits', () => {
           assert.match(
             received,
             /\r\nx-content-type-options: nosniff\r\n/i,
-            'with the headers of every answer',
+            'with the headers of every response',
           );
           assert.match(received, /\r\naccess-control-allow-origin: https:\/\/line\.example\r\n/i);
         }
       }
-      // Without a body the connection stays.
+      // Without a body the connection stays open.
       const kept = await fetch(`${server.url}/nope`, { method: 'DELETE' });
       assert.deepEqual([kept.status, kept.headers.get('connection')], [404, 'keep-alive']);
     }));
 
-  it('503 with Retry-After on a full queue, on too many pixels and on too many bytes', async () => {
+  it('answers 503 with Retry-After on a full queue, too many pixels and too many bytes', async () => {
     const bytes = await example('gear-good.png'); // 256 x 256
     const slow = (): Promise<Scorer> => Promise.resolve(stubScorer({ computeMs: 400 }));
     const cases: Partial<ServerOptions>[] = [
@@ -152,7 +152,7 @@ describe('server: limits', () => {
     }
   });
 
-  it('a full queue refuses by the headers, before a body is sent; else a client that asks is told to go on', () => {
+  it('rejects a request by its headers when the queue is full; otherwise sends 100 Continue', () => {
     const { scorer, begun, end } = heldScorer(1);
     return withServer({ load: () => Promise.resolve(scorer) }, async (server) => {
       const bytes = await example('gear-good.png');
@@ -178,17 +178,17 @@ describe('server: limits', () => {
     });
   });
 
-  it('refusals in floods are spaced out, a few are not', () => {
-    const pacer = new Pacer();
+  it('delays rejections only in bursts', () => {
+    const throttle = new RejectionThrottle();
     const take = (count: number, now: number): number[] =>
-      Array.from({ length: count }, () => pacer.delay(now));
+      Array.from({ length: count }, () => throttle.delay(now));
     assert.deepEqual(take(100, 1000), Array<number>(100).fill(0), 'the first hundred at once');
     assert.deepEqual(take(3, 1000), [5, 10, 15], 'then 200 a second');
     assert.equal(Math.max(...take(1000, 1000)), 1000, 'none later than a second');
     assert.deepEqual(take(1, 2900), [0], 'forgotten when it is over');
   });
 
-  it('503 when a score takes longer than it may', () =>
+  it('answers 503 when a score exceeds the time limit', () =>
     withServer(
       { load: () => Promise.resolve(stubScorer({ computeMs: 1000 })), scoreTimeoutMs: 20 },
       async (server) => {
@@ -200,9 +200,9 @@ describe('server: limits', () => {
       },
     ));
 
-  it('a client that goes has its image cancelled between steps', async () => {
+  it('cancels the image of a disconnected client between steps', async () => {
     const diad = await Diad.load(publishedBundle, { threads: 1 });
-    let scored = 0; // encoded images that the engine was given: the warm-up is a frame
+    let scored = 0; // encoded images that reached the engine; the warm-up is a frame
     const score: Scorer['score'] = (image, options) => {
       if (image instanceof Uint8Array) scored++;
       return diad.score(image, options);
@@ -216,7 +216,8 @@ describe('server: limits', () => {
     };
     await withServer({ load: () => Promise.resolve(scorer) }, async (server) => {
       const bytes = await example('gear-good.png');
-      const others = Array.from({ length: 4 }, () => post(server, '/v1/score', bytes)); // computed first, so that the next one waits
+      // Computed first, so that the next one waits.
+      const others = Array.from({ length: 4 }, () => post(server, '/v1/score', bytes));
       await until(() => scored === 4, 'the others are queued');
       const leaving = http.request(`${server.url}/v1/score`, {
         method: 'POST',

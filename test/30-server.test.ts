@@ -1,4 +1,5 @@
-// diad serve: answers are those of the library, and images and options that cannot be have their status and code.
+// diad serve: responses equal the library's results; invalid images and options have the right status and
+// code.
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { Diad } from '../lib/index.js';
@@ -8,12 +9,12 @@ import { bmp } from './bmp.js';
 import { besideDemoServer, closeTo, form, pngBomb, post, rawRequest, refused } from './server-support.js';
 import { example } from './support.js';
 
-describe('server: answers', () => {
+describe('server: responses', () => {
   let server: DiadServer;
   let diad: Diad;
   besideDemoServer((both) => ({ server, diad } = both));
 
-  it('/v1/score gives what diad.score gives, raw or as a form', async () => {
+  it('/v1/score returns the results of diad.score, for a raw body or form', async () => {
     const palette = Array.from({ length: 256 }, (_, i) => [i, i, i] as const);
     const gray = bmp({
       width: 64,
@@ -47,7 +48,7 @@ describe('server: answers', () => {
     }
   });
 
-  it('a seed changes the score; without map=true there is no map', async () => {
+  it('uses the seed, and returns a map only with map=true', async () => {
     const bytes = await example('gear-good.png');
     const [one, two] = await Promise.all(
       [1, 2].map(
@@ -58,7 +59,7 @@ describe('server: answers', () => {
     assert.equal(one!.map, undefined);
   });
 
-  it('tile= and overlap= score in tiles as the library does, raw or as a form; regionThreshold= finds its regions', async () => {
+  it('tile= and overlap= score in tiles like the library; regionThreshold= finds regions', async () => {
     const bytes = await example('circuit_board-missing_part.png');
     const tile = { size: 200, overlap: 40 };
     const expected = await diad.score(bytes, { tile });
@@ -87,7 +88,7 @@ describe('server: answers', () => {
     assert.equal(png.headers.get('content-type'), 'image/png');
   });
 
-  it('400 for tiles that cannot be: too small, too many, more overlap than half, overlap alone', async () => {
+  it('answers 400 to tiles that are too small or too many, and to an invalid overlap', async () => {
     const bytes = await example('gear-good.png'); // 256 x 256
     await refused(
       await post(server, '/v1/score?tile=8', bytes),
@@ -116,18 +117,19 @@ describe('server: answers', () => {
     );
   });
 
-  it('/v1/reconstruct gives what diad.reconstruct gives; PNG by Accept', async () => {
+  it('/v1/reconstruct returns the result of diad.reconstruct; PNG by Accept', async () => {
     const bytes = await example('capsule-crack.jpg');
-    const rebuilt = await diad.reconstruct(bytes); // alone, as the server's: a batch of both would round otherwise
+    // Alone, like in the server: another batch would round differently.
+    const reconstructed = await diad.reconstruct(bytes);
     const scored = await diad.score(bytes);
     const answer = (await (await post(server, '/v1/reconstruct', bytes)).json()) as ReconstructAnswer;
-    assert.deepEqual(Buffer.from(answer.image, 'base64'), rebuilt.image);
+    assert.deepEqual(Buffer.from(answer.image, 'base64'), reconstructed.image);
     assert.deepEqual(
       [answer.width, answer.height, answer.score],
-      [rebuilt.width, rebuilt.height, rebuilt.score],
+      [reconstructed.width, reconstructed.height, reconstructed.score],
     );
     for (const [route, expected] of [
-      ['/v1/reconstruct', rebuilt.image],
+      ['/v1/reconstruct', reconstructed.image],
       ['/v1/score', await scored.map.toHeatmap()],
     ] as const) {
       const png = await post(server, route, bytes, { accept: 'image/png' });
@@ -136,7 +138,7 @@ describe('server: answers', () => {
     }
   });
 
-  it('400: no body, a bad seed, an unknown option, a form without the file', async () => {
+  it('answers 400 to no body, a bad seed, an unknown option, a form without the file', async () => {
     const bytes = await example('gear-good.png');
     await refused(
       await post(server, '/v1/score', ''),
@@ -173,7 +175,7 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/score', text), 413, 'ERR_HTTP_TOO_LARGE');
   });
 
-  it('400 for a form that breaks off, has no boundary or a broken part', async () => {
+  it('answers 400 to a truncated form, a missing boundary or a broken part', async () => {
     const sends: [string, string][] = [
       ['multipart/form-data', 'null'],
       ['multipart/form-data; boundary=b', '--b\r\n\x06\u0080--b--\r\n'],
@@ -194,7 +196,7 @@ describe('server: answers', () => {
     }
   });
 
-  it('404 and 405, with the methods there are', async () => {
+  it('answers 404 and 405, with the allowed methods', async () => {
     await refused(await fetch(`${server.url}/v3`), 404, 'ERR_HTTP_NOT_FOUND');
     const answer = await fetch(`${server.url}/v1/score`);
     assert.equal(answer.headers.get('allow'), 'POST');
@@ -204,7 +206,7 @@ describe('server: answers', () => {
     await refused(await fetch(`${server.url}/..%2f..%2fpackage.json`), 404, 'ERR_HTTP_NOT_FOUND');
   });
 
-  it('406 when neither JSON nor PNG is accepted', async () => {
+  it('answers 406 when neither JSON nor PNG is accepted', async () => {
     const bytes = await example('gear-good.png');
     await refused(
       await post(server, '/v1/score', bytes, { accept: 'text/html' }),
@@ -213,14 +215,14 @@ describe('server: answers', () => {
     );
   });
 
-  it('413 for 10,000 x 10,000 pixels in a small file, before they are decoded', async () => {
+  it('answers 413 to 10,000 x 10,000 pixels in a small file, before decoding them', async () => {
     const bomb = pngBomb(10_000, 10_000);
     assert.ok(bomb.length < 100_000);
-    bomb.fill(0xff, bomb.indexOf('IDAT') + 4, bomb.indexOf('IEND') - 8); // no pixels that could be decoded
+    bomb.fill(0xff, bomb.indexOf('IDAT') + 4, bomb.indexOf('IEND') - 8); // no decodable pixel data
     await refused(await post(server, '/v1/score', bomb), 413, 'ERR_DIAD_IMAGE_TOO_LARGE', /10000 x 10000/);
   });
 
-  it('413 for an animation: one image, one score', async () => {
+  it('answers 413 to an animation', async () => {
     const raw = { width: 8, height: 16, channels: 3, pageHeight: 8 } as const;
     const animation = await sharp(
       Uint8Array.from({ length: 8 * 16 * 3 }, (_, i) => (i < 8 * 8 * 3 ? 40 : 220)),
@@ -236,7 +238,7 @@ describe('server: answers', () => {
     );
   });
 
-  it('415 by the first bytes, whatever type is declared; 422 for a damaged image', async () => {
+  it('answers 415 by the first bytes regardless of the declared type, 422 to a damaged image', async () => {
     const svg = '<svg xmlns="http://www.w3.org/2000/svg"/>';
     for (const type of ['image/png', 'image/bmp', 'image/svg+xml', 'application/json']) {
       const answer = await post(server, '/v1/score', svg, { 'content-type': type });
@@ -253,7 +255,7 @@ describe('server: answers', () => {
     await refused(await post(server, '/v1/reconstruct', bytes.subarray(0, 40)), 422, 'ERR_DIAD_IMAGE_DECODE');
   });
 
-  it('mutated images give 200 or 4xx, and then a good one its own score', async () => {
+  it('answers 200 or 4xx to mutated images, and still scores a good one', async () => {
     const bytes = await example('gear-good.png');
     const { score } = await diad.score(bytes);
     let state = 12345;

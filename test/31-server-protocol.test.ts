@@ -1,4 +1,4 @@
-// The Open Inference Protocol, the metrics, and the published description of the service.
+// The Open Inference Protocol, the metrics, and the OpenAPI document.
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -67,7 +67,7 @@ describe('Open Inference Protocol', () => {
     });
   });
 
-  it('infers several images as diad.score does, with the outputs asked for', async () => {
+  it('returns the requested outputs for several images, equal to diad.score', async () => {
     const images = [await example('gear-good.png'), await example('capsule-crack.jpg')];
     const answer = await infer(server, {
       id: 'line-7',
@@ -95,7 +95,7 @@ describe('Open Inference Protocol', () => {
     for (const [i, value] of second.entries()) closeTo(value, expected[1]!.map.data[i] ?? NaN);
   });
 
-  it('refuses what is not a request of the protocol, with its member "error"', async () => {
+  it('rejects invalid requests with the member "error"', async () => {
     const good = input([await example('gear-good.png')]);
     const cases: [unknown, number, string][] = [
       ['{', 400, 'ERR_HTTP_BAD_REQUEST'],
@@ -124,7 +124,7 @@ describe('Open Inference Protocol', () => {
       await infer(server, { inputs: [good] }, 'other'),
       404,
       'ERR_HTTP_NOT_FOUND',
-      /no model "other"/,
+      /Model "other" not found/,
     );
     if (diad.info.bundle.threshold === undefined) {
       await refused(
@@ -136,7 +136,7 @@ describe('Open Inference Protocol', () => {
     }
   });
 
-  it('/metrics counts requests, times, batches, refusals', async () => {
+  it('/metrics counts requests, timings, batches and rejections', async () => {
     const text = await (await fetch(`${server.url}/metrics`)).text();
     assert.ok(
       sample(text, 'diad_http_requests_total{route="/v2/models/:name/infer",method="POST",code="200"}') >= 1,
@@ -156,8 +156,9 @@ describe('Open Inference Protocol', () => {
 });
 
 describe('several images in one request', () => {
-  it('413 for more images or pixels than there may ever be at once', async () => {
-    const images = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example)); // 256 x 256
+  it('answers 413 to more images or pixels than allowed in flight', async () => {
+    // 256 x 256 pixels.
+    const images = await Promise.all(['gear-good.png', 'gear-good.png', 'gear-good.png'].map(example));
     for (const [options, detail] of [
       [
         { load: () => Promise.resolve(stubScorer({ queueLimit: 2 })) },
@@ -177,7 +178,7 @@ describe('several images in one request', () => {
     }
   });
 
-  it('one that fails aborts the others, and its failure is the answer', async () => {
+  it('aborts the others when one fails, and reports its failure', async () => {
     const [broken, ...others] = await Promise.all(
       ['gear-good.png', 'capsule-crack.jpg', 'gravel-blob.webp'].map(example),
     );
@@ -202,7 +203,7 @@ describe('several images in one request', () => {
 });
 
 describe('calibrated bundles', () => {
-  it('threshold and verdict appear in /v1/score and as the output anomalous', async () => {
+  it('returns threshold and verdict in /v1/score and as the output anomalous', async () => {
     const stub = stubScorer();
     const load = (): Promise<Scorer> =>
       Promise.resolve({
@@ -242,7 +243,7 @@ describe('calibrated bundles', () => {
     });
   });
 
-  it('class names the thresholds that hold, those of the map too; the global ones for an unknown one', () =>
+  it('uses the thresholds of the class, for the map too; the global ones for an unknown class', () =>
     withBundleCopy(async (bundle) => {
       const gear = { threshold: 0.001, pixelThreshold: 1e-4, scale: 2 };
       const calibration = {
@@ -257,7 +258,7 @@ describe('calibrated bundles', () => {
           [undefined, 1000, 'none'],
           ['unknown', 1000, 'none'],
           ['gear', 0.001, 'some'],
-          ['bolt', 0.5, undefined], // calibrated, but not for pixels
+          ['bolt', 0.5, undefined], // calibrated without pixel threshold
         ] as const) {
           const query = className === undefined ? '' : `?class=${className}`;
           const answer = (await (await post(server, `/v1/score${query}`, image)).json()) as ScoreAnswer;
@@ -306,8 +307,8 @@ describe('calibrated bundles', () => {
     }));
 });
 
-describe('bundles calibrated on tiles', () => {
-  it('whole images are scored without verdict and regions, and the metadata promises neither; tiles like those have both', () =>
+describe('bundles calibrated for tiles', () => {
+  it('give no verdict or regions for whole images, as in the metadata; both for matching tiles', () =>
     withBundleCopy(async (bundle) => {
       const diad = await Diad.load(bundle, { threads: 1 });
       const { info } = diad;
@@ -335,12 +336,12 @@ describe('bundles calibrated on tiles', () => {
           asked,
           400,
           'ERR_HTTP_BAD_REQUEST',
-          /no output "anomalous": the model is not calibrated for whole images/,
+          /Output "anomalous" is not available: the model is not calibrated for whole images/,
         );
         for (const [query, threshold, regions] of [
           ['', undefined, undefined],
           ['?class=gear', undefined, undefined],
-          ['?tile=200&overlap=50', 0.001, undefined], // calibrated, but not for pixels
+          ['?tile=200&overlap=50', 0.001, undefined], // calibrated without pixel threshold
           ['?tile=200&overlap=50&class=gear', 0.002, 'some'],
           ['?tile=100&class=gear', undefined, undefined],
         ] as const) {
@@ -358,7 +359,7 @@ describe('bundles calibrated on tiles', () => {
 });
 
 describe('bundles calibrated for pixels', () => {
-  it('/v1/score has regions without being asked, at the threshold of the calibration', () => {
+  it('return regions in /v1/score by default, at the pixel threshold of the calibration', () => {
     const stub = stubScorer();
     const region = { box: { x: 1, y: 2, width: 3, height: 4 }, area: 9.5, peak: 2, contour: [[1, 2], [4, 2], [4, 6]], holes: [] }; // prettier-ignore
     const asked: unknown[] = [];
@@ -381,7 +382,7 @@ describe('bundles calibrated for pixels', () => {
         assert.deepEqual(((await answer.json()) as { regions: unknown }).regions, [region]);
       }
       assert.deepEqual(asked, [
-        { threshold: 0.7, minArea: 0 }, // the map's own, that of its class
+        { threshold: 0.7, minArea: 0 }, // pixel threshold of the class
         { threshold: 0.2, minArea: 5 },
       ]);
     });
@@ -389,7 +390,7 @@ describe('bundles calibrated for pixels', () => {
 });
 
 describe('/openapi.json', () => {
-  it('is OpenAPI 3.1 and describes every route with the schemas that validate', () =>
+  it('is OpenAPI 3.1 and describes every route with the validating schemas', () =>
     withServer({ tokens: ['a-token-of-twenty-four-c'] }, async (server) => {
       const document = (await (await fetch(`${server.url}/openapi.json`)).json()) as {
         openapi: string;

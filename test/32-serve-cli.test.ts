@@ -1,4 +1,4 @@
-// diad serve as a process: its options, its signals, several processes, TLS.
+// diad serve as a process: options, signals, several processes, TLS.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -27,19 +27,19 @@ interface Serving {
   log(): string;
 }
 
-/** The server processes behind a primary. */
+/** Lists the server processes of a primary. */
 function workersOf({ pid }: ChildProcess): number[] {
   const listed = execFileSync('ps', ['--ppid', String(pid), '-o', 'pid='], { encoding: 'utf8' });
   return listed.trim().split(/\s+/).map(Number);
 }
 
-/** Whether a process is there, a zombie not counted. */
+/** Checks whether a process exists and is not a zombie. */
 async function runs(pid: number): Promise<boolean> {
   const status = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
   return status !== '' && !/\) Z /.test(status);
 }
 
-/** Starts `diad serve` on a free port, hands it over when it says that it is ready, and ends it afterwards. */
+/** Runs `use` with a ready `diad serve` on a free port, and ends it afterwards. */
 async function serving(args: readonly string[], use: (serving: Serving) => Promise<void>): Promise<void> {
   const child = spawn(process.execPath, [main, 'serve', '--port', '0', '--threads', '1', ...args], {
     cwd: root,
@@ -59,7 +59,7 @@ async function serving(args: readonly string[], use: (serving: Serving) => Promi
 }
 
 describe('diad serve', () => {
-  it('SIGTERM: running and waiting requests are answered, then exit code 0', () =>
+  it('SIGTERM: answers running and waiting requests, then exits with 0', () =>
     serving(
       ['--drain', String(HANG_GUARD_MS), '--timeout', String(HANG_GUARD_MS)],
       async ({ child, url, exited }) => {
@@ -81,7 +81,7 @@ describe('diad serve', () => {
       },
     ));
 
-  it('SIGTERM while the bundle is being loaded: exit code 0, and nothing to say', async () => {
+  it('SIGTERM while the bundle is loading: exits with 0 without output', async () => {
     const child = spawn(
       process.execPath,
       [main, 'serve', '--port', '0', '--threads', '1', '--log-level', 'silent'],
@@ -97,7 +97,7 @@ describe('diad serve', () => {
     assert.match(log, /^diad: listening on \S+\n$/);
   });
 
-  it('a token file opens other addresses and is asked for; the log holds no token', () =>
+  it('a token file allows other addresses and is enforced; the log contains no token', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'tokens');
       await writeFile(file, `# of line 7\n${TOKEN}\n`);
@@ -111,13 +111,13 @@ describe('diad serve', () => {
             (await fetch(`${local}/v2`, { headers: { authorization: `Bearer ${TOKEN}` } })).status,
             200,
           );
-          assert.match(log(), /request refused/);
+          assert.match(log(), /request rejected/);
           assert.doesNotMatch(log(), new RegExp(TOKEN));
         },
       );
     }));
 
-  it('--workers: one port, one set of metrics, a process that dies is replaced, SIGTERM ends all with 0', () =>
+  it('--workers: shares port and metrics, replaces a dead process, exits with 0 on SIGTERM', () =>
     serving(['--workers', '2'], async ({ child, url, exited, log }) => {
       const bytes = await example('gear-good.png');
       const alive = async (): Promise<boolean> =>
@@ -143,29 +143,29 @@ describe('diad serve', () => {
       assert.equal(await exited, 0);
     }));
 
-  it('--workers: metrics that a process cannot give are refused, and nothing ends', () =>
+  it('--workers: answers 503 for incomplete metrics and continues', () =>
     serving(['--workers', '2'], async ({ child, url, exited, log }) => {
       await until(() => log().split('diad: ready\n').length >= 3, 'ready');
       const ask = (): Promise<Response> => fetch(`${url}/metrics`, { headers: { connection: 'close' } });
       const [stopped] = workersOf(child);
       process.kill(stopped!, 'SIGSTOP');
-      // One of them may be given to the process that is stopped.
+      // One of them can be assigned to the stopped process.
       const asked = [ask(), ask(), ask()];
       const first = await Promise.race(asked);
       assert.equal(first.status, 503);
       assert.match(
         await first.text(),
-        /ERR_HTTP_UNAVAILABLE.*Not every server process has told its metrics in time/,
+        /ERR_HTTP_UNAVAILABLE.*Not every server process has reported its metrics in time/,
       );
       process.kill(stopped!, 'SIGCONT');
       await Promise.all(asked);
       assert.equal((await ask()).status, 200);
-      assert.match(log(), /the metrics cannot be put together/);
+      assert.match(log(), /the metrics cannot be aggregated/);
       child.kill('SIGTERM');
       assert.equal(await exited, 0);
     }));
 
-  it('--workers: with a bundle that cannot be loaded exit code 1, and no process is left', async () => {
+  it('--workers: exits with 1 and leaves no process when the bundle cannot be loaded', async () => {
     const { code, stderr } = await runProgram(process.execPath, [
       main,
       'serve',
@@ -183,14 +183,14 @@ describe('diad serve', () => {
     for (const pid of pids) assert.equal(await runs(pid), false);
   });
 
-  it('--workers: replacements that cannot load are given up after five; the rest serves on, and its end is exit code 1', () =>
+  it('--workers: gives up after five failed loads; the others continue, and the last ends with 1', () =>
     withBundleCopy((bundle) =>
       serving(['--workers', '2', '--model', bundle], async ({ child, url, exited, log }) => {
         await until(() => log().split('diad: ready\n').length >= 3, 'ready');
         const [first, second] = workersOf(child);
         await rm(path.join(bundle, 'manifest.json'));
         process.kill(first!, 'SIGKILL');
-        await until(() => log().includes('no other is started, 5 in a row'), 'given up');
+        await until(() => log().includes('not restarting after 5 failed starts in a row'), 'given up');
         assert.equal(log().split('ended before it was ready').length - 1, 5);
         assert.equal((await fetch(`${url}/v2/health/ready`)).status, 200);
         process.kill(second!, 'SIGKILL');
@@ -198,7 +198,7 @@ describe('diad serve', () => {
       }),
     ));
 
-  it('--workers: when the primary dies, requests that run are answered before the processes end', () =>
+  it('--workers: answers running requests when the primary dies, then exits', () =>
     serving(
       [
         '--workers',
@@ -218,7 +218,7 @@ describe('diad serve', () => {
         const running = fetch(`${url}/v1/score?tile=32&overlap=16`, { method: 'POST', body }).finally(
           () => (answered = true),
         );
-        // A request that no server process has taken yet ends with the primary.
+        // A request that no server process has accepted yet ends with the primary.
         const inFlight = async (): Promise<boolean> =>
           sample(await (await fetch(`${url}/metrics`)).text(), 'diad_pixels_in_flight') > 0;
         await until(async () => (await inFlight()) || answered, 'a server process scores');
@@ -229,7 +229,7 @@ describe('diad serve', () => {
       },
     ));
 
-  it('--tls-cert and --tls-key', () =>
+  it('serves TLS with --tls-cert and --tls-key', () =>
     inFolder(async (folder) => {
       const [key, cert] = [path.join(folder, 'key.pem'), path.join(folder, 'cert.pem')];
       const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'];
@@ -267,13 +267,13 @@ describe('diad serve', () => {
       });
     }));
 
-  it('what cannot be served is told with exit code 1', async () => {
+  it('reports invalid options with exit code 1', async () => {
     for (const [args, message] of [
       [['--workers', '0'], /Expected an integer from 1 to 1024 for --workers but received 0/],
       [['--workers', '1025'], /for --workers but received 1025/],
       [
         ['--no-auth', '--token-file', 'SECURITY.md'],
-        /Expected no tokens \(--token-file\) beside auth: false \(--no-auth\)/,
+        /Expected no tokens \(--token-file\) with auth: false \(--no-auth\)/,
       ],
       [
         ['--host', '0.0.0.0'],

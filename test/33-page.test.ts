@@ -1,4 +1,4 @@
-// The page at /, in a headless Chromium.
+// The page at /, in headless Chromium.
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -12,7 +12,7 @@ import { example, HANG_GUARD_MS, root } from './support.js';
 const screenshots = path.join(root, 'out', 'page');
 const TOKEN = 'token-of-the-page-0123';
 
-/** A page whose every foreign request, error and policy violation is kept. */
+/** Opens a page and records foreign requests, errors and policy violations. */
 async function open(
   browser: Browser,
   url: string,
@@ -32,7 +32,7 @@ async function open(
   return { page, context: opened, wrong };
 }
 
-/** Drops files on the page as a file manager would. */
+/** Drops files on the page like a file manager. */
 async function drop(page: Page, files: readonly { name: string; bytes: Buffer }[]): Promise<void> {
   const sent = files.map(({ name, bytes }) => ({ name, text: bytes.toString('base64') }));
   const transfer = await page.evaluateHandle((given) => {
@@ -66,7 +66,7 @@ describe('page @slow', () => {
     let diad: Diad;
     besideDemoServer((both) => ({ server, diad } = both));
 
-    it('dropped images get the scores, verdicts, maps and reconstructions of the library', async () => {
+    it('shows scores, verdicts, maps and reconstructions of the library for dropped images', async () => {
       const files = [];
       const expected = new Map<string, ScoreResult>();
       for (const name of ['gear-good.png', 'gear-missing_part.png']) {
@@ -96,7 +96,7 @@ describe('page @slow', () => {
             .evaluate((image: HTMLImageElement) => image.naturalWidth),
           diad.info.bundle.imageSize,
         );
-        // The heat map is drawn: some pixel of it is visible.
+        // The heat map is drawn if some pixel is visible.
         const visible = await card.locator('canvas').evaluate((canvas: HTMLCanvasElement) => {
           const pixels = canvas.getContext('2d')!.getImageData(0, 0, canvas.width, canvas.height).data;
           return pixels.filter((_, i) => i % 4 === 3 && pixels[i]! > 0).length;
@@ -157,7 +157,7 @@ describe('page @slow', () => {
       await withServer({ load, ...options }, ({ url }) => use(url));
     };
 
-    it('works by keyboard: pick, slider, details, remove; verdict against the threshold', () =>
+    it('can be used by keyboard: pick, slider, details, remove; shows the verdict', () =>
       withStub({}, async (url) => {
         const { page, context, wrong } = await open(browser, url);
         const [small, large] = [await example('gravel-blob.webp'), await example('grass-thread.png')];
@@ -165,7 +165,8 @@ describe('page @slow', () => {
         await page.locator('input[type=file]').waitFor({ state: 'attached' });
         const chooser = page.waitForEvent('filechooser');
         await page.keyboard.press('Tab');
-        // The browser hears of the interest in file choosers and of the key on different ways: the next key waits for both.
+        // The file-chooser request and the key reach the browser separately: wait for both before the next
+        // key.
         await page.locator('input[type=file]:focus').waitFor({ state: 'attached' });
         await page.evaluate(() => new Promise(requestAnimationFrame));
         await page.keyboard.press('Enter');
@@ -182,7 +183,7 @@ describe('page @slow', () => {
         assert.match(await page.getByRole('listitem').nth(0).innerText(), /anomalous[\s\S]*Threshold 50000/);
         assert.match(await page.getByRole('listitem').nth(1).innerText(), /normal/);
         const card = page.getByRole('listitem').nth(0);
-        // The region lies over the image where it is in the image's pixels.
+        // The region must match the image pixels.
         const [shown, outlined] = await Promise.all(
           [card.getByRole('img', { name: /^Input/ }), card.locator('.regions rect')].map((found) =>
             found.evaluate(
@@ -219,7 +220,8 @@ describe('page @slow', () => {
         assert.equal(await opacity(), '0.8');
         await card.getByRole('slider').focus();
         await page.keyboard.press('Home');
-        for (let wait = 0; wait < 100 && (await opacity()) !== '0'; wait++) await page.waitForTimeout(50); // the page draws after the key
+        // The page redraws after the key.
+        for (let wait = 0; wait < 100 && (await opacity()) !== '0'; wait++) await page.waitForTimeout(50);
         assert.equal(await opacity(), '0');
         await page.keyboard.press('Tab'); // the list of regions
         await page.keyboard.press('Tab');
@@ -232,7 +234,7 @@ describe('page @slow', () => {
         await context.close();
       }));
 
-    it('takes images by paste and by camera; a file that is no image is told', () =>
+    it('accepts images by paste and camera, and reports a file that is not an image', () =>
       withStub({}, async (url) => {
         const { page, context, wrong } = await open(browser, url, { permissions: ['camera'] });
         await page.evaluate(
@@ -263,11 +265,11 @@ describe('page @slow', () => {
         await context.close();
       }));
 
-    it('asks for the token when the service does', () =>
+    it('asks for a token when the server requires one', () =>
       withStub({ tokens: [TOKEN] }, async (url) => {
         const { page, context } = await open(browser, url);
         await drop(page, [{ name: 'first.png', bytes: await example('gear-good.png') }]);
-        await page.getByLabel('The service asks for a token').fill(TOKEN);
+        await page.getByLabel('The server requires a token').fill(TOKEN);
         await drop(page, [{ name: 'second.png', bytes: await example('gear-good.png') }]);
         await page.locator('.card[data-state=done] h2', { hasText: 'second.png' }).waitFor();
         assert.deepEqual(await seriousViolations(page), []);

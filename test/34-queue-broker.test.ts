@@ -1,4 +1,5 @@
-// Brokers that cannot be reached, refuse or say nothing: who submits or asks hears so in seconds, a worker says so and waits.
+// Brokers that are unreachable, reject connections or do not answer: clients fail within seconds, workers log
+// and wait.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import net from 'node:net';
@@ -14,7 +15,10 @@ import { inFolder, rejects, root, runProgram } from './support.js';
 
 const PASSWORD = 'a-secret';
 
-/** Asserts that submitting and asking for results both end within seconds, with that reason and without the password. */
+/**
+ * Asserts that submitting and reading results both fail within seconds, with this reason and without the
+ * password.
+ */
 async function refused(redis: string, reason: RegExp): Promise<void> {
   const ask = async (): Promise<void> => {
     for await (const result of runResults('any', { redis, wait: true })) assert.fail(result.status);
@@ -31,7 +35,7 @@ async function refused(redis: string, reason: RegExp): Promise<void> {
   await Promise.all(asked.map((one) => rejects(withoutSecret(one), 'ERR_DIAD_BROKER_UNAVAILABLE', reason)));
 }
 
-/** A server that takes connections and says nothing; `taken` is how many. */
+/** A server that accepts connections and does not answer; `taken` counts them. */
 async function silentServer(port: number): Promise<{ readonly taken: number; close: () => void }> {
   const sockets = new Set<net.Socket>();
   const server = net.createServer((socket) => sockets.add(socket)).listen(port, '127.0.0.1');
@@ -49,7 +53,7 @@ async function silentServer(port: number): Promise<{ readonly taken: number; clo
 }
 
 describe('queue: the broker @slow', () => {
-  it('one that cannot be reached, or says nothing, is named', async () => {
+  it('names a broker that is unreachable or does not answer', async () => {
     const [port, silentPort] = [await freePort(), await freePort()];
     const silent = await silentServer(silentPort);
     await Promise.all([
@@ -60,13 +64,13 @@ describe('queue: the broker @slow', () => {
       refused('redis://nowhere.invalid', /at nowhere\.invalid:6379 cannot be reached: .*nowhere\.invalid/),
       refused(
         `redis://127.0.0.1:${silentPort}`,
-        new RegExp(`at 127\\.0\\.0\\.1:${silentPort} gives no answer`),
+        new RegExp(`at 127\\.0\\.0\\.1:${silentPort} does not answer`),
       ),
     ]);
     silent.close();
   });
 
-  it('a wrong or missing password, and a database that is not there, are said', () =>
+  it('reports a wrong or missing password and an invalid database', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder, { requirepass: 'right' });
       await broker.start();
@@ -74,25 +78,25 @@ describe('queue: the broker @slow', () => {
       try {
         await refused(
           `redis://:${PASSWORD}@${place}`,
-          new RegExp(`The broker at ${place} refuses the URL's user or password`),
+          new RegExp(`The broker at ${place} rejects the user or password of the URL`),
         );
-        await refused(`redis://${place}`, new RegExp(`The broker at ${place} asks for a password`));
-        await refused(`${broker.url}/99`, /refuses: ERR DB index is out of range/);
+        await refused(`redis://${place}`, new RegExp(`The broker at ${place} requires a password`));
+        await refused(`${broker.url}/99`, /reports: ERR DB index is out of range/);
         const worker = (redis: string): Promise<unknown> =>
           startWorker({ redis, scorer: stubScorer(0), allowUnsafeBroker: true });
         await rejects(
           worker(`redis://:${PASSWORD}@${place}`),
           'ERR_DIAD_BROKER_UNAVAILABLE',
-          /refuses the URL's user or password/,
+          /rejects the user or password of the URL/,
         );
-        await rejects(worker(`redis://${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /asks for a password/);
+        await rejects(worker(`redis://${place}`), 'ERR_DIAD_BROKER_UNAVAILABLE', /requires a password/);
         await submitRun([], { redis: broker.url, model: STUB_MODEL });
       } finally {
         await broker.kill();
       }
     }));
 
-  it('the commands end with the reason', async () => {
+  it('ends the commands with the reason', async () => {
     const redis = `redis://127.0.0.1:${await freePort()}`;
     const main = path.join(root, 'dist', 'cli', 'main.js');
     const commands = [
@@ -109,7 +113,7 @@ describe('queue: the broker @slow', () => {
     }
   });
 
-  it('addresses without a list are refused, with a word on lists', async () => {
+  it('rejects URLs outside a list and mentions lists', async () => {
     const main = path.join(root, 'dist', 'cli', 'main.js');
     for (const address of ['https://images.example.com/a.png?b', 's3://parts/a.png']) {
       const { code, stderr } = await runProgram(process.execPath, [
@@ -120,27 +124,27 @@ describe('queue: the broker @slow', () => {
         'redis://127.0.0.1:1',
       ]);
       assert.equal(code, 1);
-      assert.match(stderr, /^diad: ERR_DIAD_INVALID_ARGUMENT: .*in a list NAME\.sha256/);
+      assert.match(stderr, /^diad: ERR_DIAD_INVALID_ARGUMENT: .*in a file NAME\.sha256/);
     }
   });
 
-  it('a worker with options that cannot be is refused before it takes a job, and leaves nothing open', () =>
+  it('rejects invalid worker options before taking a job, and leaves nothing open', () =>
     inFolder(async (folder) => {
-      const redis = `redis://127.0.0.1:${await freePort()}`; // nobody there: it would be waited for
+      const redis = `redis://127.0.0.1:${await freePort()}`; // no listener: a valid worker would wait
       const start = (options: object): Promise<unknown> =>
         startWorker({ redis, scorer: stubScorer(0), ...options });
       const root = path.join(folder, 'not-mounted');
       await rejects(
         start({ root }),
         'ERR_DIAD_INVALID_ARGUMENT',
-        /Expected a folder for root but .*not-mounted is none/,
+        /Expected a folder for root but .*not-mounted is not a folder/,
       );
       await rejects(start({ concurrency: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for concurrency/);
       await rejects(start({ lockMs: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for lockMs/);
       await rejects(start({ maxBytes: 0 }), 'ERR_DIAD_INVALID_ARGUMENT', /for maxBytes/);
     }));
 
-  it('a worker tells once of a broker that is away, works when it is there, and can be ended without it', () =>
+  it('a worker reports an unreachable broker once, starts when it is up, and can be closed without it', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);
       const lines: string[] = [];
@@ -161,9 +165,10 @@ describe('queue: the broker @slow', () => {
       while (lines.length < soFar + 2) await sleep(50);
       await broker.kill();
       while (lines.length < soFar + 3) await sleep(50);
-      await worker.close(); // ends, although the broker is away
+      await worker.close(); // ends without the broker
       await sleep(500);
-      // One that dies with something unread resets its connections; the others close them, and only the next attempt tells.
+      // A broker that dies with unread data resets its connections. Others close them, and only the next
+      // attempt fails.
       const away =
         /^The broker at 127\.0\.0\.1:\d+ cannot be reached: .*(ECONNREFUSED|ECONNRESET|EPIPE).*; trying again$/;
       const back = /^The broker at 127\.0\.0\.1:\d+ answers$/;
@@ -171,7 +176,7 @@ describe('queue: the broker @slow', () => {
       for (const [i, line] of lines.entries()) assert.match(line, i % 2 === 0 ? away : back);
     }));
 
-  it('a worker whose broker dies or falls silent while it closes ends all the same, after the jobs that run', async () => {
+  it('a worker finishes running jobs and closes when the broker dies or hangs meanwhile', async () => {
     const closes = async (fail: (broker: Broker) => unknown, jobs: number): Promise<void> =>
       inFolder(async (folder) => {
         const broker = new Broker(await freePort(), folder);
@@ -203,7 +208,7 @@ describe('queue: the broker @slow', () => {
           assert.equal(worker.completed, 0);
           await broker.kill();
           const inItsPlace = await silentServer(Number(new URL(broker.url).port));
-          await sleep(3000); // longer than any time between two attempts
+          await sleep(3000); // longer than the interval between two attempts
           inItsPlace.close();
           assert.equal(inItsPlace.taken, 0, 'something still looks for the broker');
           assert.deepEqual(
@@ -221,7 +226,7 @@ describe('queue: the broker @slow', () => {
     await Promise.all([closes(dies, 3), closes(silent, 3), closes(dies, 0), closes(silent, 0)]);
   });
 
-  it('a worker tells of a broker that takes connections and says nothing', () =>
+  it('a worker reports a broker that accepts connections but does not answer', () =>
     inFolder(async (folder) => {
       const port = await freePort();
       const silent = await silentServer(port);
@@ -233,14 +238,14 @@ describe('queue: the broker @slow', () => {
         log: (line) => lines.push(line),
       });
       while (lines.length < 1) await sleep(50);
-      assert.match(lines.join('\n'), /^The broker at 127\.0\.0\.1:\d+ gives no answer; trying again$/);
+      assert.match(lines.join('\n'), /^The broker at 127\.0\.0\.1:\d+ does not answer; trying again$/);
       silent.close();
       await broker.start();
       await (await started).close();
       await broker.kill();
     }));
 
-  it('only a CONFIG that is forbidden leaves the broker unchecked', () =>
+  it('skips the broker check only if CONFIG is forbidden', () =>
     inFolder(async (folder) => {
       const answering = (message: string): Redis =>
         ({ config: () => Promise.reject(new Error(message)) }) as unknown as Redis;

@@ -1,4 +1,4 @@
-// What is kept of a run: results by precision, thresholds and class; how long they and the run are known.
+// Stored results of runs: by precision, thresholds and class; lifetime of results and runs.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -34,7 +34,7 @@ import {
 } from './queue-support.js';
 import { example, inFolder, root as projectRoot, runProgram, withBundleCopy } from './support.js';
 
-/** A stub that judges, and computes in a precision of its own. */
+/** A stub with a threshold and a configurable precision. */
 function judge(precision: string, threshold: number, onScore: () => void): WorkerScorer {
   const { info } = stubScorer(0);
   const score = (image: Uint8Array): Promise<unknown> => {
@@ -79,7 +79,7 @@ describe('queue: results @slow', () => {
   const score = async (submissions: Submission[], model = STUB_MODEL): Promise<RunResult[]> =>
     collect(await submitRun(submissions, { redis: broker.url, model }), broker.url);
 
-  it('another precision or threshold is another result; the same one again computes nothing', () =>
+  it('stores separate results per precision and threshold, and reuses equal ones', () =>
     inFolder(async (root) => {
       const images = (await writeImages(root, 3)).map(asFile);
       let computed = 0;
@@ -104,7 +104,7 @@ describe('queue: results @slow', () => {
       }
     }));
 
-  it('two workers of different precision: each result says which one it is of', () =>
+  it('two workers of different precision: each result names its precision', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 40);
       const slow = (precision: string): WorkerScorer => {
@@ -120,7 +120,7 @@ describe('queue: results @slow', () => {
       );
     }));
 
-  it('thresholds of a class hold for images below its folder, and a result says so', () =>
+  it('uses and reports class thresholds for images below the folder of the class', () =>
     withBundleCopy((bundle) =>
       inFolder(async (root) => {
         const bytes = await example('gear-good.png');
@@ -156,7 +156,7 @@ describe('queue: results @slow', () => {
         const calibration = { threshold: 1000, classes: { gear: { threshold: 0 } } };
         assert.deepEqual(await judged(calibration), [gear, other, gear]);
         assert.equal(await kept(), 2);
-        // What decides no verdict makes no other result.
+        // Fields that do not affect the verdict do not affect the key.
         assert.deepEqual(await judged({ ...calibration, createdAt: new Date().toISOString(), images: 200 }), [
           gear,
           other,
@@ -173,7 +173,7 @@ describe('queue: results @slow', () => {
       }),
     ));
 
-  it('the folders that may name a class', () => {
+  it('determines the folders that can name a class', () => {
     const cases: [Reference, string | undefined][] = [
       [{ kind: 'file', path: 'gear/good/1.png' }, 'gear'],
       [{ kind: 'file', path: 'screw/gear/1.png' }, 'gear'],
@@ -197,7 +197,7 @@ describe('queue: results @slow', () => {
     }
   });
 
-  it('results that have expired end the wait, and have an exit code of their own', () =>
+  it('ends the wait for expired results with a separate exit code', () =>
     inFolder(async (root) => {
       const images = (await writeImages(root, 2)).map(asFile);
       await working({ root, keepSeconds: 60 }, async () => {
@@ -211,7 +211,7 @@ describe('queue: results @slow', () => {
         for (const key of keys) {
           const seconds = await redis.ttl(key);
           assert.ok(seconds > 0 && seconds <= 60, `${seconds} s`);
-          await redis.pexpire(key, 1); // a minute later
+          await redis.pexpire(key, 1); // as if a minute had passed
         }
         while ((await redis.exists(keys)) > 0) await sleep(5);
         assert.deepEqual(
@@ -230,7 +230,7 @@ describe('queue: results @slow', () => {
         const { code, stdout } = await runProgram(process.execPath, cli);
         assert.equal(stdout, 'expired  0000.png\nexpired  0001.png\n');
         assert.equal(code, 3);
-        // The image itself may be handed in again.
+        // The image can be submitted again.
         assert.deepEqual(
           (await score(images)).map(({ status }) => status),
           ['done', 'done'],
@@ -238,7 +238,7 @@ describe('queue: results @slow', () => {
       });
     }));
 
-  it('a run expires later than the last of its results, and only when all its images have ended', () =>
+  it('expires a run after its last result, and only when all its images have ended', () =>
     inFolder(async (root) => {
       const images = (await writeImages(root, 3)).map(asFile);
       const gone = {
@@ -270,7 +270,8 @@ describe('queue: results @slow', () => {
         for (const seconds of await left(run)) assert.ok(seconds > 600 + 3600, String(seconds));
         assert.deepEqual(await runProgress(run, broker.url), { done: 3, failed: 1, waiting: 0, expired: 0 });
       });
-      // A result that is there already lives as long as a new one would; a run, as long as the worker that keeps longest says.
+      // An existing result lives as long as a new one would; a run as long as the longest lifetime of its
+      // workers.
       await working({ root, keepSeconds: 6000 }, async () => {
         const run = await submitRun(images, { redis: broker.url, model: STUB_MODEL });
         await collect(run, broker.url);
@@ -286,7 +287,7 @@ describe('queue: results @slow', () => {
       });
     }));
 
-  it('failed jobs are let go a day after a result of the same time would be; without --keep they stay', () =>
+  it('removes failed jobs a day after the lifetime of results; keeps them without --keep', () =>
     inFolder(async (root) => {
       const failed = `bull:${queueName(STUB_MODEL)}:failed`;
       const missing = (name: string): Submission => ({
@@ -309,11 +310,12 @@ describe('queue: results @slow', () => {
       }
     }));
 
-  it('an answer lost with the connection: what is sent again is not appended twice', () =>
+  it('does not append twice when a command is sent again after a lost answer', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 20);
       let cut = 0;
-      // Between submitRun and the broker: hands a script that appends on, and closes the connection in place of its answer.
+      // A proxy between submitRun and the broker: forwards an appending script and closes the connection
+      // before its answer.
       const between = net.createServer((client) => {
         const server = net.connect(Number(new URL(broker.url).port), '127.0.0.1');
         let losing = false;
@@ -357,7 +359,7 @@ describe('queue: results @slow', () => {
       }
     }));
 
-  it('an image whose job somebody has removed is not waited for', () =>
+  it('does not wait for an image whose job was removed', () =>
     inFolder(async (root) => {
       const run = await submitRun((await writeImages(root, 1)).map(asFile), {
         redis: broker.url,
@@ -370,6 +372,6 @@ describe('queue: results @slow', () => {
       connection.disconnect();
       const [result] = await collect(run, broker.url);
       assert.ok(result?.status === 'failed');
-      assert.match(result.error, /neither a job nor a result/);
+      assert.match(result.error, /no longer has a job or result/);
     }));
 });

@@ -1,4 +1,4 @@
-// Runs over BullMQ and a real Redis: results, refusals, retries, killed workers, a restarted broker.
+// Runs over BullMQ and a real Redis: results, rejections, retries, killed workers, a restarted broker.
 import assert from 'node:assert/strict';
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -64,7 +64,7 @@ describe('queue @slow', () => {
     }
   }
 
-  it('every image gets its result, in order; the same run again computes nothing', () =>
+  it('returns a result per image in order, and computes nothing for a repeated run', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 12);
       let computed = 0;
@@ -98,7 +98,7 @@ describe('queue @slow', () => {
       });
     }));
 
-  it('what is not there yet is said to wait; an unknown run is an error', () =>
+  it('reports missing results as waiting, and an unknown run as an error', () =>
     inFolder(async (root) => {
       const run = await submitRun((await writeImages(root, 3)).map(asFile), {
         redis: broker.url,
@@ -108,7 +108,7 @@ describe('queue @slow', () => {
       await rejects(collect('no-such-run', broker.url), 'ERR_DIAD_INVALID_ARGUMENT', /no run no-such-run/);
     }));
 
-  it('priority: 1 comes before 9', () =>
+  it('runs priority 1 before 9', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 8);
       const model = STUB_MODEL;
@@ -143,7 +143,7 @@ describe('queue @slow', () => {
       );
     }));
 
-  it('what a worker may not or cannot read fails at once, with its reason, into the dead letters', () =>
+  it('fails forbidden and unreadable images immediately with a reason in the dead letters', () =>
     inFolder(async (root) => {
       const [image] = await writeImages(root, 1);
       const { sha256: digest, bytes } = image!;
@@ -163,22 +163,18 @@ describe('queue @slow', () => {
       await once(redirecting, 'listening');
       const local = `http://localhost:${(redirecting.address() as { port: number }).port}`;
       const cases: [Submission['reference'], string, RegExp][] = [
-        [{ kind: 'file', path: '../../etc/passwd' }, digest, /outside of the allowed root|no file/],
-        [{ kind: 'file', path: '/etc/hostname' }, digest, /outside of the allowed root/],
-        [{ kind: 'file', path: 'link.png' }, digest, /outside of the allowed root/],
-        [{ kind: 'file', path: '0000.png' }, sha256('other'), /not the one submitted/],
-        [
-          { kind: 'url', url: 'https://evil.example/x.png' },
-          digest,
-          /host evil\.example is not among those allowed/,
-        ],
+        [{ kind: 'file', path: '../../etc/passwd' }, digest, /outside the allowed root|not found/],
+        [{ kind: 'file', path: '/etc/hostname' }, digest, /outside the allowed root/],
+        [{ kind: 'file', path: 'link.png' }, digest, /outside the allowed root/],
+        [{ kind: 'file', path: '0000.png' }, sha256('other'), /differs from the submitted one/],
+        [{ kind: 'url', url: 'https://evil.example/x.png' }, digest, /host evil\.example is not allowed/],
         [{ kind: 'url', url: 'ftp://localhost/x.png' }, digest, /ftp: is not read/],
         [{ kind: 'url', url: 'http://127.0.0.1:1/x.png' }, digest, /private address/],
-        [{ kind: 'url', url: 'http://[::ffff:10.0.0.1]/x.png' }, digest, /private address|not among/],
-        [{ kind: 'url', url: `${local}/private` }, digest, /169\.254\.169\.254 is not among those allowed/],
-        [{ kind: 'url', url: `${local}/loop` }, digest, /redirected more than 3 times/],
-        [{ kind: 'url', url: `${local}/gone` }, digest, /answers 404/],
-        [{ kind: 's3', bucket: 'other', key: 'x' }, digest, /bucket other is not among those allowed/],
+        [{ kind: 'url', url: 'http://[::ffff:10.0.0.1]/x.png' }, digest, /private address|not allowed/],
+        [{ kind: 'url', url: `${local}/private` }, digest, /169\.254\.169\.254 is not allowed/],
+        [{ kind: 'url', url: `${local}/loop` }, digest, /redirects more than 3 times/],
+        [{ kind: 'url', url: `${local}/gone` }, digest, /responded with 404/],
+        [{ kind: 's3', bucket: 'other', key: 'x' }, digest, /bucket other is not allowed/],
       ];
       const policy = { hosts: ['localhost', '127.0.0.1'], privateHosts: ['localhost'], buckets: ['line-7'] };
       await withWorker({ root, ...policy }, async () => {
@@ -196,7 +192,7 @@ describe('queue @slow', () => {
           assert.ok(result.status === 'failed', `case ${i}: ${result.status}`);
           assert.match(result.error, message, `case ${i}: ${result.error}`);
         }
-        // A host that is allowed by name but is at a private address.
+        // An allowed host with a private address.
         const byName = {
           file: 'name',
           sha256: digest,
@@ -214,7 +210,7 @@ describe('queue @slow', () => {
               broker.url,
             );
             assert.ok(only?.status === 'failed');
-            assert.match(only.error, /localhost is at the private address/);
+            assert.match(only.error, /localhost resolves to the private address/);
           },
         );
         const inline = {
@@ -242,7 +238,7 @@ describe('queue @slow', () => {
       connection.disconnect();
     }));
 
-  it('a result that is read in the moment of its failure has its reason', () =>
+  it('has the reason of a job that fails while its result is read', () =>
     inFolder(async (root) => {
       const submission = {
         file: 'outside',
@@ -255,13 +251,13 @@ describe('queue @slow', () => {
           let result: RunResult | undefined;
           while (result?.status !== 'failed') {
             for await (const one of runResults(run, { redis: broker.url })) result = one;
-            if (result?.status === 'failed') assert.match(result.error, /outside of the allowed root/);
+            if (result?.status === 'failed') assert.match(result.error, /outside the allowed root/);
           }
         }
       });
     }));
 
-  it('a file that is not there yet is tried again; one that never comes fails with its name', () =>
+  it('retries a missing file, and names one that never appears', () =>
     inFolder(async (root) => {
       const [image] = await writeImages(root, 1);
       const late = {
@@ -290,7 +286,7 @@ describe('queue @slow', () => {
       });
     }));
 
-  it('a failure that may pass is tried again', () =>
+  it('retries a temporary failure', () =>
     inFolder(async (root) => {
       const [image] = await writeImages(root, 1);
       let asked = 0;
@@ -311,7 +307,7 @@ describe('queue @slow', () => {
       flaky.close();
     }));
 
-  it('bad submissions are refused when they are handed in', async () => {
+  it('rejects invalid submissions immediately', async () => {
     const submit = (submission: Submission): Promise<string> =>
       submitRun([submission], { redis: broker.url, model: STUB_MODEL });
     const reference = { kind: 'file', path: 'x.png' } as const;
@@ -341,7 +337,7 @@ describe('queue @slow', () => {
     }
   });
 
-  it('a priority, seed or number of attempts out of range is refused before anything is written', async () => {
+  it('rejects an invalid priority, seed or number of attempts before writing anything', async () => {
     const redis = new Redis(broker.url);
     const before = await redis.dbsize();
     const submission = {
@@ -370,7 +366,7 @@ describe('queue @slow', () => {
     redis.disconnect();
   });
 
-  it('a broker that evicts or keeps no append-only file is refused, unless told otherwise', () =>
+  it('rejects a broker with eviction or without append-only file unless allowed', () =>
     inFolder(async (data) => {
       const unsafe = new Broker(await freePort(), data, {
         appendonly: 'no',
@@ -397,7 +393,7 @@ describe('queue @slow', () => {
       }
     }));
 
-  it('workers killed with SIGKILL: every image has one result, that of the undisturbed run', () =>
+  it('has one result per image after workers were killed with SIGKILL, as in an undisturbed run', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 80);
       const options = { delayMs: 100, lockMs: 1000, maxStalls: 20 };
@@ -417,7 +413,7 @@ describe('queue @slow', () => {
       for (const worker of workers) worker.kill('SIGKILL');
     }));
 
-  it('a job whose worker dies twice goes to the dead letters', () =>
+  it('moves a job whose worker dies twice to the dead letters', () =>
     inFolder(async (root) => {
       const [image] = await writeImages(root, 1);
       const options = { delayMs: 60_000, lockMs: 1000, maxStalls: 1 };
@@ -439,7 +435,7 @@ describe('queue @slow', () => {
       connection.disconnect();
     }));
 
-  it('the broker killed and started again in the middle: all jobs end without a hand', () =>
+  it('completes all jobs after the broker was killed and restarted', () =>
     inFolder(async (root) => {
       const images = await writeImages(root, 60);
       await withWorker(
@@ -458,7 +454,7 @@ describe('queue @slow', () => {
       );
     }));
 
-  it('diad submit: names as sha256sum escapes them; a list of nothing is told', () =>
+  it('diad submit: reads escaped names in sha256sum files, and rejects an empty list', () =>
     inFolder(async (root) => {
       const main = path.join(projectRoot, 'dist', 'cli', 'main.js');
       const bytes = await example('gear-good.png');
@@ -497,7 +493,7 @@ describe('queue @slow', () => {
       assert.match(nothing.stderr, /Expected images in .*list\.sha256 but found none/);
     }));
 
-  it('diad submit, worker, results: the scores of the base bundle', () =>
+  it('diad submit, worker, results: return the scores of the base bundle', () =>
     inFolder(async (root) => {
       const main = path.join(projectRoot, 'dist', 'cli', 'main.js');
       const names = ['gear-good.png', 'capsule-crack.jpg'];

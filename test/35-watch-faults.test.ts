@@ -1,4 +1,4 @@
-// diad watch: journals and results of any size, disks that are full, receivers and shares that are away.
+// diad watch: large journals and result files, full disks, unavailable receivers and shares.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
@@ -27,7 +27,9 @@ import { freePort, stubScorer, writeImages } from './queue-support.js';
 import { inFolder, rejects } from './support.js';
 import { collecting, eventsIn, journalOf, lines, until, watching } from './watch-support.js';
 
-/** More than a string may hold: a hole that takes no room on the disk, read as zeros, then these lines. */
+/**
+ * Creates a file longer than the longest string: a hole without disk space, read as zeros, then these lines.
+ */
 async function afterHole(file: string, ...entries: object[]): Promise<void> {
   await writeFile(file, '');
   await truncate(file, 600 * 2 ** 20);
@@ -41,7 +43,7 @@ const eventOf = (file: string, id: string): WatchEvent => ({
   score: 1,
 });
 
-/** A receiver that is away until it is let. */
+/** A receiver that is unavailable until released. */
 function away(name: string): Sink & { events: WatchEvent[]; here: boolean } {
   const sink = {
     ...collecting(),
@@ -56,7 +58,7 @@ function away(name: string): Sink & { events: WatchEvent[]; here: boolean } {
   return sink;
 }
 
-/** Replaces functions of a module or a prototype while `use` runs. */
+/** Replaces functions of a module or prototype while `use` runs. */
 async function replacing(
   target: object,
   functions: Readonly<Record<string, unknown>>,
@@ -96,7 +98,7 @@ async function listening(
 }
 
 describe('watch: faults @slow', () => {
-  it('a journal of more than 512 MiB, of the first version: what it knows is not scored again, what is undelivered is delivered', () =>
+  it('reads a version 1 journal of more than 512 MiB: skips known images, delivers undelivered events', () =>
     inFolder(async (folder) => {
       await writeImages(folder, 2);
       const ids = await Promise.all(
@@ -123,18 +125,18 @@ describe('watch: faults @slow', () => {
         await sleep(400);
       });
       assert.deepEqual([computed, sink.events], [0, [unsent]]);
-      assert.ok((await stat(journal)).size < 2000, 'written anew');
+      assert.ok((await stat(journal)).size < 2000, 'compacted');
       assert.doesNotMatch(await readFile(journal, 'utf8'), /gone/);
       assert.deepEqual((await readdir(folder)).sort(), ['.diad-watch.jsonl', '0000.png', '0001.png']);
     }));
 
-  it('results of more than 512 MiB: their last events are not written again', () =>
+  it('does not repeat the last events in a result file of more than 512 MiB', () =>
     inFolder(async (folder) => {
       const file = path.join(folder, 'results.jsonl');
       const [one, two] = [eventOf('1.png', '1'), eventOf('2.png', '2')];
       await afterHole(file, one);
       const { size } = await stat(file);
-      await appendFile(file, '{"id":'); // cut short by a kill
+      await appendFile(file, '{"id":'); // truncated by a kill
       const sink = await jsonlSink(file);
       for (const event of [one, two]) await sink.send(event);
       await sink.close();
@@ -144,18 +146,18 @@ describe('watch: faults @slow', () => {
       assert.equal(buffer.toString('utf8', 0, bytesRead), `{"id":\n${JSON.stringify(two)}\n`);
     }));
 
-  it('a named pipe called like an image holds up neither the images nor the end', () =>
+  it('ignores a named pipe with the name of an image', () =>
     inFolder(async (folder) => {
       const sink = collecting();
       for (const name of ['a.png', 'b.png', 'c.png', 'd.png', 'e.png'])
         execFileSync('mkfifo', [path.join(folder, name)]);
       await writeImages(folder, 2);
       await watching({ folder, sinks: [sink], concurrency: 4 }, () =>
-        until(() => sink.events.length === 2, 'all told'),
+        until(() => sink.events.length === 2, 'all delivered'),
       );
     }));
 
-  it('nobody can publish to a pattern of topics', async () => {
+  it('rejects publishing to a wildcard topic', async () => {
     for (const topic of ['a/#', '+/b', '']) {
       await rejects(
         mqttSink('mqtt://127.0.0.1:9', topic),
@@ -165,20 +167,20 @@ describe('watch: faults @slow', () => {
     }
   });
 
-  it('the journal is written anew at each start: ids of images that are there, events that a receiver has not had, how far each has got', () =>
+  it('compacts the journal at each start: ids of existing images, undelivered events, positions', () =>
     inFolder(async (folder) => {
       const [here, late] = [collecting(), away('late')];
       const images = await writeImages(folder, 3);
       const journal = journalOf(folder);
       const run = (use: () => Promise<void>): Promise<void> =>
         watching({ folder, sinks: [here, late], concurrency: 1 }, use);
-      await run(() => until(() => here.events.length === 3, 'all told'));
+      await run(() => until(() => here.events.length === 3, 'all delivered'));
       const [first, ...others] = here.events;
       await rm(path.join(folder, first!.file));
       await run(() => sleep(300));
       assert.deepEqual(await eventsIn(journal), here.events, 'one has had none yet');
       late.here = true;
-      await run(() => until(() => late.events.length === 3, 'told late'));
+      await run(() => until(() => late.events.length === 3, 'delivered late'));
       await run(() => sleep(300));
       const [header, ...entries] = await lines<object>(journal);
       assert.deepEqual(header, { version: 2, inode: String((await stat(folder, { bigint: true })).ino) });
@@ -188,7 +190,7 @@ describe('watch: faults @slow', () => {
       assert.deepEqual([here.events.length, late.events], [images.length, here.events]);
     }));
 
-  it('a share that is not mounted at the start takes no image from the journal', () =>
+  it('keeps images in the journal when the share is not mounted at the start', () =>
     inFolder(async (outside) => {
       const [folder, journal, sink] = [
         path.join(outside, 'share'),
@@ -208,7 +210,7 @@ describe('watch: faults @slow', () => {
       assert.equal(sink.events.length, 2);
     }));
 
-  it('a full disk: what a write has left is taken away, it is tried again, and nobody is told before', () =>
+  it('full disk: removes a partial write, retries it, and delivers nothing before', () =>
     inFolder(async (folder) => {
       const [sink, log] = [collecting(), [] as string[]];
       const journal = journalOf(folder);
@@ -231,19 +233,19 @@ describe('watch: faults @slow', () => {
           await until(() => failures >= 3, 'three failures');
           assert.deepEqual([sink.events, await eventsIn(journal)], [[], []]);
         });
-        await until(() => sink.events.length === 3, 'told when there is room');
+        await until(() => sink.events.length === 3, 'delivered when there is space');
       });
       for (const line of (await readFile(journal, 'utf8')).trimEnd().split('\n')) JSON.parse(line);
       assert.deepEqual(await eventsIn(journal), sink.events);
       assert.ok(
-        log.length >= 3 && log.every((line) => /^journal: ENOSPC: .*; again in \d+ ms$/.test(line)),
+        log.length >= 3 && log.every((line) => /^journal: ENOSPC: .*; retrying in \d+ ms$/.test(line)),
         log.join('\n'),
       );
       await watching({ folder, sinks: [sink] }, () => sleep(300));
       assert.equal(sink.events.length, 3, 'none twice');
     }));
 
-  it('a watch that is closed while the disk is full has lost no image: it is scored at the next start', () =>
+  it('scores an image at the next start when the watch was closed while the disk was full', () =>
     inFolder(async (folder) => {
       const [sink, log] = [collecting(), [] as string[]];
       const handle = await open(path.join(folder, 'any'), 'w');
@@ -256,12 +258,12 @@ describe('watch: faults @slow', () => {
           await until(() => log.length > 0, 'a failed attempt');
         }),
       );
-      assert.match(log.at(-1)!, /0000\.png: ENOSPC: .*; again at the next start$/);
-      await watching({ folder, sinks: [sink] }, () => until(() => sink.events.length === 1, 'told'));
+      assert.match(log.at(-1)!, /0000\.png: ENOSPC: .*; will retry at the next start$/);
+      await watching({ folder, sinks: [sink] }, () => until(() => sink.events.length === 1, 'delivered'));
       assert.equal((await eventsIn(journalOf(folder))).length, 1);
     }));
 
-  it('receivers do not wait for one that is away; what it refuses is set aside, and its turn comes', () =>
+  it('delivers to each receiver independently; sets rejected events aside and continues', () =>
     inFolder(async (folder) => {
       const [here, gone, log] = [collecting(), away('gone'), [] as string[]];
       const [received, attempts]: [string[], string[]] = [[], []];
@@ -286,24 +288,28 @@ describe('watch: faults @slow', () => {
             await until(() => here.events.some((event) => event.file === file), file);
           }
           assert.deepEqual(received, [], 'two of three receivers have taken none');
-          await until(() => received.length === 2, 'the turn of the others');
+          await until(() => received.length === 2, 'both delivered');
         });
         assert.deepEqual(received.sort(), ['0001.png', '0002.png']);
         assert.equal(attempts.filter((file) => file === '0000.png').length, 6);
         const aside = await lines<{ sink: string; event: WatchEvent }>(`${journalOf(folder)}.refused`);
         assert.deepEqual(aside, [{ sink: hook.name, event: here.events[0] }]);
         assert.ok(
-          log.includes(`${hook.name}: answers 400, 6 times: 0000.png goes to ${journalOf(folder)}.refused`),
+          log.includes(
+            `${hook.name}: responded with 400, 6 times: 0000.png goes to ${journalOf(folder)}.refused`,
+          ),
           log.join('\n'),
         );
         gone.here = true;
-        await watching(options, () => until(() => gone.events.length === here.events.length, 'told at last'));
+        await watching(options, () =>
+          until(() => gone.events.length === here.events.length, 'finally delivered'),
+        );
         assert.deepEqual(gone.events, here.events);
-        assert.equal(attempts.length, 8, 'nobody is told again');
+        assert.equal(attempts.length, 8, 'not delivered again');
       });
     }));
 
-  it('close() does not wait for a broker that does not answer, nor for a receiver that never ends', () =>
+  it('close() does not wait for a hanging broker or receiver', () =>
     inFolder(async (folder) => {
       const port = await freePort();
       const broker = spawn('/usr/sbin/mosquitto', ['-p', String(port)], { stdio: 'ignore' });
@@ -327,14 +333,14 @@ describe('watch: faults @slow', () => {
         });
         const late = collecting();
         await watching({ folder, sinks: [late] }, () =>
-          until(() => late.events.length === 1, 'the journal keeps what was not delivered'),
+          until(() => late.events.length === 1, 'the journal keeps undelivered events'),
         );
       } finally {
         broker.kill('SIGKILL');
       }
     }));
 
-  it('poll finds what the system does not tell of', () =>
+  it('poll finds changes that the system does not report', () =>
     inFolder(async (folder) => {
       const sink = collecting();
       const silent = (): EventEmitter =>
@@ -350,9 +356,9 @@ describe('watch: faults @slow', () => {
           assert.deepEqual(sink.events, [], 'as on a share');
         });
         await watching({ folder, sinks: [sink], poll: 50 }, async () => {
-          await until(() => sink.events.length === 1, 'what was there');
+          await until(() => sink.events.length === 1, 'existing files');
           await writeImages(folder, 3);
-          await until(() => sink.events.length >= 3, 'what has come');
+          await until(() => sink.events.length >= 3, 'new files');
         });
       });
       assert.deepEqual([...new Set(sink.events.map(({ file }) => file))].sort(), [
@@ -362,7 +368,7 @@ describe('watch: faults @slow', () => {
       ]);
     }));
 
-  it('an image that cannot be read for a moment is read again, one that is gone is not', () =>
+  it('retries a temporarily unreadable image, but not a removed one', () =>
     inFolder(async (folder) => {
       const [sink, log] = [collecting(), [] as string[]];
       const { readFile: read } = fs.promises;
@@ -374,15 +380,15 @@ describe('watch: faults @slow', () => {
       await writeImages(folder, 2);
       await replacing(fs.promises, { readFile: busy }, () =>
         watching({ folder, sinks: [sink], log: (line) => log.push(line) }, () =>
-          until(() => sink.events.length === 1, 'told'),
+          until(() => sink.events.length === 1, 'delivered'),
         ),
       );
       assert.deepEqual([reads, sink.events[0]!.file, sink.events[0]!.error], [3, '0000.png', undefined]);
       assert.equal(log.length, 2);
-      for (const line of log) assert.match(line, /0000\.png: EBUSY: .*; again in \d+ ms$/);
+      for (const line of log) assert.match(line, /0000\.png: EBUSY: .*; retrying in \d+ ms$/);
     }));
 
-  it('addresses are logged without user, password and tokens; a webhook sends its user and password', () =>
+  it('logs URLs without user, password and tokens; sends user and password to a webhook', () =>
     inFolder(async (folder) => {
       const token = 'xoxb0123456789abcdefghij';
       for (const [address, shown] of [
@@ -412,7 +418,9 @@ describe('watch: faults @slow', () => {
           until(() => log.length >= 4, 'failed attempts'),
         );
         assert.ok(
-          log.some((line) => line.startsWith(`http://127.0.0.1:${port}/…?key=…: answers 503; again`)),
+          log.some((line) =>
+            line.startsWith(`http://127.0.0.1:${port}/…?key=…: responded with 503; retrying`),
+          ),
           log.join('\n'),
         );
       });
@@ -422,7 +430,7 @@ describe('watch: faults @slow', () => {
       await rejects(
         Promise.resolve().then(() => webhookSink('me:secret@host/', undefined)),
         'ERR_DIAD_INVALID_ARGUMENT',
-        /^Expected an address with http:\/\/ or https:\/\/ for the webhook$/,
+        /^Expected an http:\/\/ or https:\/\/ URL for the webhook$/,
       );
     }));
 });

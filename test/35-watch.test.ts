@@ -1,4 +1,4 @@
-// diad watch: each image once, over kills and restarts; webhook, MQTT.
+// diad watch: each image exactly once over kills and restarts; webhook, MQTT.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -26,12 +26,12 @@ import { example, inFolder, rejects, root, runProgram, withBundleCopy } from './
 import { collecting, eventsIn, journalOf, lines, until, watching } from './watch-support.js';
 
 describe('watch', () => {
-  it('scores what is there and what comes, once each over a restart; a file that is replaced again', () =>
+  it('scores existing and new files once over a restart, and a replaced file again', () =>
     inFolder(async (folder) => {
       const sink = collecting();
       const images = await writeImages(folder, 3);
       await watching({ folder, sinks: [sink] }, async () => {
-        await until(() => sink.events.length === 3, 'the three that were there');
+        await until(() => sink.events.length === 3, 'the three existing files');
         await mkdir(path.join(folder, 'sub'));
         await writeFile(path.join(folder, 'sub', 'late.PNG'), images[0]!.bytes);
         await writeFile(path.join(folder, 'notes.txt'), 'no image');
@@ -53,7 +53,7 @@ describe('watch', () => {
       assert.deepEqual([sink.events.length, sink.events[4]!.file], [5, '0001.png']);
     }));
 
-  it('waits until a file is completely written; moves what is done', () =>
+  it('waits until a file is completely written, and moves scored files', () =>
     inFolder(async (folder) => {
       const [sink, done] = [collecting(), path.join(folder, 'done')];
       const bytes = await example('gear-good.png');
@@ -73,7 +73,7 @@ describe('watch', () => {
       assert.deepEqual((await readdir(folder)).sort(), ['.diad-watch.jsonl', 'done']);
     }));
 
-  it('what is done keeps every image: a camera that uses its names again, names that meet, names that are taken', () =>
+  it('keeps every scored image: reused names, equal names, existing names', () =>
     inFolder(async (folder) => {
       const [sink, done] = [collecting(), path.join(folder, 'done')];
       const images = (await writeImages(folder, 4)).map(({ bytes }) => bytes);
@@ -87,7 +87,7 @@ describe('watch', () => {
           await writeFile(path.join(folder, name), images[i]!);
           await until(async () => (await readdir(done)).length === i + 2, `${name} moved`);
         }
-        await until(() => sink.events.length === 4, 'all told');
+        await until(() => sink.events.length === 4, 'all delivered');
       });
       const kept = await Promise.all((await readdir(done)).map((name) => readFile(path.join(done, name))));
       assert.deepEqual(
@@ -95,7 +95,8 @@ describe('watch', () => {
         [Buffer.from('of an earlier day'), ...images].map(stubScore).sort(),
       );
       assert.equal(await readFile(path.join(done, 'image.png'), 'utf8'), 'of an earlier day');
-      // Its own name where that is free, else the first digits of the event's id beside it; the journal and the log say which.
+      // The original name if it is free, else with the first digits of the event's id; journal and log
+      // contain the name.
       const ids = sink.events.map(({ id }) => id);
       const names = [
         `image.${ids[0]!.slice(0, 12)}.png`,
@@ -118,7 +119,7 @@ describe('watch', () => {
       );
     }));
 
-  it('twenty that move images of one name, size and time at once each find a name of their own', () =>
+  it('twenty concurrent moves of images with the same name, size and time get different names', () =>
     inFolder(async (folder) => {
       const done = path.join(folder, 'done');
       await mkdir(done);
@@ -140,7 +141,7 @@ describe('watch', () => {
       );
     }));
 
-  it('a name that is longer than file systems allow, as a deep folder gives one, is cut', () =>
+  it('shortens a name beyond the limit of file systems, as from a deep folder', () =>
     inFolder(async (folder) => {
       const relative = path.join(...Array.from({ length: 5 }, () => 'ü'.repeat(60)), 'image.png');
       const [file, done] = [path.join(folder, 'image.png'), path.join(folder, 'done')];
@@ -153,7 +154,7 @@ describe('watch', () => {
       }
     }));
 
-  it('what is done goes to another file system too, complete under its name, and leaves the folder', () =>
+  it('moves scored images to another file system, complete under their name', () =>
     inFolder(async (folder) => {
       const done = await mkdtemp('/dev/shm/diad-');
       try {
@@ -179,7 +180,7 @@ describe('watch', () => {
       }
     }));
 
-  it('an image that is replaced while it is scored is not taken for the new one: that is scored, then moved', () =>
+  it('scores an image that replaced another during its score, then moves it', () =>
     inFolder(async (folder) => {
       const [sink, done, file] = [collecting(), path.join(folder, 'done'), path.join(folder, 'image.png')];
       const [first, second] = await writeImages(folder, 2);
@@ -207,7 +208,7 @@ describe('watch', () => {
       assert.deepEqual(await readFile(path.join(done, 'image.png')), newer);
     }));
 
-  it("thresholds are those of the folder's class, or of the class that is named; the score also normalized", () =>
+  it("uses thresholds of the folder's class or the given class, also for the normalized score", () =>
     withBundleCopy(async (bundle) => {
       const calibration = {
         threshold: 1000,
@@ -243,7 +244,7 @@ describe('watch', () => {
               { score = NaN, threshold, anomalous, normalizedScore = NaN },
             ] of events.entries()) {
               assert.deepEqual([threshold, anomalous], [thresholds[i], score > thresholds[i]!]);
-              // The global thresholds have a scale, those of the classes none.
+              // The global thresholds have a scale, those of the classes have none.
               const expected =
                 threshold === 1000 ? 1 / (1 + Math.exp((1000 - score) / 100)) : score / (score + threshold!);
               assert.ok(Math.abs(normalizedScore - expected) < 1e-12, `${normalizedScore} ${expected}`);
@@ -255,7 +256,7 @@ describe('watch', () => {
       }
     }));
 
-  it('options that cannot be are refused', () =>
+  it('rejects invalid options', () =>
     inFolder(async (folder) => {
       const good = { folder, scorer: stubScorer(1), sinks: [] };
       const start = watch as (options?: unknown) => ReturnType<typeof watch>;
@@ -263,7 +264,7 @@ describe('watch', () => {
         [undefined, /Expected a folder to watch for folder but received undefined/],
         [null, /Expected an object for watch options but received null/],
         [{ ...good, folder: 7 }, /for folder but received 7 of type number/],
-        [{ ...good, folder: '/nowhere' }, /\/nowhere is none/],
+        [{ ...good, folder: '/nowhere' }, /\/nowhere is not a folder/],
         [{ ...good, scorer: {} }, /Expected a loaded bundle for scorer/],
         [{ ...good, sinks: undefined }, /Expected an array of receivers for sinks/],
         [{ ...good, sinks: [collecting(), null] }, /send\(\) and close\(\) for sinks\[1\] but received null/],
@@ -282,7 +283,7 @@ describe('watch', () => {
       assert.deepEqual(await readdir(folder), [], 'nothing has been made');
     }));
 
-  it('a burst of 500 files with a kill -9 in the middle: none lost, none twice', () =>
+  it('loses and repeats nothing in a burst of 500 files with a kill -9 in between', () =>
     inFolder(async (folder) => {
       const jsonl = path.join(folder, 'results.jsonl');
       const start = async (): Promise<ChildProcess> => {
@@ -312,7 +313,7 @@ describe('watch', () => {
       for (const { file, bytes } of images) assert.equal(scores.get(file), stubScore(bytes));
     }));
 
-  it('webhook: signed, again while the receiver is away, also after a restart', () =>
+  it('webhook: signs requests, and retries while the receiver is unavailable, also after a restart', () =>
     inFolder(async (folder) => {
       const port = await freePort();
       const url = `http://127.0.0.1:${port}/hook`;
@@ -337,7 +338,7 @@ describe('watch', () => {
       });
       const images = await writeImages(folder, 2);
       const log: string[] = [];
-      // The receiver is away: the results are kept, and the watch ends.
+      // The receiver is unavailable: the results are kept, and the watch ends.
       await watching(
         { folder, sinks: [webhookSink(url, 'secret')], log: (line) => log.push(line) },
         async () => {
@@ -367,7 +368,7 @@ describe('watch', () => {
       );
     }));
 
-  it('MQTT with QoS 1 against mosquitto; without it a failure that is tried again @slow', () =>
+  it('MQTT: publishes with QoS 1 to mosquitto, and retries without a broker @slow', () =>
     inFolder(async (folder) => {
       const port = await freePort();
       const url = `mqtt://127.0.0.1:${port}`;
@@ -404,7 +405,7 @@ describe('watch', () => {
       }
     }));
 
-  it('an image that cannot be decoded is an event with the error; a folder that is not there is an error', () =>
+  it('reports an undecodable image as an event, and a missing folder as an error', () =>
     inFolder(async (folder) => {
       const main = path.join(root, 'dist', 'cli', 'main.js');
       await writeFile(path.join(folder, 'bad.png'), 'no image');

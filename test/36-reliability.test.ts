@@ -1,4 +1,4 @@
-// Load and faults in their short form: the scripts behind docs/reliability.md and docs/scaling.md keep their expectations.
+// Short form of the load and fault scripts behind docs/benchmarks.md.
 import assert from 'node:assert/strict';
 import process from 'node:process';
 import { runProgram } from './support.js';
@@ -11,17 +11,17 @@ describe('load and faults @slow', () => {
     it(name, async () => {
       const { code, stdout, stderr } = await short('bench/reliability.mjs', name);
       assert.equal(code, 0, `${stdout}${stderr}`);
-      assert.match(stdout, new RegExp(`^${name}: all kept`, 'm'));
+      assert.match(stdout, new RegExp(`^${name}: all met`, 'm'));
     });
   }
 
-  it('the figures of scaling are measured', async () => {
+  it('measures the figures of scaling', async () => {
     const { code, stdout, stderr } = await short('bench/scaling.mjs');
     assert.equal(code, 0, `${stdout}${stderr}`);
     assert.match(stdout, /"jobs\/s, 4 processes|"4 processes": \d/);
   });
 
-  it('an unknown name is refused', async () => {
+  it('rejects an unknown name', async () => {
     const { code, stderr } = await short('bench/reliability.mjs', 'everything');
     assert.equal(code, 1);
     assert.match(stderr, /Expected one of load, .* but received everything/);

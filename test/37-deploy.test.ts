@@ -1,4 +1,4 @@
-// The files under deploy/: valid by their schemas, safe, and naming commands, options, paths and keys that exist.
+// Files under deploy/: valid schemas, secure settings, and existing commands, options, paths and keys.
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import os from 'node:os';
@@ -43,7 +43,7 @@ async function documents(file: string): Promise<Document[]> {
   });
 }
 
-/** Validates a resource of Kubernetes itself, unknown keys refused. */
+/** Validates a Kubernetes resource; unknown keys are rejected. */
 async function validated(resource: object): Promise<{ code: number | null; stderr: string }> {
   const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-'));
   try {
@@ -61,7 +61,10 @@ async function validated(resource: object): Promise<{ code: number | null; stder
   }
 }
 
-/** A predictor is these members and those of a pod (KServe's API reference: PredictorSpec = PodSpec + ComponentExtensionSpec). */
+/**
+ * A predictor has these members and those of a pod (KServe API: PredictorSpec = PodSpec +
+ * ComponentExtensionSpec).
+ */
 const PREDICTOR = {
   minReplicas: { type: 'integer', minimum: 0 },
   maxReplicas: { type: 'integer', minimum: 1 },
@@ -71,12 +74,12 @@ const PREDICTOR = {
   containerConcurrency: { type: 'integer', minimum: 0 },
 };
 
-/** The base bundle's digest, as a bundle's is defined: SHA-256 of its manifest. */
+/** Computes the base bundle's digest as defined: SHA-256 of its manifest. */
 async function demoDigest(): Promise<string> {
   return sha256(await readFile(path.join(baseBundle, 'manifest.json')));
 }
 
-/** Asserts that `diad COMMAND --help` knows every option. */
+/** Asserts that `diad COMMAND --help` lists every option. */
 async function known(args: readonly string[]): Promise<void> {
   const [command, ...rest] = args;
   const { stdout } = await runProgram(process.execPath, [
@@ -89,22 +92,19 @@ async function known(args: readonly string[]): Promise<void> {
 }
 
 describe('deploy', () => {
-  it('docker-compose.yml is valid by the Compose Specification; its containers are read-only, without capabilities, not root', async () => {
+  it('docker-compose.yml is valid; containers are read-only, without capabilities, not root', async () => {
     const compose = parse(await deploy('docker-compose.yml'), { merge: true }) as {
       services: Record<string, Container & { user?: string; read_only?: boolean; cap_drop?: string[] }>;
     };
     const ajv = new Ajv2019({ strict: false, allErrors: true, logger: false });
-    ajv.addFormat('duration', /^(\d+(\.\d+)?(us|ms|s|m|h))+$/); // Compose's durations are Go's, not ISO 8601's
-    ajv.removeKeyword('id'); // draft 4's word for "$id": here a name that nothing refers to
+    ajv.addFormat('duration', /^(\d+(\.\d+)?(us|ms|s|m|h))+$/); // Compose durations follow Go, not ISO 8601
+    ajv.removeKeyword('id'); // draft 4's name of "$id", here a name without references
     const valid = ajv.compile({
       ...(composeSchema as object),
       $schema: 'https://json-schema.org/draft/2019-09/schema',
     });
     assert.ok(valid(compose), JSON.stringify(valid.errors));
-    assert.ok(
-      !valid({ ...compose, services: { redis: { imag: 'x' } } }),
-      'the schema refuses what it does not know',
-    );
+    assert.ok(!valid({ ...compose, services: { redis: { imag: 'x' } } }), 'the schema rejects unknown keys');
     for (const name of ['serve', 'worker']) {
       const { user, read_only: readOnly, cap_drop: dropped, command = [] } = compose.services[name]!;
       assert.deepEqual([user, readOnly, dropped], ['10001:10001', true, ['ALL']]);
@@ -116,7 +116,7 @@ describe('deploy', () => {
     );
   });
 
-  it('resources of Kubernetes are valid, unknown keys refused', async () => {
+  it('Kubernetes resources are valid without unknown keys', async () => {
     const own = (await documents('workers.yaml')).filter(({ kind }) => kind !== 'ScaledObject');
     assert.deepEqual(own.map(({ kind }) => kind).sort(), ['Deployment', 'Service', 'StatefulSet']);
     for (const resource of own) {
@@ -124,14 +124,14 @@ describe('deploy', () => {
       assert.equal(code, 0, stderr);
     }
     const wrong = await validated({ ...own[0]!, spec: { ...own[0]!.spec, port: 1 } });
-    assert.notEqual(wrong.code, 0, 'the validator refuses what it does not know');
+    assert.notEqual(wrong.code, 0, 'the validator rejects unknown keys');
     const worker = own.find(({ kind }) => kind === 'Deployment')!.spec as {
       template: { spec: { containers: Container[] } };
     };
     await known(worker.template.spec.containers[0]!.args!);
   });
 
-  it('the ScaledObject is valid and looks at the keys where the queue keeps its jobs @slow', () =>
+  it("the ScaledObject is valid and reads the keys of the queue's jobs @slow", () =>
     inFolder(async (folder) => {
       const scaler = (await documents('workers.yaml')).find(({ kind }) => kind === 'ScaledObject')!;
       new ScaledObject(scaler as never).validate();
@@ -160,7 +160,7 @@ describe('deploy', () => {
       }
     }));
 
-  it("the command in workers.yaml fills in the model's queue", async () => {
+  it("the command in workers.yaml inserts the model's queue", async () => {
     const main = path.join(root, 'dist', 'cli', 'main.js');
     const command = (await deploy('kubernetes/workers.yaml'))
       .split('\n')
@@ -180,7 +180,7 @@ describe('deploy', () => {
     assert.ok(parseAllDocuments(stdout).every(({ errors }) => errors.length === 0));
   });
 
-  it('the InferenceService is a pod and what KServe adds; its probes are answered', async () => {
+  it("the InferenceService is a pod plus KServe's members; its probes are answered", async () => {
     const [service] = await documents('inference-service.yaml');
     const { predictor, ...others } = service!.spec as { predictor: Record<string, unknown> };
     assert.deepEqual([service!['apiVersion'], others], ['serving.kserve.io/v1beta1', {}]);
@@ -209,7 +209,7 @@ describe('deploy', () => {
     await server.close();
   });
 
-  it('probes wait longer than the second that Kubernetes gives them, and one late answer ends nothing', async () => {
+  it("probes wait longer than Kubernetes' default of one second, and tolerate a late answer", async () => {
     const [service] = await documents('inference-service.yaml');
     const sets = (await documents('workers.yaml')).filter(({ kind }) => kind === 'StatefulSet');
     const pods = [
@@ -229,13 +229,10 @@ describe('deploy', () => {
       assert.ok(failureThreshold >= 3);
     }
     const { periodSeconds = 10, failureThreshold = 3 } = containers[0]!.livenessProbe!;
-    assert.ok(
-      periodSeconds * failureThreshold >= 60,
-      'a server is not killed before it has been silent for a minute',
-    );
+    assert.ok(periodSeconds * failureThreshold >= 60, 'a server is killed only after a minute of silence');
   });
 
-  it('the image runs as nobody in particular, and copies what is there', async () => {
+  it('the image runs as an unprivileged user and copies existing files', async () => {
     const lines = (await deploy('Dockerfile')).split('\n');
     const user = lines.filter((line) => line.startsWith('USER ')).at(-1);
     assert.match(user ?? '', /^USER [1-9]\d+:[1-9]\d+$/);

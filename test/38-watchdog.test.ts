@@ -1,4 +1,4 @@
-// The queue's watchdog: a consumer that has gone silent is replaced.
+// The queue's watchdog restarts a silent consumer.
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import os from 'node:os';
@@ -44,7 +44,7 @@ describe('queue: watchdog @slow', () => {
     return all;
   }
 
-  it('a consumer that nobody woke is replaced, and the jobs that waited are done', async () => {
+  it('restarts a consumer that was not woken, and completes the waiting jobs', async () => {
     const lines: string[] = [];
     const worker = await startWorker({
       redis: broker.url,
@@ -56,7 +56,7 @@ describe('queue: watchdog @slow', () => {
     const connection = new Redis(broker.url, { maxRetriesPerRequest: null });
     const queue = new Queue(queueName(STUB_MODEL), { connection });
     try {
-      // Jobs that are there without the wake-up that adding them sends: handed in while the queue is paused, which is then ended by hand.
+      // Add jobs without the wake-up: submit them while the queue is paused, then end the pause by hand.
       await queue.pause();
       const submissions = images.map(({ file, sha256 }): Submission => ({
         file,
@@ -74,7 +74,7 @@ describe('queue: watchdog @slow', () => {
         images.map(({ bytes }) => stubScore(bytes)),
       );
       assert.ok(worker.restarts >= 1, lines.join('\n'));
-      assert.match(lines.join('\n'), /no sign of life for 900 ms with 3 jobs waiting/);
+      assert.match(lines.join('\n'), /no activity for 900 ms with 3 jobs waiting/);
     } finally {
       await worker.close();
       await queue.close();

@@ -1,4 +1,5 @@
-// Images in an S3-compatible store, read by a worker with the official client: fetched, compared with their hash, scored; refusals.
+// Images in an S3-compatible store, read by a worker with the official client: download, hash check, score,
+// rejections.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,7 +12,7 @@ import { Broker, freePort, STUB_MODEL, stubScore, stubScorer } from './queue-sup
 import { example, HANG_GUARD_MS, inFolder, python } from './support.js';
 
 const BUCKET = 'line-7';
-/** What the client reads from its surroundings, as on a machine of a store's users. */
+/** Environment of the S3 client, as on a user's machine. */
 const STORE_ACCESS = {
   AWS_ACCESS_KEY_ID: 'key-of-the-test',
   AWS_SECRET_ACCESS_KEY: 'secret-of-the-test',
@@ -54,7 +55,7 @@ describe('images in an S3-compatible store @slow', () => {
     await once(store, 'exit');
   });
 
-  it('an object is fetched, compared with its hash and scored; what is not there, not allowed or too large is refused at once', () =>
+  it('downloads, verifies and scores an object; rejects missing, forbidden and large ones immediately', () =>
     inFolder(async (folder) => {
       const bytes = await example('gear-good.png');
       const digest = sha256(bytes);
@@ -74,10 +75,10 @@ describe('images in an S3-compatible store @slow', () => {
         reference: { kind: 's3', bucket, key },
       });
       const refusals: [Submission, RegExp][] = [
-        [at('three.png', BUCKET, sha256('another')), /not the one submitted/],
+        [at('three.png', BUCKET, sha256('another')), /differs from the submitted one/],
         [at('gone.png', BUCKET, sha256('gone')), /s3:\/\/line-7\/gone\.png: NoSuchKey/],
         [at('one.png', 'nowhere', sha256('nowhere')), /s3:\/\/nowhere\/one\.png: NoSuchBucket/],
-        [at('one.png', 'other', sha256('not allowed')), /bucket other is not among those allowed/],
+        [at('one.png', 'other', sha256('not allowed')), /bucket other is not allowed/],
         [at('large.png', BUCKET, sha256(large)), /more than \d+/],
       ];
       const broker = new Broker(await freePort(), folder);
@@ -106,7 +107,7 @@ describe('images in an S3-compatible store @slow', () => {
           assert.match(result.error, reason);
         }
         assert.equal(scored.length, 1, 'the second has the same image: its result is there');
-        // A key with spaces and letters beyond ASCII is read, not only answered from the first one's result.
+        // Reads a key with spaces and non-ASCII letters instead of reusing the first result.
         const again = await submitRun([at('ünder/two (1).png')], {
           redis: broker.url,
           model: STUB_MODEL,

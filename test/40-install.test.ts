@@ -1,4 +1,5 @@
-// The package as users get it: packed, installed from the tarballs in a clean directory without a network, used there.
+// The package as users get it: packed, installed from tarballs into an empty directory without a network, and
+// used.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
@@ -29,7 +30,7 @@ describe('installation @slow', () => {
     });
   }
 
-  it('nothing else failed', () => {
+  it('reports no other failure', () => {
     assert.match(output, /^4 passed, 0 failed$/m);
   });
 });

@@ -1,4 +1,4 @@
-// diad libtorch: real pip on small wheels made here, with every way a download can go wrong.
+// diad libtorch: real pip on small wheels made here, and failing downloads.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { chmod, mkdir, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
@@ -15,7 +15,7 @@ interface WheelFile {
 
 const sha256 = (text: string): string => createHash('sha256').update(text).digest('base64url');
 
-/** Writes a wheel; `record` replaces the hash of a file, to plant a difference. */
+/** Writes a wheel; `record` replaces the hash of a file to create a mismatch. */
 async function writeWheel(
   folder: string,
   [name, version]: readonly [string, string],
@@ -58,7 +58,7 @@ const TORCH: WheelFile = {
   'torch/__init__.py': 'import everything',
 };
 
-/** A folder of wheels that is pip's only source, and a cache. */
+/** Creates a folder of wheels as the only source of pip, and a cache. */
 async function withWheels(
   use: (
     wheels: string,
@@ -87,7 +87,7 @@ async function withWheels(
 }
 
 describe('LibTorch in the cache @slow', () => {
-  it('takes libraries, version and licenses of the wheel, with hashes; the second time nothing is fetched', () =>
+  it('installs libraries, version and licenses with hashes; downloads nothing the second time', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const seen: number[] = [];
@@ -114,7 +114,7 @@ describe('LibTorch in the cache @slow', () => {
       assert.equal((await install()).already, true);
     }));
 
-  it('one changed byte is found and repaired', () =>
+  it('finds and repairs one changed byte', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const { installed } = await install();
@@ -125,7 +125,7 @@ describe('LibTorch in the cache @slow', () => {
       assert.deepEqual(await damagedFiles(again.installed), []);
     }));
 
-  it('a file that differs from RECORD stops the installation, and nothing is visible', () =>
+  it('stops at a file that differs from RECORD and installs nothing', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH, {
         record: { 'torch/lib/libtorch.so': 'something else' },
@@ -133,12 +133,12 @@ describe('LibTorch in the cache @slow', () => {
       await rejects(
         install(),
         'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /libtorch\.so has the sha256 [0-9a-f]{64}, its RECORD says/,
+        /libtorch\.so has sha256 [0-9a-f]{64} but RECORD has/,
       );
       assert.deepEqual(await listInstalled(cache), []);
     }));
 
-  it('a wheel cut short is fetched again; when it comes cut short it is named', () =>
+  it('downloads a truncated wheel again, and names one that is truncated at its source', () =>
     withWheels(async (wheels, install, cache) => {
       const wheel = await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const partial = path.join(cache, '.partial', '2.13.0-cpu', 'torch');
@@ -150,11 +150,11 @@ describe('LibTorch in the cache @slow', () => {
       await rejects(
         install(),
         'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /could not fetch torch==2\.13\.0\+cpu:\n.*invalid/s,
+        /could not download torch==2\.13\.0\+cpu:\n.*invalid/s,
       );
     }));
 
-  it('interrupted while unpacking it goes on from what is there', () =>
+  it('resumes an interrupted unpacking', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const interrupted = new AbortController();
@@ -167,13 +167,13 @@ describe('LibTorch in the cache @slow', () => {
       assert.deepEqual(await listInstalled(cache), []);
       assert.equal((await listPartial(cache)).length, 1);
       const kept = path.join(cache, '.partial', '2.13.0-cpu', 'tree', 'torch', 'version.py');
-      await chmod(kept, 0o600); // still so afterwards: it was not written again
+      await chmod(kept, 0o600); // still set afterwards: the file was not written again
       const { installed } = await install();
       assert.deepEqual(await damagedFiles(installed), []);
       assert.deepEqual(await readdir(path.join(cache, '.partial')), []);
     }));
 
-  it('CUDA: the wheels it requires are unpacked beside it; a build of the other kind is refused', () =>
+  it('CUDA: unpacks required wheels too, and rejects a build of the other kind', () =>
     withWheels(async (wheels, install) => {
       const cuda = {
         ...TORCH,
@@ -204,11 +204,11 @@ describe('LibTorch in the cache @slow', () => {
       await rejects(
         install({ version: '2.12.0', variant: 'cuda' }),
         'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /a build for the CPU only, but cuda was asked for/,
+        /a build for the CPU only, but cuda was requested/,
       );
     }));
 
-  it('one installation at a time: others wait for it and find it done', () =>
+  it('runs one installation at a time; others wait and reuse it', () =>
     withWheels(async (wheels, install) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const messages: string[] = [];
@@ -217,11 +217,11 @@ describe('LibTorch in the cache @slow', () => {
       assert.deepEqual(both.map(({ already }) => already).sort(), [false, true]);
       assert.deepEqual(
         messages.filter((message) => message.includes('waiting')),
-        ['Another process is installing LibTorch 2.13.0 (cpu): waiting for it\n'],
+        ['Waiting for another process that is installing LibTorch 2.13.0 (cpu)\n'],
       );
     }));
 
-  it('who waits can be told to stop; a lock that nobody has touched for long does not count', () =>
+  it('a waiting process can be aborted, and an abandoned lock expires', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const lock = path.join(cache, '.partial', '2.13.0-cpu.lock');
@@ -237,18 +237,18 @@ describe('LibTorch in the cache @slow', () => {
       await assert.rejects(stat(lock), /ENOENT/);
     }));
 
-  it('bad versions, addresses and Pythons are told', () =>
+  it('rejects invalid versions, URLs and Pythons', () =>
     withWheels(async (_wheels, install) => {
       await rejects(install({ version: '--help' }), 'ERR_DIAD_INVALID_ARGUMENT', /three numbers/);
-      await rejects(install({ indexUrl: '--extra' }), 'ERR_DIAD_INVALID_ARGUMENT', /address for --index-url/);
+      await rejects(install({ indexUrl: '--extra' }), 'ERR_DIAD_INVALID_ARGUMENT', /URL for --index-url/);
       await rejects(
         install({ python: '/nowhere/python' }),
         'ERR_DIAD_LIBTORCH_NOT_FOUND',
-        /\/nowhere\/python: there is no such file/,
+        /\/nowhere\/python: file not found/,
       );
     }));
 
-  it('list and remove on the command line', () =>
+  it('lists and removes on the command line', () =>
     withWheels(async (wheels, install, cache) => {
       await writeWheel(wheels, ['torch', '2.13.0+cpu'], TORCH);
       const home = path.join(cache, 'xdg');
@@ -274,7 +274,7 @@ describe('LibTorch in the cache @slow', () => {
       assert.match((await diad('list')).stdout, /is empty/);
     }));
 
-  it('versions are ordered by number', () => {
+  it('orders versions numerically', () => {
     assert.deepEqual(['2.13.0', '2.9.1+cpu', '2.13.0+cu130', '2.11.0'].sort(compareVersions), [
       '2.9.1+cpu',
       '2.11.0',

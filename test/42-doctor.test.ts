@@ -1,4 +1,4 @@
-// diad doctor: the report, and libraries that crash, hang or do not fit, made here with the compiler.
+// diad doctor: the report, and libraries that crash, hang or do not match, compiled here.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -25,7 +25,7 @@ function doctor(
   return { code: status, report: JSON.parse(stdout) as Report };
 }
 
-/** A folder that looks like LibTorch 2.13 and whose libtorch.so runs this C code when it is opened. */
+/** Creates a folder that looks like LibTorch 2.13, whose libtorch.so runs this C code when opened. */
 async function plantedLibTorch(folder: string, onOpen: string): Promise<string> {
   await mkdir(path.join(folder, 'lib'), { recursive: true });
   await writeFile(path.join(folder, 'build-version'), '2.13.0+planted\n');
@@ -52,7 +52,7 @@ function failed(code: string, message: string, stage: ProbeOutcome['stage'] = 'l
 }
 
 describe('doctor', () => {
-  it('scores, and the score is the one that was expected', () => {
+  it('scores with the expected result', () => {
     const { code, report } = doctor([], {});
     assert.equal(code, 0, JSON.stringify(report.problem));
     assert.equal(report.ok, true);
@@ -69,7 +69,7 @@ describe('doctor', () => {
     ['leaving the process', '_exit(3);', 'unknown'],
     ['nothing: the engine finds no LibTorch in it', '', 'library-missing'],
   ] as const) {
-    it(`a LibTorch whose opening is ${name} ends the probe, not the doctor`, () =>
+    it(`survives a LibTorch whose opening is ${name}, because only the probe ends`, () =>
       inFolder(async (folder) => {
         const { code, report } = doctor([], { DIAD_LIBTORCH: await plantedLibTorch(folder, onOpen) });
         assert.equal(code, 1);
@@ -79,7 +79,7 @@ describe('doctor', () => {
       }));
   }
 
-  it('a LibTorch that never finishes opening is given up', () =>
+  it('gives up on a LibTorch that never finishes opening', () =>
     inFolder(async (folder) => {
       const { code, report } = doctor(['--timeout', '5'], {
         DIAD_LIBTORCH: await plantedLibTorch(folder, 'sleep(1000);'),
@@ -87,7 +87,7 @@ describe('doctor', () => {
       assert.deepEqual([code, report.problem?.cause], [1, 'timeout']);
     }));
 
-  it('a file cut short, another minor, no LibTorch: each has its cause', () =>
+  it('diagnoses a truncated file, another minor version, and no LibTorch', () =>
     inFolder(async (folder) => {
       await plantedLibTorch(folder, '');
       await writeFile(path.join(folder, 'lib', 'libtorch.so'), 'short');
@@ -99,7 +99,7 @@ describe('doctor', () => {
       assert.equal(doctor([], { DIAD_LIBTORCH: '/nowhere' }).report.problem?.cause, 'libtorch-not-found');
     }));
 
-  it('a bundle with a changed byte, and none', () =>
+  it('diagnoses a changed byte in a bundle, and a missing bundle', () =>
     withBundleCopy(async (bundle) => {
       await writeFile(path.join(bundle, 'MODEL_CARD.md'), 'other words');
       const { report } = doctor(['--model', bundle], {});
@@ -108,7 +108,7 @@ describe('doctor', () => {
       assert.equal(doctor(['--model', '/nowhere'], {}).report.problem?.cause, 'bundle-not-found');
     }));
 
-  it('what the dynamic loader says is understood', () => {
+  it('understands messages of the dynamic loader', () => {
     const open = 'ERR_DIAD_LIBTORCH_NOT_FOUND';
     const cases: readonly (readonly [ProbeOutcome, Cause, RegExp])[] = [
       [
@@ -130,7 +130,7 @@ describe('doctor', () => {
       [
         failed(open, 'LibTorch cannot be opened: libgomp.so.1: cannot open shared object file: No such file'),
         'library-missing',
-        /libgomp\.so\.1 is not on this system/,
+        /libgomp\.so\.1 is not installed/,
       ],
       [
         failed(

@@ -1,4 +1,4 @@
-// The gate over prebuilt binaries: it passes what this build makes, and catches what has been planted.
+// The check of prebuilt binaries: accepts this build and finds planted faults.
 import assert from 'node:assert/strict';
 import { appendFile, copyFile, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -18,7 +18,7 @@ interface Checked {
   readonly problems: readonly string[];
 }
 
-/** A private copy of what this build makes, stripped as for a release. */
+/** Creates a private copy of this build, stripped as for a release. */
 async function withPrebuilds(use: (folder: string, binaries: string) => Promise<void>): Promise<void> {
   await inFolder(async (folder) => {
     const made = await script('prebuild.mjs', '--reuse-build', '--to', folder);
@@ -34,7 +34,7 @@ async function check(folder: string, ...args: string[]): Promise<Checked & { rea
 }
 
 describe('prebuilt binaries @slow', () => {
-  it('those of this build pass, and say which system they need', () =>
+  it('accepts this build and reports the required system', () =>
     withPrebuilds(async (folder) => {
       const { code, files, problems } = await check(folder, '--libtorch', '2.13');
       assert.deepEqual([code, problems], [0, []]);
@@ -45,13 +45,13 @@ describe('prebuilt binaries @slow', () => {
       for (const { versions } of files) assert.match(versions['GLIBC'] ?? '', /^2\.\d+$/);
     }));
 
-  it('a release needs every LibTorch minor: the one that is not built here is missed', () =>
+  it('requires every LibTorch minor version for a release, and names the missing one', () =>
     withPrebuilds(async (folder) => {
       const { code, problems } = await check(folder);
       assert.deepEqual([code, problems], [1, [`${platform}/libdiad_engine-torch2.11.so is missing`]]);
     }));
 
-  it('planted faults are named', () =>
+  it('names planted faults', () =>
     withPrebuilds(async (folder, binaries) => {
       const source = path.join(folder, 'engine.c');
       await writeFile(
@@ -89,7 +89,7 @@ describe('prebuilt binaries @slow', () => {
       );
     }));
 
-  it('the release workflow is valid by the schema of GitHub Actions', () =>
+  it('the release workflow matches the schema of GitHub Actions', () =>
     inFolder(async (folder) => {
       const workflow = path.join(root, '.github', 'workflows', 'release.yml');
       const validate = (file: string) =>
@@ -98,10 +98,10 @@ describe('prebuilt binaries @slow', () => {
       assert.equal(code, 0, stdout);
       const wrong = path.join(folder, 'wrong.yml');
       await writeFile(wrong, (await readFile(workflow, 'utf8')).replace('runs-on:', 'runs_on:'));
-      assert.equal((await validate(wrong)).code, 1, 'the schema refuses what it does not know');
+      assert.equal((await validate(wrong)).code, 1, 'the schema rejects unknown keys');
     }));
 
-  it('folders of several machines are merged; two different engines for one LibTorch are not', () =>
+  it('merges folders of several machines, but not two different engines for one LibTorch', () =>
     withPrebuilds(async (folder, binaries) => {
       const other = path.join(folder, 'other', platform);
       await mkdir(other, { recursive: true });

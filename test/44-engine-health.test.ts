@@ -1,4 +1,4 @@
-// An engine that fails: who finds out, who waits for it, and what ends when it does not come back.
+// A failing engine: detection, waiting, and shutdown when it does not recover.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -30,12 +30,12 @@ describe('engine health', () => {
       scorer,
       recheckMs,
       log: (line) => said.push(line),
-      changed: (well) => changes.push(well),
+      changed: (healthy) => changes.push(healthy),
     });
     return { health, changes, said };
   };
 
-  it('asks after three failures of the engine in a row, not before, and not for what is the matter with an image', async () => {
+  it('probes after three consecutive engine failures, not earlier and not for image errors', async () => {
     const engine = failingEngine();
     const { health, changes } = of(engine);
     for (const code of [
@@ -44,33 +44,33 @@ describe('engine health', () => {
       'ERR_DIAD_TIMEOUT',
       'ERR_DIAD_INVALID_ARGUMENT',
     ] as const) {
-      for (let i = 0; i < 3; i++) health.saw(failure(code));
+      for (let i = 0; i < 3; i++) health.observe(failure(code));
     }
     for (let i = 0; i < 3; i++) {
-      health.saw(failure('ERR_DIAD_INTERNAL'));
-      health.saw(failure('ERR_DIAD_OUT_OF_MEMORY'));
-      health.saw();
+      health.observe(failure('ERR_DIAD_INTERNAL'));
+      health.observe(failure('ERR_DIAD_OUT_OF_MEMORY'));
+      health.observe();
     }
     await sleep(20);
     assert.equal(engine.questions, 0);
-    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
-    await until(() => engine.questions === 1, 'asked');
+    for (let i = 0; i < 3; i++) health.observe(failure('ERR_DIAD_INTERNAL'));
+    await until(() => engine.questions === 1, 'probed');
     assert.deepEqual(
-      [engine.questions, health.well, changes],
+      [engine.questions, health.healthy, changes],
       [1, true, []],
-      'it scores: the images were at fault',
+      'it scores, so the images were at fault',
     );
   });
 
-  it('an engine that cannot score is not well until it can', async () => {
+  it('is unhealthy while the engine cannot score', async () => {
     const engine = failingEngine();
     const { health, changes, said } = of(engine, 200);
     engine.failing = true;
-    for (let i = 0; i < 5; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
-    await until(() => engine.questions === 2, 'asked again');
-    assert.equal(health.well, false);
+    for (let i = 0; i < 5; i++) health.observe(failure('ERR_DIAD_INTERNAL'));
+    await until(() => engine.questions === 2, 'probed again');
+    assert.equal(health.healthy, false);
     engine.failing = false;
-    await until(() => health.well, 'well');
+    await until(() => health.healthy, 'healthy');
     assert.deepEqual(changes, [false, true]);
     assert.equal(said[0], `the engine fails: ${DEVICE_LOST}`);
     assert.equal(said.at(-1), 'the engine scores again');
@@ -79,37 +79,37 @@ describe('engine health', () => {
     assert.equal(engine.questions, questions, 'asked no more');
   });
 
-  it('after six questions it is lost, and asked no more', async () => {
+  it('is lost after six failed probes, and stops probing', async () => {
     const engine = failingEngine();
     const { health, changes } = of(engine);
     engine.failing = true;
-    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
+    for (let i = 0; i < 3; i++) health.observe(failure('ERR_DIAD_INTERNAL'));
     assert.match((await health.lost).message, new RegExp(DEVICE_LOST));
-    for (let i = 0; i < 9; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
+    for (let i = 0; i < 9; i++) health.observe(failure('ERR_DIAD_INTERNAL'));
     await sleep(30);
-    assert.deepEqual([engine.questions, health.well, changes], [6, false, [false]]);
+    assert.deepEqual([engine.questions, health.healthy, changes], [6, false, [false]]);
   });
 
-  it('memory that it lacks is waited for', async () => {
+  it('waits for memory', async () => {
     const engine = failingEngine();
     let questions = 0;
     const score: typeof engine.scorer.score = (image) =>
       ++questions < 20 ? Promise.reject(failure('ERR_DIAD_OUT_OF_MEMORY')) : engine.scorer.score(image);
     const { health, changes } = of({ ...engine, scorer: { ...engine.scorer, score } });
-    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_OUT_OF_MEMORY'));
-    await until(() => questions === 20, 'asked on');
-    await until(() => health.well, 'well');
+    for (let i = 0; i < 3; i++) health.observe(failure('ERR_DIAD_OUT_OF_MEMORY'));
+    await until(() => questions === 20, 'kept probing');
+    await until(() => health.healthy, 'healthy');
     assert.deepEqual(changes, [false, true]);
   });
 
-  it('a full queue says nothing of the engine; closed, it asks no more', async () => {
+  it('ignores a full queue, and stops probing when closed', async () => {
     const engine = failingEngine();
     let questions = 0;
     const score = (): Promise<never> =>
       Promise.reject(failure(++questions < 8 ? 'ERR_DIAD_QUEUE_FULL' : 'ERR_DIAD_INTERNAL'));
     const { health } = of({ ...engine, scorer: { ...engine.scorer, score } }, 100);
-    for (let i = 0; i < 3; i++) health.saw(failure('ERR_DIAD_INTERNAL'));
-    await until(() => !health.well, 'asked on');
+    for (let i = 0; i < 3; i++) health.observe(failure('ERR_DIAD_INTERNAL'));
+    await until(() => !health.healthy, 'unhealthy');
     assert.ok(questions >= 8);
     health.close();
     const before = questions;
@@ -118,8 +118,8 @@ describe('engine health', () => {
   });
 });
 
-describe('an engine that fails @slow', () => {
-  it('server: not ready while it does, ready when it scores again', async () => {
+describe('a failing engine @slow', () => {
+  it('server: is not ready while it fails, and ready when it recovers', async () => {
     const engine = failingEngine();
     const load = (): Promise<typeof engine.scorer> => Promise.resolve(engine.scorer);
     await withServer({ load, recheckMs: 1500 }, async (server) => {
@@ -131,11 +131,11 @@ describe('an engine that fails @slow', () => {
         await refused(await post(server, '/v1/score', bytes), 500, 'ERR_DIAD_INTERNAL');
       assert.equal(await status('ready'), 200, 'other images may be scored');
       engine.failing = true;
-      await until(async () => (await post(server, '/v1/score', bytes)).status === 503, 'not taken');
+      await until(async () => (await post(server, '/v1/score', bytes)).status === 503, 'rejected');
       assert.equal(await status('ready'), 503);
       const answer = await post(server, '/v1/score', bytes);
       assert.equal(answer.headers.get('retry-after'), '5');
-      await refused(answer, 503, 'ERR_HTTP_UNAVAILABLE', /engine fails/);
+      await refused(answer, 503, 'ERR_HTTP_UNAVAILABLE', /engine is failing/);
       assert.equal(await status('live'), 200);
       engine.failing = false;
       await until(async () => (await status('ready')) === 200, 'ready');
@@ -143,7 +143,7 @@ describe('an engine that fails @slow', () => {
     });
   });
 
-  it('server: not alive when it does not come back', async () => {
+  it('server: is not live when it does not recover', async () => {
     const engine = failingEngine();
     const load = (): Promise<typeof engine.scorer> => Promise.resolve(engine.scorer);
     await withServer({ load, recheckMs: 10 }, async (server) => {
@@ -156,16 +156,16 @@ describe('an engine that fails @slow', () => {
     });
   });
 
-  it('watch: images wait for it, and none is put down as failed; one that alone fails is told of in the end', () =>
+  it('watch: images wait and are not reported as failed; one that always fails is reported in the end', () =>
     inFolder(async (folder) => {
       const engine = failingEngine();
       const sink = collecting();
       await writeImages(folder, 4);
       engine.failing = true;
       await watching({ folder, scorer: engine.scorer, sinks: [sink], recheckMs: 1000 }, async () => {
-        await until(() => engine.questions === 2, 'asked');
+        await until(() => engine.questions === 2, 'probed');
         const { asked, questions } = engine;
-        await until(() => engine.questions === 4, 'asked again');
+        await until(() => engine.questions === 4, 'probed again');
         assert.equal(engine.asked - asked, engine.questions - questions, 'images wait');
         assert.equal(sink.events.length, 0);
         engine.failing = false;
@@ -173,7 +173,7 @@ describe('an engine that fails @slow', () => {
         assert.ok(sink.events.every(({ score, error }) => score !== undefined && error === undefined));
         engine.failing = 'files';
         await copyFile(path.join(folder, '0000.png'), path.join(folder, 'odd.png'));
-        await until(() => sink.events.length === 5, 'told');
+        await until(() => sink.events.length === 5, 'delivered');
         assert.deepEqual(
           [sink.events[4]!.file, sink.events[4]!.error?.code],
           ['odd.png', 'ERR_DIAD_INTERNAL'],
@@ -181,7 +181,7 @@ describe('an engine that fails @slow', () => {
       });
     }));
 
-  it('worker: takes no jobs while it fails; they keep their attempts', () =>
+  it('worker: takes no jobs while it fails, and uses up none of their attempts', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);
       await broker.start();
@@ -202,11 +202,11 @@ describe('an engine that fails @slow', () => {
           model: STUB_MODEL,
           attempts: 2,
         });
-        await until(() => engine.questions === 1, 'asked');
+        await until(() => engine.questions === 1, 'probed');
         await sleep(500);
         const { asked, questions } = engine;
         assert.ok(asked < 20, `${asked} images were tried`);
-        await until(() => engine.questions === 4, 'asked again');
+        await until(() => engine.questions === 4, 'probed again');
         assert.equal(engine.asked - asked, engine.questions - questions, 'jobs wait');
         engine.failing = false;
         const results = await collect(run, broker.url);
@@ -218,11 +218,11 @@ describe('an engine that fails @slow', () => {
       }
     }));
 
-  it('serve, watch and worker end with exit code 1 when it does not come back', () =>
+  it('serve, watch and worker exit with 1 when it does not recover', () =>
     inFolder(async (folder) => {
       const broker = new Broker(await freePort(), folder);
       await broker.start();
-      // The engine of a process of ours, failing from its second score on.
+      // The engine of a child process, failing from its second score on.
       const preload = path.join(folder, 'failing.mjs');
       const library = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
       await writeFile(

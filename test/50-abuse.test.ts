@@ -1,4 +1,4 @@
-// The short forms of `npm run abuse`: each group in a process of its own.
+// Short forms of `npm run abuse`, each group in a separate process.
 import assert from 'node:assert/strict';
 import path from 'node:path';
 import process from 'node:process';
@@ -23,7 +23,7 @@ const GROUPS = [
 
 describe('abuse @slow', () => {
   for (const group of GROUPS) {
-    it(`${group} holds`, async () => {
+    it(`${group} passes`, async () => {
       const args = [path.join(root, 'bench', 'abuse', 'main.mjs'), '--dry', '--only', group];
       const { code, stdout, stderr } = await runProgram(process.execPath, args);
       assert.equal(code, 0, stdout + stderr);
@@ -31,7 +31,7 @@ describe('abuse @slow', () => {
     });
   }
 
-  it('an unknown group is refused', async () => {
+  it('rejects an unknown group', async () => {
     const args = [path.join(root, 'bench', 'abuse', 'main.mjs'), '--dry', '--only', 'nothing-of-that-name'];
     const { code, stderr } = await runProgram(process.execPath, args);
     assert.notEqual(code, 0);

@@ -1,4 +1,4 @@
-// What an installation brings and runs.
+// Contents and scripts of an installation.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,7 +6,7 @@ import process from 'node:process';
 import { root, runProgram } from './support.js';
 
 describe('supply chain', () => {
-  it('no install script of our own', async () => {
+  it('has no install script', async () => {
     const { scripts, gypfile } = JSON.parse(await readFile(path.join(root, 'package.json'), 'utf8')) as {
       scripts: Record<string, string>;
       gypfile: boolean;
@@ -22,10 +22,10 @@ describe('supply chain', () => {
     ]) {
       assert.equal(scripts[name], undefined, name);
     }
-    assert.equal(gypfile, false); // npm would run node-gyp for a binding.gyp otherwise
+    assert.equal(gypfile, false); // otherwise npm would run node-gyp for a binding.gyp
   });
 
-  it('no more packages than docs/security.md defends; install scripts are those it names', async () => {
+  it('installs only the packages and install scripts listed in docs/design/security.md', async () => {
     const { code, stdout, stderr } = await runProgram(process.execPath, [
       path.join(root, 'scripts', 'count-dependencies.mjs'),
     ]);
@@ -33,10 +33,13 @@ describe('supply chain', () => {
     assert.match(stdout, /^\d+ direct dependencies, \d+ packages on every system/);
     const named = /packages with an install script: (.*)/.exec(stdout)?.[1] ?? '';
     assert.equal(named, 'msgpackr-extract');
-    assert.match(await readFile(path.join(root, 'docs', 'security.md'), 'utf8'), /msgpackr-extract/);
+    assert.match(
+      await readFile(path.join(root, 'docs', 'design', 'security.md'), 'utf8'),
+      /msgpackr-extract/,
+    );
   });
 
-  it('the lock file has an integrity for every package and no address', async () => {
+  it('has an integrity hash and no address for every package in the lock file', async () => {
     const { packages } = JSON.parse(await readFile(path.join(root, 'package-lock.json'), 'utf8')) as {
       packages: Record<string, { integrity?: string; resolved?: string; link?: boolean; inBundle?: boolean }>;
     };

@@ -1,4 +1,4 @@
-// What has brought other native addons down, each as docs/reliability.md lists it.
+// Hazards that crash native addons, as listed in docs/design/reliability.md.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import path from 'node:path';
@@ -10,7 +10,7 @@ import { example, root, runModule } from './support.js';
 const IMAGE = JSON.stringify(path.join(root, 'examples', 'gear-good.png'));
 
 describe('hazards of native addons @slow', () => {
-  it('the addon is linked so that it is never unmapped, and exports nothing but what Node looks for', () => {
+  it('links the addon so that it is never unmapped and exports only the symbols that Node needs', () => {
     const file = addonPath();
     const readelf = (...options: string[]): string =>
       execFileSync('readelf', ['-W', ...options, file], { encoding: 'utf8' });
@@ -21,7 +21,7 @@ describe('hazards of native addons @slow', () => {
     assert.deepEqual(exported.sort(), ['napi_register_module_v1', 'node_api_module_get_api_version_v1']);
   });
 
-  it('arrays overwritten or transferred right after a call of the metrics: those of the original', async () => {
+  it('metrics copy arrays before they can be overwritten or transferred', async () => {
     const side = 256;
     const make = (): ClassArrays => ({
       maps: Float32Array.from({ length: 8 * side * side }, (_, i) => ((i * 7919) % 10007) / 10007),
@@ -48,7 +48,7 @@ describe('hazards of native addons @slow', () => {
     assert.deepEqual(await second, expected);
   });
 
-  it('a model that is closed leaves no thread behind, OpenMP’s included', async () => {
+  it('a closed model leaves no thread behind, including those of OpenMP', async () => {
     const { code, stdout, stderr } = await runModule(`
       import { readFileSync, readdirSync } from 'node:fs';
       import { settledThreads } from ${JSON.stringify(pathToFileURL(path.join(root, 'bench', 'abuse', 'harness.mjs')).href)};
@@ -60,7 +60,7 @@ describe('hazards of native addons @slow', () => {
         await diad.close();
         return during;
       };
-      await once(1); // LibTorch's and libuv's own come and stay
+      await once(1); // LibTorch and libuv create their threads here
       const before = await settledThreads();
       const during = await once(2);
       for (let i = 3; i < 7; i++) await once(i);
@@ -71,7 +71,7 @@ describe('hazards of native addons @slow', () => {
     assert.equal(after, before);
   });
 
-  it('exit does not wait for a bundle that is being loaded, nor does a terminated worker', async () => {
+  it('neither exit nor a terminated worker waits for a loading bundle', async () => {
     const library = JSON.stringify(pathToFileURL(path.join(root, 'dist', 'index.js')).href);
     const loading = `await (await Diad.load(undefined, { warmup: false })).close();
       const pending = Diad.load(undefined, { maxBatch: 3 }).then(() => 'loaded', (error) => error.code);`;
@@ -92,7 +92,7 @@ describe('hazards of native addons @slow', () => {
     assert.doesNotMatch(stderr, /terminate called|Segmentation|core dumped/);
   });
 
-  it('an input buffer transferred right after the call is the one that is scored', async () => {
+  it('scores an input buffer that is transferred right after the call', async () => {
     const { Diad } = await import('../lib/index.js');
     const diad = await Diad.load();
     const image = Uint8Array.from(await example('gear-good.png'));

@@ -1,22 +1,22 @@
-// BMP files for tests.
+// Creates BMP files for tests.
 
-/** What a BMP is made of. */
+/** Parts of a BMP. */
 export interface BmpParts {
   readonly width: number;
-  /** Negative: the upper row first. */
+  /** Negative: top row first. */
   readonly height: number;
   readonly bits: number;
   readonly pixels: readonly number[];
   readonly compression?: number;
   readonly palette?: readonly (readonly [blue: number, green: number, red: number])[];
-  /** Behind a header of 40 bytes, or part of a longer one. */
+  /** Follows a header of 40 bytes, or is part of a longer one. */
   readonly masks?: readonly number[];
   readonly header?: number;
   /** Bytes between palette and pixels. */
   readonly gap?: number;
 }
 
-/** Bytes of a BMP. */
+/** Encodes a BMP. */
 export function bmp({
   width,
   height,

@@ -1,4 +1,4 @@
-// Pages in headless Chromium.
+// Opens pages in headless Chromium.
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import process from 'node:process';
@@ -12,7 +12,7 @@ const PLACES = [
   '/usr/bin/google-chrome',
 ];
 
-/** Opens a file as a page and asserts that it made no request, threw nothing and printed no error. */
+/** Opens a file as a page and asserts that it made no request and raised no error. */
 export async function withPage<T>(file: string, use: (page: Page) => Promise<T>): Promise<T> {
   const executablePath = PLACES.find((place) => place !== undefined && existsSync(place));
   assert.ok(

@@ -1,4 +1,4 @@
-// Writes a miniature of each data set layout, with the oddities that the real ones have.
+// Writes a miniature of each data set layout, including the peculiarities of the real ones.
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import sharp from 'sharp';
@@ -7,7 +7,7 @@ import { bmp } from './bmp.js';
 
 const SIDE = 16;
 
-/** A flat color image in the format that the name's ending says. */
+/** Writes a flat color image in the format of the file extension. */
 export async function writeImage(file: string, level = 100, width = SIDE, height = SIDE): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true });
   if (/\.bmp$/i.test(file)) {
@@ -30,7 +30,7 @@ export async function writeImage(file: string, level = 100, width = SIDE, height
   await writeFile(file, await (/\.jpe?g$/i.test(file) ? image.jpeg() : image.png()).toBuffer());
 }
 
-/** A gray mask whose pixels [x0, x1) x [y0, y1) have a value, the others 0. */
+/** Writes a gray mask whose pixels [x0, x1) x [y0, y1) have a value, the others 0. */
 export async function writeMask(
   file: string,
   value = 255,
@@ -49,7 +49,7 @@ export async function writeMask(
     .toFile(file);
 }
 
-/** CLASS/test/... of MVTec-AD's kind, two classes. */
+/** Writes CLASS/test/... as in MVTec-AD, two classes. */
 async function classes(
   root: string,
   write: (classFolder: string) => Promise<void>,

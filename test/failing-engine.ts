@@ -1,4 +1,4 @@
-// An engine that scores, fails while it is told to, and says how often it was asked; for the tests of what stands around one.
+// A stub engine that fails on demand and counts calls, for tests of the code around an engine.
 import { DiadError } from '../lib/index.js';
 import type { Scorer } from '../lib/server/index.js';
 import { STUB_MODEL } from './queue-support.js';
@@ -6,11 +6,11 @@ import { stubScorer } from './server-support.js';
 
 export interface FailingEngine {
   readonly scorer: Scorer;
-  /** Whether it fails; 'files': with encoded images only, not with the gray frame. */
+  /** Whether it fails; 'files': only for encoded images, not for the gray frame. */
   failing: boolean | 'files';
   /** Calls since the start. */
   asked: number;
-  /** Of them those with a frame: the questions, the warm-up included. */
+  /** Calls with a frame: health probes, including the warm-up. */
   questions: number;
 }
 

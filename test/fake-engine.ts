@@ -1,4 +1,4 @@
-// A Diad whose engine is JavaScript: for the tests of what stands around the native part.
+// A Diad with an engine in JavaScript, for tests of the code around the native part.
 import { Diad, type BundleEvidence } from '../lib/index.js';
 import type { Calibration } from '../lib/calibration.js';
 import type { NativeEngine, NativeCalibration, NativeSubmitOptions } from '../lib/native.js';
@@ -38,11 +38,11 @@ export interface FakeEngine {
 interface Options {
   readonly evidence?: BundleEvidence | undefined;
   readonly calibration?: Calibration;
-  /** What finishCalibrator resolves with; default: row i of judged image i scores i and has the peak 2 i. */
+  /** Result of finishCalibrator; default: row i of a judged image i scores i and has the peak 2 i. */
   readonly finish?: (submitted: readonly NativeSubmitOptions[]) => Promise<NativeCalibration>;
 }
 
-/** Rows of the images that count for statistics: image i scores i, its map's largest value is 2 i. */
+/** Rows of the images in the statistics: image i scores i, its map maximum is 2 i. */
 export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeCalibration {
   const indices = submitted
     .flatMap(({ calibration }) => (calibration?.inStatistics === true ? [calibration.index] : []))
@@ -58,7 +58,7 @@ export function rowsOf(submitted: readonly NativeSubmitOptions[]): NativeCalibra
   return { normality: Uint8Array.of(1, 2, 3), images: rows };
 }
 
-/** A loaded bundle with an engine that scores every image 1.5 and keeps what it is asked. */
+/** Creates a loaded bundle with an engine that scores every image 1.5 and records its calls. */
 export function fakeEngine({
   evidence = EVIDENCE,
   calibration,

@@ -1,4 +1,4 @@
-"""Writes archives in many dtypes and orders, and some that must be refused, for test/21-npz.test.ts.
+"""Writes archives in many dtypes and orders, and some invalid ones, for test/21-npz.test.ts.
 
 python test/metric_archives.py FOLDER
 """
@@ -15,13 +15,18 @@ NAMES = np.array(["bolt", "grün"])
 
 
 def main(folder: Path) -> None:
-    """One archive per dtype (all hold the same numbers), then the bad ones as bad-NAME.npz."""
-    for dtype in ("u1", "i1", "<u2", "<i2", ">i2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8"):
+    """Writes one archive per dtype with the same numbers, then the invalid ones as bad-NAME.npz."""
+    integers = ("u1", "i1", "<u2", "<i2", ">i2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8")
+    for dtype in (*integers, "<f2", ">f2", "<f4", ">f4", "<f8", ">f8"):
         name = dtype.replace("<", "little-").replace(">", "big-")
         np.savez(folder / f"{name}.npz", preds=PREDS.astype(dtype), masks=MASKS.astype(bool), clsname=NAMES)
-    np.savez_compressed(folder / "compressed.npz", preds=PREDS.astype("f4"), masks=MASKS.astype("f8"), clsname=NAMES.astype(">U9"))
-    np.savez(folder / "fortran.npz", preds=np.asfortranarray(PREDS.astype("f4")), masks=np.asfortranarray(MASKS), clsname=NAMES)
-    np.savez(folder / "channel.npz", preds=PREDS[:, None].astype("f4"), masks=MASKS[..., None], clsname=np.char.encode(NAMES, "utf-8"))
+    preds = PREDS.astype("f4")
+    names = NAMES.astype(">U9")
+    np.savez_compressed(folder / "compressed.npz", preds=preds, masks=MASKS.astype("f8"), clsname=names)
+    fortran = np.asfortranarray(preds)
+    np.savez(folder / "fortran.npz", preds=fortran, masks=np.asfortranarray(MASKS), clsname=NAMES)
+    encoded = np.char.encode(NAMES, "utf-8")
+    np.savez(folder / "channel.npz", preds=preds[:, None], masks=MASKS[..., None], clsname=encoded)
     np.savez(folder / "nameless.npz", preds=PREDS.astype("f4"), masks=MASKS)
 
     good = {"preds": PREDS.astype("f4"), "masks": MASKS, "clsname": NAMES}

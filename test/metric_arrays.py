@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 
 
-def images(rng: np.random.Generator, count: int, side: int, dtype: str, step: float | None = None) -> dict[str, np.ndarray]:
-    """Maps with signal on rectangular defects (touching corners, borders, several an image), values on a grid of `step` if given."""
+def images(
+    rng: np.random.Generator, count: int, side: int, dtype: str, step: float | None = None
+) -> dict[str, np.ndarray]:
+    """Creates maps with signal on rectangular defects, which can touch at corners and borders.
+
+    Values are multiples of `step` if given.
+    """
     masks = np.zeros((count, side, side), dtype=np.uint8)
     for i in range(0, count, 2):
         for _ in range(int(rng.integers(1, 4))):

@@ -1,4 +1,4 @@
-// A real Redis, and a worker whose engine is a stub, for the tests of lib/queue.
+// A real Redis, and a worker with a stub engine, for tests of lib/queue.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,7 +14,7 @@ import { HANG_GUARD_MS } from './support.js';
 
 export const STUB_MODEL = 'ab'.repeat(32);
 
-/** A port nobody listens on. */
+/** Returns a port without a listener. */
 export async function freePort(): Promise<number> {
   const server = net.createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -24,7 +24,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** All results of a run, waited for. */
+/** Waits for all results of a run. */
 export async function collect(run: string, redis: string): Promise<RunResult[]> {
   const all: RunResult[] = [];
   for await (const result of runResults(run, {
@@ -36,14 +36,17 @@ export async function collect(run: string, redis: string): Promise<RunResult[]> 
   return all;
 }
 
-/** An image by its path below the worker's root. */
+/** Submits an image by its path below the worker's root. */
 export const asFile = ({ file, sha256: digest }: { file: string; sha256: string }): Submission => ({
   file,
   sha256: digest,
   reference: { kind: 'file', path: file },
 });
 
-/** A redis-server of its own, with an append-only file in `folder`; `requirepass` of the settings is in its URL. */
+/**
+ * A private redis-server with an append-only file in `folder`; its URL contains `requirepass` of the
+ * settings.
+ */
 export class Broker {
   readonly url: string;
   readonly #args: readonly string[];
@@ -72,7 +75,7 @@ export class Broker {
     redis.disconnect();
   }
 
-  /** It keeps its connections and says nothing more. */
+  /** Stops answering but keeps its connections. */
   freeze(): void {
     this.#child?.kill('SIGSTOP');
   }
@@ -86,13 +89,13 @@ export class Broker {
   }
 }
 
-/** What a stub says of itself. */
+/** Bundle info of a stub. */
 export const stubInfo = (digest: string): object => ({
   bundle: { name: 'stub', digest, calibratedClasses: [] },
   precision: 'float32',
 });
 
-/** A scorer without an engine: the score is a number made of the image's hash. */
+/** A scorer without an engine; the score is derived from the image's hash. */
 export function stubScorer(delayMs: number, onScore: () => void = () => undefined): WorkerScorer {
   const score = async (image: unknown): Promise<unknown> => {
     onScore();
@@ -104,7 +107,7 @@ export function stubScorer(delayMs: number, onScore: () => void = () => undefine
 
 export const stubScore = (bytes: Uint8Array): number => parseInt(sha256(bytes).slice(0, 8), 16) / 2 ** 32;
 
-/** Starts test/queue-worker.ts as a process and waits until it works. */
+/** Starts test/queue-worker.ts as a process and waits until it is running. */
 export async function startWorkerProcess(
   redis: string,
   root: string,
@@ -118,7 +121,7 @@ export async function startWorkerProcess(
   return child;
 }
 
-/** Different small PNG files in a folder; their names, hashes and bytes. */
+/** Creates different small PNG files in a folder; returns their names, hashes and bytes. */
 export async function writeImages(
   folder: string,
   count: number,

@@ -1,4 +1,5 @@
-// A worker process with a stub for an engine: node --import tsx test/queue-worker.ts REDIS ROOT OPTIONS; prints a line when it works.
+// A worker process with a stub engine: node --import tsx test/queue-worker.ts REDIS ROOT OPTIONS; prints a
+// line when it is running.
 import process from 'node:process';
 import { startWorker } from '../lib/queue/index.js';
 import { stubScorer } from './queue-support.js';

@@ -1,4 +1,4 @@
-"""Metrics of a `diad eval` run by the Python reference with scikit-learn, from the run's own maps and the data set's files.
+"""Computes the metrics of a `diad eval` run with the Python reference and scikit-learn from the run's maps.
 
 python test/reference_report.py DATA RUN
 """
@@ -22,7 +22,8 @@ def main(data: Path, run: Path) -> None:
     for name in sorted({p.class_name for p in images}):
         chosen = [p for p in images if p.class_name == name]
         rows = [scored[str(p.file.relative_to(data))] for p in chosen]
-        maps = np.stack([np.fromfile(run / "maps" / f"{row['index']:06d}.f32", "<f4").reshape(side, side) for row in rows])
+        files = [run / "maps" / f"{row['index']:06d}.f32" for row in rows]
+        maps = np.stack([np.fromfile(file, "<f4").reshape(side, side) for file in files])
         masks = np.stack([read_mask(p, side) for p in chosen])
         labels = np.array([p.defect != "good" for p in chosen])
         metrics = class_metrics(labels, np.array([row["score"] for row in rows]), masks, maps)

@@ -1,5 +1,5 @@
-// Mocha's spec reporter that also writes {passes, failures, pending, tests: [{title, seconds}]} to a file (reporter option "output"). Hooks that
-// take time, such as loading a model, are listed among the tests.
+// Mocha's spec reporter that also writes {passes, failures, pending, tests: [{title, seconds}]} to a file
+// (reporter option "output"). Lists slow hooks, such as loading a model, as tests.
 const { writeFileSync } = require('node:fs');
 const { reporters } = require('mocha');
 

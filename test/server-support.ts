@@ -1,4 +1,4 @@
-// Servers, requests and images for the tests of lib/server.
+// Servers, requests and images for tests of lib/server.
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
@@ -11,8 +11,8 @@ import { publishedBundle } from './support.js';
 type Scored = Awaited<ReturnType<Scorer['score']>>;
 
 /**
- * A scorer without an engine, for what the server does around one: takes `computeMs` a call, refuses like a full queue above `queueLimit` calls
- * at once, ends at the signal and at the timeout; the score is the number of bytes.
+ * A scorer without an engine for tests of the server. Takes `computeMs` per call, rejects like a full queue
+ * above `queueLimit` concurrent calls, and respects signal and timeout. The score is the number of bytes.
  */
 export function stubScorer({
   computeMs = 0,
@@ -68,7 +68,7 @@ export function stubScorer({
   };
 }
 
-/** A stub whose images, its warm-up aside, wait for `end`; `begun` resolves with the first of them. */
+/** A stub whose images, except the warm-up, wait for `end`; `begun` resolves at the first of them. */
 export function heldScorer(queueLimit = 64): {
   readonly scorer: Scorer;
   readonly begun: Promise<void>;
@@ -88,7 +88,7 @@ export function heldScorer(queueLimit = 64): {
   return { scorer: { ...stub, score }, begun, end };
 }
 
-/** Runs `use` with a server on a free port that is ready; a stub behind it unless told otherwise. */
+/** Runs `use` with a ready server on a free port, by default with a stub. */
 export async function withServer(
   options: Partial<ServerOptions>,
   use: (server: DiadServer) => Promise<void>,
@@ -104,7 +104,10 @@ export async function withServer(
   }
 }
 
-/** In a describe block: hands out a server with the base bundle, and the library beside it, before the block's tests; closes both after them. */
+/**
+ * Provides a server with the base bundle and a Diad before the tests of a describe block, and closes both
+ * after.
+ */
 export function besideDemoServer(
   take: (both: { readonly server: DiadServer; readonly diad: Diad }) => void,
 ): void {
@@ -131,7 +134,7 @@ export interface Problem {
   readonly detail: string;
 }
 
-/** Asserts that an answer is a problem of that status and code that tells nothing of the server's inside. */
+/** Asserts that a response is a problem with this status and code that reveals no internals. */
 export async function refused(answer: Response, status: number, code: string, detail = /./): Promise<void> {
   const text = await answer.text();
   assert.equal(answer.status, status, text);
@@ -156,14 +159,14 @@ export const post = (
     headers: body instanceof FormData ? headers : { 'content-type': 'application/octet-stream', ...headers },
   });
 
-/** A form with the image as file. */
+/** Creates a form with the image as a file. */
 export function form(bytes: Uint8Array, field = 'image'): FormData {
   const sent = new FormData();
   sent.append(field, new Blob([Uint8Array.from(bytes)]), 'part.png');
   return sent;
 }
 
-/** A request with headers that fetch does not let through. */
+/** Sends a request with headers that fetch does not allow. */
 export function rawRequest(
   server: DiadServer,
   path: string,
@@ -182,7 +185,7 @@ export function rawRequest(
   });
 }
 
-/** Sends text over a connection and collects what comes back until it is closed. */
+/** Sends text over a connection and collects the answer until the connection is closed. */
 export function converse(server: DiadServer, text: string): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = net.connect(server.port, '127.0.0.1', () => socket.write(text));
@@ -205,7 +208,7 @@ function chunk(type: string, content: Buffer): Buffer {
   return Buffer.concat([length, typed, sum]);
 }
 
-/** A valid PNG of one bit a pixel, all black: few bytes, many pixels. */
+/** Creates a valid black PNG of one bit per pixel: few bytes, many pixels. */
 export function pngBomb(width: number, height: number): Buffer {
   const header = Buffer.alloc(13);
   header.writeUInt32BE(width, 0);
@@ -216,13 +219,13 @@ export function pngBomb(width: number, height: number): Buffer {
   return Buffer.concat([magic, chunk('IHDR', header), chunk('IDAT', rows), chunk('IEND', Buffer.alloc(0))]);
 }
 
-/** Value of a metric's sample: `diad_x_total{code="200"}`. */
+/** Returns the value of a metric sample: `diad_x_total{code="200"}`. */
 export function sample(metrics: string, name: string): number {
   const line = metrics.split('\n').find((one) => one.startsWith(`${name} `));
   return line === undefined ? 0 : Number(line.slice(name.length + 1));
 }
 
-/** Equal but for the rounding that another composition of the batch brings. */
+/** Compares numbers up to the rounding of a different batch. */
 export function closeTo(actual: number, expected: number): void {
   assert.ok(
     Math.abs(actual - expected) <= 1e-4 * Math.max(1e-2, Math.abs(expected)),

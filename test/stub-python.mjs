@@ -1,12 +1,14 @@
 #!/usr/bin/env node
-// Stands for Python in the tests of `diad train`: prints the events of a training and writes what it would write.
-// STUB_TRAINING: 'ok' (default), 'wait' (until SIGINT), 'fail', 'nothing'. Each call is noted in RUN/calls.txt.
+// Stub for Python in the tests of `diad train`: prints the events of a training and writes its output.
+// STUB_TRAINING: 'ok' (default), 'wait' (until SIGINT), 'fail', 'nothing'. Records each call in
+// RUN/calls.txt.
 import { appendFileSync, cpSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 
 const args = process.argv.slice(2);
-if (args.slice(0, 3).join(' ') !== '-m diad_reference train') process.exit(1); // diad also asks Python where its LibTorch is
+// diad also asks Python for its LibTorch.
+if (args.slice(0, 3).join(' ') !== '-m diad_reference train') process.exit(1);
 const option = (name) => args[args.indexOf(name) + 1];
 const [data, out, base, run] = ['--data', '--out', '--base', '--run'].map(option);
 const say = (event, text, values = {}) =>

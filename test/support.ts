@@ -1,4 +1,4 @@
-// What several test files need.
+// Helpers shared by test files.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -11,11 +11,14 @@ import { DiadError, type DiadErrorCode } from '../lib/index.js';
 
 export const root = path.resolve(import.meta.dirname, '..');
 export const baseBundle = path.join(root, 'models', 'base');
-/** A bundle of the published design in miniature with random weights; set-up makes it. */
+/** A miniature bundle of the published design with random weights, created by the set-up. */
 export const publishedBundle = path.join(root, 'build', 'fixtures', 'published');
 export const python = path.join(root, '.venv', 'bin', 'python');
 
-/** Ends what hangs, before mocha's own limit, so that the message says what hung. Generous: no test depends on how fast the machine is. */
+/**
+ * Time limit below mocha's, so that the message names the hanging part. Generous, because tests must not
+ * depend on the speed of the machine.
+ */
 export const HANG_GUARD_MS = 540_000;
 
 /** Waits until a condition holds. */
@@ -27,10 +30,10 @@ export async function until(holds: () => boolean | Promise<boolean>, what: strin
   }
 }
 
-/** Bytes of an image in examples/. */
+/** Reads an image from examples/. */
 export const example = (name: string): Promise<Buffer> => readFile(path.join(root, 'examples', name));
 
-/** Asserts that a promise rejects with a DiadError of that code whose message matches. */
+/** Asserts that a promise rejects with a DiadError with this code and a matching message. */
 export async function rejects(promise: Promise<unknown>, code: DiadErrorCode, message = /./): Promise<void> {
   await assert.rejects(promise, (error: unknown) => {
     assert.ok(error instanceof DiadError, `not a DiadError: ${String(error)}`);
@@ -40,7 +43,7 @@ export async function rejects(promise: Promise<unknown>, code: DiadErrorCode, me
   });
 }
 
-/** Runs `use` with a temporary folder that goes afterwards. */
+/** Runs `use` with a temporary folder that is removed afterwards. */
 export async function inFolder<T>(use: (folder: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(path.join(os.tmpdir(), 'diad-'));
   try {
@@ -59,7 +62,7 @@ export function withBundleCopy<T>(use: (bundle: string) => Promise<T>): Promise<
   });
 }
 
-/** Edits a bundle's manifest and seals it again: hashes still match. */
+/** Edits a bundle's manifest and updates its hashes. */
 export async function editManifest(
   bundle: string,
   edit: (manifest: Record<string, never>) => void,
@@ -82,7 +85,7 @@ export interface Finished {
   readonly stderr: string;
 }
 
-/** Runs a program to its end; one that hangs is killed. */
+/** Runs a program to its end; kills it if it hangs. */
 export function runProgram(
   command: string,
   args: readonly string[],
@@ -107,7 +110,7 @@ export function runProgram(
   });
 }
 
-/** Runs an ES module given as text in a fresh Node process; `diad` resolves to the built package. */
+/** Runs the text of an ES module in a new Node process; `diad` resolves to the built package. */
 export function runModule(source: string, args: readonly string[] = []): Promise<Finished> {
   const imports = `import { Diad, DiadError } from ${JSON.stringify(path.join(root, 'dist', 'index.js'))};\n`;
   return runProgram(process.execPath, ['--input-type=module', '-e', imports + source, ...args]);

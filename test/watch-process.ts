@@ -1,4 +1,4 @@
-// A watch with a stub for an engine: node --import tsx test/watch-process.ts FOLDER JSONL; until it is killed.
+// A watch with a stub engine that runs until killed: node --import tsx test/watch-process.ts FOLDER JSONL.
 import process from 'node:process';
 import { jsonlSink, watch } from '../lib/watch/index.js';
 import { stubScorer } from './queue-support.js';

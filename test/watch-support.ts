@@ -1,4 +1,4 @@
-// A watch with a stub for an engine, and what the tests of lib/watch read.
+// A watch with a stub engine, and readers for the tests of lib/watch.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { watch, type Sink, type WatchEvent, type WatchOptions } from '../lib/watch/index.js';
@@ -28,7 +28,7 @@ export async function watching(
   }
 }
 
-/** The complete lines of a file of JSON lines. */
+/** Reads the complete lines of a file of JSON lines. */
 export async function lines<Line>(file: string): Promise<Line[]> {
   const text = await readFile(file, 'utf8').catch(() => '');
   const complete = text.slice(0, text.lastIndexOf('\n') + 1);
@@ -40,7 +40,7 @@ export async function lines<Line>(file: string): Promise<Line[]> {
 
 export const journalOf = (folder: string): string => path.join(folder, '.diad-watch.jsonl');
 
-/** The events in a journal. */
+/** Reads the events of a journal. */
 export async function eventsIn(journal: string): Promise<WatchEvent[]> {
   return (await lines<{ event?: WatchEvent }>(journal)).flatMap(({ event }) =>
     event === undefined ? [] : [event],

@@ -1,4 +1,4 @@
-// diad calibrate: thresholds into a bundle; of a bundle with evidence also what normal images look like.
+// diad calibrate: writes thresholds, and the statistics of normal images for a bundle with evidence.
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
@@ -23,13 +23,14 @@ interface Options extends ModelOptions {
   readonly seed: number;
 }
 
-/** Thresholds of a bundle without evidence, one line each. */
+/** Formats the thresholds of a bundle without evidence, one class per line. */
 function thresholdLines({ calibration }: Calibrated): string {
   return [['all', calibration] as const, ...Object.entries(calibration.classes ?? {})]
-    .map(
-      ([name, { threshold, pixelThreshold, images }]) =>
-        `${name.padEnd(16)} image ${threshold.toFixed(4)}  pixel ${pixelThreshold?.toFixed(4) ?? '-'}  from ${images ?? 0} normal images`,
-    )
+    .map(([name, { threshold, pixelThreshold, images }]) => {
+      const pixel = pixelThreshold?.toFixed(4) ?? '-';
+      const limits = `image ${threshold.toFixed(4)}  pixel ${pixel}`;
+      return `${name.padEnd(16)} ${limits}  from ${images ?? 0} normal images`;
+    })
     .join('\n');
 }
 
@@ -48,12 +49,14 @@ function report(calibrated: Calibrated, bundle: string, options: Options, second
   }
   for (const { className, images } of tooFew) {
     process.stderr.write(
-      `diad: ${className} has too few images (${images}) for thresholds of its own and uses the global ones\n`,
+      `diad: ${className} has too few images (${images}) for its own thresholds and uses the global ones\n`,
     );
   }
 }
 
-/** Scores normal images, writes the calibration into the bundle, or into a copy of it, and prints the thresholds. */
+/**
+ * Scores normal images, writes the calibration into the bundle or a copy of it, and prints the thresholds.
+ */
 export async function calibrateBundle(options: Options): Promise<void> {
   const interrupted = new AbortController();
   const stop = (): void => {
@@ -68,7 +71,8 @@ export async function calibrateBundle(options: Options): Promise<void> {
   const test =
     options.test === undefined ? undefined : (await readDataSet(options.test)).images.map(({ file }) => file);
   if (options.out !== undefined) await copyBundle(options.model ?? baseBundle, options.out);
-  const diad = await loadModel({ ...options, model: bundle }, false); // an old calibration, whatever it holds, is about to be replaced
+  // The old calibration is about to be replaced, so an invalid one must not fail the load.
+  const diad = await loadModel({ ...options, model: bundle }, false);
   const bar = new SingleBar({
     format: '{bar} {value}/{total} | {eta_formatted} left',
     stream: process.stderr,
@@ -76,7 +80,7 @@ export async function calibrateBundle(options: Options): Promise<void> {
   });
   const total = good.length + (validation?.length ?? 0);
   if (process.stderr.isTTY) bar.start(total, 0);
-  // Of a bundle with evidence few images may do: calibrate() then takes the smallest rate that they bound.
+  // With evidence, few images can be enough: calibrate() then uses the smallest rate that they support.
   const targetFpr = options.targetFpr ?? (diad.info.bundle.evidence === undefined ? DEFAULT_FPR : undefined);
   try {
     const started = performance.now();
@@ -90,7 +94,7 @@ export async function calibrateBundle(options: Options): Promise<void> {
       seed: options.seed,
       signal: interrupted.signal,
       onProgress: (done, of) => {
-        bar.setTotal(of); // copies of an image count once
+        bar.setTotal(of); // duplicate images count once
         bar.update(done);
       },
     });

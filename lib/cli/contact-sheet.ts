@@ -1,4 +1,4 @@
-// A contact sheet of a trained model: held-out normal images and, where the data set has some, defective ones, each with what the model makes of it.
+// Contact sheet of a trained model: held-out normal images and, if available, defective ones, with results.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Diad } from '../diad.js';
@@ -11,14 +11,14 @@ const [SIDE, GAP, CAPTION, HEADER] = [112, 4, 170, 34] as const;
 const ITEM_WIDTH = 3 * (SIDE + GAP) + CAPTION;
 const ROW_HEIGHT = SIDE + GAP;
 const MOST_OF_KIND = 8;
-/** Of all classes together, of one kind: more would take minutes. */
+/** Limit per kind over all classes: more would take minutes. */
 const MOST_IN_ALL = 48;
 
-/** An image of the sheet. */
+/** An image on the sheet. */
 export interface SheetImage {
   readonly file: string;
   readonly className: string;
-  /** "good", or the defect. */
+  /** "good", or the name of the defect. */
   readonly kind: string;
 }
 
@@ -27,7 +27,9 @@ function spaced<T>(items: readonly T[], count: number): T[] {
   return Array.from({ length: count }, (_, i) => items[Math.floor((i * items.length) / count)]!);
 }
 
-/** Defective images of a class in MVTec-AD layout, kinds in turn; none in other layouts. */
+/**
+ * Lists defective images of a class in MVTec-AD layout, alternating between kinds; empty for other layouts.
+ */
 async function defectiveImages(data: string, className: string, count: number): Promise<SheetImage[]> {
   const root = (await list(data)).folders.includes('test') ? data : path.join(data, className);
   const kinds = (await list(path.join(root, 'test'))).folders.filter((name) => !isGoodName(name));
@@ -45,9 +47,10 @@ async function defectiveImages(data: string, className: string, count: number): 
 }
 
 /**
- * The images of a sheet: of each class up to 8 held-out normal ones, and up to 8 defective ones from CLASS/test/DEFECT.
+ * Selects the images of a sheet: per class up to 8 held-out normal images and up to 8 defective ones from
+ * CLASS/test/DEFECT.
  *
- * @param data - the data set that was trained on
+ * @param data - the training data set
  */
 export async function sheetImages(
   data: string,
@@ -101,7 +104,7 @@ const escaped = (text: string): string => text.replace(/[&<>"]/g, (c) => `&#${c.
 const shortened = (text: string, length: number): string =>
   text.length <= length ? text : `…${text.slice(1 - length)}`;
 
-/** Name, score and verdict; green where the verdict fits the image, red where it does not. */
+/** Draws name, score and verdict; green when the verdict is correct, red otherwise. */
 function caption({ image, score, anomalous }: Cell, x: number, y: number): string {
   const fits = anomalous === (image.kind !== 'good');
   const verdict = anomalous === undefined ? '' : anomalous ? 'anomalous' : 'normal';
@@ -123,11 +126,11 @@ function caption({ image, score, anomalous }: Cell, x: number, y: number): strin
 }
 
 /**
- * Draws the sheet: for each class normal images on the left and defective ones on the right; of each the input, the reconstruction, the heat map,
- * the score and the verdict.
+ * Draws the sheet: normal images of each class on the left, defective ones on the right. Each image shows the
+ * input, the reconstruction, the heat map, the score and the verdict.
  *
  * @returns PNG bytes
- * @throws as `Diad.score`; the signal's reason
+ * @throws as `Diad.score`; the reason of the signal
  */
 export async function contactSheet(
   diad: Diad,
@@ -159,6 +162,8 @@ export async function contactSheet(
     top += HEADER + Math.max(...sides.map(({ length }) => length)) * ROW_HEIGHT + 2 * GAP;
   }
   const [width, height] = [GAP + ITEM_WIDTH * (images.some(({ kind }) => kind !== 'good') ? 2 : 1), top];
-  const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif"><rect width="100%" height="100%" fill="#fff"/>${text.join('')}</svg>`;
+  const svg =
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif">` +
+    `<rect width="100%" height="100%" fill="#fff"/>${text.join('')}</svg>`;
   return sharp(Buffer.from(svg)).composite(overlays).png().toBuffer();
 }

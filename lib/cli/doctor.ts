@@ -1,4 +1,4 @@
-// diad doctor: what is there, what is missing, what to do.
+// diad doctor: reports the environment, problems, and how to fix them.
 import process from 'node:process';
 import { examine, type Report } from '../doctor/report.js';
 
@@ -63,7 +63,7 @@ function asText(report: Report): string {
   return lines.map(([name, value]) => `${name.padEnd(9)} ${value}`).join('\n');
 }
 
-/** Prints the report; exit code 1 when images cannot be scored. */
+/** Prints the report. Sets exit code 1 when images cannot be scored. */
 export async function doctor({ model, device, json, timeout }: DoctorOptions): Promise<void> {
   const report = await examine({ bundle: model, device, timeoutMs: timeout * 1000 });
   process.stdout.write(`${json === true ? JSON.stringify(report, null, 2) : asText(report)}\n`);

@@ -1,4 +1,4 @@
-// diad eval: a model on a data set, with tables and a report.
+// diad eval: evaluates a model on a data set; writes tables and a report.
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
@@ -18,7 +18,7 @@ interface Options extends ModelOptions {
   readonly seed: number;
 }
 
-/** A bar with the time left on a terminal; elsewhere a line for every tenth of the images. */
+/** Shows a progress bar on a terminal; elsewhere prints one line per tenth of the images. */
 function progressShown(): {
   readonly show: (progress: EvaluationProgress) => void;
   readonly stop: () => void;
@@ -44,14 +44,16 @@ function progressShown(): {
     } else if (done === resumed || Math.floor((10 * done) / total) > tenth) {
       tenth = Math.floor((10 * done) / total);
       process.stderr.write(
-        `diad: ${done} of ${total} images${resumed > 0 ? `, ${resumed} of them from before` : ''}\n`,
+        `diad: ${done} of ${total} images${resumed > 0 ? `, ${resumed} of them resumed` : ''}\n`,
       );
     }
   };
   return { show, stop };
 }
 
-/** Evaluates, prints the table and says where the report is; exit code 1 when an image could not be scored. */
+/**
+ * Evaluates, prints the table and the path of the report. Sets exit code 1 when an image could not be scored.
+ */
 export async function evaluate(options: Options): Promise<void> {
   const data = await readDataSet(options.data, options.layout);
   const diad = await loadModel(options);
@@ -83,7 +85,7 @@ export async function evaluate(options: Options): Promise<void> {
     }
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
-    process.stderr.write('diad: interrupted; go on with --resume\n');
+    process.stderr.write('diad: interrupted; resume with --resume\n');
     process.exitCode = 130;
   } finally {
     progress.stop();

@@ -1,8 +1,8 @@
-// diad info
+// diad info: describes a bundle.
 import process from 'node:process';
 import { loadModel, type ModelOptions } from './inputs.js';
 
-/** Prints what is known of a bundle. */
+/** Prints the properties of a bundle and the engine. */
 export async function info(options: ModelOptions & { readonly json?: boolean }): Promise<void> {
   const diad = await loadModel(options);
   const { bundle, device, precision, threads, libtorch, engine, loadMs } = diad.info;
@@ -16,7 +16,7 @@ export async function info(options: ModelOptions & { readonly json?: boolean }):
   const lines: [string, string][] = [
     ['bundle', `${bundle.name} (${bundle.path})`],
     ['', bundle.description],
-    ['classes', bundle.classes.join(', ') || 'not said'],
+    ['classes', bundle.classes.join(', ') || 'not specified'],
     ['image', `${bundle.imageSize} x ${bundle.imageSize}, ${bundle.steps} steps`],
     ['size', `${(bundle.sizeBytes / 2 ** 20).toFixed(1)} MiB`],
     ['threshold', bundle.threshold === undefined ? 'not calibrated' : `${bundle.threshold}${cut}`],

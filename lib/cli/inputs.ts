@@ -1,4 +1,4 @@
-// Files, folders and globs from the command line, and working through them.
+// Resolves files, folders and globs from the command line and processes them.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -10,7 +10,7 @@ import { IMAGE_ENDINGS } from '../image.js';
 import { tuneAllocator } from '../native.js';
 import type { Precision } from '../options.js';
 
-/** Options shared by commands that load a model. */
+/** Options of all commands that load a model. */
 export interface ModelOptions {
   readonly model?: string;
   readonly device: string;
@@ -20,13 +20,14 @@ export interface ModelOptions {
   readonly maxFrames?: number;
 }
 
-/** What `diad score --out` writes: where it wrote into the folder it read, the next run must not take its heat maps for images. */
+/** Suffix of the heat maps of `diad score --out`: they are skipped when the output folder is read again. */
 export const HEATMAP = '.heatmap.png';
 const IMAGES = `**/*.{${IMAGE_ENDINGS.join(',')}}`;
 
 /**
- * Expands inputs into files: a file is itself (even when it does not exist: reading it will say so), a folder all images below it but heat maps,
- * anything else a glob. Order as given, files of one folder or glob sorted by name; a file named twice is taken once.
+ * Expands inputs into files. A file stays itself, even if it does not exist (reading it reports the error). A
+ * folder expands to all images below it except heat maps. Anything else is a glob. Keeps the given order,
+ * sorts the files of one folder or glob by name, and drops duplicates.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when a folder or glob matches nothing
  */
@@ -57,7 +58,7 @@ export async function expandInputs(inputs: readonly string[]): Promise<string[]>
   return [...files];
 }
 
-/** Fulfilled by SIGTERM or SIGINT. */
+/** Resolves on SIGTERM or SIGINT. */
 export function stopSignal(): Promise<undefined> {
   return new Promise((resolve) => {
     const stop = (): void => {
@@ -67,7 +68,7 @@ export function stopSignal(): Promise<undefined> {
   });
 }
 
-/** Loads the model the options name, with or without its calibration. */
+/** Loads the model given by the options, with or without its calibration. */
 export async function loadModel(options: ModelOptions, calibration = true): Promise<Diad> {
   const { model, device, precision, threads, maxPixels, maxFrames } = options;
   tuneAllocator();
@@ -82,9 +83,10 @@ export async function loadModel(options: ModelOptions, calibration = true): Prom
 }
 
 /**
- * Works through files: a failure is a line on standard error and exit code 1 at the end, the rest go on; Ctrl-C stops between images.
+ * Processes files. A failed file is reported on standard error and sets exit code 1; the others continue.
+ * Ctrl-C stops between images.
  *
- * @param work - handles one file; a few run at once, results are handed to `report` in order
+ * @param work - handles one file; several run concurrently, and `report` receives the results in order
  */
 export async function workThrough<T>(
   files: readonly string[],
@@ -137,7 +139,7 @@ export async function workThrough<T>(
   }
 }
 
-/** Name of an output file for an input: unique within a run because the place in the list is part of it. */
+/** Builds the output file name for an input. The index makes it unique within a run. */
 export function outputName(file: string, index: number, ending: string): string {
   return `${String(index).padStart(3, '0')}-${path.parse(file).name}${ending}`;
 }

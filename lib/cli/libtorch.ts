@@ -1,4 +1,4 @@
-// diad libtorch: fetch, list and remove the LibTorchs in diad's cache.
+// diad libtorch: installs, lists and removes LibTorch versions in the cache.
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
 import { Command, Option } from 'commander';
@@ -26,7 +26,7 @@ async function install({
   const interrupted = new AbortController();
   const stop = (): void => {
     interrupted.abort(
-      new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'Interrupted; the same command goes on from here'),
+      new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'Interrupted; run the same command again to resume'),
     );
   };
   process.once('SIGINT', stop).once('SIGTERM', stop);
@@ -53,9 +53,8 @@ async function install({
       },
     });
     const { manifest, folder, sizeBytes } = installed;
-    process.stdout.write(
-      `LibTorch ${manifest.version}, ${mebibytes(sizeBytes)}${already ? ', was there already' : ''}: ${folder}\n`,
-    );
+    const note = already ? ', already installed' : '';
+    process.stdout.write(`LibTorch ${manifest.version}, ${mebibytes(sizeBytes)}${note}: ${folder}\n`);
   } finally {
     if (total > 0) bar.stop();
     process.removeListener('SIGINT', stop).removeListener('SIGTERM', stop);
@@ -122,32 +121,28 @@ async function remove(
   }
 }
 
-/** `diad libtorch` with its subcommands. */
+/** Creates the `diad libtorch` command with its subcommands. */
 export function libtorchCommand(): Command {
   const command = new Command('libtorch').description("LibTorch in diad's cache");
   command
     .command('install')
-    .description(
-      'fetch the PyTorch wheel with your pip and unpack its libraries; goes on where it was interrupted',
-    )
-    .addOption(
-      new Option('--variant <variant>', 'what it computes on').choices(['cpu', 'cuda']).default('cpu'),
-    )
-    .option('--version <version>', 'of LibTorch (default: the newest there is an engine for)')
-    .option('--python <file>', 'whose pip fetches (default: DIAD_PYTHON, ./.venv, python3)')
-    .option('--index-url <url>', "handed to pip (default: pip's configuration)")
+    .description('fetch the PyTorch wheel with pip and unpack its libraries; resumes an interrupted download')
+    .addOption(new Option('--variant <variant>', 'cpu or cuda build').choices(['cpu', 'cuda']).default('cpu'))
+    .option('--version <version>', 'LibTorch version (default: the newest supported)')
+    .option('--python <file>', 'Python whose pip downloads (default: DIAD_PYTHON, ./.venv, python3)')
+    .option('--index-url <url>', "passed to pip (default: pip's configuration)")
     .action(install);
   command
     .command('list')
-    .description('what is in the cache')
+    .description('list the cache')
     .option('--verify', 'check every hash')
-    .option('--json', 'as JSON')
+    .option('--json', 'print JSON')
     .action(list);
   command
     .command('remove')
-    .description('remove one version, or all with what is unfinished')
-    .argument('[version]', 'as listed, with or without what follows the "+"')
-    .option('--all', 'everything')
+    .description('remove one version, or everything including unfinished installs')
+    .argument('[version]', 'as listed, with or without the "+" suffix')
+    .option('--all', 'remove everything')
     .action(remove);
   return command;
 }

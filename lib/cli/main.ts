@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// npx diad: the command line.
+// The `diad` command line.
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
@@ -29,7 +29,7 @@ const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json
 };
 
 function precisionOption(): Option {
-  return new Option('--precision <precision>', 'what the networks compute in')
+  return new Option('--precision <precision>', 'precision of the networks')
     .choices(PRECISIONS)
     .default('float32');
 }
@@ -39,15 +39,15 @@ function withModelOptions(command: Command): Command {
     .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
     .addOption(precisionOption())
-    .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
+    .option('--threads <n>', 'CPU threads per operation', wholeNumber)
     .option(
       '--max-pixels <n>',
-      'largest image, width x height (default: 100,000,000; of serve 32,000,000)',
+      'largest image, width x height (default: 100,000,000; for serve: 32,000,000)',
       wholeNumber,
     )
     .option(
       '--max-frames <n>',
-      'pages or frames an image may have, of which the first is read (default: 1)',
+      'most pages or frames an image can have; only the first is read (default: 1)',
       wholeNumber,
     );
 }
@@ -56,73 +56,72 @@ const program = new Command('diad')
   .description('Visual anomaly detection with DiAD')
   .version(version)
   .showHelpAfterError()
-  .enablePositionalOptions(); // else --version of `libtorch install` and of the reference's commands were this one
+  .enablePositionalOptions(); // otherwise --version of subcommands would be parsed as this one
 
 withModelOptions(program.command('score'))
   .description('score images')
   .argument('<inputs...>', 'files, folders or globs')
-  .option('--out <dir>', 'write a heat map per image there')
-  .option('--json', 'one JSON object per image on standard output')
-  .option('--csv <file>', 'write a table')
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option(
-    '--class <name>',
-    'kind of part, for its own thresholds (default: a folder of the path that has some)',
+  .option('--out <dir>', 'write a heat map per image to this folder')
+  .option('--json', 'print one JSON object per image')
+  .option('--csv <file>', 'write the results as CSV')
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
+  .option('--class <name>', 'class whose thresholds to use (default: a calibrated folder name in the path)')
+  .option('--tile <pixels>', 'cut images into tiles of this size that overlap by a quarter', wholeNumber)
+  .addOption(
+    new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy; NNN is the index of the input'),
   )
-  .option('--tile <pixels>', 'cut images into tiles of this size, which overlap by a quarter', wholeNumber)
-  .addOption(new Option('--dump <dir>', 'write every stage as NNN.<stage>.npy, NNN the place in the list'))
   .action(score);
 
 withModelOptions(program.command('reconstruct'))
-  .description('rebuild images as if they were normal')
+  .description('reconstruct images without defects')
   .argument('<inputs...>', 'files, folders or globs')
-  .requiredOption('--out <dir>', 'where the PNG files go')
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .requiredOption('--out <dir>', 'folder of the PNG files')
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
   .action(reconstruct);
 
 withModelOptions(program.command('info'))
-  .description('describe a bundle and what it runs on')
-  .option('--json', 'as JSON')
+  .description('describe a bundle and its runtime')
+  .option('--json', 'print JSON')
   .action(info);
 
 program
   .command('doctor')
-  .description('say what diad finds on this machine, and whether it can score')
+  .description('check this machine and whether it can score images')
   .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
-  .option('--timeout <seconds>', 'of one probe', wholeNumber, 180)
-  .option('--json', 'as JSON')
+  .option('--timeout <seconds>', 'time limit of one probe', wholeNumber, 180)
+  .option('--json', 'print JSON')
   .action(doctor);
 program.addCommand(libtorchCommand());
 
 program
   .command('metrics')
-  .description('metrics of anomaly maps that any tool has saved')
+  .description('compute metrics of saved anomaly maps from any tool')
   .argument(
     '<file>',
-    '.npz with preds and masks [N,H,W], clsname [N] and, if wanted, image_scores and image_labels [N]',
+    '.npz with preds and masks [N,H,W], clsname [N] and, optionally, image_scores and image_labels [N]',
   )
-  .addOption(new Option('--mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
+  .addOption(new Option('--mode <mode>', 'metric definitions').choices(METRICS_MODES).default('exact'))
   .option('--fpr-limit <rate>', 'false positive rate up to which AU-PRO is integrated', rate, 0.3)
-  .option('--json', 'as JSON')
+  .option('--json', 'print JSON')
   .action(metrics);
 
 withModelOptions(program.command('eval'))
-  .description('score a data set; tables and a report')
+  .description('evaluate on a data set; write tables and a report')
   .requiredOption('--data <dir>', 'data set, or one class of it')
   .addOption(
-    new Option('--layout <layout>', 'how the data set is laid out (default: found out)').choices(
-      LAYOUT_NAMES,
-    ),
+    new Option('--layout <layout>', 'layout of the data set (default: detected)').choices(LAYOUT_NAMES),
   )
-  .option('--out <dir>', 'folder of scores, tables and report', 'diad-eval')
-  .option('--resume', 'go on with a run that was broken off')
-  .addOption(new Option('--metrics-mode <mode>', 'whose rules hold').choices(METRICS_MODES).default('exact'))
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
+  .option('--out <dir>', 'folder for scores, tables and report', 'diad-eval')
+  .option('--resume', 'resume an interrupted run')
+  .addOption(
+    new Option('--metrics-mode <mode>', 'metric definitions').choices(METRICS_MODES).default('exact'),
+  )
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
   .action(evaluate);
 
 withModelOptions(program.command('calibrate'))
-  .description('learn from normal images what is normal, find thresholds, and write both into the bundle')
+  .description('compute statistics and thresholds from normal images and write them into the bundle')
   .requiredOption(
     '--good <dir>',
     'normal images: a folder, folders by class, or a data set with CLASS/train/good',
@@ -130,41 +129,39 @@ withModelOptions(program.command('calibrate'))
   .option('--out <dir>', 'calibrate a copy of the bundle in this new folder (default: the bundle itself)')
   .option(
     '--target-fpr <rate>',
-    'share of normal images that may be called anomalous (default: 0.01, or what few images allow where the bundle has evidence)',
+    'target false positive rate (default: 0.01; with evidence, the lowest rate the images support)',
     rate,
   )
-  .option(
-    '--per-class',
-    'thresholds of each class beside the global ones (default where the bundle has evidence)',
-  )
+  .option('--per-class', 'thresholds for each class in addition to the global ones (default with evidence)')
   .option('--no-per-class', 'one threshold for all images')
   .option(
     '--validation <dir>',
-    'data set with defects: the image threshold is that of its largest F1; not where the bundle has evidence',
+    'data set with defects: set the image threshold at the maximum F1; not with evidence',
   )
   .option(
     '--test <dir>',
-    'data set on which results will be reported: refused where it shares an image with the others',
+    'test data set for later evaluation: fail if it shares an image with the calibration data',
   )
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option('--tile <pixels>', 'cut images into tiles of this size, which overlap by a quarter', wholeNumber)
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
+  .option('--tile <pixels>', 'cut images into tiles of this size that overlap by a quarter', wholeNumber)
   .action(calibrateBundle);
 
 program
   .command('verify')
-  .description("compare this machine's results with the reference's that the bundle carries, stage by stage")
+  .description('compare each stage with the reference results in the bundle')
   .option('--bundle <dir>', 'bundle folder (default: the base model that ships with diad)')
-  .addOption(new Option('--model <dir>', 'the same, as the other commands call it').conflicts('bundle'))
+  .addOption(new Option('--model <dir>', 'alias of --bundle').conflicts('bundle'))
   .option('--device <device>', 'auto, cpu, cuda or cuda:N', 'auto')
   .addOption(precisionOption())
-  .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
-  .option('--json', 'as JSON')
+  .option('--threads <n>', 'CPU threads per operation', wholeNumber)
+  .option('--json', 'print JSON')
   .action(verify);
 
 program
   .command('convert')
   .description(
-    'make a bundle from a published-format checkpoint (needs Python with PyTorch; `diad convert --help` lists its options)',
+    'convert a checkpoint in the published format to a bundle (needs Python with PyTorch; see ' +
+      '`diad convert --help`)',
   )
   .argument('[options...]')
   .allowUnknownOption()
@@ -175,9 +172,7 @@ program
 
 program
   .command('train')
-  .description(
-    'train a model of your own within a time budget, from a folder of normal images (needs Python with PyTorch)',
-  )
+  .description('train a model on a folder of normal images within a time budget (needs Python with PyTorch)')
   .argument('[others...]')
   .usage('--data <dir> --out <dir> [options]')
   .option(
@@ -188,30 +183,34 @@ program
   .option('--base <dir>', 'bundle to start from (default: the base model that ships with diad)')
   .option('--minutes <n>', 'time budget, calibration included', positive, 20)
   .option('--run <dir>', 'folder of checkpoints and the contact sheet (default: OUT.training)')
-  .option('--name <name>', 'of the model (default: the name of the folder)')
+  .option('--name <name>', 'name of the model (default: the name of the folder)')
   .option('--batch <n>', 'images per step (default: 16)', wholeNumber)
-  .option('--learning-rate <rate>', 'largest rate of the schedule (default: 0.001)', positive)
-  .option('--seed <n>', 'of every random choice', wholeNumber, 0)
+  .option('--learning-rate <rate>', 'peak learning rate of the schedule (default: 0.001)', positive)
+  .option('--seed <n>', 'seed of all random choices', wholeNumber, 0)
   .option('--device <device>', 'cpu or cuda', 'cpu')
-  .option('--threads <n>', 'threads of one operation on the CPU', wholeNumber)
-  .option('--json', 'progress and result as one JSON object a line')
-  .allowUnknownOption() // of earlier versions: the action says what became of them
+  .option('--threads <n>', 'CPU threads per operation', wholeNumber)
+  .option('--json', 'print progress and result as JSON lines')
+  .allowUnknownOption() // options of earlier versions: the action explains their replacement
   .allowExcessArguments()
   .action(train);
 
 withModelOptions(program.command('serve'))
-  .description('HTTP service with a page at /')
-  .option('--host <address>', 'address to listen on; any but a loopback one needs a token', '127.0.0.1')
+  .description('run the HTTP server, with a web page at /')
+  .option('--host <address>', 'address to listen on; a non-loopback address requires tokens', '127.0.0.1')
   .option('--port <n>', 'port to listen on, 0 for a free one', wholeNumber, 8080)
-  .option('--token-file <file>', 'bearer tokens that are accepted, one a line, each 16 characters or longer')
-  .option('--no-auth', 'ask for no token, whatever the address; not together with --token-file')
-  .option('--workers <n>', 'server processes, each with an engine of its own, 1 to 1024', wholeNumber, 1)
-  .option('--max-batch <n>', 'images computed together at most', wholeNumber)
-  .option('--queue-limit <n>', 'images in flight at most, per process', wholeNumber, 64)
+  .option('--token-file <file>', 'accepted bearer tokens, one per line, at least 16 characters each')
+  .option('--no-auth', 'require no token on any address; conflicts with --token-file')
+  .option('--workers <n>', 'server processes, each with its own engine, 1 to 1024', wholeNumber, 1)
+  .option('--max-batch <n>', 'largest batch', wholeNumber)
+  .option('--queue-limit <n>', 'most images in flight per process', wholeNumber, 64)
   .option('--body-limit <bytes>', 'largest request body (default: 32 MiB)', wholeNumber)
-  .option('--timeout <ms>', 'from the arrival of an image to its score (default: 60000)', wholeNumber)
-  .option('--drain <ms>', 'for running requests at the end (default: 30000)', wholeNumber)
-  .option('--rate-limit <n>', 'requests a minute and token (default: 6000)', wholeNumber)
+  .option(
+    '--timeout <ms>',
+    'time limit from the arrival of an image to its score (default: 60000)',
+    wholeNumber,
+  )
+  .option('--drain <ms>', 'time limit for open requests at shutdown (default: 30000)', wholeNumber)
+  .option('--rate-limit <n>', 'requests per minute and token (default: 6000)', wholeNumber)
   .option('--cors-origin <origin...>', 'origins whose pages may call the server')
   .option('--tls-cert <file>', 'certificate chain, PEM')
   .option('--tls-key <file>', 'private key, PEM')
@@ -223,87 +222,75 @@ withModelOptions(program.command('serve'))
   .action(serve);
 
 const redisOption = (): Option =>
-  new Option('--redis <url>', 'the broker, redis:// or rediss://').makeOptionMandatory();
+  new Option('--redis <url>', 'URL of the broker, redis:// or rediss://').makeOptionMandatory();
 
 withModelOptions(program.command('worker'))
-  .description('work off images that were handed in with submit')
+  .description('process images from submit')
   .addOption(redisOption())
-  .requiredOption('--root <dir>', 'the only folder files are read from')
-  .option('--allow-host <name...>', 'hosts http(s) images may come from')
-  .option('--allow-private-host <name...>', 'the same for hosts with private addresses')
-  .option('--allow-bucket <name...>', 'buckets S3 objects may come from')
-  .option('--s3-endpoint <url>', 'of an S3-compatible store')
+  .requiredOption('--root <dir>', 'only folder from which files are read')
+  .option('--allow-host <name...>', 'allowed hosts of http(s) images')
+  .option('--allow-private-host <name...>', 'allowed hosts with private addresses')
+  .option('--allow-bucket <name...>', 'allowed S3 buckets')
+  .option('--s3-endpoint <url>', 'endpoint of an S3-compatible store')
   .option('--max-bytes <n>', 'largest image file (default: 32 MiB)', wholeNumber)
-  .option('--concurrency <n>', 'jobs at once, of which the engine forms batches', wholeNumber, 16)
-  .option('--rate <n>', 'jobs a second, over all workers', wholeNumber)
-  .option('--keep <seconds>', 'how long results are kept, 0 for ever', wholeNumber, 0)
-  .option('--max-stalls <n>', 'how often a job may stall before it is given up', wholeNumber, 1)
-  .option(
-    '--lock-ms <n>',
-    'without a sign of life for this long a job counts as stalled',
-    wholeNumber,
-    30_000,
-  )
-  .option('--unsafe-broker', 'work although the broker may lose jobs')
+  .option('--concurrency <n>', 'concurrent jobs, which the engine batches', wholeNumber, 16)
+  .option('--rate <n>', 'jobs per second over all workers', wholeNumber)
+  .option('--keep <seconds>', 'how long to keep results, 0 for ever', wholeNumber, 0)
+  .option('--max-stalls <n>', 'how often a job can stall before it fails', wholeNumber, 1)
+  .option('--lock-ms <n>', 'a job without a heartbeat for this long counts as stalled', wholeNumber, 30_000)
+  .option('--unsafe-broker', 'run even if the broker can lose jobs')
   .action(worker);
 
 program
   .command('submit')
-  .description("hand images in for workers; prints the run's id")
+  .description('queue images for workers; prints the run id')
   .argument(
     '<inputs...>',
-    'files, folders, globs, or NAME.sha256: lines as sha256sum writes them, of paths, URLs or s3://bucket/key',
+    'files, folders, globs, or NAME.sha256: sha256sum lines of paths, URLs or s3://bucket/key',
   )
   .addOption(redisOption())
   .option('--root <dir>', 'folder that paths are relative to, here and for the workers', '.')
   .option('--model <dir>', 'bundle folder (default: the base model that ships with diad)')
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option(
-    '--priority <n>',
-    'from 1, the most urgent, to 2097151; 0 comes before all that have one',
-    wholeNumber,
-    0,
-  )
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
+  .option('--priority <n>', '1 (most urgent) to 2097151; 0 runs before all others', wholeNumber, 0)
   .action(submit);
 
 program
   .command('results')
-  .description('what became of a run')
-  .argument('<run>', 'what submit printed')
+  .description('show the results of a run')
+  .argument('<run>', 'run id printed by submit')
   .addOption(redisOption())
-  .option('--wait', 'until every image has a result')
-  .option('--json', 'one JSON object per image')
+  .option('--wait', 'wait until every image has a result')
+  .option('--json', 'print one JSON object per image')
   .action(results);
 
 withModelOptions(program.command('watch'))
   .description('score images as they appear in a folder')
-  .argument('<folder>', 'watched with its subfolders')
-  .option('--done <dir>', 'move scored images there, under another name where theirs is taken')
-  .option('--journal <file>', 'what has been scored and delivered (default: .diad-watch.jsonl in the folder)')
-  .option('--jsonl <file>', 'append results there; without a receiver they go to standard output')
-  .option('--webhook <url>', 'POST each result there, again until it is received')
+  .argument('<folder>', 'folder to watch, with its subfolders')
+  .option('--done <dir>', 'move scored images there, renamed if the name exists')
+  .option(
+    '--journal <file>',
+    'record of scored and delivered images (default: .diad-watch.jsonl in the folder)',
+  )
+  .option(
+    '--jsonl <file>',
+    'append results to this file; without any receiver, results go to standard output',
+  )
+  .option('--webhook <url>', 'POST each result to this URL, with retries until it is accepted')
   .option('--webhook-secret-file <file>', 'sign webhooks with HMAC-SHA256')
   .option('--mqtt <url>', 'publish each result with QoS 1')
-  .option('--topic <topic>', 'of MQTT', 'diad/results')
-  .option('--seed <n>', 'of the noise', wholeNumber, 0)
-  .option(
-    '--class <name>',
-    'kind of part, for its own thresholds (default: a folder of the path that has some)',
-  )
-  .option(
-    '--settle <ms>',
-    'a file counts as written when its size has not changed for this long',
-    wholeNumber,
-    500,
-  )
+  .option('--topic <topic>', 'MQTT topic', 'diad/results')
+  .option('--seed <n>', 'seed of the noise', wholeNumber, 0)
+  .option('--class <name>', 'class whose thresholds to use (default: a calibrated folder name in the path)')
+  .option('--settle <ms>', 'a file is complete when its size has not changed for this long', wholeNumber, 500)
   .option(
     '--poll <ms>',
-    'look into the folder this often, for shares that other hosts write to (NFS, SMB)',
+    'scan the folder at this interval, for shares written by other hosts (NFS, SMB)',
     wholeNumber,
   )
   .action(watch);
 
-/** What runs until it is told to end: to end without being told is a failure, after which a supervisor starts it again. */
+/** Commands that run until stopped. Exiting unasked is a failure, so that a supervisor restarts them. */
 const SERVICES: readonly string[] = ['serve', 'watch', 'worker'];
 let isService = false;
 let writesFiles = false;
@@ -313,13 +300,13 @@ program.hook('preAction', (_program, command) => {
   writesFiles = [out, csv, dump].some((option) => option !== undefined);
 });
 
-// Who reads the output may have seen enough (`| head`).
+// The reader of the output can close it early (`| head`).
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') {
     process.stderr.write(`diad: ${error.message} (standard output)\n`);
     process.exit(1);
   }
-  if (writesFiles) return; // they are wanted all the same
+  if (writesFiles) return; // keep writing the files
   if (isService) process.exitCode = 1;
   process.exit();
 });
@@ -329,6 +316,7 @@ try {
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
   const code = error instanceof Error && 'code' in error ? `${String(error.code)}: ` : '';
-  process.stderr.write(`diad: ${message.startsWith(code) ? '' : code}${message}\n`); // the system's errors begin with theirs
+  // System errors already begin with their code.
+  process.stderr.write(`diad: ${message.startsWith(code) ? '' : code}${message}\n`);
   process.exitCode = 1;
 }

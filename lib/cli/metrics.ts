@@ -1,4 +1,4 @@
-// diad metrics: metrics from arrays that any tool has saved.
+// diad metrics: computes metrics from saved arrays of any tool.
 import process from 'node:process';
 import { evaluateArrays, METRIC_NAMES, type Metrics, type MetricsMode } from '../evaluation/metrics.js';
 import { readEvaluationNpz } from '../evaluation/npz.js';
@@ -15,7 +15,7 @@ const POOLED_SIDE = { exact: 1, diad: 57, ader: 16, anomalib: 1, mvtec: 1 } as c
   number
 >;
 
-/** Rows of metrics in columns, undefined ones as a dash. */
+/** Formats rows of metrics as columns, undefined ones as a dash. */
 export function metricsTable(rows: readonly (readonly [name: string, metrics: Metrics])[]): string {
   const first = Math.max(5, ...rows.map(([name]) => name.length));
   const line = (cells: readonly string[]): string =>
@@ -32,7 +32,7 @@ export async function metrics(file: string, options: Options): Promise<void> {
   const arrays = await readEvaluationNpz(file, options.mode === 'ader' ? 0.5 : 0);
   if (arrays.imageScores === undefined && Math.min(arrays.height, arrays.width) < POOLED_SIDE[options.mode]) {
     process.stderr.write(
-      `diad: maps smaller than ${POOLED_SIDE[options.mode]} pixels: image scores are the maps' plain maxima\n`,
+      `diad: maps are smaller than ${POOLED_SIDE[options.mode]} pixels: image scores are unpooled maxima\n`,
     );
   }
   const { classes, mean } = await evaluateArrays(arrays, { mode: options.mode, fprLimit: options.fprLimit });

@@ -1,7 +1,7 @@
-// Numbers from the command line.
+// Parses numbers from the command line.
 import { InvalidArgumentError } from 'commander';
 
-/** A whole number from 0. */
+/** Parses a whole number of at least 0. */
 export function wholeNumber(value: string): number {
   const parsed = Number(value);
   if (value.trim() === '' || !Number.isSafeInteger(parsed) || parsed < 0)
@@ -9,14 +9,14 @@ export function wholeNumber(value: string): number {
   return parsed;
 }
 
-/** A share: above 0, at most 1. */
+/** Parses a rate above 0 and at most 1. */
 export function rate(value: string): number {
   const parsed = Number(value);
   if (!(parsed > 0 && parsed <= 1)) throw new InvalidArgumentError('Expected a number above 0, at most 1.');
   return parsed;
 }
 
-/** A number above 0. */
+/** Parses a number above 0. */
 export function positive(value: string): number {
   const parsed = Number(value);
   if (!(parsed > 0 && Number.isFinite(parsed))) throw new InvalidArgumentError('Expected a number above 0.');

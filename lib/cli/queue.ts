@@ -27,7 +27,7 @@ interface WorkerCliOptions extends ModelOptions {
   readonly unsafeBroker?: boolean;
 }
 
-/** Works jobs off until SIGTERM or SIGINT. */
+/** Processes jobs until SIGTERM or SIGINT. */
 export async function worker(options: WorkerCliOptions): Promise<void> {
   const { startWorker } = await import('../queue/index.js');
   const diad = await loadModel(options);
@@ -52,7 +52,7 @@ export async function worker(options: WorkerCliOptions): Promise<void> {
       allowUnsafeBroker: options.unsafeBroker === true,
       log,
     });
-    log(`working for the model ${diad.info.bundle.name}`);
+    log(`processing jobs for the model ${diad.info.bundle.name}`);
     const lost = await Promise.race([stopSignal(), running.lost]);
     await running.close();
     if (lost !== undefined) throw lost;
@@ -74,7 +74,7 @@ function referenceOf(text: string): Reference {
   return { kind: 'file', path: text };
 }
 
-/** Lines as `sha256sum` writes them: the hash, two characters, then a path under the root, a URL or s3://bucket/key. */
+/** Parses sha256sum lines: the hash, two characters, then a path under the root, a URL or s3://bucket/key. */
 async function* manifestEntries(file: string): AsyncGenerator<Submission, void, undefined> {
   for await (const line of createInterface({ input: createReadStream(file), crlfDelay: Infinity })) {
     if (line.trim() === '') continue;
@@ -82,10 +82,10 @@ async function* manifestEntries(file: string): AsyncGenerator<Submission, void, 
     if (sha256 === undefined || written === undefined) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `${file}: Expected lines as sha256sum writes them but received "${line.slice(0, 80)}"`,
+        `${file}: Expected sha256sum lines but received "${line.slice(0, 80)}"`,
       );
     }
-    // A line that begins with a backslash has a name with backslashes or ends of lines in it.
+    // sha256sum starts a line with a backslash when the name contains backslashes or line breaks.
     const text =
       escaped === ''
         ? written
@@ -104,7 +104,7 @@ async function* fileEntries(
     if (inside.startsWith('..') || path.isAbsolute(inside)) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `${file} is outside of the root ${root}, where workers look for files`,
+        `${file} is outside the root ${root} from which workers read files`,
       );
     }
     yield { file: inside, sha256: await fileDigest(file), reference: { kind: 'file', path: inside } };
@@ -119,14 +119,15 @@ interface SubmitCliOptions {
   readonly priority: number;
 }
 
-/** Hands images in and prints the run's id. */
+/** Submits images and prints the run id. */
 export async function submit(inputs: string[], options: SubmitCliOptions): Promise<void> {
   const { bundleDigest, submitRun } = await import('../queue/index.js');
   const address = inputs.find((input) => /^(https?|s3):\/\//.test(input));
   if (address !== undefined) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      `${address}: Expected files, folders or globs; name addresses and objects in a list NAME.sha256, a line each: SHA-256, two spaces, address`,
+      `${address}: Expected files, folders or globs. List URLs and objects in a file NAME.sha256, ` +
+        'one per line: SHA-256, two spaces, address',
     );
   }
   const manifests = inputs.filter((input) => input.endsWith('.sha256'));
@@ -151,13 +152,16 @@ export async function submit(inputs: string[], options: SubmitCliOptions): Promi
   process.stdout.write(`${await submitRun(all(), { redis, model, seed, priority })}\n`);
 }
 
-/** What the text output says of an image. */
+/** Formats a result for the text output. */
 function summary(result: RunResult): string {
   if (result.status === 'done') return result.score.toFixed(4);
   return result.status === 'failed' ? `failed: ${result.error}` : result.status;
 }
 
-/** Prints a line for each image of a run; exit code 1 when some failed, else 2 when some are still waiting, else 3 when some results have expired. */
+/**
+ * Prints a line for each image of a run. Exit code: 1 if any failed, else 2 if any are waiting, else 3 if any
+ * results have expired.
+ */
 export async function results(
   run: string,
   options: { redis: string; wait?: boolean; json?: boolean },

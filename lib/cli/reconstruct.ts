@@ -1,4 +1,4 @@
-// diad reconstruct
+// diad reconstruct: writes reconstructions as PNG files.
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';

@@ -1,4 +1,4 @@
-// Commands that the Python reference carries out: its output is the command's own.
+// Runs commands that are implemented in the Python reference.
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { once } from 'node:events';
@@ -7,7 +7,7 @@ import process from 'node:process';
 import type { Readable } from 'node:stream';
 import { packageRoot } from '../native.js';
 
-/** The Python that has the reference's dependencies: DIAD_PYTHON, that of ./.venv, of the package's .venv, python3. */
+/** Finds a Python with the reference's dependencies: DIAD_PYTHON, ./.venv, the package's .venv, python3. */
 function findPython(): string {
   const ofVenv = ['', packageRoot]
     .map((folder) => path.resolve(folder, '.venv', 'bin', 'python'))
@@ -16,12 +16,14 @@ function findPython(): string {
 }
 
 const source = path.join(packageRoot, 'python');
-const NEEDED = `it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference (pip install ${source}); name it with DIAD_PYTHON`;
+const NEEDED =
+  'it needs Python 3.11 or newer with PyTorch 2.11 to 2.13 and diad-reference ' +
+  `(pip install ${source}); set DIAD_PYTHON to that Python`;
 
 /**
- * Runs `python -m diad_reference COMMAND ARGS`; its exit code becomes this process's. SIGINT and SIGTERM go on to it.
+ * Runs `python -m diad_reference COMMAND ARGS`. Adopts its exit code and forwards SIGINT and SIGTERM.
  *
- * @param show - reads what it writes to standard output; by default that is this process's
+ * @param show - reads its standard output; by default it inherits that of this process
  * @returns the exit code
  */
 export async function runReference(

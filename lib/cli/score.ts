@@ -1,4 +1,4 @@
-// diad score
+// diad score: scores images and writes heat maps and tables.
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -42,11 +42,11 @@ async function dumpStages(result: ScoreResult, folder: string, index: number): P
   }
 }
 
-/** Whether to load the bundle's calibration: what was learned from whole images says nothing of tiles. */
+/** Checks whether to load the calibration: statistics of whole images do not apply to tiles. */
 async function calibrationFits({ tile, model = baseBundle }: Options): Promise<boolean> {
   if (tile === undefined || (await readCalibration(model))?.normality === undefined) return true;
   process.stderr.write(
-    'diad: the bundle is calibrated on whole images; tiles are scored without it and carry no verdict\n',
+    'diad: the bundle is calibrated on whole images; tiles are scored without it and have no verdict\n',
   );
   return false;
 }
@@ -56,14 +56,15 @@ export async function score(inputs: string[], options: Options): Promise<void> {
   if (options.tile !== undefined && options.dump !== undefined) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      'Expected --tile or --dump but received both: stages are of whole images',
+      'Expected --tile or --dump but received both: --dump supports only whole images',
     );
   }
   const files = await expandInputs(inputs);
   const table = options.csv === undefined ? undefined : path.dirname(options.csv);
   for (const folder of [options.out, options.dump, table])
     if (folder !== undefined) await mkdir(folder, { recursive: true });
-  if (options.csv !== undefined) await (await open(options.csv, 'a')).close(); // a table that cannot be written is told before images are scored
+  // Fail before scoring if the table cannot be written.
+  if (options.csv !== undefined) await (await open(options.csv, 'a')).close();
   const diad = await loadModel(options, await calibrationFits(options));
   const rows: Row[] = [];
   const work = async (file: string, index: number, signal: AbortSignal): Promise<Row> => {

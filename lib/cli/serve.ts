@@ -1,4 +1,4 @@
-// diad serve
+// diad serve: runs the HTTP server.
 import { readFile } from 'node:fs/promises';
 import os from 'node:os';
 import process from 'node:process';
@@ -9,7 +9,7 @@ import { tuneAllocator } from '../native.js';
 import { integer } from '../validate.js';
 import type { ModelOptions } from './inputs.js';
 
-/** Options of `diad serve` as the command line gives them. */
+/** Options of `diad serve`, as parsed from the command line. */
 export interface ServeOptions extends ModelOptions {
   readonly host: string;
   readonly port: number;
@@ -49,17 +49,17 @@ async function readTls({ tlsCert, tlsKey }: ServeOptions): Promise<Pick<ServerOp
   };
 }
 
-/** Tokens of a file: one a line; empty lines and lines that begin with # are left out. */
+/** Reads tokens from a file, one per line. Ignores empty lines and lines that start with #. */
 async function readTokens(file: string | undefined): Promise<readonly string[]> {
   if (file === undefined) return [];
   const lines = (await readOption(file, '--token-file')).split('\n').map((line) => line.trim());
   const tokens = lines.filter((line) => line !== '' && !line.startsWith('#'));
   if (tokens.length === 0)
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a token in ${file} but it holds none`);
+    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a token in ${file} but found none`);
   return tokens;
 }
 
-/** Threads for one of several server processes: together they use the cores once. */
+/** Computes the threads per server process, so that all processes together use each core once. */
 function threadsOf({ threads, workers }: ServeOptions): number | undefined {
   if (threads !== undefined && threads > 0) return threads;
   return workers > 1 ? Math.max(1, Math.floor(os.availableParallelism() / workers)) : undefined;
@@ -90,14 +90,14 @@ async function serverOptions(options: ServeOptions): Promise<ServerOptions> {
     ...(options.bodyLimit === undefined ? {} : { bodyLimit: options.bodyLimit }),
     ...(options.timeout === undefined ? {} : { scoreTimeoutMs: options.timeout }),
     ...(options.drain === undefined ? {} : { drainMs: options.drain }),
-    // Connections are spread over the processes, and each counts for itself.
+    // Connections are distributed over the processes, and each counts separately.
     ...(options.rateLimit === undefined ? {} : { rateLimit: Math.ceil(options.rateLimit / options.workers) }),
     ...(options.corsOrigin === undefined ? {} : { corsOrigins: options.corsOrigin }),
     ...(await readTls(options)),
   };
 }
 
-/** Listens and loads; from then on signals, and the primary's death, end the process. */
+/** Listens and loads the model. Signals, or the death of the primary, then end the process. */
 async function serveHere(options: ServerOptions): Promise<void> {
   const { createServer } = await import('../server/index.js');
   const { tellReady, whenPrimaryDies } = await import('../server/cluster.js');
@@ -106,7 +106,7 @@ async function serveHere(options: ServerOptions): Promise<void> {
   const stop = async (code = 0): Promise<void> => {
     stopping = true;
     const drained = await server.close();
-    if (!drained) process.stderr.write('diad: requests were still running and have been cut off\n');
+    if (!drained) process.stderr.write('diad: open requests were aborted\n');
     process.exit(drained ? code : 1);
   };
   void server.lost.then((error) => {
@@ -120,7 +120,7 @@ async function serveHere(options: ServerOptions): Promise<void> {
   try {
     await server.ready;
   } catch (error) {
-    if (stopping) return; // the bundle was given back before it was ready
+    if (stopping) return; // stopped before the bundle was ready
     await server.close();
     throw error;
   }
@@ -128,7 +128,7 @@ async function serveHere(options: ServerOptions): Promise<void> {
   tellReady();
 }
 
-/** Serves until SIGTERM or SIGINT; exit code 0 when everything that ran could end. */
+/** Serves until SIGTERM or SIGINT. Exit code 0 when all requests completed. */
 export async function serve(options: ServeOptions): Promise<void> {
   const { isClusterWorker, leaveCluster, runPrimary } = await import('../server/cluster.js');
   const { validateServerOptions } = await import('../server/options.js');

@@ -1,10 +1,10 @@
-// What calibration found, as a table.
+// Calibration results as a table.
 import type { ClassSummary } from '../evaluation/calibrate.js';
 import { DEFAULT_FPR } from '../evaluation/thresholds.js';
 
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
-/** Rows of text with columns of equal width: the first left-aligned, the others right-aligned. */
+/** Formats rows as columns of equal width: the first left-aligned, the others right-aligned. */
 export function textTable(rows: readonly (readonly string[])[]): string {
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   const line = (row: readonly string[]): string =>
@@ -14,7 +14,10 @@ export function textTable(rows: readonly (readonly string[])[]): string {
   return rows.map((row) => line(row).trimEnd()).join('\n');
 }
 
-/** A line for each class; with several classes the last one is of all images. Images that only tell what is normal have a column where there are any. */
+/**
+ * Formats a line per class; with several classes the last line covers all images. Training images have a
+ * column if there are any.
+ */
 export function summaryTable(summary: readonly ClassSummary[]): string {
   const [all, ...classes] = summary;
   const withTraining = summary.some(({ training }) => training > 0);
@@ -43,7 +46,7 @@ export function summaryTable(summary: readonly ClassSummary[]): string {
   return textTable([header, ...[...classes, ...(all === undefined ? [] : [all])].map(row)]);
 }
 
-/** Says which rate of false alarms the thresholds allow where the images bound no smaller one. */
+/** Describes the false positive rate of the thresholds where there are too few images for a lower one. */
 export function rateNotes(
   summary: readonly ClassSummary[],
   requested: number | undefined,
@@ -54,7 +57,8 @@ export function rateNotes(
     .filter(({ targetFpr }) => targetFpr > DEFAULT_FPR)
     .map(
       ({ className, images, targetFpr }) =>
-        `${className === '' ? '' : `${className}: `}with ${images} images the threshold is the largest score of a normal image; ` +
-        `expect at most ${percent(targetFpr)} false alarms, and add images for fewer`,
+        `${className === '' ? '' : `${className}: `}with ${images} images the threshold is the largest ` +
+        `score of a normal image; expect at most ${percent(targetFpr)} false alarms, ` +
+        'and add images for fewer',
     );
 }

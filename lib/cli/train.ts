@@ -1,4 +1,5 @@
-// diad train: from a folder of normal images to a calibrated bundle. The Python reference trains; the engine calibrates.
+// diad train: trains a calibrated bundle on normal images. The Python reference trains; the engine
+// calibrates.
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -34,10 +35,10 @@ interface TrainOptions {
   readonly json?: boolean;
 }
 
-/** Stages that `diad train STAGE` took before training had a time budget. */
+/** Stages of `diad train STAGE` in versions without a time budget. */
 const OLD_STAGES: readonly string[] = ['all', 'autoencoder', 'denoiser', 'decoder', 'extractor'];
 
-/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for arguments that are no options of this command, or without --data or --out */
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for unknown arguments, or without --data or --out */
 function checked(
   others: readonly string[],
   { data, out, ...options }: Partial<TrainOptions> & Omit<TrainOptions, 'data' | 'out'>,
@@ -45,14 +46,16 @@ function checked(
   const [first] = others;
   if (first === undefined) {
     if (data !== undefined && out !== undefined) return { data, out, ...options };
+    const missing = data === undefined ? '--data' : '--out';
     throw invalidArgument(
-      `Expected --data and --out but received no ${data === undefined ? '--data' : '--out'}; \`diad train --help\` lists all options`,
+      `Expected --data and --out but received no ${missing}; \`diad train --help\` lists all options`,
     );
   }
   if (OLD_STAGES.includes(first)) {
     throw invalidArgument(
-      `Expected options alone but received the stage ${first}: diad train trains a small model within a time budget (--data, --out, --minutes); ` +
-        `for the published size, stage by stage, run \`python -m diad_reference train-published ${first} ...\``,
+      `Expected only options but received the stage ${first}: diad train trains a small model ` +
+        'within a time budget (--data, --out, --minutes); for the published size, stage by stage, ' +
+        `run \`python -m diad_reference train-published ${first} ...\``,
     );
   }
   throw invalidArgument(
@@ -60,7 +63,7 @@ function checked(
   );
 }
 
-/** The reference's arguments, and among them those that decide what is trained. */
+/** Builds the arguments of the reference; `deciding` are those that affect the trained model. */
 function referenceArguments(
   options: TrainOptions,
   base: string,
@@ -81,7 +84,7 @@ function referenceArguments(
   return { all: [...places, ...deciding, ...optional('--threads', threads), '--json'], deciding };
 }
 
-/** Runs the training; undefined when it failed or was interrupted, which it has said itself. */
+/** Runs the training. Returns undefined when it failed or was interrupted and has already reported that. */
 async function runTraining(
   args: readonly string[],
   form: 'bar' | 'text' | 'json',
@@ -96,7 +99,7 @@ async function runTraining(
   return written;
 }
 
-/** Calibrates a trained bundle: images it was trained on tell what is normal, thresholds come from those held out. */
+/** Calibrates a trained bundle: training images give the statistics, held-out images the thresholds. */
 async function calibrateTrained(
   model: ModelOptions,
   split: readonly CalibrationImage[],
@@ -129,7 +132,7 @@ async function calibrateTrained(
   }
 }
 
-/** Writes the sheet and returns its path; undefined where it could not be drawn, which does not make the model worse. */
+/** Writes the sheet and returns its path; undefined when drawing fails, which does not affect the model. */
 async function writeSheet(
   diad: Diad,
   data: string,
@@ -143,14 +146,13 @@ async function writeSheet(
     return file;
   } catch (error) {
     signal.throwIfAborted();
-    process.stderr.write(
-      `diad: the contact sheet could not be made: ${error instanceof Error ? error.message : String(error)}\n`,
-    );
+    const reason = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`diad: the contact sheet could not be drawn: ${reason}\n`);
     return undefined;
   }
 }
 
-/** What follows the training, or an earlier one that has finished. */
+/** Calibrates and reports after training, or after an earlier completed training. */
 async function finish(
   options: TrainOptions,
   run: string,
@@ -175,8 +177,7 @@ async function finish(
   const diad = await loadModel(model);
   try {
     const sheet = await writeSheet(diad, data, split, run, signal);
-    const shown =
-      sheet === undefined ? '' : `${sheet}: what the model makes of held-out and defective images\n`;
+    const shown = sheet === undefined ? '' : `${sheet}: results on held-out and defective images\n`;
     say('finished', `${out}\n${shown}\nTry it: npx diad score new-part.png --model ${out}`, {
       path: out,
       contact_sheet: sheet ?? null,
@@ -187,8 +188,8 @@ async function finish(
 }
 
 /**
- * Trains, calibrates, prints what to expect and draws a contact sheet. Ctrl-C ends it at any moment with exit code 130; the same command resumes:
- * the training where it was, or, where that has finished, the calibration.
+ * Trains, calibrates, prints the expected error rates and draws a contact sheet. Ctrl-C ends it at any time
+ * with exit code 130. The same command resumes the training, or the calibration if training has finished.
  */
 export async function train(others: readonly string[], given: Parameters<typeof checked>[1]): Promise<void> {
   const options = checked(others, given);
@@ -222,7 +223,7 @@ export async function train(others: readonly string[], given: Parameters<typeof 
     await finish(options, run, split, interrupted.signal);
   } catch (error) {
     if (!interrupted.signal.aborted) throw error;
-    process.stderr.write('diad: interrupted; the same command resumes\n');
+    process.stderr.write('diad: interrupted; run the same command again to resume\n');
     process.exitCode = 130;
   } finally {
     process.off('SIGINT', stop).off('SIGTERM', stop);

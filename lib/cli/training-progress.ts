@@ -1,4 +1,4 @@
-// Progress of `python -m diad_reference train`: its events, as a bar on a terminal and as lines elsewhere.
+// Progress of `python -m diad_reference train`: a bar on a terminal, lines elsewhere.
 import process from 'node:process';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
@@ -6,7 +6,7 @@ import { SingleBar } from 'cli-progress';
 import Type, { type Static } from 'typebox';
 import { Check } from 'typebox/value';
 
-/** One line of the reference's progress; `text` says it in words. */
+/** A progress line of the reference; `text` is the readable form. */
 const trainingEvent = Type.Object({
   event: Type.String(),
   text: Type.String(),
@@ -22,7 +22,7 @@ const trainingEvent = Type.Object({
 
 export type TrainingEvent = Static<typeof trainingEvent>;
 
-/** The event of a line; undefined for a line that is none, such as a library's own output. */
+/** Parses a line. Returns undefined for other lines, such as output of libraries. */
 export function parseEvent(line: string): TrainingEvent | undefined {
   if (!line.startsWith('{')) return undefined;
   try {
@@ -33,7 +33,7 @@ export function parseEvent(line: string): TrainingEvent | undefined {
   }
 }
 
-/** Seconds as people say them: "45 s", "3:20 min", "1:05 h". */
+/** Formats seconds as "45 s", "3:20 min" or "1:05 h". */
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
@@ -42,14 +42,16 @@ export function duration(seconds: number): string {
   return `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, '0')} h`;
 }
 
-/** What becomes of the lines. */
+/** Output of the progress. */
 export interface ProgressOutput {
-  /** 'bar': steps as a bar on standard error, the rest as text; 'text': all as text; 'json': the lines as they are. */
+  /**
+   * 'bar': steps as a bar on standard error, the rest as text; 'text': all as text; 'json': unchanged lines.
+   */
   readonly form: 'bar' | 'text' | 'json';
   readonly write: (text: string) => void;
 }
 
-/** Shows the steps as a bar with the time left; everything else stays as a line. */
+/** Shows steps as a bar with the remaining time, and other events as lines. */
 class TrainingBar {
   #bar: SingleBar | undefined;
   #validation = '';
@@ -77,11 +79,11 @@ class TrainingBar {
       });
       this.#bar.start(steps, step, payload);
     }
-    this.#bar.setTotal(steps); // an estimate: the budget is one of time
+    this.#bar.setTotal(steps); // an estimate, because the budget is a time
     this.#bar.update(step, payload);
   }
 
-  /** Leaves the bar as it stands. */
+  /** Stops the bar and leaves it on the screen. */
   stop(): void {
     this.#bar?.stop();
     [this.#bar, this.#validation] = [undefined, ''];
@@ -89,9 +91,9 @@ class TrainingBar {
 }
 
 /**
- * Reads the lines of a training to their end and shows them.
+ * Reads and shows the output of a training to its end.
  *
- * @returns the event `written`, which names the bundle and the split; undefined where training wrote none
+ * @returns the event `written` with the paths of bundle and split; undefined when no bundle was written
  */
 export async function showTraining(
   output: Readable,

@@ -1,4 +1,5 @@
-// The run folder of `diad train`: which images were trained on, and whether training has finished.
+// State of a `diad train` run: the split into training and held-out images, and whether training has
+// finished.
 import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -17,22 +18,22 @@ const splitFile = Type.Array(
   Type.Object({ file: Type.String(), class_name: Type.String(), held_out: Type.Boolean() }),
 );
 
-/** What a finished training depends on; the same command with the same of it only calibrates again. */
+/** Inputs of a finished training. With the same inputs, the command only repeats the calibration. */
 const finishedFile = Type.Object({
-  /** Digest of the model that was written. */
+  /** Digest of the trained model. */
   model: Type.String(),
   out: Type.String(),
   base: Type.String(),
   data: Type.String(),
-  /** sha256 over names and sizes of the normal images. */
+  /** SHA-256 over names and sizes of the normal images. */
   images: Type.String(),
-  /** Further options, as text. */
+  /** Other options, as text. */
   options: Type.String(),
 });
 
 export type TrainingKey = Omit<Static<typeof finishedFile>, 'model'>;
 
-/** Names what a training depends on. Images that cannot be listed are left to the training to complain about. */
+/** Collects the inputs of a training. Unreadable images are ignored here; the training reports them. */
 export async function trainingKey(
   data: string,
   base: string,
@@ -68,7 +69,7 @@ async function readJson(file: string): Promise<unknown> {
   }
 }
 
-/** Whether a run has written the bundle that is there now, from the same images with the same options. */
+/** Checks whether the run has written the existing bundle from the same images with the same options. */
 export async function isTrained(run: string, key: TrainingKey): Promise<boolean> {
   const before = await readJson(path.join(run, FINISHED));
   if (!Check(finishedFile, before)) return false;
@@ -79,7 +80,7 @@ export async function isTrained(run: string, key: TrainingKey): Promise<boolean>
   );
 }
 
-/** Notes that training has finished. */
+/** Records that training has finished. */
 export async function noteTrained(run: string, key: TrainingKey): Promise<void> {
   await writeAtomic(
     path.join(run, FINISHED),
@@ -88,15 +89,16 @@ export async function noteTrained(run: string, key: TrainingKey): Promise<void> 
 }
 
 /**
- * The images of a training and what calibration uses them for.
+ * Reads the images of a training and their roles in the calibration.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file is missing or of another form
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file is missing or invalid
  */
 export async function readSplit(file: string): Promise<readonly CalibrationImage[]> {
   const split = await readJson(file);
   if (!Check(splitFile, split) || split.length === 0) {
     throw invalidArgument(
-      `Expected a list of images with file, class_name and held_out in ${file}; remove ${path.dirname(file)} to train from the beginning`,
+      `Expected a list of images with file, class_name and held_out in ${file}; ` +
+        `remove ${path.dirname(file)} to train from the beginning`,
     );
   }
   return split.map(({ file: image, class_name: className, held_out: heldOut }) => ({

@@ -1,4 +1,4 @@
-// diad verify
+// diad verify: compares results with those of the reference.
 import process from 'node:process';
 import type { Precision } from '../options.js';
 import { verifyBundle, type VerifyReport } from '../verify.js';
@@ -32,7 +32,7 @@ function asText(report: VerifyReport): string {
   );
 }
 
-/** Prints how far this machine's results are from the reference's; exit code 1 when further than promised. */
+/** Prints the differences from the reference results. Sets exit code 1 when one exceeds its tolerance. */
 export async function verify(options: Options): Promise<void> {
   const { model, bundle = model, device, precision, threads, json } = options;
   const report = await verifyBundle(bundle, {

@@ -1,4 +1,4 @@
-// diad watch
+// diad watch: scores images as they appear in a folder.
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import type { Sink } from '../watch/index.js';

@@ -1,9 +1,9 @@
-// From how a probe ended to what is wrong and what to do about it.
+// Derives the problem and its solution from the outcome of a probe.
 import { CALIBRATION_FILE } from '../calibration.js';
 import type { ProbeOutcome } from './probe.js';
 import { libtorchPackage } from '../libtorch/platform.js';
 
-/** What is wrong, in a word that programs can rely on. */
+/** Stable identifier of a problem, for programs. */
 export type Cause =
   | 'node-too-old'
   | 'addon-missing'
@@ -32,14 +32,14 @@ export type Cause =
 /** A diagnosis. */
 export interface Problem {
   readonly cause: Cause;
-  /** Of the error, where there was one. */
+  /** Code of the error, if any. */
   readonly code: string;
   readonly message: string;
-  /** What to do, one step each. */
+  /** Steps to solve the problem. */
   readonly help: readonly string[];
 }
 
-/** What a diagnosis looks at besides the probe. */
+/** Environment of the probe. */
 export interface Surroundings {
   readonly libc: string;
   readonly nvidiaDriver: string | null;
@@ -47,14 +47,14 @@ export interface Surroundings {
 }
 
 const GET_LIBTORCH = [
-  'npx diad libtorch install   (fetches it with your pip into the cache)',
+  'npx diad libtorch install   (downloads it into the cache with pip)',
   `npm install ${libtorchPackage()}   (the CPU libraries as a package)`,
-  'or set DIAD_LIBTORCH to a folder that holds lib/, or DIAD_PYTHON to a Python that has torch',
+  'or set DIAD_LIBTORCH to a folder that contains lib/, or DIAD_PYTHON to a Python that has torch',
 ];
 
 const CALIBRATE = [
-  'npx diad calibrate --good <folder> --model <bundle>   (finds the thresholds of this model)',
-  'or delete calibration.json: scores stay as they are, without verdicts',
+  'npx diad calibrate --good <folder> --model <bundle>   (computes the thresholds of this model)',
+  'or delete calibration.json: scores do not change but have no verdict',
 ];
 
 interface Pattern {
@@ -63,13 +63,14 @@ interface Pattern {
   readonly help: (found: RegExpExecArray, surroundings: Surroundings) => readonly string[];
 }
 
-/** What the dynamic loader says, most telling first. */
+/** Messages of the dynamic loader, most specific first. */
 const LOADER_MESSAGES: readonly Pattern[] = [
   {
     match: /version [`'"]((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found/,
     cause: 'system-too-old',
     help: ([, version], { libc }) => [
-      `this system (${libc}) lacks ${version ?? ''}: use a newer one (Debian 12, Ubuntu 22.04, RHEL 10, or newer)`,
+      `this system (${libc}) lacks ${version ?? ''}: ` +
+        'use a newer one (Debian 12, Ubuntu 22.04, RHEL 10, or newer)',
       'or build here from source: npm run build:native in the package folder, with DIAD_LIBTORCH set',
     ],
   },
@@ -78,26 +79,28 @@ const LOADER_MESSAGES: readonly Pattern[] = [
     cause: 'library-missing',
     help: ([, library]) => [
       `this LibTorch is a CUDA build whose library ${library ?? ''} is not installed`,
-      'npx diad libtorch install --variant cuda   (brings the CUDA libraries)',
+      'npx diad libtorch install --variant cuda   (includes the CUDA libraries)',
       'or install torch with pip without --no-deps',
-      'or take a CPU build: npx diad libtorch install',
+      'or use a CPU build: npx diad libtorch install',
     ],
   },
   {
     match: /(lib[\w.+-]+\.so[\d.]*): cannot open shared object file/,
     cause: 'library-missing',
     help: ([, library]) => [
-      `the library ${library ?? ''} is not on this system: install it (Debian and Ubuntu: apt-file search ${library ?? ''})`,
-      'or take a complete LibTorch: npx diad libtorch install',
+      `the library ${library ?? ''} is not installed: ` +
+        `install it (Debian and Ubuntu: apt-file search ${library ?? ''})`,
+      'or use a complete LibTorch: npx diad libtorch install',
     ],
   },
   {
     match: /undefined symbol: (\S+)/,
     cause: 'symbol-missing',
     help: () => [
-      'the engine was built for a LibTorch with other symbols: version.py or build-version may name another version than the libraries are',
-      'is LD_LIBRARY_PATH or LD_PRELOAD set? Then another LibTorch may come first: unset it',
-      'npx diad libtorch install   (a LibTorch that fits)',
+      'the engine was built for a LibTorch with other symbols: ' +
+        'version.py or build-version may not match the version of the libraries',
+      'if LD_LIBRARY_PATH or LD_PRELOAD is set, another LibTorch may be found first: unset it',
+      'npx diad libtorch install   (installs a matching LibTorch)',
     ],
   },
   {
@@ -105,8 +108,8 @@ const LOADER_MESSAGES: readonly Pattern[] = [
       /file too short|invalid ELF header|wrong ELF class|ELF load command|cannot read file data|not a mach-o|Exec format/i,
     cause: 'libtorch-damaged',
     help: (_found, { libtorchPath }) => [
-      `${libtorchPath ?? 'LibTorch'} is cut short, or for another kind of machine: install it again`,
-      'npx diad libtorch list --verify   (checks the ones in the cache)',
+      `${libtorchPath ?? 'LibTorch'} is truncated or built for another platform: install it again`,
+      'npx diad libtorch list --verify   (checks the installs in the cache)',
       'npx diad libtorch install',
     ],
   },
@@ -114,20 +117,22 @@ const LOADER_MESSAGES: readonly Pattern[] = [
     match: /failed to map segment|Operation not permitted|Permission denied/,
     cause: 'not-permitted',
     help: (_found, { libtorchPath }) => [
-      `the system does not let libraries be mapped from ${libtorchPath ?? "LibTorch's folder"}: is it mounted noexec, or are its files not readable?`,
-      'put LibTorch elsewhere: XDG_CACHE_HOME=<folder> npx diad libtorch install',
+      `the system does not allow mapping libraries from ${libtorchPath ?? 'the LibTorch folder'}: ` +
+        'check whether it is mounted noexec or its files are unreadable',
+      'install LibTorch elsewhere: XDG_CACHE_HOME=<folder> npx diad libtorch install',
     ],
   },
   {
     match: /cannot allocate memory/i,
     cause: 'out-of-memory',
     help: () => [
-      'LibTorch takes about 500 MB of address space and 200 MB of memory: raise the limit (ulimit -v, the container)',
+      'LibTorch needs about 500 MB of address space and 200 MB of memory: ' +
+        'raise the limit (ulimit -v, the container)',
     ],
   },
 ];
 
-/** Errors by their code. */
+/** Problems by error code. */
 const CODES: Readonly<
   Record<string, { readonly cause: Cause; readonly help: (surroundings: Surroundings) => readonly string[] }>
 > = {
@@ -136,40 +141,44 @@ const CODES: Readonly<
     cause: 'libtorch-mismatch',
     help: () => [
       ...GET_LIBTORCH,
-      'or build an engine for the LibTorch you have: npm run build:native in the package folder, with DIAD_LIBTORCH set',
+      'or build an engine for your LibTorch: ' +
+        'npm run build:native in the package folder, with DIAD_LIBTORCH set',
     ],
   },
   ERR_DIAD_OUT_OF_MEMORY: {
     cause: 'out-of-memory',
-    help: () => ['free memory, raise the limit, or take a smaller bundle'],
+    help: () => ['free memory, raise the limit, or use a smaller bundle'],
   },
   ERR_DIAD_DEVICE_UNAVAILABLE: {
     cause: 'device-unavailable',
     help: ({ nvidiaDriver }) =>
       nvidiaDriver === null
-        ? ['there is no NVIDIA driver: install it, or use --device cpu']
+        ? ['no NVIDIA driver found: install it, or use --device cpu']
         : [
-            `there is a driver (${nvidiaDriver}), so this LibTorch is a CPU build or too new for it: npx diad libtorch install --variant cuda`,
+            `found an NVIDIA driver (${nvidiaDriver}), so this LibTorch is a CPU build ` +
+              'or too new for the driver: npx diad libtorch install --variant cuda',
           ],
   },
   ERR_DIAD_BUNDLE_NOT_FOUND: {
     cause: 'bundle-not-found',
-    help: () => ['name a folder that holds manifest.json with --model'],
+    help: () => ['pass a folder that contains manifest.json with --model'],
   },
   ERR_DIAD_BUNDLE_INVALID: {
     cause: 'bundle-invalid',
-    help: () => ['export the bundle again with a version of diad that fits this one'],
+    help: () => ['export the bundle again with a compatible version of diad'],
   },
   ERR_DIAD_BUNDLE_CORRUPT: {
     cause: 'bundle-corrupt',
     help: () => [
-      'a file differs from what the manifest says: copy or download the bundle again; for the base model, install diad again',
+      'a file does not match the manifest: copy or download the bundle again; ' +
+        'for the base model, install diad again',
     ],
   },
   ERR_DIAD_IMAGE_DECODE: {
     cause: 'images-unreadable',
     help: () => [
-      'the engine works, sharp does not: npm install --include=optional sharp   (its binaries are optional dependencies)',
+      'the engine works but sharp does not: npm install --include=optional sharp   ' +
+        '(its binaries are optional dependencies)',
     ],
   },
 };
@@ -192,8 +201,9 @@ function crashed(outcome: ProbeOutcome, message: string): Problem {
       code,
       message: said,
       help: [
-        'LibTorch used an instruction that this CPU does not have',
-        'ATEN_CPU_CAPABILITY=default in the environment takes the plainest code paths; see the CPU features above (avx2 is the least that is fast)',
+        'LibTorch used an instruction that this CPU does not support',
+        'set ATEN_CPU_CAPABILITY=default for the most portable kernels; ' +
+          'see the CPU features above (avx2 is the least that is fast)',
       ],
     };
   }
@@ -203,7 +213,8 @@ function crashed(outcome: ProbeOutcome, message: string): Problem {
       code,
       message: said,
       help: [
-        'somebody killed the probe, usually the kernel for want of memory: see dmesg, and the memory limit above',
+        'the probe was killed, usually by the kernel because memory ran out: ' +
+          'see dmesg and the memory limit above',
       ],
     };
   }
@@ -213,14 +224,14 @@ function crashed(outcome: ProbeOutcome, message: string): Problem {
     message: said,
     help: [
       stage === 'libtorch'
-        ? 'the libraries are damaged or do not belong together: npx diad libtorch install'
-        : 'this should not happen: please report it with this report',
-      'other libraries in the process may be why: try without LD_PRELOAD and LD_LIBRARY_PATH',
+        ? 'the libraries are damaged or from different versions: npx diad libtorch install'
+        : 'this should not happen: please file an issue with this report',
+      'other libraries in the process may interfere: try without LD_PRELOAD and LD_LIBRARY_PATH',
     ],
   };
 }
 
-/** What a failed probe means, or undefined when it went well. */
+/** Diagnoses a failed probe. Returns undefined when the probe succeeded. */
 export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Problem | undefined {
   const { failure, signal, timedOut, stage, exitCode, stderr } = outcome;
   if (failure !== undefined) {
@@ -246,11 +257,11 @@ export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Pro
       cause: known?.cause ?? 'unknown',
       code,
       message,
-      help: known?.help(surroundings) ?? ['please report it with this report'],
+      help: known?.help(surroundings) ?? ['please file an issue with this report'],
     };
   }
   if (timedOut) {
-    const help = ['is the machine very busy, or the bundle on a slow disk? Run it again, with --timeout'];
+    const help = ['the machine may be busy or the disk slow: run it again with a larger --timeout'];
     return {
       cause: 'timeout',
       code: 'ERR_DIAD_TIMEOUT',
@@ -260,12 +271,13 @@ export function diagnose(outcome: ProbeOutcome, surroundings: Surroundings): Pro
   }
   if (signal !== undefined) return crashed(outcome, `The probe was ended by ${signal}`);
   if (exitCode !== 0) {
-    const message = `The probe ended with exit code ${exitCode ?? '?'}: ${stderr.trim().split('\n').slice(-3).join(' ')}`;
+    const tail = stderr.trim().split('\n').slice(-3).join(' ');
+    const message = `The probe ended with exit code ${exitCode ?? '?'}: ${tail}`;
     return {
       cause: 'unknown',
       code: 'ERR_DIAD_INTERNAL',
       message,
-      help: ['please report it with this report'],
+      help: ['please file an issue with this report'],
     };
   }
   return undefined;

@@ -1,27 +1,27 @@
-// The machine as far as it decides whether and how fast diad runs.
+// Properties of the machine that affect whether and how fast diad runs.
 import { readFileSync } from 'node:fs';
 import os from 'node:os';
 import process from 'node:process';
 
-/** What the doctor says of the machine. */
+/** Machine section of the doctor's report. */
 export interface Machine {
   /** Version of Node. */
   readonly node: string;
-  /** Newest Node-API version this Node has; the addon needs 9. */
+  /** Newest Node-API version of this Node; the addon needs 9. */
   readonly nodeApi: number;
   /** For example "linux-x64". */
   readonly platform: string;
   /** "glibc 2.36", or "not glibc". */
   readonly libc: string;
   readonly cpu: string;
-  /** Instruction sets that matter to LibTorch, of those the CPU has. */
+  /** Instruction sets of the CPU that LibTorch can use. */
   readonly cpuFeatures: readonly string[];
-  /** Cores this process may use. */
+  /** Cores available to this process. */
   readonly cores: number;
   readonly memoryGiB: number;
-  /** Limit of the control group (container), when there is one. */
+  /** Memory limit of the control group (container), if any. */
   readonly memoryLimitGiB?: number;
-  /** Version of the NVIDIA driver, or why none was found. */
+  /** Version of the NVIDIA driver; null if none was found. */
   readonly nvidiaDriver: string | null;
 }
 
@@ -46,7 +46,7 @@ function read(file: string): string {
   try {
     return readFileSync(file, 'utf8');
   } catch {
-    return ''; // not Linux, or not readable: then it is not known
+    return ''; // not Linux, or not readable: unknown
   }
 }
 
@@ -67,7 +67,7 @@ function memoryLimit(): number | undefined {
   return Number.isFinite(limit) && limit > 0 && limit < os.totalmem() ? gibibytes(limit) : undefined;
 }
 
-/** Looks at the machine; never throws. */
+/** Describes the machine. Never throws. */
 export function describeMachine(): Machine {
   const limit = memoryLimit();
   return {

@@ -1,5 +1,5 @@
-// The process that dies in the caller's place: opens LibTorch and the engine, loads the bundle, scores, verifies, and says how
-// far it got.
+// Child process of the doctor, isolated because LibTorch can crash it. Opens LibTorch and the engine, loads
+// the bundle, scores, verifies, and reports its progress.
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
@@ -11,16 +11,16 @@ import { openNative, type EngineVersion } from '../native.js';
 import type { DiadInfo } from '../info.js';
 import { verifyBundle, type VerifyReport } from '../verify.js';
 
-/** What the child is to do. */
+/** Request to the child. */
 export interface ProbeRequest {
   readonly bundle: string | undefined;
   readonly device: string;
 }
 
-/** The places a child comes by, in order. */
+/** Stages of a probe, in order. */
 export type ProbeStage = 'addon' | 'libtorch' | 'bundle' | 'score' | 'image' | 'golden';
 
-/** What the child sends. */
+/** Messages of the child. */
 export type ProbeMessage =
   | { readonly kind: 'entering'; readonly stage: ProbeStage }
   | { readonly kind: 'opened'; readonly version: EngineVersion }
@@ -29,7 +29,7 @@ export type ProbeMessage =
   | { readonly kind: 'verified'; readonly report: VerifyReport }
   | { readonly kind: 'failed'; readonly code: string; readonly message: string };
 
-/** A built-in image, the same in every process: a disc with a scratch before a gradient, RGB, 96 x 96. */
+/** Draws the built-in 96 x 96 RGB test image: a disc with a scratch on a gradient. */
 function builtInImage(): RawFrame {
   const side = 96;
   const data = new Uint8Array(side * side * 3);

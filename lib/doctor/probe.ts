@@ -1,4 +1,4 @@
-// Runs the probe in a forked child, and says how far the child came and how it ended.
+// Runs the probe in a forked child and reports its last stage and how it ended.
 import { fork } from 'node:child_process';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
@@ -7,25 +7,25 @@ import type { EngineVersion } from '../native.js';
 import type { VerifyReport } from '../verify.js';
 import type { ProbeMessage, ProbeRequest, ProbeStage } from './probe-child.js';
 
-/** How a child ended, and what it had said by then. */
+/** How a child ended, and its messages up to then. */
 export interface ProbeOutcome {
-  /** Where it was when it ended. */
+  /** Last stage that it entered. */
   readonly stage: ProbeStage;
   readonly version?: EngineVersion;
   readonly info?: DiadInfo;
   readonly score?: number;
-  /** Of the score, milliseconds. */
+  /** Duration of the score, milliseconds. */
   readonly milliseconds?: number;
-  /** Of the bundle's golden results, when it has some. */
+  /** Comparison with the bundle's golden results, if it has any. */
   readonly verified?: VerifyReport;
-  /** An error that the child reported itself. */
+  /** Error reported by the child. */
   readonly failure?: { readonly code: string; readonly message: string };
-  /** The signal that ended it. */
+  /** Signal that ended the child. */
   readonly signal?: NodeJS.Signals;
-  /** It did not end by itself in time. */
+  /** Whether the child was killed because it exceeded the timeout. */
   readonly timedOut: boolean;
   readonly exitCode: number | null;
-  /** The end of what it printed to standard error. */
+  /** End of its standard error. */
   readonly stderr: string;
 }
 
@@ -33,9 +33,9 @@ const CHILD = fileURLToPath(new URL('./probe-child.js', import.meta.url));
 const KEPT = 4000; // characters of standard error
 
 /**
- * Probes in a child process. Never rejects for what happens in the child.
+ * Runs a probe in a child process. Never rejects because of a failure in the child.
  *
- * @param timeoutMs - then the child is killed
+ * @param timeoutMs - time after which the child is killed
  */
 export function probe(request: ProbeRequest, timeoutMs: number): Promise<ProbeOutcome> {
   return new Promise((resolve, reject) => {
@@ -77,12 +77,12 @@ export function probe(request: ProbeRequest, timeoutMs: number): Promise<ProbeOu
       clearTimeout(timer);
       resolve({ ...outcome, timedOut, exitCode, stderr, ...(signal === null ? {} : { signal }) });
     });
-    // A child that dies at once takes the channel with it; then 'close' says so.
+    // If the child dies immediately, the send fails and 'close' reports the exit.
     child.send(request, () => undefined);
   });
 }
 
-/** Variables that change how LibTorch runs, of those that are set. */
+/** Returns the environment variables that affect LibTorch. */
 export function relevantVariables(): Readonly<Record<string, string>> {
   const names = /^(DIAD_|OMP_|MKL_|CUDA_|ATEN_|TORCH_|LD_LIBRARY_PATH$|LD_PRELOAD$|DYLD_|KMP_|GOMP_)/;
   return Object.fromEntries(

@@ -1,4 +1,4 @@
-// The doctor's report: the machine, the addon, LibTorch, the bundle, and a score that must come out right.
+// The doctor's report: machine, addon, LibTorch, bundle, and a score checked against a reference.
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { codeOf } from '../errors.js';
@@ -9,33 +9,33 @@ import { diagnose, type Cause, type Problem } from './diagnosis.js';
 import { describeMachine, type Machine } from './machine.js';
 import { probe, relevantVariables, type ProbeOutcome } from './probe.js';
 
-/** What to examine. */
+/** Options of {@link examine}. */
 export interface Examination {
   /** Default: the base bundle. */
   readonly bundle?: string | undefined;
   readonly device: string;
-  /** Of one probe, milliseconds. */
+  /** Time limit of one probe, milliseconds. */
   readonly timeoutMs: number;
 }
 
-/** A score compared with one that must equal it. */
+/** Comparison of a score with a reference value. */
 export interface Golden {
-  /** What it was compared with: the reference's result in the bundle, or, for a bundle without, another process on the CPU. */
+  /** Reference: golden results in the bundle or, without them, a second process on the CPU. */
   readonly against: 'bundle' | 'process';
   readonly relativeDifference: number;
-  /** Largest relative difference that is accepted. */
+  /** Largest accepted relative difference. */
   readonly tolerance: number;
 }
 
-/** What `diad doctor --json` prints. */
+/** Output of `diad doctor --json`. */
 export interface Report extends Machine {
-  /** Images can be scored. */
+  /** Whether images can be scored. */
   readonly ok: boolean;
   readonly diad: string;
-  /** Variables that change how LibTorch runs. */
+  /** Environment variables that affect LibTorch. */
   readonly environment: Readonly<Record<string, string>>;
   readonly addon?: string;
-  /** LibTorch minors there is an engine for. */
+  /** LibTorch minor versions with an engine. */
   readonly engines?: readonly string[];
   readonly libtorch?: {
     readonly version: string;
@@ -43,7 +43,7 @@ export interface Report extends Machine {
     readonly path: string;
     readonly source: string;
   };
-  /** Every place where LibTorch was looked for in vain before it was found. */
+  /** Locations searched before LibTorch was found, with the reason why each was rejected. */
   readonly tried: readonly Miss[];
   readonly cpuCapability?: string;
   readonly threads?: number;
@@ -55,15 +55,17 @@ export interface Report extends Machine {
     readonly imageSize: number;
     readonly steps: number;
   };
-  /** Of the built-in image, which is scored first. */
+  /** First score of the built-in image. */
   readonly score?: { readonly value: number; readonly milliseconds: number };
   readonly golden?: Golden;
   readonly problem?: Problem;
 }
 
-/** Same device: the same arithmetic in the same order, but threads may split sums differently. */
+/**
+ * Tolerance on the same device: the order of operations is the same, but threads can split sums differently.
+ */
 const SAME_DEVICE = 1e-5;
-/** Another device sums in another order; float32 throughout. */
+/** Tolerance between devices, which sum in a different order; float32 throughout. */
 const OTHER_DEVICE = 1e-2;
 const NODE_API = 9;
 
@@ -80,7 +82,8 @@ function examineAddon(
   machine: Machine,
 ): { readonly addon: string; readonly engines: readonly string[] } | Problem {
   const rebuild =
-    'build it: npm run build in a clone of the repository, or npm run build:native in the package folder (needs CMake, a C++20 compiler, LibTorch)';
+    'build it: npm run build in a clone of the repository, or npm run build:native in the package folder ' +
+    '(needs CMake, a C++20 compiler, LibTorch)';
   if (machine.nodeApi < NODE_API) {
     const message = `Node ${machine.node} has Node-API ${machine.nodeApi}, the addon needs ${NODE_API}`;
     return { cause: 'node-too-old', code: 'ERR_DIAD_INTERNAL', message, help: ['use Node 20.19 or newer'] };
@@ -91,14 +94,14 @@ function examineAddon(
   } catch (error) {
     const musl = machine.platform.startsWith('linux') && machine.libc === 'not glibc';
     const why = musl
-      ? 'this Linux has no glibc (Alpine?), for which neither diad nor PyTorch has binaries: use a glibc image'
+      ? 'this Linux has no glibc (Alpine?); diad and PyTorch need glibc: use a glibc image'
       : rebuild;
     return problem('addon-missing', error, [why]);
   }
   const minors = [...engines(addon).keys()].sort();
   if (minors.length > 0) return { addon, engines: minors };
   return {
-    ...problem('engine-missing', new Error(`There is no engine library beside ${addon}`), [
+    ...problem('engine-missing', new Error(`No engine library found next to ${addon}`), [
       'install diad again',
       rebuild,
     ]),
@@ -107,13 +110,13 @@ function examineAddon(
 
 function differs(what: string): Problem {
   const help = [
-    'results on this machine cannot be trusted: is its memory sound, is it overclocked?',
+    'results on this machine cannot be trusted: check for faulty memory or overclocking',
     'try another LibTorch: npx diad libtorch install',
   ];
   return { cause: 'golden-differs', code: 'ERR_DIAD_INTERNAL', message: what, help };
 }
 
-/** Compares with the bundle's golden results, or with a second process on the CPU when it has none. */
+/** Compares with the bundle's golden results or, without them, with a second process on the CPU. */
 async function compare(first: ProbeOutcome, examination: Examination): Promise<Golden | Problem> {
   const { score = Number.NaN, info, verified } = first;
   if (verified !== undefined) {
@@ -122,7 +125,7 @@ async function compare(first: ProbeOutcome, examination: Examination): Promise<G
     const failed = verified.stages.filter(({ passed }) => !passed).map(({ stage }) => stage);
     if (!verified.passed)
       return differs(
-        `These stages are too far from the reference's golden results: ${failed.join(', ')}; see diad verify`,
+        `These stages exceed the tolerance to the golden results: ${failed.join(', ')}; see diad verify`,
       );
     return { against: 'bundle', relativeDifference, tolerance };
   }
@@ -132,16 +135,18 @@ async function compare(first: ProbeOutcome, examination: Examination): Promise<G
     const surroundings = { libc: '', nvidiaDriver: null, libtorchPath: undefined };
     return (
       diagnose(second, surroundings) ??
-      problem('unknown', new Error('The second probe said nothing'), ['run it again'])
+      problem('unknown', new Error('The second probe sent no score'), ['run it again'])
     );
   }
   const tolerance = (info?.device ?? 'cpu') === 'cpu' ? SAME_DEVICE : OTHER_DEVICE;
   const relativeDifference = Math.abs(score - reference) / Math.max(Math.abs(reference), Number.MIN_VALUE);
   if (relativeDifference <= tolerance) return { against: 'process', relativeDifference, tolerance };
-  return differs(`The same image scored ${score} in one process and ${reference} on the CPU of another`);
+  return differs(`The same image scored ${score} in one process and ${reference} in another on the CPU`);
 }
 
-/** Examines what is there. Native code runs in child processes only: whatever it does, this process goes on. */
+/**
+ * Examines the installation. Native code runs only in child processes, so that a crash cannot end this one.
+ */
 export async function examine(examination: Examination): Promise<Report> {
   const machine = describeMachine();
   const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json'), 'utf8')) as {
@@ -177,7 +182,7 @@ export async function examine(examination: Examination): Promise<Report> {
     ...report,
     libtorch: {
       version: libtorch.version,
-      variant: variantOf(libtorch.version) ?? 'not said',
+      variant: variantOf(libtorch.version) ?? 'not specified',
       path: libFolder,
       source,
     },

@@ -1,4 +1,4 @@
-// Calibration: thresholds from normal images; of a bundle with evidence also what normal images look like.
+// Calibration on normal images: thresholds and, for a bundle with evidence, statistics of normal images.
 import type { Calibration, Thresholds } from '../calibration.js';
 import type { Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
@@ -20,13 +20,16 @@ import {
 
 export type { CalibrationRole, ClassSummary };
 
-/** A normal image, or one of a validation set. */
+/** A normal image, or an image of a validation set. */
 export interface CalibrationImage {
   readonly file: string;
   readonly className: string;
   /** Default false. */
   readonly defective?: boolean;
-  /** What a normal image is used for by a bundle with evidence: images it was trained on only tell what is normal. Default 'calibration'. */
+  /**
+   * Role of a normal image for a bundle with evidence: images from training contribute to the statistics but
+   * not to the thresholds. Default 'calibration'.
+   */
   readonly role?: CalibrationRole;
 }
 
@@ -35,32 +38,33 @@ export interface CalibrateOptions {
   /** Normal images. */
   readonly good: readonly CalibrationImage[];
   /**
-   * Share of normal images that may be called anomalous, 0 to 1, both excluded. Default 0.01; of a bundle with evidence the smallest
-   * share that the images bound where that is larger, 1 / (images + 1).
+   * Target false positive rate: share of normal images that can be classified as anomalous, between 0 and 1,
+   * exclusive. Default 0.01; for a bundle with evidence at least 1 / (images + 1), the lowest rate the images
+   * support.
    */
   readonly targetFpr?: number;
-  /** Thresholds of each class beside the global ones. Default: true for a bundle with evidence, else false. */
+  /** Compute thresholds per class in addition to the global ones. Default: true with evidence, else false. */
   readonly perClass?: boolean;
-  /** Images with and without defects: the image threshold is the one of the largest F1 on them. Not for a bundle with evidence. */
+  /** Images with and without defects; sets the image threshold at the maximum F1. Not with evidence. */
   readonly validation?: readonly CalibrationImage[];
-  /** Images on which results will be reported: refused where one of them is among the others. */
+  /** Test images for later evaluation. Rejected if one of them is also used for calibration. */
   readonly test?: readonly string[];
-  /** Of the noise. Default 0. */
+  /** Seed of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** For images that will be scored in tiles: these must be scored in the same way. Not for a bundle with evidence. */
+  /** Tiling, if images will be scored in tiles with the same options. Not with evidence. */
   readonly tile?: TileOptions;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, total: number) => void;
 }
 
-/** A calibration and what there is to say about it. */
+/** Result of {@link calibrate}. */
 export interface Calibrated {
   readonly calibration: Calibration;
-  /** Content of normality.safetensors; only of a bundle with evidence. */
+  /** Content of normality.safetensors. Only with evidence. */
   readonly normality?: Uint8Array;
-  /** All images first, then the classes that have thresholds of their own. */
+  /** Summary of all images, followed by each class with its own thresholds. */
   readonly summary: readonly ClassSummary[];
-  /** Classes that have too few images for thresholds of their own, with how many they have. */
+  /** Classes with too few images for their own thresholds. */
   readonly tooFew: readonly { readonly className: string; readonly images: number }[];
 }
 
@@ -68,7 +72,7 @@ interface Scored {
   readonly className: string;
   readonly defective: boolean;
   readonly score: number;
-  /** Largest value of its map. */
+  /** Largest value of the map. */
   readonly peak: number;
 }
 
@@ -100,7 +104,7 @@ async function scoreAll(
   return scored;
 }
 
-/** The normal images that differ from one another, and the hashes of all; a copy of an image says nothing new. */
+/** Removes duplicate normal images and returns the hashes of all images. */
 async function distinct({ good, validation = [], test = [] }: CalibrateOptions): Promise<Distinct> {
   const files = [...good, ...validation].map(({ file }) => file);
   const hashes = await contentHashes(files);
@@ -115,22 +119,22 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
   return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), digests: [...new Set(hashes)].sort() };
 }
 
-/** The images of a calibration. */
+/** Deduplicated images of a calibration. */
 export interface Distinct {
-  /** Normal images that differ from one another. */
+  /** Normal images without duplicates. */
   readonly good: readonly CalibrationImage[];
   /** Digests of all images. */
   readonly digests: readonly string[];
 }
 
-/** How thresholds were found, whatever they are. */
+/** Metadata about how the thresholds were computed. */
 type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'imageDigests'>;
-/** What calibration finds, before its origin is noted. */
+/** Calibration without its origin. */
 export type Outcome = Omit<Calibrated, 'calibration'> & {
   readonly calibration: Omit<Calibration, keyof Origin>;
 };
 
-/** Thresholds of a bundle whose scores do not depend on the calibration. */
+/** Computes thresholds for a bundle without evidence, whose scores do not depend on the calibration. */
 async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Distinct): Promise<Outcome> {
   const { validation, targetFpr = DEFAULT_FPR, perClass = false } = options;
   requireEnough(good.length, targetFpr);
@@ -139,11 +143,12 @@ async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Disti
     scored.slice(0, good.length),
     validation === undefined ? undefined : scored.slice(good.length),
   ];
-  /** undefined where a class has too few images, or no defect in the validation set. */
-  const thresholds = (its: (image: Scored) => boolean): Thresholds | undefined => {
-    const best = validationScored === undefined ? undefined : f1maxThreshold(validationScored.filter(its));
+  /** Returns undefined when a class has too few images, or no defect in the validation set. */
+  const thresholds = (isIncluded: (image: Scored) => boolean): Thresholds | undefined => {
+    const best =
+      validationScored === undefined ? undefined : f1maxThreshold(validationScored.filter(isIncluded));
     if (validationScored !== undefined && best === undefined) return undefined;
-    return thresholdsOf(goodScored.filter(its), targetFpr, best);
+    return thresholdsOf(goodScored.filter(isIncluded), targetFpr, best);
   };
   const all = thresholds(() => true);
   if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all images');
@@ -201,16 +206,17 @@ function imageList(
 }
 
 /**
- * Finds thresholds from normal images, and from a validation set where one is given. A bundle with evidence learns what normal images look like,
- * too: `normality`, which {@link writeCalibration} writes beside the thresholds.
+ * Computes thresholds from normal images and, optionally, a validation set. For a bundle with evidence also
+ * computes the statistics of normal images, `normality`; save both with {@link writeCalibration}.
  *
- * Image threshold: the bounded quantile of the images' scores, or with `validation` the one of its largest F1. Pixel threshold: the bounded
- * quantile of the maps' largest values, so that a normal image shows any region with a probability of at most `targetFpr`.
+ * Image threshold: an upper bound of the quantile of the scores or, with `validation`, the threshold of
+ * maximum F1. Pixel threshold: an upper bound of the quantile of the map maxima, so that a normal image shows
+ * a region with a probability of at most `targetFpr`.
  *
  * @param diad - a bundle with evidence must be loaded with `{ calibration: false }`
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few images for the target (of a bundle with evidence: fewer than 10), when the
- *   validation set has no defect, or when images are shared between sets (by content); ERR_DIAD_IMAGE_DECODE that names the file; the signal's
- *   reason
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few images for the target (with evidence:
+ *   fewer than 10), when the validation set has no defect, or when sets share images (by content);
+ *   ERR_DIAD_IMAGE_DECODE that names the file; the signal's reason
  */
 export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<Calibrated> {
   loadedBundle(diad, 'diad');
@@ -227,12 +233,12 @@ export async function calibrate(diad: Diad, options: CalibrateOptions): Promise<
   const byEvidence = diad.info.bundle.evidence !== undefined;
   if (byEvidence && validation !== undefined) {
     throw invalidArgument(
-      'Expected no validation set for a bundle with evidence: its thresholds come from normal images alone',
+      'Expected no validation set for a bundle with evidence: its thresholds use only normal images',
     );
   }
   if (byEvidence && options.tile !== undefined) {
     throw invalidArgument(
-      'Expected no tile for a bundle with evidence: it learns what whole images look like, which says nothing of tiles',
+      'Expected no tile for a bundle with evidence: its statistics describe whole images',
     );
   }
   const used = await distinct(options);

@@ -1,4 +1,4 @@
-// A calibration's files in a bundle, and copies of bundles to calibrate.
+// Writes the calibration files of a bundle, and copies bundles for calibration.
 import { randomUUID } from 'node:crypto';
 import { copyFile, link, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -10,12 +10,12 @@ import { requiredText } from '../validate.js';
 import { sha256 } from './content-hash.js';
 
 /**
- * Writes calibration.json into a bundle, and normality.safetensors where the calibration has one. Nothing of the bundle changes unless both could be
- * written as a whole. Bundles loaded before keep what they had.
+ * Writes calibration.json into a bundle, and normality.safetensors if the calibration has one. If one of them
+ * cannot be written, the bundle stays unchanged. Bundles that are already loaded keep their old calibration.
  *
- * @param normality - of {@link calibrate}
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `normality` is not the one the calibration was made with; ERR_DIAD_INTERNAL when the files cannot be
- *   written, the disk being full for example
+ * @param normality - as returned by {@link calibrate}
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `normality` does not belong to the calibration;
+ *   ERR_DIAD_INTERNAL when the files cannot be written, for example because the disk is full
  */
 export async function writeCalibration(
   bundle: string,
@@ -31,7 +31,7 @@ export async function writeCalibration(
       `Expected the normality that calibrate() returned with the calibration but received ${received}`,
     );
   }
-  // The order matters: calibration.json is what makes readers look for the other.
+  // The order matters: readers look for the normality file only if calibration.json names it.
   const files = [
     ...(normality === undefined ? [] : [[path.join(folder, NORMALITY_FILE), normality] as const]),
     [path.join(folder, CALIBRATION_FILE), `${JSON.stringify(calibration, null, 2)}\n`] as const,
@@ -47,7 +47,7 @@ export async function writeCalibration(
           : String(error);
     throw new DiadError(
       'ERR_DIAD_INTERNAL',
-      `The calibration could not be written into ${folder}, which is as it was: ${reason}`,
+      `The calibration could not be written into ${folder}, which is unchanged: ${reason}`,
       {
         cause: error,
       },
@@ -56,7 +56,7 @@ export async function writeCalibration(
   if (normality === undefined) await rm(path.join(folder, NORMALITY_FILE), { force: true });
 }
 
-/** Files that belong to a bundle's calibration, not to the model. */
+/** Files of the calibration, which are not part of the model. */
 const OF_CALIBRATION: readonly string[] = [CALIBRATION_FILE, NORMALITY_FILE];
 
 async function linkOrCopy(from: string, to: string): Promise<void> {
@@ -78,10 +78,11 @@ async function fill(from: string, to: string): Promise<void> {
 }
 
 /**
- * Copies a bundle without its calibration into a folder that appears as a whole or not at all. Files are hard links where the file system has
- * them: no file of a bundle is ever changed in place. A folder that holds a copy of the same model already is left as it is.
+ * Copies a bundle without its calibration. The target folder appears atomically. Uses hard links where
+ * possible, because files of a bundle are never changed in place. Keeps a folder that already contains the
+ * same model.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `to` holds anything else; ERR_DIAD_BUNDLE_NOT_FOUND
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `to` contains anything else; ERR_DIAD_BUNDLE_NOT_FOUND
  */
 export async function copyBundle(from: string, to: string): Promise<void> {
   const digest = await bundleDigest(from);
@@ -94,7 +95,7 @@ export async function copyBundle(from: string, to: string): Promise<void> {
   if (existing.length > 0) {
     const other = await bundleDigest(to).catch(() => undefined);
     if (other === digest) return;
-    const holds = other === undefined ? 'is not empty' : 'holds another model';
+    const holds = other === undefined ? 'is not empty' : 'contains another model';
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
       `Expected a new folder for the copy but ${to} ${holds}: choose another, or remove it`,

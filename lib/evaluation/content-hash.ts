@@ -1,13 +1,13 @@
-// Images by their content, so that a set never tests what it was tuned on, whatever the files are called.
+// Hashes image contents to detect images shared between sets, regardless of file names.
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
 
-/** sha256 of bytes, hex. */
+/** Computes the SHA-256 of bytes, hex. */
 export const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
-/** sha256 of a file, hex. */
+/** Computes the SHA-256 of a file, hex. */
 export async function contentHash(file: string): Promise<string> {
   const hash = createHash('sha256');
   try {
@@ -24,7 +24,7 @@ export async function contentHash(file: string): Promise<string> {
   return hash.digest('hex');
 }
 
-/** Hashes of files, in their order; a few files are read at a time. */
+/** Computes the hashes of files in order, reading up to 8 files concurrently. */
 export async function contentHashes(files: readonly string[]): Promise<string[]> {
   const hashes: string[] = new Array<string>(files.length);
   const waiting = files.entries();
@@ -36,9 +36,9 @@ export async function contentHashes(files: readonly string[]): Promise<string[]>
 }
 
 /**
- * Refuses two sets of images that share some.
+ * Rejects sets of images that overlap.
  *
- * @param names - what the sets are for, for the message
+ * @param names - names of the sets, for the message
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the first shared files
  */
 export function refuseOverlap(
@@ -49,9 +49,10 @@ export function refuseOverlap(
 ): void {
   const shared = files.filter((_, i) => others.has(hashes[i]!));
   if (shared.length === 0) return;
-  const shown = shared.slice(0, 3).join(', ');
+  const shown = `${shared.slice(0, 3).join(', ')}${shared.length > 3 ? ', ...' : ''}`;
   throw new DiadError(
     'ERR_DIAD_INVALID_ARGUMENT',
-    `${shared.length} of ${files.length} images are in both ${names} (same content): ${shown}${shared.length > 3 ? ', ...' : ''}; results on them would not count`,
+    `${shared.length} of ${files.length} images are in both ${names} (same content): ${shown}; ` +
+      'results on them would be invalid',
   );
 }

@@ -1,4 +1,4 @@
-// Evaluates a model on a data set: scores on disk, metrics, tables and a report.
+// Evaluates a model on a data set: stored scores, metrics, tables and a report.
 import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import path from 'node:path';
@@ -22,12 +22,12 @@ import {
 import { maskOf, readImage, type MaskRule } from './images.js';
 import { ScoredImages, type RunIdentity, type ScoredImage } from './scored-images.js';
 
-/** How far an evaluation is. */
+/** Progress of an evaluation. */
 export interface EvaluationProgress {
   readonly stage: 'scoring' | 'metrics';
   readonly done: number;
   readonly total: number;
-  /** Images of an earlier run among `done`. */
+  /** Number of images in `done` from an earlier run. */
   readonly resumed: number;
 }
 
@@ -35,13 +35,13 @@ export interface EvaluationProgress {
 export interface EvaluateOptions {
   /** Folder for scores, tables and report. */
   readonly out: string;
-  /** Go on with a run that was broken off. Default false. */
+  /** Resume an interrupted run. Default false. */
   readonly resume?: boolean;
   /** Default 'exact'. */
   readonly mode?: MetricsMode;
-  /** Of the noise. Default 0. */
+  /** Seed of the noise. Default 0. */
   readonly seed?: number | bigint;
-  /** Stops between images; what was scored stays. */
+  /** Stops between images. Completed scores are kept. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: EvaluationProgress) => void;
 }
@@ -52,13 +52,13 @@ export interface FailedImage {
   readonly message: string;
 }
 
-/** What is said of a class, or of all in results.json. */
+/** Metrics and counts of a class, as in results.json. */
 export interface ClassReport extends ClassMetrics {
   readonly images: number;
   readonly defective: number;
-  /** Defective images for which the data set has no mask: part of image metrics, not of pixel metrics. */
+  /** Defective images without a mask: included in image metrics, excluded from pixel metrics. */
   readonly withoutMask: number;
-  /** Of the calibration; null without one. */
+  /** Threshold of the calibration; null without one. */
   readonly threshold: number | null;
 }
 
@@ -88,7 +88,7 @@ export interface Evaluation {
 const CONCURRENCY = 16;
 const KEYS = ['out', 'resume', 'mode', 'seed', 'signal', 'onProgress'] as const;
 
-/** How every image of a run is scored. */
+/** Options that apply to every image of a run. */
 export interface EvaluationCall {
   readonly seed: bigint;
 }
@@ -119,7 +119,7 @@ async function refuseCalibrationImages(data: DataSet, calibration: Calibration |
     files,
     await contentHashes(files),
     new Set(calibration.imageDigests),
-    'this test set and the set the thresholds were found on',
+    'this test set and the calibration set',
   );
 }
 
@@ -148,7 +148,7 @@ async function scoreOne(
   return { line, map: result.map.data };
 }
 
-/** Scores what is not done yet, a few images at a time; each is kept as it comes. */
+/** Scores the remaining images, up to CONCURRENCY at a time, and stores each result immediately. */
 async function scoreAll(
   diad: Diad,
   data: DataSet,
@@ -160,7 +160,7 @@ async function scoreAll(
   const waiting = data.images.flatMap((_, index) => (scores.done.has(index) ? [] : [index]));
   const [resumed, total] = [scores.done.size, data.images.length];
   const failed: FailedImage[] = [];
-  if (signal !== undefined) setMaxListeners(0, signal); // one per image in flight
+  if (signal !== undefined) setMaxListeners(0, signal); // one listener per image in flight
   const progress = (): void =>
     onProgress?.({ stage: 'scoring', done: scores.done.size + failed.length, total, resumed });
   progress();
@@ -175,7 +175,7 @@ async function scoreAll(
       await scores.add(outcome.value.line, outcome.value.map);
     } else if (signal?.aborted !== true) {
       const { error } = outcome;
-      // The engine gone or without memory: every further image would fail alike.
+      // After an engine failure or out-of-memory, every further image would fail too.
       if (
         error instanceof DiadError &&
         ['ERR_DIAD_CLOSED', 'ERR_DIAD_OUT_OF_MEMORY', 'ERR_DIAD_INTERNAL'].includes(error.code)
@@ -208,7 +208,7 @@ async function scoreAll(
   return failed;
 }
 
-/** Maps and masks of one class in memory: 5 bytes a pixel. */
+/** Computes the metrics of a class. Memory: maps and masks of the class, 5 bytes per pixel. */
 async function classReport(
   data: DataSet,
   scores: ScoredImages,
@@ -327,15 +327,16 @@ async function writeTables(evaluation: Evaluation, diad: Diad): Promise<void> {
 }
 
 /**
- * Scores every test image of a data set, computes the metrics class by class and writes results.json, per_class.csv and per_image.csv.
+ * Scores every test image of a data set, computes metrics per class, and writes results.json, per_class.csv
+ * and per_image.csv.
  *
- * Each image is on disk before it counts: a run that was killed goes on where it was (`resume`) with nothing lost and nothing scored twice.
- * An image that cannot be scored is listed in `failed`, left out of the metrics and tried again by a resumed run. Memory: the maps and masks of
- * one class, 5 bytes a pixel, and what `evaluateClass` needs.
+ * Each result is stored before it counts, so that a killed run can be resumed (`resume`) without loss or
+ * repeated work. An image that cannot be scored is listed in `failed`, excluded from the metrics, and retried
+ * by a resumed run. Memory: maps and masks of one class, 5 bytes per pixel, plus that of `evaluateClass`.
  *
- * @returns the results; close `scores` when they are no longer needed
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run, when the data set shares images with the calibration, or when a
- *   mask does not fit; the signal's reason when it aborts
+ * @returns the results; close `scores` when no longer needed
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder contains another run, when the data set shares
+ *   images with the calibration, or when a mask does not match its image; the signal's reason when it aborts
  */
 export async function evaluateDataSet(
   diad: Diad,
@@ -351,7 +352,7 @@ export async function evaluateDataSet(
   const call = { seed: BigInt(options.seed ?? 0) };
   const own = calibrationOf(diad);
   await refuseCalibrationImages(data, own);
-  // Thresholds apply to the tiling they were found with only.
+  // Thresholds apply only to the tiling of the calibration.
   const calibration = own !== undefined && isOfTiles(own, undefined) ? own : undefined;
   const scores = await ScoredImages.open(options.out, identityOf(data, diad, call), options.resume ?? false);
   try {

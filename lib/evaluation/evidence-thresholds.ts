@@ -1,4 +1,4 @@
-// Calibration of a bundle with evidence: what is learned from which images, and thresholds from the scores of unseen images.
+// Calibration of a bundle with evidence: statistics of normal images, and thresholds from unseen images.
 import { NORMALITY_FILE, type Thresholds } from '../calibration.js';
 import { openCalibrator, type Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
@@ -23,13 +23,13 @@ import {
   type NormalScore,
 } from './thresholds.js';
 
-/** Normal images of a class that is learned by itself. */
+/** Fewest normal images for the statistics of a class. */
 const FEWEST_IMAGES = 10;
 
 const namesOf = (images: readonly CalibrationImage[]): string[] =>
   [...new Set(images.map(({ className }) => className))].sort();
 
-/** Which images a bundle with evidence learns from, and which classes have too few to be learned by themselves. */
+/** Selects the images for the statistics, and lists the classes with too few images for their own. */
 export function imagesToLearnFrom(
   good: readonly CalibrationImage[],
   perClass: boolean,
@@ -40,13 +40,15 @@ export function imagesToLearnFrom(
   const roles = good.map(({ role }, i) => oneOf(role, `good[${i}].role`, CALIBRATION_ROLES, 'calibration'));
   if (good.length < FEWEST_IMAGES) {
     throw invalidArgument(
-      `Expected at least ${FEWEST_IMAGES} different normal images but received ${good.length}: add images without defects`,
+      `Expected at least ${FEWEST_IMAGES} different normal images but received ${good.length}: ` +
+        'add images without defects',
     );
   }
   const judged = roles.filter(isJudged).length;
   if (judged < 2) {
     throw invalidArgument(
-      `Expected at least 2 normal images that the model was not trained on but received ${judged}: thresholds come from these`,
+      'Expected at least 2 normal images that the model was not trained on ' +
+        `but received ${judged}: thresholds come from these`,
     );
   }
   const names = namesOf(good);
@@ -68,7 +70,7 @@ export function imagesToLearnFrom(
   return { images: chosenImages(images), tooFew };
 }
 
-/** Thresholds of a bundle with evidence, and what it learns: each image is scored as one that calibration has not seen. */
+/** Computes statistics and thresholds of a bundle with evidence. Each image is scored as an unseen one. */
 export async function fromEvidence(
   diad: Diad,
   options: CalibrateOptions,
@@ -93,7 +95,7 @@ export async function fromEvidence(
   };
 }
 
-/** Thresholds of all images and of each class from the rows of a calibrator. */
+/** Computes the thresholds of all images and of each class from the scores of a calibrator. */
 export function thresholdsLearned(
   images: readonly NormalImage[],
   own: NativeUnseenScores,

@@ -1,4 +1,4 @@
-// Images and masks of data sets, from files.
+// Reads images and masks of data sets from files.
 import { readFile } from 'node:fs/promises';
 import { decodeBmp, isBmp } from '../bmp.js';
 import { DiadError } from '../errors.js';
@@ -15,7 +15,7 @@ const unreadable = (file: string, error: unknown): DiadError =>
   );
 
 /**
- * An image's bytes, for `Diad.score`.
+ * Reads the bytes of an image, for `Diad.score`.
  *
  * @throws DiadError ERR_DIAD_IMAGE_DECODE that names the file
  */
@@ -27,7 +27,9 @@ export async function readImage(file: string): Promise<Uint8Array> {
   }
 }
 
-/** A mask at its own size: which pixels are defective, and its gray values (16 bits cut to the high byte). */
+/**
+ * A mask at its original size: defective pixels, and gray values (16-bit values reduced to the high byte).
+ */
 export interface Mask {
   readonly width: number;
   readonly height: number;
@@ -36,7 +38,10 @@ export interface Mask {
   readonly gray: Uint8Array;
 }
 
-/** Lossy formats blur edges: there half of white is needed, elsewhere any value that is not 0 (data sets number kinds of defects). */
+/**
+ * Lossy formats blur edges, so a defective pixel needs at least half of white. In other formats any value
+ * except 0 is a defect, because data sets use pixel values as indices of defect kinds.
+ */
 const lossy = (format: string | undefined): boolean =>
   format === 'jpeg' || format === 'webp' || format === 'heif';
 
@@ -72,7 +77,7 @@ async function readMask(file: string): Promise<Mask> {
   }
 }
 
-/** Union of masks, which must agree in size. */
+/** Reads masks of equal size and returns their union. */
 async function readMasks(files: readonly string[]): Promise<Mask> {
   const [first, ...others] = await Promise.all(files.map(readMask));
   if (first === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected at least one mask');
@@ -80,7 +85,8 @@ async function readMasks(files: readonly string[]): Promise<Mask> {
     if (other.width !== first.width || other.height !== first.height) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `${files[i + 1]!} is ${other.width} x ${other.height} but ${files[0]!} is ${first.width} x ${first.height}: masks of one image must agree`,
+        `${files[i + 1]!} is ${other.width} x ${other.height} but ${files[0]!} is ` +
+          `${first.width} x ${first.height}: masks of one image must have the same size`,
       );
     }
     for (let p = 0; p < first.gray.length; p++) {
@@ -91,18 +97,21 @@ async function readMasks(files: readonly string[]): Promise<Mask> {
   return first;
 }
 
-/** How a mask becomes one of the map's size. */
+/** How a mask is resized to the size of the map. */
 export type MaskRule =
-  /** A pixel is defective when at least half of it is. */
+  /** A pixel is defective if at least half of its area is. */
   | 'half'
-  /** Any gray left after the resize is a defect; a defective image without a mask is defective everywhere. The published evaluation's rule. */
+  /**
+   * A pixel is defective if any gray remains after the resize. A defective image without a mask is defective
+   * everywhere. Rule of the published evaluation.
+   */
   | 'any';
 
 /**
- * The mask of an image at the map's size.
+ * Reads the mask of an image and resizes it to the size of the map.
  *
- * @param size - of the image as scored, pixels; masks may have another size, but must have its aspect ratio within 2 %
- * @returns 0 or 1, row-major [side, side]; undefined where the data set has none for a defective image (rule 'half' only)
+ * @param size - size of the scored image, pixels; the aspect ratio of masks must match it within 2 %
+ * @returns 0 or 1, row-major [side, side]; undefined for a defective image without a mask (rule 'half' only)
  * @throws DiadError ERR_DIAD_IMAGE_DECODE, ERR_DIAD_INVALID_ARGUMENT; both name the file
  */
 export async function maskOf(
@@ -117,7 +126,8 @@ export async function maskOf(
   if (Math.abs(Math.log((width / height) * (size.height / size.width))) > 0.02) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      `${image.masks[0]!} is ${width} x ${height} but its image ${image.file} is ${size.width} x ${size.height}: the shapes do not agree`,
+      `${image.masks[0]!} is ${width} x ${height} but its image ${image.file} is ` +
+        `${size.width} x ${size.height}: the aspect ratios differ`,
     );
   }
   const resized = pillowResize(rule === 'any' ? gray : defective, width, height, side, side);

@@ -1,4 +1,4 @@
-// Evaluation: data sets, metrics, reports and thresholds. Imported as 'diad/evaluation'.
+// Public API of 'diad/evaluation': data sets, metrics, reports and calibration.
 export {
   calibrate,
   type Calibrated,

@@ -1,4 +1,4 @@
-// What normal images look like, learned by the engine's calibrator in one pass over them.
+// Computes the statistics of normal images in one pass with the engine's calibrator.
 import { setMaxListeners } from 'node:events';
 import type { Calibrator } from '../calibrator.js';
 import { DiadError } from '../errors.js';
@@ -6,33 +6,36 @@ import { inOrder } from '../in-order.js';
 import type { NativeCalibration } from '../native.js';
 import { readImage } from './images.js';
 
-/** What an image is used for: training and held-out images are those of `diad train`. */
+/** Role of an image; 'training' and 'held-out' refer to the split of `diad train`. */
 export type CalibrationRole = 'training' | 'held-out' | 'calibration';
 
 export const CALIBRATION_ROLES: readonly CalibrationRole[] = ['training', 'held-out', 'calibration'];
 
-/** A normal image; its class is undefined where it counts for all images together only. */
+/** A normal image. Without a class, it contributes only to the statistics of all images. */
 export interface NormalImage {
   readonly file: string;
   readonly className: string | undefined;
   readonly role: CalibrationRole;
 }
 
-/** A class is learned from so many images at most, as in the engine. */
+/** Most images per class; equals the engine's limit. */
 export const MOST_IMAGES = 1000;
-/** Pixels; of smaller images only a few would be left. */
+/** Pixels. Feature maps of smaller images would have too few elements. */
 const SMALLEST_SIDE = 16;
 
-/** Whether images of a role count for thresholds: not those that the denoiser has seen. */
+/** Checks whether thresholds use images of this role. Training images are excluded. */
 export const isJudged = (role: CalibrationRole): boolean => role !== 'training';
 
-/** `count` of the items, evenly spaced. */
+/** Returns `count` evenly spaced items. */
 function spaced<T>(items: readonly T[], count: number): T[] {
   if (items.length <= count) return [...items];
   return Array.from({ length: count }, (_, i) => items[Math.floor((i * items.length) / count)]!);
 }
 
-/** At most 1,000 images of each class, in their order; of more, those that are judged first, then an evenly spaced choice. */
+/**
+ * Selects at most 1,000 images per class and keeps their order. Prefers images that thresholds use, and
+ * spaces the selection evenly.
+ */
 export function chosenImages(images: readonly NormalImage[]): NormalImage[] {
   const chosen = new Set<NormalImage>();
   for (const name of new Set(images.map(({ className }) => className))) {
@@ -54,7 +57,7 @@ function failureOf(file: string, reason: unknown): DiadError {
   });
 }
 
-/** Rejects with the signal's reason when it aborts; never resolves. */
+/** Returns a promise that rejects with the signal's reason when it aborts, and never resolves. */
 function aborted(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => {
     const abort = (): void => {
@@ -73,10 +76,12 @@ export interface LearnOptions {
 }
 
 /**
- * Adds images to a calibrator, a few at a time, and learns from them. Rows of the result carry the images' places in the list.
+ * Adds images to a calibrator, several concurrently, and computes the statistics. Rows of the result refer to
+ * images by their index in the list.
  *
- * @param calibrator - is dropped in any case
- * @throws DiadError ERR_DIAD_IMAGE_DECODE and the like, ERR_DIAD_INVALID_ARGUMENT for an image of a few pixels; both name the file; the signal's reason
+ * @param calibrator - always dropped at the end
+ * @throws DiadError ERR_DIAD_IMAGE_DECODE and other errors of `Diad.score`, ERR_DIAD_INVALID_ARGUMENT for an
+ *   image that is too small; all name the file; the signal's reason
  */
 export async function learnNormality(
   calibrator: Calibrator,
@@ -85,7 +90,7 @@ export async function learnNormality(
 ): Promise<NativeCalibration> {
   const left = new AbortController();
   const both = signal === undefined ? left.signal : AbortSignal.any([signal, left.signal]);
-  setMaxListeners(0, both); // one per image in flight
+  setMaxListeners(0, both); // one listener per image in flight
   const add = async (
     { file, className, role }: NormalImage,
     index: number,
@@ -97,7 +102,8 @@ export async function learnNormality(
       if (Math.min(width, height) >= SMALLEST_SIDE) return undefined;
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `Expected an image of at least ${SMALLEST_SIDE} x ${SMALLEST_SIDE} pixels but received ${width} x ${height}`,
+        `Expected an image of at least ${SMALLEST_SIDE} x ${SMALLEST_SIDE} pixels ` +
+          `but received ${width} x ${height}`,
       );
     } catch (error) {
       return failureOf(file, error);

@@ -3,13 +3,13 @@ import { DiadError, fromNative } from '../errors.js';
 import { addon, type NativeClassMetrics } from '../native.js';
 import { integer, invalid, number, oneOf, optionsObject } from '../validate.js';
 
-/** Whose rules hold: ours, exact, or those of another tool with its approximations. See docs/evaluation.md. */
+/** Metric definitions: exact, or those of another tool (docs/reference/metrics.md). */
 export type MetricsMode = (typeof METRICS_MODES)[number];
 
 /** All modes, the default first. */
 export const METRICS_MODES = ['exact', 'diad', 'ader', 'anomalib', 'mvtec'] as const;
 
-/** The metrics in the order in which they are reported. */
+/** Metric names in report order. */
 export const METRIC_NAMES = [
   'image_auroc',
   'image_ap',
@@ -20,10 +20,10 @@ export const METRIC_NAMES = [
   'au_pro',
 ] as const;
 
-/** The seven metrics, 0 to 1; null where one is undefined, for example an AUROC without defects. */
+/** The seven metrics, 0 to 1; null if undefined, for example AUROC without defects. */
 export type Metrics = Readonly<Record<(typeof METRIC_NAMES)[number], number | null>>;
 
-/** A point of a curve: scores at or above `score` are called defective. */
+/** A point of a curve. Scores at or above `score` are classified as defective. */
 export interface CurvePoint {
   readonly score: number;
   readonly falsePositiveRate: number;
@@ -31,22 +31,22 @@ export interface CurvePoint {
   readonly precision: number;
 }
 
-/** What is known of one class. */
+/** Metrics of one class. */
 export interface ClassMetrics {
   readonly metrics: Metrics;
-  /** Scores at or above it give the largest image F1; null without defects. */
+  /** Score threshold (inclusive) of the maximum image F1; null without defects. */
   readonly imageF1maxScore: number | null;
-  /** Map values at or above it give the largest pixel F1; null without defects. */
+  /** Map threshold (inclusive) of the maximum pixel F1; null without defects. */
   readonly pixelF1maxScore: number | null;
-  /** The pixel ROC and precision-recall curves, a few hundred points. */
+  /** Pixel ROC and precision-recall curves, a few hundred points. */
   readonly pixelCurve: readonly CurvePoint[];
 }
 
-/** Maps, masks and names of the images of a data set, row-major. */
+/** Maps, masks and class names of the images of a data set, row-major. */
 export interface EvaluationArrays {
   /** [N, height, width], finite. */
   readonly maps: Float32Array | Float64Array;
-  /** [N, height, width], non-zero is defect. */
+  /** [N, height, width]; nonzero pixels are defective. */
   readonly masks: Uint8Array;
   /** Pixels. */
   readonly height: number;
@@ -54,9 +54,9 @@ export interface EvaluationArrays {
   readonly width: number;
   /** Class of each image, [N]. */
   readonly classNames: readonly string[];
-  /** [N]; default: from the maps, by the mode's rule. */
+  /** [N]; default: computed from the maps as defined by the mode. */
   readonly imageScores?: ArrayLike<number>;
-  /** [N], true or non-zero is defective; default: from the masks. Modes `diad` and `ader` always take the masks'. */
+  /** [N], nonzero is defective; default: from the masks. Modes `diad` and `ader` always use the masks. */
   readonly imageLabels?: ArrayLike<number | boolean>;
 }
 
@@ -64,13 +64,13 @@ export interface EvaluationArrays {
 export interface MetricsOptions {
   /** Default 'exact'. */
   readonly mode?: MetricsMode;
-  /** False positive rate up to which AU-PRO is integrated, above 0 to 1. Default 0.3. */
+  /** False positive rate up to which AU-PRO is integrated, above 0 and at most 1. Default 0.3. */
   readonly fprLimit?: number;
-  /** Memory for sorting, bytes. Default 256 MiB; less is slower, never different. */
+  /** Memory for sorting, bytes. Default 256 MiB. Less memory is slower but does not change results. */
   readonly scratchBytes?: number;
 }
 
-/** Metrics of every class, and their mean over the classes in which they are defined. */
+/** Metrics of each class, and their mean over the classes for which they are defined. */
 export interface EvaluatedMetrics {
   readonly classes: Readonly<Record<string, ClassMetrics>>;
   readonly mean: Metrics;
@@ -78,7 +78,7 @@ export interface EvaluatedMetrics {
 
 const SCRATCH_BYTES = 256 * 2 ** 20;
 
-/** Checked options with their defaults. */
+/** Validates options and fills in defaults. */
 export function validateMetricsOptions(options: MetricsOptions | undefined): Required<MetricsOptions> {
   const given = optionsObject(options, 'metrics options', ['mode', 'fprLimit', 'scratchBytes']);
   return {
@@ -123,16 +123,17 @@ export interface ClassArrays {
   readonly masks: Uint8Array;
   readonly height: number;
   readonly width: number;
-  /** Places of the class's images in `maps` and `masks`. */
+  /** Indices of the class's images in `maps` and `masks`. */
   readonly indices: Uint32Array;
-  /** Empty: from the maps. */
+  /** Empty: computed from the maps. */
   readonly imageScores: Float64Array;
-  /** Empty: from the masks. */
+  /** Empty: computed from the masks. */
   readonly imageLabels: Uint8Array;
 }
 
 /**
- * Metrics of one class, on a native thread. The class's images are copied when the call is made: 5 bytes a pixel, 9 of Float64Arrays.
+ * Computes the metrics of one class on a native thread. Copies the images of the class synchronously: 5 bytes
+ * per pixel, or 9 for Float64Array.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
  */
@@ -148,7 +149,7 @@ export async function evaluateClass(
   }
 }
 
-/** Mean of each metric over the classes in which it is defined; null where it is defined in none. */
+/** Computes the mean of each metric over the classes for which it is defined; null if there are none. */
 export function meanMetrics(classes: readonly Metrics[]): Metrics {
   const mean = (name: keyof Metrics): number | null => {
     const values = classes.map((metrics) => metrics[name]).filter((value) => value !== null);
@@ -181,10 +182,11 @@ function checkLengths(arrays: EvaluationArrays): void {
 }
 
 /**
- * Metrics of a data set from arrays, class by class, at most two classes at a time, on native threads.
+ * Computes the metrics of a data set from arrays, on native threads, two classes at a time.
  *
- * Memory beside the arrays and for each of the two: 9 bytes a pixel of the class (13 of Float64Arrays) and `scratchBytes`. Each class's images are
- * copied when its turn comes: the arrays must not be changed until the promise settles; transferred, they make it reject.
+ * Additional memory per concurrent class: 9 bytes per pixel (13 for Float64Array) and `scratchBytes`. The
+ * images of a class are copied when its computation starts, so do not change the arrays until the promise
+ * settles. If they are transferred, the promise rejects.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_OUT_OF_MEMORY, ERR_DIAD_CLOSED
  */

@@ -1,4 +1,4 @@
-// Arrays of an .npz archive: preds, masks, clsname and what may go with them, as other tools save them.
+// Reads .npz archives with preds, masks, clsname and optional arrays, as saved by other tools.
 import { crc32 } from 'node:zlib';
 import { promisify } from 'node:util';
 import yauzl from 'yauzl';
@@ -24,16 +24,17 @@ async function readEntry(zip: yauzl.ZipFile, entry: yauzl.Entry): Promise<Buffer
     filled += part.copy(bytes, filled);
     checksum = crc32(part, checksum);
   }
-  if (checksum !== entry.crc32) throw new Error(`${entry.fileName} does not fit its checksum`);
+  if (checksum !== entry.crc32) throw new Error(`${entry.fileName} does not match its checksum`);
   return bytes;
 }
 
 /**
- * Reads arrays of an .npz archive, compressed or not.
+ * Reads arrays of an .npz archive, compressed or uncompressed.
  *
  * @param file - path
- * @param names - arrays to read; those that are absent are left out
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when it is no archive, damaged, or an array cannot be read
+ * @param names - arrays to read; missing ones are omitted from the result
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the file is not an archive, damaged, or an array is
+ * unreadable
  */
 export async function readNpz(
   file: string,
@@ -80,11 +81,11 @@ function numberArray(
   file: string,
 ): NumberArray | undefined {
   const array = arrays.get(name);
-  if (array?.kind === 'text') throw bad(`${file}: Expected numbers in ${name} but it holds strings`);
+  if (array?.kind === 'text') throw bad(`${file}: Expected numbers in ${name} but found strings`);
   return array;
 }
 
-/** [N, H, W] of an array; a single channel ([N, 1, H, W] or [N, H, W, 1]) is dropped. */
+/** Returns [N, H, W] of an array. Drops a single channel ([N, 1, H, W] or [N, H, W, 1]). */
 function imageShape(array: NumberArray, name: string, file: string): readonly [number, number, number] {
   const { shape } = array;
   const sides =
@@ -114,24 +115,20 @@ function perImage(
 ): NumberArray['data'] | undefined {
   if (array === undefined) return undefined;
   if (array.data.length !== count)
-    throw bad(
-      `${file}: Expected ${count} values in ${name}, one per image, but it holds ${array.data.length}`,
-    );
+    throw bad(`${file}: Expected ${count} values in ${name}, one per image, but found ${array.data.length}`);
   return array.data;
 }
 
 function classNames(array: NpyArray | undefined, count: number, file: string): readonly string[] {
   if (array === undefined) return Array.from({ length: count }, () => 'all');
   if (array.data.length !== count)
-    throw bad(
-      `${file}: Expected ${count} values in clsname, one per image, but it holds ${array.data.length}`,
-    );
+    throw bad(`${file}: Expected ${count} values in clsname, one per image, but found ${array.data.length}`);
   return Array.from(array.data as ArrayLike<string | number>, String);
 }
 
 /**
- * Reads what {@link evaluateArrays} takes: `preds` and `masks` [N, H, W], `clsname` [N] (absent: one class, "all"), and optionally
- * `image_scores` and `image_labels` [N].
+ * Reads the input of {@link evaluateArrays}: `preds` and `masks` [N, H, W], `clsname` [N] (default: one
+ * class, "all"), and optionally `image_scores` and `image_labels` [N].
  *
  * @param maskAbove - mask values above it are defects
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names file and array
@@ -143,13 +140,15 @@ export async function readEvaluationNpz(file: string, maskAbove = 0): Promise<Ev
   const masks = numberArray(arrays, 'masks', file);
   if (preds === undefined || masks === undefined)
     throw bad(
-      `${file}: Expected the arrays preds and masks but ${preds === undefined ? 'preds' : 'masks'} is absent`,
+      `${file}: Expected the arrays preds and masks ` +
+        `but ${preds === undefined ? 'preds' : 'masks'} is missing`,
     );
   const [count, height, width] = imageShape(preds, 'preds', file);
   const shape = imageShape(masks, 'masks', file);
   if (shape.some((side, d) => side !== [count, height, width][d])) {
     throw bad(
-      `${file}: Expected masks of the shape of preds, [${[count, height, width].join(', ')}], but it is [${shape.join(', ')}]`,
+      `${file}: Expected masks with the shape of preds, [${[count, height, width].join(', ')}], ` +
+        `but received [${shape.join(', ')}]`,
     );
   }
   const scores = perImage(numberArray(arrays, 'image_scores', file), count, 'image_scores', file);

@@ -1,6 +1,7 @@
-// Pillow's antialiased bilinear resize of an 8-bit gray image, to the byte: masks are resized as other tools of the field resize them.
+// Bit-exact port of Pillow's antialiased bilinear resize for 8-bit gray images, which other tools use for
+// masks.
 
-/** Coefficients in 22-bit fixed point, as Pillow has them for 8-bit images. */
+/** Bits of the fixed-point coefficients, as in Pillow for 8-bit images. */
 const PRECISION = 22;
 
 interface Taps {
@@ -8,7 +9,7 @@ interface Taps {
   readonly weights: Int32Array;
 }
 
-/** For each output pixel the input pixels under a triangle that is widened by the scale when shrinking. */
+/** Computes triangle-filter taps for each output pixel; the filter is widened by the scale when shrinking. */
 function triangleTaps(from: number, to: number): Taps[] {
   const scale = from / to;
   const support = Math.max(scale, 1);
@@ -31,7 +32,7 @@ const HALF = 2 ** (PRECISION - 1);
 const clipped = (sum: number): number => Math.min(255, Math.max(0, Math.floor(sum / 2 ** PRECISION)));
 
 /**
- * Resizes a gray image, horizontal pass first, each pass rounded to 8 bits.
+ * Resizes a gray image: horizontal pass, then vertical pass, each rounded to 8 bits.
  *
  * @param data - row-major [height, width], 0 to 255
  * @returns row-major [toHeight, toWidth]

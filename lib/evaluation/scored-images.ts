@@ -1,55 +1,55 @@
-// Scores of a data set's images on disk: what a run has done survives its end, whichever way it ends.
+// Crash-safe store of the scores of a run.
 //
-//   run.json        what is evaluated with what; a run is resumed only where it is the same
-//   images.jsonl  a line per image, appended once its map is on disk
-//   maps/NNNNNN.f32 the image's map, float32, little-endian, row-major [side, side]
+//   run.json        inputs of the run; a run is resumed only if they are the same
+//   images.jsonl    a line per image, appended once its map is on disk
+//   maps/NNNNNN.f32 anomaly map of the image, float32, little-endian, row-major [side, side]
 import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { JsonLines, writeAtomic } from '../durable.js';
 import { codeOf, DiadError } from '../errors.js';
 
-/** What a run depends on. */
+/** Inputs of a run. */
 export interface RunIdentity {
   readonly version: 1;
   readonly data: string;
   readonly layout: string;
   /** Number of test images. */
   readonly images: number;
-  /** sha256 over the list of images and labels. */
+  /** SHA-256 over the list of images and labels. */
   readonly list: string;
   /** Digest of the model. */
   readonly model: string;
   readonly precision: string;
-  /** sha256 of the normality file that scores depend on; undefined without one. */
+  /** SHA-256 of the normality file that affects the scores; undefined without one. */
   readonly normality?: string | undefined;
   readonly seed: string;
   /** Side of the maps, pixels. */
   readonly side: number;
 }
 
-/** What is kept of an image. */
+/** Stored result of an image. */
 export interface ScoredImage {
-  /** Place in the data set. */
+  /** Index in the data set. */
   readonly index: number;
-  /** Relative to the data set. */
+  /** Path relative to the data set. */
   readonly file: string;
   readonly score: number;
-  /** Of the image, pixels. */
+  /** Width of the image, pixels. */
   readonly width: number;
-  /** Of the image, pixels. */
+  /** Height of the image, pixels. */
   readonly height: number;
   readonly computeMs: number;
 }
 
 const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
-/** Bytes of a map in the file's order. */
+/** Converts a map to little-endian bytes. */
 function mapBytes(map: Float32Array): Buffer {
   const bytes = Buffer.from(map.buffer, map.byteOffset, map.byteLength);
   return littleEndian ? bytes : Buffer.from(bytes).swap32();
 }
 
-/** The folder of a run. */
+/** Folder of a run. */
 export class ScoredImages {
   readonly folder: string;
   readonly #side: number;
@@ -69,10 +69,10 @@ export class ScoredImages {
   }
 
   /**
-   * Opens a run's folder.
+   * Opens the folder of a run.
    *
-   * @param resume - go on with what is there; without it a folder that holds a run is refused
-   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder holds another run
+   * @param resume - continue an existing run; without it, a folder with a run is rejected
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder contains a run with other inputs
    */
   static async open(folder: string, identity: RunIdentity, resume: boolean): Promise<ScoredImages> {
     await mkdir(path.join(folder, 'maps'), { recursive: true });
@@ -82,14 +82,14 @@ export class ScoredImages {
       throw error;
     });
     if (before === undefined) {
-      // Lines without run.json belong to nothing that is known.
+      // Lines without run.json belong to an unknown run.
       await rm(path.join(folder, 'images.jsonl'), { force: true });
       await writeAtomic(file, `${JSON.stringify(identity, null, 2)}\n`);
     } else {
       if (!resume) {
         throw new DiadError(
           'ERR_DIAD_INVALID_ARGUMENT',
-          `${folder} already holds a run: resume it (--resume), or choose another folder`,
+          `${folder} already contains a run: resume it (--resume), or choose another folder`,
         );
       }
       refuseOther(folder, before, identity);
@@ -108,12 +108,12 @@ export class ScoredImages {
     return new ScoredImages(folder, identity.side, lines, done);
   }
 
-  /** Images that are done, by their place. */
+  /** Completed images by index. */
   get done(): ReadonlyMap<number, ScoredImage> {
     return this.#done;
   }
 
-  /** Keeps an image; on disk when it resolves, the map before the line. */
+  /** Stores an image, first the map, then the line. Resolves when both are on disk. */
   async add(image: ScoredImage, map: Float32Array): Promise<void> {
     const handle = await open(mapFile(this.folder, image.index), 'w');
     try {
@@ -126,7 +126,7 @@ export class ScoredImages {
     this.#done.set(image.index, image);
   }
 
-  /** The map of an image, [side, side]. */
+  /** Reads the map of an image, [side, side]. */
   async map(index: number): Promise<Float32Array> {
     const bytes = await readFile(mapFile(this.folder, index));
     const map = new Float32Array(this.#side ** 2);
@@ -165,7 +165,8 @@ function refuseOther(folder: string, before: string, identity: RunIdentity): voi
     if (JSON.stringify(found[key]) !== JSON.stringify(value)) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `${folder} holds a run with ${key} ${JSON.stringify(found[key])}, not ${JSON.stringify(value)}: choose another folder`,
+        `${folder} contains a run with ${key} ${JSON.stringify(found[key])}, ` +
+          `not ${JSON.stringify(value)}: choose another folder`,
       );
     }
   }

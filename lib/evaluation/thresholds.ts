@@ -1,41 +1,46 @@
-// Thresholds from scores: quantiles of normal images with a finite-sample bound, or the best F1 on a validation set with defects.
+// Thresholds from scores: quantiles of normal images with a finite-sample bound, or maximum F1 on a
+// validation set.
 import type { Thresholds } from '../calibration.js';
 import { invalidArgument } from '../errors.js';
 
-/** Where the median normal image lies on the normalized score. */
+/** Normalized score of the median normal image. */
 const MEDIAN_NORMALIZED = 0.05;
 
-/** Default share of normal images that may be called anomalous. */
+/** Default target false positive rate. */
 export const DEFAULT_FPR = 0.01;
 
-/** Score of a normal image, and the largest value of its map. */
+/** Score of a normal image and the maximum of its map. */
 export interface NormalScore {
   readonly score: number;
   readonly peak: number;
 }
 
-/** Images that a target needs at least: with fewer, no score of theirs bounds it. */
+/** Computes the fewest images for which one of their scores bounds the target rate. */
 export const imagesNeeded = (targetFpr: number): number => Math.ceil(1 / targetFpr - 1e-9) - 1;
 
-/** The smallest target that n images bound: their largest score is exceeded with a probability of at most 1 / (n + 1). */
+/**
+ * Computes the lowest rate that n images bound: a new score exceeds their maximum with probability 1 / (n +
+ * 1).
+ */
 export const smallestTarget = (images: number): number => 1 / (images + 1);
 
-/** The default target where few images must do: 0.01, or the smallest that n images bound. */
+/** Computes the default target for n images: 0.01, or the lowest rate that they bound if that is higher. */
 export const defaultTarget = (images: number): number => Math.max(DEFAULT_FPR, smallestTarget(images));
 
 /**
- * The k-th smallest of n values, k = ceil((n + 1)(1 - target)): a further value from the same source lies above it with a probability of at most
- * `target`, whatever the distribution (split conformal prediction; Vovk et al., Algorithmic Learning in a Random World, 2005).
+ * Computes the k-th smallest of n values, k = ceil((n + 1)(1 - target)). A further value from the same
+ * distribution exceeds it with a probability of at most `target` (split conformal prediction; Vovk et al.,
+ * Algorithmic Learning in a Random World, 2005).
  *
- * @returns undefined where n is too small for the target
+ * @returns undefined if n is too small for the target
  */
 export function boundedQuantile(values: readonly number[], target: number): number | undefined {
-  // The product is a hair off where it should be whole: (99 + 1) * (1 - 0.01).
+  // The tolerance absorbs rounding where the product should be an integer: (99 + 1) * (1 - 0.01).
   const rank = Math.ceil((values.length + 1) * (1 - target) - 1e-9);
   return rank > values.length ? undefined : [...values].sort((a, b) => a - b)[rank - 1];
 }
 
-/** The median; NaN of no values. */
+/** Computes the median; NaN for no values. */
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
@@ -43,14 +48,15 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
-/** Slope of the normalized score: the median normal image comes to 0.05. */
+/** Computes the slope of the normalized score that puts the median normal image at 0.05. */
 function scaleOf(threshold: number, scores: readonly number[]): number {
   return Math.max(0, (threshold - median(scores)) / Math.log((1 - MEDIAN_NORMALIZED) / MEDIAN_NORMALIZED));
 }
 
 /**
- * The threshold whose F1 is largest when scores above it are called defective: half way between the score that is still called so and the next
- * below. Of equal F1 the highest.
+ * Computes the threshold of maximum F1, where scores above it are classified as defective: the midpoint
+ * between the lowest score above it and the next lower score. Of equal F1 values, takes the highest
+ * threshold.
  *
  * @returns undefined without defective images
  */
@@ -73,10 +79,10 @@ export function f1maxThreshold(
 }
 
 /**
- * Thresholds from normal images: bounded quantiles of their scores and of their maps' largest values.
+ * Computes thresholds from normal images: bounded quantiles of their scores and of their map maxima.
  *
- * @param threshold - of the image score, where it was found in another way
- * @returns undefined where there are too few images for the target
+ * @param threshold - image threshold, if computed in another way
+ * @returns undefined if there are too few images for the target
  */
 export function thresholdsOf(
   good: readonly NormalScore[],
@@ -93,23 +99,23 @@ export function thresholdsOf(
   return { threshold: found, pixelThreshold, scale: scaleOf(found, scores), images: good.length };
 }
 
-/** What calibration found for one class, or for all images. */
+/** Summary of a calibration for one class, or for all images. */
 export interface ClassSummary {
-  /** '': all images. */
+  /** '' for all images. */
   readonly className: string;
-  /** Images the thresholds come from. */
+  /** Number of images used for the thresholds. */
   readonly images: number;
-  /** Further images that only tell what is normal. */
+  /** Number of training images, which contribute only to the statistics. */
   readonly training: number;
   readonly threshold: number;
-  /** Share of normal images that may be called anomalous. */
+  /** Target false positive rate. */
   readonly targetFpr: number;
-  /** Images above the threshold, each scored as if calibration had not seen it where the bundle has evidence. */
+  /** Number of images above the threshold. With evidence, each is scored as an unseen image. */
   readonly falseAlarms: number;
   readonly medianScore: number;
 }
 
-/** Sums up what was found from normal images. */
+/** Summarizes the thresholds and scores of normal images. */
 export function summaryOf(
   className: string,
   found: Thresholds,
@@ -129,12 +135,13 @@ export function summaryOf(
   };
 }
 
-/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT when so many images bound no such target */
+/** @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are too few images for the target rate */
 export function requireEnough(images: number, targetFpr: number): void {
   const needed = imagesNeeded(targetFpr);
   if (images >= needed) return;
   throw invalidArgument(
-    `Expected at least ${needed} different normal images for a false positive rate of ${targetFpr} but received ${images}: ` +
-      `add images, or accept a rate of at least ${smallestTarget(images).toPrecision(3)} (--target-fpr)`,
+    `Expected at least ${needed} different normal images for a false positive rate of ${targetFpr} ` +
+      `but received ${images}: add images, or accept a rate of at least ` +
+      `${smallestTarget(images).toPrecision(3)} (--target-fpr)`,
   );
 }

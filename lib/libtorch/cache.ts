@@ -1,4 +1,4 @@
-// LibTorchs that `diad libtorch install` put into the cache: what is there, whether it is intact, removing it.
+// The cache of LibTorch versions installed by `diad libtorch install`: lists, verifies and removes them.
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { readdir, readFile, rename, rm, stat } from 'node:fs/promises';
@@ -9,30 +9,30 @@ import { codeOf, DiadError } from '../errors.js';
 import { libtorchCache } from './platform.js';
 import { compareVersions } from './version.js';
 
-/** Name of the file that describes an installed LibTorch; it is written last, so a folder that has it is complete. */
+/** Manifest file of an installed LibTorch. Written last, so a folder with a manifest is complete. */
 export const MANIFEST = 'diad-libtorch.json';
 
-/** Folder inside the cache where installations are prepared. */
+/** Folder inside the cache for unfinished installations. */
 export const WORK = '.partial';
 
 /** A file of an installed LibTorch. */
 export interface InstalledFile {
-  /** In hex. */
+  /** Hex. */
   readonly sha256: string;
   /** Bytes. */
   readonly size: number;
 }
 
-/** What {@link MANIFEST} holds. */
+/** Content of {@link MANIFEST}. */
 export interface LibTorchManifest {
   readonly format: 'diad-libtorch';
   readonly formatVersion: 1;
   /** For example "2.13.0+cpu". */
   readonly version: string;
   readonly variant: 'cpu' | 'cuda';
-  /** Wheels it was unpacked from, with the sha256 of each. */
+  /** Wheels it was unpacked from, with their SHA-256. */
   readonly wheels: Readonly<Record<string, string>>;
-  /** By path inside the folder, with forward slashes. */
+  /** Files by path inside the folder, with forward slashes. */
   readonly files: Readonly<Record<string, InstalledFile>>;
 }
 
@@ -40,11 +40,11 @@ export interface LibTorchManifest {
 export interface InstalledLibTorch {
   readonly folder: string;
   readonly manifest: LibTorchManifest;
-  /** Bytes of all files. */
+  /** Total size of all files, bytes. */
   readonly sizeBytes: number;
 }
 
-/** sha256 of a file, in hex. */
+/** Computes the SHA-256 of a file, hex. */
 export async function sha256OfFile(file: string): Promise<string> {
   const hash = createHash('sha256');
   await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash);
@@ -58,7 +58,7 @@ function isManifest(value: unknown): value is LibTorchManifest {
   return known && (variant === 'cpu' || variant === 'cuda') && typeof files === 'object' && files !== null;
 }
 
-/** The manifest of a folder, or undefined when it has none that can be understood. */
+/** Reads the manifest of a folder. Returns undefined if it is missing or invalid. */
 export async function readManifest(folder: string): Promise<LibTorchManifest | undefined> {
   try {
     const parsed: unknown = JSON.parse(await readFile(path.join(folder, MANIFEST), 'utf8'));
@@ -68,7 +68,9 @@ export async function readManifest(folder: string): Promise<LibTorchManifest | u
   }
 }
 
-/** The installed LibTorchs, newest first; of one version the one with CUDA first where there is an NVIDIA driver. */
+/**
+ * Lists installed versions, newest first. With an NVIDIA driver, a CUDA build precedes the same CPU version.
+ */
 export async function listInstalled(cache = libtorchCache()): Promise<readonly InstalledLibTorch[]> {
   const found: InstalledLibTorch[] = [];
   for (const name of await readdir(cache).catch(() => [])) {
@@ -85,7 +87,7 @@ export async function listInstalled(cache = libtorchCache()): Promise<readonly I
   return found.sort((a, b) => compareVersions(b.manifest.version, a.manifest.version) || rank(a) - rank(b));
 }
 
-/** Whether the kernel has an NVIDIA driver (Linux). */
+/** Checks whether the kernel has an NVIDIA driver (Linux). */
 export function hasNvidiaDriver(): Promise<boolean> {
   return stat('/proc/driver/nvidia/version').then(
     () => true,
@@ -93,7 +95,7 @@ export function hasNvidiaDriver(): Promise<boolean> {
   );
 }
 
-/** Names of files that are missing, of another size or of another hash. */
+/** Lists files that are missing or differ in size or hash. */
 export async function damagedFiles({ folder, manifest }: InstalledLibTorch): Promise<readonly string[]> {
   const damaged: string[] = [];
   for (const [name, { sha256, size }] of Object.entries(manifest.files)) {
@@ -104,14 +106,14 @@ export async function damagedFiles({ folder, manifest }: InstalledLibTorch): Pro
   return damaged;
 }
 
-/** Installations that were begun and not finished. */
+/** Lists unfinished installations. */
 export async function listPartial(cache = libtorchCache()): Promise<readonly string[]> {
   const names = await readdir(path.join(cache, WORK)).catch(() => []);
   return names.filter((name) => !name.endsWith('.lock')).map((name) => path.join(cache, WORK, name));
 }
 
 /**
- * Removes a folder of the cache. It is moved aside first, so that nobody ever finds half of it.
+ * Removes a folder of the cache. Renames it first, so that other processes never see a partial folder.
  *
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when it cannot be removed
  */

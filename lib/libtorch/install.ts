@@ -1,4 +1,4 @@
-// diad libtorch install: the libraries of a PyTorch wheel, fetched by the user's pip, into the cache.
+// diad libtorch install: downloads a PyTorch wheel with pip and unpacks its libraries into the cache.
 import { mkdir, readdir, rename, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
@@ -25,40 +25,41 @@ export interface InstallOptions {
   /** Three numbers, for example "2.13.0". */
   readonly version: string;
   readonly variant: 'cpu' | 'cuda';
-  /** The Python whose pip fetches. Default: DIAD_PYTHON, the .venv of this folder, python3. */
+  /** Python whose pip downloads. Default: DIAD_PYTHON, ./.venv, python3. */
   readonly python?: string | undefined;
-  /** Handed to pip. Default: pip's configuration. */
+  /** Passed to pip. Default: pip's configuration. */
   readonly indexUrl?: string | undefined;
   /** Default: the user's cache. */
   readonly cache?: string;
-  /** Receives pip's output and what is being done, in words. */
+  /** Receives pip's output and status messages. */
   readonly onMessage?: (message: string) => void;
-  /** Bytes unpacked so far, of how many. */
+  /** Receives the number of unpacked and of total bytes. */
   readonly onProgress?: (bytes: number, total: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** What {@link installLibTorch} did. */
+/** Result of {@link installLibTorch}. */
 export interface Installation {
   readonly installed: InstalledLibTorch;
-  /** It was there already, and intact. */
+  /** Whether it was already installed and intact. */
   readonly already: boolean;
 }
 
-/** Libraries that only Python or PyTorch's own tests use. */
+/** Libraries that only Python or PyTorch's tests use. */
 const UNUSED =
   /^(lib)?(torch_python|shm|aoti_custom_ops|backend_with_compiler|jitbackend_test|torchbind_test)\b/;
 
-/** Requirements of a CUDA wheel that bring libraries it opens; the others are Python's. */
+/** Requirements of a CUDA wheel that provide shared libraries; the others are Python packages. */
 const CUDA_REQUIREMENT = /^(nvidia-|cuda-toolkit\b)/;
 
 const SPARE_BYTES = 64 * 2 ** 20;
 
 /**
- * Fetches and unpacks a LibTorch. Interrupted at any point, the next call goes on from what is there; other processes see the LibTorch only
- * once it is complete and every hash was right, and wait while another one installs the same.
+ * Downloads and unpacks a LibTorch. After an interruption, the next call resumes. Other processes see the
+ * LibTorch only when it is complete and verified, and wait while another process installs the same one.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT, ERR_DIAD_LIBTORCH_NOT_FOUND when it cannot be fetched or unpacked; the signal's reason
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_LIBTORCH_NOT_FOUND when it cannot be downloaded or
+ *   unpacked; the signal's reason
  */
 export async function installLibTorch(options: InstallOptions): Promise<Installation> {
   const { version, variant, cache = libtorchCache(), onMessage = () => undefined } = options;
@@ -71,12 +72,12 @@ export async function installLibTorch(options: InstallOptions): Promise<Installa
   if (options.indexUrl !== undefined && !/^(https?|file):\/\//.test(options.indexUrl)) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      `Expected an http, https or file address for --index-url but received ${options.indexUrl}`,
+      `Expected an http, https or file URL for --index-url but received ${options.indexUrl}`,
     );
   }
   const work = path.join(cache, WORK, `${version}-${variant}`);
   const onWait = (): void => {
-    onMessage(`Another process is installing LibTorch ${version} (${variant}): waiting for it\n`);
+    onMessage(`Waiting for another process that is installing LibTorch ${version} (${variant})\n`);
   };
   return withLock(work, { signal: options.signal, onWait }, async (signal) => {
     const present = await intact(cache, version, variant, onMessage);
@@ -129,23 +130,25 @@ async function fetchWheels(
       onOutput: onMessage,
       signal,
     });
-  // On Linux and Windows wheels without a label are CUDA builds; macOS knows no other than CPU.
-  const labelled = variant === 'cpu' && process.platform !== 'darwin';
+  // On Linux and Windows, wheels without a label are CUDA builds; macOS has only CPU builds.
+  const labeled = variant === 'cpu' && process.platform !== 'darwin';
   let torch: readonly Wheel[];
   try {
-    torch = await download('torch', [`torch==${version}${labelled ? '+cpu' : ''}`], false);
+    torch = await download('torch', [`torch==${version}${labeled ? '+cpu' : ''}`], false);
   } catch (error) {
-    if (!labelled || !/No matching distribution|could not find a version/i.test(String(error))) throw error;
+    if (!labeled || !/No matching distribution|could not find a version/i.test(String(error))) throw error;
     const hint =
-      `The index that pip is configured with has no CPU build of PyTorch ${version}: name PyTorch's index of CPU builds with --index-url ` +
-      '(its address is on pytorch.org under "Get Started"), take --variant cuda, or install the npm package with the libraries instead.';
+      `The index in pip's configuration has no CPU build of PyTorch ${version}: pass PyTorch's index ` +
+      'of CPU builds with --index-url (its address is on pytorch.org under "Get Started"), ' +
+      'use --variant cuda, ' +
+      'or install the npm package with the libraries instead.';
     throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `${(error as Error).message}\n${hint}`, {
       cause: error,
     });
   }
   const wheel = torch.find(({ entries }) => entries.some(({ fileName }) => fileName === 'torch/version.py'));
   if (wheel === undefined)
-    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'pip brought no wheel of torch');
+    throw new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', 'pip downloaded no torch wheel');
   const brought = wheel.entries.some(({ fileName }) => /^torch\/lib\/(lib)?torch_cuda\./.test(fileName))
     ? 'cuda'
     : 'cpu';
@@ -153,8 +156,9 @@ async function fetchWheels(
     torch.forEach(closeWheel);
     throw new DiadError(
       'ERR_DIAD_LIBTORCH_NOT_FOUND',
-      `pip brought ${path.basename(wheel.file)}, a build for ${brought === 'cpu' ? 'the CPU only' : 'CUDA'}, but ${variant} was asked for; ` +
-        'name another index with --index-url, or another --variant',
+      `pip downloaded ${path.basename(wheel.file)}, ` +
+        `a build for ${brought === 'cpu' ? 'the CPU only' : 'CUDA'}, but ${variant} was requested; ` +
+        'use another --index-url or --variant',
     );
   }
   const needed =
@@ -164,7 +168,9 @@ async function fetchWheels(
   return needed.length === 0 ? [wheel] : [wheel, ...(await download('cuda', needed, true))];
 }
 
-/** Downloads wheels. A wheel that an earlier try left cut short is removed first: pip would refuse it. */
+/**
+ * Downloads wheels. First removes wheels that an interrupted download left truncated, which pip would reject.
+ */
 async function fetchInto(pip: Pip, download: Parameters<typeof pipDownload>[1]): Promise<readonly Wheel[]> {
   const { folder } = download;
   await mkdir(folder, { recursive: true });
@@ -189,7 +195,10 @@ interface Wanted {
   readonly to: string;
 }
 
-/** The part of a wheel that running needs: libraries, version, licenses; laid out as in site-packages, where CUDA's libraries are looked for. */
+/**
+ * Selects the files needed at run time: libraries, version, licenses. Keeps the layout of site-packages,
+ * where the CUDA libraries are expected.
+ */
 function wantedOf(wheel: Wheel): readonly Wanted[] {
   const { shared } = libraryNames();
   const name = path.basename(wheel.file).split('-')[0] ?? 'wheel';
@@ -227,7 +236,7 @@ async function unpack(
     const [need, have] = [total, bavail * bsize].map((bytes) => `${Math.ceil(bytes / 2 ** 20)} MiB`);
     throw new DiadError(
       'ERR_DIAD_LIBTORCH_NOT_FOUND',
-      `${cache} has no room: ${need ?? ''} are needed, ${have ?? ''} are free`,
+      `Not enough disk space in ${cache}: ${need ?? ''} needed, ${have ?? ''} free`,
     );
   }
   let done = 0;
@@ -244,7 +253,7 @@ async function unpack(
   if (version === undefined || files[`torch/lib/${libraryNames().libtorch}`] === undefined) {
     throw new DiadError(
       'ERR_DIAD_LIBTORCH_NOT_FOUND',
-      `The wheel holds no LibTorch for ${process.platform}-${process.arch}`,
+      `The wheel contains no LibTorch for ${process.platform}-${process.arch}`,
     );
   }
   const hashes = await Promise.all(
@@ -260,7 +269,7 @@ async function unpack(
   };
   await writeFile(path.join(tree, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
   const folder = path.join(cache, version);
-  await removeFolder(folder); // one without a manifest, or another variant of the same name
+  await removeFolder(folder); // without a manifest, or another variant with the same name
   await rename(tree, folder);
   return { folder, manifest, sizeBytes: total };
 }

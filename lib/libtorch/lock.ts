@@ -1,35 +1,37 @@
-// One process at a time, over containers and hosts (whose clocks agree) that share a folder: a lock counts for as long as its owner keeps touching it.
+// Lock file for one process at a time, across containers and hosts with synchronized clocks that share a
+// folder. The owner keeps a lock alive by touching its file.
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { codeOf } from '../errors.js';
 
-/** After how long without a touch a lock counts as left behind, milliseconds. */
+/** Age at which an untouched lock counts as abandoned, milliseconds. */
 const STALE_MS = 15_000;
 const LOOK_MS = 500;
 
-/** Who waits, and for how long. */
+/** Options of {@link withLock}. */
 export interface LockOptions {
-  /** Ends the waiting, and is handed on to the work. */
+  /** Cancels waiting. Also passed to the work. */
   readonly signal: AbortSignal | undefined;
-  /** Told once when another process has the lock. */
+  /** Called once if another process holds the lock. */
   readonly onWait: () => void;
 }
 
 /**
- * Runs `work` while holding a lock; waits while another process holds it. One that a killed process has left is taken after 15 s, whatever process has
- * its number now.
+ * Runs `work` while holding a lock, and waits while another process holds it. Takes over the lock of a killed
+ * process after 15 s, regardless of process ids.
  *
- * @param file - the lock is beside it, `${file}.lock`; removed afterwards
- * @param work - its signal also aborts when the lock is lost, as it is to a process that was stopped for long
- * @throws what `work` throws; the signal's reason; the system's error when the lock cannot be made
+ * @param file - the lock is `${file}.lock`; removed afterwards
+ * @param work - its signal also aborts when the lock is lost, for example after the process was suspended
+ * @throws errors of `work`; the signal's reason; the system error when the lock cannot be created
  */
 export async function withLock<T>(
   file: string,
   { signal, onWait }: LockOptions,
   work: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  const { lock } = await import('proper-lockfile'); // from its import on it listens to signals
+  // Imported late, because the import installs signal handlers.
+  const { lock } = await import('proper-lockfile');
   await mkdir(path.dirname(file), { recursive: true });
   const lost = new AbortController();
   const onCompromised = (error: Error): void => {
@@ -49,6 +51,6 @@ export async function withLock<T>(
   try {
     return await work(signal === undefined ? lost.signal : AbortSignal.any([signal, lost.signal]));
   } finally {
-    await release().catch(() => undefined); // lost already
+    await release().catch(() => undefined); // already lost
   }
 }

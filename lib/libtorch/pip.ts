@@ -1,4 +1,4 @@
-// Fetching wheels with the user's own pip, so that its index, proxy, certificates and constraints count.
+// Downloads wheels with the user's pip, so that its index, proxy, certificates and constraints apply.
 import { execFile, spawn } from 'node:child_process';
 import { access, readdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -8,14 +8,14 @@ import { DiadError } from '../errors.js';
 
 const run = promisify(execFile);
 
-/** A Python whose pip works. */
+/** A Python with a working pip. */
 export interface Pip {
   readonly python: string;
-  /** Options this pip knows besides the old ones. */
+  /** Whether pip supports --resume-retries. */
   readonly resumes: boolean;
 }
 
-/** Pythons to try, in order: the one asked for alone, else DIAD_PYTHON, the .venv of this folder, the one on PATH. */
+/** Returns the Pythons to try, in order: only `asked` if given, else DIAD_PYTHON, ./.venv, PATH. */
 function candidates(asked: string | undefined): readonly string[] {
   if (asked !== undefined) return [asked];
   const variable = process.env['DIAD_PYTHON'] || undefined;
@@ -33,10 +33,10 @@ function candidates(asked: string | undefined): readonly string[] {
 }
 
 /**
- * Finds a pip.
+ * Finds a Python with pip.
  *
- * @param asked - a Python to use, and no other
- * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when none of the Pythons has one
+ * @param asked - the only Python to try
+ * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when no Python has pip
  */
 export async function findPip(asked?: string): Promise<Pip> {
   const reasons: string[] = [];
@@ -49,7 +49,7 @@ export async function findPip(asked?: string): Promise<Pip> {
         () => false,
       ))
     ) {
-      reasons.push(`${python}: there is no such file`);
+      reasons.push(`${python}: file not found`);
       continue;
     }
     try {
@@ -61,32 +61,34 @@ export async function findPip(asked?: string): Promise<Pip> {
       reasons.push(`${python}: ${last === undefined || last === '' ? (message.split('\n')[0] ?? '') : last}`);
     }
   }
+  const tried = reasons.map((reason) => `  - ${reason}`).join('\n');
   throw new DiadError(
     'ERR_DIAD_LIBTORCH_NOT_FOUND',
-    `No Python with pip was found, and pip is what fetches LibTorch. Tried:\n${reasons.map((reason) => `  - ${reason}`).join('\n')}\n` +
-      'Install Python with pip, name one with --python or DIAD_PYTHON, or install the npm package with the libraries instead.',
+    `No Python with pip was found, which is needed to download LibTorch. Tried:\n${tried}\n` +
+      'Install Python with pip, set --python or DIAD_PYTHON, ' +
+      'or install the npm package with the libraries instead.',
   );
 }
 
-/** What to fetch. */
+/** Options of {@link pipDownload}. */
 export interface Download {
-  /** Requirements as pip takes them, for example "torch==2.13.0+cpu". */
+  /** Requirements in pip syntax, for example "torch==2.13.0+cpu". */
   readonly requirements: readonly string[];
   readonly folder: string;
-  /** Also what they require. */
+  /** Whether to download their dependencies too. */
   readonly withDependencies: boolean;
-  /** Passed to pip; otherwise its configuration counts. */
+  /** Passed to pip. Default: pip's configuration. */
   readonly indexUrl?: string | undefined;
-  /** Receives pip's own progress. */
+  /** Receives pip's progress output. */
   readonly onOutput: (text: string) => void;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Downloads wheels into a folder; one that lies there already with the right hash is not fetched again.
+ * Downloads wheels into a folder. Skips wheels that are already there with the right hash.
  *
  * @returns the wheels in the folder
- * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND with pip's own words; the signal's reason when it aborts
+ * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND with pip's error message; the signal's reason when it aborts
  */
 export async function pipDownload(pip: Pip, download: Download): Promise<readonly string[]> {
   const { requirements, folder, indexUrl, signal } = download;
@@ -123,7 +125,7 @@ export async function pipDownload(pip: Pip, download: Download): Promise<readonl
       .join('\n');
     throw new DiadError(
       'ERR_DIAD_LIBTORCH_NOT_FOUND',
-      `pip could not fetch ${requirements.join(' ')}:\n${said === '' ? stderr.trim().slice(-600) : said}`,
+      `pip could not download ${requirements.join(' ')}:\n${said === '' ? stderr.trim().slice(-600) : said}`,
     );
   }
   return (await readdir(folder))

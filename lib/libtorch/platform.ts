@@ -1,15 +1,15 @@
-// What LibTorch and the engine are called on this platform, and where diad keeps LibTorch.
+// File names of LibTorch and the engine on each platform, and the location of the LibTorch cache.
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 
-/** File names of one platform's shared libraries. */
+/** File names of shared libraries on a platform. */
 export interface LibraryNames {
-  /** The library that brings all of LibTorch with it, CUDA included. */
+  /** Main library, which loads all of LibTorch including CUDA. */
   readonly libtorch: string;
-  /** Engine libraries; the first group is the LibTorch minor. */
+  /** Engine libraries; the first group is the LibTorch minor version. */
   readonly engine: RegExp;
-  /** Any shared library, with or without a version behind its name. */
+  /** Any shared library, with or without a version suffix. */
   readonly shared: RegExp;
 }
 
@@ -29,18 +29,20 @@ const WINDOWS: LibraryNames = {
   shared: /\.dll$/i,
 };
 
-/** File names of shared libraries; for this platform when none is given. */
+/** Returns the file names of shared libraries; default: for this platform. */
 export function libraryNames(platform: NodeJS.Platform = process.platform): LibraryNames {
   if (platform === 'win32') return WINDOWS;
   return platform === 'darwin' ? MACOS : LINUX;
 }
 
-/** Name of the npm package that carries LibTorch's CPU libraries for a platform. */
+/** Returns the name of the npm package with LibTorch's CPU libraries. */
 export function libtorchPackage(platform: string = process.platform, arch: string = process.arch): string {
   return `@diad/libtorch-${platform}-${arch}`;
 }
 
-/** The user's cache folder: XDG_CACHE_HOME when absolute (the standard ignores relative ones), else the platform's own. */
+/**
+ * Returns the user's cache folder: XDG_CACHE_HOME if absolute (as the standard requires), else the default.
+ */
 function userCache(): string {
   const { XDG_CACHE_HOME: xdg, LOCALAPPDATA: local } = process.env;
   if (xdg !== undefined && path.isAbsolute(xdg)) return xdg;
@@ -50,7 +52,7 @@ function userCache(): string {
     : path.join(os.homedir(), '.cache');
 }
 
-/** Folder that `diad libtorch install` fills: one folder a version. */
+/** Returns the folder of `diad libtorch install`, with one folder per version. */
 export function libtorchCache(): string {
   return path.join(userCache(), 'diad', 'libtorch');
 }

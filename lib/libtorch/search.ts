@@ -1,4 +1,4 @@
-// Where LibTorch is: the places it is looked for, in order, each miss with its reason.
+// Searches for LibTorch in a fixed order and records why each location was rejected.
 import { execFile } from 'node:child_process';
 import { access, readdir, realpath } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -10,17 +10,17 @@ import { hasNvidiaDriver, listInstalled } from './cache.js';
 import { libraryNames, libtorchCache, libtorchPackage } from './platform.js';
 import { compareVersions, minorOf, readVersion } from './version.js';
 
-/** A LibTorch that was found. */
+/** A LibTorch installation. */
 export interface LibTorch {
-  /** Folder that holds libtorch.so (libtorch.dylib, torch.dll). */
+  /** Folder with libtorch.so (libtorch.dylib, torch.dll). */
   readonly libFolder: string;
   /** Its version, for example "2.13.0+cpu". */
   readonly version: string;
-  /** Which place it was found in, in words. */
+  /** Description of the location where it was found. */
   readonly source: string;
 }
 
-/** A place that was looked at without success. */
+/** A location without a usable LibTorch. */
 export interface Miss {
   readonly source: string;
   readonly reason: string;
@@ -28,7 +28,7 @@ export interface Miss {
 
 interface Place {
   readonly source: string;
-  /** Folders of a LibTorch distribution or torch package (holding lib/), or a reason why there is none. */
+  /** Folders of LibTorch distributions or torch packages (with lib/), or the reason why there are none. */
   readonly find: () => Promise<readonly string[] | string>;
 }
 
@@ -43,21 +43,23 @@ async function torchInVenv(project: string): Promise<readonly string[] | string>
   if (process.platform === 'win32') return [path.join(venv, 'Lib', 'site-packages', 'torch')];
   const pythons = await readdir(path.join(venv, 'lib')).catch(() => []);
   const folders = pythons.map((python) => path.join(venv, 'lib', python, 'site-packages', 'torch'));
-  return folders.length > 0 ? folders : `there is no ${venv}`;
+  return folders.length > 0 ? folders : `${venv} not found`;
 }
 
 async function torchOfPython(python: string): Promise<readonly string[] | string> {
   const find =
-    'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")';
+    'import importlib.util as u; s = u.find_spec("torch"); ' +
+    'print(s.submodule_search_locations[0] if s else "")';
   try {
     const { stdout } = await promisify(execFile)(python, ['-c', find], { timeout: 20_000 });
     return stdout.trim() === '' ? `${python} has no package torch` : [stdout.trim()];
   } catch (error) {
-    return `${python} cannot be run (${error instanceof Error ? error.message.split('\n')[0] : String(error)})`;
+    const reason = error instanceof Error ? error.message.split('\n')[0] : String(error);
+    return `${python} cannot be run (${reason})`;
   }
 }
 
-/** The package is looked for from the program that runs, from the current folder, and from diad itself. */
+/** Resolves the package from the running program, the current folder, and diad itself. */
 function torchOfPackage(name: string, packageRoot: string): readonly string[] | string {
   const from = [
     process.argv[1],
@@ -69,7 +71,7 @@ function torchOfPackage(name: string, packageRoot: string): readonly string[] | 
     try {
       return [path.dirname(createRequire(file).resolve(`${name}/package.json`))];
     } catch {
-      continue; // not visible from there
+      continue; // not resolvable from there
     }
   }
   return `the package ${name} is not installed`;
@@ -82,17 +84,17 @@ async function torchInCache(): Promise<readonly string[] | string> {
     : `${libtorchCache()} is empty`;
 }
 
-/** Whoever has a device and put a CUDA build there wants it, although a package, which is for CPUs, may be installed too. */
+/** Finds CUDA builds, which take precedence over the CPU package on machines with an NVIDIA driver. */
 async function cudaInCache(hasDriver: boolean): Promise<readonly string[] | string> {
-  if (!hasDriver) return 'there is no NVIDIA driver';
+  if (!hasDriver) return 'no NVIDIA driver found';
   const builds = (await listInstalled()).filter(({ manifest }) => manifest.variant === 'cuda');
   return builds.length > 0
     ? builds.map(({ folder }) => path.join(folder, 'torch'))
-    : `${libtorchCache()} holds no CUDA build`;
+    : `${libtorchCache()} contains no CUDA build`;
 }
 
 function places(option: string | undefined, packageRoot: string, hasDriver: boolean): readonly Place[] {
-  // Set to nothing is not set.
+  // Treat empty variables as unset.
   const [variable, python] = [
     process.env['DIAD_LIBTORCH'] || undefined,
     process.env['DIAD_PYTHON'] || undefined,
@@ -120,16 +122,16 @@ function places(option: string | undefined, packageRoot: string, hasDriver: bool
 }
 
 /**
- * Finds a LibTorch for which there is an engine.
+ * Finds a LibTorch with a matching engine.
  *
- * The first place that names one decides when it was named explicitly (option or DIAD_LIBTORCH): a named LibTorch that does not fit is an
- * error, one that merely happens to be around is passed over.
+ * A LibTorch named explicitly (option or DIAD_LIBTORCH) must match; otherwise the search fails. Elsewhere, a
+ * LibTorch that does not match is skipped.
  *
- * @param option - the load option `libtorch`: folder of LibTorch or of a torch package
- * @param packageRoot - diad's own folder
- * @param minors - LibTorch minors an engine was built for, for example ["2.13"]
- * @param misses - receives every place tried in vain
- * @param hasDriver - of NVIDIA: CUDA builds in the cache then come before the package
+ * @param option - load option `libtorch`: folder of LibTorch or of a torch package
+ * @param packageRoot - root folder of diad
+ * @param minors - LibTorch minor versions with an engine, for example ["2.13"]
+ * @param misses - receives every rejected location
+ * @param hasDriver - whether there is an NVIDIA driver, so that CUDA builds in the cache precede the package
  * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND, ERR_DIAD_LIBTORCH_MISMATCH
  */
 export async function findLibTorch(
@@ -155,12 +157,12 @@ export async function findLibTorch(
       if (!(await exists(path.join(libFolder, libraryNames().libtorch)))) {
         misses.push({
           source: place.source,
-          reason: `there is no ${path.join(libFolder, libraryNames().libtorch)}`,
+          reason: `${path.join(libFolder, libraryNames().libtorch)} not found`,
         });
       } else if (version === undefined) {
         misses.push({
           source: place.source,
-          reason: `${root} does not say its version (version.py or build-version)`,
+          reason: `${root} has no version (version.py or build-version)`,
         });
       } else if (!minors.includes(minorOf(version))) {
         mismatches.push(`LibTorch ${version} in ${root}`);
@@ -186,10 +188,14 @@ function notFound(
   const tried = misses.map(({ source, reason }) => `  - ${source}: ${reason}`).join('\n');
   const newest = [...minors].sort(compareVersions).at(-1) ?? '2.13';
   const ways =
-    `Ways out: npx diad libtorch install; npm install ${libtorchPackage()}; pip install "torch==${newest}.*" into ./.venv; ` +
-    `or set DIAD_LIBTORCH to a folder that holds lib/${libraryNames().libtorch}. npx diad doctor says more.`;
+    `Solutions: npx diad libtorch install; npm install ${libtorchPackage()}; ` +
+    `pip install "torch==${newest}.*" into ./.venv; ` +
+    `or set DIAD_LIBTORCH to a folder that contains lib/${libraryNames().libtorch}. ` +
+    'See npx diad doctor for details.';
   if (mismatches.length > 0) {
-    const text = `${mismatches.join(' and ')} does not fit: this diad has engines for LibTorch ${minors.join(', ') || '(none; npm run build:native in the package folder builds one)'}.`;
+    const available =
+      minors.join(', ') || '(none; build one with npm run build:native in the package folder)';
+    const text = `${mismatches.join(' and ')} is not supported: engines exist for LibTorch ${available}.`;
     return new DiadError('ERR_DIAD_LIBTORCH_MISMATCH', `${text} Tried:\n${tried}\n${ways}`);
   }
   return new DiadError('ERR_DIAD_LIBTORCH_NOT_FOUND', `No LibTorch was found. Tried:\n${tried}\n${ways}`);

@@ -1,18 +1,18 @@
-// Versions of LibTorch: read from its files before anything is opened, compared by number.
+// LibTorch versions: reads them from files without opening a library, and compares them.
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 
-/** Minor of a version: "2.13" of "2.13.0+cpu". */
+/** Returns the minor version: "2.13" for "2.13.0+cpu". */
 export function minorOf(version: string): string {
   return version.split('.').slice(0, 2).join('.');
 }
 
-/** Variant of a version: its local label ("cpu", "cu130", ...) or undefined when it has none. */
+/** Returns the variant of a version, its local label ("cpu", "cu130", ...), if any. */
 export function variantOf(version: string): string | undefined {
   return version.split('+')[1];
 }
 
-/** Order of two versions by number, "2.9" before "2.13"; the label behind "+" does not count. */
+/** Compares two versions numerically ("2.9" before "2.13"). Ignores the label after "+". */
 export function compareVersions(a: string, b: string): number {
   const numbers = (version: string): number[] =>
     (version.split('+')[0] ?? '').split('.').map((part) => Number.parseInt(part, 10) || 0);
@@ -25,10 +25,10 @@ export function compareVersions(a: string, b: string): number {
 }
 
 /**
- * Version of a LibTorch distribution (build-version) or torch package (version.py).
+ * Reads the version of a LibTorch distribution (build-version) or torch package (version.py).
  *
- * @param folder - the one that holds lib/
- * @returns undefined when it does not say
+ * @param folder - folder that contains lib/
+ * @returns undefined if there is no version
  */
 export async function readVersion(folder: string): Promise<string | undefined> {
   const sources = [

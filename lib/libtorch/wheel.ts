@@ -1,4 +1,4 @@
-// Reading a Python wheel: a zip whose RECORD holds the hash of every file.
+// Reads Python wheels: zip files whose RECORD contains the hash of every file.
 import { createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
 import { mkdir, rename, stat } from 'node:fs/promises';
@@ -13,9 +13,9 @@ import { sha256OfFile, type InstalledFile } from './cache.js';
 /** An opened wheel. */
 export interface Wheel {
   readonly file: string;
-  /** What it says about itself, as in METADATA. */
+  /** Content of METADATA. */
   readonly metadata: string;
-  /** sha256 in hex by path, as in RECORD. */
+  /** SHA-256 (hex) by path, from RECORD. */
   readonly record: ReadonlyMap<string, string>;
   readonly entries: readonly Entry[];
   readonly zip: ZipFile;
@@ -29,7 +29,7 @@ function broken(file: string, why: string, cause?: unknown): DiadError {
   );
 }
 
-/** RECORD is CSV "path,sha256=<base64url>,size"; the paths of interest here hold no comma and no quote. */
+/** Parses RECORD, a CSV of "path,sha256=<base64url>,size". Relevant paths contain no comma or quote. */
 function parseRecord(content: string): ReadonlyMap<string, string> {
   const hashes = new Map<string, string>();
   for (const line of content.split(/\r?\n/)) {
@@ -41,16 +41,16 @@ function parseRecord(content: string): ReadonlyMap<string, string> {
 }
 
 /**
- * Opens a wheel; its reader stays open until {@link closeWheel}.
+ * Opens a wheel. Close it with {@link closeWheel}.
  *
- * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when it is no wheel, or cut short
+ * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when the file is not a wheel or truncated
  */
 export async function openWheel(file: string): Promise<Wheel> {
   let zip: ZipFile;
   try {
     zip = await openPromise(file, { autoClose: false });
   } catch (error) {
-    throw broken(file, 'it is no zip file, or its end is missing', error);
+    throw broken(file, 'not a zip file, or truncated', error);
   }
   try {
     const entries: Entry[] = [];
@@ -59,7 +59,7 @@ export async function openWheel(file: string): Promise<Wheel> {
       const entry = entries.find(
         ({ fileName }) => /^[^/]+\.dist-info\/[^/]+$/.test(fileName) && fileName.endsWith(ending),
       );
-      if (entry === undefined) throw new Error(`it has no ${ending.slice(1)}`);
+      if (entry === undefined) throw new Error(`${ending.slice(1)} is missing`);
       return text(await zip.openReadStreamPromise(entry));
     };
     return {
@@ -75,12 +75,12 @@ export async function openWheel(file: string): Promise<Wheel> {
   }
 }
 
-/** Closes the reader of a wheel. */
+/** Closes a wheel. */
 export function closeWheel({ zip }: Wheel): void {
   zip.close();
 }
 
-/** The wheel's requirements: values of Requires-Dist. */
+/** Returns the requirements of a wheel: values of Requires-Dist. */
 export function requirementsOf({ metadata }: Wheel): readonly string[] {
   return [...metadata.matchAll(/^Requires-Dist: (.+?)\r?$/gm)].map(([, requirement]) => requirement!);
 }
@@ -91,11 +91,12 @@ async function alreadyThere(file: string, entry: Entry, sha256: string): Promise
 }
 
 /**
- * Unpacks one file of a wheel and compares its hash with the one in RECORD. A file that is there already with that hash is left as it is.
+ * Unpacks one file of a wheel and verifies its hash from RECORD. Keeps an existing file with that hash.
  *
- * @param to - where it goes; its name appears only once its content is complete and right
+ * @param to - target path, created only when the content is complete and verified
  * @param onBytes - called with the number of bytes written since the last call
- * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when the hash differs or the zip is damaged; the signal's reason when it aborts
+ * @throws DiadError ERR_DIAD_LIBTORCH_NOT_FOUND when the hash differs or the zip is damaged; the signal's
+ *   reason when it aborts
  */
 export async function unpackEntry(
   wheel: Wheel,
@@ -105,7 +106,7 @@ export async function unpackEntry(
   signal?: AbortSignal,
 ): Promise<InstalledFile> {
   const expected = wheel.record.get(entry.fileName);
-  if (expected === undefined) throw broken(wheel.file, `its RECORD has no sha256 of ${entry.fileName}`);
+  if (expected === undefined) throw broken(wheel.file, `RECORD has no sha256 for ${entry.fileName}`);
   const size = entry.uncompressedSize;
   if (await alreadyThere(to, entry, expected)) {
     onBytes(size);
@@ -137,7 +138,7 @@ export async function unpackEntry(
   if (actual !== expected) {
     throw broken(
       wheel.file,
-      `${entry.fileName} has the sha256 ${actual}, its RECORD says ${expected}; remove it and install again`,
+      `${entry.fileName} has sha256 ${actual} but RECORD has ${expected}; remove it and install again`,
     );
   }
   await rename(`${to}.part`, to);

@@ -1,23 +1,23 @@
-// Redis behind the queue: names of what is kept there, and the check that it keeps what it is given.
+// Redis keys of the queue, and a check that the broker does not lose data.
 import type { Redis } from 'ioredis';
 
-/** Name of a model's queue: workers of another model never see its jobs. */
+/** Returns the name of a model's queue. Workers of other models never see its jobs. */
 export const queueName = (modelDigest: string): string => `diad-${modelDigest.slice(0, 16)}`;
 
-/** Where jobs go that failed for good. */
+/** Returns the name of the queue of permanently failed jobs. */
 export const deadLetterName = (modelDigest: string): string => `${queueName(modelDigest)}-dead`;
 
-/** What a run is of. */
+/** Key of the description of a run. */
 export const runKey = (run: string): string => `diad:run:${run}`;
-/** Its images, in the order of submission. */
+/** Key of the images of a run, in the order of submission. */
 export const itemsKey = (run: string): string => `diad:run:${run}:items`;
-/** Where the results of its images are: their keys by the images' places; '' for one that failed for good. */
+/** Key of the ended images of a run: result keys by image index; '' for a permanent failure. */
 export const endedKey = (run: string): string => `diad:run:${run}:ended`;
 
-/** Name of the job of a run's image. */
+/** Returns the job name of an image of a run. */
 export const jobName = (run: string, index: number): string => `${run}-${index}`;
 
-/** Run and place of a job's image; undefined for a job that no run has handed in. */
+/** Parses run and image index from a job name; undefined for a job that does not belong to a run. */
 export function placeOf(job: string): { readonly run: string; readonly index: string } | undefined {
   const [, run, index] = /^(.+)-(\d+)$/.exec(job) ?? [];
   return run === undefined || index === undefined ? undefined : { run, index };
@@ -30,16 +30,17 @@ async function setting(redis: Redis, name: string): Promise<string | undefined> 
     const answer = await redis.config('GET', name);
     return answer[1];
   } catch (error) {
-    if (error instanceof Error && FORBIDDEN.test(error.message)) return undefined; // hosted brokers often forbid CONFIG
+    // Hosted brokers often disable CONFIG.
+    if (error instanceof Error && FORBIDDEN.test(error.message)) return undefined;
     throw error;
   }
 }
 
 /**
- * What about the broker would lose jobs or results: eviction, no append-only file.
+ * Checks for broker settings that can lose jobs or results: eviction, or no append-only file.
  *
- * @returns one sentence per problem; empty when all is well or the broker does not tell
- * @throws what Redis answers when it is not CONFIG that it refuses
+ * @returns one sentence per problem; empty if there are none or the settings are unavailable
+ * @throws the Redis error for failures other than a forbidden CONFIG
  */
 export async function brokerProblems(redis: Redis): Promise<string[]> {
   const [policy, appendOnly] = [await setting(redis, 'maxmemory-policy'), await setting(redis, 'appendonly')];

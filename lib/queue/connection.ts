@@ -1,22 +1,22 @@
-// Connections to Redis: how long an answer is waited for, and what is said of a broker that gives none.
+// Redis connections with timeouts and readable errors.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { DiadError } from '../errors.js';
 
-/** How long a broker may take to be reached, milliseconds. */
+/** Time limit to reach a broker, milliseconds. */
 const REACH_MS = 5000;
-/** How long one that was reached may take to answer, the time of a restart included, milliseconds. */
+/** Time limit for an answer of a connected broker, including a restart, milliseconds. */
 const ANSWER_MS = 30_000;
-/** How much later one connection may notice a loss than another, milliseconds. */
+/** Largest delay between two connections noticing the same outage, milliseconds. */
 const NOTICE_MS = 1000;
-/** How often a problem that lasts is told again, milliseconds. */
+/** Interval between repeated reports of the same problem, milliseconds. */
 export const REMIND_MS = 60_000;
 
-/** Answers that trying again does not change. */
+/** Answers for which a retry is pointless. */
 const REFUSAL = /^(WRONGPASS|NOAUTH|NOPERM)|invalid password|DB index/;
 const SILENCE = /^(no answer|Command timed out)$/;
 
-/** Whether an error is about the broker or the way there, rather than about what was asked of it. */
+/** Checks whether an error concerns the broker or the connection rather than the command. */
 function isTrouble(error: Error): boolean {
   return (
     error.name === 'ReplyError' ||
@@ -26,29 +26,29 @@ function isTrouble(error: Error): boolean {
   );
 }
 
-/** What follows "The broker at HOST:PORT". */
+/** Describes an error; completes "The broker at HOST:PORT ...". */
 function meaning({ name, message }: Error): string {
   if (message.startsWith('NOAUTH'))
-    return 'asks for a password: write it into the URL, redis://USER:PASSWORD@HOST';
-  if (/^WRONGPASS|invalid password/.test(message)) return "refuses the URL's user or password";
-  if (SILENCE.test(message)) return 'gives no answer';
-  return name === 'ReplyError' ? `refuses: ${message}` : `cannot be reached: ${message}`;
+    return 'requires a password: add it to the URL, redis://USER:PASSWORD@HOST';
+  if (/^WRONGPASS|invalid password/.test(message)) return 'rejects the user or password of the URL';
+  if (SILENCE.test(message)) return 'does not answer';
+  return name === 'ReplyError' ? `reports: ${message}` : `cannot be reached: ${message}`;
 }
 
-/** A connection that knows where it leads, and what went wrong last. */
+/** A Redis connection that records its address and its last error. */
 export class BrokerConnection {
   readonly redis: Redis;
-  /** Host and port; never user and password. */
+  /** Host and port, without user and password. */
   readonly place: string;
   #lastError: Error | undefined;
   #silence: NodeJS.Timeout | undefined;
   #readyAt = -Infinity;
 
   /**
-   * Opens a connection that waits for the broker rather than fail, for workers.
+   * Opens a connection that waits for the broker instead of failing. Intended for workers.
    *
-   * @param limit - `commandTimeout`: how long a command may go without an answer, milliseconds; default: for ever
-   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for what is no redis:// or rediss:// URL
+   * @param limit - `commandTimeout`: time limit for the answer to a command, milliseconds; default: none
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the URL does not start with redis:// or rediss://
    */
   constructor(url: string, limit: { readonly commandTimeout?: number } = {}) {
     if (!URL.canParse(url) || !/^rediss?:$/.test(new URL(url).protocol)) {
@@ -76,9 +76,10 @@ export class BrokerConnection {
   }
 
   /**
-   * Opens a connection for those who want an answer now: a command fails when none comes within 30 s.
+   * Opens a connection whose commands fail when no answer arrives within 30 s. Intended for clients.
    *
-   * @throws DiadError as the constructor; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, or refuses
+   * @throws DiadError as the constructor; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5
+   *   s or rejects the connection
    */
   static async open(url: string): Promise<BrokerConnection> {
     const broker = new BrokerConnection(url, { commandTimeout: ANSWER_MS });
@@ -98,15 +99,16 @@ export class BrokerConnection {
   }
 
   /**
-   * Waits until the broker is reached, however long that takes.
+   * Waits without a time limit until the broker is reached.
    *
-   * @throws DiadError ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
+   * @throws DiadError ERR_DIAD_BROKER_UNAVAILABLE when the broker rejects the user, password or database of
+   * the URL
    */
   async reach(): Promise<void> {
     await this.ask(this.#reached());
   }
 
-  // No command is sent for it: one that nobody answers would keep the process from its end.
+  // Sends no command, because an unanswered one would keep the process alive.
   #reached(): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.redis.status === 'ready') resolve();
@@ -118,9 +120,9 @@ export class BrokerConnection {
   }
 
   /**
-   * What a command of this connection answers.
+   * Awaits the answer to a command of this connection.
    *
-   * @throws DiadError ERR_DIAD_BROKER_UNAVAILABLE when the broker is lost or refuses
+   * @throws DiadError ERR_DIAD_BROKER_UNAVAILABLE when the broker is lost or rejects the command
    */
   async ask<T>(answer: Promise<T>): Promise<T> {
     try {
@@ -134,7 +136,7 @@ export class BrokerConnection {
     const given = error instanceof Error ? error : new Error(String(error));
     const known = this.#lastError ?? given;
     if (given instanceof DiadError || (this.#lastError === undefined && !isTrouble(given))) return given;
-    // An answer of Redis would bring its command as a cause, and with it the password.
+    // A Redis error as the cause would contain its command, which can include the password.
     const options = known.name === 'ReplyError' ? {} : { cause: known };
     return new DiadError(
       'ERR_DIAD_BROKER_UNAVAILABLE',
@@ -143,18 +145,21 @@ export class BrokerConnection {
     );
   }
 
-  /** Whether an error says no more than that the broker is lost, which {@link BrokerConnection.report} tells. */
+  /**
+   * Checks whether an error is only an outage of the broker, which {@link BrokerConnection.report} reports.
+   */
   async isOutage(error: Error): Promise<boolean> {
     if (!isTrouble(error)) return false;
     const since = Date.now() - NOTICE_MS;
-    await sleep(NOTICE_MS, undefined, { ref: false }); // another connection may have noticed before this one
-    return this.redis.status !== 'ready' || this.#readyAt >= since; // or this one be back already
+    await sleep(NOTICE_MS, undefined, { ref: false }); // another connection may notice the outage first
+    return this.redis.status !== 'ready' || this.#readyAt >= since; // or this one may have reconnected
   }
 
   /**
-   * Fulfilled when the broker, lost or not, has not answered for 5 s, or when this connection is closed.
+   * Resolves when a connected or disconnected broker has not answered for 5 s, or when this connection is
+   * closed.
    *
-   * @param signal - ends the asking; what was returned is then rejected
+   * @param signal - stops the pings and rejects the returned promise
    */
   async noAnswer(signal: AbortSignal): Promise<void> {
     for (;;) {
@@ -167,29 +172,30 @@ export class BrokerConnection {
     }
   }
 
-  /** Tells of the broker's loss at once, again each minute while it lasts, and of its end. */
+  /** Logs an outage of the broker immediately, again every minute while it lasts, and when it ends. */
   report(log: (line: string) => void): void {
-    let toldAt = -Infinity;
-    const tell = (): void => {
-      if (Date.now() - toldAt < REMIND_MS) return;
-      toldAt = Date.now();
+    let reportedAt = -Infinity;
+    const report = (): void => {
+      if (Date.now() - reportedAt < REMIND_MS) return;
+      reportedAt = Date.now();
       log(`${this.#failure(new Error('no answer')).message}; trying again`);
     };
-    this.redis.on('error', tell);
-    // One that takes connections and says nothing makes no error.
+    this.redis.on('error', report);
+    // A broker that accepts connections but does not answer raises no error.
     this.#silence = setInterval(() => {
-      if (this.redis.status !== 'ready') tell();
+      if (this.redis.status !== 'ready') report();
     }, REACH_MS).unref();
     this.redis.on('ready', () => {
-      if (toldAt > -Infinity) log(`The broker at ${this.place} answers`);
-      toldAt = -Infinity;
+      if (reportedAt > -Infinity) log(`The broker at ${this.place} is available again`);
+      reportedAt = -Infinity;
     });
   }
 
-  /** Disconnects; what still waits for an answer is rejected. */
+  /** Disconnects. Pending commands reject. */
   close(): void {
     clearInterval(this.#silence);
-    // Between two attempts nothing is connected that could end, and commands would wait for ever: one more attempt, which is given up, ends them.
+    // Between two reconnection attempts there is no connection to end, and commands would never settle. Start
+    // another attempt so that disconnecting rejects them.
     if (this.redis.status === 'reconnecting') this.redis.connect().catch(() => undefined);
     this.redis.disconnect();
   }

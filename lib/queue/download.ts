@@ -1,4 +1,4 @@
-// Images over http(s): named hosts alone, public addresses alone, redirects checked like first requests.
+// Downloads images over http(s), only from allowed hosts and public addresses. Checks redirects the same way.
 import { lookup as systemLookup, type LookupAddress } from 'node:dns';
 import http from 'node:http';
 import https from 'node:https';
@@ -10,16 +10,19 @@ const MOST_REDIRECTS = 3;
 const TIMEOUT_MS = 30_000;
 
 function isPublic(address: string): boolean {
-  return ipaddr.process(address).range() === 'unicast'; // process(): an IPv4 address inside an IPv6 one counts as what it is
+  // process() converts IPv4-mapped IPv6 addresses.
+  return ipaddr.process(address).range() === 'unicast';
 }
 
-/** A name look-up that fails for private addresses: the connection goes to the address that was checked. */
+/** DNS lookup that fails for private addresses. The connection uses the checked address. */
 const publicLookup: LookupFunction = (hostname, options, callback) => {
   systemLookup(hostname, { ...options, all: true }, (error, addresses: LookupAddress[]) => {
     const bad = error === null ? addresses.find(({ address }) => !isPublic(address)) : undefined;
     const failure =
       error ??
-      (bad === undefined ? null : new Unreadable(`${hostname} is at the private address ${bad.address}`));
+      (bad === undefined
+        ? null
+        : new Unreadable(`${hostname} resolves to the private address ${bad.address}`));
     const [first] = addresses ?? [];
     if (options.all === true) callback(failure, failure === null ? addresses : []);
     else callback(failure, first?.address ?? '', first?.family);
@@ -30,15 +33,15 @@ function check(
   url: string,
   { hosts = [], privateHosts = [] }: ReadPolicy,
 ): { target: URL; lookup: LookupFunction | undefined } {
-  if (!URL.canParse(url)) throw new Unreadable(`${url} is no URL`);
+  if (!URL.canParse(url)) throw new Unreadable(`${url} is not a URL`);
   const target = new URL(url);
   if (target.protocol !== 'https:' && target.protocol !== 'http:')
-    throw new Unreadable(`${target.protocol} is not read, http: and https: are`);
+    throw new Unreadable(`${target.protocol} is not supported, only http: and https:`);
   const name = target.hostname.replace(/^\[|\]$/g, '');
   if (!hosts.includes(name))
-    throw new Unreadable(`The host ${name} is not among those allowed (${hosts.join(', ') || 'none'})`);
+    throw new Unreadable(`The host ${name} is not allowed (allowed: ${hosts.join(', ') || 'none'})`);
   if (privateHosts.includes(name)) return { target, lookup: undefined };
-  // An address in the URL itself is never looked up.
+  // An IP address in the URL is not looked up, so check it here.
   if (ipaddr.isValid(name) && !isPublic(name)) throw new Unreadable(`${name} is a private address`);
   return { target, lookup: publicLookup };
 }
@@ -62,10 +65,10 @@ function get(
         resolve({ redirect: headers.location });
         return;
       }
-      // Of the client errors only "too many" and "took too long" may pass.
-      const lasting = statusCode >= 400 && statusCode < 500 && statusCode !== 408 && statusCode !== 429;
-      if (lasting) fail(new Unreadable(`${target.href} answers ${statusCode}`));
-      else if (statusCode !== 200) fail(new Error(`${target.href} answers ${statusCode}`));
+      // Client errors other than 408 and 429 are permanent.
+      const permanent = statusCode >= 400 && statusCode < 500 && statusCode !== 408 && statusCode !== 429;
+      if (permanent) fail(new Unreadable(`${target.href} responded with ${statusCode}`));
+      else if (statusCode !== 200) fail(new Error(`${target.href} responded with ${statusCode}`));
       const parts: Buffer[] = [];
       let size = 0;
       answer.on('data', (part: Buffer) => {
@@ -85,7 +88,8 @@ function get(
 /**
  * Downloads an image.
  *
- * @throws Unreadable for a host that is not allowed, a private address, also behind a redirect, a lasting client error, too many bytes
+ * @throws Unreadable for a host that is not allowed, a private address (including redirects), a permanent
+ *   client error, or too many bytes
  */
 export async function download(url: string, policy: ReadPolicy, maxBytes: number): Promise<Buffer> {
   let next = url;
@@ -95,5 +99,5 @@ export async function download(url: string, policy: ReadPolicy, maxBytes: number
     if ('bytes' in got) return got.bytes;
     next = new URL(got.redirect, target).href;
   }
-  throw new Unreadable(`${url} is redirected more than ${MOST_REDIRECTS} times`);
+  throw new Unreadable(`${url} redirects more than ${MOST_REDIRECTS} times`);
 }

@@ -1,4 +1,4 @@
-// diad/queue: runs of images over many machines, on BullMQ and Redis.
+// Public API of diad/queue: runs of images over many machines, on BullMQ and Redis.
 export { bundleDigest } from '../bundle-digest.js';
 export { deadLetterName, queueName } from './broker.js';
 export { INLINE_LIMIT, type ReadPolicy, type Reference } from './reference.js';

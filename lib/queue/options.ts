@@ -18,7 +18,7 @@ import type { ReadPolicy } from './reference.js';
 import type { ReadRunOptions, SubmitOptions } from './run.js';
 import type { WorkerOptions } from './worker.js';
 
-/** The longest time that a timer takes, milliseconds. */
+/** Longest timer delay, milliseconds. */
 const MOST_MS = 2 ** 31 - 1;
 
 /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT that names the option */
@@ -84,7 +84,10 @@ function names(value: unknown, name: string): readonly string[] {
 async function readPolicy(given: Partial<WorkerOptions>): Promise<ReadPolicy> {
   const [root, s3Endpoint] = [text(given.root, 'root'), text(given.s3Endpoint, 's3Endpoint')];
   if (root !== undefined && (await stat(root).catch(() => undefined))?.isDirectory() !== true) {
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for root but ${root} is none`);
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected a folder for root but ${root} is not a folder`,
+    );
   }
   return {
     ...(root === undefined ? {} : { root }),

@@ -1,4 +1,5 @@
-// Where an image is: a job carries a reference and the image's SHA-256, hardly ever the image itself.
+// References to images. A job contains a reference and the image's SHA-256, but the image itself only if
+// small.
 import { createHash } from 'node:crypto';
 import { open, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -6,30 +7,30 @@ import type { Readable } from 'node:stream';
 import { codeOf, DiadError } from '../errors.js';
 import { download } from './download.js';
 
-/** Images up to this size may travel in the job, bytes. */
+/** Largest image that a job can contain, bytes. */
 export const INLINE_LIMIT = 64 * 1024;
 
-/** Of one object, from the request to its last byte. */
+/** Time limit for one object, from the request to its last byte. */
 const S3_TIMEOUT_MS = 60_000;
 
-/** An image by reference. `file` is relative to the worker's root. */
+/** Reference to an image. `file` is relative to the worker's root. */
 export type Reference =
   | { readonly kind: 'file'; readonly path: string }
   | { readonly kind: 'url'; readonly url: string }
   | { readonly kind: 's3'; readonly bucket: string; readonly key: string }
   | { readonly kind: 'inline'; readonly base64: string };
 
-/** What a worker may read. */
+/** Sources from which a worker reads images. */
 export interface ReadPolicy {
-  /** Files must lie in this folder, links followed. Without it no files are read. */
+  /** Folder that must contain files, after resolving links. Without it no files are read. */
   readonly root?: string;
-  /** Host names http(s) images may come from, redirects included. Default none. */
+  /** Allowed hosts of http(s) images, including redirects. Default: none. */
   readonly hosts?: readonly string[];
-  /** Of the hosts above, those that may resolve to private or loopback addresses. Default none. */
+  /** Hosts of the list above that can resolve to private or loopback addresses. Default: none. */
   readonly privateHosts?: readonly string[];
-  /** Buckets S3 objects may come from. Default none. */
+  /** Allowed S3 buckets. Default: none. */
   readonly buckets?: readonly string[];
-  /** Endpoint of an S3-compatible store. Default: the client's own configuration. */
+  /** Endpoint of an S3-compatible store. Default: the client's configuration. */
   readonly s3Endpoint?: string;
   /** Largest image, bytes. Default 32 MiB. */
   readonly maxBytes?: number;
@@ -39,14 +40,14 @@ function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // percent signs that encode nothing
+    return text; // invalid percent-encoding
   }
 }
 
 /**
- * The path whose folders may name an image's class: a file's below the worker's root, a URL's, an object's key.
+ * Returns the path whose folders can name the class of an image: the file path, URL path or object key.
  *
- * @param label - what results call the image: the path of one that has no other
+ * @param label - name of the image in results, used for inline images
  */
 export function classPath(reference: Reference, label: string, root = '/'): string {
   switch (reference.kind) {
@@ -61,21 +62,21 @@ export function classPath(reference: Reference, label: string, root = '/'): stri
   }
 }
 
-/** A reference that will never be readable: trying again would not help. */
+/** A permanently unreadable reference, which is not retried. */
 export class Unreadable extends DiadError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_DIAD_INVALID_ARGUMENT', message, options);
   }
 }
 
-/** SHA-256 in hex. */
+/** Computes the SHA-256, hex. */
 export const sha256 = (bytes: Uint8Array | string): string =>
   createHash('sha256').update(bytes).digest('hex');
 
 /**
- * Resolves a path below a root; neither `..` nor links lead out.
+ * Resolves a path below a root. Neither `..` nor links can leave the root.
  *
- * @throws Unreadable when it lies outside; another error when it does not exist
+ * @throws Unreadable when the path is outside; another error when it does not exist
  */
 export async function insideRoot(root: string, file: string): Promise<string> {
   const base = await realpath(root);
@@ -84,20 +85,20 @@ export async function insideRoot(root: string, file: string): Promise<string> {
     full = await realpath(path.resolve(base, file));
   } catch (error) {
     if (codeOf(error) !== 'ENOENT' && codeOf(error) !== 'ENOTDIR') throw error;
-    // Not for good: a network share shows a new file to its other clients later.
-    throw new Error(`There is no file ${file} under ${root}`, { cause: error });
+    // Not permanent: on a network share, a new file can become visible later.
+    throw new Error(`${file} not found under ${root}`, { cause: error });
   }
   if (full !== base && !full.startsWith(base.endsWith(path.sep) ? base : `${base}${path.sep}`))
-    throw new Unreadable(`${file} is outside of the allowed root ${root}`);
+    throw new Unreadable(`${file} is outside the allowed root ${root}`);
   return full;
 }
 
 async function readInside(root: string | undefined, file: string, maxBytes: number): Promise<Buffer> {
-  if (root === undefined) throw new Unreadable(`${file} is a file, and this worker has no root folder`);
+  if (root === undefined) throw new Unreadable(`${file} is a file but this worker has no root folder`);
   const handle = await open(await insideRoot(root, file), 'r');
   try {
     const status = await handle.stat();
-    if (!status.isFile()) throw new Unreadable(`${file} is no file`);
+    if (!status.isFile()) throw new Unreadable(`${file} is not a file`);
     if (status.size > maxBytes)
       throw new Unreadable(`${file} has ${status.size} bytes, more than ${maxBytes}`);
     return await handle.readFile();
@@ -113,13 +114,14 @@ async function readObject(
   maxBytes: number,
 ): Promise<Buffer> {
   if (!buckets.includes(bucket))
-    throw new Unreadable(`The bucket ${bucket} is not among those allowed (${buckets.join(', ') || 'none'})`);
+    throw new Unreadable(`The bucket ${bucket} is not allowed (allowed: ${buckets.join(', ') || 'none'})`);
   const { S3Client, GetObjectCommand } = await import('@aws-sdk/client-s3').catch((error: unknown) => {
     throw new Unreadable('S3 objects need the package @aws-sdk/client-s3: npm install @aws-sdk/client-s3', {
       cause: error,
     });
   });
-  const signal = AbortSignal.timeout(S3_TIMEOUT_MS); // a store that stalls must not hold the job, whose lock would be renewed for ever
+  // Without a limit, a stalled store would hold the job forever, because its lock is renewed.
+  const signal = AbortSignal.timeout(S3_TIMEOUT_MS);
   const client = new S3Client(s3Endpoint === undefined ? {} : { endpoint: s3Endpoint, forcePathStyle: true });
   try {
     const { Body, ContentLength = 0 } = await client.send(
@@ -130,14 +132,16 @@ async function readObject(
     signal.addEventListener('abort', () =>
       body?.destroy(new Error(`s3://${bucket}/${key} took longer than ${S3_TIMEOUT_MS / 1000} s`)),
     );
-    body?.on('error', () => undefined); // one that is left unread fails when the client is destroyed; whoever reads is told all the same
+    // An unread body fails when the client is destroyed. Readers still receive their own error.
+    body?.on('error', () => undefined);
     if (ContentLength > maxBytes)
       throw new Unreadable(`s3://${bucket}/${key} has ${ContentLength} bytes, more than ${maxBytes}`);
     const parts: Uint8Array[] = [];
     let size = 0;
     for await (const part of (body ?? []) as AsyncIterable<Uint8Array>) {
       size += part.length;
-      if (size > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has more than ${maxBytes} bytes`); // a store may leave the length out
+      // The store can omit the length.
+      if (size > maxBytes) throw new Unreadable(`s3://${bucket}/${key} has more than ${maxBytes} bytes`);
       parts.push(part);
     }
     return Buffer.concat(parts);
@@ -152,10 +156,11 @@ async function readObject(
 }
 
 /**
- * Reads an image and checks that it is the one that was submitted.
+ * Reads an image and verifies its hash.
  *
- * @param expected - SHA-256 in hex
- * @throws Unreadable when the policy forbids it or its hash is another; what may pass, a file that is not there among it, is another error
+ * @param expected - SHA-256, hex
+ * @throws Unreadable when the policy forbids the reference or the hash differs; other errors for temporary
+ *   failures, including missing files
  */
 export async function readReference(
   reference: Reference,
@@ -178,6 +183,8 @@ export async function readReference(
   const bytes = await read();
   const found = sha256(bytes);
   if (found !== expected)
-    throw new Unreadable(`The image is not the one submitted: its SHA-256 is ${found}, not ${expected}`);
+    throw new Unreadable(
+      `The image differs from the submitted one: its SHA-256 is ${found}, not ${expected}`,
+    );
   return bytes;
 }

@@ -1,4 +1,4 @@
-// Stored results: what each is kept under, and for how long it and the runs that point to it are.
+// Storage of results and runs in Redis, and their expiry.
 import type { Redis } from 'ioredis';
 import { endedKey, itemsKey, placeOf, runKey } from './broker.js';
 import { sha256 } from './reference.js';
@@ -8,29 +8,33 @@ export interface StoredScore {
   readonly score: number;
   readonly threshold?: number;
   readonly anomalous?: boolean;
-  /** The class whose own thresholds were used; absent: the global ones were. */
+  /** Class whose thresholds were used; absent: the global ones. */
   readonly className?: string;
   readonly seed: number;
   readonly model: string;
-  /** What the networks computed in. */
+  /** Precision of the networks. */
   readonly precision: string;
 }
 
-/** All that a score and its verdict follow from, the image aside. */
+/** All inputs of a score and its verdict except the image. */
 export type ResultBasis = Omit<StoredScore, 'score' | 'anomalous'>;
 
-/** Key of a result: what the same image, model, options, precision and threshold give is kept once, whoever computed it and however often. */
+/**
+ * Computes the key of a result from image, model, options, precision and threshold, so that equal work is
+ * shared.
+ */
 export function resultKey(
   imageSha256: string,
   { model, seed, precision, threshold, className }: ResultBasis,
 ): string {
-  return `diad:result:${sha256(JSON.stringify([model, imageSha256, { seed, precision, threshold, className }]))}`;
+  const basis = { seed, precision, threshold, className };
+  return `diad:result:${sha256(JSON.stringify([model, imageSha256, basis]))}`;
 }
 
 /**
- * Whether a result is there. One that would expire sooner than a new one is kept longer.
+ * Checks whether a result exists, and extends its lifetime to that of a new one.
  *
- * @param keepSeconds - how long a new one would be kept, 0 for ever
+ * @param keepSeconds - lifetime of a new result, 0 for ever
  */
 export async function isKept(redis: Redis, key: string, keepSeconds: number): Promise<boolean> {
   const left = await redis.ttl(key);
@@ -39,7 +43,7 @@ export async function isKept(redis: Redis, key: string, keepSeconds: number): Pr
   return (keepSeconds === 0 ? await redis.persist(key) : await redis.expire(key, keepSeconds)) === 1;
 }
 
-/** Keeps a result. Of two workers that computed the same the first one's stands. */
+/** Stores a result unless another worker has already stored it. */
 export async function keep(
   redis: Redis,
   key: string,
@@ -50,11 +54,12 @@ export async function keep(
   else await redis.set(key, JSON.stringify(stored), 'NX');
 }
 
-/** How much longer than its last result a run is known, seconds: time to hear that results have expired. */
+/** Seconds a run is kept after its last result expires, so that results can be reported as expired. */
 export const RUN_OUTLIVES = 86_400;
 
-// KEYS: the run, its items, what has ended. ARGV: place, key of the result, seconds that it is kept, RUN_OUTLIVES.
-// The run expires when all its images have ended, by the longest time that one of its results is kept, 0 being for ever.
+// KEYS: the run, its items, ended images. ARGV: index, result key, lifetime of the result in seconds,
+// RUN_OUTLIVES.
+// When all images have ended, the run expires after the longest lifetime of its results, where 0 means never.
 const END = `
 if redis.call('EXISTS', KEYS[2]) == 0 then return end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
@@ -67,9 +72,9 @@ for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, longest + ARGV[4]) end
 `;
 
 /**
- * Notes that a job of a run has ended.
+ * Records that a job of a run has ended.
  *
- * @param key - of its result; '' when it failed for good
+ * @param key - key of its result; '' for a permanent failure
  */
 export async function noteEnd(redis: Redis, job: string, key: string, keepSeconds: number): Promise<void> {
   const place = placeOf(job);
@@ -79,9 +84,9 @@ export async function noteEnd(redis: Redis, job: string, key: string, keepSecond
 }
 
 /**
- * The stored results of places of a run, as they are kept.
+ * Reads the stored results for images of a run.
  *
- * @returns for each place: null when it had a result that has expired, undefined when it has had none
+ * @returns per image: the result, null if it has expired, undefined if there is none
  */
 export async function readStored(
   redis: Redis,

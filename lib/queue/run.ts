@@ -1,4 +1,4 @@
-// Runs: handing images in, and reading what became of them.
+// Submits runs and reads their results.
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Queue } from 'bullmq';
@@ -11,27 +11,27 @@ import { validateReadRunOptions, validateSubmitOptions } from './options.js';
 import { INLINE_LIMIT, type Reference } from './reference.js';
 import { readStored, type StoredScore } from './results.js';
 
-/** An image to be scored. */
+/** An image to score. */
 export interface Submission {
-  /** What results call it. */
+  /** Name of the image in results. */
   readonly file: string;
   readonly reference: Reference;
-  /** SHA-256 of the image in hex. */
+  /** SHA-256 of the image, hex. */
   readonly sha256: string;
 }
 
-/** Options of a job that change its result. */
+/** Options of a job that affect its result. */
 export interface ScoreSettings {
   readonly seed: number;
 }
 
-/** What a job carries. */
+/** Content of a job. */
 export interface JobBody extends Submission {
   readonly model: string;
   readonly settings: ScoreSettings;
 }
 
-/** What became of an image of a run; 'expired': it had a result, which was not kept for longer. */
+/** Result for an image of a run. 'expired': the result is no longer stored. */
 export type RunResult = { readonly file: string; readonly sha256: string } & (
   | ({ readonly status: 'done' } & StoredScore)
   | { readonly status: 'failed'; readonly error: string }
@@ -46,18 +46,21 @@ export interface SubmitOptions {
   readonly redis: string;
   /** Digest of the model, see `bundleDigest`. */
   readonly model: string;
-  /** Of the noise, an integer from 0. Default 0. */
+  /** Seed of the noise, an integer from 0. Default 0. */
   readonly seed?: number;
-  /** 1 is the most urgent, 2097151 the least; default 0: before all that have one. */
+  /** 1 (most urgent) to 2097151; default 0: before all jobs with a priority. */
   readonly priority?: number;
-  /** How often a job is tried when it fails for a reason that may pass, from 1. Default 5. */
+  /** Attempts per job for temporary failures, at least 1. Default 5. */
   readonly attempts?: number;
 }
 
 const CHUNK = 500;
 
-// KEYS: the run, its items, what has ended. ARGV: how many items there are, then those to append. A command whose answer was lost with the connection
-// is sent again, and must not append twice. Images that have all ended made the run expire.
+// KEYS: the run, its items, ended images. ARGV: the current number of items, then those to append. A command
+// whose
+// answer was lost with the connection is sent again and must not append twice. If all images have ended, the
+// run
+// has an expiry, which is removed.
 const APPEND = `
 local there = redis.call('LLEN', KEYS[2])
 if there < tonumber(ARGV[1]) then return redis.error_reply('ERR items of the run are gone') end
@@ -80,22 +83,23 @@ function checkSubmission(submission: Submission): void {
   if (reference.kind === 'inline' && reference.base64.length > Math.ceil(INLINE_LIMIT / 3) * 4) {
     throw new DiadError(
       'ERR_DIAD_INVALID_ARGUMENT',
-      `${file}: Expected at most ${INLINE_LIMIT} bytes in a job; hand in a reference instead`,
+      `${file}: Expected at most ${INLINE_LIMIT} bytes in a job; submit a reference instead`,
     );
   }
 }
 
 function openQueue(model: string, connection: Redis): Queue<JobBody> {
   const queue = new Queue<JobBody>(queueName(model), { connection });
-  queue.on('error', () => undefined); // told by the commands that it fails
+  queue.on('error', () => undefined); // the failing command reports the error
   return queue;
 }
 
 /**
- * Hands a run of images in. Nothing is taken back when the process dies on the way: the run then has the images handed in so far.
+ * Submits a run of images. If the process dies midway, the run keeps the images submitted so far.
  *
- * @returns the run's id, for {@link runResults}
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for 30 s, or refuses
+ * @returns the run id, for {@link runResults}
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached
+ *   within 5 s, is lost for 30 s, or rejects a command
  */
 export async function submitRun(
   images: Iterable<Submission> | AsyncIterable<Submission>,
@@ -111,7 +115,7 @@ export async function submitRun(
   let chunk: Submission[] = [];
   const send = async (): Promise<void> => {
     const items = chunk.map(({ file, sha256 }) => JSON.stringify({ file, sha256 } satisfies Item));
-    // Items first: a job without its item could be computed and never be asked for.
+    // Items first: the result of a job without an item could never be read.
     await broker.ask(redis.eval(APPEND, 3, runKey(run), itemsKey(run), endedKey(run), count, ...items));
     const jobs = chunk.map((image, i) => ({
       name: 'score',
@@ -121,7 +125,7 @@ export async function submitRun(
         attempts,
         priority,
         backoff: { type: 'exponential', delay: 500, jitter: 0.5 },
-        removeOnComplete: true, // the result is kept under its own key
+        removeOnComplete: true, // the result has its own key
       },
     }));
     await broker.ask(queue.addBulk(jobs));
@@ -149,7 +153,7 @@ interface OpenRun {
   readonly queue: Queue<JobBody>;
 }
 
-/** What became of an item, by what is stored for its place: see {@link readStored}. */
+/** Determines the result for an item from its stored result, see {@link readStored}. */
 async function resolveItem(
   open: OpenRun,
   { file, sha256 }: Item,
@@ -159,37 +163,37 @@ async function resolveItem(
   if (stored === null) return { file, sha256, status: 'expired' };
   if (stored !== undefined) return { file, sha256, status: 'done', ...(JSON.parse(stored) as StoredScore) };
   const name = jobName(open.run, place);
-  // The state first: a job that was read before it failed has no reason yet.
+  // Read the state first: a job read before it failed has no reason yet.
   const state = await open.queue.getJobState(name);
   if (state === 'failed') {
     const job = await open.queue.getJob(name);
     if (job !== undefined) return { file, sha256, status: 'failed', error: job.failedReason };
   }
   if (state !== 'unknown') return { file, sha256, status: 'waiting' };
-  // It has ended since the look for its result, or somebody has removed it.
+  // The job has ended since its result was read, or was removed.
   const [ended] = await readStored(open.redis, open.run, [place]);
   if (ended !== undefined) return resolveItem(open, { file, sha256 }, place, ended);
   return {
     file,
     sha256,
     status: 'failed',
-    error: 'The broker has neither a job nor a result of this image any more',
+    error: 'The broker no longer has a job or result for this image',
   };
 }
 
 /** Options of {@link runResults}. */
 export interface ReadRunOptions {
   readonly redis: string;
-  /** Each image is waited for. Default false: what is not there yet is handed out as 'waiting'. */
+  /** Wait for each image. Default false: unfinished images are yielded as 'waiting'. */
   readonly wait?: boolean;
   readonly signal?: AbortSignal;
 }
 
 /**
- * The results of a run in the order of submission.
+ * Yields the results of a run in the order of submission.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; ERR_DIAD_BROKER_UNAVAILABLE when the broker is not reached within 5 s, is lost for
- *   30 s, or refuses; the signal's reason
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an unknown run; ERR_DIAD_BROKER_UNAVAILABLE when the broker
+ *   is not reached within 5 s, is lost for 30 s, or rejects a command; the signal's reason
  */
 export async function* runResults(
   run: string,
@@ -201,8 +205,7 @@ export async function* runResults(
   let queue: Queue<JobBody> | undefined;
   try {
     const model = await broker.ask(broker.redis.hget(runKey(run), 'model'));
-    if (model === null)
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `There is no run ${run} in this broker`);
+    if (model === null) throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker has no run ${run}`);
     queue = openQueue(model, broker.redis);
     const { redis } = broker;
     const open = { run, redis, queue };
@@ -228,7 +231,7 @@ export async function* runResults(
   }
 }
 
-/** How far a run is. */
+/** Counts the images of a run by status. */
 export async function runProgress(
   run: string,
   redis: string,

@@ -1,4 +1,5 @@
-// A worker: takes jobs, scores several at once so that the engine forms batches, writes each result under its content key.
+// Queue worker: takes jobs, scores several concurrently so that the engine batches them, and stores the
+// results.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
 import { isOfTiles, thresholdsFor } from '../calibration.js';
@@ -21,55 +22,63 @@ import {
 } from './results.js';
 import type { JobBody } from './run.js';
 
-/** What a worker needs of a loaded bundle. */
+/** The part of a loaded bundle that a worker uses. */
 export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
 
 /** Options of {@link startWorker}. */
 export interface WorkerOptions extends ReadPolicy {
   readonly redis: string;
   readonly scorer: WorkerScorer;
-  /** Jobs at once. Default 16. */
+  /** Concurrent jobs. Default 16. */
   readonly concurrency?: number;
-  /** Jobs a second over all workers of the queue. Default: no limit. */
+  /** Jobs per second over all workers of the queue. Default: no limit. */
   readonly jobsPerSecond?: number;
   /** How long results are kept, seconds. Default 0: for ever. */
   readonly keepSeconds?: number;
-  /** How long a job may go without a sign of life before it counts as stalled, milliseconds. Default 30,000. */
+  /** Time without a heartbeat after which a job counts as stalled, milliseconds. Default 30,000. */
   readonly lockMs?: number;
-  /** How often a job may stall before it goes to the dead letters. Default 1: the second stall is the last. */
+  /** How often a job can stall before it moves to the dead letters. Default 1: the second stall is final. */
   readonly maxStalls?: number;
-  /** After how long without activity, with jobs waiting, the worker is replaced, milliseconds. Default 15,000. */
+  /**
+   * Time without activity after which the consumer is restarted if jobs are waiting, milliseconds. Default
+   * 15,000.
+   */
   readonly silentMs?: number;
-  /** How often an engine that fails is asked whether it scores again, milliseconds; meanwhile no jobs are taken. Default 5,000. */
+  /**
+   * Interval between probes of a failing engine, during which no jobs are taken, milliseconds. Default 5,000.
+   */
   readonly recheckMs?: number;
-  /** Work although the broker may lose jobs. Default false. */
+  /** Run even if the broker can lose jobs. Default false. */
   readonly allowUnsafeBroker?: boolean;
-  /** Receives what an operator should know. */
+  /** Receives messages for the operator. */
   readonly log?: (line: string) => void;
 }
 
 /** A running worker. */
 export interface QueueWorker {
-  /** Jobs that this worker ended well. */
+  /** Number of jobs this worker has completed. */
   readonly completed: number;
-  /** How often the watchdog had to replace the consumer. */
+  /** Number of times the watchdog restarted the consumer. */
   readonly restarts: number;
-  /** Fulfilled with the reason when the engine has failed for good: no more jobs are taken, the process should be started anew. */
+  /**
+   * Resolves with the reason when the engine has failed permanently. No more jobs are taken; restart the
+   * process.
+   */
   readonly lost: Promise<Error>;
   /**
-   * Takes no more jobs, ends those that run, disconnects. A broker that gives no answer for 5 s is not waited for: jobs that run are then done again by
-   * another worker, once their locks have run out.
+   * Stops taking jobs, finishes running ones, and disconnects. If the broker does not answer for 5 s, gives
+   * up on it; other workers then repeat the running jobs once their locks expire.
    */
   close(): Promise<void>;
 }
 
-/** Whether a failed job will not be tried again. */
+/** Checks whether a failed job will not be retried. */
 function isFinal(job: Job<JobBody>, error: Error): boolean {
   const stalled = error.message.includes('stalled more than');
   return error instanceof UnrecoverableError || stalled || job.attemptsMade >= (job.opts.attempts ?? 1);
 }
 
-/** Says the same line once a minute at most. */
+/** Wraps a log function to log the same line at most once a minute. */
 function seldom(log: (line: string) => void): (line: string) => void {
   const saidAt = new Map<string, number>();
   return (line) => {
@@ -79,7 +88,7 @@ function seldom(log: (line: string) => void): (line: string) => void {
   };
 }
 
-/** Connects to a broker that keeps what it is given; one that cannot be reached is waited for. */
+/** Connects to a broker, waiting until it is reachable, and checks that it does not lose data. */
 async function reachBroker(
   redis: string,
   allowUnsafeBroker: boolean,
@@ -91,9 +100,9 @@ async function reachBroker(
     await broker.reach();
     const problems = await broker.ask(brokerProblems(broker.redis));
     if (problems.length > 0 && !allowUnsafeBroker) {
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker may lose jobs: ${problems.join('; ')}`);
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `The broker can lose jobs: ${problems.join('; ')}`);
     }
-    for (const problem of problems) log(`the broker may lose jobs: ${problem}`);
+    for (const problem of problems) log(`the broker can lose jobs: ${problem}`);
     return broker;
   } catch (error) {
     broker.close();
@@ -102,9 +111,10 @@ async function reachBroker(
 }
 
 /**
- * What an image's score and verdict will follow from. A scorer that is no Diad may judge by thresholds of classes that only it knows.
+ * Determines the inputs of an image's score and verdict. Class thresholds are known only if the scorer is a
+ * Diad.
  *
- * @param root - of the worker's files
+ * @param root - folder of the worker's files
  */
 function basisOf(
   { reference, file, settings }: JobBody,
@@ -114,7 +124,7 @@ function basisOf(
   const { bundle, precision } = scorer.info;
   const className = classOfPath(classPath(reference, file, root), bundle.calibratedClasses);
   const calibration = calibrationOf(scorer as Diad);
-  // One found on tiles judges no whole image.
+  // A calibration for tiles does not apply to whole images.
   const limits =
     calibration !== undefined && isOfTiles(calibration, undefined)
       ? thresholdsFor(calibration, className)
@@ -130,10 +140,11 @@ function basisOf(
 }
 
 /**
- * Starts a worker. A broker that cannot be reached is waited for, and `log` told.
+ * Starts a worker. Waits for an unreachable broker and logs that.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, `root` being no folder among them, and when the broker evicts keys or keeps no append-only file, unless `allowUnsafeBroker`;
- *   ERR_DIAD_BROKER_UNAVAILABLE when it refuses the URL's user, password or database
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an invalid option, and when the broker evicts keys or has
+ *   no append-only file, unless `allowUnsafeBroker`; ERR_DIAD_BROKER_UNAVAILABLE when it rejects the user,
+ *   password or database of the URL
  */
 export async function startWorker(options: WorkerOptions): Promise<QueueWorker> {
   const validated = await validateWorkerOptions(options);
@@ -158,14 +169,15 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   let lastSign = Date.now();
   let closing = false;
 
-  /** Scores a job's image unless its result is there; where the result is. */
+  /** Scores the image of a job unless its result exists. Returns the key of the result. */
   const compute = async (body: JobBody): Promise<string> => {
     const { sha256, reference, model } = body;
     if (model !== digest)
       throw new Unreadable(`The job is for the model ${model}, this worker has ${digest}`);
     const basis = basisOf(body, scorer, policy.root);
     const expected = resultKey(sha256, basis);
-    if (await isKept(connection, expected, keepSeconds)) return expected; // a duplicate, or a retry after the result was written
+    // A duplicate, or a retry after the result was written.
+    if (await isKept(connection, expected, keepSeconds)) return expected;
     const bytes = await readReference(reference, sha256, policy);
     const { seed, className } = basis;
     const scored = scorer.score(bytes, { seed, ...(className === undefined ? {} : { className }) });
@@ -180,8 +192,8 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
     return key;
   };
   const processor = async (job: Job<JobBody>, token?: string): Promise<void> => {
-    if (!health.well) {
-      // It was on its way when the worker paused.
+    if (!health.healthy) {
+      // The job was fetched while the worker was pausing.
       await job.moveToDelayed(Date.now() + recheckMs, token);
       throw new DelayedError();
     }
@@ -200,7 +212,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
   };
 
   const deadLetters = new Queue<JobBody & { reason: string }>(deadLetterName(digest), { connection });
-  const quiet = (): void => undefined; // the connection tells of a lost broker
+  const quiet = (): void => undefined; // the connection reports outages
   deadLetters.on('error', quiet);
   const consume = (): Worker<JobBody> => {
     const worker = new Worker<JobBody>(queueName(digest), processor, {
@@ -209,7 +221,7 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       lockDuration: lockMs,
       stalledInterval: Math.max(500, Math.floor(lockMs / 2)),
       maxStalledCount: maxStalls,
-      // As long after its end as a run is known whose last result has that age.
+      // Keep failed jobs as long as their runs.
       ...(keepSeconds === 0 ? {} : { removeOnFail: { age: keepSeconds + RUN_OUTLIVES } }),
       ...(jobsPerSecond === undefined ? {} : { limiter: { max: jobsPerSecond, duration: 1000 } }),
     });
@@ -218,38 +230,38 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       if (job === undefined || !isFinal(job, error)) return;
       log(`${job.data.file}: ${error.message}`);
       noteEnd(connection, job.id ?? '', '', keepSeconds).catch((failed: unknown) => {
-        log(`${job.data.file}: its end is not noted, its run will not expire: ${String(failed)}`);
+        log(`${job.data.file}: could not record its end, so its run will not expire: ${String(failed)}`);
       });
       const letter = { ...job.data, reason: error.message };
       deadLetters.add('dead', letter, { jobId: `${job.id ?? ''}-dead` }).catch((failed: unknown) => {
-        log(`${job.data.file}: not in the dead letters: ${String(failed)}`);
+        log(`${job.data.file}: could not be added to the dead letters: ${String(failed)}`);
       });
     });
     worker.on('error', (error) => {
-      void broker.isOutage(error).then((told) => {
-        if (!told) sayAgain(`broker: ${error.message}`);
+      void broker.isOutage(error).then((isOutage) => {
+        if (!isOutage) sayAgain(`broker: ${error.message}`);
       });
     });
     return worker;
   };
   let worker = consume();
-  // Jobs that an engine fails on are for other workers, and not to be worn out here.
-  const changed = (well: boolean): void => {
+  // While the engine fails, leave jobs to other workers instead of using up their attempts.
+  const changed = (healthy: boolean): void => {
     lastSign = Date.now();
-    (well ? worker.resume() : worker.pause(true)).catch(quiet);
+    (healthy ? worker.resume() : worker.pause(true)).catch(quiet);
   };
   const health = new EngineHealth({ scorer, log, changed, recheckMs });
   const queue = new Queue<JobBody>(queueName(digest), { connection });
   queue.on('error', quiet);
 
-  // A consumer can be left waiting for a wake-up that the broker forgot when it was restarted.
+  // After a restart of the broker, a consumer can wait for a notification that never comes.
   const watchdog = setInterval(() => {
     const look = async (): Promise<void> => {
       const { waiting = 0, prioritized = 0 } = await queue.getJobCounts('waiting', 'prioritized');
       if (waiting + prioritized === 0 || (await queue.isPaused())) return;
-      if (closing || !health.well || running > 0 || Date.now() - lastSign < silentMs) return;
+      if (closing || !health.healthy || running > 0 || Date.now() - lastSign < silentMs) return;
       log(
-        `no sign of life for ${silentMs} ms with ${waiting + prioritized} jobs waiting: starting the consumer again`,
+        `no activity for ${silentMs} ms with ${waiting + prioritized} jobs waiting: restarting the consumer`,
       );
       restarts++;
       lastSign = Date.now();
@@ -275,12 +287,12 @@ export async function startWorker(options: WorkerOptions): Promise<QueueWorker> 
       closing = true;
       clearInterval(watchdog);
       health.close();
-      // Without the broker no job can be ended: its lock runs out, and another worker takes it.
+      // Without the broker no job can be completed: its lock expires and another worker takes it.
       const ended = worker.close(connection.status !== 'ready');
       const waiting = new AbortController();
       await Promise.race([ended, broker.noAnswer(waiting.signal).catch(quiet)]);
       waiting.abort();
-      broker.close(); // and with it what BullMQ would still wait for
+      broker.close(); // also ends pending commands of BullMQ
       while (running > 0) await sleep(20);
       await deadLetters.close();
       await queue.close();

@@ -1,16 +1,16 @@
-// Who may call: bearer tokens, and without tokens only this machine's own clients.
+// Authentication: bearer tokens or, without tokens, only local clients.
 import { timingSafeEqual } from 'node:crypto';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { isLoopback, tokenDigest, type ValidatedServer } from './options.js';
 import { HttpFailure } from './problem.js';
 
-/** The digest of the request's bearer token; undefined when it has none. */
+/** Returns the digest of the request's bearer token, if any. */
 function presented(request: FastifyRequest): Buffer | undefined {
   const token = /^Bearer +(\S+)$/i.exec(request.headers.authorization ?? '')?.[1];
   return token === undefined ? undefined : tokenDigest(token);
 }
 
-/** What the rate limit counts by: the token, or the address where there are no tokens. */
+/** Returns the key of the rate limit: the token, or the client address without tokens. */
 export function callerKey(request: FastifyRequest): string {
   return presented(request)?.toString('hex') ?? request.ip;
 }
@@ -20,15 +20,15 @@ function hostOf(authority: string): string {
 }
 
 /**
- * Without tokens a page of some other site could reach a loopback server through its visitor's browser. Such requests carry a foreign Origin,
- * or, after a DNS rebinding, a foreign Host.
+ * Rejects requests from foreign pages. Without tokens, another site could reach a loopback server through its
+ * visitor's browser. Such requests have a foreign Origin or, after DNS rebinding, a foreign Host.
  */
 function refuseForeignPages(request: FastifyRequest, allowed: readonly string[]): void {
   const { host = '', origin } = request.headers;
   if (!isLoopback(hostOf(host))) {
     throw new HttpFailure(
       'ERR_HTTP_FORBIDDEN',
-      `Without a token only requests to a loopback name are answered, not to "${host}"`,
+      `Without a token, only requests to a loopback host are allowed, not to "${host}"`,
     );
   }
   if (origin === undefined || allowed.includes(origin)) return;
@@ -36,7 +36,7 @@ function refuseForeignPages(request: FastifyRequest, allowed: readonly string[])
     throw new HttpFailure('ERR_HTTP_FORBIDDEN', `Requests from pages of ${origin} are not allowed`);
 }
 
-/** Checks every request of the scope. */
+/** Authenticates every request of the scope. */
 export function protect(
   scope: FastifyInstance,
   { tokenDigests, auth, host, corsOrigins }: ValidatedServer,
@@ -44,7 +44,7 @@ export function protect(
   scope.addHook('onRequest', (request, reply, done) => {
     if (tokenDigests.length > 0) {
       const digest = presented(request);
-      // Every token is compared, so that the time does not tell which one came close.
+      // Compare with every token, so that the response time reveals nothing.
       const known =
         digest !== undefined && tokenDigests.map((one) => timingSafeEqual(one, digest)).includes(true);
       if (!known) {

@@ -1,7 +1,7 @@
-// A bounded amount (bytes, pixels) that requests in flight share.
+// A shared limit (bytes, pixels) for requests in flight.
 import { DiadError } from '../errors.js';
 
-/** What is in flight at once, at most `limit`. */
+/** Tracks the amount in flight, up to `limit`. */
 export class Budget {
   readonly limit: number;
   readonly #unit: string;
@@ -17,16 +17,17 @@ export class Budget {
   }
 
   /**
-   * Takes an amount.
+   * Reserves an amount.
    *
-   * @returns gives it back; further calls do nothing
+   * @returns a function that releases it; further calls have no effect
    * @throws DiadError ERR_DIAD_QUEUE_FULL
    */
   take(amount: number): () => void {
     if (this.#used + amount > this.limit) {
       throw new DiadError(
         'ERR_DIAD_QUEUE_FULL',
-        `${this.#used} ${this.#unit} are in flight of ${this.limit} and the request needs ${amount}; send it again later`,
+        `${this.#used} of ${this.limit} ${this.#unit} are in flight and the request needs ${amount}; ` +
+          'send it again later',
       );
     }
     this.#used += amount;

@@ -1,4 +1,4 @@
-// Several server processes on one port: a primary that restarts those that die and puts their metrics together.
+// Several server processes on one port. The primary restarts processes that die and aggregates their metrics.
 import cluster, { type Worker } from 'node:cluster';
 import process from 'node:process';
 import { AggregatorRegistry, type Registry } from 'prom-client';
@@ -7,17 +7,17 @@ import { HttpFailure } from './problem.js';
 const READY = 'diad:ready';
 const METRICS_QUESTION = 'diad:metrics?';
 const METRICS_ANSWER = 'diad:metrics';
-/** The primary gives a process 5 s to answer, prom-client's own limit. */
+/** Must exceed the 5 s limit of prom-client for answers to the primary. */
 const METRICS_TIMEOUT_MS = 6000;
-/** Before the first attempt to replace a process; doubled for each that did not become ready. */
+/** Delay before a process is replaced; doubled for each replacement that did not become ready. */
 const RESTART_DELAY_MS = 1000;
-/** Replacements in a row that do not become ready: what ends them would end the next. */
+/** Consecutive replacements that did not become ready, after which no more are started. */
 const MOST_FAILED_STARTS = 5;
 
 type Message =
   | { readonly type: typeof READY }
   | { readonly type: typeof METRICS_QUESTION; readonly id: number }
-  /** Without a text when not every process has answered. */
+  /** No text if a process has not answered. */
   | { readonly type: typeof METRICS_ANSWER; readonly id: number; readonly text?: string };
 
 function isMessage(value: unknown): value is Message {
@@ -25,13 +25,15 @@ function isMessage(value: unknown): value is Message {
   return type === READY || type === METRICS_QUESTION || type === METRICS_ANSWER;
 }
 
-/** Whether this process is one of several behind a primary. */
+/** Whether this process is a worker of a primary. */
 export const isClusterWorker = cluster.isWorker;
 
 /**
- * Runs worker processes with this process's own command line until SIGTERM or SIGINT, which they are handed on.
+ * Runs worker processes with the command line of this process until SIGTERM or SIGINT, and forwards these
+ * signals.
  *
- * @returns the exit code: 0 when all workers ended well after the signal, 1 when the first ones could not start or no other can any more
+ * @returns the exit code: 0 if all workers ended normally after the signal; 1 if the first workers could not
+ *   start, or no worker is left
  */
 export function runPrimary(workers: number): Promise<number> {
   return new Promise((resolve) => {
@@ -39,14 +41,14 @@ export function runPrimary(workers: number): Promise<number> {
   });
 }
 
-/** Starts the processes, and others in place of those that end. */
+/** Starts workers and replaces those that end. */
 class Primary {
   readonly #done: (code: number) => void;
   readonly #aggregate = new AggregatorRegistry();
   readonly #ready = new WeakSet<Worker>();
   #served = false;
   #failedStarts = 0;
-  readonly #restarts = new Set<NodeJS.Timeout>(); // that wait for their time
+  readonly #restarts = new Set<NodeJS.Timeout>(); // pending replacements
   #stopping = false;
   #code = 0;
 
@@ -74,7 +76,7 @@ class Primary {
 
   #fork(): void {
     const worker = cluster.fork();
-    // Also of a message that a dying process no longer takes, prom-client's too: its end is told by "exit", but for one that never began.
+    // Also raised for messages to a dying process. "exit" reports its end, except when it never started.
     worker.on('error', (error) => {
       if (worker.process.pid === undefined) this.#ended(worker, 1, error.message);
     });
@@ -89,11 +91,11 @@ class Primary {
   async #answerMetrics(worker: Worker, id: number): Promise<void> {
     const text = await this.#aggregate.clusterMetrics().catch((error: unknown) => {
       process.stderr.write(
-        `diad: the metrics cannot be put together: ${error instanceof Error ? error.message : String(error)}\n`,
+        `diad: the metrics cannot be aggregated: ${error instanceof Error ? error.message : String(error)}\n`,
       );
     });
     const answer = { type: METRICS_ANSWER, id, ...(text === undefined ? {} : { text }) } satisfies Message;
-    if (worker.isConnected()) worker.send(answer, () => undefined); // who asked may have died meanwhile
+    if (worker.isConnected()) worker.send(answer, () => undefined); // the requesting worker may have died
   }
 
   #ended(worker: Worker, exitCode: number | null, how: string): void {
@@ -101,19 +103,18 @@ class Primary {
     else if (this.#served) this.#replace(worker, how);
     else {
       this.#code = 1;
-      this.#stop(); // the first one never came up: the others would not either
+      this.#stop(); // no worker has ever become ready
     }
-    this.#endWhenNoneIsLeft();
+    this.#endIfNoneIsLeft();
   }
 
   #replace(worker: Worker, how: string): void {
     const ready = this.#ready.has(worker);
     if (!ready) this.#failedStarts++;
-    const gone = `diad: server process ${worker.process.pid ?? '?'} ended${ready ? '' : ' before it was ready'} (${how})`;
+    const early = ready ? '' : ' before it was ready';
+    const gone = `diad: server process ${worker.process.pid ?? '?'} ended${early} (${how})`;
     if (this.#failedStarts >= MOST_FAILED_STARTS) {
-      process.stderr.write(
-        `${gone}; no other is started, ${this.#failedStarts} in a row have ended like this\n`,
-      );
+      process.stderr.write(`${gone}; not restarting after ${this.#failedStarts} failed starts in a row\n`);
       return;
     }
     process.stderr.write(`${gone}; starting another\n`);
@@ -131,43 +132,45 @@ class Primary {
     this.#stopping = true;
     for (const restart of this.#restarts) clearTimeout(restart);
     for (const worker of Object.values(cluster.workers ?? {})) worker?.process.kill('SIGTERM');
-    this.#endWhenNoneIsLeft();
+    this.#endIfNoneIsLeft();
   }
 
-  #endWhenNoneIsLeft(): void {
+  #endIfNoneIsLeft(): void {
     if (Object.values(cluster.workers ?? {}).some((one) => one?.isDead() === false)) return;
     if (this.#stopping) this.#done(this.#code);
     else if (this.#restarts.size === 0) this.#done(1);
   }
 }
 
-/** In a worker: tells the primary that images are taken. */
+/** In a worker: reports to the primary that it is ready. */
 export function tellReady(): void {
-  process.send?.({ type: READY } satisfies Message, undefined, undefined, () => undefined); // a primary that is gone is told by "disconnect"
+  // "disconnect" reports a dead primary.
+  process.send?.({ type: READY } satisfies Message, undefined, undefined, () => undefined);
 }
 
-/** In a worker: lets go of the primary, whose channel would keep the process alive. */
+/** In a worker: disconnects from the primary, whose channel would keep the process alive. */
 export function leaveCluster(): void {
   if (cluster.worker?.isConnected() === true) cluster.worker.disconnect();
 }
 
-/** In a worker: `stop` runs when the primary has died. */
+/** In a worker: calls `stop` when the primary has died. */
 export function whenPrimaryDies(stop: () => void): void {
   const { worker } = cluster;
   worker?.once('disconnect', () => {
     if (worker.exitedAfterDisconnect) return;
-    worker.exitedAfterDisconnect = true; // else Node ends the process at once, and with it the requests that run
+    // Otherwise Node exits immediately and aborts open requests.
+    worker.exitedAfterDisconnect = true;
     stop();
   });
 }
 
-/** In a worker: the metrics of all workers together. */
+/** In a worker: reads the aggregated metrics of all workers. */
 export class ClusterMetrics {
   readonly #waiting = new Map<number, (text: string | undefined) => void>();
   #next = 0;
 
   constructor(registry: Registry) {
-    new AggregatorRegistry(); // answers the primary's questions
+    new AggregatorRegistry(); // answers requests of the primary
     AggregatorRegistry.setRegistries([registry]);
     process.on('message', (message: unknown) => {
       if (isMessage(message) && message.type === METRICS_ANSWER)
@@ -175,7 +178,7 @@ export class ClusterMetrics {
     });
   }
 
-  /** @throws HttpFailure ERR_HTTP_UNAVAILABLE when one of the processes does not answer */
+  /** @throws HttpFailure ERR_HTTP_UNAVAILABLE when a process does not answer in time */
   async read(): Promise<string> {
     const id = this.#next++;
     let timer: NodeJS.Timeout | undefined;
@@ -194,7 +197,10 @@ export class ClusterMetrics {
     clearTimeout(timer);
     this.#waiting.delete(id);
     if (text === undefined)
-      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'Not every server process has told its metrics in time');
+      throw new HttpFailure(
+        'ERR_HTTP_UNAVAILABLE',
+        'Not every server process has reported its metrics in time',
+      );
     return text;
   }
 }

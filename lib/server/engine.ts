@@ -1,4 +1,5 @@
-// The bundle behind the server: loads after the server listens, is ready after a warm-up score, scores within the server's limits.
+// The server's model: loads after the server listens, becomes ready after a warm-up score, and enforces
+// limits.
 import { setMaxListeners } from 'node:events';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { EngineHealth, scoreGray } from '../engine-health.js';
@@ -11,7 +12,7 @@ import type { Metrics } from './metrics.js';
 import type { Scorer, ValidatedServer } from './options.js';
 import { HttpFailure } from './problem.js';
 
-/** What an image's own header says. */
+/** An encoded image and its header. */
 export interface Image {
   readonly bytes: Buffer;
   readonly format: ImageFormat;
@@ -25,25 +26,25 @@ interface Call {
 }
 
 interface ScoreCall extends Call {
-  /** Kind of part, whose thresholds count. */
+  /** Class whose thresholds to use. */
   readonly className?: string | undefined;
   readonly tile?: TileOptions;
 }
 
-/** Tiles of one image at most: each costs what an image costs. */
+/** Most tiles per image; each costs as much as an image. */
 const MOST_TILES = 256;
 
-/** Loading, readiness, admission, and the calls themselves. */
+/** Loading, readiness, admission and calls of the model. */
 export class Engine {
   readonly pixels: Budget;
   readonly #options: ValidatedServer;
   readonly #metrics: Metrics;
   readonly #log: (line: string) => void;
-  #tellLost!: (error: Error) => void;
-  /** Fulfilled with the reason when the engine scores no more and will not again in this process. */
-  readonly lost = new Promise<Error>((resolve) => (this.#tellLost = resolve));
+  #resolveLost!: (error: Error) => void;
+  /** Resolves with the reason when the engine has failed permanently in this process. */
+  readonly lost = new Promise<Error>((resolve) => (this.#resolveLost = resolve));
   #scorer: Scorer | undefined;
-  #health: EngineHealth | undefined; // from the end of the warm-up on
+  #health: EngineHealth | undefined; // set after the warm-up
   #lost = false;
   #draining = false;
   #closed = false;
@@ -56,20 +57,20 @@ export class Engine {
     this.pixels = new Budget(options.pixelsInFlight, 'pixels');
   }
 
-  /** Whether images are taken: loaded, warmed up, well, not shutting down. */
+  /** Whether images are accepted: loaded, warmed up, healthy, and not shutting down. */
   get ready(): boolean {
-    return this.#health?.well === true && !this.#draining;
+    return this.#health?.healthy === true && !this.#draining;
   }
 
-  /** False when no image will be scored by this process any more. */
+  /** False when this process can no longer score any image. */
   get live(): boolean {
     return !this.#lost;
   }
 
   /**
-   * The loaded bundle.
+   * Returns the loaded bundle.
    *
-   * @throws HttpFailure ERR_HTTP_UNAVAILABLE before the warm-up has ended and while shutting down
+   * @throws HttpFailure ERR_HTTP_UNAVAILABLE before the end of the warm-up and during shutdown
    */
   get scorer(): Scorer {
     this.#refuseUnlessReady();
@@ -77,18 +78,17 @@ export class Engine {
   }
 
   #refuseUnlessReady(): void {
-    if (this.#health === undefined)
-      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is being loaded');
+    if (this.#health === undefined) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The model is loading');
     if (this.#draining) throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The server is shutting down');
-    if (!this.#health.well)
-      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine fails; the log says why');
+    if (!this.#health.healthy)
+      throw new HttpFailure('ERR_HTTP_UNAVAILABLE', 'The engine is failing; see the log');
   }
 
   /**
-   * Costs next to nothing, so that it comes before a body is read or a header of an image looked at. What is admitted here may still be refused
-   * by the queue itself.
+   * Rejects requests while the queue is full. Cheap, so it runs before a body or image header is read. The
+   * queue itself can still reject an admitted image.
    *
-   * @throws DiadError ERR_DIAD_QUEUE_FULL while as many images are in flight as the scorer takes
+   * @throws DiadError ERR_DIAD_QUEUE_FULL when the limit of images in flight is reached
    */
   refuseWhenFull(): void {
     const limit = this.#scorer?.info.queueLimit;
@@ -100,22 +100,22 @@ export class Engine {
     }
   }
 
-  /** Whether the server shuts down. */
+  /** Whether the server is shutting down. */
   get draining(): boolean {
     return this.#draining;
   }
 
-  /** The bundle's name and digest, from the moment it is loaded. */
+  /** The bundle's description, once loaded. */
   get bundle(): Scorer['info']['bundle'] | undefined {
     return this.#scorer?.info.bundle;
   }
 
-  /** Loads the bundle and scores a gray image, so that readiness means that scores come out. */
+  /** Loads the bundle and scores a gray image, so that readiness implies working scores. */
   async start(): Promise<void> {
     const scorer = await this.#options.load();
     if (this.#closed) {
       await scorer.close();
-      throw new DiadError('ERR_DIAD_CLOSED', 'The server was closed while the bundle was being loaded');
+      throw new DiadError('ERR_DIAD_CLOSED', 'The server was closed while the bundle was loading');
     }
     this.#scorer = scorer;
     this.#metrics.watch(scorer, this.pixels);
@@ -123,16 +123,16 @@ export class Engine {
     this.#health = new EngineHealth({ scorer, log: this.#log, recheckMs: this.#options.recheckMs });
     void this.#health.lost.then((error) => {
       this.#lost = true;
-      this.#tellLost(error);
+      this.#resolveLost(error);
     });
   }
 
-  /** From now on not ready. */
+  /** Ends readiness. */
   drain(): void {
     this.#draining = true;
   }
 
-  /** Gives the bundle back; one that is still being loaded, when it is there, which is not waited for. */
+  /** Releases the bundle. If it is still loading, releases it later without waiting. */
   async close(): Promise<void> {
     this.#draining = true;
     this.#closed = true;
@@ -140,7 +140,10 @@ export class Engine {
     await this.#scorer?.close();
   }
 
-  /** Seconds after which a refused client should come back: about what the queue needs to empty. */
+  /**
+   * Estimates the seconds after which a rejected client should retry, from the time needed to empty the
+   * queue.
+   */
   retryAfterSeconds(): number {
     if (this.#scorer === undefined || !this.ready) return 5;
     const { queued, running, meanBatch, computeMs } = this.#scorer.stats();
@@ -149,10 +152,10 @@ export class Engine {
   }
 
   /**
-   * Reads an image's header; refuses by its magic bytes and its size before any pixel is decoded.
+   * Reads an image's header and rejects unsupported formats and sizes before any pixel is decoded.
    *
-   * @throws HttpFailure 400 for no bytes, 415 for another format; DiadError ERR_DIAD_QUEUE_FULL, ERR_DIAD_IMAGE_DECODE,
-   *   ERR_DIAD_IMAGE_TOO_LARGE
+   * @throws HttpFailure 400 for an empty body, 415 for an unsupported format; DiadError ERR_DIAD_QUEUE_FULL,
+   *   ERR_DIAD_IMAGE_DECODE, ERR_DIAD_IMAGE_TOO_LARGE
    */
   async admit(bytes: unknown): Promise<Image> {
     this.#refuseUnlessReady();
@@ -175,16 +178,18 @@ export class Engine {
     } catch (error) {
       this.#metrics.refusedImage(error);
       if (error instanceof DiadError && error.code === 'ERR_DIAD_IMAGE_DECODE' && error.cause === undefined) {
-        throw new HttpFailure('ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', error.message); // no format that is read, as opposed to damaged bytes
+        // An unsupported format, as opposed to damaged bytes.
+        throw new HttpFailure('ERR_HTTP_UNSUPPORTED_MEDIA_TYPE', error.message);
       }
       throw error;
     }
   }
 
   /**
-   * The same for the images of one request.
+   * Admits all images of a request.
    *
-   * @throws what `admit` does; HttpFailure 413 for more images or pixels than there may be at once: such a request would never be taken
+   * @throws errors of `admit`; HttpFailure 413 for more images or pixels than allowed in flight, which a
+   *   retry cannot solve
    */
   async admitAll(all: readonly Buffer[]): Promise<Image[]> {
     const { queueLimit } = this.scorer.info;
@@ -206,14 +211,14 @@ export class Engine {
   }
 
   /**
-   * Scores the images of one request; the first failure aborts the others.
+   * Scores all images of a request. The first failure aborts the others.
    *
-   * @throws what `score` does
+   * @throws errors of `score`
    */
   async scoreAll(images: readonly Image[], call: ScoreCall): Promise<ScoreResult[]> {
     const failed = new AbortController();
     const signal = AbortSignal.any([call.signal, failed.signal]);
-    setMaxListeners(0, signal); // one per image
+    setMaxListeners(0, signal); // one listener per image
     const scores = images.map((image) => this.score(image, { ...call, signal }));
     try {
       return await Promise.all(scores);
@@ -224,20 +229,25 @@ export class Engine {
     }
   }
 
-  /** @throws DiadError ERR_DIAD_INVALID_ARGUMENT for tiles that do not fit together or are too many, and what the library throws */
+  /**
+   * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for invalid tile options or too many tiles; errors of the
+   * library
+   */
   async score(image: Image, { tile, className, ...call }: ScoreCall): Promise<ScoreResult> {
-    const its = className === undefined ? {} : { className };
+    const scoreOptions = className === undefined ? {} : { className };
     if (tile === undefined)
-      return this.#run(image, call, (scorer, options) => scorer.score(image.bytes, { ...options, ...its }));
+      return this.#run(image, call, (scorer, options) =>
+        scorer.score(image.bytes, { ...options, ...scoreOptions }),
+      );
     const tiles = countTiles(image.width, image.height, validateTiles(tile));
     if (tiles > MOST_TILES) {
       throw new DiadError(
         'ERR_DIAD_INVALID_ARGUMENT',
-        `Expected at most ${MOST_TILES} tiles but the image needs ${tiles}; take larger ones or less overlap`,
+        `Expected at most ${MOST_TILES} tiles but the image needs ${tiles}; use larger tiles or less overlap`,
       );
     }
     return this.#run(image, call, (scorer, options) =>
-      scorer.score(image.bytes, { ...options, ...its, tile }),
+      scorer.score(image.bytes, { ...options, ...scoreOptions, tile }),
     );
   }
 
@@ -253,7 +263,7 @@ export class Engine {
       options: { seed: number; signal: AbortSignal; timeoutMs: number },
     ) => Promise<T>,
   ): Promise<T> {
-    const scorer = this.#scorer!; // admitted: a shutdown that began since then waits for this image
+    const scorer = this.#scorer!; // a shutdown waits for admitted images
     const release = this.pixels.take(width * height);
     this.#inFlight++;
     try {

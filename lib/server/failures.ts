@@ -1,4 +1,4 @@
-// Every failure leaves as problem+json: those of handlers, unknown paths and methods, and of connections that never became a request.
+// Reports every failure as problem+json: of handlers, unknown paths and methods, and invalid connections.
 import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import type {
@@ -10,19 +10,19 @@ import type {
 } from 'fastify';
 import type { Engine } from './engine.js';
 import { ClientGone, type Metrics } from './metrics.js';
-import { Pacer } from './pacer.js';
+import { RejectionThrottle } from './pacer.js';
 import { HttpFailure, toProblem, type Problem } from './problem.js';
 
 const PROBLEM_TYPE = 'application/problem+json; charset=utf-8';
 
 function answer(request: FastifyRequest, reply: FastifyReply, problem: Problem): void {
-  // The Open Inference Protocol wants a member "error".
+  // The Open Inference Protocol requires a member "error".
   const body = request.url.startsWith('/v2') ? { ...problem, error: problem.detail } : problem;
-  // Serialized here: the schemas of answers belong to routes, and an unknown path has none.
+  // Serialize here, because response schemas belong to routes and an unknown path has none.
   void reply.status(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(body));
 }
 
-/** Methods of the paths that are served, for 405 in place of 404. */
+/** Methods by path, to answer 405 instead of 404. */
 class Methods {
   readonly #served: { readonly path: RegExp; readonly methods: Set<string> }[] = [];
 
@@ -42,12 +42,12 @@ class Methods {
 /**
  * Installs the handlers.
  *
- * @returns a hook for requests that nothing answers, to be added behind those that set headers: such a request is refused before its body is read,
- *   which counts against no budget
+ * @returns a hook that rejects requests without a route before their body is read, which no budget limits.
+ *   Add it after the hooks that set headers
  */
 export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Metrics): onRequestHookHandler {
   const methods = new Methods();
-  const pacer = new Pacer();
+  const throttle = new RejectionThrottle();
   app.addHook('onRoute', ({ url, method }) => {
     if (!url.includes('*')) methods.add(url, method);
   });
@@ -57,9 +57,9 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
       allowed.length > 0
         ? new HttpFailure(
             'ERR_HTTP_METHOD_NOT_ALLOWED',
-            `${request.method} is not answered here but ${allowed.join(', ')}`,
+            `${request.method} is not allowed here, only ${allowed.join(', ')}`,
           )
-        : new HttpFailure('ERR_HTTP_NOT_FOUND', 'There is nothing here; /openapi.json lists what there is');
+        : new HttpFailure('ERR_HTTP_NOT_FOUND', 'Not found; /openapi.json lists all paths');
     if (allowed.length > 0) void reply.header('allow', allowed.join(', '));
     const problem = toProblem(failure, request.id);
     metrics.rejected(problem.code);
@@ -67,7 +67,7 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
   };
   app.setErrorHandler((error: FastifyError, request, reply) => {
     if (error instanceof ClientGone) {
-      reply.hijack(); // nobody is left to be answered
+      reply.hijack(); // the client has disconnected
       return;
     }
     const problem = toProblem(error, request.id);
@@ -75,11 +75,11 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
     if (problem.status === 503 && !reply.hasHeader('retry-after'))
       void reply.header('retry-after', String(engine.retryAfterSeconds()));
     if (problem.status >= 500 && problem.status !== 503) request.log.error({ err: error }, 'request failed');
-    else request.log.info({ code: problem.code, detail: problem.detail }, 'request refused');
-    // What is left of a body that was too large or of the wrong kind is not read.
+    else request.log.info({ code: problem.code, detail: problem.detail }, 'request rejected');
+    // The rest of a rejected body is not read.
     if (problem.status === 413 || problem.status === 408) void reply.header('connection', 'close');
     const tooMany = problem.status === 503 || problem.status === 429;
-    const delayMs = tooMany && !engine.draining ? pacer.delay() : 0;
+    const delayMs = tooMany && !engine.draining ? throttle.delay() : 0;
     if (delayMs === 0) answer(request, reply, problem);
     else setTimeout(answer, delayMs, request, reply, problem);
   });
@@ -90,7 +90,8 @@ export function handleFailures(app: FastifyInstance, engine: Engine, metrics: Me
       return;
     }
     const { 'content-length': length = '0', 'transfer-encoding': encoding } = request.headers;
-    if (length !== '0' || encoding !== undefined) void reply.header('connection', 'close'); // the body is not read
+    // The body stays unread.
+    if (length !== '0' || encoding !== undefined) void reply.header('connection', 'close');
     answerMissing(request, reply);
   };
 }
@@ -101,12 +102,12 @@ const CONNECTION_FAILURES: Readonly<Record<string, () => HttpFailure>> = {
     new HttpFailure('ERR_HTTP_HEADERS_TOO_LARGE', 'Expected at most 16 KiB of headers'),
 };
 
-/** Answers what Node's parser refused, and closes the connection. */
+/** Answers a request that Node's parser rejected, and closes the connection. */
 export function refuseConnection(error: Error & { code?: string }, socket: Socket, metrics: Metrics): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
   const failure =
     CONNECTION_FAILURES[error.code ?? '']?.() ??
-    new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The request is not HTTP that can be understood');
+    new HttpFailure('ERR_HTTP_BAD_REQUEST', 'The request is not valid HTTP');
   const problem = toProblem(failure);
   metrics.rejected(problem.code);
   const body = JSON.stringify(problem);
@@ -117,5 +118,5 @@ export function refuseConnection(error: Error & { code?: string }, socket: Socke
     'Connection: close',
   ];
   if (socket.writable) socket.end(`${head.join('\r\n')}\r\n\r\n${body}`);
-  setTimeout(() => socket.destroy(), 1000).unref(); // a peer that does not read its answer
+  setTimeout(() => socket.destroy(), 1000).unref(); // in case the peer does not read the answer
 }

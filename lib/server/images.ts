@@ -19,7 +19,7 @@ import {
   ScoreQuery,
 } from './schemas.js';
 
-/** Aborts when the client closes the connection before it has its answer. */
+/** Returns a signal that aborts when the client disconnects before the answer is sent. */
 export function clientSignal(reply: FastifyReply): AbortSignal {
   const gone = new AbortController();
   reply.raw.once('close', () => {
@@ -42,12 +42,12 @@ function wanted(request: FastifyRequest): 'json' | 'png' {
     default:
       throw new HttpFailure(
         'ERR_HTTP_NOT_ACCEPTABLE',
-        'The answer is application/json or image/png; the header Accept allows neither',
+        'The response is application/json or image/png but the Accept header allows neither',
       );
   }
 }
 
-/** Defect regions: at the threshold asked for, else at the one that holds for the map, else none. */
+/** Finds defect regions at the requested threshold, else at the map's; no regions without a threshold. */
 function regionsOf(
   { map }: ScoreResult,
   { regionThreshold, minArea = 0 }: ScoreQuery,
@@ -70,7 +70,7 @@ function common(
   result: ScoreResult | ReconstructResult,
   { format, width, height }: Image,
 ): Omit<ScoreAnswer, 'map' | 'regions'> {
-  const { name, digest } = engine.bundle!; // there is a result: it is loaded
+  const { name, digest } = engine.bundle!; // loaded, because there is a result
   const { decodeImageMs, ...stages } = result.timings;
   return {
     score: result.score,
@@ -81,7 +81,7 @@ function common(
   };
 }
 
-/** A map as base64 of little-endian floats. */
+/** Encodes a map as base64 of little-endian floats. */
 export function encodeMap(map: ScoreResult['map']): { width: number; height: number; data: string } {
   const { width, height, data } = map;
   return {
@@ -91,7 +91,7 @@ export function encodeMap(map: ScoreResult['map']): { width: number; height: num
   };
 }
 
-/** Registers the two routes in a scope of their own, where any body is an image. */
+/** Registers both routes in a separate scope where any body is an image. */
 export async function imageRoutes(
   scope: FastifyInstance,
   { engine, bodyLimit }: { engine: Engine; bodyLimit: number },
@@ -101,7 +101,8 @@ export async function imageRoutes(
     attachFieldsToBody: 'keyValues',
     limits: { files: 1, fields: 0, parts: 2, fileSize: bodyLimit, headerPairs: 20 },
   });
-  // A form that breaks off or has no boundary fails in its parser, whose errors have no status; what comes later is not the client's fault.
+  // Errors of a truncated form or missing boundary have no status. They occur before the handler; later
+  // errors are not the client's fault.
   const read = new WeakSet<FastifyRequest>();
   scope.addHook('preHandler', (request, _reply, done) => {
     read.add(request);
@@ -127,9 +128,10 @@ export async function imageRoutes(
   scope.post<{ Querystring: ScoreQuery }>('/v1/score', {
     schema: {
       operationId: 'score',
-      summary: 'How anomalous an image is, and where',
+      summary: 'Score an image and locate defects',
       description:
-        'JSON, or by the header Accept the heat map over the image as PNG. The options hold for raw bodies and forms alike.',
+        'Returns JSON or, depending on the Accept header, the heat map over the image as PNG. ' +
+        'The options apply to raw bodies and forms.',
       querystring: ScoreQuery,
       body: imageBody,
       response: {
@@ -142,10 +144,7 @@ export async function imageRoutes(
       const image = await engine.admit(sentImage(request));
       const { seed = 0, tile, overlap, class: className } = request.query;
       if (overlap !== undefined && tile === undefined) {
-        throw new HttpFailure(
-          'ERR_HTTP_BAD_REQUEST',
-          'Expected the side of the tiles, tile=, beside overlap=',
-        );
+        throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected the size of the tiles, tile=, with overlap=');
       }
       const cut =
         tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
@@ -169,8 +168,8 @@ export async function imageRoutes(
   scope.post<{ Querystring: ReconstructQuery }>('/v1/reconstruct', {
     schema: {
       operationId: 'reconstruct',
-      summary: 'An image as it would look if it were normal',
-      description: 'JSON with the PNG in base64, or by the header Accept the PNG itself.',
+      summary: 'Reconstruct an image without defects',
+      description: 'Returns JSON with the PNG in base64 or, depending on the Accept header, the PNG.',
       querystring: ReconstructQuery,
       body: imageBody,
       response: {

@@ -1,4 +1,5 @@
-// The Open Inference Protocol (version 2, REST) that KServe, Triton and other serving platforms route: /v2.
+// Routes of the Open Inference Protocol (version 2, REST) under /v2, used by KServe, Triton and other
+// platforms.
 import type { FastifyInstance } from 'fastify';
 import { Type, type Static } from 'typebox';
 import type { ScoreResult } from '../diad.js';
@@ -84,7 +85,7 @@ type InferAnswer = Static<typeof InferAnswer>;
 const ModelName = Type.Object({ name: Type.String({ description: "The bundle's name" }) });
 type ModelName = Static<typeof ModelName>;
 
-/** Decodes base64 strictly: Node alone would skip what it does not know. */
+/** Decodes base64 strictly. Buffer.from would skip invalid characters. */
 function decodeBase64(text: string): Buffer {
   if (!/^[A-Za-z0-9+/]+={0,2}$/.test(text) || text.length % 4 !== 0) {
     throw new HttpFailure('ERR_HTTP_BAD_REQUEST', 'Expected base64 in the data of the input "image"');
@@ -92,7 +93,7 @@ function decodeBase64(text: string): Buffer {
   return Buffer.from(text, 'base64');
 }
 
-/** Outputs of a calibrated model beside its scores and maps. */
+/** Additional outputs of a calibrated model. */
 const CALIBRATED = [
   { name: 'anomalous', datatype: 'BOOL' },
   { name: 'normalizedScore', datatype: 'FP64' },
@@ -105,7 +106,7 @@ function outputsOf(results: readonly ScoreResult[], names: readonly string[]): I
       if (value === undefined) {
         throw new HttpFailure(
           'ERR_HTTP_BAD_REQUEST',
-          `There is no output "${name}": the model is not calibrated for whole images`,
+          `Output "${name}" is not available: the model is not calibrated for whole images`,
         );
       }
       return value;
@@ -133,16 +134,16 @@ function outputsOf(results: readonly ScoreResult[], names: readonly string[]): I
   return names.map((name) => all[name]!());
 }
 
-/** /v2/health, which needs no token: a platform's probes have none. */
+/** Registers /v2/health, which needs no token because probes of a platform have none. */
 export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engine }): void {
   scope.get('/v2/health/live', {
     schema: {
       operationId: 'live',
-      summary: 'The process answers',
+      summary: 'Whether the process is alive',
       security: [],
       response: {
         200: content('Alive', { 'application/json': Live }),
-        503: content('To be started anew', { 'application/json': Live }),
+        503: content('Needs a restart', { 'application/json': Live }),
       },
     },
     handler: (_request, reply) => reply.status(engine.live ? 200 : 503).send({ live: engine.live }),
@@ -152,12 +153,17 @@ export function healthRoutes(scope: FastifyInstance, { engine }: { engine: Engin
     503: content('Not ready', { 'application/json': Ready }),
   };
   scope.get('/v2/health/ready', {
-    schema: { operationId: 'ready', summary: 'Images are scored', security: [], response: answers },
+    schema: {
+      operationId: 'ready',
+      summary: 'Whether images can be scored',
+      security: [],
+      response: answers,
+    },
     handler: (_request, reply) => reply.status(engine.ready ? 200 : 503).send({ ready: engine.ready }),
   });
 }
 
-/** The rest of /v2. */
+/** Registers the other routes of /v2. */
 export function inferenceRoutes(
   scope: FastifyInstance,
   { engine, version }: { engine: Engine; version: string },
@@ -169,17 +175,17 @@ export function inferenceRoutes(
     if (found.name !== name)
       throw new HttpFailure(
         'ERR_HTTP_NOT_FOUND',
-        `There is no model "${name.slice(0, 100)}" here but "${found.name}"`,
+        `Model "${name.slice(0, 100)}" not found; this server has "${found.name}"`,
       );
     return found;
   };
   const model = (): Engine['scorer']['info']['bundle'] => engine.scorer.info.bundle;
-  const notFound = { 404: 'No model of that name' };
+  const notFound = { 404: 'No model with that name' };
 
   scope.get('/v2', {
     schema: {
       operationId: 'serverMetadata',
-      summary: 'What this server is',
+      summary: 'Metadata of the server',
       response: {
         200: content('Metadata', { 'application/json': ServerMetadata }),
         ...problems(COMMON_PROBLEMS),
@@ -217,7 +223,7 @@ export function inferenceRoutes(
   scope.get<{ Params: ModelName }>('/v2/models/:name/ready', {
     schema: {
       operationId: 'modelReady',
-      summary: 'The model scores images',
+      summary: 'Whether the model can score images',
       params: ModelName,
       response: {
         200: content('Ready', { 'application/json': Ready }),
@@ -234,8 +240,9 @@ export function inferenceRoutes(
       operationId: 'infer',
       summary: 'Score images',
       description:
-        'Outputs score (FP64), of a model calibrated for whole images anomalous (BOOL) and normalizedScore (FP64), and map (FP32); without ' +
-        '"outputs" all but the map. The parameters hold for all images.',
+        'Outputs: score (FP64), map (FP32) and, if the model is calibrated for whole images, ' +
+        'anomalous (BOOL) and normalizedScore (FP64). Without "outputs", returns all except the map. ' +
+        'The parameters apply to all images.',
       params: ModelName,
       body: { content: { 'application/json': { schema: InferRequest } } },
       response: {
@@ -252,14 +259,14 @@ export function inferenceRoutes(
       if (shape[0] !== data.length) {
         throw new HttpFailure(
           'ERR_HTTP_BAD_REQUEST',
-          `Expected ${shape[0]!} images by the shape of the input "image" but received ${data.length}`,
+          `Expected ${shape[0]!} images as in the shape of the input "image" but received ${data.length}`,
         );
       }
       const images = await engine.admitAll(data.map(decodeBase64));
       const { seed = 0, class: className } = body.parameters ?? {};
       const call = { seed, className, signal: clientSignal(reply) };
       const results = await engine.scoreAll(images, call);
-      // Whether the calibration holds is known by the results: it may be one of images that were cut into tiles.
+      // Only the results show whether the calibration applies, because it may be for tiles.
       const judged = results.every(({ anomalous }) => anomalous !== undefined);
       const wanted = body.outputs?.map((output) => output.name) ?? [
         'score',

@@ -1,4 +1,4 @@
-// What Prometheus scrapes at /metrics.
+// Prometheus metrics of the server, served at /metrics.
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { ScoreResult } from '../diad.js';
 import { codeOf } from '../errors.js';
@@ -8,7 +8,7 @@ import type { Scorer } from './options.js';
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 const STAGES = ['resize', 'encode', 'denoise', 'decode', 'extract', 'map'] as const;
 
-/** The server's own registry: several servers in one process do not share numbers. */
+/** Metrics of one server, in a separate registry because a process can run several servers. */
 export class Metrics {
   readonly registry = new Registry();
   readonly #requests = new Counter({
@@ -19,44 +19,44 @@ export class Metrics {
   });
   readonly #duration = new Histogram({
     name: 'diad_http_request_seconds',
-    help: 'From the arrival of the headers to the end of the answer',
+    help: 'Time from the arrival of the headers to the end of the answer',
     labelNames: ['route'],
     buckets: SECONDS,
     registers: [this.registry],
   });
   readonly #queue = new Histogram({
     name: 'diad_queue_seconds',
-    help: 'From submission to the start of the batch, per image',
+    help: 'Time from submission to the start of the batch, per image',
     buckets: SECONDS,
     registers: [this.registry],
   });
   readonly #compute = new Histogram({
     name: 'diad_compute_seconds',
-    help: 'Computing a batch, in all and by stage, per image of the batch; "read" is decoding the file',
+    help: 'Time to compute the batch of an image, total and by stage; "read" is decoding the file',
     labelNames: ['stage'],
     buckets: SECONDS,
     registers: [this.registry],
   });
   readonly #batch = new Histogram({
     name: 'diad_batch_size',
-    help: 'Images computed together, per image',
+    help: 'Size of the batch, per image',
     buckets: [1, 2, 4, 8, 16, 32, 64, 128, 256],
     registers: [this.registry],
   });
   readonly #rejected = new Counter({
     name: 'diad_rejected_total',
-    help: 'Refused or failed requests by code of the problem',
+    help: 'Rejected or failed requests by problem code',
     labelNames: ['code'],
     registers: [this.registry],
   });
   readonly #undecodable = new Counter({
     name: 'diad_decode_failures_total',
-    help: 'Images that are damaged or of no format that is read',
+    help: 'Damaged images and images in unsupported formats',
     registers: [this.registry],
   });
   readonly #cancelled = new Counter({
     name: 'diad_cancelled_total',
-    help: 'Images given up because the client had gone',
+    help: 'Images cancelled because the client disconnected',
     registers: [this.registry],
   });
 
@@ -64,7 +64,7 @@ export class Metrics {
     collectDefaultMetrics({ register: this.registry });
   }
 
-  /** Gauges that are read when they are scraped. */
+  /** Registers gauges that are read when scraped. */
   watch(scorer: Scorer, pixels: Budget): void {
     const gauge = (name: string, help: string, read: () => number): void => {
       const registers = [this.registry];
@@ -81,11 +81,11 @@ export class Metrics {
       try {
         return scorer.stats();
       } catch {
-        return { queued: 0, running: 0 }; // closed: nothing is in it
+        return { queued: 0, running: 0 }; // closed, so the queue is empty
       }
     };
-    gauge('diad_queue_depth', 'Images that wait for a batch', () => stats().queued);
-    gauge('diad_running', 'Images in the batch that is computed', () => stats().running);
+    gauge('diad_queue_depth', 'Images waiting for a batch', () => stats().queued);
+    gauge('diad_running', 'Images in the current batch', () => stats().running);
     gauge('diad_pixels_in_flight', 'Pixels of admitted images', () => pixels.used);
   }
 
@@ -112,7 +112,7 @@ export class Metrics {
   }
 }
 
-/** Why an image was given up: its client closed the connection. */
+/** Reason to cancel an image: its client closed the connection. */
 export class ClientGone extends Error {
   override readonly name = 'ClientGone';
 }

@@ -6,53 +6,58 @@ import { RECHECK_MS } from '../engine-health.js';
 import { NO_LIMITS } from '../image.js';
 import { boolean, integer, invalid, oneOf, optionsObject, text } from '../validate.js';
 
-/** What the server needs of a loaded bundle. */
+/** The part of a loaded bundle that the server uses. */
 export type Scorer = Pick<Diad, 'score' | 'reconstruct' | 'info' | 'stats' | 'close'>;
 
 /** Options of `createServer`. */
 export interface ServerOptions {
-  /** Loads the bundle; called once, after the server has begun to listen. */
+  /** Loads the bundle; called once, after the server has started to listen. */
   readonly load: () => Promise<Scorer>;
-  /** Address to listen on. Default '127.0.0.1'. Any other than a loopback address needs `tokens` or `auth: false`. */
+  /** Address to listen on. Default '127.0.0.1'. A non-loopback address requires `tokens` or `auth: false`. */
   readonly host?: string;
-  /** Default 8080; 0 takes a free one. */
+  /** Port to listen on; 0 selects a free one. Default 8080. */
   readonly port?: number;
-  /** Bearer tokens that are accepted, each 16 characters or longer. Default none. */
+  /** Accepted bearer tokens, at least 16 characters each. Default: none. */
   readonly tokens?: readonly string[];
-  /** false: no token is asked for, whatever the address; not together with `tokens`. Default true. */
+  /** false: require no token on any address; conflicts with `tokens`. Default true. */
   readonly auth?: boolean;
   /** Largest request body, bytes. Default 32 MiB. */
   readonly bodyLimit?: number;
-  /** Bytes of request bodies in memory at once. Default 256 MiB. */
+  /** Most bytes of request bodies in memory. Default 256 MiB. */
   readonly bytesInFlight?: number;
   /** Largest image, width x height. Default 32,000,000. */
   readonly maxPixels?: number;
-  /** Pages or frames an image may have; the first is scored. Default 1: images of several are refused. */
+  /**
+   * Most pages or frames of an image; only the first is scored. Default 1: multi-frame images are rejected.
+   */
   readonly maxFrames?: number;
-  /** Pixels of all images in flight at once. Default 128,000,000. */
+  /** Most pixels of all images in flight. Default 128,000,000. */
   readonly pixelsInFlight?: number;
-  /** How long a client may take to send a request, milliseconds. Default 30,000. */
+  /** Time limit for a client to send a request, milliseconds. Default 30,000. */
   readonly requestTimeoutMs?: number;
-  /** How long an image may take from its arrival to its score, milliseconds. Default 60,000. */
+  /** Time limit from the arrival of an image to its score, milliseconds. Default 60,000. */
   readonly scoreTimeoutMs?: number;
-  /** How often an engine that fails is asked whether it scores again, milliseconds; after six times it counts as lost. Default 5,000. */
+  /**
+   * Interval between probes of a failing engine, milliseconds; after six failed probes it is lost. Default
+   * 5,000.
+   */
   readonly recheckMs?: number;
-  /** Requests a minute and token (or address, without tokens). Default 6,000. */
+  /** Requests per minute and token (or address, without tokens). Default 6,000. */
   readonly rateLimit?: number;
-  /** Origins whose pages may call the server. Default none but its own. */
+  /** Other origins whose pages may call the server. Default: none. */
   readonly corsOrigins?: readonly string[];
-  /** PEM texts; both or neither. */
+  /** Certificate chain and private key, PEM. */
   readonly tls?: { readonly cert: string; readonly key: string };
-  /** How long a shutdown waits for requests that run, milliseconds. Default 30,000. */
+  /** Time limit for open requests at shutdown, milliseconds. Default 30,000. */
   readonly drainMs?: number;
-  /** Least severe level that is logged, to standard error. Default 'info'. */
+  /** Lowest level that is logged to standard error. Default 'info'. */
   readonly logLevel?: 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'silent';
 }
 
-/** Server options after validation. */
+/** Validated server options. */
 export type ValidatedServer = Required<Omit<ServerOptions, 'tls' | 'tokens'>> & {
   readonly tls: { readonly cert: string; readonly key: string } | undefined;
-  /** SHA-256 of each token: equal lengths for a comparison in constant time, and no token kept in memory. */
+  /** SHA-256 of each token: allows comparison in constant time and keeps no token in memory. */
   readonly tokenDigests: readonly Buffer[];
 };
 
@@ -80,18 +85,18 @@ const KEYS = [
 const MIB = 2 ** 20;
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const;
 
-/** Whether an address can be reached from this machine only. */
+/** Checks whether an address is reachable only from this machine. */
 export function isLoopback(host: string): boolean {
   if (host === 'localhost' || host === '::1') return true;
   return isIP(host) === 4 && host.startsWith('127.');
 }
 
-/** SHA-256 of a token. */
+/** Computes the SHA-256 of a token. */
 export function tokenDigest(token: string): Buffer {
   return createHash('sha256').update(token).digest();
 }
 
-/** Origins as browsers send them: one that is written otherwise would let nobody in. */
+/** Validates origins. They must be written as browsers send them, or they would never match. */
 function origins(given: unknown): readonly string[] {
   if (given === undefined) return [];
   if (!Array.isArray(given)) throw invalid('an array of origins', 'corsOrigins', given);
@@ -115,7 +120,7 @@ export function validateServerOptions(options: ServerOptions): ValidatedServer {
   const tokens = given.tokens ?? [];
   const auth = boolean(given.auth, 'auth', true);
   if (!auth && tokens.length > 0)
-    throw invalid('no tokens (--token-file) beside auth: false (--no-auth)', 'tokens', tokens);
+    throw invalid('no tokens (--token-file) with auth: false (--no-auth)', 'tokens', tokens);
   for (const token of tokens) {
     if (typeof token !== 'string' || token.length < 16 || /\s/.test(token)) {
       throw invalid(

@@ -1,21 +1,21 @@
-// Refusals that come in floods are spaced out, so that clients that send again at once leave the cores to the engine.
+// Spaces out rejections in bursts, so that clients that retry immediately leave the cores to the engine.
 
-/** Refusals answered at once before any is held back. */
+/** Rejections answered immediately before delays start. */
 const BURST = 100;
-/** Milliseconds between answers after that: 200 a second. */
+/** Interval between later answers, milliseconds: 200 per second. */
 const INTERVAL_MS = 5;
-/** No answer is held back for longer, milliseconds. */
+/** Longest delay of an answer, milliseconds. */
 const LONGEST_MS = 1000;
 
 /** A leaky bucket that delays instead of dropping. */
-export class Pacer {
+export class RejectionThrottle {
   #due = 0;
 
   /**
-   * Takes the next place.
+   * Reserves the next slot.
    *
-   * @param now - milliseconds of a steady clock
-   * @returns for how long to hold this answer back, milliseconds, 0 to 1000
+   * @param now - milliseconds of a monotonic clock
+   * @returns the delay of this answer, milliseconds, 0 to 1000
    */
   delay(now = performance.now()): number {
     this.#due = Math.max(this.#due, now - BURST * INTERVAL_MS) + INTERVAL_MS;

@@ -1,9 +1,9 @@
-// Failures as RFC 9457 problem details: which status a failure has, and what the client is told.
+// Converts failures to RFC 9457 problem details with a status and a message for the client.
 import { STATUS_CODES } from 'node:http';
 import type { FastifyError } from 'fastify';
 import { DiadError, type DiadErrorCode } from '../errors.js';
 
-/** Codes of failures that are about HTTP rather than about an image. */
+/** Codes of HTTP failures, as opposed to image failures. */
 export type HttpCode =
   | 'ERR_HTTP_BAD_REQUEST'
   | 'ERR_HTTP_UNAUTHORIZED'
@@ -40,12 +40,12 @@ const STATUS_OF_DIAD: Partial<Readonly<Record<DiadErrorCode, number>>> = {
   ERR_DIAD_IMAGE_DECODE: 422,
   ERR_DIAD_IMAGE_TOO_LARGE: 413,
   ERR_DIAD_QUEUE_FULL: 503,
-  ERR_DIAD_TIMEOUT: 503, // the server was too busy to answer in time: the same request may succeed later
+  ERR_DIAD_TIMEOUT: 503, // the server was too busy; the same request can succeed later
   ERR_DIAD_CLOSED: 503,
   ERR_DIAD_OUT_OF_MEMORY: 503,
 };
 
-/** A failure whose status the server has decided on. */
+/** A failure with an HTTP status. */
 export class HttpFailure extends Error {
   override readonly name = 'HttpFailure';
   readonly code: HttpCode | DiadErrorCode;
@@ -58,15 +58,15 @@ export class HttpFailure extends Error {
   }
 }
 
-/** Body of an application/problem+json answer. */
+/** Body of an application/problem+json response. */
 export interface Problem {
   readonly type: string;
   readonly title: string;
   readonly status: number;
-  /** ERR_DIAD_* or ERR_HTTP_*, stable over versions. */
+  /** ERR_DIAD_* or ERR_HTTP_*, stable across versions. */
   readonly code: string;
   readonly detail: string;
-  /** Finds the request in the server's log. */
+  /** Identifies the request in the server's log. */
   readonly requestId?: string;
 }
 
@@ -88,7 +88,7 @@ function classify(error: unknown): { status: number; code: string; detail: strin
     return {
       status,
       code: error.code,
-      detail: status === 500 ? 'The engine failed; the log says why' : error.message,
+      detail: status === 500 ? 'The engine failed; see the log' : error.message,
     };
   }
   const { statusCode = 500, code = '', message } = error as Partial<FastifyError>;
@@ -97,11 +97,11 @@ function classify(error: unknown): { status: number; code: string; detail: strin
   return {
     status,
     code: known,
-    detail: status === 500 || message === undefined ? 'The server failed; the log says why' : message,
+    detail: status === 500 || message === undefined ? 'The server failed; see the log' : message,
   };
 }
 
-/** The problem a failure is reported as. Nothing of a failure of the server itself goes out but its request's id. */
+/** Converts a failure to a problem. Reveals nothing about internal failures except the request id. */
 export function toProblem(error: unknown, requestId?: string): Problem {
   const { status, code, detail } = classify(error);
   const title = STATUS_CODES[status] ?? 'Error';

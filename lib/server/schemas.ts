@@ -1,4 +1,4 @@
-// The schemas that validate requests, serialize answers and are published in /openapi.json.
+// Schemas that validate requests, serialize responses and are published in /openapi.json.
 import { Type, type Static, type TSchema } from 'typebox';
 
 const Milliseconds = Type.Number({ minimum: 0, description: 'Milliseconds' });
@@ -9,23 +9,23 @@ export const ProblemSchema = Type.Object(
     type: Type.String(),
     title: Type.String(),
     status: Type.Integer({ minimum: 400, maximum: 599 }),
-    code: Type.String({ description: 'ERR_DIAD_* or ERR_HTTP_*, stable over versions' }),
+    code: Type.String({ description: 'ERR_DIAD_* or ERR_HTTP_*, stable across versions' }),
     detail: Type.String(),
-    requestId: Type.Optional(Type.String({ description: "Finds the request in the server's log" })),
+    requestId: Type.Optional(Type.String({ description: "Identifies the request in the server's log" })),
     error: Type.Optional(
-      Type.String({ description: 'The detail again, where the Open Inference Protocol asks for it' }),
+      Type.String({ description: 'Same as detail; required by the Open Inference Protocol' }),
     ),
   },
   { description: 'RFC 9457 problem details' },
 );
 
-/** Declares an answer's content types. */
+/** Declares the content types of a response. */
 export const content = (description: string, types: Readonly<Record<string, TSchema>>): object => ({
   description,
   content: Object.fromEntries(Object.entries(types).map(([type, schema]) => [type, { schema }])),
 });
 
-/** Declares refusals. */
+/** Declares error responses. */
 export function problems(statuses: Readonly<Record<number, string>>): Record<string, object> {
   const described = Object.entries(statuses).map(([status, description]) => [
     status,
@@ -34,27 +34,27 @@ export function problems(statuses: Readonly<Record<number, string>>): Record<str
   return Object.fromEntries(described) as Record<string, object>;
 }
 
-/** Refusals of every route that needs a token. */
+/** Error responses of every route that needs a token. */
 export const COMMON_PROBLEMS = {
-  400: 'Something about the request cannot be understood',
-  401: 'No token, or an unknown one',
-  403: 'From a page of another site, or to a foreign host name',
+  400: 'Invalid request',
+  401: 'Missing or unknown token',
+  403: 'Request from a page of another site, or to a foreign host name',
   429: 'Too many requests',
-  503: 'Not ready, too busy or shutting down; Retry-After says when to come back',
+  503: 'Not ready, too busy or shutting down; retry after the time in Retry-After',
 } as const;
 
-/** Refusals of routes that take images. */
+/** Error responses of routes that take images. */
 export const IMAGE_PROBLEMS = {
   ...COMMON_PROBLEMS,
   406: 'Neither JSON nor PNG is accepted',
   408: 'The request was not sent in time',
   413: 'Too many bytes or pixels',
-  415: 'By its first bytes no PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP',
+  415: 'Not a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP, judging by the first bytes',
   422: 'The image is damaged',
 } as const;
 
 export const Binary = (type: string): TSchema =>
-  Type.Unsafe({ contentMediaType: type, description: 'The bytes themselves' });
+  Type.Unsafe({ contentMediaType: type, description: 'Raw bytes' });
 
 const IMAGE_TYPES = [
   'image/png',
@@ -67,7 +67,9 @@ const IMAGE_TYPES = [
   'application/octet-stream',
 ];
 
-/** An image as body or as form. The declared type of a raw body is not looked at: its first bytes decide. */
+/**
+ * An image as body or form. The declared type of a raw body is ignored; its first bytes determine the format.
+ */
 export const imageBody = {
   content: {
     ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, { schema: Binary(type) }])),
@@ -82,32 +84,37 @@ export const imageBody = {
   },
 };
 
-/** A kind of part; one that the calibration does not know is judged by the global thresholds. */
+/** Class of a part. Unknown classes use the global thresholds. */
 export const ClassName = Type.String({
   minLength: 1,
   maxLength: 256,
-  description: 'Kind of part, for its own thresholds; the global ones hold where it has none, and without it',
+  description: 'Class whose thresholds to use; default, and for classes without thresholds: the global ones',
 });
 
 export const ScoreQuery = Type.Object(
   {
     class: Type.Optional(ClassName),
     seed: Type.Optional(
-      Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Of the noise' }),
+      Type.Integer({
+        minimum: 0,
+        maximum: Number.MAX_SAFE_INTEGER,
+        default: 0,
+        description: 'Seed of the noise',
+      }),
     ),
-    map: Type.Optional(Type.Boolean({ default: false, description: 'Put the anomaly map into the JSON' })),
+    map: Type.Optional(Type.Boolean({ default: false, description: 'Include the anomaly map in the JSON' })),
     tile: Type.Optional(
       Type.Integer({
         minimum: 16,
         maximum: 65_536,
-        description: 'Score in tiles of this side, pixels, for defects that are small in a large image',
+        description: 'Score in tiles of this size, pixels, for small defects in large images',
       }),
     ),
     overlap: Type.Optional(
       Type.Integer({
         minimum: 0,
         maximum: 32_768,
-        description: 'Pixels that tiles share, at most half of the tile; a quarter of it by default',
+        description: 'Overlap of tiles, pixels, at most half of the tile; default: a quarter',
       }),
     ),
     regionThreshold: Type.Optional(
@@ -115,7 +122,8 @@ export const ScoreQuery = Type.Object(
         minimum: -1e6,
         maximum: 1e6,
         description:
-          "Find defect regions where the map lies above it. By default the calibration's, that of the class; where none holds for the image there are no regions",
+          'Find defect regions where the map is above it. Default: the pixel threshold of the calibration ' +
+          'for the class; without one, no regions are returned',
       }),
     ),
     minArea: Type.Optional(
@@ -123,7 +131,7 @@ export const ScoreQuery = Type.Object(
         minimum: 0,
         maximum: Number.MAX_SAFE_INTEGER,
         default: 0,
-        description: 'Leave smaller regions out, square pixels',
+        description: 'Smallest area of a region, square pixels',
       }),
     ),
   },
@@ -135,22 +143,22 @@ export const ReconstructQuery = Type.Object({ seed: ScoreQuery.properties.seed }
 export type ReconstructQuery = Static<typeof ReconstructQuery>;
 
 const Outline = Type.Array(Type.Array(Type.Number(), { minItems: 2, maxItems: 2 }), {
-  description: 'Points [x, y], the last joined to the first',
+  description: 'Points [x, y]; the last connects to the first',
 });
 
 const RegionSchema = Type.Object(
   {
     box: Type.Object({ x: Type.Integer(), y: Type.Integer(), width: Type.Integer(), height: Type.Integer() }),
-    area: Type.Number({ description: 'Square pixels, holes taken off' }),
-    peak: Type.Number({ description: 'Largest map value within' }),
+    area: Type.Number({ description: 'Square pixels, without holes' }),
+    peak: Type.Number({ description: 'Largest map value inside' }),
     contour: Outline,
     holes: Type.Array(Outline),
   },
-  { description: 'In pixels of the image as it is shown, its stored orientation applied' },
+  { description: 'In pixels of the displayed image, after applying its stored orientation' },
 );
 
 const Common = {
-  score: Type.Number({ description: 'How anomalous the image is, 0 (as reconstructed) and up' }),
+  score: Type.Number({ description: 'Anomaly score; 0 means identical to the reconstruction' }),
   seed: Type.Integer({ minimum: 0 }),
   model: Type.Object({
     name: Type.String(),
@@ -176,14 +184,14 @@ const Common = {
 export const ScoreAnswer = Type.Object({
   ...Common,
   threshold: Type.Optional(
-    Type.Number({ description: 'Scores above it are anomalous; only of a calibrated bundle' }),
+    Type.Number({ description: 'Scores above it are anomalous; only with a calibrated bundle' }),
   ),
   anomalous: Type.Optional(Type.Boolean({ description: 'score > threshold' })),
   normalizedScore: Type.Optional(
     Type.Number({
       minimum: 0,
       maximum: 1,
-      description: 'The score on a scale with 0.5 at the threshold; only of a calibrated bundle',
+      description: 'Score on a scale of 0 to 1 with 0.5 at the threshold; only with a calibrated bundle',
     }),
   ),
   className: Type.Optional(
@@ -200,7 +208,7 @@ export const ScoreAnswer = Type.Object({
   ),
   regions: Type.Optional(
     Type.Array(RegionSchema, {
-      description: 'Defects, the largest first; of a bundle calibrated for pixels, or with regionThreshold',
+      description: 'Defect regions, largest first; only with a pixel threshold, or with regionThreshold',
     }),
   ),
   map: Type.Optional(

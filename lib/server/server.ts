@@ -1,4 +1,4 @@
-// The HTTP service: puts plug-ins, routes and limits together, listens, and shuts down in order.
+// The HTTP server: assembles plug-ins, routes and limits, listens, and shuts down gracefully.
 import { readFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
@@ -25,25 +25,27 @@ import { imageRoutes } from './images.js';
 import { HttpFailure } from './problem.js';
 import { COMMON_PROBLEMS, content, problems } from './schemas.js';
 
-/** A server that listens. */
+/** A listening server. */
 export interface DiadServer {
-  /** Of the address that is listened on, for example 'http://127.0.0.1:8080'; 'http://0.0.0.0:8080' stands for every address of the machine. */
+  /**
+   * URL of the bound address, for example 'http://127.0.0.1:8080'; 'http://0.0.0.0:8080' means all addresses.
+   */
   readonly url: string;
   readonly port: number;
-  /** Fulfilled when images are taken; rejected when the bundle cannot be loaded. */
+  /** Resolves when images are accepted; rejects when the bundle cannot be loaded. */
   readonly ready: Promise<void>;
   /**
-   * Fulfilled with the reason when the engine has failed for good, as after an error of its device: neither alive nor ready from then on, the process
-   * should be started anew.
+   * Resolves with the reason when the engine has failed permanently, for example after a device error. The
+   * server is then neither live nor ready; restart the process.
    */
   readonly lost: Promise<Error>;
-  /** The metrics in Prometheus's text format. */
+  /** Returns the metrics in the Prometheus text format. */
   metrics(): Promise<string>;
   /**
-   * Stops accepting, lets running requests end for `drainMs` at most, then gives the engine back. A bundle that is still being loaded is not waited for:
-   * it is given back when it is there, and `ready` rejects with ERR_DIAD_CLOSED.
+   * Stops accepting requests, waits up to `drainMs` for open ones, then releases the engine. Does not wait
+   * for a bundle that is still loading: it is released later, and `ready` rejects with ERR_DIAD_CLOSED.
    *
-   * @returns whether all running requests ended by themselves
+   * @returns whether all open requests completed
    */
   close(): Promise<boolean>;
 }
@@ -53,7 +55,7 @@ const { version } = JSON.parse(readFileSync(path.join(packageRoot, 'package.json
 };
 const pageFolder = path.join(packageRoot, 'dist', 'page');
 
-/** Own resources only, no inline code, no frames. */
+/** Allows only own resources, no inline code, no frames. */
 const CONTENT_SECURITY_POLICY = {
   useDefaults: false,
   directives: {
@@ -73,9 +75,9 @@ function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
   const shared = {
     bodyLimit: options.bodyLimit,
     requestTimeout: options.requestTimeoutMs,
-    connectionTimeout: options.requestTimeoutMs + options.scoreTimeoutMs, // a peer that neither sends nor reads
+    connectionTimeout: options.requestTimeoutMs + options.scoreTimeoutMs, // closes idle peers
     forceCloseConnections: 'idle' as const,
-    return503OnClosing: false, // connections that are kept alive are told by `Connection: close` instead
+    return503OnClosing: false, // kept-alive connections get `Connection: close`
     genReqId: () => crypto.randomUUID(),
     logger: options.logLevel === 'silent' ? false : { level: options.logLevel, stream: process.stderr },
     clientErrorHandler: (error: Error, socket: Parameters<typeof refuseConnection>[1]) => {
@@ -84,7 +86,7 @@ function build(options: ValidatedServer, metrics: Metrics): FastifyInstance {
     routerOptions: { maxParamLength: 256 },
     ajv: { customOptions: { removeAdditional: false, coerceTypes: 'array' as const } },
   };
-  // How often Node looks for requests that were not sent in time.
+  // The interval at which Node checks for requests that were not sent in time.
   const http = {
     connectionsCheckingInterval: Math.min(1000, options.requestTimeoutMs),
     headersTimeout: options.requestTimeoutMs,
@@ -133,11 +135,12 @@ async function protectedRoutes(
     errorResponseBuilder: (_request, { after, max }) =>
       new HttpFailure(
         'ERR_HTTP_RATE_LIMITED',
-        `Expected at most ${max} requests a minute; come back in ${after}`,
+        `Expected at most ${max} requests per minute; retry in ${after}`,
       ),
   });
-  // The event loop does little here; when it lags by seconds, the machine is drowning. A sample without a turn of the loop counts as an endless delay:
-  // of shorter samples than the limit, a stall of a second right behind the start of one would be enough.
+  // The event loop does little work here, so a lag of seconds means an overloaded machine. A sample without
+  // an iteration of the loop counts as an infinite delay. If samples were shorter than the limit, a stall of
+  // one second after the start of a sample would trigger it.
   await scope.register(underPressure, { maxEventLoopDelay: 5000, sampleInterval: 5000, retryAfter: 5 });
   limitBodies(scope, options, engine);
   await scope.register(imageRoutes, { engine, bodyLimit: options.bodyLimit });
@@ -152,9 +155,9 @@ async function protectedRoutes(
   scope.get('/metrics', {
     schema: {
       operationId: 'metrics',
-      summary: 'Counts and times, of all server processes together',
+      summary: 'Counters and timings, aggregated over all server processes',
       response: {
-        200: content("Prometheus's text format", { 'text/plain': Type.String() }),
+        200: content('Prometheus text format', { 'text/plain': Type.String() }),
         ...problems(COMMON_PROBLEMS),
       },
     },
@@ -187,11 +190,12 @@ async function assemble(
     referrerPolicy: { policy: 'no-referrer' },
   });
   app.addHook('onSend', (_request, reply, _payload, done) => {
-    if (engine.draining) void reply.header('connection', 'close'); // else a kept connection would hold the shutdown up
+    // Kept-alive connections would delay the shutdown.
+    if (engine.draining) void reply.header('connection', 'close');
     void reply.header('permissions-policy', 'camera=(self), microphone=(), geolocation=()');
     done();
   });
-  // A client that asked (`Expect: 100-continue`) sends its body only now: not when it was refused by its headers.
+  // Clients that send `Expect: 100-continue` get the go-ahead here, after the checks of the headers.
   app.addHook('preParsing', (request, reply, payload, done) => {
     if (request.headers.expect !== undefined) reply.raw.writeContinue();
     done(null, payload);
@@ -238,10 +242,11 @@ async function assemble(
 }
 
 /**
- * Starts the HTTP service. It listens at once (and is alive), and is ready when the bundle is loaded and a warm-up image has been scored.
+ * Starts the HTTP server. It listens (and is live) immediately, and becomes ready when the bundle is loaded
+ * and a warm-up image has been scored.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, or for an address that others can reach without a token; the system's error when
- *   the address cannot be listened on
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an invalid option, or for a non-loopback address without a
+ *   token; the system error when the address cannot be bound
  */
 export async function createServer(options: ServerOptions): Promise<DiadServer> {
   const validated = validateServerOptions(options);
@@ -250,11 +255,11 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
     app.log.error(line);
   });
   const app = await assemble(validated, engine, metrics);
-  // Node would tell every client to go on before anything has looked at its headers.
+  // By default, Node sends 100 Continue before any header is checked.
   app.server.on('checkContinue', (request, reply) => app.server.emit('request', request, reply));
   await app.listen({ host: validated.host, port: validated.port });
   const ready = engine.start();
-  ready.catch(() => undefined); // told to whoever waits for it
+  ready.catch(() => undefined); // callers handle the rejection
   const close = async (): Promise<boolean> => {
     engine.drain();
     const closed = app.close().then(() => true);
@@ -267,7 +272,8 @@ export async function createServer(options: ServerOptions): Promise<DiadServer> 
   };
   let closing: Promise<boolean> | undefined;
   const { address, port } = app.server.address() as AddressInfo;
-  const url = `${validated.tls === undefined ? 'http' : 'https'}://${address.includes(':') ? `[${address}]` : address}:${port}`;
+  const scheme = validated.tls === undefined ? 'http' : 'https';
+  const url = `${scheme}://${address.includes(':') ? `[${address}]` : address}:${port}`;
   return {
     url,
     port,

@@ -1,24 +1,25 @@
-// Brings the journal's events to the receivers, to each in its own time: one that is away keeps no other waiting.
+// Delivers the journal's events to the receivers, independently, so that an unavailable one does not delay
+// others.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LineFile } from '../durable.js';
 import type { Journal, Undelivered } from './journal.js';
 import { EventRefused, type Sink } from './sinks.js';
 import { waitAfter } from './wait.js';
 
-/** Attempts with an event that its receiver refuses, over some 6 s. */
+/** Most attempts to send an event that its receiver rejects, over about 6 s. */
 const REFUSALS = 6;
-/** What is on its way at the end has so long to arrive. */
+/** Time limit for pending sends at shutdown, milliseconds. */
 const GRACE_MS = 2000;
 
-/** Delivers events to one receiver, in their order, one after the other, until each has arrived. */
+/** Delivers events to one receiver in order, retrying each until it has arrived. */
 export class Delivery {
   readonly #cut = new AbortController();
   readonly #running: Promise<void>;
 
   /**
-   * @param name - of the receiver in the journal
-   * @param refused - file for events that the receiver refuses
-   * @param stop - ends the waiting
+   * @param name - name of the receiver in the journal
+   * @param refused - file for rejected events
+   * @param stop - stops deliveries and retries
    */
   constructor(
     private readonly sink: Sink,
@@ -31,7 +32,7 @@ export class Delivery {
     this.#running = this.#run();
   }
 
-  /** Fulfilled when nothing is on its way any more; after the stop. */
+  /** Resolves when no send is pending. Call it after the stop. */
   async close(): Promise<void> {
     const ended = new AbortController();
     const grace = sleep(GRACE_MS, undefined, { signal: ended.signal }).then(
@@ -55,7 +56,7 @@ export class Delivery {
           attempt = 0;
         }
       } catch (error) {
-        if (this.stop.aborted) return; // the journal keeps it
+        if (this.stop.aborted) return; // the journal keeps the event
         await waitAfter('journal', error, attempt, this.stop, this.log).catch(() => undefined);
       }
     }
@@ -71,7 +72,8 @@ export class Delivery {
       } catch (error) {
         if (error instanceof EventRefused && ++refusals === REFUSALS) {
           this.log(
-            `${this.sink.name}: ${error.message}, ${REFUSALS} times: ${next.event.file} goes to ${this.refused}`,
+            `${this.sink.name}: ${error.message}, ${REFUSALS} times: ` +
+              `${next.event.file} goes to ${this.refused}`,
           );
         } else {
           await waitAfter(this.sink.name, error, attempt, this.stop, this.log);
@@ -80,7 +82,7 @@ export class Delivery {
     }
   }
 
-  /** Ends by the cut even where the receiver does not heed it. */
+  /** Sends an event. Ends when cut off, even if the receiver ignores the signal. */
   async #send({ event }: Undelivered): Promise<void> {
     const { signal } = this.#cut;
     signal.throwIfAborted();

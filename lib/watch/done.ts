@@ -1,25 +1,25 @@
-// The folder of scored images, which keeps every one of them: cameras use their names again.
+// Moves scored images into a folder without overwriting, because cameras reuse file names.
 import { createHash } from 'node:crypto';
 import { open, readFile, rename, rm, stat, unlink, utimes } from 'node:fs/promises';
 import path from 'node:path';
 import { writeAtomic } from '../durable.js';
 import { codeOf } from '../errors.js';
 
-/** Bytes; file systems allow 255, of which a copy on its way needs some for a name of its own. */
+/** Longest file name, bytes. File systems allow 255, of which a temporary copy needs some for its suffix. */
 const LONGEST_NAME = 200;
 
-/** Where an image has been put. */
+/** Location of a moved image. */
 export interface Moved {
-  /** Within the folder of scored images. */
+  /** Name within the folder of scored images. */
   readonly name: string;
-  /** Of what lies there, see {@link identify}. */
+  /** Id of the moved content, see {@link identify}. */
   readonly id: string;
 }
 
 /**
- * SHA-256 of path, size and time of change: a file that is replaced is another image.
+ * Computes the id of an image: SHA-256 of path, size and modification time. A replaced file has a new id.
  *
- * @param relative - the path that counts, whatever the file is called now
+ * @param relative - path used for the id, regardless of the current file name
  */
 export async function identify(file: string, relative: string): Promise<string> {
   const { size, mtimeMs } = await stat(file);
@@ -28,7 +28,10 @@ export async function identify(file: string, relative: string): Promise<string> 
     .digest('hex');
 }
 
-/** Names for an image: its own path with "__" between folders, then with the first digits of its id, then with a number as well. */
+/**
+ * Yields candidate names: the path with "__" between folders, then with part of the id, then also with a
+ * number.
+ */
 function* namesFor(relative: string, id: string): Generator<string> {
   const { name, ext } = path.parse(relative.replaceAll(path.sep, '__'));
   const characters = Array.from(name);
@@ -41,7 +44,7 @@ function* namesFor(relative: string, id: string): Generator<string> {
   for (let count = 2; ; count++) yield named(`.${id.slice(0, 12)}-${count}${ext}`);
 }
 
-/** Takes the first name that nobody has, by an empty file: of two that try at once one gets it. Works where there are no hard links. */
+/** Claims the first free name with an empty file, atomically and without hard links. */
 async function claim(folder: string, names: Iterable<string>): Promise<string> {
   for (const name of names) {
     try {
@@ -55,9 +58,10 @@ async function claim(folder: string, names: Iterable<string>): Promise<string> {
 }
 
 /**
- * Gives an empty file that has been claimed the image's content.
+ * Fills a claimed file with the content of an image.
  *
- * @returns how: by its only name, as a copy since the folder is on another file system, or not at all since the image has been replaced
+ * @returns 'moved' by a rename, 'copied' if the folder is on another file system, 'replaced' if the image has
+ *   changed, in which case nothing is written
  */
 async function fill(
   target: string,
@@ -65,7 +69,8 @@ async function fill(
   unchanged: () => Promise<boolean>,
 ): Promise<'moved' | 'copied' | 'replaced'> {
   try {
-    await rename(file, target); // no unlink(), which could take away a newer image that has come under the name
+    // Not unlink(), which could remove a newer image with the same name.
+    await rename(file, target);
     return 'moved';
   } catch (error) {
     if (codeOf(error) !== 'EXDEV') throw error;
@@ -74,11 +79,14 @@ async function fill(
   const bytes = await readFile(file);
   if (!(await unchanged())) return 'replaced';
   await writeAtomic(target, bytes);
-  await utimes(target, atime, mtime).catch(() => undefined); // for people only, and not every file system can
+  // Informational only, and not supported by every file system.
+  await utimes(target, atime, mtime).catch(() => undefined);
   return 'copied';
 }
 
-/** Takes the original of a copy away; the copy instead where that is not allowed, so that the next attempt does not make a second one. */
+/**
+ * Removes the original of a copy. If that fails, removes the copy, so that a retry does not create another.
+ */
 async function unlinkCopied(file: string, target: string): Promise<void> {
   try {
     await unlink(file);
@@ -90,15 +98,16 @@ async function unlinkCopied(file: string, target: string): Promise<void> {
 }
 
 /**
- * Moves an image without replacing any, to another file system too. A kill on the way leaves it where it was, or on another file system in both
- * places, and perhaps an empty file or one whose name begins with a dot in the folder.
+ * Moves an image without overwriting another, even across file systems. If the process is killed, the image
+ * stays at its place or, across file systems, exists in both; an empty file or a dot file can remain in the
+ * folder.
  *
- * @param folder - of scored images
- * @param relative - the image's path in the watched folder, of which its name is made
- * @param id - of the image that has been scored
- * @returns its name, and the id of what has been moved: another one when a newer image took its place in that very moment; undefined when it had
- *   been replaced before: the newer one stays where it is
- * @throws the system's error; then the file is where it was
+ * @param folder - folder of scored images
+ * @param relative - path of the image in the watched folder, from which its name is derived
+ * @param id - id of the scored image
+ * @returns its name and the id of the moved content, which differs if a newer image replaced it at that
+ *   moment; undefined if it was replaced before, in which case the newer image stays in place
+ * @throws the system error; the file then stays in place
  */
 export async function moveInto(
   folder: string,

@@ -1,20 +1,20 @@
-// What receivers are told.
+// The event that receivers get.
 
-/** What is told of an image; `id` is the same however often it is sent. */
+/** Result for an image; `id` is the same for every delivery attempt. */
 export interface WatchEvent {
-  /** SHA-256 of path, size and time of change: a file that is replaced is a new image. */
+  /** SHA-256 of path, size and modification time. A replaced file is a new image. */
   readonly id: string;
-  /** Within the watched folder. */
+  /** Path within the watched folder. */
   readonly file: string;
-  /** Of the score, ISO 8601. */
+  /** Time of the score, ISO 8601. */
   readonly time: string;
-  /** 0 (as reconstructed) and up. */
+  /** Anomaly score; 0 means identical to the reconstruction. */
   readonly score?: number;
-  /** Of the image's class, else the global one; only of a calibrated bundle. */
+  /** Threshold of the image's class, else the global one. Only with a calibrated bundle. */
   readonly threshold?: number;
-  /** score > threshold; only of a calibrated bundle. */
+  /** Whether score > threshold. Only with a calibrated bundle. */
   readonly anomalous?: boolean;
-  /** The score on a scale of 0 to 1 with 0.5 at the threshold; only of a calibrated bundle. */
+  /** Score on a scale of 0 to 1 with 0.5 at the threshold. Only with a calibrated bundle. */
   readonly normalizedScore?: number;
   readonly error?: { readonly code: string; readonly message: string };
 }

@@ -1,13 +1,13 @@
-// The journal's lines: what they say, and the file written anew at each start without what is needed no more.
+// Line format of the journal, and its compaction at each start.
 import { readdir, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { parsedLine, type LineFile } from '../durable.js';
 import { codeOf } from '../errors.js';
 import type { WatchEvent } from './event.js';
 
-/** A line; which of its parts it has says what it is. */
+/** A line of the journal; its fields determine its kind. */
 export interface Entry {
-  /** First line: of what follows. Files of version 1 have none, and say of each event by `sent` that all receivers have it. */
+  /** First line: format version. Version 1 files have no version and mark delivered events with `sent`. */
   readonly version?: 2;
   /** First line: inode of the folder of images. */
   readonly inode?: string;
@@ -15,36 +15,36 @@ export interface Entry {
   readonly known?: string;
   readonly file?: string;
   readonly event?: WatchEvent;
-  /** A receiver's name, and the place in this file up to which it has every event. */
+  /** Name of a receiver, and the offset in this file up to which it has received all events. */
   readonly sink?: string;
   readonly to?: number;
-  /** Id of an image that lies among the scored ones now, and its name there. */
+  /** Id of an image that was moved to the scored ones, and its name there. */
   readonly moved?: string;
   readonly name?: string;
   readonly sent?: string;
 }
 
-/** What a journal says at the start. */
+/** State of a journal at the start. */
 export interface Past {
   readonly inode: string | undefined;
-  /** Ids by the path in the folder; the latest of each. */
+  /** Latest id by path in the folder. */
   readonly known: Map<string, string>;
-  /** How far each receiver had got, bytes from the file's start. */
+  /** Byte offset that each receiver has reached. */
   readonly positions: ReadonlyMap<string, number>;
-  /** Of version 1: ids of events that not all receivers have. */
+  /** Version 1: ids of events that some receiver has not received. */
   readonly unsent: ReadonlySet<string> | undefined;
 }
 
-/** Which known images are still to be told apart from new ones. */
+/** Known images that can still be in the folder. */
 export interface There {
   readonly inode: string;
   readonly names: ReadonlySet<string>;
 }
 
-/** Characters written at once. */
+/** Characters per write. */
 const BLOCK = 1 << 16;
 
-/** A line's entry. Of one that was cut short by a kill nobody has been told. */
+/** Parses a line. A truncated line is ignored, because its event was never sent. */
 export const entryOf = (text: string): Entry | undefined => parsedLine(text);
 
 export async function readPast(file: LineFile): Promise<Past> {
@@ -67,7 +67,7 @@ export async function readPast(file: LineFile): Promise<Past> {
   return { inode: header?.inode, known, positions, unsent: header === undefined ? unsent : undefined };
 }
 
-/** Names in a folder; undefined when they cannot be read. */
+/** Lists the names in a folder; undefined if it cannot be read. */
 async function namesIn(folder: string): Promise<ReadonlySet<string> | undefined> {
   try {
     return new Set(await readdir(folder));
@@ -76,7 +76,10 @@ async function namesIn(folder: string): Promise<ReadonlySet<string> | undefined>
   }
 }
 
-/** Which known images still lie in the folder, or may: all, where it is another one in which none is found, such as a share that is not mounted. */
+/**
+ * Determines which known images can still be in the folder. If the folder is a different one without any
+ * known image, such as the mount point of an unmounted share, keeps all of them.
+ */
 export async function stillThere(folder: string, { known, inode: before }: Past): Promise<There> {
   const inode = String((await stat(folder, { bigint: true })).ino);
   const listed = new Map<string, ReadonlySet<string> | undefined>();
@@ -91,10 +94,10 @@ export async function stillThere(folder: string, { known, inode: before }: Past)
 }
 
 /**
- * The lines of the journal that takes the old one's place: the ids of images that are still there, the events that a receiver has not had, and how
- * far each has got. A receiver that is new gets what the last one of before has not had.
+ * Yields the lines of a compacted journal: ids of images that still exist, undelivered events, and the
+ * position of each receiver. A new receiver starts where the slowest existing one is.
  *
- * @param positions - is given each receiver's place in the new file
+ * @param positions - filled with each receiver's position in the new file
  */
 export async function* compacted(
   file: LineFile,

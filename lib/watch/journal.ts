@@ -1,4 +1,4 @@
-// What has been scored already, on disk, so that a restart neither loses nor repeats an image.
+// Record of scored images on disk, so that a restart neither loses nor repeats an image.
 import { EventEmitter, once } from 'node:events';
 import { realpath } from 'node:fs/promises';
 import { LineFile, writeAtomic } from '../durable.js';
@@ -6,35 +6,35 @@ import type { WatchEvent } from './event.js';
 import { compacted, entryOf, readPast, stillThere, type Entry } from './journal-file.js';
 import { waitAfter } from './wait.js';
 
-/** An event that a receiver has not had. */
+/** An event that a receiver has not received. */
 export interface Undelivered {
   readonly event: WatchEvent;
-  /** Place behind it in the journal. */
+  /** Byte offset after the event in the journal. */
   readonly end: number;
 }
 
-/** What a journal needs beside its file. */
+/** Options of a journal. */
 export interface JournalOptions {
-  /** Of the images. */
+  /** Folder of the images. */
   readonly folder: string;
-  /** Each a name of its own. */
+  /** Names of the receivers, unique. */
   readonly sinks: readonly string[];
-  /** Ends what waits: for events, and to try a write again. */
+  /** Ends waiting for events and retries of writes. */
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
 }
 
 /**
- * A file of events and of what has been delivered, appended to. Each event is flushed to the disk before it is told, so that it survives a kill -9: at
- * the next start it is delivered if it was not, and its image is not scored again. Receivers read their events from the file: none is held in
- * memory.
+ * An append-only file of events and deliveries. Each event is flushed to disk before it is sent, so it
+ * survives kill -9: the next start delivers it if necessary and does not score its image again. Receivers
+ * read their events from the file, so none is kept in memory.
  */
 export class Journal {
   readonly #file: LineFile;
   readonly #options: JournalOptions;
-  /** Ids by the path in the folder; the latest of each. */
+  /** Latest id by path in the folder. */
   readonly #known: Map<string, string>;
-  /** How far each receiver has got, bytes from the file's start. */
+  /** Byte offset that each receiver has reached. */
   readonly #positions: Map<string, number>;
   readonly #grown = new EventEmitter().setMaxListeners(0);
   #size: number;
@@ -56,7 +56,7 @@ export class Journal {
     this.#options = options;
   }
 
-  /** Opens or makes a journal, and writes it anew without what is needed no more. */
+  /** Opens or creates a journal and compacts it. */
   static async open(file: string, options: JournalOptions): Promise<Journal> {
     const before = await LineFile.open(file);
     const positions = new Map<string, number>();
@@ -74,12 +74,14 @@ export class Journal {
     return new Journal(lines, await lines.size(), known, positions, options);
   }
 
-  /** Whether an image's event is on the disk. */
+  /** Checks whether the event of an image is on disk. */
   has(file: string, id: string): boolean {
     return this.#known.get(file) === id;
   }
 
-  /** The events that a receiver has not had, oldest first, and those to come; ends by the signal. */
+  /**
+   * Yields all undelivered events of a receiver, oldest first, and future ones. Ends when the signal aborts.
+   */
   async *undelivered(sink: string): AsyncGenerator<Undelivered> {
     const { signal } = this.#options;
     for (let at = this.#positions.get(sink) ?? 0; ;) {
@@ -95,19 +97,21 @@ export class Journal {
     }
   }
 
-  /** Keeps an event; fulfilled when it is on the disk. Rejected only by the signal, and then it is not kept. */
+  /**
+   * Stores an event. Resolves when it is on disk; rejects, without storing it, only when the signal aborts.
+   */
   async record(event: WatchEvent): Promise<void> {
     await this.#append({ event });
     this.#known.set(event.file, event.id);
   }
 
-  /** Keeps that a receiver has an event, and all before it. */
+  /** Stores that a receiver has received an event and all before it. */
   async delivered(sink: string, { end }: Undelivered): Promise<void> {
     await this.#append({ sink, to: end });
     this.#positions.set(sink, end);
   }
 
-  /** Keeps under which name an image lies among the scored ones: not always its own. */
+  /** Stores the name of a moved image, which can differ from its original name. */
   async moved(file: string, id: string, name: string): Promise<void> {
     await this.#append({ moved: id, name });
     if (this.has(file, id)) this.#known.delete(file);
@@ -118,7 +122,7 @@ export class Journal {
     await this.#file.close();
   }
 
-  /** One write for all that has come while the last one was on its way. */
+  /** Combines all entries that arrive during a write into the next one. */
   #append(entry: Entry): Promise<void> {
     this.#pending += `${JSON.stringify(entry)}\n`;
     if (this.#next === undefined) {
@@ -128,12 +132,12 @@ export class Journal {
         this.#next = undefined;
         return this.#write(text);
       });
-      this.#writing = this.#next.catch(() => undefined); // told to those who wait for their own lines
+      this.#writing = this.#next.catch(() => undefined); // reported to the callers of these entries
     }
     return this.#next;
   }
 
-  /** Tries until the lines are on the disk: with a full one nothing goes on, and nothing is lost. */
+  /** Retries until the lines are on disk. While the disk is full, everything waits and nothing is lost. */
   async #write(text: string): Promise<void> {
     const { signal, log } = this.#options;
     for (let attempt = 0; ; attempt++) {
@@ -143,7 +147,8 @@ export class Journal {
         return;
       } catch (error) {
         if (signal.aborted) throw error;
-        await waitAfter('journal', error, attempt, signal, log).catch(() => undefined); // closed: once more, then no longer
+        // Once the signal aborts, makes one last attempt.
+        await waitAfter('journal', error, attempt, signal, log).catch(() => undefined);
       }
     }
   }

@@ -7,38 +7,50 @@ import type { Sink } from './sinks.js';
 
 /** Options of {@link watch}. */
 export interface WatchOptions {
-  /** Watched with its subfolders. */
+  /** Folder to watch, with its subfolders. */
   readonly folder: string;
   /** A loaded bundle. */
   readonly scorer: Pick<Diad, 'score' | 'info'>;
-  /** Each is handed every event, in the order of their scores; one that is away keeps no other waiting. */
+  /** Receivers. Each gets every event in the order of the scores, independently of other receivers. */
   readonly sinks: readonly Sink[];
-  /** Where the journal is kept; beside it, with `.refused` at its end, events that a receiver refuses. Default `.diad-watch.jsonl` in the folder. */
+  /**
+   * File of the journal. Rejected events go to the same path plus `.refused`. Default `.diad-watch.jsonl` in
+   * the folder.
+   */
   readonly journal?: string;
   /**
-   * Scored files are moved there, under another name where theirs is taken; may lie on another file system. The log says which. Default: they stay.
+   * Folder to which scored files are moved, possibly on another file system. Renames and logs a file whose
+   * name exists. Default: files stay in place.
    */
   readonly done?: string;
-  /** Kind of part, for its own thresholds. Default: the nearest folder of an image's path that has some. */
+  /**
+   * Class whose thresholds to use. Default: the nearest folder of the image's path that is a calibrated
+   * class.
+   */
   readonly className?: string;
-  /** Of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
+  /** Seed of the noise: an integer from 0 to 2^53 - 1, or a bigint up to 2^64 - 1. Default 0. */
   readonly seed?: number | bigint;
-  /** A file counts as written when its size has not changed for this long, milliseconds, 0 to 3,600,000. Default 500. */
+  /**
+   * A file is complete when its size has not changed for this long, milliseconds, 0 to 3,600,000. Default
+   * 500.
+   */
   readonly settleMs?: number;
   /**
-   * Look into the folder every so many milliseconds, 10 to 3,600,000, instead of being told by the system, which does not tell of what other hosts
-   * write to a share (NFS, SMB). Default: be told.
+   * Interval for scanning the folder, milliseconds, 10 to 3,600,000. Needed for network shares (NFS, SMB),
+   * because the system does not report changes by other hosts. Default: no scanning, system notifications.
    */
   readonly poll?: number;
-  /** Images at once, 1 to 1,000,000. Default 16. */
+  /** Concurrent images, 1 to 1,000,000. Default 16. */
   readonly concurrency?: number;
-  /** How often an engine that fails is asked whether it scores again, milliseconds, 1 to 3,600,000; meanwhile images wait. Default 5,000. */
+  /**
+   * Interval between probes of a failing engine, milliseconds, 1 to 3,600,000; images wait. Default 5,000.
+   */
   readonly recheckMs?: number;
-  /** Told of what goes wrong and is tried again, and of images that had to be given another name. */
+  /** Receives errors that are retried, and renamed images. */
   readonly log?: (line: string) => void;
 }
 
-/** Options after validation. */
+/** Validated options. */
 export type ValidatedWatch = Required<Omit<WatchOptions, 'done' | 'className' | 'seed' | 'poll'>> & {
   readonly done: string | undefined;
   readonly className: string | undefined;

@@ -1,4 +1,4 @@
-// Waiting before something that has failed is tried again.
+// Exponential backoff between attempts.
 import { setTimeout as sleep } from 'node:timers/promises';
 
 const LONGEST_WAIT_MS = 30_000;
@@ -6,7 +6,7 @@ const LONGEST_WAIT_MS = 30_000;
 export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /**
- * Logs a failure and waits, longer from attempt to attempt: 0.25 s, doubled each time, 30 s at most, less a random part of up to a half.
+ * Logs a failure and waits: 0.25 s, doubled with each attempt up to 30 s, minus a random part of up to half.
  *
  * @param attempt - from 0
  * @throws the signal's AbortError
@@ -19,6 +19,6 @@ export async function waitAfter(
   log: (line: string) => void,
 ): Promise<void> {
   const wait = Math.min(LONGEST_WAIT_MS, 250 * 2 ** attempt) * (0.5 + Math.random() / 2);
-  log(`${what}: ${messageOf(error)}; again in ${Math.round(wait)} ms`);
+  log(`${what}: ${messageOf(error)}; retrying in ${Math.round(wait)} ms`);
   await sleep(wait, undefined, { signal });
 }

@@ -1,4 +1,4 @@
-// Scores images as a camera drops them into a folder: each once, over restarts too, results delivered until they have arrived.
+// Scores images as they appear in a folder, each exactly once even across restarts, with reliable delivery.
 import type { Stats } from 'node:fs';
 import { mkdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -18,24 +18,33 @@ import { messageOf, waitAfter } from './wait.js';
 
 /** A running watch. */
 export interface Watching {
-  /** Fulfilled when the files that were there at the start have been found. */
+  /** Resolves when the files that existed at the start have been found. */
   readonly scanned: Promise<void>;
-  /** Fulfilled with the reason when the engine has failed for good: images wait for the process to be started anew. */
+  /**
+   * Resolves with the reason when the engine has failed permanently. Images then wait for a restart of the
+   * process.
+   */
   readonly lost: Promise<Error>;
-  /** Ends what is being scored and stops; what is not delivered within two seconds stays in the journal. */
+  /** Finishes active scores and stops. Events not delivered within two seconds stay in the journal. */
   close(): Promise<void>;
 }
 
-/** Whether something is known to be neither an image, by its name, nor a way to some. Who opens a pipe waits for whoever writes to it. */
+/**
+ * Checks whether a path is neither an image nor can lead to one. Excludes pipes, which would block when
+ * opened.
+ */
 function isNoImage(file: string, found: Stats | undefined): boolean {
   if (found === undefined || found.isDirectory() || found.isSymbolicLink()) return false;
   return !found.isFile() || !isImageName(file);
 }
 
-/** Attempts with a file that cannot be read, scored or moved, over some 25 s: a share that is away for a moment, a camera that still holds it. */
+/**
+ * Most attempts to read, score or move a file, over about 25 s: a share can be away, or a camera can hold the
+ * file.
+ */
 const ATTEMPTS = 8;
 
-/** Names by which the journal tells receivers apart: their own, with a number where several have the same. */
+/** Returns unique names of the receivers for the journal, adding a number to duplicates. */
 function namesOf(sinks: readonly Sink[]): string[] {
   const seen = new Map<string, number>();
   return sinks.map(({ name }) => {
@@ -45,17 +54,17 @@ function namesOf(sinks: readonly Sink[]): string[] {
   });
 }
 
-/** What an event tells of a score. */
-function told({ score, threshold, anomalous, normalizedScore }: ScoreResult): Partial<WatchEvent> {
+/** Returns the event fields of a score. */
+function toEvent({ score, threshold, anomalous, normalizedScore }: ScoreResult): Partial<WatchEvent> {
   if (threshold === undefined) return { score };
   return { score, threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 };
 }
 
 /**
- * What an event tells of an image that has none.
+ * Returns the event fields of a failure.
  *
- * @param last - whether it will not be tried again
- * @throws `error` when it will, because it may pass
+ * @param last - whether there are no more attempts
+ * @throws `error` if the image will be tried again
  */
 function refused(error: unknown, last: boolean): Partial<WatchEvent> {
   if (codeOf(error) === 'ERR_DIAD_CLOSED' || !(isOfImage(error) || last)) throw error;
@@ -63,10 +72,10 @@ function refused(error: unknown, last: boolean): Partial<WatchEvent> {
 }
 
 /**
- * Starts watching.
+ * Starts watching a folder.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an option, or when the folder is not there; the system's error when the journal or `done` cannot be
- *   made
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT for an invalid option, or when the folder does not exist; the
+ *   system error when the journal or `done` cannot be created
  */
 export async function watch(options: WatchOptions): Promise<Watching> {
   const {
@@ -85,7 +94,10 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   } = validateWatchOptions(options);
   const status = await stat(folder).catch(() => undefined);
   if (status?.isDirectory() !== true)
-    throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder to watch but ${folder} is none`);
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected a folder to watch but ${folder} is not a folder`,
+    );
   if (done !== undefined) await mkdir(done, { recursive: true });
   const stop = new AbortController();
   const names = namesOf(sinks);
@@ -96,7 +108,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
 
   const waiting = new Set<string>();
   const active = new Map<string, Promise<void>>();
-  /** Attempts that have failed, and scores among them. */
+  /** Failed attempts by file, and how many of them were scores. */
   const failures = new Map<string, number>();
   const failedScores = new Map<string, number>();
   const forget = (file: string): void => {
@@ -105,9 +117,9 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   };
 
   /**
-   * Scores what lies at `at`, once; the path in the watched folder stands for it, and names its class.
+   * Scores the file at `at` once. The path in the watched folder identifies it and determines its class.
    *
-   * @param isLast - asked when the score fails: whether it will not be tried again
+   * @param isLast - called when the score fails: whether there are no more attempts
    */
   const scoreOnce = async (
     at: string,
@@ -116,12 +128,13 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     isLast: () => boolean,
   ): Promise<void> => {
     if (journal.has(relative, id)) return;
-    const its = className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
-    const call = { seed, ...(its === undefined ? {} : { className: its }) };
+    const scoreClass =
+      className ?? classOfPath(path.join(folder, relative), scorer.info.bundle.calibratedClasses);
+    const call = { seed, ...(scoreClass === undefined ? {} : { className: scoreClass }) };
     const bytes = await readFile(at);
     const outcome = await health
       .follow(scorer.score(bytes, call))
-      .then(told, (error: unknown) => refused(error, isLast()));
+      .then(toEvent, (error: unknown) => refused(error, isLast()));
     await journal.record({ id, file: relative, time: new Date().toISOString(), ...outcome });
   };
   const scoreFile = async (file: string): Promise<void> => {
@@ -130,31 +143,32 @@ export async function watch(options: WatchOptions): Promise<Watching> {
     await scoreOnce(file, relative, id, () => {
       const failed = (failedScores.get(file) ?? 0) + 1;
       failedScores.set(file, failed);
-      return failed >= ATTEMPTS && health.well; // while the engine fails nothing is put down to an image
+      return failed >= ATTEMPTS && health.healthy; // an unhealthy engine is not the image's fault
     });
     if (done === undefined) return;
-    // Moved after it is in the journal: a kill in between leaves a file that is known and moved at the next start.
+    // Move only after the journal entry: after a kill in between, the next start moves the known file.
     const moved = await moveInto(done, file, relative, id);
-    if (moved === undefined) return; // the watcher tells of the image that has replaced it
+    if (moved === undefined) return; // the watcher reports the image that replaced it
     if (moved.name !== relative.replaceAll(path.sep, '__'))
       log(`${relative}: moved to ${path.join(done, moved.name)}`);
-    await scoreOnce(path.join(done, moved.name), relative, moved.id, () => true); // nobody would find it there again
+    // The image is no longer in the watched folder, so this is the only chance to score it.
+    await scoreOnce(path.join(done, moved.name), relative, moved.id, () => true);
     await journal.moved(relative, moved.id, moved.name);
   };
   const failed = async (file: string, error: unknown): Promise<void> => {
     const attempt = failures.get(file) ?? 0;
     failures.delete(file);
     if (codeOf(error) === 'ENOENT') {
-      forget(file); // gone again
+      forget(file); // removed
       return;
     }
-    if (!health.well && !stop.signal.aborted) {
-      found(file); // its turn comes when the engine is well
+    if (!health.healthy && !stop.signal.aborted) {
+      found(file); // processed when the engine is healthy
       return;
     }
     if (stop.signal.aborted || attempt + 1 === ATTEMPTS || codeOf(error) === 'ERR_DIAD_CLOSED') {
       forget(file);
-      log(`${file}: ${messageOf(error)}; again at the next start`);
+      log(`${file}: ${messageOf(error)}; will retry at the next start`);
       return;
     }
     failures.set(file, attempt + 1);
@@ -163,8 +177,8 @@ export async function watch(options: WatchOptions): Promise<Watching> {
   };
   const next = (): void => {
     for (const file of waiting) {
-      if (stop.signal.aborted || !health.well || active.size >= concurrency) return;
-      if (active.has(file)) continue; // told of again meanwhile: one after the other, so that it is scored once
+      if (stop.signal.aborted || !health.healthy || active.size >= concurrency) return;
+      if (active.has(file)) continue; // still active: wait, so that it is scored once
       waiting.delete(file);
       const task = scoreFile(file)
         .then(
@@ -172,7 +186,7 @@ export async function watch(options: WatchOptions): Promise<Watching> {
             forget(file);
           },
           (error: unknown) => {
-            failed(file, error).catch(() => undefined); // closed
+            failed(file, error).catch(() => undefined); // aborted by close()
           },
         )
         .finally(() => {

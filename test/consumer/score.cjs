@@ -1,4 +1,4 @@
-// A CommonJS module that uses the installed package by require().
+// A CommonJS module that loads the installed package with require().
 const { readFileSync } = require('node:fs');
 const process = require('node:process');
 const { Diad } = require('diad');

@@ -1,4 +1,4 @@
-// An ES module that uses the installed package: scores the image named on the command line.
+// An ES module that uses the installed package: scores the image given on the command line.
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import { Diad } from 'diad';

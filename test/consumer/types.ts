@@ -1,4 +1,4 @@
-// Uses the package's types as a consumer would; compiled under several module resolutions, never run.
+// Uses the package's types like a consumer; compiled with several module resolutions, never run.
 import { readFile } from 'node:fs/promises';
 import {
   Diad,

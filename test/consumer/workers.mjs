@@ -1,4 +1,5 @@
-// Scores in two worker threads and in the main thread at once; all three must agree (batches sum in another order: to 1e-5).
+// Scores concurrently in two worker threads and the main thread; results must agree to 1e-5, because batches
+// round differently.
 import { readFileSync } from 'node:fs';
 import process from 'node:process';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';

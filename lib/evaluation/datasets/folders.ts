@@ -1,4 +1,4 @@
-// Layouts that say everything by folder names: MVTec-AD and its relatives, and plain folders.
+// Data set layouts defined by folder names: MVTec-AD and similar ones, and plain folders.
 import path from 'node:path';
 import { foldersWith, isGoodName, list, masksFor, problem, type Layout, type TestImage } from './layout.js';
 
@@ -7,7 +7,7 @@ interface Names {
   readonly test: string;
   /** Folder of masks within a class, by defect. */
   readonly masks: (classFolder: string, defect: string) => string;
-  /** Folder within a defect's folder that holds the images; '' for none. */
+  /** Folder with the images inside the folder of a defect; '' for none. */
   readonly inner: string;
 }
 
@@ -47,7 +47,7 @@ async function readClasses(root: string, names: Names, only: string | undefined)
   return (await Promise.all(classes.map((name) => readClass(root, name, names)))).flat();
 }
 
-/** Names of the folders in CLASS/test of the first class or of the only one; undefined without one. */
+/** Lists the folders in CLASS/test of the first class, or of `only`; undefined if there is no class. */
 async function testFolders(
   root: string,
   only: string | undefined,
@@ -71,10 +71,10 @@ export const mvtec: Layout = {
   read: (root, only) => readClasses(root, MVTEC, only),
 };
 
-/** MPDD: MVTec-AD's folders. Never detected on its own, since nothing tells it apart. */
+/** MPDD: folders as in MVTec-AD. Never detected, because nothing distinguishes it from MVTec-AD. */
 export const mpdd: Layout = { detect: () => Promise.resolve(false), read: mvtec.read };
 
-/** VisA as its authors' script reorganizes it: CLASS/test/{good,bad}/NNN.JPG, CLASS/ground_truth/bad/NNN.png. */
+/** VisA reorganized by its authors' script: CLASS/test/{good,bad}/NNN.JPG, CLASS/ground_truth/bad/NNN.png. */
 export const visaReorganized: Layout = {
   detect: detectDefects(async (defects, classFolder) => {
     const only = [...defects].sort().join() === 'bad,good';
@@ -84,7 +84,10 @@ export const visaReorganized: Layout = {
   read: mvtec.read,
 };
 
-/** MVTec LOCO: CLASS/test/{good,logical_anomalies,structural_anomalies}; several masks in CLASS/ground_truth/DEFECT/NNN/, whose union counts. */
+/**
+ * MVTec LOCO: CLASS/test/{good,logical_anomalies,structural_anomalies}. The mask is the union of the files in
+ * CLASS/ground_truth/DEFECT/NNN/.
+ */
 export const loco: Layout = {
   detect: detectDefects(
     (defects) => defects.includes('logical_anomalies') || defects.includes('structural_anomalies'),
@@ -118,7 +121,10 @@ const MVTEC2: Names = {
   inner: '',
 };
 
-/** MVTec AD 2, the public test part: CLASS/test_public/{good,bad}/, CLASS/test_public/ground_truth/bad/NNN_mask.png. */
+/**
+ * MVTec AD 2, public test set: CLASS/test_public/{good,bad}/,
+ * CLASS/test_public/ground_truth/bad/NNN_mask.png.
+ */
 export const mvtec2: Layout = {
   detect: async (root, only) => {
     const classes = await foldersWith(root, MVTEC2.test);
@@ -135,7 +141,7 @@ async function readPlain(folder: string, className: string): Promise<TestImage[]
   const found: TestImage[] = [];
   for (const defect of folders.filter((name) => name !== maskRoot)) {
     const defective = !isGoodName(defect);
-    // Masks lie in masks/ itself or in masks/DEFECT/.
+    // Masks are in masks/ or in masks/DEFECT/.
     const maskFolders =
       maskRoot === undefined || !defective
         ? []
@@ -157,7 +163,9 @@ async function readPlain(folder: string, className: string): Promise<TestImage[]
   return found;
 }
 
-/** Plain folders: good/ and one or more others (bad/), optionally masks/; either at the root, or in a folder for each class. */
+/**
+ * Plain folders: good/, one or more others (bad/), optionally masks/; at the root or in a folder per class.
+ */
 export const folder: Layout = {
   detect: async (root) => {
     const { folders } = await list(root);

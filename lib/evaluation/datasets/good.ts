@@ -1,4 +1,4 @@
-// Normal images of a folder, with their classes.
+// Lists the normal images of a folder with their classes.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { requiredText } from '../../validate.js';
@@ -15,16 +15,16 @@ async function imagesIn(folder: string, className: string): Promise<GoodImage[]>
   return images.map((name) => ({ file: path.join(folder, name), className }));
 }
 
-/** train/good (or train/ok and the like) of one class. */
+/** Lists the images in train/good (or train/ok and similar) of one class. */
 async function trainImagesOf(folder: string, className: string): Promise<GoodImage[]> {
   const train = path.join(folder, 'train');
   const good = (await list(train)).folders.filter(isGoodName);
   if (good.length === 0)
-    throw problem(`Expected normal images in ${path.join(train, 'good')} but there is no such folder`);
+    throw problem(`Expected normal images in ${path.join(train, 'good')} but the folder does not exist`);
   return (await Promise.all(good.map((name) => imagesIn(path.join(train, name), className)))).flat();
 }
 
-/** CLASS/train/good of a data set, or train/good of one class of it; undefined where the folder is neither. */
+/** Lists CLASS/train/good of a data set, or train/good of a single class; undefined for other folders. */
 async function trainImages(root: string): Promise<GoodImage[] | undefined> {
   if ((await list(root)).folders.includes('train')) return trainImagesOf(root, path.basename(root));
   const classes = await foldersWith(root, 'train');
@@ -33,15 +33,16 @@ async function trainImages(root: string): Promise<GoodImage[] | undefined> {
 }
 
 /**
- * Normal images of a folder: those of CLASS/train/good where the folder is a data set, or of train/good where it is one class; otherwise every
- * image in it and, by class, in its folders CLASS/ and CLASS/good/.
+ * Lists the normal images of a folder: CLASS/train/good of a data set, or train/good of a single class.
+ * Otherwise, all images in the folder and, by class, in its folders CLASS/ and CLASS/good/.
  *
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none, or when a class of a data set has no train/good
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there are no images, or a class of a data set has no
+ * train/good
  */
 export async function readGoodImages(folder: string): Promise<readonly GoodImage[]> {
   const root = path.resolve(requiredText(folder, 'folder'));
   const status = await stat(root).catch(() => undefined);
-  if (status?.isDirectory() !== true) throw problem(`There is no folder ${folder}`);
+  if (status?.isDirectory() !== true) throw problem(`Folder not found: ${folder}`);
   const train = await trainImages(root);
   if (train !== undefined && train.length > 0) return train;
   if (train !== undefined) throw problem(`Expected images in train/good of ${folder} but found none`);

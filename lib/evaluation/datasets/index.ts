@@ -1,4 +1,4 @@
-// Data sets: finds out how a folder is laid out, and lists its test images.
+// Data sets: detects the layout of a folder and lists its test images.
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { oneOf, requiredText } from '../../validate.js';
@@ -29,7 +29,7 @@ const LAYOUTS: Readonly<Record<LayoutName, Layout>> = {
   folder,
 };
 
-/** A folder that is itself one class of a layout by classes. */
+/** Checks whether a folder is a single class of a layout with class folders. */
 const isClass = async (root: string): Promise<boolean> => {
   const { folders } = await list(root);
   return folders.includes('test') || folders.includes('test_public');
@@ -38,7 +38,8 @@ const isClass = async (root: string): Promise<boolean> => {
 async function detect(root: string, only: string | undefined): Promise<LayoutName> {
   for (const name of LAYOUT_NAMES) if (await LAYOUTS[name].detect(root, only)) return name;
   throw problem(
-    `${root} has none of the layouts ${LAYOUT_NAMES.join(', ')}; the simplest are CLASS/test/good and CLASS/test/DEFECT, or good/ and bad/`,
+    `${root} has none of the layouts ${LAYOUT_NAMES.join(', ')}; ` +
+      'the simplest are CLASS/test/good and CLASS/test/DEFECT, or good/ and bad/',
   );
 }
 
@@ -54,13 +55,14 @@ const inOrder = (a: TestImage, b: TestImage): number =>
  * Lists the test images of a data set.
  *
  * @param folderOfSet - the data set, or one class of it
- * @param layout - default: found out
- * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when there is none, its layout is not known, or a file of it does not fit; names the file
+ * @param layout - default: detected
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when the folder is missing, its layout is unknown, or a file is
+ *   invalid; names the file
  */
 export async function readDataSet(folderOfSet: string, layout?: LayoutName): Promise<DataSet> {
   const root = path.resolve(requiredText(folderOfSet, 'folderOfSet'));
   const status = await stat(root).catch((error: unknown) => {
-    throw problem(`There is no folder ${folderOfSet}`, error);
+    throw problem(`Folder not found: ${folderOfSet}`, error);
   });
   if (!status.isDirectory()) throw problem(`Expected a folder but ${folderOfSet} is a file`);
   const [base, only] = (await isClass(root)) ? [path.dirname(root), path.basename(root)] : [root, undefined];

@@ -1,4 +1,4 @@
-// What every data set layout yields, and the file listing that they share.
+// Types and file listing shared by all data set layouts.
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, DiadError } from '../../errors.js';
@@ -9,14 +9,14 @@ export interface TestImage {
   /** Path of the image. */
   readonly file: string;
   readonly className: string;
-  /** "good", or what the data set calls the defect. */
+  /** "good", or the data set's name of the defect. */
   readonly defect: string;
   readonly defective: boolean;
-  /** Files whose union is the defect's mask; empty for good images and where there is none. */
+  /** Mask files whose union marks the defect; empty for normal images and images without a mask. */
   readonly masks: readonly string[];
 }
 
-/** A data set as a whole. */
+/** A data set. */
 export interface DataSet {
   readonly layout: LayoutName;
   /** Absolute path. */
@@ -25,7 +25,7 @@ export interface DataSet {
   readonly images: readonly TestImage[];
 }
 
-/** Layouts by name, in the order in which they are tried. */
+/** Names of the layouts, in the order of detection. */
 export const LAYOUT_NAMES = [
   'visa',
   'real-iad',
@@ -41,17 +41,20 @@ export const LAYOUT_NAMES = [
 
 export type LayoutName = (typeof LAYOUT_NAMES)[number];
 
-/** One way of laying out a data set. */
+/** A data set layout. */
 export interface Layout {
-  /** Whether a folder looks like it; `only`: judged by this class. */
+  /** Checks whether a folder has this layout; `only`: checks just this class. */
   detect(root: string, only?: string): Promise<boolean>;
-  /** Its test images, or those of one class, in any order; throws ERR_DIAD_INVALID_ARGUMENT that names the file which does not fit. */
+  /**
+   * Lists its test images, or those of one class, in any order. Throws ERR_DIAD_INVALID_ARGUMENT that names
+   * an invalid file.
+   */
   read(root: string, only?: string): Promise<readonly TestImage[]>;
 }
 
 const GOOD = new Set(['good', 'ok', 'normal']);
 
-/** Whether a folder of this name holds normal images. */
+/** Checks whether a folder of this name contains normal images. */
 export const isGoodName = (name: string): boolean => GOOD.has(name.toLowerCase());
 
 export const problem = (message: string, cause?: unknown): DiadError =>
@@ -63,14 +66,16 @@ interface Listing {
   readonly images: readonly string[];
 }
 
-/** Names in a folder, sorted, hidden ones (also macOS's "._" companions) left out; empty for a folder that does not exist. */
+/**
+ * Lists a folder, sorted, without hidden files (including "._" files of macOS); empty if it does not exist.
+ */
 export async function list(folder: string): Promise<Listing> {
   try {
     const entries = (await readdir(folder, { withFileTypes: true })).filter(
       ({ name }) => !name.startsWith('.'),
     );
     const names = (wanted: typeof entries): string[] => wanted.map(({ name }) => name).sort();
-    // Links count as what their name says: data sets are often linked together.
+    // Data sets are often assembled from symbolic links: classify links by name.
     return {
       folders: names(
         entries.filter(
@@ -85,7 +90,7 @@ export async function list(folder: string): Promise<Listing> {
   }
 }
 
-/** Subfolders of a root that hold all of the named folders. */
+/** Lists the subfolders of a root that contain all of the named folders. */
 export async function foldersWith(root: string, ...inside: readonly string[]): Promise<string[]> {
   const { folders } = await list(root);
   const found: string[] = [];
@@ -96,13 +101,13 @@ export async function foldersWith(root: string, ...inside: readonly string[]): P
   return found;
 }
 
-/** Name without its ending. */
+/** Returns the file name without its extension. */
 export const stem = (file: string): string => path.parse(file).name;
 
 /**
- * Masks of an image in a folder of masks: NAME_mask.* or NAME.* beside the others, or all images of a folder NAME.
+ * Finds the masks of an image in a mask folder: NAME_mask.* or NAME.*, or all images in a folder NAME.
  *
- * @param masks - listing of the folder, made once per folder
+ * @param masks - listing of the folder
  */
 export async function masksFor(image: string, folder: string, masks: Listing): Promise<readonly string[]> {
   const name = stem(image);

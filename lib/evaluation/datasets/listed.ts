@@ -1,4 +1,4 @@
-// Layouts that list their images in files: VisA as published (CSV) and Real-IAD (JSON).
+// Data set layouts with image lists: VisA as published (CSV) and Real-IAD (JSON).
 import { access, readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { parse } from 'csv-parse/sync';
@@ -22,8 +22,8 @@ async function readVisaList(root: string): Promise<Record<string, string>[]> {
 }
 
 /**
- * VisA as published: split_csv/1cls.csv with the columns object, split, label, image, mask; paths from the root. Masks hold the number of the kind
- * of defect, not 255.
+ * VisA as published: split_csv/1cls.csv with the columns object, split, label, image, mask; paths relative to
+ * the root. Mask pixels contain the index of the kind of defect, not 255.
  */
 export const visa: Layout = {
   detect: (root) => exists(path.join(root, VISA_LIST)),
@@ -39,7 +39,8 @@ export const visa: Layout = {
         image === ''
       ) {
         throw problem(
-          `${path.join(root, VISA_LIST)}, row ${i + 2}: Expected object, split, label and image but received ${JSON.stringify(row)}`,
+          `${path.join(root, VISA_LIST)}, row ${i + 2}: ` +
+            `Expected object, split, label and image but received ${JSON.stringify(row)}`,
         );
       }
       if (split !== 'test') return [];
@@ -90,7 +91,7 @@ async function readRealIadList(root: string, file: string): Promise<TestImage[]>
   const found = await Promise.all(bases.map(exists));
   const base = bases[found.indexOf(true)];
   if (base === undefined)
-    throw problem(`${file}: Expected images in one of ${bases.join(', ')} but there is none`);
+    throw problem(`${file}: Expected images in one of ${bases.join(', ')} but found none`);
   return (list.test as RealIadEntry[]).map((entry, i) => {
     const {
       category = path.parse(file).name,
@@ -100,7 +101,8 @@ async function readRealIadList(root: string, file: string): Promise<TestImage[]>
     } = entry;
     if (typeof image !== 'string' || typeof kind !== 'string' || typeof category !== 'string') {
       throw problem(
-        `${file}, test[${i}]: Expected the strings image_path and anomaly_class but received ${JSON.stringify(entry)}`,
+        `${file}, test[${i}]: Expected the strings image_path and anomaly_class ` +
+          `but received ${JSON.stringify(entry)}`,
       );
     }
     const defective = kind !== normal;
@@ -114,7 +116,10 @@ async function readRealIadList(root: string, file: string): Promise<TestImage[]>
   });
 }
 
-/** Real-IAD: a list per class in realiad_jsons/; images in realiad_1024/, realiad_512/, realiad_256/ or realiad_raw/, the first that is there. */
+/**
+ * Real-IAD: a list per class in realiad_jsons/; images in the first existing folder of realiad_1024/,
+ * realiad_512/, realiad_256/ and realiad_raw/.
+ */
 export const realIad: Layout = {
   detect: async (root) => {
     const { folders } = await list(root);

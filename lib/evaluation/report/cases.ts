@@ -1,4 +1,4 @@
-// Worst misses and false alarms as images: input, reconstruction, map and mask contour, at the image's aspect ratio.
+// Renders the worst misses and false alarms: input, reconstruction, map and mask contour.
 import { AnomalyMap } from '../../anomaly-map.js';
 import type { Diad } from '../../diad.js';
 import { decodeImage, NO_LIMITS, takeImage, type RawFrame } from '../../image.js';
@@ -10,21 +10,21 @@ import { escapeHtml } from './html.js';
 const LARGEST_SIDE = 360;
 const QUALITY = 82;
 
-/** An image with what the report shows of it. */
+/** An image and its renderings for the report. */
 export interface Case {
   readonly image: ImageReport;
   /** Data URIs of JPEG images. */
   readonly input: string;
   readonly reconstruction: string;
   readonly heatmap: string;
-  /** SVG path data of the mask's outline in the image's pixels; empty without one. */
+  /** SVG path of the mask outline in image pixels; empty without a mask. */
   readonly contour: string;
 }
 
-/** Where classes have thresholds of their own, scores compare by their normalized values. */
+/** Ranking key: the normalized score, because thresholds can differ between classes. */
 const rank = ({ score, normalizedScore }: ImageReport): number => normalizedScore ?? score;
 
-/** Which images to show: the defective ones that scored lowest, and the good ones that scored highest. */
+/** Selects the defective images with the lowest and the normal images with the highest scores. */
 export function chooseCases(
   images: readonly ImageReport[],
   count: number,
@@ -35,7 +35,7 @@ export function chooseCases(
   return { misses, alarms: alarms.slice(0, count) };
 }
 
-/** The value drawn in the strongest color, one for the whole data set: that which the maps of 95 % of the images nowhere exceed. */
+/** Computes the map value of the strongest color for the whole data set: the 95 % quantile of map maxima. */
 export async function colorMaximum(evaluation: Evaluation): Promise<number> {
   const maxima: number[] = [];
   for (const { index } of evaluation.images) {
@@ -76,7 +76,7 @@ async function maskContour(evaluation: Evaluation, image: ImageReport, side: num
   return regions.flatMap(({ contour, holes }) => [contour, ...holes].map(ring)).join('');
 }
 
-/** Makes the images of one case; reconstructs it again, as the run did. */
+/** Renders one case. Reconstructs the image with the options of the run. */
 export async function renderCase(
   evaluation: Evaluation,
   diad: Diad,
@@ -91,7 +91,7 @@ export async function renderCase(
     width: Math.max(1, Math.round(width * scale)),
     height: Math.max(1, Math.round(height * scale)),
   };
-  const { image: rebuilt } = await diad.reconstruct(frame, evaluation.call);
+  const { image: reconstructed } = await diad.reconstruct(frame, evaluation.call);
   const side = diad.info.bundle.imageSize;
   const map = new AnomalyMap(
     side,
@@ -104,17 +104,19 @@ export async function renderCase(
   return {
     image,
     input: await jpeg(frame.data, size, { width, height, channels }),
-    reconstruction: await jpeg(rebuilt, size),
+    reconstruction: await jpeg(reconstructed, size),
     heatmap: await jpeg(await map.toHeatmap({ min: 0, max: colorMax }), size),
     contour: await maskContour(evaluation, image, side),
   };
 }
 
-/** A case as HTML. */
+/** Formats a case as HTML. */
 export function caseHtml({ image, input, reconstruction, heatmap, contour }: Case): string {
   const { width, height } = image;
   const figure = (name: string, source: string, outline: string): string =>
-    `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${name}"><image href="${source}" width="${width}" height="${height}"/>${outline}</svg><figcaption>${name}</figcaption></figure>`;
+    `<figure><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${name}">` +
+    `<image href="${source}" width="${width}" height="${height}"/>${outline}</svg>` +
+    `<figcaption>${name}</figcaption></figure>`;
   const outline = contour === '' ? '' : `<path class="contour" d="${contour}"/>`;
   const facts: readonly (readonly [string, string])[] = [
     ['file', image.file],

@@ -1,4 +1,4 @@
-// Charts of the report as SVG: score histograms, ROC and precision-recall curves.
+// SVG charts of the report: score histograms, ROC and precision-recall curves.
 import { bin, max, ticks } from 'd3-array';
 import { scaleLinear, type ScaleLinear } from 'd3-scale';
 import { line } from 'd3-shape';
@@ -10,7 +10,7 @@ const INNER = { left: 44, right: WIDTH - 12, top: 12, bottom: HEIGHT - 34 };
 
 type Scale = ScaleLinear<number, number>;
 
-/** Numbers of SVG attributes, short. */
+/** Formats a number for an SVG attribute. */
 const at = (value: number): string => value.toFixed(2).replace(/\.?0+$/, '');
 
 function frame(
@@ -22,27 +22,36 @@ function frame(
 ): string {
   const xTicks = x.ticks(5).map((tick) => {
     const place = at(x(tick));
-    return `<line class="grid" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}"/><text x="${place}" y="${INNER.bottom + 13}" text-anchor="middle">${x.tickFormat(5)(tick)}</text>`;
+    return (
+      `<line class="grid" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}"/>` +
+      `<text x="${place}" y="${INNER.bottom + 13}" text-anchor="middle">${x.tickFormat(5)(tick)}</text>`
+    );
   });
   const yTicks = y.ticks(5).map((tick) => {
     const place = at(y(tick));
-    return `<line class="grid" x1="${INNER.left}" x2="${INNER.right}" y1="${place}" y2="${place}"/><text x="${INNER.left - 5}" y="${place}" dy="0.32em" text-anchor="end">${y.tickFormat(5)(tick)}</text>`;
+    return (
+      `<line class="grid" x1="${INNER.left}" x2="${INNER.right}" y1="${place}" y2="${place}"/>` +
+      `<text x="${INNER.left - 5}" y="${place}" dy="0.32em" text-anchor="end">${y.tickFormat(5)(tick)}</text>`
+    );
   });
-  return `<svg class="chart" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(title)}"><title>${escapeHtml(title)}</title>
+  const [middleX, middleY] = [(INNER.left + INNER.right) / 2, (INNER.top + INNER.bottom) / 2];
+  const [name, xLabel, yLabel] = [title, labels.x, labels.y].map(escapeHtml);
+  return `<svg class="chart" viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${name}">
+<title>${name}</title>
 ${xTicks.join('')}${yTicks.join('')}
-<text class="label" x="${(INNER.left + INNER.right) / 2}" y="${HEIGHT - 4}" text-anchor="middle">${escapeHtml(labels.x)}</text>
-<text class="label" transform="translate(11 ${(INNER.top + INNER.bottom) / 2}) rotate(-90)" text-anchor="middle">${escapeHtml(labels.y)}</text>
+<text class="label" x="${middleX}" y="${HEIGHT - 4}" text-anchor="middle">${xLabel}</text>
+<text class="label" transform="translate(11 ${middleY}) rotate(-90)" text-anchor="middle">${yLabel}</text>
 ${content}</svg>`;
 }
 
-/** A curve to draw. */
+/** A curve of a chart. */
 export interface Curve {
-  /** Its color: CSS class `s-KIND`. */
+  /** Determines the color: CSS class `s-KIND`. */
   readonly kind: 'image' | 'pixel';
   readonly points: readonly (readonly [x: number, y: number])[];
 }
 
-/** Curves over the unit square. */
+/** Draws curves over the unit square. */
 export function unitChart(
   title: string,
   labels: { readonly x: string; readonly y: string },
@@ -60,13 +69,13 @@ export function unitChart(
   return frame(x, y, labels, chance + drawn.join(''), title);
 }
 
-/** Vertical line in a histogram. */
+/** A vertical line in a histogram. */
 export interface Marker {
   readonly kind: 'threshold' | 'f1max';
   readonly score: number;
 }
 
-/** Histograms of the scores of good and defective images over each other. */
+/** Draws overlaid histograms of the scores of normal and defective images. */
 export function scoreHistogram(
   title: string,
   good: readonly number[],
@@ -91,18 +100,23 @@ export function scoreHistogram(
       .filter(({ length }) => length > 0)
       .map(({ x0 = 0, x1 = 0, length }) => {
         const width = Math.max(1, x(x1) - x(x0) - 1);
-        const box = `x="${at(x(x0) + 0.5)}" width="${at(width)}" y="${at(y(length))}" height="${at(INNER.bottom - y(length))}"`;
-        return `<rect class="b-${kind}" ${box}><title>${length} ${kind}, score ${x0.toPrecision(3)} to ${x1.toPrecision(3)}</title></rect>`;
+        const [barWidth, barHeight] = [at(width), at(INNER.bottom - y(length))];
+        const box = `x="${at(x(x0) + 0.5)}" width="${barWidth}" y="${at(y(length))}" height="${barHeight}"`;
+        const range = `${x0.toPrecision(3)} to ${x1.toPrecision(3)}`;
+        return `<rect class="b-${kind}" ${box}><title>${length} ${kind}, score ${range}</title></rect>`;
       }),
   );
   const lines = markers.map(({ kind, score }) => {
     const place = at(x(Math.min(domain[1], Math.max(domain[0], score))));
-    return `<line class="m-${kind}" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}"><title>${kind} ${score.toPrecision(4)}</title></line>`;
+    return (
+      `<line class="m-${kind}" x1="${place}" x2="${place}" y1="${INNER.top}" y2="${INNER.bottom}">` +
+      `<title>${kind} ${score.toPrecision(4)}</title></line>`
+    );
   });
   return frame(x, y, { x: 'score', y: 'images' }, bars.join('') + lines.join(''), title);
 }
 
-/** ROC and precision-recall points of scores, one per distinct score. */
+/** Computes ROC and precision-recall points, one per distinct score. */
 export function imageCurves(scores: readonly { readonly score: number; readonly defective: boolean }[]): {
   readonly roc: readonly [number, number][];
   readonly precisionRecall: readonly [number, number][];

@@ -1,4 +1,4 @@
-// Text that is safe within HTML.
+// Escapes text for HTML.
 
 const ENTITIES: Readonly<Record<string, string>> = {
   '&': '&amp;',

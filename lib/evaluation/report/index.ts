@@ -1,4 +1,4 @@
-// The report of an evaluation: one HTML file that needs nothing else.
+// Writes the report of an evaluation as one self-contained HTML file.
 import path from 'node:path';
 import { heatColor } from '../../anomaly-map.js';
 import type { Diad } from '../../diad.js';
@@ -62,7 +62,9 @@ function table({ classes, mean, images }: Evaluation): string {
   const line = (row: readonly string[], tag: string): string =>
     `<tr>${row.map((cell) => `<${tag}>${cell}</${tag}>`).join('')}</tr>`;
   const body = rows.map((row) => line(row, 'td')).join('');
-  return `<div class="scroll"><table><thead>${line(heads, 'th')}</thead><tbody>${body}</tbody><tfoot>${line(foot, 'td')}</tfoot></table></div>`;
+  const head = `<thead>${line(heads, 'th')}</thead>`;
+  const tail = `<tfoot>${line(foot, 'td')}</tfoot>`;
+  return `<div class="scroll"><table>${head}<tbody>${body}</tbody>${tail}</table></div>`;
 }
 
 function classCharts(
@@ -97,10 +99,12 @@ function classCharts(
     },
     { kind: 'image', points: image.precisionRecall },
   ];
-  return `<h3>${escapeHtml(name)}</h3><div class="row">
-<div class="panel">${scoreHistogram(`${name}: scores`, scores(false), scores(true), range, markers)}</div>
-<div class="panel">${unitChart(`${name}: ROC`, { x: 'false positive rate', y: 'true positive rate' }, roc, true)}</div>
-<div class="panel">${unitChart(`${name}: precision and recall`, { x: 'recall', y: 'precision' }, precisionRecall, false)}</div></div>`;
+  const panels = [
+    scoreHistogram(`${name}: scores`, scores(false), scores(true), range, markers),
+    unitChart(`${name}: ROC`, { x: 'false positive rate', y: 'true positive rate' }, roc, true),
+    unitChart(`${name}: precision and recall`, { x: 'recall', y: 'precision' }, precisionRecall, false),
+  ].map((chart) => `<div class="panel">${chart}</div>`);
+  return `<h3>${escapeHtml(name)}</h3><div class="row">\n${panels.join('\n')}</div>`;
 }
 
 function ramp(colorMax: number): string {
@@ -111,11 +115,16 @@ function ramp(colorMax: number): string {
         .map(Math.round)
         .join(' ')})`,
   ).join(', ');
-  return `<div class="ramp" style="background: linear-gradient(90deg, ${stops})"></div><div class="ends"><span>0</span><span>${colorMax.toFixed(3)}</span></div>`;
+  return (
+    `<div class="ramp" style="background: linear-gradient(90deg, ${stops})"></div>` +
+    `<div class="ends"><span>0</span><span>${colorMax.toFixed(3)}</span></div>`
+  );
 }
 
-const KEY = `<div class="key"><span><i style="background: var(--good)"></i>good images</span><span><i style="background: var(--bad)"></i>defective images; curves of images</span>
-<span><i style="background: var(--pixel)"></i>curves of pixels</span><span>solid line: threshold; dashed: score of the largest F1, which looks at the labels of this set</span></div>`;
+const KEY = `<div class="key"><span><i style="background: var(--good)"></i>normal images</span>
+<span><i style="background: var(--bad)"></i>defective images; image curves</span>
+<span><i style="background: var(--pixel)"></i>pixel curves</span>
+<span>solid line: threshold; dashed line: score of the maximum F1 on this set</span></div>`;
 
 async function cases(
   evaluation: Evaluation,
@@ -123,11 +132,11 @@ async function cases(
   chosen: readonly ImageReport[],
   colorMax: number,
 ): Promise<string> {
-  // At once, so that they are rebuilt in batches.
+  // Render concurrently, so that reconstructions are batched.
   const parts = await Promise.all(
     chosen.map(async (image) => caseHtml(await renderCase(evaluation, diad, image, colorMax))),
   );
-  return parts.length === 0 ? '<p class="soft">There are none.</p>' : parts.join('\n');
+  return parts.length === 0 ? '<p class="soft">None.</p>' : parts.join('\n');
 }
 
 function introduction({ data, mode, call, images, classes }: Evaluation, diad: Diad): string {
@@ -136,14 +145,19 @@ function introduction({ data, mode, call, images, classes }: Evaluation, diad: D
   const note =
     withoutMask === 0
       ? ''
-      : ` ${withoutMask} defective images have no mask and count for image metrics only.`;
-  return `<p class="soft">${images.length} test images of ${Object.keys(classes).length} classes (layout ${data.layout}), scored by “${escapeHtml(bundle.name)}”
-<code>${bundle.digest.slice(0, 12)}</code> on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}. Metrics by the rules of mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
+      : ` ${withoutMask} defective images have no mask and count only for image metrics.`;
+  const classCount = Object.keys(classes).length;
+  const model = `“${escapeHtml(bundle.name)}”\n<code>${bundle.digest.slice(0, 12)}</code>`;
+  const run = `on ${escapeHtml(device)}, ${escapeHtml(precision)}, seed ${call.seed.toString()}`;
+  return `<p class="soft">${images.length} test images of ${classCount} classes (layout ${data.layout}),
+scored by ${model} ${run}.
+Metrics as defined by mode <code>${mode}</code>; the mean is over classes.${note}</p>`;
 }
 
 /**
- * Writes index.html beside the tables: metrics by class, score histograms with the threshold, ROC and precision-recall curves, and the worst
- * misses and false alarms as images. Colors of maps are scaled over the data set. The file holds everything it shows.
+ * Writes index.html next to the tables: metrics by class, score histograms with the threshold, ROC and
+ * precision-recall curves, and the worst misses and false alarms as images. Map colors use one scale for the
+ * whole data set. The file is self-contained.
  *
  * @returns path of the file
  */
@@ -161,17 +175,20 @@ export async function writeReport(evaluation: Evaluation, diad: Diad): Promise<s
     ({ file, message }) => `<li><code>${escapeHtml(file)}</code>: ${escapeHtml(message)}</li>`,
   );
   const name = escapeHtml(path.basename(data.root));
-  const page = `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><link rel="icon" href="data:,">
+  const policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
+  const page = `<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="${policy}"><link rel="icon" href="data:,">
 <title>diad: ${name}</title><style>${STYLE}</style></head><body>
 <h1>${name}</h1>
 ${introduction(evaluation, diad)}
 ${failures.length === 0 ? '' : `<h2>Not scored</h2><ul>${failures.join('')}</ul>`}
 <h2>Classes</h2>${table(evaluation)}
 <h2>Scores and curves</h2>${KEY}${charts.join('\n')}
-<h2>Worst misses</h2><p class="soft">Defective images that look the most normal to the model. The bright line marks the labelled defect. Map colors, the same for every image:</p>${ramp(colorMax)}
+<h2>Worst misses</h2><p class="soft">Defective images with the lowest scores.
+The bright line marks the labeled defect. Map colors, the same for every image:</p>${ramp(colorMax)}
 ${await cases(evaluation, diad, misses, colorMax)}
-<h2>Worst false alarms</h2><p class="soft">Good images that look the most anomalous to the model.</p>
+<h2>Worst false alarms</h2><p class="soft">Normal images with the highest scores.</p>
 ${await cases(evaluation, diad, alarms, colorMax)}
 </body></html>
 `;

@@ -1,4 +1,5 @@
-// The page at /: images come in by drop, paste, choice or camera, are scored two at a time and shown as a gallery.
+// The page at /: scores images from drop, paste, file choice or camera, two at a time, and shows them as a
+// gallery.
 import { render } from 'preact';
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 import { Camera } from './camera.js';
@@ -10,7 +11,7 @@ const TOKEN_KEY = 'diad-token'; // kept while the tab is open
 
 type Update = (id: number, change: Partial<Entry>) => void;
 
-/** Runs tasks, AT_ONCE at a time, in the order they came. */
+/** Runs tasks in order, AT_ONCE at a time. */
 class Line {
   readonly #waiting: (() => Promise<void>)[] = [];
   #running = 0;
@@ -33,8 +34,11 @@ class Line {
 
 async function work(entry: Entry, token: string, update: Update, needToken: () => void): Promise<void> {
   try {
-    const [scored, rebuilt] = await Promise.all([score(entry.image, token), reconstruct(entry.image, token)]);
-    update(entry.id, { state: 'done', score: scored, rebuilt: URL.createObjectURL(rebuilt) });
+    const [scored, reconstructed] = await Promise.all([
+      score(entry.image, token),
+      reconstruct(entry.image, token),
+    ]);
+    update(entry.id, { state: 'done', score: scored, reconstruction: URL.createObjectURL(reconstructed) });
   } catch (error) {
     if (error instanceof Refusal && error.status === 401) needToken();
     update(entry.id, { state: 'failed', problem: error instanceof Error ? error.message : String(error) });
@@ -44,7 +48,7 @@ async function work(entry: Entry, token: string, update: Update, needToken: () =
 function TokenField({ token, change }: { readonly token: string; readonly change: (token: string) => void }) {
   return (
     <label class="token">
-      The service asks for a token
+      The server requires a token
       <input
         type="password"
         autocomplete="off"
@@ -55,7 +59,7 @@ function TokenField({ token, change }: { readonly token: string; readonly change
   );
 }
 
-/** Sentence for the live region: what is done of what was given. */
+/** Formats the progress for the live region. */
 function progress(entries: readonly Entry[]): string {
   if (entries.length === 0) return '';
   const count = (state: Entry['state']): number => entries.filter((entry) => entry.state === state).length;
@@ -92,7 +96,7 @@ function App() {
   }, []);
   const remove = (entry: Entry): void => {
     URL.revokeObjectURL(entry.url);
-    if (entry.rebuilt !== undefined) URL.revokeObjectURL(entry.rebuilt);
+    if (entry.reconstruction !== undefined) URL.revokeObjectURL(entry.reconstruction);
     setEntries((all) => all.filter(({ id }) => id !== entry.id));
   };
 
@@ -129,9 +133,7 @@ function App() {
   return (
     <main class={dragged ? 'dragged' : ''}>
       <h1>diad</h1>
-      <p class="lead">
-        Rebuilds an image of a part as if the part were normal, and shows where the two differ.
-      </p>
+      <p class="lead">Reconstructs a defect-free version of an image and shows where the two differ.</p>
       {asksToken && <TokenField token={token} change={keepToken} />}
       <div class="inputs">
         <label class="pick">

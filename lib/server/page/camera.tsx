@@ -1,4 +1,4 @@
-// An image from the webcam.
+// Captures an image from the webcam.
 import { useEffect, useRef, useState } from 'preact/hooks';
 
 export function Camera({
@@ -16,7 +16,7 @@ export function Camera({
     const stop = (): void => stream?.getTracks().forEach((track) => track.stop());
     const start = async (): Promise<void> => {
       if (navigator.mediaDevices === undefined)
-        throw new Error('the page must come from this machine or over TLS');
+        throw new Error('the page must be served from this machine or over TLS');
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
       if (gone) stop();
       else if (video.current !== null) video.current.srcObject = stream;

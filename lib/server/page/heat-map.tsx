@@ -1,16 +1,19 @@
-// The anomaly map as a canvas that lies over the image.
+// The anomaly map as a canvas over the image.
 import { useEffect, useRef } from 'preact/hooks';
 import { heatAlpha, heatColor } from '../../heat-color.js';
 import type { Score } from './service.js';
 
-/** Little-endian floats of base64. */
+/** Decodes base64 to little-endian floats. */
 export function decodeMap(text: string): Float32Array {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   return Float32Array.from({ length: bytes.length >> 2 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
-/** Pixels of a heat map: the strongest color at twice the threshold (at 1 without one), never at the image's own maximum. */
+/**
+ * Renders a heat map. The strongest color is at twice the threshold (or 1), never at the maximum of the
+ * image.
+ */
 export function heatPixels(
   values: Float32Array,
   width: number,

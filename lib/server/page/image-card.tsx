@@ -1,4 +1,4 @@
-// One image of the gallery: input with heat map, reconstruction, verdict, times.
+// An image of the gallery: input with heat map, reconstruction, verdict, timings.
 import { useState } from 'preact/hooks';
 import { HeatMap } from './heat-map.js';
 import { RegionList, RegionOutlines } from './regions.js';
@@ -13,7 +13,7 @@ export interface Entry {
   readonly state: 'waiting' | 'done' | 'failed';
   readonly score?: Score;
   /** Object URL of the reconstruction. */
-  readonly rebuilt?: string;
+  readonly reconstruction?: string;
   readonly problem?: string;
 }
 
@@ -48,7 +48,7 @@ function Verdict({ score }: { readonly score: Score }) {
       </meter>
       <p class="note">
         {threshold === undefined
-          ? 'The model is not calibrated: there is no threshold.'
+          ? 'No threshold: the model is not calibrated.'
           : `Threshold ${threshold.toFixed(3)}`}
       </p>
     </div>
@@ -76,7 +76,7 @@ function Times({ score }: { readonly score: Score }) {
 export function ImageCard({ entry, remove }: { readonly entry: Entry; readonly remove: () => void }) {
   const [opacity, setOpacity] = useState(80);
   const [size, setSize] = useState<{ readonly width: number; readonly height: number }>();
-  const { name, score, rebuilt, state, problem } = entry;
+  const { name, score, reconstruction, state, problem } = entry;
   const slider = `opacity-${entry.id}`;
   return (
     <li class="card" data-state={state}>
@@ -105,12 +105,12 @@ export function ImageCard({ entry, remove }: { readonly entry: Entry; readonly r
         </figure>
         <figure>
           <div class="stack">
-            {rebuilt !== undefined && <img src={rebuilt} alt={`Reconstruction of ${name}`} />}
+            {reconstruction !== undefined && <img src={reconstruction} alt={`Reconstruction of ${name}`} />}
           </div>
-          <figcaption>As if it were normal</figcaption>
+          <figcaption>Reconstruction</figcaption>
         </figure>
       </div>
-      {state === 'waiting' && <p class="note">Being scored…</p>}
+      {state === 'waiting' && <p class="note">Scoring…</p>}
       {state === 'failed' && <p class="problem">{problem}</p>}
       {score !== undefined && (
         <>

@@ -1,4 +1,4 @@
-// Defect regions: their outlines over the image, and a list of them.
+// Defect regions: outlines over the image, and a list.
 import type { Score } from './service.js';
 
 type Regions = NonNullable<Score['regions']>;
@@ -6,7 +6,7 @@ type Ring = Regions[number]['contour'];
 
 const closed = (ring: Ring): string => `M${ring.map((point) => point.join(' ')).join('L')}Z`;
 
-/** @param size - of the image as it is shown, pixels */
+/** @param size - displayed size of the image, pixels */
 export function RegionOutlines({
   regions,
   size,

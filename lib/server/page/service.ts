@@ -1,13 +1,13 @@
-// Calls of the service that the page came from.
+// Requests to the server of the page.
 
-/** What /v1/score answers, as far as the page shows it. */
+/** The parts of a /v1/score response that the page shows. */
 export interface Score {
   readonly score: number;
   readonly threshold?: number;
   readonly anomalous?: boolean;
   readonly timings: Readonly<Record<string, number>>;
   readonly image: { readonly width: number; readonly height: number };
-  /** In pixels of the image as it is shown. */
+  /** In pixels of the displayed image. */
   readonly regions?: readonly {
     readonly box: { readonly x: number; readonly y: number; readonly width: number; readonly height: number };
     readonly peak: number;
@@ -17,7 +17,7 @@ export interface Score {
   readonly map?: { readonly width: number; readonly height: number; readonly data: string };
 }
 
-/** A refusal of the service. */
+/** An error response of the server. */
 export class Refusal extends Error {
   readonly status: number;
 
@@ -31,7 +31,7 @@ const PATIENCE = 5;
 const sleep = (seconds: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** Posts an image; waits and tries again a few times when the service is busy. */
+/** Posts an image. Retries a few times when the server is busy. */
 async function post(route: string, image: Blob, accept: string, token: string): Promise<Response> {
   const headers = {
     accept,
@@ -48,12 +48,12 @@ async function post(route: string, image: Blob, accept: string, token: string): 
   }
 }
 
-/** Score, verdict, map. */
+/** Requests score, verdict and map. */
 export async function score(image: Blob, token: string): Promise<Score> {
   return (await (await post('/v1/score?map=true', image, 'application/json', token)).json()) as Score;
 }
 
-/** The reconstruction as PNG. */
+/** Requests the reconstruction as PNG. */
 export async function reconstruct(image: Blob, token: string): Promise<Blob> {
   return (await post('/v1/reconstruct', image, 'image/png', token)).blob();
 }
