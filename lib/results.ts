@@ -1,6 +1,6 @@
 // Results of scoring and reconstruction.
-import type { AnomalyMap } from './anomaly-map.js';
-import type { Timings } from './native.js';
+import type { AnomalyMap } from './scoring/anomaly-map.js';
+import type { Timings } from './native/addon.js';
 
 /**
  * Separate scores of the two kinds of evidence, in standard deviations of normal images of the class; larger

@@ -3,7 +3,7 @@
 // npm run sanitize -- valgrind: the C++ tests of the ordinary build under valgrind's memcheck, which also sees reads of memory that nobody has
 // written, LibTorch's included; without those that multiply much, and without Node, which takes minutes to start there.
 //
-//   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/07-lifecycle.test.ts ...]
+//   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/integration/lifecycle.test.ts ...]
 //
 // Everything is in build/sanitize-NAME: the CMake tree, the binaries, and a copy of the package that uses them. Needs what `npm test` sets up.
 // A whole run is recorded in bench/results/sanitizers.json and in the table of docs/reliability.md, unless --dry.
@@ -134,7 +134,7 @@ function mochaTests() {
   const mocha = path.join(root, 'node_modules', 'mocha', 'bin', 'mocha.js');
   const report = path.join(home, 'mocha.json');
   rmSync(report, { force: true });
-  const reporter = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
+  const reporter = ['--reporter', 'test/support/reporter.cjs', '--reporter-option', `output=${report}`];
   const args = [
     '--import',
     'tsx',

@@ -24,7 +24,7 @@ export const mustHold =
   'the old file intact or the new one whole; a killed evaluation resumes to the result of an undisturbed one; a full disk is an error, not a crash';
 export const amounts = { short: 2, full: 50 }; // of each kind
 
-const durable = pathToFileURL(path.join(root, 'dist', 'durable.js')).href;
+const durable = pathToFileURL(path.join(root, 'dist', 'io', 'atomic-file.js')).href;
 
 /** Content that says by itself whether it is whole. */
 const whole = (text) => {
@@ -32,7 +32,7 @@ const whole = (text) => {
   return Number(length) === body.length && /^(.)\1*$/.test(body);
 };
 
-/** Every writer of the package's goes through lib/durable.ts; this is that way, killed at a random moment. */
+/** Every writer of the package's goes through lib/io/atomic-file.ts; this is that way, killed at a random moment. */
 async function killedWhileReplacing(folder, random, failures) {
   const file = path.join(folder, 'results.json');
   writeFileSync(file, '1\nz');

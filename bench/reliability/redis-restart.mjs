@@ -1,7 +1,7 @@
 // redis-server killed in the middle of a run and started again with its append-only file: all jobs end without a hand.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startWorker, submitRun } from '../../lib/queue/index.ts';
-import { STUB_MODEL, stubScorer, stubScore } from '../../test/queue-support.ts';
+import { STUB_MODEL, stubScorer, stubScore } from '../../test/support/queue-support.ts';
 import { asFile, collect, withImages } from './runs.mjs';
 
 export async function run({ short }) {

@@ -1,8 +1,8 @@
 // Calibration of a bundle with evidence: statistics of normal images, and thresholds from unseen images.
-import { NORMALITY_FILE, type Thresholds } from '../calibration.js';
+import { NORMALITY_FILE, type Thresholds } from '../calibration/calibration.js';
 import { openCalibrator, type Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
-import type { NativeUnseenScores } from '../native.js';
+import type { NativeUnseenScores } from '../native/addon.js';
 import { oneOf } from '../validate.js';
 import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibrate.js';
 import { sha256 } from './content-hash.js';

@@ -3,7 +3,7 @@ import multipart from '@fastify/multipart';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { codeOf } from '../errors.js';
-import type { Point } from '../regions.js';
+import type { Point } from '../scoring/regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Image } from './engine.js';
 import { HttpFailure } from './problem.js';
