@@ -155,7 +155,7 @@ describe('data sets', () => {
       await sharp(file('large.png')).jpeg({ quality: 60 }).toFile(file('lossy.jpg'));
       const deep = Uint16Array.from({ length: 256 }, (_, i) => (i % 16 < 8 ? 1 : 0));
       await sharp(deep, { raw: { width: 16, height: 16, channels: 1 } })
-        .toColorspace('gray16')
+        .toColorspace('grey16')
         .png()
         .toFile(file('deep.png'));
       const palette = [0, 255].map((level) => [level, level, level] as const);

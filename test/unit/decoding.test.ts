@@ -56,7 +56,7 @@ describe('decoding', () => {
       .toBuffer();
     assert.deepEqual([...(await decode(color)).data], [0x12, 0xff, 0x00, 0x80, 0x7f, 0xfe]);
     const gray = await sharp(values, { raw: { width: 6, height: 1, channels: 1 } })
-      .toColorspace('gray16')
+      .toColorspace('grey16')
       .png()
       .toBuffer();
     assert.deepEqual(
