@@ -13,7 +13,7 @@ import { Queue } from 'bullmq';
 import { Redis } from 'ioredis';
 import { queueName } from '../lib/queue/broker.ts';
 import { startWorker, submitRun } from '../lib/queue/index.ts';
-import { startWorkerProcess, STUB_MODEL, stubScorer } from '../test/queue-support.ts';
+import { startWorkerProcess, STUB_MODEL, stubScorer } from '../test/support/queue-support.ts';
 import { Diad } from '../dist/index.js';
 import { quantile, root, write } from './reliability/record.mjs';
 import { asFile, withImages } from './reliability/runs.mjs';

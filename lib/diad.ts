@@ -1,8 +1,8 @@
 // Diad: a loaded bundle that scores images.
 import { setMaxListeners } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
-import { AnomalyMap, encodePng, resizeMap } from './anomaly-map.js';
-import { bundleDigest } from './bundle-digest.js';
+import { AnomalyMap, encodePng, resizeMap } from './scoring/anomaly-map.js';
+import { bundleDigest } from './calibration/bundle-digest.js';
 import {
   checkOrigin,
   isOfTiles,
@@ -13,8 +13,8 @@ import {
   warnOfTiles,
   type Calibration,
   type Thresholds,
-} from './calibration.js';
-import { createCalibrator, type Calibrator } from './calibrator.js';
+} from './calibration/calibration.js';
+import { createCalibrator, type Calibrator } from './calibration/calibrator.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
 import {
   decodeImage,
@@ -23,8 +23,8 @@ import {
   type ImageLimits,
   type RawFrame,
   type TakenImage,
-} from './image.js';
-import { inOrder } from './in-order.js';
+} from './image/decode.js';
+import { inOrder } from './async/map-ordered.js';
 import {
   baseBundle,
   openNative,
@@ -32,7 +32,7 @@ import {
   type NativeResult,
   type NativeSubmitOptions,
   type QueueStats,
-} from './native.js';
+} from './native/addon.js';
 import {
   validateCallOptions,
   validateLoadOptions,
@@ -42,10 +42,10 @@ import {
   type ScoreManyOptions,
   type ScoreOptions,
   type ValidatedCall,
-} from './options.js';
+} from './scoring/options.js';
 import type { EvidenceScores, ReconstructResult, ScoreResult, SettledScore } from './results.js';
-import { scoreTiles, type TiledResult } from './tiled-score.js';
-import { describeBundle, type DiadInfo } from './info.js';
+import { scoreTiles, type TiledResult } from './scoring/tiled-score.js';
+import { describeBundle, type DiadInfo } from './scoring/info.js';
 
 interface Computed extends TiledResult {
   readonly frame: RawFrame;
@@ -266,7 +266,8 @@ export class Diad {
     decodeImageMs,
   }: Computed): Promise<ScoreResult> {
     const { score, map: values = new Float32Array(), stages, evidence } = result;
-    const limits = this.#limitsOf(call);
+    const className = result.className ?? call.className;
+    const limits = this.#limitsOf(call, className);
     const imageSize = { width: frame.width, height: frame.height };
     const [width, height] = call.mapSize === 'image' ? [frame.width, frame.height] : [mapWidth, mapHeight];
     const data =
@@ -281,6 +282,7 @@ export class Diad {
             normalizedScore: normalizedScore(score, limits),
           }),
       ...(evidence === undefined ? {} : { evidence }),
+      ...(result.className === undefined ? {} : { className: result.className }),
       map: new AnomalyMap(width, height, data, taken, imageSize, limits),
       imageSize,
       seed: jsonSafeSeed(call.seed),
@@ -290,11 +292,11 @@ export class Diad {
     };
   }
 
-  /** Returns the thresholds of a call; undefined for a tiling other than that of the calibration. */
-  #limitsOf(call: ValidatedCall): Thresholds | undefined {
+  /** Returns the thresholds of a class; undefined for a tiling other than that of the calibration. */
+  #limitsOf(call: ValidatedCall, className: string | undefined): Thresholds | undefined {
     const calibration = this.#calibration;
     if (calibration === undefined) return undefined;
-    if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, call.className);
+    if (isOfTiles(calibration, call.tile)) return thresholdsFor(calibration, className);
     if (!this.#warnedOfTiles) warnOfTiles(calibration, call.tile);
     this.#warnedOfTiles = true;
     return undefined;

@@ -1,6 +1,6 @@
 // The public API.
-export { AnomalyMap, type HeatmapOptions } from './anomaly-map.js';
-export type { Calibration, CalibrationOrigin, NormalityFile, Thresholds } from './calibration.js';
+export { AnomalyMap, type HeatmapOptions } from './scoring/anomaly-map.js';
+export type { Calibration, CalibrationOrigin, NormalityFile, Thresholds } from './calibration/calibration.js';
 export {
   Diad,
   type EvidenceScores,
@@ -9,11 +9,11 @@ export {
   type SettledScore,
 } from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
-export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image.js';
-export type { BundleEvidence, DiadInfo } from './info.js';
-export { tuneAllocator } from './native.js';
-export type { Distribution, QueueStats, Timings } from './native.js';
-export type { Point, Region, RegionsOptions } from './regions.js';
-export type { CallOptions, LoadOptions, Precision, ScoreManyOptions, ScoreOptions } from './options.js';
-export type { TileOptions } from './tiles.js';
-export { verifyBundle, type StageComparison, type VerifyReport } from './verify.js';
+export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image/decode.js';
+export type { BundleEvidence, DiadInfo } from './scoring/info.js';
+export { tuneAllocator } from './native/addon.js';
+export type { Distribution, QueueStats, Timings } from './native/addon.js';
+export type { Point, Region, RegionsOptions } from './scoring/regions.js';
+export type { CallOptions, LoadOptions, Precision, ScoreManyOptions, ScoreOptions } from './scoring/options.js';
+export type { TileOptions } from './scoring/tiles.js';
+export { verifyBundle, type StageComparison, type VerifyReport } from './verify/verify.js';

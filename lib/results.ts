@@ -1,6 +1,6 @@
 // Results of scoring and reconstruction.
-import type { AnomalyMap } from './anomaly-map.js';
-import type { Timings } from './native.js';
+import type { AnomalyMap } from './scoring/anomaly-map.js';
+import type { Timings } from './native/addon.js';
 
 /**
  * Separate scores of the two kinds of evidence, in standard deviations of normal images of the class; larger
@@ -28,6 +28,8 @@ export interface ScoreResult {
   readonly normalizedScore?: number;
   /** Only for a calibrated bundle with evidence. Map and score are then in standard deviations, too. */
   readonly evidence?: EvidenceScores;
+  /** Class whose normal images judged the image: the one named by the caller, otherwise the most similar. Absent without classes. */
+  readonly className?: string;
   readonly map: AnomalyMap;
   /** Size of the image, pixels. */
   readonly imageSize: { readonly width: number; readonly height: number };

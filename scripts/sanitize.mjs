@@ -4,7 +4,7 @@
 // memcheck, which also detects reads of uninitialized memory, including those in LibTorch. Skips
 // compute-heavy tests, and skips Node, which takes minutes to start in valgrind.
 //
-//   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/07-lifecycle.test.ts ...]
+//   node scripts/sanitize.mjs NAME [--only-cpp] [--dry] [--tests test/integration/lifecycle.test.ts ...]
 //
 // The CMake tree, the binaries and a copy of the package that uses them are in build/sanitize-NAME. Requires
 // the setup of `npm test`. Results of complete runs are written to bench/results/sanitizers.json and to the
@@ -139,7 +139,7 @@ function mochaTests() {
   const mocha = path.join(root, 'node_modules', 'mocha', 'bin', 'mocha.js');
   const report = path.join(home, 'mocha.json');
   rmSync(report, { force: true });
-  const reporter = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
+  const reporter = ['--reporter', 'test/support/reporter.cjs', '--reporter-option', `output=${report}`];
   const args = [
     '--import',
     'tsx',

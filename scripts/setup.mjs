@@ -122,7 +122,7 @@ export function setUp({ withPython = false } = {}) {
   );
   step(
     'page',
-    ['lib/server/page', 'lib/heat-color.ts', 'scripts/build-page.mjs', 'package-lock.json'],
+    ['lib/server/page', 'lib/scoring/heat-color.ts', 'scripts/build-page.mjs', 'package-lock.json'],
     ['dist/page/app.js'],
     () => run(process.execPath, ['scripts/build-page.mjs']),
   );

@@ -92,7 +92,7 @@ async function check(name, command, args) {
 async function mochaSuite() {
   const report = path.join(scratch, 'mocha.json');
   const chosen = options.all ? [] : ['--fgrep', SLOW, ...(options.rest ? [] : ['--invert'])];
-  const reporters = ['--reporter', 'test/reporter.cjs', '--reporter-option', `output=${report}`];
+  const reporters = ['--reporter', 'test/support/reporter.cjs', '--reporter-option', `output=${report}`];
   const { status } = await run('mocha', bin('mocha'), [...reporters, ...chosen], { together: false });
   let result = { passes: 0, failures: 0, pending: 0, tests: [] };
   try {

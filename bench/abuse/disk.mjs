@@ -26,7 +26,7 @@ export const mustHold =
   'a full disk is an error, not a crash';
 export const amounts = { short: 2, full: 50 }; // of each kind
 
-const durable = pathToFileURL(path.join(root, 'dist', 'durable.js')).href;
+const durable = pathToFileURL(path.join(root, 'dist', 'io', 'atomic-file.js')).href;
 
 /** Whether content is complete: its first line is the length of the rest. */
 const whole = (text) => {
@@ -34,7 +34,7 @@ const whole = (text) => {
   return Number(length) === body.length && /^(.)\1*$/.test(body);
 };
 
-/** Kills a process at a random time while it replaces a file with lib/durable.ts, which all writers use. */
+/** Kills a process at a random time while it replaces a file with lib/io/atomic-file.ts, which all writers use. */
 async function killedWhileReplacing(folder, random, failures) {
   const file = path.join(folder, 'results.json');
   writeFileSync(file, '1\nz');

@@ -20,13 +20,13 @@ import path from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { readSplit, SPLIT } from '../../lib/cli/training-run.js';
-import { writeAtomic } from '../../lib/durable.js';
+import { writeAtomic } from '../../lib/io/atomic-file.js';
 import { copyBundle } from '../../lib/evaluation/calibration-files.js';
 import { readGoodImages } from '../../lib/evaluation/datasets/good.js';
 import { evaluateDataSet, readDataSet, type DataSet } from '../../lib/evaluation/index.js';
 import { median } from '../../lib/evaluation/thresholds.js';
 import { Diad } from '../../lib/index.js';
-import { baseBundle, packageRoot, tuneAllocator } from '../../lib/native.js';
+import { baseBundle, packageRoot, tuneAllocator } from '../../lib/native/addon.js';
 import { markdown, type VariantResult } from './tables.js';
 import { calibrateBundle, deriveBundle } from './variants.js';
 

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
-import { writeTogether } from '../../lib/durable.js';
+import { writeTogether } from '../../lib/io/atomic-file.js';
 import { calibrate, type CalibrationImage } from '../../lib/evaluation/calibrate.js';
 import { copyBundle, writeCalibration } from '../../lib/evaluation/calibration-files.js';
 import { Diad } from '../../lib/index.js';
@@ -26,7 +26,11 @@ export async function deriveBundle(from: string, to: string, weights: Weights): 
   const manifest = JSON.parse(await readFile(file, 'utf8')) as { evidence?: { weights: Weights } };
   if (manifest.evidence === undefined)
     throw new Error(`Expected a bundle with evidence but ${from} has none`);
-  const text = JSON.stringify({ ...manifest, evidence: { ...manifest.evidence, weights } }, null, 2);
+  const text = JSON.stringify(
+    { ...manifest, evidence: { ...manifest.evidence, weights, classWeights: undefined } },
+    null,
+    2,
+  );
   const seal = `${createHash('sha256').update(text).digest('hex')}\n`;
   // Replace the files instead of writing to them, because both are links to the original files.
   await writeTogether([

@@ -8,8 +8,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Diad } from '../../lib/index.ts';
 import { startWorker, submitRun } from '../../lib/queue/index.ts';
 import { createServer } from '../../lib/server/index.ts';
-import { STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
-import { converse, pngBomb } from '../../test/server-support.ts';
+import { STUB_MODEL, stubScorer } from '../../test/support/queue-support.ts';
+import { converse, pngBomb } from '../../test/support/server-support.ts';
 import { root } from './record.mjs';
 import { collect, withImages } from './runs.mjs';
 

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { resultKey, startWorker, submitRun } from '../../lib/queue/index.ts';
-import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/queue-support.ts';
+import { startWorkerProcess, STUB_MODEL, stubScorer } from '../../test/support/queue-support.ts';
 import { quantile } from './record.mjs';
 import { asFile, collect, withImages } from './runs.mjs';
 

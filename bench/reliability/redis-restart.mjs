@@ -1,7 +1,7 @@
 // Kills redis-server during a run and restarts it with its append-only file: all jobs complete.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startWorker, submitRun } from '../../lib/queue/index.ts';
-import { STUB_MODEL, stubScorer, stubScore } from '../../test/queue-support.ts';
+import { STUB_MODEL, stubScorer, stubScore } from '../../test/support/queue-support.ts';
 import { asFile, collect, withImages } from './runs.mjs';
 
 export async function run({ short }) {

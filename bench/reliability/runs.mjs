@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { runResults } from '../../lib/queue/index.ts';
-import { Broker, freePort, writeImages } from '../../test/queue-support.ts';
+import { Broker, freePort, writeImages } from '../../test/support/queue-support.ts';
 
 /** Runs `use` with `count` small images in a folder and a redis-server with an append-only file. */
 export async function withImages(count, use) {

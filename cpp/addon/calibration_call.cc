@@ -34,7 +34,6 @@ Napi::Object convert_calibration(Napi::Env env, const diad_calibration& calibrat
   std::memcpy(bytes.Data(), calibration.normality, calibration.normality_size);
   object.Set("normality", bytes);
   object.Set("images", convert_scores(env, calibration.images));
-  object.Set("overall", convert_scores(env, calibration.overall));
   return object;
 }
 

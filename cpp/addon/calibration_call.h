@@ -10,8 +10,8 @@
 
 namespace diad_addon {
 
-// Returns a promise of { normality: Uint8Array, images, overall: { indices: Uint32Array, scores,
-// reconstruction, memory, peaks: Float64Array } }.
+// Returns a promise of { normality: Uint8Array, images: { indices: Uint32Array, scores, reconstruction,
+// memory, peaks: Float64Array } }.
 [[nodiscard]] Napi::Value finish_calibration(Napi::Env env, const std::shared_ptr<Environment>& environment,
                                              const std::shared_ptr<CalibratorHandle>& calibrator);
 

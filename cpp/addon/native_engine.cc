@@ -41,6 +41,7 @@ Napi::Object convert_result(Napi::Env env, const diad_result& result) {
     evidence.Set("reconstruction", result.evidence_reconstruction);
     evidence.Set("memory", result.evidence_memory);
     object.Set("evidence", evidence);
+    if (*result.class_name != '\0') object.Set("className", result.class_name);
   }
   if (result.map != nullptr) object.Set("map", copy_floats(env, result.map, pixels));
   if (result.reconstruction != nullptr) {

@@ -16,7 +16,7 @@ inline diad::Manifest evidence_manifest() {
   m.pool_size = 3;
   m.pool_count = 2;
   m.evidence = {
-      .dimensions = 2, .grid = 3, .memory_vectors = 100, .reconstruction_weight = 0.5, .memory_weight = 1};
+      .dimensions = 2, .grid = 3, .memory_vectors = 100, .weights = {.reconstruction = 0.5, .memory = 1}};
   return m;
 }
 

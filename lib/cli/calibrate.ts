@@ -7,8 +7,8 @@ import { copyBundle, writeCalibration } from '../evaluation/calibration-files.js
 import { readGoodImages } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
 import { DEFAULT_FPR } from '../evaluation/thresholds.js';
-import { requireWritable } from '../durable.js';
-import { baseBundle } from '../native.js';
+import { requireWritable } from '../io/atomic-file.js';
+import { baseBundle } from '../native/addon.js';
 import { loadModel, type ModelOptions } from './inputs.js';
 import { rateNotes, summaryTable } from './summary.js';
 

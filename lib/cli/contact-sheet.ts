@@ -4,7 +4,7 @@ import path from 'node:path';
 import type { Diad } from '../diad.js';
 import type { CalibrationImage } from '../evaluation/calibrate.js';
 import { isGoodName, list } from '../evaluation/datasets/layout.js';
-import { decodeImage, NO_LIMITS, takeImage } from '../image.js';
+import { decodeImage, NO_LIMITS, takeImage } from '../image/decode.js';
 
 /** Pixels. */
 const [SIDE, GAP, CAPTION, HEADER] = [112, 4, 170, 34] as const;

@@ -6,9 +6,9 @@ import { SingleBar } from 'cli-progress';
 import { glob } from 'tinyglobby';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
-import { IMAGE_ENDINGS } from '../image.js';
-import { tuneAllocator } from '../native.js';
-import type { Precision } from '../options.js';
+import { IMAGE_ENDINGS } from '../image/decode.js';
+import { tuneAllocator } from '../native/addon.js';
+import type { Precision } from '../scoring/options.js';
 
 /** Options of all commands that load a model. */
 export interface ModelOptions {

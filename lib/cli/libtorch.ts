@@ -3,10 +3,10 @@ import process from 'node:process';
 import { SingleBar } from 'cli-progress';
 import { Command, Option } from 'commander';
 import { DiadError } from '../errors.js';
-import { damagedFiles, listInstalled, listPartial, removeFolder } from '../libtorch/cache.js';
-import { installLibTorch } from '../libtorch/install.js';
-import { libtorchCache } from '../libtorch/platform.js';
-import { preferredVersion } from '../libtorch/supported.js';
+import { damagedFiles, listInstalled, listPartial, removeFolder } from '../native/libtorch/cache.js';
+import { installLibTorch } from '../native/libtorch/install.js';
+import { libtorchCache } from '../native/libtorch/platform.js';
+import { preferredVersion } from '../native/libtorch/supported.js';
 
 interface InstallCommand {
   readonly variant: 'cpu' | 'cuda';

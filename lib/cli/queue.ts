@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { createInterface } from 'node:readline';
 import { pipeline } from 'node:stream/promises';
 import { DiadError } from '../errors.js';
-import { baseBundle } from '../native.js';
+import { baseBundle } from '../native/addon.js';
 import { expandInputs, loadModel, stopSignal, type ModelOptions } from './inputs.js';
 import type { Reference, RunResult, Submission } from '../queue/index.js';
 

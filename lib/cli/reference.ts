@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import path from 'node:path';
 import process from 'node:process';
 import type { Readable } from 'node:stream';
-import { packageRoot } from '../native.js';
+import { packageRoot } from '../native/addon.js';
 
 /** Finds a Python with the reference's dependencies: DIAD_PYTHON, ./.venv, the package's .venv, python3. */
 function findPython(): string {

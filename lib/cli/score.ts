@@ -2,14 +2,14 @@
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
-import { readCalibration } from '../calibration.js';
-import { classOfPath } from '../class-of-path.js';
-import { csv } from '../csv.js';
+import { readCalibration } from '../calibration/calibration.js';
+import { classOfPath } from '../calibration/class-of-path.js';
+import { csv } from '../io/csv.js';
 import type { EvidenceScores, ScoreResult } from '../diad.js';
 import { DiadError } from '../errors.js';
 import { expandInputs, HEATMAP, loadModel, outputName, workThrough, type ModelOptions } from './inputs.js';
-import { baseBundle } from '../native.js';
-import { writeNpy } from '../npy.js';
+import { baseBundle } from '../native/addon.js';
+import { writeNpy } from '../io/npy.js';
 
 interface Options extends ModelOptions {
   readonly out?: string;
@@ -29,6 +29,7 @@ interface Row {
   readonly anomalous?: boolean;
   readonly normalizedScore?: number;
   readonly evidence?: EvidenceScores;
+  readonly className?: string;
   readonly map?: string;
 }
 
@@ -91,6 +92,7 @@ export async function score(inputs: string[], options: Options): Promise<void> {
             normalizedScore: result.normalizedScore ?? 0,
           }),
       ...(result.evidence === undefined ? {} : { evidence: result.evidence }),
+      ...(result.className === undefined ? {} : { className: result.className }),
       ...(map === undefined ? {} : { map }),
     };
   };

@@ -5,7 +5,7 @@ import process from 'node:process';
 import type { ServerOptions } from '../server/index.js';
 import { Diad } from '../diad.js';
 import { DiadError } from '../errors.js';
-import { tuneAllocator } from '../native.js';
+import { tuneAllocator } from '../native/addon.js';
 import { integer } from '../validate.js';
 import type { ModelOptions } from './inputs.js';
 

@@ -1,7 +1,7 @@
 // diad verify: compares results with those of the reference.
 import process from 'node:process';
-import type { Precision } from '../options.js';
-import { verifyBundle, type VerifyReport } from '../verify.js';
+import type { Precision } from '../scoring/options.js';
+import { verifyBundle, type VerifyReport } from '../verify/verify.js';
 
 interface Options {
   readonly bundle?: string;

@@ -1,7 +1,7 @@
 // Derives the problem and its solution from the outcome of a probe.
-import { CALIBRATION_FILE } from '../calibration.js';
+import { CALIBRATION_FILE } from '../calibration/calibration.js';
 import type { ProbeOutcome } from './probe.js';
-import { libtorchPackage } from '../libtorch/platform.js';
+import { libtorchPackage } from '../native/libtorch/platform.js';
 
 /** Stable identifier of a problem, for programs. */
 export type Cause =

@@ -5,11 +5,11 @@ import path from 'node:path';
 import process from 'node:process';
 import { Diad } from '../diad.js';
 import { codeOf } from '../errors.js';
-import { encodePng } from '../anomaly-map.js';
-import type { RawFrame } from '../image.js';
-import { openNative, type EngineVersion } from '../native.js';
-import type { DiadInfo } from '../info.js';
-import { verifyBundle, type VerifyReport } from '../verify.js';
+import { encodePng } from '../scoring/anomaly-map.js';
+import type { RawFrame } from '../image/decode.js';
+import { openNative, type EngineVersion } from '../native/addon.js';
+import type { DiadInfo } from '../scoring/info.js';
+import { verifyBundle, type VerifyReport } from '../verify/verify.js';
 
 /** Request to the child. */
 export interface ProbeRequest {

@@ -2,9 +2,9 @@
 import { fork } from 'node:child_process';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
-import type { DiadInfo } from '../info.js';
-import type { EngineVersion } from '../native.js';
-import type { VerifyReport } from '../verify.js';
+import type { DiadInfo } from '../scoring/info.js';
+import type { EngineVersion } from '../native/addon.js';
+import type { VerifyReport } from '../verify/verify.js';
 import type { ProbeMessage, ProbeRequest, ProbeStage } from './probe-child.js';
 
 /** How a child ended, and its messages up to then. */

@@ -2,9 +2,9 @@
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { codeOf } from '../errors.js';
-import { findLibTorch, type LibTorch, type Miss } from '../libtorch/search.js';
-import { variantOf } from '../libtorch/version.js';
-import { addonPath, engines, packageRoot } from '../native.js';
+import { findLibTorch, type LibTorch, type Miss } from '../native/libtorch/search.js';
+import { variantOf } from '../native/libtorch/version.js';
+import { addonPath, engines, packageRoot } from '../native/addon.js';
 import { diagnose, type Cause, type Problem } from './diagnosis.js';
 import { describeMachine, type Machine } from './machine.js';
 import { probe, relevantVariables, type ProbeOutcome } from './probe.js';

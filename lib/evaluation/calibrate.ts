@@ -1,9 +1,9 @@
 // Calibration on normal images: thresholds and, for a bundle with evidence, statistics of normal images.
-import type { Calibration, Thresholds } from '../calibration.js';
+import type { Calibration, Thresholds } from '../calibration/calibration.js';
 import type { Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
-import { validateTiles } from '../options.js';
-import type { TileOptions } from '../tiles.js';
+import { validateTiles } from '../scoring/options.js';
+import type { TileOptions } from '../scoring/tiles.js';
 import { boolean, callback, invalid, loadedBundle, number, optionsObject } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import { fromEvidence } from './evidence-thresholds.js';

@@ -2,9 +2,9 @@
 import { randomUUID } from 'node:crypto';
 import { copyFile, link, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { bundleDigest } from '../bundle-digest.js';
-import { CALIBRATION_FILE, NORMALITY_FILE, type Calibration } from '../calibration.js';
-import { writeTogether } from '../durable.js';
+import { bundleDigest } from '../calibration/bundle-digest.js';
+import { CALIBRATION_FILE, NORMALITY_FILE, type Calibration } from '../calibration/calibration.js';
+import { writeTogether } from '../io/atomic-file.js';
 import { codeOf, DiadError } from '../errors.js';
 import { requiredText } from '../validate.js';
 import { sha256 } from './content-hash.js';

@@ -2,10 +2,10 @@
 import { createHash } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import path from 'node:path';
-import { isOfTiles, normalizedScore, thresholdsFor, type Calibration } from '../calibration.js';
-import { csv } from '../csv.js';
+import { isOfTiles, normalizedScore, thresholdsFor, type Calibration } from '../calibration/calibration.js';
+import { csv } from '../io/csv.js';
 import { calibrationOf, type Diad } from '../diad.js';
-import { writeAtomic } from '../durable.js';
+import { writeAtomic } from '../io/atomic-file.js';
 import { DiadError } from '../errors.js';
 import { invalid, loadedBundle, optionsObject, requiredText } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';

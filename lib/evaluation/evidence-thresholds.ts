@@ -1,8 +1,8 @@
 // Calibration of a bundle with evidence: statistics of normal images, and thresholds from unseen images.
-import { NORMALITY_FILE, type Thresholds } from '../calibration.js';
+import { NORMALITY_FILE, type Thresholds } from '../calibration/calibration.js';
 import { openCalibrator, type Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
-import type { NativeUnseenScores } from '../native.js';
+import type { NativeUnseenScores } from '../native/addon.js';
 import { oneOf } from '../validate.js';
 import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibrate.js';
 import { sha256 } from './content-hash.js';
@@ -81,12 +81,7 @@ export async function fromEvidence(
   const judged = images.filter(({ role }) => isJudged(role)).length;
   if (targetFpr !== undefined) requireEnough(Math.min(judged, MOST_IMAGES), targetFpr);
   const learned = await learnNormality(openCalibrator(diad), images, { seed, signal, onProgress });
-  const {
-    all,
-    classes,
-    summary,
-    tooFew: unbounded,
-  } = thresholdsLearned(images, learned.images, learned.overall, targetFpr);
+  const { all, classes, summary, tooFew: unbounded } = thresholdsLearned(images, learned.images, targetFpr);
   const { normality } = learned;
   return {
     calibration: {
@@ -104,7 +99,6 @@ export async function fromEvidence(
 export function thresholdsLearned(
   images: readonly NormalImage[],
   own: NativeUnseenScores,
-  overall: NativeUnseenScores,
   targetFpr: number | undefined,
 ) {
   const rowsOf = ({ indices, scores, peaks }: NativeUnseenScores, name?: string): NormalScore[] =>
@@ -129,7 +123,7 @@ export function thresholdsLearned(
     summary.push(summaryOf(className, limits, scores, target, training));
     return { ...limits, targetFpr: target };
   };
-  const everything = rowsOf(overall);
+  const everything = rowsOf(own);
   if (targetFpr !== undefined) requireEnough(everything.length, targetFpr);
   const all = found('', everything, trainingOf());
   if (all === undefined) throw new DiadError('ERR_DIAD_INTERNAL', 'Expected thresholds of all images');

@@ -1,9 +1,9 @@
 // Reads images and masks of data sets from files.
 import { readFile } from 'node:fs/promises';
-import { decodeBmp, isBmp } from '../bmp.js';
+import { decodeBmp, isBmp } from '../image/bmp.js';
 import { DiadError } from '../errors.js';
 import type { TestImage } from './datasets/index.js';
-import { pillowResize } from './pillow-resize.js';
+import { pillowResize } from '../image/pillow-resize.js';
 
 const unreadable = (file: string, error: unknown): DiadError =>
   new DiadError(

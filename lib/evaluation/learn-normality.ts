@@ -1,9 +1,9 @@
 // Computes the statistics of normal images in one pass with the engine's calibrator.
 import { setMaxListeners } from 'node:events';
-import type { Calibrator } from '../calibrator.js';
+import type { Calibrator } from '../calibration/calibrator.js';
 import { DiadError } from '../errors.js';
-import { inOrder } from '../in-order.js';
-import type { NativeCalibration } from '../native.js';
+import { inOrder } from '../async/map-ordered.js';
+import type { NativeCalibration } from '../native/addon.js';
 import { readImage } from './images.js';
 
 /** Role of an image; 'training' and 'held-out' refer to the split of `diad train`. */

@@ -1,6 +1,6 @@
 // Metrics of anomaly maps: image and pixel AUROC, AP, F1max, and AU-PRO, per class and their mean.
 import { DiadError, fromNative } from '../errors.js';
-import { addon, type NativeClassMetrics } from '../native.js';
+import { addon, type NativeClassMetrics } from '../native/addon.js';
 import { integer, invalid, number, oneOf, optionsObject } from '../validate.js';
 
 /** Metric definitions: exact, or those of another tool (docs/reference/metrics.md). */

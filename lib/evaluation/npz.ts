@@ -5,7 +5,7 @@ import yauzl from 'yauzl';
 import { DiadError } from '../errors.js';
 import type { EvaluationArrays } from './metrics.js';
 import { requiredText } from '../validate.js';
-import { parseNpy, type NpyArray, type NumberArray } from '../npy.js';
+import { parseNpy, type NpyArray, type NumberArray } from '../io/npy.js';
 
 const bad = (message: string, cause?: unknown): DiadError =>
   new DiadError('ERR_DIAD_INVALID_ARGUMENT', message, cause === undefined ? {} : { cause });

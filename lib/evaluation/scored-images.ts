@@ -5,7 +5,7 @@
 //   maps/NNNNNN.f32 anomaly map of the image, float32, little-endian, row-major [side, side]
 import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { JsonLines, writeAtomic } from '../durable.js';
+import { JsonLines, writeAtomic } from '../io/atomic-file.js';
 import { codeOf, DiadError } from '../errors.js';
 
 /** Inputs of a run. */

@@ -1,6 +1,6 @@
 // Thresholds from scores: quantiles of normal images with a finite-sample bound, or maximum F1 on a
 // validation set.
-import type { Thresholds } from '../calibration.js';
+import type { Thresholds } from '../calibration/calibration.js';
 import { invalidArgument } from '../errors.js';
 
 /** Normalized score of the median normal image. */

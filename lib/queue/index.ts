@@ -1,5 +1,5 @@
 // Public API of diad/queue: runs of images over many machines, on BullMQ and Redis.
-export { bundleDigest } from '../bundle-digest.js';
+export { bundleDigest } from '../calibration/bundle-digest.js';
 export { deadLetterName, queueName } from './broker.js';
 export { INLINE_LIMIT, type ReadPolicy, type Reference } from './reference.js';
 export { resultKey, type ResultBasis, type StoredScore } from './results.js';

@@ -1,7 +1,7 @@
 // Options of runs and of workers, with their defaults and bounds.
 import { stat } from 'node:fs/promises';
 import { PRIORITY_LIMIT } from 'bullmq';
-import { RECHECK_MS } from '../engine-health.js';
+import { RECHECK_MS } from '../health/engine-health.js';
 import { DiadError } from '../errors.js';
 import {
   abortSignal,

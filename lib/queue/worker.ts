@@ -2,10 +2,10 @@
 // results.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DelayedError, Queue, UnrecoverableError, Worker, type Job } from 'bullmq';
-import { isOfTiles, thresholdsFor } from '../calibration.js';
-import { classOfPath } from '../class-of-path.js';
+import { isOfTiles, thresholdsFor } from '../calibration/calibration.js';
+import { classOfPath } from '../calibration/class-of-path.js';
 import { calibrationOf, type Diad } from '../diad.js';
-import { EngineHealth } from '../engine-health.js';
+import { EngineHealth } from '../health/engine-health.js';
 import { DiadError, isOfImage } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';

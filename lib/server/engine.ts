@@ -2,11 +2,11 @@
 // limits.
 import { setMaxListeners } from 'node:events';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
-import { EngineHealth, scoreGray } from '../engine-health.js';
+import { EngineHealth, scoreGray } from '../health/engine-health.js';
 import { DiadError } from '../errors.js';
-import { inspectImage, type ImageFormat } from '../image.js';
-import { validateTiles } from '../options.js';
-import { countTiles, type TileOptions } from '../tiles.js';
+import { inspectImage, type ImageFormat } from '../image/decode.js';
+import { validateTiles } from '../scoring/options.js';
+import { countTiles, type TileOptions } from '../scoring/tiles.js';
 import { Budget } from './budget.js';
 import type { Metrics } from './metrics.js';
 import type { Scorer, ValidatedServer } from './options.js';

@@ -3,7 +3,7 @@ import multipart from '@fastify/multipart';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ReconstructResult, ScoreResult } from '../diad.js';
 import { codeOf } from '../errors.js';
-import type { Point } from '../regions.js';
+import type { Point } from '../scoring/regions.js';
 import { ClientGone } from './metrics.js';
 import type { Engine, Image } from './engine.js';
 import { HttpFailure } from './problem.js';
@@ -150,12 +150,14 @@ export async function imageRoutes(
         tile === undefined ? {} : { tile: { size: tile, ...(overlap === undefined ? {} : { overlap }) } };
       const result = await engine.score(image, { seed, className, signal: clientSignal(reply), ...cut });
       if (as === 'png') return reply.type('image/png').send(await result.map.toHeatmap());
-      const { threshold, anomalous, normalizedScore } = result;
+      const { threshold, anomalous, normalizedScore, className: judgedBy, evidence } = result;
       const answer: ScoreAnswer = {
         ...common(engine, result, image),
         ...(threshold === undefined
           ? {}
           : { threshold, anomalous: anomalous ?? false, normalizedScore: normalizedScore ?? 0 }),
+        ...(judgedBy === undefined ? {} : { className: judgedBy }),
+        ...(evidence === undefined ? {} : { evidence }),
         ...regionsOf(result, request.query),
         ...(request.query.map === true ? { map: encodeMap(result.map) } : {}),
       };

@@ -2,8 +2,8 @@
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import type { Diad } from '../diad.js';
-import { RECHECK_MS } from '../engine-health.js';
-import { NO_LIMITS } from '../image.js';
+import { RECHECK_MS } from '../health/engine-health.js';
+import { NO_LIMITS } from '../image/decode.js';
 import { boolean, integer, invalid, oneOf, optionsObject, text } from '../validate.js';
 
 /** The part of a loaded bundle that the server uses. */

@@ -194,6 +194,18 @@ export const ScoreAnswer = Type.Object({
       description: 'Score on a scale of 0 to 1 with 0.5 at the threshold; only with a calibrated bundle',
     }),
   ),
+  className: Type.Optional(
+    Type.String({
+      description:
+        'Class whose normal images judged the image: the one asked for, otherwise the most similar',
+    }),
+  ),
+  evidence: Type.Optional(
+    Type.Object(
+      { reconstruction: Type.Number(), memory: Type.Number() },
+      { description: 'Scores of the two kinds of evidence; only of a bundle that learned normal images' },
+    ),
+  ),
   regions: Type.Optional(
     Type.Array(RegionSchema, {
       description: 'Defect regions, largest first; only with a pixel threshold, or with regionThreshold',

@@ -12,7 +12,7 @@ import swagger from '@fastify/swagger';
 import underPressure from '@fastify/under-pressure';
 import fastify, { type FastifyInstance } from 'fastify';
 import { Type } from 'typebox';
-import { packageRoot } from '../native.js';
+import { packageRoot } from '../native/addon.js';
 import { callerKey, protect } from './auth.js';
 import { Budget } from './budget.js';
 import { ClusterMetrics, isClusterWorker } from './cluster.js';

@@ -1,7 +1,7 @@
 // Delivers the journal's events to the receivers, independently, so that an unavailable one does not delay
 // others.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { LineFile } from '../durable.js';
+import { LineFile } from '../io/atomic-file.js';
 import type { Journal, Undelivered } from './journal.js';
 import { EventRefused, type Sink } from './sinks.js';
 import { waitAfter } from './wait.js';

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { open, readFile, rename, rm, stat, unlink, utimes } from 'node:fs/promises';
 import path from 'node:path';
-import { writeAtomic } from '../durable.js';
+import { writeAtomic } from '../io/atomic-file.js';
 import { codeOf } from '../errors.js';
 
 /** Longest file name, bytes. File systems allow 255, of which a temporary copy needs some for its suffix. */

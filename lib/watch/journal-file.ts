@@ -1,7 +1,7 @@
 // Line format of the journal, and its compaction at each start.
 import { readdir, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { parsedLine, type LineFile } from '../durable.js';
+import { parsedLine, type LineFile } from '../io/atomic-file.js';
 import { codeOf } from '../errors.js';
 import type { WatchEvent } from './event.js';
 

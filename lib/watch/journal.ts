@@ -1,7 +1,7 @@
 // Record of scored images on disk, so that a restart neither loses nor repeats an image.
 import { EventEmitter, once } from 'node:events';
 import { realpath } from 'node:fs/promises';
-import { LineFile, writeAtomic } from '../durable.js';
+import { LineFile, writeAtomic } from '../io/atomic-file.js';
 import type { WatchEvent } from './event.js';
 import { compacted, entryOf, readPast, stillThere, type Entry } from './journal-file.js';
 import { waitAfter } from './wait.js';

@@ -1,7 +1,7 @@
 // Options of the watch, with their defaults and bounds.
 import path from 'node:path';
 import type { Diad } from '../diad.js';
-import { RECHECK_MS } from '../engine-health.js';
+import { RECHECK_MS } from '../health/engine-health.js';
 import { callback, integer, invalid, loadedBundle, optionsObject, seed, text } from '../validate.js';
 import type { Sink } from './sinks.js';
 

@@ -2,7 +2,7 @@
 import { createHmac } from 'node:crypto';
 import path from 'node:path';
 import process from 'node:process';
-import { LineFile, parsedLine } from '../durable.js';
+import { LineFile, parsedLine } from '../io/atomic-file.js';
 import { DiadError } from '../errors.js';
 import { invalid, requiredText } from '../validate.js';
 import type { WatchEvent } from './event.js';

@@ -114,9 +114,12 @@ def manifest_config(manifest: dict) -> DiadConfig:
 def _evidence_config(evidence: dict | None) -> EvidenceConfig | None:
     if evidence is None:
         return None
-    return EvidenceConfig(
-        evidence["memoryVectors"], evidence["weights"]["reconstruction"], evidence["weights"]["memory"]
-    )
+
+    def pair(weights: dict[str, float]) -> tuple[float, float]:
+        return weights["reconstruction"], weights["memory"]
+
+    single = {name: pair(weights) for name, weights in evidence.get("classWeights", {}).items()}
+    return EvidenceConfig(evidence["memoryVectors"], *pair(evidence["weights"]), single)
 
 
 def normality_of_bundle(folder: str | Path) -> Normality | None:

@@ -122,6 +122,14 @@ class EvidenceConfig:
     memory_vectors: int = 4000  # per class
     reconstruction: float = 0.05  # weight of the three normalized distance maps
     memory: float = 1.0  # weight of the normalized memory map
+    class_weights: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # reconstruction and memory of single classes
+
+    def weights_of(self, class_name: str) -> tuple[float, float]:
+        """The weights (reconstruction, memory) of a class."""
+        reconstruction, memory = self.class_weights.get(class_name, (self.reconstruction, self.memory))
+        return reconstruction, memory
 
 
 @dataclass(frozen=True)

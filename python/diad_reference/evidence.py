@@ -4,7 +4,7 @@ See docs/design/evidence.md.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ ADDED_SHARE = 0.3  # share of the average spread added to the spread at each pos
 SMOOTHING = 1.0  # standard deviation, in positions, of the Gaussian applied to mean and spread
 SMALLEST_SPREAD = 1e-6  # spread of identical images is 0; smaller differences are rounding errors
 MOST_IMAGES = 1000  # per class
+SAMPLED, QUERY_STRIDE = 256, 7  # vectors of a memory and of an image that are compared to select a class
 
 Maps = Sequence[torch.Tensor]  # four maps, [H_i, W_i] or [N, H_i, W_i]
 
@@ -40,13 +41,33 @@ class NormalClass:
 
 @dataclass(frozen=True)
 class Normality:
-    """Statistics of normal images per class. The entry with the empty name covers all images."""
+    """Statistics of normal images per class. The entry with the empty name covers images of all classes."""
 
     classes: dict[str, NormalClass]
 
-    def of(self, class_name: str = "") -> NormalClass:
-        """Returns the entry of a class, or the entry for all images if the class has no entry."""
-        return self.classes.get(class_name, self.classes[""])
+    def of(self, class_name: str, vectors: torch.Tensor) -> tuple[str, NormalClass]:
+        """Returns the entry that judges an image, with its name.
+
+        A name without an entry selects the class whose memory is nearest on average: every
+        `QUERY_STRIDE`-th vector of the image is compared with at most `SAMPLED` evenly spaced vectors of each
+        memory.
+
+        Args:
+            class_name: Class of the image, "" if unknown.
+            vectors: Vectors of the image, [D, G, G].
+        """
+        if class_name in self.classes or len(self.classes) == 1:
+            name = class_name if class_name in self.classes else next(iter(self.classes))
+            return name, self.classes[name]
+        queries = vectors.flatten(1)[:, ::QUERY_STRIDE, None][None]  # [1, D, R, 1]
+
+        def distance(name: str) -> float:
+            memory = self.classes[name].memory
+            sample = memory[:: -(-len(memory) // SAMPLED)]
+            return float(memory_distances(queries, sample.to(queries.device)).double().mean())
+
+        name = min(sorted(self.classes), key=distance)
+        return name, self.classes[name]
 
 
 def read_normality(path: str | Path) -> Normality:
@@ -79,8 +100,8 @@ def read_normality(path: str | Path) -> Normality:
         }
     except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if "" not in classes:
-        raise ValueError(f"{path} is damaged: it has no entry for all images")
+    if not classes:
+        raise ValueError(f"{path} is damaged: it has no entry")
     return Normality(classes)
 
 
@@ -148,25 +169,35 @@ class Evidence:
     scores: np.ndarray  # [N] float64
     reconstruction: np.ndarray  # [N] float64, score from the reconstruction maps only
     memory: np.ndarray  # [N] float64, score from the memory map only
+    reconstruction_map: np.ndarray  # [N, S, S] float64, the weighted reconstruction maps, blurred
+    memory_map: np.ndarray  # [N, S, S] float64, the weighted memory map, blurred
 
 
-def combine(normalized: Maps, config: DiadConfig) -> Evidence:
+def combine(normalized: Maps, config: DiadConfig, classes: Sequence[str] = ("",)) -> Evidence:
     """Combines four normalized maps into one anomaly map and score per image.
 
     Args:
         normalized: Output of `normalize_maps`, [N, H_i, W_i] each.
         config: Configuration with evidence.
+        classes: Names of the entries that judged the images, which select the weights: one per image or one
+            for all.
 
     Raises:
         ValueError: The configuration has no evidence.
     """
-    weights = _evidence_of(config)
+    evidence = _evidence_of(config)
+    weights = torch.tensor(
+        [evidence.weights_of(name) for name in classes], dtype=torch.float64
+    )  # [N or 1, 2]
     *distances, nearest = (upsampled(m, config.image_size).double() for m in normalized)
-    parts = weights.reconstruction * torch.stack(distances).sum(0), weights.memory * nearest
+    first, second = (weights[:, i, None, None].to(nearest.device) for i in range(2))
+    parts = first * torch.stack(distances).sum(0), second * nearest
     raw = parts[0] + parts[1]
     blurred = smooth(raw, config.map)
-    alone = [image_scores(smooth(part, config.map), config.map) for part in parts]
-    return Evidence(raw, blurred, image_scores(blurred, config.map), *alone)
+    maps = [smooth(part, config.map) for part in parts]
+    return Evidence(
+        raw, blurred, image_scores(blurred, config.map), *(image_scores(m, config.map) for m in maps), *maps
+    )
 
 
 def _evidence_of(config: DiadConfig) -> EvidenceConfig:
@@ -207,7 +238,8 @@ def fit_normality(
 
     Returns:
         A tuple of
-        - the statistics, with one entry for all images and, if there are several classes, one per class;
+        - the statistics, with one entry per class; a single class, and images without a class among named
+          ones, have an entry for all images, named "";
         - leave-one-out scores of the images in the statistics, each computed with the entry of its class.
 
     Raises:
@@ -215,20 +247,25 @@ def fit_normality(
     """
     _evidence_of(config)
     names = sorted({image.class_name for image in images})
-    overall = _Learner("", list(enumerate(images)), config, seed)
-    classes, scores = {"": overall.normal}, {}
-    if len(names) > 1:
-        for name in filter(None, names):
-            learner = _Learner(
-                name, [(i, image) for i, image in enumerate(images) if image.class_name == name], config, seed
-            )
-            classes[name] = learner.normal
-            scores |= {score.index: score for score in learner.unseen_scores()}
-    scores = {score.index: score for score in overall.unseen_scores()} | scores
+    classes, scores = {}, {}
+    for name in names if len(names) > 1 else [""]:
+        learner = ClassLearner(
+            name,
+            [(i, image) for i, image in enumerate(images) if name in ("", image.class_name)],
+            config,
+            seed,
+        )
+        classes[name] = learner.normal
+        own = (
+            score
+            for score in learner.unseen_scores()
+            if len(names) == 1 or images[score.index].class_name == name
+        )
+        scores |= {score.index: score for score in own}
     return Normality(classes), [scores[i] for i in sorted(scores)]
 
 
-class _Learner:
+class ClassLearner:
     """Computes one entry: memory, statistics and leave-one-out scores."""
 
     def __init__(
@@ -236,7 +273,7 @@ class _Learner:
     ) -> None:
         used = min(len(images), MOST_IMAGES)
         images = [images[i * len(images) // used] for i in range(used)]
-        self.config = config
+        self.name, self.config = name, config
         self.judged = [i for i, image in images if image.in_statistics]
         if len(self.judged) < 2:
             raise ValueError(
@@ -277,12 +314,17 @@ class _Learner:
             memory, tuple(mean for mean, _ in smoothed), tuple(spread for _, spread in smoothed), len(rows)
         )
 
+    def unseen_maps(self) -> Iterator[list[torch.Tensor]]:
+        """Yields four normalized maps [1, H_i, W_i] per image in the statistics, each normalized without itself."""
+        for row in range(len(self.judged)):
+            others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
+            yield normalize_maps([m[row : row + 1] for m in self.maps], others)
+
     def unseen_scores(self) -> list[UnseenScore]:
         """Computes leave-one-out scores of the images in the statistics."""
         scores = []
-        for row, index in enumerate(self.judged):
-            others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
-            evidence = combine(normalize_maps([m[row : row + 1] for m in self.maps], others), self.config)
+        for index, maps in zip(self.judged, self.unseen_maps(), strict=True):
+            evidence = combine(maps, self.config, [self.name])
             scores.append(
                 UnseenScore(
                     index,

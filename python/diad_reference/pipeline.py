@@ -140,7 +140,7 @@ class DiadPipeline:
                 docs/reference/accuracy.md. With `normality`, the stages include memory_distance [G, G], and
                 map_raw and map are the combined maps.
             classes: One class name per image; selects the normal images to compare with. Used with
-                `normality` only. Default: all normal images.
+                `normality` only. Default "": the most similar class.
 
         Returns:
             One result per image, in order.
@@ -260,6 +260,12 @@ class DiadPipeline:
             for i in range(len(images))
         ]
 
+    @torch.inference_mode()
+    def vectors(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Vectors [N, D, G, G] of images, for the memory."""
+        extractor = self.model.pretrained_model
+        return extractor.embed(tuple(extractor(self.frames(images).to(self.device)))).cpu()
+
     def _distances_and_vectors(
         self, x: torch.Tensor, reconstruction: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -272,7 +278,8 @@ class DiadPipeline:
     ) -> tuple[list[torch.Tensor], torch.Tensor, Evidence]:
         """Computes cosine distances [N, H_i, W_i], memory distances [N, G, G] and combined evidence."""
         distances, vectors = self._distances_and_vectors(x, reconstruction)
-        entries = [normality.of(name) for name in classes]
+        chosen = [normality.of(name, v) for name, v in zip(classes, vectors, strict=True)]
+        names, entries = [name for name, _ in chosen], [entry for _, entry in chosen]
         nearest = [
             memory_distances(v[None], entry.memory.to(self.device))
             for v, entry in zip(vectors, entries, strict=True)
@@ -281,7 +288,7 @@ class DiadPipeline:
             normalize_maps([*(d[i] for d in distances), nearest[i][0]], entry)
             for i, entry in enumerate(entries)
         ]
-        evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config)
+        evidence = combine([torch.stack(maps) for maps in zip(*normalized, strict=True)], self.config, names)
         return distances, torch.cat(nearest), evidence
 
     def _reconstruct(self, x: torch.Tensor, z: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:

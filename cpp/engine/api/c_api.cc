@@ -75,6 +75,7 @@ struct OwnedResult : diad_result {
     has_evidence = 1;
     evidence_reconstruction = image.evidence->reconstruction;
     evidence_memory = image.evidence->memory;
+    class_name = image.evidence->class_name.c_str();
   }
 
   Failure failure{nullptr, {}};
@@ -112,18 +113,14 @@ class OwnedScores {
 // A diad_calibration that owns everything it points to.
 struct OwnedCalibration : diad_calibration {
   explicit OwnedCalibration(diad::Calibration calibration)
-      : diad_calibration{},
-        bytes(std::move(calibration.normality)),
-        of_classes(calibration.images),
-        of_all(calibration.overall) {
+      : diad_calibration{}, bytes(std::move(calibration.normality)), scores(calibration.images) {
     diad_calibration::normality = bytes.data();
     normality_size = bytes.size();
-    images = of_classes.view();
-    overall = of_all.view();
+    images = scores.view();
   }
 
   std::vector<uint8_t> bytes;
-  OwnedScores of_classes, of_all;
+  OwnedScores scores;
 };
 
 diad::CalibrationSink sink_of(const diad_request& request) {

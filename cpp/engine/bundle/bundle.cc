@@ -99,12 +99,23 @@ std::vector<DdimStep> parse_steps(const json& schedule, int64_t train_timesteps)
   return steps;
 }
 
+EvidenceWeights parse_weights(const json& weights, const std::string& path) {
+  return {number(weights, "reconstruction", path, 0, 1000), number(weights, "memory", path, 0, 1000)};
+}
+
 EvidenceSettings parse_evidence(const json& evidence) {
-  const json& weights = member(evidence, "weights", "evidence");
-  return {integer(evidence, "dimensions", "evidence", 1, 4096), integer(evidence, "grid", "evidence", 1, 256),
-          integer(evidence, "memoryVectors", "evidence", 1, 65536),
-          number(weights, "reconstruction", "evidence.weights", 0, 1000),
-          number(weights, "memory", "evidence.weights", 0, 1000)};
+  EvidenceSettings result{integer(evidence, "dimensions", "evidence", 1, 4096),
+                          integer(evidence, "grid", "evidence", 1, 256),
+                          integer(evidence, "memoryVectors", "evidence", 1, 65536),
+                          parse_weights(member(evidence, "weights", "evidence"), "evidence.weights")};
+  if (!evidence.contains("classWeights")) return result;
+  const json& classes = evidence["classWeights"];
+  if (!classes.is_object())
+    invalid("Expected an object for evidence.classWeights but received " + shown(classes));
+  for (const auto& [name, weights] : classes.items()) {
+    result.class_weights.emplace(name, parse_weights(weights, "evidence.classWeights." + name));
+  }
+  return result;
 }
 
 std::string read_text(const fs::path& file) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,13 +17,24 @@ struct DdimStep {
   float alpha_bar_prev;  // after the step, (0, 1]
 };
 
+// Weights of the two normalized maps in the combined map.
+struct EvidenceWeights {
+  double reconstruction = 0;
+  double memory = 0;
+};
+
 // Settings for scoring by reconstruction and memory (docs/design/evidence.md).
 struct EvidenceSettings {
   int64_t dimensions = 0;      // D, length of a vector
   int64_t grid = 0;            // G: an image has G x G vectors
   int64_t memory_vectors = 0;  // M, maximum per class
-  double reconstruction_weight = 0;
-  double memory_weight = 0;
+  EvidenceWeights weights;
+  std::map<std::string, EvidenceWeights> class_weights = {};  // of classes with weights of their own
+
+  [[nodiscard]] const EvidenceWeights& weights_of(const std::string& class_name) const {
+    const auto found = class_weights.find(class_name);
+    return found == class_weights.end() ? weights : found->second;
+  }
 };
 
 // Content of manifest.json, checked against the schema.

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 #include <tuple>
 
 #include "evidence/evidence.h"
@@ -96,7 +97,7 @@ class Calibrator::Learner {
         maps[i] = maps_[i].narrow(0, first, some);
         std::tie(normal.mean[i], normal.divisor[i]) = without(i, first, some);
       }
-      const Evidence evidence = combine(normalized(maps, normal));
+      const Evidence evidence = combine(normalized(maps, normal), std::span(&name_, 1));
       const at::Tensor peaks = evidence.smooth.amax({1, 2});
       for (int64_t k = 0; k < some; ++k) {
         const auto at = static_cast<size_t>(k);
@@ -234,33 +235,27 @@ Calibration Calibrator::finish() const {
   const Images images = added();
   const EvidenceCombiner combine(manifest_, c10::kCPU);
   std::set<std::string> names;
-  for (const auto& image : images) names.insert(image->class_name);
-
+  std::map<int64_t, std::string> class_of;  // by index
+  for (const auto& image : images) {
+    names.insert(image->class_name);
+    class_of.emplace(image->index, image->class_name);
+  }
+  if (names.size() < 2) names = {""};  // a single class has an entry of all images
   NormalClasses classes;
   Calibration result;
-  const Learner all(images, "", *manifest_.evidence);
-  classes.emplace("", all.result());
-  result.overall = all.scores(combine);
-  if (names.size() < 2) {
-    result.images = result.overall;
-  } else {
-    for (const std::string& name : names) {
-      if (name.empty()) continue;
-      Images of_class;
-      std::ranges::copy_if(images, std::back_inserter(of_class),
-                           [&](const auto& image) { return image->class_name == name; });
-      const Learner learner(of_class, name, *manifest_.evidence);
-      classes.emplace(name, learner.result());
-      std::ranges::copy(learner.scores(combine), std::back_inserter(result.images));
-    }
-    std::set<int64_t> unnamed;  // judged by the entry of all images
-    for (const auto& image : images) {
-      if (image->class_name.empty()) unnamed.insert(image->index);
-    }
-    std::ranges::copy_if(result.overall, std::back_inserter(result.images),
-                         [&](const UnseenScore& score) { return unnamed.contains(score.index); });
-    std::ranges::sort(result.images, {}, &UnseenScore::index);
+  for (const std::string& name : names) {
+    const auto is_own = [&](const std::string& class_name) {
+      return names.size() == 1 || class_name == name;
+    };
+    Images learned;
+    std::ranges::copy_if(images, std::back_inserter(learned),
+                         [&](const auto& image) { return name.empty() || image->class_name == name; });
+    const Learner learner(learned, name, *manifest_.evidence);
+    classes.emplace(name, learner.result());
+    std::ranges::copy_if(learner.scores(combine), std::back_inserter(result.images),
+                         [&](const UnseenScore& score) { return is_own(class_of.at(score.index)); });
   }
+  std::ranges::sort(result.images, {}, &UnseenScore::index);
   result.normality = serialize_normality(classes);
   return result;
 }

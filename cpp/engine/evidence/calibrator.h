@@ -33,7 +33,6 @@ struct Calibration {
   std::vector<uint8_t> normality;  // the file's bytes
   // Images in the statistics, by index, judged by the entry of their class.
   std::vector<UnseenScore> images;
-  std::vector<UnseenScore> overall;  // the same images, judged by the entry of all images
 };
 
 class Calibrator {

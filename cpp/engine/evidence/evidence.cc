@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/tensor.h>
 
 #include "pipeline/anomaly_map.h"
 
@@ -47,17 +48,21 @@ EvidenceMaps normalized(const EvidenceMaps& maps, const NormalMaps& normal) {
 }
 
 EvidenceCombiner::EvidenceCombiner(const Manifest& manifest, c10::Device device)
-    : size_(manifest.image_size),
-      reconstruction_weight_(manifest.evidence->reconstruction_weight),
-      memory_weight_(manifest.evidence->memory_weight) {
+    : size_(manifest.image_size), settings_(*manifest.evidence) {
   blur_ = blur_matrix(size_, manifest.map_sigma, manifest.map_truncate).to(device);
   blur_and_pools_ = at::matmul(pool_matrix(size_, manifest.pool_size, manifest.pool_count).to(device), blur_);
 }
 
-Evidence EvidenceCombiner::operator()(const EvidenceMaps& normalized) const {
+Evidence EvidenceCombiner::operator()(const EvidenceMaps& normalized,
+                                      std::span<const std::string> classes) const {
   const auto map = [&](size_t i) { return enlarged(normalized[i], size_).to(at::kDouble); };
-  const at::Tensor reconstruction = reconstruction_weight_ * (map(0) + map(1) + map(2));
-  const at::Tensor memory = memory_weight_ * map(3);
+  const auto weights = [&](double EvidenceWeights::* kind) {
+    std::vector<double> values;
+    for (const std::string& name : classes) values.push_back(settings_.weights_of(name).*kind);
+    return at::tensor(values, at::kDouble).view({-1, 1, 1}).to(blur_.device());
+  };
+  const at::Tensor reconstruction = weights(&EvidenceWeights::reconstruction) * (map(0) + map(1) + map(2));
+  const at::Tensor memory = weights(&EvidenceWeights::memory) * map(3);
   Evidence result;
   result.raw = reconstruction + memory;
   result.smooth = from_both_sides(blur_, result.raw);

@@ -6,6 +6,8 @@
 #include <c10/core/Device.h>
 
 #include <array>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -48,13 +50,15 @@ class EvidenceCombiner {
   // The manifest must have evidence.
   EvidenceCombiner(const Manifest& manifest, c10::Device device);
 
-  [[nodiscard]] Evidence operator()(const EvidenceMaps& normalized) const;
+  // Maps of N images, weighted as their classes are; one class for each, or one for all.
+  [[nodiscard]] Evidence operator()(const EvidenceMaps& normalized,
+                                    std::span<const std::string> classes) const;
 
  private:
   // Blur and pools are linear: each is one matrix product from both sides. [S, S] and [P, S], float64.
   at::Tensor blur_, blur_and_pools_;
   int64_t size_;
-  double reconstruction_weight_, memory_weight_;
+  EvidenceSettings settings_;
 };
 
 }  // namespace diad

@@ -5,7 +5,9 @@
 #include <ATen/ops/isfinite.h>
 
 #include <array>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "bundle/safetensors.h"
@@ -19,6 +21,14 @@ namespace {
 
 constexpr const char* kFormat = "diad-normality";
 constexpr const char* kVersion = "1";
+
+// Vectors of a memory and of an image that are compared to select a class.
+constexpr int64_t kSampled = 256, kQueryStride = 7;
+
+// At most kSampled evenly spaced rows.
+at::Tensor sample_of(const at::Tensor& memory) {
+  return memory.slice(0, 0, std::nullopt, (memory.size(0) + kSampled - 1) / kSampled);
+}
 
 std::string memory_name(const std::string& of_class) { return of_class + "/memory"; }
 std::string mean_name(const std::string& of_class, size_t map) {
@@ -122,8 +132,8 @@ NormalClasses parse_normality(std::span<const uint8_t> bytes, const std::string&
                    "\"; it was made for another version of diad");
   }
   const json images = json::parse(reader.metadata("images"), nullptr, false);
-  if (!images.is_object() || !images.contains(""))
-    reader.invalid("Expected an object with an entry \"\" for the metadata images");
+  if (!images.is_object() || images.empty())
+    reader.invalid("Expected an object with at least one entry for the metadata images");
   NormalClasses classes;
   for (const auto& [name, count] : images.items()) {
     if (!count.is_number_unsigned()) reader.invalid("Expected a number of images for \"" + name + "\"");
@@ -144,7 +154,8 @@ at::Tensor vectors_of(const at::Tensor& embedding) { return embedding.flatten(1)
 Normality::Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device)
     : combine_(manifest, device) {
   for (const auto& [name, of_class] : classes) {
-    Entry entry{NearestVectors(of_class.memory, device), {}};
+    Entry entry{
+        NearestVectors(of_class.memory, device), NearestVectors(sample_of(of_class.memory), device), {}};
     for (size_t i = 0; i < of_class.maps.mean.size(); ++i) {
       entry.maps.mean[i] = of_class.maps.mean[i].to(device);
       entry.maps.divisor[i] = of_class.maps.divisor[i].to(device);
@@ -153,14 +164,27 @@ Normality::Normality(const NormalClasses& classes, const Manifest& manifest, c10
   }
 }
 
-Normality::Entry& Normality::entry_of(const std::string& name) {
-  const auto found = entries_.find(name);
-  return found == entries_.end() ? entries_.at("") : found->second;
+Normality::Entries::iterator Normality::select(const std::string& name, const at::Tensor& vectors) {
+  if (const auto found = entries_.find(name); found != entries_.end()) return found;
+  if (entries_.size() == 1) return entries_.begin();
+  const at::Tensor queries = vectors.slice(0, 0, std::nullopt, kQueryStride);
+  const auto distance = [&](Entry& entry) {
+    return entry.sample.distances(queries).to(at::kDouble).mean().item<double>();
+  };
+  auto nearest = entries_.end();
+  double least = std::numeric_limits<double>::infinity();
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    const double average = distance(entry->second);
+    if (nearest != entries_.end() && !(average < least)) continue;
+    nearest = entry;
+    least = average;
+  }
+  return nearest;
 }
 
 Normality::Judgement Normality::judge(const Features& distances, const at::Tensor& embedding,
                                       std::span<const std::string> classes) {
-  const NormalMaps& any = entries_.at("").maps;
+  const NormalMaps& any = entries_.begin()->second.maps;
   for (size_t i = 0; i < distances.size(); ++i) {
     if (distances[i].sizes().slice(1) == any.mean[i].sizes()) continue;
     std::ostringstream words;
@@ -168,19 +192,21 @@ Normality::Judgement Normality::judge(const Features& distances, const at::Tenso
           << distances[i].sizes().slice(1) << "; calibrate it again";
     throw EngineError(code::kBundleInvalid, words.str());
   }
+  std::vector<std::string> names;
   std::vector<at::Tensor> nearest;
   std::array<std::vector<at::Tensor>, 4> maps;
   for (size_t image = 0; image < classes.size(); ++image) {
-    Entry& entry = entry_of(classes[image]);
-    const at::Tensor of_image = embedding[static_cast<int64_t>(image)];
-    nearest.push_back(
-        entry.memory.distances(vectors_of(of_image)).view({1, of_image.size(1), of_image.size(2)}));
+    const at::Tensor of_image = embedding[static_cast<int64_t>(image)], vectors = vectors_of(of_image);
+    auto& [name, entry] = *select(classes[image], vectors);
+    names.push_back(name);
+    nearest.push_back(entry.memory.distances(vectors).view({1, of_image.size(1), of_image.size(2)}));
     const auto row = [&](size_t i) { return distances[i].narrow(0, static_cast<int64_t>(image), 1); };
     const EvidenceMaps of_class = normalized({row(0), row(1), row(2), nearest.back()}, entry.maps);
     for (size_t i = 0; i < maps.size(); ++i) maps[i].push_back(of_class[i]);
   }
-  return {combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}),
-          at::cat(nearest)};
+  Evidence evidence =
+      combine_({at::cat(maps[0]), at::cat(maps[1]), at::cat(maps[2]), at::cat(maps[3])}, names);
+  return {std::move(names), std::move(evidence), at::cat(nearest)};
 }
 
 }  // namespace diad

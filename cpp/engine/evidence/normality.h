@@ -25,7 +25,8 @@ struct NormalClass {
   NormalMaps maps;     // [H_i, W_i]
   int64_t images = 0;  // in the statistics
 };
-using NormalClasses = std::map<std::string, NormalClass>;  // "": all images
+// "": all images, present only if some images have no class, or if there is a single class.
+using NormalClasses = std::map<std::string, NormalClass>;
 
 // Returns the bytes of normality.safetensors.
 [[nodiscard]] std::vector<uint8_t> serialize_normality(const NormalClasses& classes);
@@ -45,12 +46,13 @@ class Normality {
   Normality(const NormalClasses& classes, const Manifest& manifest, c10::Device device);
 
   struct Judgement {
+    std::vector<std::string> classes;  // whose entry judged the image
     Evidence evidence;
     at::Tensor memory_distance;  // [N, G, G] float32
   };
 
   // Judges N images from distances [N, H_i, W_i] and embedding [N, D, G, G], each by the entry of its class.
-  // Images of an unknown class, or of class "", use the entry of all images. Throws EngineError
+  // An unknown class, "" included, selects the entry whose memory is nearest on average. Throws EngineError
   // ERR_DIAD_BUNDLE_INVALID if the sizes of the maps differ from the file's.
   [[nodiscard]] Judgement judge(const Features& distances, const at::Tensor& embedding,
                                 std::span<const std::string> classes);
@@ -58,11 +60,13 @@ class Normality {
  private:
   struct Entry {
     NearestVectors memory;
+    NearestVectors sample;  // of the memory, to select a class
     NormalMaps maps;
   };
-  [[nodiscard]] Entry& entry_of(const std::string& name);
+  using Entries = std::map<std::string, Entry>;
+  [[nodiscard]] Entries::iterator select(const std::string& name, const at::Tensor& vectors);
 
-  std::map<std::string, Entry> entries_;
+  Entries entries_;
   EvidenceCombiner combine_;
 };
 

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DIAD_ENGINE_ABI 5
+#define DIAD_ENGINE_ABI 6
 #if defined(_WIN32) && defined(DIAD_ENGINE_BUILDING)
 #define DIAD_EXPORT __declspec(dllexport)
 #elif defined(_WIN32)
@@ -73,11 +73,12 @@ typedef struct {
   int32_t stage_count;
   int32_t batch_size; /* images in the batch */
   diad_timings timings;
-  /* 1 with a normality file: score and map combine both kinds of evidence, and the next two fields are
+  /* 1 with a normality file: score and map combine both kinds of evidence, and the next three fields are
    * set. */
   int32_t has_evidence;
   double evidence_reconstruction; /* scores of each kind of evidence on its own */
   double evidence_memory;
+  const char* class_name; /* whose entry of the normality judged the image; "": that of all images */
 } diad_result;
 
 typedef void (*diad_done)(void* user, diad_result* result);
@@ -98,7 +99,7 @@ typedef struct {
   diad_done done; /* called exactly once for each accepted request, on any thread */
   /* Called on the inference thread after each denoising step, never after done. Can be NULL. */
   diad_step on_step;
-  /* Class whose normality entry judges the image; NULL or unknown: the entry of all images. */
+  /* Class whose normality entry judges the image; NULL or unknown: the entry of the most similar class. */
   const char* class_name;
   /* Receives the image's maps and vectors under class_name. Can be NULL, and can be freed before done. */
   diad_calibrator* calibrator;
@@ -123,8 +124,7 @@ typedef struct {
 typedef struct {
   const uint8_t* normality; /* file content for diad_load_options.normality */
   uint64_t normality_size;
-  diad_unseen_scores images;  /* judged by the entry of their class */
-  diad_unseen_scores overall; /* judged by the entry of all images */
+  diad_unseen_scores images; /* judged by the entry of their class */
 } diad_calibration;
 
 typedef struct {

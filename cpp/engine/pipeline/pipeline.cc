@@ -70,8 +70,9 @@ Maps combined(Normality& normality, std::span<const ImageRequest> batch, const F
   Normality::Judgement judgement = normality.judge(distances, embedding, classes);
   const Evidence& evidence = judgement.evidence;
   Maps maps{{}, evidence.raw, evidence.smooth, evidence.scores, {}, judgement.memory_distance};
-  for (size_t i = 0; i < batch.size(); ++i)
-    maps.evidence.push_back({evidence.reconstruction[i], evidence.memory[i]});
+  for (size_t i = 0; i < batch.size(); ++i) {
+    maps.evidence.push_back({evidence.reconstruction[i], evidence.memory[i], judgement.classes[i]});
+  }
   if (std::ranges::any_of(batch, [](const ImageRequest& request) { return request.wanted.stages; })) {
     for (size_t i = 0; i < distances.size(); ++i) maps.distances[i] = enlarged(distances[i], size);
   }
@@ -164,7 +165,7 @@ at::Tensor Pipeline::embed_if_wanted(std::span<const ImageRequest> batch, const 
   const bool collected = std::ranges::any_of(
       batch, [](const ImageRequest& request) { return request.calibration.calibrator != nullptr; });
   if (!manifest_.evidence || (!normality_ && !collected)) return {};
-  const auto& [dimensions, grid, vectors, reconstruction_weight, memory_weight] = *manifest_.evidence;
+  const int64_t dimensions = manifest_.evidence->dimensions, grid = manifest_.evidence->grid;
   return expect_shape(networks_->embed(maps), {static_cast<int64_t>(batch.size()), dimensions, grid, grid},
                       "extractor.pt")
       .to(at::kFloat);

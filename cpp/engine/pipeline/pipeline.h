@@ -36,6 +36,7 @@ struct ImageRequest {
 // Scores of each kind of evidence on its own.
 struct EvidenceScores {
   double reconstruction = 0, memory = 0;
+  std::string class_name;  // whose normal images the image was compared with; "": all
 };
 
 struct Stage {

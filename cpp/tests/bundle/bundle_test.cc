@@ -177,14 +177,23 @@ TEST_CASE("manifest: evidence is optional, but its keys are required") {
   CHECK(evidence->dimensions == 176);
   CHECK(evidence->grid == 32);
   CHECK(evidence->memory_vectors == 4000);
-  CHECK(evidence->reconstruction_weight == 0.5);
-  CHECK(evidence->memory_weight == 1);
+  CHECK(evidence->weights.reconstruction == 0.5);
+  CHECK(evidence->weights.memory == 1);
+  json with_classes = manifest;
+  with_classes["evidence"]["classWeights"] = {{"gear", {{"reconstruction", 0.25}, {"memory", 2}}}};
+  const diad::EvidenceSettings settings = *diad::parse_manifest(with_classes.dump()).evidence;
+  CHECK(settings.weights_of("gear").reconstruction == 0.25);
+  CHECK(settings.weights_of("gear").memory == 2);
+  CHECK(settings.weights_of("nut").reconstruction == 0.5);
   const auto refused = [&](const char* pointer, const json& value) {
     json changed = manifest;
     changed[json::json_pointer(pointer)] = value;
     return refusal(changed);
   };
   CHECK(contains(refused("/evidence", 5), "Expected an object for evidence"));
+  CHECK(contains(refused("/evidence/classWeights", 5),
+                 "Expected an object for evidence.classWeights but received 5"));
+  CHECK(contains(refused("/evidence/classWeights", {{"a", {{"memory", 1}}}}), "evidence.classWeights.a"));
   CHECK(contains(refused("/evidence/dimensions", 4097),
                  "Expected an integer from 1 to 4096 for evidence.dimensions but received 4097"));
   CHECK(contains(refused("/evidence/grid", 257), "Expected an integer from 1 to 256 for evidence.grid"));

@@ -40,7 +40,7 @@ Manifest manifest_with(bool evidence) {
   m.pool_count = 2;
   if (evidence) {
     m.evidence = {
-        .dimensions = 3, .grid = 4, .memory_vectors = 40, .reconstruction_weight = 0.5, .memory_weight = 1};
+        .dimensions = 3, .grid = 4, .memory_vectors = 40, .weights = {.reconstruction = 0.5, .memory = 1}};
   }
   return m;
 }

@@ -103,11 +103,12 @@ TEST_CASE("normal maps: identical images have a divisor above 0") {
 }
 
 TEST_CASE("evidence: combines constant maps") {
-  const Manifest manifest = evidence_manifest();  // weights 0.5 and 1
+  Manifest manifest = evidence_manifest();  // weights 0.5 and 1
+  manifest.evidence->class_weights["gear"] = {.reconstruction = 2, .memory = 0.25};
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i)
     maps[i] = at::full({2, map_size(i)[0], map_size(i)[1]}, static_cast<double>(i + 1), at::kFloat);
-  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
+  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{""});
   CHECK((evidence.raw - 7).abs().max().item<double>() < 1e-5);  // 0.5 * (1 + 2 + 3) + 4
   CHECK((evidence.smooth - 7).abs().max().item<double>() < 1e-5);
   for (size_t i = 0; i < 2; ++i) {
@@ -115,13 +116,19 @@ TEST_CASE("evidence: combines constant maps") {
     CHECK(evidence.reconstruction[i] == doctest::Approx(3));
     CHECK(evidence.memory[i] == doctest::Approx(4));
   }
+  const Evidence by_class =
+      EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{"nut", "gear"});
+  CHECK(by_class.scores[0] == doctest::Approx(7));
+  CHECK(by_class.reconstruction[1] == doctest::Approx(12));
+  CHECK(by_class.memory[1] == doctest::Approx(1));
+  CHECK(by_class.scores[1] == doctest::Approx(13));
 }
 
 TEST_CASE("evidence: blurs and pools like the published map") {
   const Manifest manifest = evidence_manifest();
   EvidenceMaps maps;
   for (size_t i = 0; i < 4; ++i) maps[i] = random_tensor({3, map_size(i)[0], map_size(i)[1]}, i);
-  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps);
+  const Evidence evidence = EvidenceCombiner(manifest, c10::kCPU)(maps, std::vector<std::string>{""});
   const auto large = [&](size_t i) { return enlarged(maps[i], manifest.image_size).to(at::kDouble); };
   const at::Tensor reconstruction = 0.5 * (large(0) + large(1) + large(2)), memory = large(3);
   const auto blurred = [&](const at::Tensor& map) {
@@ -139,25 +146,29 @@ TEST_CASE("evidence: blurs and pools like the published map") {
   }
 }
 
-TEST_CASE("normality: judges by the entry of an image's class, otherwise by the entry of all images") {
+TEST_CASE("normality: judges by the entry of an image's class, otherwise by the most similar class") {
   const Manifest manifest = evidence_manifest();
-  // One vector each: (0, 0) for all images, (3, 4) for gears.
-  const NormalClasses classes{{"", constant_class(0, 1, at::zeros({1, 2}))},
+  // One vector each: (0, 0) for bolts, (3, 4) for gears.
+  const NormalClasses classes{{"bolt", constant_class(0, 1, at::zeros({1, 2}))},
                               {"gear", constant_class(1, 2, at::tensor({3.0F, 4.0F}).view({1, 2}))}};
   Normality normality(classes, manifest, c10::kCPU);
   Features distances;
   for (size_t i = 0; i < 3; ++i) distances[i] = at::full({3, map_size(i)[0], map_size(i)[1]}, 3, at::kFloat);
   const at::Tensor embedding = at::tensor({3.0F, 4.0F}).view({1, 2, 1, 1}).expand({3, 2, 3, 3});
-  const std::vector<std::string> names{"gear", "", "unheard of"};
+  std::vector<std::string> names{"", "bolt", "bolt"};
   const Normality::Judgement judgement = normality.judge(distances, embedding, names);
+  CHECK(judgement.classes == std::vector<std::string>{"gear", "bolt", "bolt"});
   CHECK(values(judgement.memory_distance.amax({1, 2})) == std::vector<float>{0, 5, 5});
-  // Gear: 0.5 * 3 * (3 - 1) / 2 and (0 - 1) / 2. All images: 0.5 * 3 * 3 and 5.
+  // Gear: 0.5 * 3 * (3 - 1) / 2 and (0 - 1) / 2. Bolt: 0.5 * 3 * 3 and 5.
   const double reconstruction[] = {1.5, 4.5, 4.5}, memory[] = {-0.5, 5, 5};
   for (size_t i = 0; i < 3; ++i) {
     CHECK(judgement.evidence.reconstruction[i] == doctest::Approx(reconstruction[i]));
     CHECK(judgement.evidence.memory[i] == doctest::Approx(memory[i]));
     CHECK(judgement.evidence.scores[i] == doctest::Approx(reconstruction[i] + memory[i]));
   }
+  names = {"gear", "unknown", "unknown"};
+  CHECK(normality.judge(distances, embedding, names).classes ==
+        std::vector<std::string>{"gear", "gear", "gear"});
   distances[1] = at::zeros({3, 5, 4});
   CHECK(contains(error_of([&] { (void)normality.judge(distances, embedding, names); }),
                  "ERR_DIAD_BUNDLE_INVALID: The normality file has maps of [4, 4] but this bundle produces "
@@ -199,8 +210,8 @@ TEST_CASE("normality: rejects files of another kind or size") {
   CHECK(contains(said("format", "other"),
                  "ERR_DIAD_BUNDLE_INVALID: normality.safetensors: Expected the format diad-normality"));
   CHECK(contains(said("version", "2"), "Expected version 1 but received \"2\""));
-  CHECK(contains(said("images", "{"), "an entry \"\" for the metadata images"));
-  CHECK(contains(said("images", R"({"a": 1})"), "an entry \"\" for the metadata images"));
+  CHECK(contains(said("images", "{"), "at least one entry for the metadata images"));
+  CHECK(contains(said("images", "{}"), "at least one entry for the metadata images"));
   CHECK(contains(said("images", R"({"": -1})"), "Expected a number of images"));
   CHECK(contains(said("images", R"({"": 1, "a": 1})"), "Expected a tensor a/memory but it is absent"));
   CHECK(contains(changed([](Safetensors& other) { other.tensors.erase("/mean.3"); }),

@@ -2,7 +2,7 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, DiadError } from '../../errors.js';
-import { isImageName } from '../../image.js';
+import { isImageName } from '../../image/decode.js';
 
 /** A test image. Its label comes from the data set, never from a mask. */
 export interface TestImage {

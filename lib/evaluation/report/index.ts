@@ -1,8 +1,8 @@
 // Writes the report of an evaluation as one self-contained HTML file.
 import path from 'node:path';
-import { heatColor } from '../../anomaly-map.js';
+import { heatColor } from '../../scoring/anomaly-map.js';
 import type { Diad } from '../../diad.js';
-import { writeAtomic } from '../../durable.js';
+import { writeAtomic } from '../../io/atomic-file.js';
 import type { ClassReport, Evaluation, ImageReport } from '../evaluate.js';
 import { METRIC_NAMES, type Metrics } from '../metrics.js';
 import { caseHtml, chooseCases, colorMaximum, renderCase } from './cases.js';

@@ -1,6 +1,6 @@
 // The anomaly map as a canvas over the image.
 import { useEffect, useRef } from 'preact/hooks';
-import { heatAlpha, heatColor } from '../../heat-color.js';
+import { heatAlpha, heatColor } from '../../scoring/heat-color.js';
 import type { Score } from './service.js';
 
 /** Decodes base64 to little-endian floats. */

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import DiadConfig, LiteExtractorConfig
+from ..config import DiadConfig, EvidenceConfig, LiteExtractorConfig
 from ..models.diad import DiadModel
 from ..models.efficientnet_lite import FEATURE_CHANNELS
 from ..schedule import Schedule
@@ -87,9 +87,22 @@ def _small_model_keys(config: DiadConfig) -> dict[str, Any]:
         "dimensions": sum(FEATURE_CHANNELS),
         "grid": config.extractor.input_size // 8,
         "memoryVectors": config.evidence.memory_vectors,
-        "weights": {"reconstruction": config.evidence.reconstruction, "memory": config.evidence.memory},
+        **weights_entry(config.evidence),
     }
     return {"evidence": evidence, "architecture": dataclasses.asdict(config)}
+
+
+def weights_entry(evidence: EvidenceConfig) -> dict[str, Any]:
+    """The manifest's weights of evidence, for all classes and for single ones."""
+
+    def entry(reconstruction: float, memory: float) -> dict[str, float]:
+        return {"reconstruction": reconstruction, "memory": memory}
+
+    single = {name: entry(*weights) for name, weights in evidence.class_weights.items()}
+    return {
+        "weights": entry(evidence.reconstruction, evidence.memory),
+        **({"classWeights": single} if single else {}),
+    }
 
 
 def round_weights(model: nn.Module, storage: torch.dtype) -> None:
@@ -252,6 +265,16 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes manifest.json and its hash, manifest.sha256."""
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (folder / "manifest.sha256").write_text(file_digest(folder / "manifest.json") + "\n", encoding="utf-8")
+
+
+def replace_weights(folder: str | Path, evidence: EvidenceConfig) -> None:
+    """Writes other weights of evidence into a bundle's manifest and seals it again."""
+    folder = Path(folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["evidence"].pop("classWeights", None)
+    manifest["evidence"] |= weights_entry(evidence)
+    manifest["architecture"]["evidence"] = dataclasses.asdict(evidence)
+    seal(folder, manifest)
 
 
 def replace_card(folder: str | Path, card: str) -> None:

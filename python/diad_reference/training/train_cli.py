@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import DiadConfig
-from ..export.bundle import check_replaceable
+from ..bundle_score import pipeline_of_bundle
+from ..config import DiadConfig, EvidenceConfig
+from ..export.bundle import check_replaceable, replace_weights
 from .deviation import DeviationImages, DeviationObjective, Jitter, deviation_batches
+from .evidence_weights import ClassImages, choose_weights, weighted
 from .export import named, write_trained_bundle
 from .loop import BatchSource, LoopSettings, Surroundings, fit
 from .normal_images import NormalImage, find_normal_images, read_frames
@@ -26,7 +28,7 @@ from .small_model import load_base
 PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
 STATE_FILE = "denoiser.train.pt"
-MOST_PERTURBED = 3000  # maximum number of perturbed images in memory
+MOST_PERTURBED = 6000  # maximum number of perturbed images in memory
 NEEDED_BYTES = 400 << 20  # disk space for two checkpoints and the bundle
 RESERVED_SHARE = 0.08  # share of the budget for writing and calibrating the bundle
 FEW_IMAGES = 60  # if a class has fewer normal images, stronger jitter is used
@@ -116,8 +118,37 @@ def run(args: argparse.Namespace) -> int:
     _announce(objective, source, settings, progress)
     fit(objective, source, settings, run_folder / STATE_FILE, "denoiser", Surroundings(validation, progress))
     path = write_trained_bundle(base, args.out, config)
+    if config.evidence is not None:
+        _weigh_evidence(path, config.evidence, classes, sources, progress)
     progress.say("written", str(path), path=str(path), split=str(run_folder / SPLIT_FILE))
     return 0
+
+
+def _weigh_evidence(
+    path: Path,
+    evidence: EvidenceConfig,
+    classes: tuple[str, ...],
+    sources: list[DeviationImages],
+    progress: Progress,
+) -> None:
+    """Chooses the weights of the evidence on held-out images and writes them into the bundle."""
+    trained, held_out = sources
+    images = {}
+    for label, name in enumerate(classes):
+        own = held_out.labels == label
+        images[name] = ClassImages(
+            trained.clean[trained.labels == label], held_out.clean[own], held_out.perturbed[: len(own)][own]
+        )
+    choices = choose_weights(pipeline_of_bundle(path), images)
+    replace_weights(path, weighted(evidence, choices))
+    chosen = {name: choice.weight for name, choice in choices.items()}
+    progress.say(
+        "weighed",
+        "weight of the reconstruction beside the memory: "
+        + ", ".join(f"{name} {weight:g}" for name, weight in chosen.items()),
+        weights=chosen,
+        auroc={name: choice.auroc for name, choice in choices.items()},
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
