@@ -14,6 +14,12 @@ export type { BundleEvidence, DiadInfo } from './scoring/info.js';
 export { tuneAllocator } from './native/addon.js';
 export type { Distribution, QueueStats, Timings } from './native/addon.js';
 export type { Point, Region, RegionsOptions } from './scoring/regions.js';
-export type { CallOptions, LoadOptions, Precision, ScoreManyOptions, ScoreOptions } from './scoring/options.js';
+export type {
+  CallOptions,
+  LoadOptions,
+  Precision,
+  ScoreManyOptions,
+  ScoreOptions,
+} from './scoring/options.js';
 export type { TileOptions } from './scoring/tiles.js';
 export { verifyBundle, type StageComparison, type VerifyReport } from './verify/verify.js';

@@ -100,7 +100,9 @@ function mutated(seed, other, random) {
 
 export async function run(count) {
   const { Diad } = await library();
-  const { decodeImage, takeImage } = await import(pathToFileURL(path.join(root, 'dist', 'image', 'decode.js')).href);
+  const { decodeImage, takeImage } = await import(
+    pathToFileURL(path.join(root, 'dist', 'image', 'decode.js')).href
+  );
   const { default: sharp } = await import('sharp');
   const random = randomNumbers(6);
   const failures = [];

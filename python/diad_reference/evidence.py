@@ -315,7 +315,7 @@ class ClassLearner:
         )
 
     def unseen_maps(self) -> Iterator[list[torch.Tensor]]:
-        """Yields four normalized maps [1, H_i, W_i] per image in the statistics, each normalized without itself."""
+        """Yields the four maps [1, H_i, W_i] of each image in the statistics, normalized without that image."""
         for row in range(len(self.judged)):
             others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
             yield normalize_maps([m[row : row + 1] for m in self.maps], others)

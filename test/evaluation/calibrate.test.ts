@@ -6,7 +6,12 @@ import { cp, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import process from 'node:process';
 import { setImmediate, setTimeout } from 'node:timers/promises';
-import { normalizedScore, parseCalibration, thresholdsFor, type Calibration } from '../../lib/calibration/calibration.js';
+import {
+  normalizedScore,
+  parseCalibration,
+  thresholdsFor,
+  type Calibration,
+} from '../../lib/calibration/calibration.js';
 import { calibrate } from '../../lib/evaluation/calibrate.js';
 import { writeCalibration } from '../../lib/evaluation/calibration-files.js';
 import { readGoodImages } from '../../lib/evaluation/datasets/good.js';

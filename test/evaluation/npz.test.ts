@@ -28,7 +28,10 @@ const MESSAGES: Readonly<Record<string, RegExp>> = {
 describe('archives of arrays', () => {
   it('returns equal numbers for every dtype and order, and reports invalid archives', () =>
     inFolder(async (folder) => {
-      const made = await runProgram(python, [path.join(root, 'test', 'support', 'metric_archives.py'), folder]);
+      const made = await runProgram(python, [
+        path.join(root, 'test', 'support', 'metric_archives.py'),
+        folder,
+      ]);
       assert.equal(made.code, 0, made.stderr);
       const files = await readdir(folder);
       const good = files.filter((file) => !file.startsWith('bad-'));

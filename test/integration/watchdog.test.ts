@@ -13,7 +13,14 @@ import {
   type RunResult,
   type Submission,
 } from '../../lib/queue/index.js';
-import { Broker, freePort, STUB_MODEL, stubScore, stubScorer, writeImages } from '../support/queue-support.js';
+import {
+  Broker,
+  freePort,
+  STUB_MODEL,
+  stubScore,
+  stubScorer,
+  writeImages,
+} from '../support/queue-support.js';
 import { HANG_GUARD_MS } from '../support/support.js';
 
 describe('queue: watchdog @slow', () => {

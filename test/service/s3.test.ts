@@ -6,7 +6,13 @@ import { once } from 'node:events';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
-import { runResults, startWorker, submitRun, type RunResult, type Submission } from '../../lib/queue/index.js';
+import {
+  runResults,
+  startWorker,
+  submitRun,
+  type RunResult,
+  type Submission,
+} from '../../lib/queue/index.js';
 import { sha256 } from '../../lib/queue/reference.js';
 import { Broker, freePort, STUB_MODEL, stubScore, stubScorer } from '../support/queue-support.js';
 import { example, HANG_GUARD_MS, inFolder, python } from '../support/support.js';

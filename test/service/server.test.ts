@@ -6,7 +6,15 @@ import { Diad } from '../../lib/index.js';
 import { type DiadServer } from '../../lib/server/index.js';
 import type { ReconstructAnswer, ScoreAnswer } from '../../lib/server/schemas.js';
 import { bmp } from '../support/bmp.js';
-import { besideDemoServer, closeTo, form, pngBomb, post, rawRequest, refused } from '../support/server-support.js';
+import {
+  besideDemoServer,
+  closeTo,
+  form,
+  pngBomb,
+  post,
+  rawRequest,
+  refused,
+} from '../support/server-support.js';
 import { example } from '../support/support.js';
 
 describe('server: responses', () => {
