@@ -1,6 +1,6 @@
 """Compares AOTInductor with the engine: milliseconds per denoiser step, one image, float32, CPU.
 
-    python bench/aoti.py [--configs demo,medium] [--rounds 7]
+    python bench/aoti.py [--configs small,medium] [--rounds 7]
 
 Compiles one step of the denoiser (UNet and SG network with folded constants, as exported) to an AOTInductor
 package with frozen weights. Times it alternately with diad-engine's ten steps on a bundle of the same size.
@@ -95,7 +95,7 @@ def measure(config: str, rounds: int) -> dict[str, float | str]:
 def main() -> None:
     """Measures all sizes and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", default="demo,medium")
+    parser.add_argument("--configs", default="small,medium")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     configs = args.configs.split(",")

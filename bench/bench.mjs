@@ -1,10 +1,10 @@
 // npm run bench: compares diad with the Python reference at three sizes, interleaved in one run. Also
 // measures cold start, load and memory.
 //
-//   npm run bench -- [--quick] [--sizes demo,medium,published] [--keep-load] [--rounds N] [--soak N]
+//   npm run bench -- [--quick] [--sizes small,medium,published] [--keep-load] [--rounds N] [--soak N]
 //                    [--device cpu]
 //
-// Writes bench/results/<machine>.json and the tables of docs/benchmarks.md. --quick: demo model only, few
+// Writes bench/results/<machine>.json and the tables of docs/benchmarks.md. --quick: small model only, few
 // rounds, under three minutes; writes nothing unless --write is given. Sizes that are not run keep the rows
 // of the previous run. With --keep-load, so do cold start and load.
 import { spawnSync } from 'node:child_process';
@@ -33,7 +33,7 @@ const { values } = parseArgs({
     'keep-load': { type: 'boolean', default: false },
   },
 });
-const sizes = (values.sizes ?? (values.quick ? 'demo' : 'demo,medium,published')).split(',');
+const sizes = (values.sizes ?? (values.quick ? 'small' : 'small,medium,published')).split(',');
 const GIB = 2 ** 30;
 const CPU_INFO = '/proc/cpuinfo';
 const NVIDIA_DRIVER = '/proc/driver/nvidia/version';
@@ -42,7 +42,7 @@ const CUDA_BATCHES = [1, 2, 4, 8, 16, 32];
 
 /** Settings per size. profiled: images to profile; memory: needed by all processes together. */
 const PLANS = {
-  demo: {
+  small: {
     modes: ['as-published', 'lossless', 'compiled'],
     batches: [1, 2, 4, 8],
     rounds: 12,
@@ -68,9 +68,9 @@ const PLANS = {
   },
 };
 
-/** Returns the base bundle for 'demo', otherwise a cached bundle with seeded random weights. */
+/** Returns the base bundle for 'small', otherwise a cached bundle with seeded random weights. */
 function bundleOf(size) {
-  if (size === 'demo') return path.join(root, 'models', 'base');
+  if (size === 'small') return path.join(root, 'models', 'base');
   const folder = path.join(root, 'out', 'bench', size);
   if (existsSync(path.join(folder, 'manifest.json'))) return folder;
   console.log(`${size}: writing a bundle of random weights to ${path.relative(root, folder)}`);
@@ -166,10 +166,10 @@ if (values['keep-load']) {
   results.coldStartMs = spread(
     coldStarts(values.quick ? 3 : 9, path.join(root, 'examples', 'gear-good.png'), values.device),
   );
-  console.log(`demo: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
+  console.log(`small: process start to first score ${results.coldStartMs.median.toFixed(0)} ms`);
   results.load = await load();
   results.loadCommit = commit;
-  console.log(`demo: ${results.load.saturated.imagesPerSecond.toFixed(1)} images/s saturated`);
+  console.log(`small: ${results.load.saturated.imagesPerSecond.toFixed(1)} images/s saturated`);
 }
 const precisions = fasterPrecisions();
 for (const precision of Object.keys(FASTER)) {

@@ -1,6 +1,6 @@
 """Times batches in the Python reference on request, so that benchmarks can interleave it with other programs.
 
-    python bench/speed/reference_timing.py --config demo --mode as-published
+    python bench/speed/reference_timing.py --config small --mode as-published
 
 Prints a line of JSON when ready (`gflop`: floating-point operations of one image). Then reads lines until the
 end of the input. A number N runs a batch of N images and prints the milliseconds. "memory" prints the peak

@@ -315,7 +315,7 @@ class ClassLearner:
         )
 
     def unseen_maps(self) -> Iterator[list[torch.Tensor]]:
-        """Yields the four maps [1, H_i, W_i] of each image in the statistics, normalized without that image."""
+        """Yields the four maps [1, H_i, W_i] of each image in the statistics, normalized without it."""
         for row in range(len(self.judged)):
             others = self._statistics(self.normal.memory, [i for i in range(len(self.judged)) if i != row])
             yield normalize_maps([m[row : row + 1] for m in self.maps], others)
