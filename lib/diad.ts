@@ -16,14 +16,8 @@ import {
 } from './calibration/calibration.js';
 import { createCalibrator, type Calibrator } from './calibration/calibrator.js';
 import { codeOf, DiadError, fromNative } from './errors.js';
-import {
-  decodeImage,
-  takeImage,
-  type ImageInput,
-  type ImageLimits,
-  type RawFrame,
-  type TakenImage,
-} from './image/decode.js';
+import { decodeImage, takeImage } from './image/decode.js';
+import type { ImageInput, ImageLimits, RawFrame, TakenImage } from './image/types.js';
 import { inOrder } from './async/map-ordered.js';
 import {
   baseBundle,

@@ -9,10 +9,10 @@ export {
   type SettledScore,
 } from './diad.js';
 export { DiadError, type DiadErrorCode } from './errors.js';
-export { inspectImage, type ImageFormat, type ImageInput, type RawFrame } from './image/decode.js';
+export { inspectImage } from './image/decode.js';
+export { type ImageFormat, type ImageInput, type RawFrame } from './image/types.js';
 export type { BundleEvidence, DiadInfo } from './scoring/info.js';
-export { tuneAllocator } from './native/addon.js';
-export type { Distribution, QueueStats, Timings } from './native/addon.js';
+export { tuneAllocator, type Distribution, type QueueStats, type Timings } from './native/addon.js';
 export type { Point, Region, RegionsOptions } from './scoring/regions.js';
 export type {
   CallOptions,

@@ -1,5 +1,4 @@
 // Validates arguments. All errors have the form "Expected X for Y but received Z of type T".
-import type { Diad } from './diad.js';
 import { DiadError } from './errors.js';
 
 function shown(value: unknown): string {
@@ -96,7 +95,10 @@ export function requiredText(value: unknown, name: string): string {
 }
 
 /** Checks for a loaded bundle, or an object with the same interface. */
-export function loadedBundle<T extends Pick<Diad, 'score' | 'info'>>(value: T | undefined, name: string): T {
+export function loadedBundle<T extends { readonly score: unknown; readonly info: unknown }>(
+  value: T | undefined,
+  name: string,
+): T {
   if (typeof value?.score !== 'function' || typeof value.info !== 'object')
     throw invalid('a loaded bundle', name, value);
   return value;

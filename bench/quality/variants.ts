@@ -3,7 +3,8 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { writeTogether } from '../../lib/io/atomic-file.js';
-import { calibrate, type CalibrationImage } from '../../lib/evaluation/calibrate.js';
+import { calibrate } from '../../lib/evaluation/calibrate.js';
+import type { CalibrationImage } from '../../lib/evaluation/calibration-types.js';
 import { copyBundle, writeCalibration } from '../../lib/evaluation/calibration-files.js';
 import { Diad } from '../../lib/index.js';
 

@@ -1,6 +1,6 @@
 // Collects normal images for calibration with the engine's calibrator. Used by lib/evaluation/calibrate.
 import { fromNative } from '../errors.js';
-import type { ImageInput } from '../image/decode.js';
+import type { ImageInput } from '../image/types.js';
 import type { NativeCalibration, NativeEngine, NativeSubmitOptions } from '../native/addon.js';
 import { validateCallOptions, type ValidatedCall } from '../scoring/options.js';
 

@@ -2,7 +2,8 @@
 import path from 'node:path';
 import process from 'node:process';
 import { SingleBar } from 'cli-progress';
-import { calibrate, type Calibrated } from '../evaluation/calibrate.js';
+import { calibrate } from '../evaluation/calibrate.js';
+import type { Calibrated } from '../evaluation/calibration-types.js';
 import { copyBundle, writeCalibration } from '../evaluation/calibration-files.js';
 import { readGoodImages } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';

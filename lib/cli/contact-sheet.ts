@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Diad } from '../diad.js';
-import type { CalibrationImage } from '../evaluation/calibrate.js';
+import type { CalibrationImage } from '../evaluation/calibration-types.js';
 import { isGoodName, list } from '../evaluation/datasets/layout.js';
 import { decodeImage, NO_LIMITS, takeImage } from '../image/decode.js';
 

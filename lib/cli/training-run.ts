@@ -8,7 +8,7 @@ import { Check } from 'typebox/value';
 import { bundleDigest } from '../calibration/bundle-digest.js';
 import { writeAtomic } from '../io/atomic-file.js';
 import { codeOf, DiadError, invalidArgument } from '../errors.js';
-import type { CalibrationImage } from '../evaluation/calibrate.js';
+import type { CalibrationImage } from '../evaluation/calibration-types.js';
 import { readGoodImages } from '../evaluation/datasets/good.js';
 
 const FINISHED = 'trained.json';

@@ -6,7 +6,7 @@ import process from 'node:process';
 import { Diad } from '../diad.js';
 import { codeOf } from '../errors.js';
 import { encodePng } from '../scoring/anomaly-map.js';
-import type { RawFrame } from '../image/decode.js';
+import type { RawFrame } from '../image/types.js';
 import { openNative, type EngineVersion } from '../native/addon.js';
 import type { DiadInfo } from '../scoring/info.js';
 import { verifyBundle, type VerifyReport } from '../verify/verify.js';

@@ -1,9 +1,8 @@
 // Calibration on normal images: thresholds and, for a bundle with evidence, statistics of normal images.
-import type { Calibration, Thresholds } from '../calibration/calibration.js';
+import type { Thresholds } from '../calibration/calibration.js';
 import type { Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
 import { validateTiles } from '../scoring/options.js';
-import type { TileOptions } from '../scoring/tiles.js';
 import { boolean, callback, invalid, loadedBundle, number, optionsObject } from '../validate.js';
 import { contentHashes, refuseOverlap } from './content-hash.js';
 import { fromEvidence } from './evidence-thresholds.js';
@@ -17,56 +16,16 @@ import {
   thresholdsOf,
   type ClassSummary,
 } from './thresholds.js';
+import type {
+  CalibrationImage,
+  CalibrateOptions,
+  Calibrated,
+  Distinct,
+  Origin,
+  Outcome,
+} from './calibration-types.js';
 
 export type { CalibrationRole, ClassSummary };
-
-/** A normal image, or an image of a validation set. */
-export interface CalibrationImage {
-  readonly file: string;
-  readonly className: string;
-  /** Default false. */
-  readonly defective?: boolean;
-  /**
-   * Role of a normal image for a bundle with evidence: images from training contribute to the statistics but
-   * not to the thresholds. Default 'calibration'.
-   */
-  readonly role?: CalibrationRole;
-}
-
-/** Options of {@link calibrate}. */
-export interface CalibrateOptions {
-  /** Normal images. */
-  readonly good: readonly CalibrationImage[];
-  /**
-   * Target false positive rate: share of normal images that can be classified as anomalous, between 0 and 1,
-   * exclusive. Default 0.01; for a bundle with evidence at least 1 / (images + 1), the lowest rate the images
-   * support.
-   */
-  readonly targetFpr?: number;
-  /** Compute thresholds per class in addition to the global ones. Default: true with evidence, else false. */
-  readonly perClass?: boolean;
-  /** Images with and without defects; sets the image threshold at the maximum F1. Not with evidence. */
-  readonly validation?: readonly CalibrationImage[];
-  /** Test images for later evaluation. Rejected if one of them is also used for calibration. */
-  readonly test?: readonly string[];
-  /** Seed of the noise. Default 0. */
-  readonly seed?: number | bigint;
-  /** Tiling, if images will be scored in tiles with the same options. Not with evidence. */
-  readonly tile?: TileOptions;
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (done: number, total: number) => void;
-}
-
-/** Result of {@link calibrate}. */
-export interface Calibrated {
-  readonly calibration: Calibration;
-  /** Content of normality.safetensors. Only with evidence. */
-  readonly normality?: Uint8Array;
-  /** Summary of all images, followed by each class with its own thresholds. */
-  readonly summary: readonly ClassSummary[];
-  /** Classes with too few images for their own thresholds. */
-  readonly tooFew: readonly { readonly className: string; readonly images: number }[];
-}
 
 interface Scored {
   readonly className: string;
@@ -118,21 +77,6 @@ async function distinct({ good, validation = [], test = [] }: CalibrateOptions):
   const unseen = new Set(hashes);
   return { good: good.filter((_, i) => unseen.delete(hashes[i]!)), digests: [...new Set(hashes)].sort() };
 }
-
-/** Deduplicated images of a calibration. */
-export interface Distinct {
-  /** Normal images without duplicates. */
-  readonly good: readonly CalibrationImage[];
-  /** Digests of all images. */
-  readonly digests: readonly string[];
-}
-
-/** Metadata about how the thresholds were computed. */
-type Origin = Pick<Calibration, 'method' | 'createdAt' | 'model' | 'precision' | 'tile' | 'imageDigests'>;
-/** Calibration without its origin. */
-export type Outcome = Omit<Calibrated, 'calibration'> & {
-  readonly calibration: Omit<Calibration, keyof Origin>;
-};
 
 /** Computes thresholds for a bundle without evidence, whose scores do not depend on the calibration. */
 async function fromScores(diad: Diad, options: CalibrateOptions, { good }: Distinct): Promise<Outcome> {

@@ -4,7 +4,7 @@ import { openCalibrator, type Diad } from '../diad.js';
 import { DiadError, invalidArgument } from '../errors.js';
 import type { NativeUnseenScores } from '../native/addon.js';
 import { oneOf } from '../validate.js';
-import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibrate.js';
+import type { CalibrateOptions, CalibrationImage, Distinct, Outcome } from './calibration-types.js';
 import { sha256 } from './content-hash.js';
 import {
   CALIBRATION_ROLES,

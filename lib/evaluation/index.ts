@@ -1,12 +1,6 @@
 // Public API of 'diad/evaluation': data sets, metrics, reports and calibration.
-export {
-  calibrate,
-  type Calibrated,
-  type CalibrateOptions,
-  type CalibrationImage,
-  type CalibrationRole,
-  type ClassSummary,
-} from './calibrate.js';
+export { calibrate, type CalibrationRole, type ClassSummary } from './calibrate.js';
+export { type Calibrated, type CalibrateOptions, type CalibrationImage } from './calibration-types.js';
 export { copyBundle, writeCalibration } from './calibration-files.js';
 export { readGoodImages, type GoodImage } from './datasets/good.js';
 export {

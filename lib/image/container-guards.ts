@@ -1,6 +1,6 @@
 // Counts frames and scans of encoded images and inspects samples from the file structure, before any
 // decoding.
-import type { ImageFormat } from './decode.js';
+import type { ImageFormat } from './types.js';
 
 /** Creates a DataView over bytes. */
 export const view = (bytes: Uint8Array): DataView =>

@@ -4,27 +4,7 @@ import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
 import { DiadError } from '../errors.js';
 import { countFrames, countScans, isPlainYcbcr } from './container-guards.js';
 import { integer, invalid } from '../validate.js';
-
-/** An 8-bit image without row padding: gray (1), RGB (3) or RGBA (4, alpha is dropped). */
-export interface RawFrame {
-  readonly data: Uint8Array | Uint8ClampedArray;
-  /** Pixels. */
-  readonly width: number;
-  /** Pixels. */
-  readonly height: number;
-  readonly channels: 1 | 3 | 4;
-}
-
-/**
- * Encoded bytes of a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP (one frame unless `maxFrames` allows more), or a
- * frame.
- */
-export type ImageInput = Uint8Array | ArrayBuffer | RawFrame;
-
-/** A private copy of the input, unaffected by later changes of the caller's memory. */
-export type TakenImage =
-  | { readonly kind: 'encoded'; readonly bytes: Uint8Array }
-  | { readonly kind: 'frame'; readonly frame: RawFrame };
+import type { RawFrame, ImageInput, TakenImage, ImageFormat, ImageLimits } from './types.js';
 
 const LARGEST_SIDE = 2 ** 20;
 
@@ -98,9 +78,6 @@ const IMAGE_NAME = new RegExp(`\\.(${IMAGE_ENDINGS.join('|')})$`, 'i');
 /** Checks whether a file name has the extension of an image. */
 export const isImageName = (file: string): boolean => IMAGE_NAME.test(file);
 
-/** Supported formats. */
-export type ImageFormat = 'png' | 'jpeg' | 'webp' | 'tiff' | 'avif' | 'gif' | 'bmp';
-
 /**
  * Detects the format from the first bytes; undefined for unsupported formats (SVG, PDF, HEIF with HEVC, ...).
  */
@@ -113,14 +90,6 @@ export function sniffFormat(bytes: Uint8Array): ImageFormat | undefined {
   if (ascii(bytes, 4, 8) === 'ftyp' && ['avif', 'avis'].includes(ascii(bytes, 8, 12))) return 'avif';
   if (isBmp(bytes)) return 'bmp';
   return undefined;
-}
-
-/** Limits that are checked before a pixel is decoded. */
-export interface ImageLimits {
-  /** Most pixels, width x height. */
-  readonly maxPixels: number;
-  /** Most pages or frames; only the first is read. */
-  readonly maxFrames: number;
 }
 
 /** No limits, for an image that was already admitted. */

@@ -5,7 +5,7 @@ import path from 'node:path';
 import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { DiadError, fromNative } from '../errors.js';
-import type { RawFrame } from '../image/decode.js';
+import type { RawFrame } from '../image/types.js';
 import { libraryNames } from './libtorch/platform.js';
 import { findLibTorch, type LibTorch, type Miss } from './libtorch/search.js';
 import { minorOf } from './libtorch/version.js';

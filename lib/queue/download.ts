@@ -4,7 +4,8 @@ import http from 'node:http';
 import https from 'node:https';
 import type { LookupFunction } from 'node:net';
 import ipaddr from 'ipaddr.js';
-import { Unreadable, type ReadPolicy } from './reference.js';
+import type { ReadPolicy } from './types.js';
+import { Unreadable } from './unreadable.js';
 
 const MOST_REDIRECTS = 3;
 const TIMEOUT_MS = 30_000;

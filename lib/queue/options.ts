@@ -14,9 +14,7 @@ import {
   requiredText,
   text,
 } from '../validate.js';
-import type { ReadPolicy } from './reference.js';
-import type { ReadRunOptions, SubmitOptions } from './run.js';
-import type { WorkerOptions } from './worker.js';
+import type { ReadPolicy, ReadRunOptions, SubmitOptions, WorkerOptions } from './types.js';
 
 /** Longest timer delay, milliseconds. */
 const MOST_MS = 2 ** 31 - 1;

@@ -4,8 +4,10 @@ import { createHash } from 'node:crypto';
 import { open, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
-import { codeOf, DiadError } from '../errors.js';
+import { codeOf } from '../errors.js';
 import { download } from './download.js';
+import { Unreadable } from './unreadable.js';
+import type { ReadPolicy } from './types.js';
 
 /** Largest image that a job can contain, bytes. */
 export const INLINE_LIMIT = 64 * 1024;
@@ -19,22 +21,6 @@ export type Reference =
   | { readonly kind: 'url'; readonly url: string }
   | { readonly kind: 's3'; readonly bucket: string; readonly key: string }
   | { readonly kind: 'inline'; readonly base64: string };
-
-/** Sources from which a worker reads images. */
-export interface ReadPolicy {
-  /** Folder that must contain files, after resolving links. Without it no files are read. */
-  readonly root?: string;
-  /** Allowed hosts of http(s) images, including redirects. Default: none. */
-  readonly hosts?: readonly string[];
-  /** Hosts of the list above that can resolve to private or loopback addresses. Default: none. */
-  readonly privateHosts?: readonly string[];
-  /** Allowed S3 buckets. Default: none. */
-  readonly buckets?: readonly string[];
-  /** Endpoint of an S3-compatible store. Default: the client's configuration. */
-  readonly s3Endpoint?: string;
-  /** Largest image, bytes. Default 32 MiB. */
-  readonly maxBytes?: number;
-}
 
 function decoded(text: string): string {
   try {
@@ -59,13 +45,6 @@ export function classPath(reference: Reference, label: string, root = '/'): stri
       return `/${reference.key}`;
     case 'inline':
       return `/${label}`;
-  }
-}
-
-/** A permanently unreadable reference, which is not retried. */
-export class Unreadable extends DiadError {
-  constructor(message: string, options?: ErrorOptions) {
-    super('ERR_DIAD_INVALID_ARGUMENT', message, options);
   }
 }
 

@@ -10,6 +10,7 @@ import { BrokerConnection } from './connection.js';
 import { validateReadRunOptions, validateSubmitOptions } from './options.js';
 import { INLINE_LIMIT, type Reference } from './reference.js';
 import { readStored, type StoredScore } from './results.js';
+import type { SubmitOptions, ReadRunOptions } from './types.js';
 
 /** An image to score. */
 export interface Submission {
@@ -40,19 +41,6 @@ export type RunResult = { readonly file: string; readonly sha256: string } & (
 );
 
 type Item = Pick<Submission, 'file' | 'sha256'>;
-
-/** Options of {@link submitRun}. */
-export interface SubmitOptions {
-  readonly redis: string;
-  /** Digest of the model, see `bundleDigest`. */
-  readonly model: string;
-  /** Seed of the noise, an integer from 0. Default 0. */
-  readonly seed?: number;
-  /** 1 (most urgent) to 2097151; default 0: before all jobs with a priority. */
-  readonly priority?: number;
-  /** Attempts per job for temporary failures, at least 1. Default 5. */
-  readonly attempts?: number;
-}
 
 const CHUNK = 500;
 
@@ -179,14 +167,6 @@ async function resolveItem(
     status: 'failed',
     error: 'The broker no longer has a job or result for this image',
   };
-}
-
-/** Options of {@link runResults}. */
-export interface ReadRunOptions {
-  readonly redis: string;
-  /** Wait for each image. Default false: unfinished images are yielded as 'waiting'. */
-  readonly wait?: boolean;
-  readonly signal?: AbortSignal;
 }
 
 /**

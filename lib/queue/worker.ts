@@ -10,7 +10,8 @@ import { DiadError, isOfImage } from '../errors.js';
 import { brokerProblems, deadLetterName, queueName } from './broker.js';
 import { BrokerConnection, REMIND_MS } from './connection.js';
 import { validateWorkerOptions } from './options.js';
-import { classPath, readReference, Unreadable, type ReadPolicy } from './reference.js';
+import { classPath, readReference } from './reference.js';
+import { Unreadable } from './unreadable.js';
 import {
   isKept,
   keep,
@@ -21,38 +22,7 @@ import {
   type StoredScore,
 } from './results.js';
 import type { JobBody } from './run.js';
-
-/** The part of a loaded bundle that a worker uses. */
-export type WorkerScorer = Pick<Diad, 'score' | 'info'>;
-
-/** Options of {@link startWorker}. */
-export interface WorkerOptions extends ReadPolicy {
-  readonly redis: string;
-  readonly scorer: WorkerScorer;
-  /** Concurrent jobs. Default 16. */
-  readonly concurrency?: number;
-  /** Jobs per second over all workers of the queue. Default: no limit. */
-  readonly jobsPerSecond?: number;
-  /** How long results are kept, seconds. Default 0: for ever. */
-  readonly keepSeconds?: number;
-  /** Time without a heartbeat after which a job counts as stalled, milliseconds. Default 30,000. */
-  readonly lockMs?: number;
-  /** How often a job can stall before it moves to the dead letters. Default 1: the second stall is final. */
-  readonly maxStalls?: number;
-  /**
-   * Time without activity after which the consumer is restarted if jobs are waiting, milliseconds. Default
-   * 15,000.
-   */
-  readonly silentMs?: number;
-  /**
-   * Interval between probes of a failing engine, during which no jobs are taken, milliseconds. Default 5,000.
-   */
-  readonly recheckMs?: number;
-  /** Run even if the broker can lose jobs. Default false. */
-  readonly allowUnsafeBroker?: boolean;
-  /** Receives messages for the operator. */
-  readonly log?: (line: string) => void;
-}
+import type { WorkerScorer, WorkerOptions } from './types.js';
 
 /** A running worker. */
 export interface QueueWorker {

@@ -2,7 +2,8 @@
 import type { Thresholds } from '../calibration/calibration.js';
 import { DiadError } from '../errors.js';
 import { heatAlpha, heatColor } from './heat-color.js';
-import { decodeImage, NO_LIMITS, type RawFrame, type TakenImage } from '../image/decode.js';
+import { decodeImage, NO_LIMITS } from '../image/decode.js';
+import type { RawFrame, TakenImage } from '../image/types.js';
 import { findRegions, type Region, type RegionsOptions } from './regions.js';
 import { inTurns } from '../async/yielding-loop.js';
 import { number, optionsObject } from '../validate.js';

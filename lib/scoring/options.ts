@@ -1,5 +1,6 @@
 // Options of loading and of calls, with their defaults and bounds.
-import { NO_LIMITS, type ImageInput, type ImageLimits } from '../image/decode.js';
+import { NO_LIMITS } from '../image/decode.js';
+import type { ImageInput, ImageLimits } from '../image/types.js';
 import type { NativeLoadOptions } from '../native/addon.js';
 import type { TileOptions } from './tiles.js';
 import {

@@ -1,6 +1,6 @@
 // Scores an image in tiles, which go through the queue like images.
 import { setMaxListeners } from 'node:events';
-import type { RawFrame } from '../image/decode.js';
+import type { RawFrame } from '../image/types.js';
 import type { NativeResult, Timings } from '../native/addon.js';
 import type { ValidatedCall } from './options.js';
 import { coverWithTiles, cropFrame, TileCanvas, type TileOptions } from './tiles.js';

@@ -1,6 +1,6 @@
 // Tiling of images larger than the model's input: covers an image with tiles and merges their maps.
 import { resizeMap } from './anomaly-map.js';
-import type { RawFrame } from '../image/decode.js';
+import type { RawFrame } from '../image/types.js';
 import { inTurns } from '../async/yielding-loop.js';
 
 /** Tiling of an image. */

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import sharp from 'sharp';
 import { Diad } from '../../lib/index.js';
-import { type DiadServer } from '../../lib/server/index.js';
+import type { DiadServer } from '../../lib/server/index.js';
 import type { ReconstructAnswer, ScoreAnswer } from '../../lib/server/schemas.js';
 import { bmp } from '../support/bmp.js';
 import {

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { DiadError } from '../../lib/index.js';
 import { codeOf, fromNative } from '../../lib/errors.js';
-import { takeImage, type ImageInput } from '../../lib/image/decode.js';
+import { takeImage } from '../../lib/image/decode.js';
+import type { ImageInput } from '../../lib/image/types.js';
 import { validateCallOptions, validateLoadOptions, validateManyOptions } from '../../lib/scoring/options.js';
 
 function refuses(action: () => unknown, message: RegExp): void {

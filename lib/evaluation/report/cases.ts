@@ -1,7 +1,8 @@
 // Renders the worst misses and false alarms: input, reconstruction, map and mask contour.
 import { AnomalyMap } from '../../scoring/anomaly-map.js';
 import type { Diad } from '../../diad.js';
-import { decodeImage, NO_LIMITS, takeImage, type RawFrame } from '../../image/decode.js';
+import { decodeImage, NO_LIMITS, takeImage } from '../../image/decode.js';
+import type { RawFrame } from '../../image/types.js';
 import { findRegions } from '../../scoring/regions.js';
 import type { Evaluation, ImageReport } from '../evaluate.js';
 import { maskOf, readImage } from '../images.js';

@@ -12,8 +12,9 @@ import {
   sha256OfFile,
   WORK,
   type InstalledFile,
+  type InstalledLibTorch,
+  type LibTorchManifest,
 } from './cache.js';
-import type { InstalledLibTorch, LibTorchManifest } from './cache.js';
 import { withLock } from './lock.js';
 import { findPip, pipDownload, type Pip } from './pip.js';
 import { libraryNames, libtorchCache } from './platform.js';
