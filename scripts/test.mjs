@@ -191,6 +191,7 @@ async function checks() {
   await check('prettier', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('types of the tests', bin('tsc'), ['-p', 'tsconfig.test.json', '--noEmit']);
   await check('types of the page', bin('tsc'), ['-p', 'lib/server/page']);
+  await check('words and layers', process.execPath, ['scripts/check-structure.mjs']);
   await check('ruff check', venv('ruff'), ['check', 'python']);
   await check('ruff format', venv('ruff'), ['format', '--check', '--quiet', 'python']);
   const sources = "find cpp/engine cpp/metrics cpp/addon cpp/fuzz cpp/tests -name '*.cc' -o -name '*.h'";

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "bundle/bundle.h"
-#include "pipeline/anomaly_map.h"
+#include "evidence/anomaly_map.h"
 
 namespace diad {
 

@@ -5,7 +5,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/tensor.h>
 
-#include "pipeline/anomaly_map.h"
+#include "evidence/anomaly_map.h"
 
 namespace diad {
 

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "bundle/bundle.h"
+#include "evidence/anomaly_map.h"
 #include "evidence/evidence.h"
 #include "evidence/nearest_vectors.h"
-#include "pipeline/anomaly_map.h"
 
 namespace diad {
 

@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "bundle/bundle.h"
-#include "pipeline/anomaly_map.h"
+#include "networks/features.h"
 #include "support/device.h"
 #include "support/engine_error.h"
 

@@ -10,7 +10,7 @@
 #include <chrono>
 #include <sstream>
 
-#include "pipeline/anomaly_map.h"
+#include "evidence/anomaly_map.h"
 #include "pipeline/ddim.h"
 #include "pipeline/noise.h"
 #include "support/cancellation.h"

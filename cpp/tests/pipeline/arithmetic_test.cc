@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "../engine/cli/netpbm.h"
-#include "pipeline/anomaly_map.h"
+#include "evidence/anomaly_map.h"
 #include "pipeline/ddim.h"
 #include "pipeline/noise.h"
 #include "pipeline/preprocess.h"

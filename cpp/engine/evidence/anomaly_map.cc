@@ -1,4 +1,4 @@
-#include "pipeline/anomaly_map.h"
+#include "evidence/anomaly_map.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/avg_pool2d.h>

@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "bundle/bundle.h"
+#include "networks/features.h"
 
 namespace diad {
-
-using Features = std::array<at::Tensor, 3>;  // [N, C_i, H_i, W_i], strides 4, 8, 16 of the image
 
 struct AnomalyMaps {
   Features distances;          // [N, S, S] float32 each: 1 - cosine similarity, upsampled
