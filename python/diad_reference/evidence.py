@@ -25,6 +25,8 @@ SMOOTHING = 1.0  # standard deviation, in positions, of the Gaussian applied to 
 SMALLEST_SPREAD = 1e-6  # spread of identical images is 0; smaller differences are rounding errors
 MOST_IMAGES = 1000  # per class
 SAMPLED, QUERY_STRIDE = 256, 7  # vectors of a memory and of an image that are compared to select a class
+PROJECTED_DIMENSIONS = 32  # of vectors from which a memory is selected
+CANDIDATES_PER_VECTOR = 5  # random vectors per vector of the memory that the coreset is selected from
 
 Maps = Sequence[torch.Tensor]  # four maps, [H_i, W_i] or [N, H_i, W_i]
 
@@ -140,6 +142,34 @@ def memory_distances(
     product = queries @ memory.T - memory.double().square().sum(1).float() / 2
     squared = queries.square().sum(1) - 2 * product.amax(1)
     return squared.clamp_min(0).sqrt().view(count, height, width)
+
+
+def coreset(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows of a greedy k-center selection (PatchCore, Roth et al., CVPR 2022, section 3.2).
+
+    The first row is selected first, then again and again the row that is farthest from all selected ones.
+
+    Args:
+        vectors: float32 [N, D]; projected to 32 random dimensions if D is larger.
+        count: Number of rows; all of them if there are no more.
+
+    Returns:
+        int64 [min(count, N)], in the order of selection.
+    """
+    if count >= len(vectors):
+        return np.arange(len(vectors))
+    points = vectors
+    if vectors.shape[1] > PROJECTED_DIMENSIONS:
+        projection = np.random.default_rng(0).standard_normal((vectors.shape[1], PROJECTED_DIMENSIONS))
+        points = vectors @ projection.astype(np.float32)
+    nearest = np.full(len(points), np.inf, dtype=np.float32)
+    selected, row = [], 0
+    for _ in range(count):
+        selected.append(row)
+        nearest = np.minimum(nearest, np.square(points - points[row]).sum(axis=1))
+        nearest[selected] = -1
+        row = int(nearest.argmax())
+    return np.array(selected)
 
 
 def normalize_maps(maps: Maps, normal: NormalClass) -> list[torch.Tensor]:
@@ -282,9 +312,9 @@ class ClassLearner:
             )
         owners = torch.cat([torch.full((image.vectors[0].numel(),), i) for i, image in images])
         vectors = torch.cat([image.vectors.flatten(1).T for _, image in images]).half()  # [images G G, D]
-        chosen = np.sort(
-            np.random.default_rng(seed).permutation(len(vectors))[: _evidence_of(config).memory_vectors]
-        )
+        most = _evidence_of(config).memory_vectors
+        candidates = np.random.default_rng(seed).permutation(len(vectors))[: CANDIDATES_PER_VECTOR * most]
+        chosen = np.sort(candidates[coreset(vectors[candidates].float().numpy(), most)])
         memory, owners = vectors[chosen], owners[chosen]
         if len(owners.unique()) < 2:
             raise ValueError(

@@ -21,6 +21,7 @@ from diad_reference.evidence import (
     NormalClass,
     Normality,
     combine,
+    coreset,
     fit_normality,
     memory_distances,
     normalize_maps,
@@ -189,6 +190,13 @@ def test_an_image_without_a_class_is_judged_by_the_most_similar_one() -> None:
         assert normality.of("", torch.full((3, 4, 4), value))[0] == name
         assert normality.of("unknown", torch.full((3, 4, 4), value))[1] is entries[name]
     assert normality.of("b", torch.zeros(3, 4, 4)) == ("b", entries["b"])
+
+
+def test_coreset_selects_the_farthest_vector_again_and_again() -> None:
+    points = np.array([[0], [1], [10], [11], [5], [8]], dtype=np.float32)
+    assert coreset(points, 4).tolist() == [0, 3, 4, 5]
+    assert coreset(points, 9).tolist() == [0, 1, 2, 3, 4, 5]
+    assert sorted(coreset(np.zeros((6, 2), dtype=np.float32), 5)) == [0, 1, 2, 3, 4]  # no row twice
 
 
 def test_memory_is_a_seeded_choice() -> None:

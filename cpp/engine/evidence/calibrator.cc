@@ -12,6 +12,7 @@
 #include <span>
 #include <tuple>
 
+#include "evidence/coreset.h"
 #include "evidence/evidence.h"
 #include "evidence/nearest_vectors.h"
 #include "evidence/normality.h"
@@ -23,7 +24,8 @@ namespace diad {
 
 namespace {
 
-constexpr int64_t kScoredTogether = 8;  // images whose maps are combined at a time
+constexpr int64_t kScoredTogether = 8;       // images whose maps are combined at a time
+constexpr int64_t kCandidatesPerVector = 5;  // of the memory: random vectors that the coreset selects from
 
 // SplitMix64 (Steele, Lea, Flood 2014): a well-mixed hash of x.
 uint64_t scrambled(uint64_t x) {
@@ -109,7 +111,8 @@ class Calibrator::Learner {
   }
 
  private:
-  // Selects the memory: the vectors with the lowest keys, which depend only on image index and position.
+  // Selects the memory: a coreset of the vectors with the lowest keys, which depend only on image index and
+  // position.
   // Vectors of one image are contiguous.
   void choose(int64_t most) {
     struct Candidate {
@@ -124,10 +127,17 @@ class Calibrator::Learner {
         candidates.push_back({scrambled(of_image + static_cast<uint64_t>(position)), image, position});
       }
     }
-    if (const auto wanted = static_cast<size_t>(most); candidates.size() > wanted) {
+    if (static_cast<int64_t>(candidates.size()) > most) {
       const auto order = [](const Candidate& c) { return std::tuple(c.key, c.image, c.position); };
-      std::ranges::nth_element(candidates, candidates.begin() + most, {}, order);
-      candidates.resize(wanted);
+      std::ranges::sort(candidates, {}, order);
+      candidates.resize(std::min(candidates.size(), static_cast<size_t>(most * kCandidatesPerVector)));
+      std::vector<at::Tensor> vectors;
+      for (const Candidate& c : candidates) vectors.push_back(remembered_[c.image]->vectors[c.position]);
+      std::vector<Candidate> selected;
+      for (const int64_t row : coreset(at::stack(vectors).to(at::kFloat), most)) {
+        selected.push_back(candidates[static_cast<size_t>(row)]);
+      }
+      candidates = std::move(selected);
     }
     std::ranges::sort(candidates, {}, [](const Candidate& c) { return std::pair(c.image, c.position); });
     std::vector<at::Tensor> chosen;
