@@ -106,7 +106,7 @@ async function compareDumps(mine: string, expected: string, number: number, what
 }
 
 describe('parity of converted checkpoints', () => {
-  it('small: Node matches the published reference on several kinds of images', () =>
+  it('small: Node matches the published reference on several kinds of images @slow', () =>
     inFolder(async (folder) => {
       const { published, bundle } = await converted(folder, 'small');
       const { exact, jpeg } = await writeImages(path.join(folder, 'images'));

@@ -8,7 +8,7 @@
 
 #include "bundle/bundle.h"
 #include "networks/features.h"
-#include "support/device.h"
+#include "networks/precision.h"
 #include "support/engine_error.h"
 
 namespace diad {

@@ -15,7 +15,7 @@
 #include "cpu/kernel_dispatch.h"
 #include "diad_engine.h"
 #include "networks/cuda_graph_networks.h"
-#include "runtime/precision.h"
+#include "networks/precision.h"
 #include "support/cancellation.h"
 #include "support/cgroup_cpu_limit.h"
 #include "support/device.h"

@@ -1,4 +1,4 @@
-#include "runtime/precision.h"
+#include "networks/precision.h"
 
 #include "cpu/int8_conv.h"
 #include "support/engine_error.h"
