@@ -1,4 +1,5 @@
-// Checks what no other linter knows: the words of this project (CONTRIBUTING.md) and the engine's layers.
+// Checks what no other linter knows: the words of this project (CONTRIBUTING.md), the layers of the engine and
+// import cycles in lib, those of types included.
 //
 //   node scripts/check-structure.mjs [FILE...]     default: all files of the repository
 import { execFileSync } from 'node:child_process';
@@ -20,7 +21,8 @@ const WORDS = [
   [/quantis/i, 'quantiz…'],
 ];
 const TEXT = /\.(ts|tsx|mjs|cjs|js|cc|h|cu|py|md|yml|yaml)$|^CMakeLists\.txt$/;
-const NOT_OURS = /^(cpp\/third_party|models|bench\/results|docs\/api)\/|^package-lock\.json$|^scripts\/check-structure\.mjs$/;
+const NOT_OURS =
+  /^(cpp\/third_party|models|bench\/results|docs\/api)\/|^package-lock\.json$|^scripts\/check-structure\.mjs$/;
 
 /** Folders of cpp/engine from the bottom up: a file includes files of its own folder and of lower ones only. */
 const LAYERS = [
@@ -38,13 +40,15 @@ const LAYERS = [
 ];
 
 function wordProblems(file, text) {
-  return text.split('\n').flatMap((line, i) =>
-    WORDS.flatMap(([word, instead, except]) =>
-      word.test(line) && !except?.test(line)
-        ? [`${file}:${i + 1}: say ${instead}, not "${word.exec(line)[0]}"`]
-        : [],
-    ),
-  );
+  return text
+    .split('\n')
+    .flatMap((line, i) =>
+      WORDS.flatMap(([word, instead, except]) =>
+        word.test(line) && !except?.test(line)
+          ? [`${file}:${i + 1}: say ${instead}, not "${word.exec(line)[0]}"`]
+          : [],
+      ),
+    );
 }
 
 function layerProblems(file, text) {
@@ -53,6 +57,28 @@ function layerProblems(file, text) {
   return [...text.matchAll(/^#include "(\w+)\/[^"]*"/gm)].flatMap(([include, folder]) =>
     LAYERS.indexOf(folder) > layer ? [`${file}: ${include} reaches up from ${LAYERS[layer]}`] : [],
   );
+}
+
+/** Returns the modules of lib that a module imports. */
+function importsOf(file, text) {
+  return [...text.matchAll(/^(?:import|export)\b[^;]*?\bfrom '(\.[^']+)\.js';/gm)].map(([, target]) =>
+    path.join(path.dirname(file), `${target}.ts`),
+  );
+}
+
+/** Finds one cycle per module that closes it, by depth-first search. */
+function cycleProblems(imports) {
+  const problems = [];
+  const finished = new Set();
+  const visit = (file, trail) => {
+    if (trail.includes(file))
+      problems.push(`import cycle: ${[...trail.slice(trail.indexOf(file)), file].join(' > ')}`);
+    if (finished.has(file) || trail.includes(file)) return;
+    for (const target of imports.get(file) ?? []) visit(target, [...trail, file]);
+    finished.add(file);
+  };
+  for (const file of imports.keys()) visit(file, []);
+  return problems;
 }
 
 const listed = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], {
@@ -66,5 +92,12 @@ const problems = files
     const text = readFileSync(path.join(root, file), 'utf8');
     return [...wordProblems(file, text), ...layerProblems(file, text)];
   });
+const modules = files.filter(
+  (file) => /^lib\/(?!server\/page\/).*\.ts$/.test(file) && existsSync(path.join(root, file)),
+);
+const imports = new Map(
+  modules.map((file) => [file, importsOf(file, readFileSync(path.join(root, file), 'utf8'))]),
+);
+problems.push(...cycleProblems(imports));
 for (const problem of problems) console.error(problem);
 process.exitCode = problems.length > 0 ? 1 : 0;
