@@ -4,7 +4,7 @@ import process from 'node:process';
 import { SingleBar } from 'cli-progress';
 import { calibrate } from '../evaluation/calibrate.js';
 import type { Calibrated } from '../evaluation/calibration-types.js';
-import { copyBundle, writeCalibration } from '../evaluation/calibration-files.js';
+import { copyBundle, isCopyNeeded, writeCalibration } from '../evaluation/calibration-files.js';
 import { readGoodImages } from '../evaluation/datasets/good.js';
 import { readDataSet } from '../evaluation/datasets/index.js';
 import { DEFAULT_FPR } from '../evaluation/thresholds.js';
@@ -64,16 +64,17 @@ export async function calibrateBundle(options: Options): Promise<void> {
     interrupted.abort();
   };
   process.once('SIGINT', stop);
-  const bundle = options.out ?? options.model ?? baseBundle;
+  const model = options.model ?? baseBundle;
+  const bundle = options.out ?? model;
   if (options.out === undefined) await requireWritable(bundle);
+  else await isCopyNeeded(model, options.out);
   const good = await readGoodImages(options.good);
   const validation =
     options.validation === undefined ? undefined : (await readDataSet(options.validation)).images;
   const test =
     options.test === undefined ? undefined : (await readDataSet(options.test)).images.map(({ file }) => file);
-  if (options.out !== undefined) await copyBundle(options.model ?? baseBundle, options.out);
   // The old calibration is about to be replaced, so an invalid one must not fail the load.
-  const diad = await loadModel({ ...options, model: bundle }, false);
+  const diad = await loadModel({ ...options, model }, false);
   const bar = new SingleBar({
     format: '{bar} {value}/{total} | {eta_formatted} left',
     stream: process.stderr,
@@ -99,6 +100,7 @@ export async function calibrateBundle(options: Options): Promise<void> {
         bar.update(done);
       },
     });
+    if (options.out !== undefined) await copyBundle(model, options.out);
     await writeCalibration(bundle, calibrated.calibration, calibrated.normality);
     bar.stop();
     report(calibrated, bundle, options, (performance.now() - started) / 1000);

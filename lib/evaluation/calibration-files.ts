@@ -85,22 +85,7 @@ async function fill(from: string, to: string): Promise<void> {
  * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `to` contains anything else; ERR_DIAD_BUNDLE_NOT_FOUND
  */
 export async function copyBundle(from: string, to: string): Promise<void> {
-  const digest = await bundleDigest(from);
-  const existing = await readdir(to).catch((error: unknown) => {
-    if (codeOf(error) === 'ENOENT') return [];
-    if (codeOf(error) === 'ENOTDIR')
-      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for the copy but ${to} is a file`);
-    throw error;
-  });
-  if (existing.length > 0) {
-    const other = await bundleDigest(to).catch(() => undefined);
-    if (other === digest) return;
-    const holds = other === undefined ? 'is not empty' : 'contains another model';
-    throw new DiadError(
-      'ERR_DIAD_INVALID_ARGUMENT',
-      `Expected a new folder for the copy but ${to} ${holds}: choose another, or remove it`,
-    );
-  }
+  if (!(await isCopyNeeded(from, to))) return;
   const parent = path.dirname(path.resolve(to));
   await mkdir(parent, { recursive: true });
   const staging = path.join(parent, `.${path.basename(path.resolve(to))}.${randomUUID()}`);
@@ -111,4 +96,29 @@ export async function copyBundle(from: string, to: string): Promise<void> {
     await rm(staging, { recursive: true, force: true });
     throw error;
   }
+}
+
+/**
+ * Checks whether {@link copyBundle} has to copy: false if `to` already is a copy.
+ *
+ * @throws DiadError ERR_DIAD_INVALID_ARGUMENT when `to` is a file, contains another model or other files
+ */
+export async function isCopyNeeded(from: string, to: string): Promise<boolean> {
+  const digest = await bundleDigest(from);
+  const existing = await readdir(to).catch((error: unknown) => {
+    if (codeOf(error) === 'ENOENT') return [];
+    if (codeOf(error) === 'ENOTDIR')
+      throw new DiadError('ERR_DIAD_INVALID_ARGUMENT', `Expected a folder for the copy but ${to} is a file`);
+    throw error;
+  });
+  if (existing.length > 0) {
+    const other = await bundleDigest(to).catch(() => undefined);
+    if (other === digest) return false;
+    const holds = other === undefined ? 'is not empty' : 'contains another model';
+    throw new DiadError(
+      'ERR_DIAD_INVALID_ARGUMENT',
+      `Expected a new folder for the copy but ${to} ${holds}: choose another, or remove it`,
+    );
+  }
+  return true;
 }

@@ -279,6 +279,16 @@ describe('diad calibrate', () => {
         await cp(path.join(good, 'hard', 'gear.png'), path.join(good, 'hard', 'gear-again.png'));
         const copied = await run(['calibrate', '--good', good, '--model', bundle, '--target-fpr', '0.19']);
         assert.match(copied.stderr, /at least 5 different normal images .* received 4: /);
+        // A calibration that fails leaves no copy behind.
+        const out = path.join(folder, 'copy');
+        const args = ['calibrate', '--good', good, '--model', bundle, '--out', out, '--target-fpr'];
+        assert.equal((await run([...args, '0.19'])).code, 1);
+        await assert.rejects(readFile(path.join(out, 'manifest.json')), { code: 'ENOENT' });
+        assert.equal((await run([...args, '0.4'])).code, 0);
+        assert.equal(
+          (await readFile(path.join(out, 'calibration.json'), 'utf8')).includes('"threshold"'),
+          true,
+        );
         const again = await run([
           'calibrate',
           '--good',

@@ -29,6 +29,7 @@ PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
 STATE_FILE = "denoiser.train.pt"
 MOST_PERTURBED = 6000  # maximum number of perturbed images in memory
+PERTURBED_PER_MINUTE = 150  # of the budget: preparing them takes a few percent of it
 NEEDED_BYTES = 400 << 20  # disk space for two checkpoints and the bundle
 RESERVED_SHARE = 0.08  # share of the budget for writing and calibrating the bundle
 FEW_IMAGES = 60  # if a class has fewer normal images, stronger jitter is used
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config = named(base.config, args.name or args.out.resolve().name, classes)
     sources = [
-        _perturbed(part, classes, config, seed, progress)
+        _perturbed(part, classes, config, seed, args.minutes, progress)
         for part, seed in ((trained, args.seed), (held_out, args.seed + 1))
     ]
     objective = DeviationObjective(base.denoiser, base.encoder, config)
@@ -213,10 +214,16 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _perturbed(
-    images: list[NormalImage], classes: tuple[str, ...], config: DiadConfig, seed: int, progress: Progress
+    images: list[NormalImage],
+    classes: tuple[str, ...],
+    config: DiadConfig,
+    seed: int,
+    minutes: float,
+    progress: Progress,
 ) -> DeviationImages:
     frames = read_frames(images, config.image_size)
-    copies = max(1, min(8, MOST_PERTURBED // len(frames)))
+    most = min(MOST_PERTURBED, int(PERTURBED_PER_MINUTE * minutes))
+    copies = max(1, min(8, most // len(frames)))
     changed, _ = perturb_all(frames, copies, seed)
     count = len(changed)
     progress.say("prepared", f"{count} perturbed images", what="perturbing", done=count, of=count)
