@@ -93,7 +93,9 @@ async function mochaSuite() {
   const report = path.join(scratch, 'mocha.json');
   const chosen = options.all ? [] : ['--fgrep', SLOW, ...(options.rest ? [] : ['--invert'])];
   const reporters = ['--reporter', 'test/support/reporter.cjs', '--reporter-option', `output=${report}`];
-  const { status } = await run('mocha', bin('mocha'), [...reporters, ...chosen], { together: false });
+  const { status } = await run('mocha', bin('mocha'), [...reporters, ...chosen, 'test/**/*.test.ts'], {
+    together: false,
+  });
   let result = { passes: 0, failures: 0, pending: 0, tests: [] };
   try {
     result = JSON.parse(readFileSync(report, 'utf8'));
