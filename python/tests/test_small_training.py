@@ -18,6 +18,7 @@ from diad_reference.bundle_score import BundleModel, pipeline_of_bundle
 from diad_reference.export.bundle import file_digest, seal
 from diad_reference.frame import read_rgb
 from diad_reference.training import base_cli, train_cli
+from diad_reference.training.evidence_weights import CANDIDATES
 from diad_reference.training.export import write_trained_bundle
 from diad_reference.training.loop import LoopSettings
 from diad_reference.training.normal_images import find_normal_images, normal_folders, read_frames
@@ -44,7 +45,7 @@ def test_finds_a_folder_of_images(tmp_path: Path) -> None:
     images = find_normal_images(folder)
     assert [i.file.name for i in images] == [f"{i:03d}.png" for i in range(14)]
     assert {i.class_name for i in images} == {"bolts"}
-    assert sum(i.held_out for i in images) == 3
+    assert sum(i.held_out for i in images) == 7  # half of a small class
     assert read_frames(images[:2], 32).shape == (2, 32, 32, 3)
 
 
@@ -68,14 +69,18 @@ def test_finds_classes_in_every_layout(tmp_path: Path) -> None:
 def test_held_out_images_depend_on_name_and_seed_only(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "bolts", 40)
     held = {i.file.name for i in find_normal_images(folder, 1) if i.held_out}
-    assert len(held) == 6  # 15%
+    assert len(held) == 20
     shutil.copyfile(folder / "000.png", folder / "copy.png")  # duplicates count once
     assert {i.file.name for i in find_normal_images(folder, 1) if i.held_out} == held
     assert len(find_normal_images(folder, 1)) == 40
     assert {i.file.name for i in find_normal_images(folder, 2) if i.held_out} != held
     write_images(folder / "more", 1, seed=5)
     shutil.move(folder / "more" / "000.png", folder / "040.png")
-    assert len({i.file.name for i in find_normal_images(folder, 1) if i.held_out} & held) >= 5
+    assert len({i.file.name for i in find_normal_images(folder, 1) if i.held_out} & held) >= 18
+    write_images(folder, 160, seed=7)
+    assert sum(i.held_out for i in find_normal_images(folder, 1)) == round(
+        0.15 * len(find_normal_images(folder, 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +249,7 @@ def test_train_writes_a_bundle_and_resumes(
     assert "stopped after 3 steps; the same command resumes there" in captured.err
     events = [json.loads(line) for line in captured.out.splitlines()]
     assert [e["event"] for e in events] == ["data", "prepared", "prepared", "plan", "saved"]
-    assert (events[0]["train"], events[0]["held_out"], events[0]["classes"]) == (9, 3, ["bolts"])
+    assert (events[0]["train"], events[0]["held_out"], events[0]["classes"]) == (6, 6, ["bolts"])
     run = tmp_path / "model.training"
     state = torch.load(run / "denoiser.train.pt", weights_only=True)
     assert state["step"] == 3 and 0 < state["spent"] < 600
@@ -266,7 +271,7 @@ def test_train_writes_a_bundle_and_resumes(
     resumed = torch.load(run / "denoiser.train.pt", weights_only=True)
     assert resumed["step"] == 6 and resumed["spent"] > state["spent"]
     split = json.loads(Path(events[-1]["split"]).read_text())
-    assert len(split) == 12 and sum(i["held_out"] for i in split) == 3
+    assert len(split) == 12 and sum(i["held_out"] for i in split) == 6
     assert all(Path(i["file"]).is_file() and i["class_name"] == "bolts" for i in split)
     check_trained_bundle(tmp_path / "model", small_bundle)
 
@@ -274,8 +279,11 @@ def test_train_writes_a_bundle_and_resumes(
 def check_trained_bundle(bundle: Path, base: Path) -> None:
     manifest, before = (json.loads((folder / "manifest.json").read_text()) for folder in (bundle, base))
     assert (manifest["name"], manifest["classes"]) == ("my bolts", ["bolts"])
-    for key in ("schedule", "latent", "evidence", "map", "score", "storage"):
+    for key in ("schedule", "latent", "map", "score", "storage"):
         assert manifest[key] == before[key], key
+    chosen = manifest["evidence"].pop("weights")
+    assert chosen["reconstruction"] in CANDIDATES and chosen["memory"] == 1
+    assert manifest["evidence"] == {k: v for k, v in before["evidence"].items() if k != "weights"}
     for name in ("encoder.pt", "decoder.pt", "extractor.pt"):
         assert manifest["files"][name] == before["files"][name]
     assert manifest["files"]["denoiser.pt"]["sha256"] == file_digest(bundle / "denoiser.pt")

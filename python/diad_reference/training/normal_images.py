@@ -14,7 +14,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FEWEST = 10  # minimum number of normal images per class
 SMALLEST_SIDE = 16  # pixels
 HELD_OUT_SHARE = 0.15
-FEWEST_HELD_OUT = 3
+# Held-out images give the statistics and the threshold, so small classes hold out up to half of their images.
+FEWEST_HELD_OUT = 20
 MOST_HELD_OUT = 60
 
 
@@ -95,8 +96,9 @@ def _test_images(good: Path) -> list[Path]:
 def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
     """Lists the normal images of a data set and selects the held-out images.
 
-    Duplicate images count once. Each class holds out 15% of its images, at least 3 and at most 60: those with
-    the lowest hash of seed and file name. Adding images therefore moves few images between the two sets.
+    Duplicate images count once. Each class holds out 15% of its images, at least 20 (but no more than half)
+    and at most 60: those with the lowest hash of seed and file name. Adding images therefore moves few images
+    between the two sets.
 
     Args:
         root: Data set; see `normal_folders`.
@@ -126,7 +128,8 @@ def find_normal_images(root: Path, seed: int = 0) -> list[NormalImage]:
                 f"Expected at least {FEWEST} different normal images of {name} in {folder} "
                 f"but found {len(distinct)}"
             )
-        count = min(max(FEWEST_HELD_OUT, round(HELD_OUT_SHARE * len(distinct))), MOST_HELD_OUT)
+        fewest = min(FEWEST_HELD_OUT, len(distinct) // 2)
+        count = min(max(fewest, round(HELD_OUT_SHARE * len(distinct))), MOST_HELD_OUT)
         ranked = sorted(distinct, key=lambda file: hashlib.sha256(f"{seed}/{file.name}".encode()).digest())
         apart = set(ranked[:count])
         images += [NormalImage(file, name, file in apart) for file in distinct]
