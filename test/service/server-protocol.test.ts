@@ -102,7 +102,7 @@ describe('Open Inference Protocol', () => {
       ['', 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, datatype: 'FP32' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
-      [{ inputs: [{ ...good, name: 'image' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
+      [{ inputs: [{ ...good, name: 'photo' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, shape: [2] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [{ ...good, data: ['not base64!'] }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
       [{ inputs: [good], outputs: [{ name: 'depth' }] }, 400, 'ERR_HTTP_BAD_REQUEST'],
