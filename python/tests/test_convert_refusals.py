@@ -117,7 +117,7 @@ def _set(part: str, key: str, value: Any) -> Any:
             r"use_scale_shift_norm = True is not part of DiAD",
         ),
         (_set("first_stage_config.params.ddconfig", "double_z", False), r"double_z"),
-        (_set("first_stage_config.params.ddconfig", "ch_mult", [1, 2]), r"autoencoder of 4 levels"),
+        (_set("first_stage_config.params.ddconfig", "ch_mult", [1, 2]), r"autoencoder with 4 levels"),
         (_set("first_stage_config.params", "embed_dim", 3), r"embed_dim \(3\).*in_channels \(4\)"),
         (_set("first_stage_config.params.ddconfig", "resolution", 100), r"divisible by 32"),
         (_set("", "scale_factor", "${x}"), r"positive number for .*scale_factor"),
