@@ -15,8 +15,8 @@ import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { verifyBundle } from '../dist/index.js';
-import { readNpy } from '../dist/npy.js';
-import { CPU_FLOAT32, largestDifference } from '../dist/verify.js';
+import { readNpy } from '../dist/io/npy.js';
+import { CPU_FLOAT32, largestDifference } from '../dist/verify/verify.js';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const python = path.join(root, '.venv', 'bin', 'python');

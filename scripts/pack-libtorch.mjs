@@ -19,7 +19,7 @@ const platform = `${process.platform}-${process.arch}`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 async function fetchLibTorch() {
-  const { installLibTorch } = await import('../dist/libtorch/install.js');
+  const { installLibTorch } = await import('../dist/native/libtorch/install.js');
   const { diad } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'));
   const version = diad.libtorch.at(-1);
   const onMessage = (text) => process.stderr.write(text);

@@ -12,7 +12,7 @@ import { existsSync, mkdirSync, readdirSync, realpathSync, rmSync } from 'node:f
 import path from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
-import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artefacts.mjs';
+import { builtMinor, goldenScore, nodes, packDiad, packLibTorch } from './install/artifacts.mjs';
 import * as cases from './install/cases.mjs';
 import { cleanEnvironment, root, work } from './install/consumer.mjs';
 

@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
-import { image } from './artefacts.mjs';
+import { image } from './artifacts.mjs';
 import { expectScore, installedManifest, npm, project, root, run, scoreWith, work } from './consumer.mjs';
 
 const localBin = (name) => path.join(root, 'node_modules', '.bin', name);
