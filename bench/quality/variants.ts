@@ -6,6 +6,7 @@ import { writeTogether } from '../../lib/io/atomic-file.js';
 import { calibrate } from '../../lib/evaluation/calibrate.js';
 import type { CalibrationImage } from '../../lib/evaluation/calibration-types.js';
 import { copyBundle, writeCalibration } from '../../lib/evaluation/calibration-files.js';
+import { calibrationImages } from '../../lib/cli/training-run.js';
 import { Diad } from '../../lib/index.js';
 
 /** Weights of the two normalized maps. */
@@ -45,7 +46,10 @@ export async function calibrateBundle(bundle: string, good: readonly Calibration
   const started = performance.now();
   const diad = await Diad.load(bundle, { calibration: false });
   try {
-    const { calibration, normality } = await calibrate(diad, { good });
+    const { evidence } = diad.info.bundle;
+    const { calibration, normality } = await calibrate(diad, {
+      good: evidence === undefined ? good : calibrationImages(good, evidence),
+    });
     await writeCalibration(bundle, calibration, normality);
   } finally {
     await diad.close();

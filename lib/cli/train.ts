@@ -18,7 +18,7 @@ import { loadModel, type ModelOptions } from './inputs.js';
 import { runReference } from './reference.js';
 import { rateNotes, summaryTable } from './summary.js';
 import { showTraining, type TrainingEvent } from './training-progress.js';
-import { isTrained, noteTrained, readSplit, SPLIT, trainingKey } from './training-run.js';
+import { calibrationImages, isTrained, noteTrained, readSplit, SPLIT, trainingKey } from './training-run.js';
 
 /** Options of `diad train`. */
 interface TrainOptions {
@@ -114,8 +114,11 @@ async function calibrateTrained(
     clearOnComplete: true,
   });
   try {
-    const byEvidence = diad.info.bundle.evidence !== undefined;
-    const good = byEvidence ? split : split.filter(({ role }) => role === 'held-out');
+    const { evidence } = diad.info.bundle;
+    const byEvidence = evidence !== undefined;
+    const good = byEvidence
+      ? calibrationImages(split, evidence)
+      : split.filter(({ role }) => role === 'held-out');
     if (process.stderr.isTTY) bar.start(good.length, 0);
     return await calibrate(diad, {
       good,

@@ -10,6 +10,7 @@ import { writeAtomic } from '../io/atomic-file.js';
 import { codeOf, DiadError, invalidArgument } from '../errors.js';
 import type { CalibrationImage } from '../evaluation/calibration-types.js';
 import { readGoodImages } from '../evaluation/datasets/good.js';
+import type { BundleEvidence } from '../scoring/info.js';
 
 const FINISHED = 'trained.json';
 export const SPLIT = 'split.json';
@@ -106,4 +107,19 @@ export async function readSplit(file: string): Promise<readonly CalibrationImage
     className,
     role: heldOut ? 'held-out' : 'training',
   }));
+}
+
+/**
+ * Returns the images for calibrating a trained bundle. For a class whose reconstruction has no weight, it does
+ * not matter which images the denoiser has seen: all of them count for statistics and thresholds.
+ */
+export function calibrationImages(
+  split: readonly CalibrationImage[],
+  evidence: BundleEvidence,
+): readonly CalibrationImage[] {
+  const weights = (name: string): BundleEvidence['weights'] =>
+    evidence.classWeights?.[name] ?? evidence.weights;
+  return split.map((image) =>
+    weights(image.className).reconstruction === 0 ? { ...image, role: 'calibration' } : image,
+  );
 }

@@ -8,7 +8,13 @@ import { Readable } from 'node:stream';
 import sharp from 'sharp';
 import { sheetImages } from '../../lib/cli/contact-sheet.js';
 import { duration, parseEvent, showTraining } from '../../lib/cli/training-progress.js';
-import { isTrained, noteTrained, readSplit, trainingKey } from '../../lib/cli/training-run.js';
+import {
+  calibrationImages,
+  isTrained,
+  noteTrained,
+  readSplit,
+  trainingKey,
+} from '../../lib/cli/training-run.js';
 import { parseCalibration } from '../../lib/calibration/calibration.js';
 import { writeImage } from '../support/dataset-trees.js';
 import { baseBundle, inFolder, rejects, root, runProgram, type Finished } from '../support/support.js';
@@ -103,6 +109,23 @@ describe('training run', () => {
         /trained\.json cannot be read; remove .*run to train from the beginning/,
       );
     }));
+
+  it('calibrates on all images of a class whose reconstruction has no weight', () => {
+    const split = (['gear', 'nut'] as const).flatMap((className) =>
+      (['training', 'held-out'] as const).map((role) => ({ file: `${className}.png`, className, role })),
+    );
+    const evidence = {
+      dimensions: 3,
+      grid: 2,
+      memoryVectors: 9,
+      weights: { reconstruction: 0.1, memory: 1 },
+      classWeights: { nut: { reconstruction: 0, memory: 1 } },
+    };
+    assert.deepEqual(
+      calibrationImages(split, evidence).map(({ role }) => role),
+      ['training', 'held-out', 'calibration', 'calibration'],
+    );
+  });
 
   it('reads the split into training and held-out images, and rejects a damaged one', () =>
     inFolder(async (folder) => {
