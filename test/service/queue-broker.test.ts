@@ -171,7 +171,7 @@ describe('queue: the broker @slow', () => {
       // attempt fails.
       const away =
         /^The broker at 127\.0\.0\.1:\d+ cannot be reached: .*(ECONNREFUSED|ECONNRESET|EPIPE).*; trying again$/;
-      const back = /^The broker at 127\.0\.0\.1:\d+ answers$/;
+      const back = /^The broker at 127\.0\.0\.1:\d+ is available again$/;
       assert.equal(lines.length, 5, lines.join('\n'));
       for (const [i, line] of lines.entries()) assert.match(line, i % 2 === 0 ? away : back);
     }));

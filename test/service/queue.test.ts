@@ -168,7 +168,7 @@ describe('queue @slow', () => {
         [{ kind: 'file', path: 'link.png' }, digest, /outside the allowed root/],
         [{ kind: 'file', path: '0000.png' }, sha256('other'), /differs from the submitted one/],
         [{ kind: 'url', url: 'https://evil.example/x.png' }, digest, /host evil\.example is not allowed/],
-        [{ kind: 'url', url: 'ftp://localhost/x.png' }, digest, /ftp: is not read/],
+        [{ kind: 'url', url: 'ftp://localhost/x.png' }, digest, /ftp: is not supported/],
         [{ kind: 'url', url: 'http://127.0.0.1:1/x.png' }, digest, /private address/],
         [{ kind: 'url', url: 'http://[::ffff:10.0.0.1]/x.png' }, digest, /private address|not allowed/],
         [{ kind: 'url', url: `${local}/private` }, digest, /169\.254\.169\.254 is not allowed/],
@@ -282,7 +282,7 @@ describe('queue @slow', () => {
         const [came, missing] = await collect(run, broker.url);
         assert.equal(came!.status, 'done');
         assert.ok(missing!.status === 'failed');
-        assert.match(missing!.error, /no file never\.png/);
+        assert.match(missing!.error, /never\.png not found/);
       });
     }));
 
